@@ -1,0 +1,84 @@
+# Every target sets up its own virtual environment on first use and reuses it
+# until setup.cfg, pyproject.toml or the constraints change.
+#
+#   make demo                      one continual run on embedded data
+#   make test                      lint, types, tests, doctests, README example
+#   make test PYTHON=python3.12    the same with another interpreter
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONSTRAINTS := requirements/constraints.txt
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types unit format bench clean distclean
+
+help:
+	@echo "make demo     one continual run on embedded data, with a report"
+	@echo "make test     lint + types + unit, what CI runs"
+	@echo "make lint     ruff check and ruff format --check"
+	@echo "make types    mypy on the package"
+	@echo "make unit     pytest: tests, doctests, README example (PYTEST_ARGS=...)"
+	@echo "make bench    every benchmark under benchmarks/"
+	@echo "make format   apply ruff's fixes and formatting"
+	@echo "make clean    remove caches and build products; distclean also $(VENV)"
+
+setup: $(STAMP)
+
+# The second way of making the environment is for systems whose Python comes
+# without ensurepip but with pip.
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "$(PYTHON) is missing or older than Python 3.10;" \
+	         "name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+	    || $(PYTHON) -m venv --clear $(VENV) \
+	    || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+	         && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --quiet --upgrade -c $(CONSTRAINTS) pip setuptools
+	@echo "Installing into $(VENV): about 6 GB on Linux, a few minutes."
+	$(BIN)/python -W ignore -m pip install --quiet --prefer-binary \
+	    -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python experiments/tic_emoji.py --preset demo
+
+test: $(STAMP)
+	@if $(MAKE) --no-print-directory lint types unit; then \
+	    echo "make test: PASSED (lint, types, tests, doctests, README example)"; \
+	else \
+	    echo "make test: FAILED, see the first error above" >&2; exit 1; \
+	fi
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@test -n "$(BENCHMARKS)" || { echo "no files under benchmarks/" >&2; exit 1; }
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean
+	rm -rf $(VENV)

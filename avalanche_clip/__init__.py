@@ -1,0 +1,55 @@
+"""Continual learning of CLIP-like image-text models, built on Avalanche.
+
+The package root is lazy: importing it loads no other library, and each public
+name is imported from its subpackage on first use.
+
+>>> import avalanche_clip
+>>> avalanche_clip.__version__
+'0.1.0'
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> subpackage that exports it.
+_PUBLIC: dict[str, str] = {
+    # losses
+    "contrastive_loss": "avalanche_clip.losses",
+    "siglip_loss": "avalanche_clip.losses",
+    "similarity_distillation_loss": "avalanche_clip.losses",
+    # evaluation.functional
+    "classification_metrics": "avalanche_clip.evaluation.functional",
+    "continual_summary": "avalanche_clip.evaluation.functional",
+    "fold_columns": "avalanche_clip.evaluation.functional",
+    "pair_metrics": "avalanche_clip.evaluation.functional",
+    "retrieval_metrics": "avalanche_clip.evaluation.functional",
+    "time_transfer": "avalanche_clip.evaluation.functional",
+    # models
+    "CLIPOutput": "avalanche_clip.models",
+    "DualEncoder": "avalanche_clip.models",
+    "create_dual_encoder": "avalanche_clip.models",
+}
+
+# Reachable as attributes without an import statement of their own.
+_SUBPACKAGES = ("benchmarks", "evaluation", "losses", "models", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+    elif name in _SUBPACKAGES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Found once, the name is an ordinary global and this function is not asked again.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC, *_SUBPACKAGES})
+
+
+__all__ = ["__version__", *_PUBLIC]

@@ -1,0 +1,5 @@
+"""Ready-made benchmarks."""
+
+from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset, tic_emoji
+
+__all__ = ["emoji_dataset", "tic_emoji"]

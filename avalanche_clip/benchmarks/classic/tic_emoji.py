@@ -1,0 +1,130 @@
+"""TiC-Emoji: emoji as they were released, drawn by three artists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.data import make_image_text_dataset
+from avalanche_clip.benchmarks.datasets.emoji import (
+    EMOJI_STEPS,
+    EMOJI_STYLES,
+    EmojiPairs,
+    load_emoji_table,
+    validation_mask,
+)
+from avalanche_clip.benchmarks.generators import time_stamped_benchmark
+from avalanche_clip.benchmarks.prepare import attach_scenario
+
+VALIDATION_STYLE = "openmoji"
+VALIDATION_FRACTION = 0.2
+
+
+def emoji_dataset(
+    styles: Sequence[str],
+    indices: Sequence[int] | np.ndarray | None = None,
+    *,
+    captions: str = "name",
+    language: str = "en",
+) -> AvalancheDataset:
+    """Emoji drawings with captions as an image-text data set.
+
+    ``targets`` are the rows of the emoji table, so all drawings of an emoji
+    share a target; ``sample_id`` tells drawings apart.
+
+    :param styles: of ``"noto"``, ``"openmoji"`` and ``"twemoji"``.
+    :param indices: rows of the emoji table; default all 1,911.
+    :param captions: ``"name"``, or ``"all"`` for a list of name and keywords.
+    :param language: code of the captions' language.
+    """
+    pairs = EmojiPairs(styles, indices, language=language, captions=captions)
+    return make_image_text_dataset(
+        pairs,
+        sample_ids=pairs.sample_id,
+        targets=pairs.emoji_index,
+        timestamps=pairs.timestamps,
+    )
+
+
+def tic_emoji(
+    *,
+    styles: Sequence[str] = ("noto", "openmoji"),
+    test_style: str = "twemoji",
+    validation: bool = False,
+    gallery: bool = True,
+) -> CLScenario:
+    """Build the emoji stream in six time steps from 2010 to 2024.
+
+    Steps: {2010}, {2014}, {2015}, {2016-17}, {2018-19}, {2020-24} with 719,
+    139, 446, 264, 175 and 168 emoji. Training items are drawings in
+    ``styles`` with name and keywords; test items are drawings in a style never
+    trained on, with the name.
+
+    Streams: ``train`` and ``test`` (one experience per step), ``valid`` when
+    asked for (the OpenMoji drawing of a hashed 20 % of each step's emoji, kept
+    out of training), and ``gallery`` (one experience: all 1,911 test items).
+
+    :param styles: drawing styles to train on.
+    :param test_style: drawing style of ``test`` and ``gallery``.
+    :param validation: whether to hold out a validation stream.
+    :param gallery: whether to add the stream ``gallery``.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: if the test style is also trained on, or a style is
+        unknown.
+
+    Sources: Noto (Apache-2.0), OpenMoji (CC-BY-SA-4.0), Twemoji (CC-BY-4.0),
+    CLDR (Unicode-3.0); see ``benchmarks/datasets/data/NOTICE``. The stream in
+    time follows TiC-CLIP (arXiv 2310.16226); the data set is ours.
+    """
+    unknown = sorted({*styles, test_style} - set(EMOJI_STYLES))
+    if unknown or not styles:
+        raise ValueError(f"styles {unknown or styles} unknown; use {EMOJI_STYLES}.")
+    if test_style in styles:
+        raise ValueError(
+            f"test_style={test_style!r} is also trained on; the test is a style never "
+            "seen. Leave it out of styles."
+        )
+    table = load_emoji_table()
+    streams = {}
+    train = emoji_dataset(styles, captions="all")
+    if validation:
+        if VALIDATION_STYLE not in styles:
+            raise ValueError(f"Validation uses {VALIDATION_STYLE!r}; train on it.")
+        held = np.flatnonzero(validation_mask(table.ids, VALIDATION_FRACTION))
+        train = _without(train, styles, held)
+        streams["valid"] = emoji_dataset([VALIDATION_STYLE], held)
+    scenario = time_stamped_benchmark(
+        train,
+        boundaries=[step.start for step in EMOJI_STEPS[1:]],
+        labels=[step.label for step in EMOJI_STEPS],
+        test=emoji_dataset([test_style]),
+        **streams,
+    )
+    if not gallery:
+        return scenario
+    whole = DatasetExperience(dataset=emoji_dataset([test_style]), current_experience=0)
+    whole.time_label = f"{EMOJI_STEPS[0].label}..{EMOJI_STEPS[-1].label}"
+    built = [*scenario.streams.values(), EagerCLStream("gallery", [whole])]
+    labels = scenario.time_labels
+    scenario = attach_scenario(built)
+    scenario.time_labels = labels
+    return scenario
+
+
+def _without(
+    train: AvalancheDataset, styles: Sequence[str], held: np.ndarray
+) -> AvalancheDataset:
+    """Drop the validation drawings of the held-out emoji."""
+    count = len(load_emoji_table().ids)
+    start = list(styles).index(VALIDATION_STYLE) * count
+    keep = np.ones(len(train), dtype=bool)
+    keep[start + held] = False
+    return train.subset(np.flatnonzero(keep).tolist())
+
+
+__all__ = ["emoji_dataset", "tic_emoji"]

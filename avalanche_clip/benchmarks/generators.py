@@ -1,0 +1,307 @@
+"""Streams of time steps from any data set whose samples carry a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.prepare import attach_scenario
+
+logger = logging.getLogger(__name__)
+
+PERIODS = ("day", "week", "month", "quarter", "year")
+Time = Any
+"""Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
+
+
+def to_timestamp(value: Time) -> float:
+    """Convert a time to seconds since 1970 in UTC.
+
+    Dates and times without a zone are taken as UTC.
+
+    :raises ValueError: if the value is not a finite time.
+
+    >>> to_timestamp("1970-01-02"), to_timestamp(dt.date(1970, 1, 2))
+    (86400.0, 86400.0)
+    """
+    if isinstance(value, str):
+        text = value[:-1] + "+00:00" if value.endswith("Z") else value
+        try:
+            value = dt.datetime.fromisoformat(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{value!r} is no ISO date such as '2016-06-03' or "
+                "'2016-06-03T12:00:00+00:00'."
+            ) from error
+    if isinstance(value, np.datetime64):
+        seconds = float(value.astype("datetime64[us]").astype(np.int64)) / 1e6
+        value = float("nan") if np.isnat(value) else seconds
+    elif isinstance(value, dt.datetime):
+        zoned = value if value.tzinfo else value.replace(tzinfo=dt.timezone.utc)
+        value = zoned.timestamp()
+    elif isinstance(value, dt.date):
+        midnight = dt.datetime(
+            value.year, value.month, value.day, tzinfo=dt.timezone.utc
+        )
+        value = midnight.timestamp()
+    seconds = float(value)
+    if not np.isfinite(seconds):
+        raise ValueError(f"{value!r} is not a finite time.")
+    return seconds
+
+
+def time_stamped_benchmark(
+    train: AvalancheDataset,
+    *,
+    boundaries: Sequence[Time] | None = None,
+    num_experiences: int | None = None,
+    counts: Sequence[int] | None = None,
+    period: str | None = None,
+    labels: Sequence[str] | None = None,
+    missing: str = "raise",
+    empty: str = "raise",
+    **streams: AvalancheDataset,
+) -> CLScenario:
+    """Cut a time-stamped data set into a stream of time steps.
+
+    Exactly one of ``boundaries``, ``num_experiences``, ``counts`` and
+    ``period`` says where to cut. All four come down to points in time: step
+    ``k`` holds the samples with ``b[k-1] <= timestamp < b[k]``, the first step
+    everything before ``b[0]``, the last everything from ``b[-1]`` on. So every
+    sample of every stream lands in exactly one experience, and samples with
+    equal timestamps stay together. Samples need not be sorted; inside an
+    experience they are ordered by time (equal times keep their order).
+
+    :param train: data set with a ``timestamp`` attribute.
+    :param boundaries: ``T - 1`` increasing times that start steps 2 to T.
+    :param num_experiences: number of steps, as equal in size as the
+        timestamps allow.
+    :param counts: exact sizes of the steps; their sum is ``len(train)``.
+    :param period: ``"day"``, ``"week"`` (from Monday), ``"month"``,
+        ``"quarter"`` or ``"year"`` in UTC; periods without training samples do
+        not become steps.
+    :param labels: one name per step; default the dates of the samples.
+    :param missing: what to do with NaN or infinite timestamps: ``"raise"``, or
+        ``"drop"`` them and log how many.
+    :param empty: what to do when a step of some stream has no sample:
+        ``"raise"``, or ``"drop"`` steps that are empty in every stream.
+    :param streams: further data sets (``test=...``, ``valid=...``), cut at the
+        same times.
+    :return: a scenario with stream ``train`` and the given ones; experiences
+        carry ``time_label``, ``time_start`` and ``time_end`` (seconds UTC).
+    :raises ValueError: if the cut is not given exactly once, boundaries do not
+        increase, counts cannot be met, timestamps are missing, or a step is
+        empty.
+    """
+    given = {
+        "boundaries": boundaries,
+        "num_experiences": num_experiences,
+        "counts": counts,
+        "period": period,
+    }
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"Give exactly one of {sorted(given)} to say where to cut; got {chosen}."
+        )
+    for name, value in (("missing", missing), ("empty", empty)):
+        if value not in ("raise", "drop"):
+            raise ValueError(f"{name}={value!r} is unknown; use 'raise' or 'drop'.")
+    datasets = {"train": train, **streams}
+    times, kept = {}, {}
+    for name, dataset in datasets.items():
+        times[name], kept[name] = _valid_times(name, dataset, missing)
+    cuts = _cuts(times["train"], boundaries, num_experiences, counts, period)
+    positions = {
+        name: _split_positions(times[name], kept[name], cuts) for name in datasets
+    }
+    steps = _nonempty_steps(positions, cuts, empty)
+    names = _labels(labels, steps, positions["train"], datasets["train"], len(cuts) + 1)
+    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
+    built = []
+    for name, dataset in datasets.items():
+        experiences = []
+        for index, step in enumerate(steps):
+            part = dataset.subset(positions[name][step].tolist())
+            experience = DatasetExperience(dataset=part, current_experience=index)
+            experience.time_label = names[index]
+            experience.time_start = float(bounds[step])
+            experience.time_end = float(bounds[step + 1])
+            experiences.append(experience)
+        built.append(EagerCLStream(name, experiences))
+    scenario = attach_scenario(built)
+    scenario.time_labels = names
+    return scenario
+
+
+def _valid_times(
+    name: str, dataset: AvalancheDataset, missing: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return finite timestamps and their positions."""
+    times = attribute_array(dataset, "timestamp").astype(np.float64)
+    finite = np.isfinite(times)
+    lost = int((~finite).sum())
+    if lost and missing == "raise":
+        first = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"{lost} of {len(times)} samples of stream {name!r} have no valid "
+            f"timestamp (first at position {first}: {times[first]}). Give each a "
+            "time, or pass missing='drop' to leave them out."
+        )
+    if lost:
+        logger.warning("Stream %r: %d samples without timestamp left out.", name, lost)
+    if lost == len(times):
+        raise ValueError(f"Stream {name!r} has no sample with a valid timestamp.")
+    return times[finite], np.flatnonzero(finite)
+
+
+def _cuts(
+    times: np.ndarray,
+    boundaries: Sequence[Time] | None,
+    num_experiences: int | None,
+    counts: Sequence[int] | None,
+    period: str | None,
+) -> np.ndarray:
+    if boundaries is not None:
+        cuts = np.asarray([to_timestamp(b) for b in boundaries], dtype=np.float64)
+        if len(cuts) > 1 and not (np.diff(cuts) > 0).all():
+            raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
+        return cuts
+    ordered = np.sort(times)
+    if num_experiences is not None:
+        return _even_cuts(ordered, num_experiences)
+    if counts is not None:
+        return _count_cuts(ordered, counts)
+    return _period_cuts(ordered, str(period))
+
+
+def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
+    starts = np.flatnonzero(np.diff(ordered) > 0) + 1
+    if num < 1 or len(starts) + 1 < num:
+        raise ValueError(
+            f"num_experiences={num}, but there are {len(starts) + 1} different "
+            "timestamps; choose a number between 1 and that."
+        )
+    chosen: list[int] = []
+    low = 0
+    for k in range(1, num):
+        # Leave enough different times for the steps still to come.
+        high = len(starts) - (num - 1 - k)
+        ideal = k * len(ordered) / num
+        candidates = starts[low:high]
+        best = int(np.argmin(np.abs(candidates - ideal)))
+        chosen.append(int(candidates[best]))
+        low += best + 1
+    return ordered[chosen]
+
+
+def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    sizes = np.asarray(counts)
+    if sizes.dtype.kind not in "iu" or (sizes < 1).any():
+        raise ValueError(f"counts={list(counts)} must be positive integers.")
+    if int(sizes.sum()) != len(ordered):
+        raise ValueError(
+            f"counts sum to {int(sizes.sum())}, but there are {len(ordered)} samples "
+            "with a timestamp; the sizes must add up."
+        )
+    starts = np.cumsum(sizes)[:-1]
+    for step, start in enumerate(starts):
+        if ordered[start - 1] == ordered[start]:
+            left = int(np.searchsorted(ordered, ordered[start], "left"))
+            right = int(np.searchsorted(ordered, ordered[start], "right"))
+            raise ValueError(
+                f"The cut after step {step} at sample {start} falls between equal "
+                f"timestamps (samples {left} to {right - 1} share one). Equal times "
+                f"stay together: cut at {left} or {right}."
+            )
+    return ordered[starts]
+
+
+def _period_cuts(ordered: np.ndarray, period: str) -> np.ndarray:
+    if period not in PERIODS:
+        raise ValueError(f"period={period!r} is unknown; use one of {PERIODS}.")
+    present = np.unique(_period_start(ordered, period))
+    return present[1:].astype("datetime64[s]").astype(np.int64).astype(np.float64)
+
+
+def _period_start(times: np.ndarray, period: str) -> np.ndarray:
+    seconds = np.floor(times).astype(np.int64).astype("datetime64[s]")
+    if period in ("day", "month", "year"):
+        return seconds.astype(f"datetime64[{period[0].upper()}]").astype(
+            "datetime64[s]"
+        )
+    if period == "week":
+        days = seconds.astype("datetime64[D]").astype(np.int64)
+        monday = days - (days + 3) % 7  # 1970-01-01 was a Thursday
+        return monday.astype("datetime64[D]").astype("datetime64[s]")
+    months = seconds.astype("datetime64[M]").astype(np.int64)
+    return (months - months % 3).astype("datetime64[M]").astype("datetime64[s]")
+
+
+def _split_positions(
+    times: np.ndarray, positions: np.ndarray, cuts: np.ndarray
+) -> list[np.ndarray]:
+    order = np.argsort(times, kind="stable")
+    edges = np.searchsorted(times[order], cuts, side="left")
+    return [positions[part] for part in np.split(order, edges)]
+
+
+def _nonempty_steps(
+    positions: dict[str, list[np.ndarray]], cuts: np.ndarray, empty: str
+) -> list[int]:
+    steps = []
+    for step in range(len(cuts) + 1):
+        hollow = [name for name, parts in positions.items() if not len(parts[step])]
+        if not hollow:
+            steps.append(step)
+        elif empty == "raise" or len(hollow) < len(positions):
+            low = "-inf" if step == 0 else iso_date(cuts[step - 1])
+            high = "inf" if step == len(cuts) else iso_date(cuts[step])
+            raise ValueError(
+                f"Step {step}, [{low}, {high}), has no sample in stream(s) {hollow}. "
+                "Move the boundaries; steps that are empty in every stream can be "
+                "left out with empty='drop'."
+            )
+    return steps
+
+
+def _labels(
+    labels: Sequence[str] | None,
+    steps: list[int],
+    parts: list[np.ndarray],
+    train: AvalancheDataset,
+    total: int,
+) -> list[str]:
+    if labels is not None:
+        if len(labels) != total:
+            raise ValueError(
+                f"{len(labels)} labels for {total} steps; give one per step."
+            )
+        return [str(labels[step]) for step in steps]
+    times = attribute_array(train, "timestamp")
+    names = []
+    for step in steps:
+        first, last = (iso_date(times[p]) for p in (parts[step][0], parts[step][-1]))
+        names.append(first if first == last else f"{first}..{last}")
+    return names
+
+
+def iso_date(timestamp: float) -> str:
+    """Format seconds since 1970 as a UTC date.
+
+    >>> iso_date(0.0)
+    '1970-01-01'
+    """
+    return str(np.datetime64(int(np.floor(timestamp)), "s").astype("datetime64[D]"))
+
+
+__all__ = ["PERIODS", "iso_date", "time_stamped_benchmark", "to_timestamp"]

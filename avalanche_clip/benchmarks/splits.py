@@ -1,0 +1,166 @@
+"""Validation and online splits that keep attributes, labels and collate.
+
+Avalanche 0.6.0's ``benchmark_with_validation_stream`` and
+``split_online_stream`` rebuild plain experiences and drop their fields; these
+two keep everything that a generator attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.prepare import (
+    attach_scenario,
+    clone_experience,
+    copy_scenario_facts,
+)
+from avalanche_clip.benchmarks.quotas import keep_smallest, sample_priorities
+
+EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
+
+
+def split_validation(
+    benchmark: CLScenario,
+    fraction: float = 0.2,
+    *,
+    seed: int = 0,
+    select: Callable[[AvalancheDataset], np.ndarray] | None = None,
+    train_name: str = "train",
+    valid_name: str = "valid",
+) -> CLScenario:
+    """Move part of each training experience to a validation stream.
+
+    The choice is by a hash of ``(seed, sample_id)``: it does not depend on the
+    order of the samples, and a sample chosen in one cut of the data is chosen
+    in another.
+
+    :param benchmark: scenario with a training stream of image-text data.
+    :param fraction: share of each experience, in ``(0, 1)``; at least one
+        sample and at most all but one.
+    :param seed: changes the choice.
+    :param select: replaces the hash: takes a data set and returns a bool
+        array, True for validation.
+    :return: scenario with all streams, experience fields kept.
+    :raises ValueError: if the fraction is not in ``(0, 1)``, an experience has
+        fewer than two samples, or ``select`` returns another shape.
+    """
+    if select is None and not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction={fraction} must lie between 0 and 1, exclusive.")
+    if valid_name in benchmark.streams:
+        raise ValueError(f"The benchmark already has a stream {valid_name!r}.")
+    kept, held = [], []
+    for index, experience in enumerate(benchmark.streams[train_name]):
+        dataset = experience.dataset
+        mask = (
+            select(dataset)
+            if select is not None
+            else _hash_mask(dataset, fraction, seed, index)
+        )
+        mask = np.asarray(mask, dtype=bool)
+        if mask.shape != (len(dataset),) or mask.all() or not mask.any():
+            raise ValueError(
+                f"Experience {index}: {int(mask.sum())} of {len(dataset)} samples "
+                f"(mask of shape {mask.shape}) were chosen for validation; choose at "
+                "least one and leave at least one."
+            )
+        parts = (np.flatnonzero(~mask), np.flatnonzero(mask))
+        kept.append(clone_experience(experience, dataset.subset(parts[0].tolist())))
+        held_out = dataset.subset(parts[1].tolist()).eval()
+        held.append(clone_experience(experience, held_out))
+    streams = []
+    for name, stream in benchmark.streams.items():
+        if name == train_name:
+            streams += [EagerCLStream(train_name, kept)]
+            streams += [EagerCLStream(valid_name, held)]
+        else:
+            copies = [clone_experience(e, e.dataset) for e in stream]
+            streams.append(EagerCLStream(name, copies))
+    scenario = attach_scenario(streams)
+    copy_scenario_facts(benchmark, scenario)
+    return scenario
+
+
+def _hash_mask(
+    dataset: AvalancheDataset, fraction: float, seed: int, index: int
+) -> np.ndarray:
+    size = len(dataset)
+    if size < 2:
+        raise ValueError(
+            f"Experience {index} has {size} sample(s); a validation split needs two."
+        )
+    count = min(max(round(fraction * size), 1), size - 1)
+    priorities = sample_priorities(attribute_array(dataset, "sample_id"), seed, 0)
+    mask = np.zeros(size, dtype=bool)
+    mask[keep_smallest(priorities, count)] = True
+    return mask
+
+
+def split_online(
+    benchmark: CLScenario,
+    experience_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+    train_name: str = "train",
+) -> CLScenario:
+    """Cut every training experience into small ones, seen once, in order.
+
+    :param benchmark: scenario with a training stream.
+    :param experience_size: samples per online experience, at least 1; the
+        last of each time step may be smaller.
+    :param shuffle: shuffle inside each time step; without it samples come in
+        the order of the data set (by time, for time-stamped benchmarks).
+    :param seed: seed of the shuffle.
+    :param drop_last: leave out the smaller tail of each time step.
+    :return: scenario whose training stream holds Avalanche
+        ``OnlineCLExperience`` objects that also carry ``time_label``,
+        ``time_start`` and ``time_end``; other streams are unchanged.
+    :raises ValueError: if ``experience_size`` is below 1, or nothing is left.
+    """
+    if experience_size < 1:
+        raise ValueError(f"experience_size={experience_size} must be at least 1.")
+    online: list[OnlineCLExperience] = []
+    for number, origin in enumerate(benchmark.streams[train_name]):
+        size = len(origin.dataset)
+        order = np.arange(size)
+        if shuffle:
+            order = np.random.default_rng([seed, number]).permutation(size)
+        starts = list(range(0, size, experience_size))
+        if drop_last and size % experience_size:
+            starts.pop()
+        for k, start in enumerate(starts):
+            part = order[start : start + experience_size].tolist()
+            experience = OnlineCLExperience(
+                dataset=origin.dataset.subset(part),
+                origin_experience=origin,
+                is_first_subexp=k == 0,
+                is_last_subexp=k == len(starts) - 1,
+                sub_stream_length=len(starts),
+                access_task_boundaries=False,
+            )
+            experience.current_experience = len(online)
+            for name in EXPERIENCE_FACTS:
+                if hasattr(origin, name):
+                    setattr(experience, name, getattr(origin, name))
+            online.append(experience)
+    if not online:
+        raise ValueError("No online experience is left; use drop_last=False.")
+    streams = [EagerCLStream(train_name, online)]
+    for name, stream in benchmark.streams.items():
+        if name != train_name:
+            copies = [clone_experience(e, e.dataset) for e in stream]
+            streams.append(EagerCLStream(name, copies))
+    scenario = attach_scenario(streams)
+    copy_scenario_facts(benchmark, scenario)
+    return scenario
+
+
+__all__ = ["split_online", "split_validation"]

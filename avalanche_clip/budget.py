@@ -1,0 +1,147 @@
+"""Compute budgets: how long to train, and what was spent on what.
+
+Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226): compute is
+iterations x batch x multiply-adds (MACs) of one forward pass of both towers,
+the same for every time step and method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KINDS = ("train", "teacher", "search", "fisher")
+"""What forward passes are spent on."""
+
+
+class ComputeBudget:
+    """Plan the iterations of an experience and account for forward passes.
+
+    :param iterations: optimiser steps per experience.
+    :param samples: training pairs per experience, replayed ones included.
+    :param macs: MACs per experience, counted as TiC-CLIP does: one forward
+        pass of both towers per training pair, backward passes not counted.
+    :raises ValueError: if more than one limit is given, or one is not
+        positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int | None = None,
+        samples: int | None = None,
+        macs: float | None = None,
+    ):
+        limits = {"iterations": iterations, "samples": samples, "macs": macs}
+        given = {k: v for k, v in limits.items() if v is not None}
+        if len(given) > 1:
+            raise ValueError(f"Give one budget only; got {given}.")
+        for name, value in given.items():
+            if not value > 0:
+                raise ValueError(f"budget_{name}={value} must be positive.")
+        self.iterations = iterations
+        self.samples = samples
+        self.macs = macs
+        self.experiences: list[dict[str, dict[str, float]]] = []
+
+    @property
+    def limited(self) -> bool:
+        """Whether a limit was given; without one epochs decide."""
+        return not (self.iterations is None and self.samples is None and not self.macs)
+
+    def planned_iterations(
+        self, batch_size: int, macs_per_pair: float = 0.0, factor: float = 1.0
+    ) -> int:
+        """Number of optimiser steps that the budget pays for.
+
+        :param batch_size: pairs per step, over all processes.
+        :param macs_per_pair: forward MACs of one pair, for a MAC budget.
+        :param factor: multiple of the budget (Oracle: the step's number).
+        :return: at least 1.
+        :raises ValueError: if the budget does not pay for one step.
+        """
+        if self.iterations is not None:
+            steps = self.iterations * factor
+        elif self.samples is not None:
+            steps = self.samples * factor / batch_size
+        elif self.macs is not None:
+            steps = self.macs * factor / (batch_size * macs_per_pair)
+        else:
+            raise ValueError("This budget has no limit; plan by epochs.")
+        planned = int(steps + 1e-9)
+        if planned < 1:
+            raise ValueError(
+                f"The budget pays for {steps:.3f} steps of {batch_size} pairs; raise "
+                "it or make the batch smaller."
+            )
+        return planned
+
+    def start_experience(self) -> None:
+        """Open the account of another experience."""
+        self.experiences.append({})
+
+    def spend(self, kind: str, *, images: int, texts: int, steps: int = 0) -> None:
+        """Book forward passes on the running experience.
+
+        :param kind: one of :data:`KINDS`.
+        :param images: images encoded.
+        :param texts: captions encoded.
+        :param steps: optimiser steps.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        if not self.experiences:
+            self.start_experience()
+        entry = self.experiences[-1].setdefault(
+            kind, {"images": 0, "texts": 0, "steps": 0}
+        )
+        entry["images"] += images
+        entry["texts"] += texts
+        entry["steps"] += steps
+
+    def report(self, macs: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Summarise what was spent.
+
+        :param macs: forward MACs per ``"image"`` and per ``"text"``.
+        :return: ``samples`` and ``steps`` of training per experience, and with
+            ``macs`` also ``macs`` per experience and kind and ``total_macs``.
+            ``full_macs`` counts a training pair three times (forward and
+            backward), as hardware does.
+        """
+        train = [e.get("train", {}) for e in self.experiences]
+        report: dict[str, Any] = {
+            "samples": [int(t.get("images", 0)) for t in train],
+            "steps": [int(t.get("steps", 0)) for t in train],
+        }
+        if macs is None:
+            return report
+        rows = [
+            {
+                kind: entry["images"] * macs["image"] + entry["texts"] * macs["text"]
+                for kind, entry in experience.items()
+            }
+            for experience in self.experiences
+        ]
+        report["macs"] = rows
+        report["total_macs"] = float(sum(sum(row.values()) for row in rows))
+        report["full_macs"] = float(
+            sum(sum(v * (3 if k == "train" else 1) for k, v in r.items()) for r in rows)
+        )
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the account as plain data."""
+        return {
+            "experiences": [
+                {k: dict(v) for k, v in e.items()} for e in self.experiences
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the account by a stored one."""
+        self.experiences = [
+            {k: dict(v) for k, v in e.items()} for e in state["experiences"]
+        ]
+
+
+__all__ = ["KINDS", "ComputeBudget"]

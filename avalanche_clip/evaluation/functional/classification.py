@@ -1,0 +1,149 @@
+"""Zero-shot classification: class vectors and accuracies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avalanche_clip.evaluation.functional._inputs import (
+    ArrayLike,
+    as_float_matrix,
+    as_tensor,
+)
+
+_ROWS_PER_BLOCK = 4096
+
+
+def classification_metrics(scores: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+    """Compute accuracies, or mean average precision for multi-label data.
+
+    A class with the same score as the right one counts as ranked before it,
+    so that a model with equal scores for all classes gets 0.
+
+    :param scores: one column per class, ``(N, C)``, float32 or float64.
+    :param targets: class indices ``(N,)`` in 0..C-1; or, for multi-label data,
+        zeros and ones ``(N, C)``, bool, integer or float.
+    :return: Python floats in [0, 1]. For indices ``acc1``, ``acc5`` (NaN with
+        fewer than 5 classes) and ``mean_per_class_recall``, the mean over the
+        classes that occur among the targets. For multi-label data
+        ``mean_average_precision``, the mean over all classes, where one
+        without positives counts as 0.
+    :raises ValueError: if shapes, types or the range of the targets do not fit,
+        or a score is not finite.
+
+    Source: the definitions of LAION's CLIP_benchmark; the treatment of ties is
+    our choice.
+
+    >>> metrics = classification_metrics([[0.9, 0.1], [0.8, 0.2]], [0, 1])
+    >>> metrics["acc1"], metrics["acc5"], metrics["mean_per_class_recall"]
+    (0.5, nan, 0.5)
+    """
+    scores = as_float_matrix("scores", scores)
+    targets = as_tensor("targets", targets).to(scores.device)
+    if targets.shape == scores.shape:
+        return {"mean_average_precision": _mean_average_precision(scores, targets)}
+    _check_class_indices(scores, targets)
+    targets = targets.long()
+    num_classes = scores.shape[1]
+    ranks = _class_ranks(scores, targets)
+    correct = torch.bincount(targets[ranks < 1], minlength=num_classes).double()
+    present = torch.bincount(targets, minlength=num_classes).double()
+    recall = (correct / present)[present > 0]
+    top5 = (ranks < 5).double().mean().item() if num_classes >= 5 else math.nan
+    return {
+        "acc1": (ranks < 1).double().mean().item(),
+        "acc5": top5,
+        "mean_per_class_recall": recall.mean().item(),
+    }
+
+
+def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:
+    """Average the prompt features of each class into one unit vector.
+
+    Each prompt is normalised, the prompts of a class are averaged, and the mean
+    is normalised again. The first step is what makes long and short features
+    count equally.
+
+    :param prompt_features: features of all prompts, ``(P, D)``, float32 or
+        float64, of any length.
+    :param class_index: class of each prompt, integers ``(P,)`` covering
+        0..C-1, in any order.
+    :return: class vectors ``(C, D)`` of length 1.
+    :raises ValueError: if shapes or types do not fit, a feature is not finite,
+        or a class has no prompt.
+
+    Source: Radford et al., ICML 2021 (CLIP, arXiv 2103.00020), prompt
+    ensembling in the embedding space.
+
+    >>> class_vectors(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([0, 0]))
+    tensor([[0.8944, 0.4472]])
+    """
+    features = as_float_matrix("prompt_features", prompt_features)
+    index = as_tensor("class_index", class_index).to(features.device)
+    if index.shape != features.shape[:1] or index.is_floating_point():
+        raise ValueError(
+            f"class_index of shape {tuple(index.shape)} and type {index.dtype} given "
+            f"for features of shape {tuple(features.shape)}; pass one integer per row."
+        )
+    index = index.long()
+    if index.min() < 0 or (torch.bincount(index) == 0).any():
+        raise ValueError(
+            f"class_index holds {torch.unique(index).tolist()}; it must cover 0..C-1 "
+            "without gaps."
+        )
+    sums = features.new_zeros(int(index.max()) + 1, features.shape[1])
+    sums.index_add_(0, index, F.normalize(features, dim=1))
+    # the length of the sum is irrelevant after the second normalisation
+    return F.normalize(sums, dim=1)
+
+
+def _check_class_indices(scores: Tensor, targets: Tensor) -> None:
+    shapes = f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)}"
+    if targets.shape != scores.shape[:1]:
+        raise ValueError(
+            f"{shapes} given; pass class indices (N,) or multi-label targets (N, C)."
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"{shapes}: class indices of type {targets.dtype} given.")
+    if targets.min() < 0 or targets.max() >= scores.shape[1]:
+        raise ValueError(
+            f"{shapes}: indices from {targets.min()} to {targets.max()} given; they "
+            f"must lie in 0..{scores.shape[1] - 1}."
+        )
+
+
+def _class_ranks(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return how many other classes score at least as high as the right one."""
+    ranks = []
+    for block, target in zip(
+        scores.split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK), strict=True
+    ):
+        own = block.gather(1, target[:, None])
+        # the right class itself is always counted once
+        ranks.append((block >= own).sum(dim=1) - 1)
+    return torch.cat(ranks)
+
+
+def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    values = targets.to(scores.dtype)
+    if not ((values == 0) | (values == 1)).all():
+        raise ValueError(
+            f"multi-label targets of shape {tuple(targets.shape)} hold other values "
+            "than 0 and 1."
+        )
+    places = torch.arange(1, scores.shape[0] + 1, device=scores.device)
+    precisions = []
+    for column, positive in zip(scores.T, values.T, strict=True):
+        # negatives first, then a stable sort: a tie never helps
+        by_label = positive.sort(stable=True).indices
+        order = by_label[column[by_label].sort(descending=True, stable=True).indices]
+        hits = positive[order].double()
+        precision = (hits * hits.cumsum(0) / places).sum()
+        precisions.append(precision / hits.sum().clamp(min=1))
+    return torch.stack(precisions).mean().item()
+
+
+__all__ = ["class_vectors", "classification_metrics"]

@@ -1,0 +1,285 @@
+"""Exact retrieval ranks without the full score matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from avalanche_clip.evaluation.functional._inputs import (
+    ArrayLike,
+    as_float_matrix,
+    as_tensor,
+)
+
+TIES = ("pessimistic", "strict", "expected")
+
+_PAIRS_PER_BLOCK = 2048
+# Scores compared at once: this block and its mask of the same size stay in the
+# caches of common processors, which halves the time of the comparisons.
+_SCORES_PER_BLOCK = 1 << 19
+
+
+class RetrievalRanks(NamedTuple):
+    """Ranks and ties of all queries of both directions.
+
+    ``image_to_text``: rank of the best own text of each image, float64,
+    ``(N,)``, 0 = found first. ``text_to_image``: rank of the best own image of
+    each text, float64, ``(M,)``. The two ``..._tied`` fields are bool and mark
+    the queries with a foreign item within ``tie_eps`` of their own score.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+    image_to_text_tied: Tensor
+    text_to_image_tied: Tensor
+
+
+def retrieval_ranks(
+    image_features: ArrayLike,
+    text_features: ArrayLike,
+    owner: ArrayLike | None = None,
+    *,
+    ties: str = "pessimistic",
+    tie_eps: float = 1e-6,
+    chunk_size: int = 1024,
+) -> RetrievalRanks:
+    """Rank the own items of all images and all texts, one tile at a time.
+
+    The score of a pair is the inner product of its features, which are taken
+    as given: normalise them first to compare cosines. A query's own score is
+    the highest one over the items that belong to it. All own pairs are removed
+    from a tile before anything is counted, so only foreign items can come
+    before the own one and rounding cannot make an item beat itself.
+
+    Memory beyond the inputs is one tile of ``chunk_size ** 2`` scores plus a few
+    numbers per item and pair.
+
+    :param image_features: ``(N, D)``, float32 or float64.
+    :param text_features: ``(M, D)``, same type and device.
+    :param owner: which image each text belongs to: integers ``(M,)``; or pairs
+        (text, image), integers ``(P, 2)``, where texts may belong to several
+        images. None: text i belongs to image i.
+    :param ties: ``"pessimistic"`` counts foreign items with a score of at least
+        own - ``tie_eps``, ``"strict"`` those with a score above the own one,
+        ``"expected"`` is the mean of both ranks.
+    :param tie_eps: largest difference that counts as a tie, >= 0.
+    :param chunk_size: side of a tile, >= 1.
+    :return: ranks and tie flags on the device of the features.
+    :raises ValueError: if shapes, types or options do not fit, a value is not
+        finite, or an image or a text has no partner.
+
+    >>> images = torch.eye(3)
+    >>> texts = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.7, 0.3], [0.1, 0.2, 0.6]])
+    >>> retrieval_ranks(images, texts).text_to_image.tolist()
+    [0.0, 1.0, 0.0]
+    """
+    _check_options(ties, tie_eps, chunk_size)
+    images = as_float_matrix("image_features", image_features)
+    texts = as_float_matrix("text_features", text_features)
+    _check_features(images, texts)
+    pairs = owner_pairs(owner, images.shape[0], texts.shape[0]).to(images.device)
+    # autocast would lower the precision of the products
+    autocast_off = torch.autocast(device_type=images.device.type, enabled=False)
+    with torch.no_grad(), autocast_off:
+        return _rank_tiles(images, texts, pairs, ties, tie_eps, chunk_size)
+
+
+def owner_pairs(owner: ArrayLike | None, num_images: int, num_texts: int) -> Tensor:
+    """Return the distinct (text, image) pairs that belong together.
+
+    :param owner: None, integers ``(M,)`` or pairs ``(P, 2)``, as
+        :func:`retrieval_ranks` takes it.
+    :param num_images: N.
+    :param num_texts: M.
+    :return: int64 tensor ``(P, 2)``, sorted by text, then image.
+    :raises ValueError: if the shape, type or range is wrong, or an image or a
+        text occurs in no pair.
+    """
+    sizes = f"{num_images} images and {num_texts} texts"
+    if owner is None:
+        if num_images != num_texts:
+            raise ValueError(
+                f"{sizes} given without owner; pass the image of each text as "
+                f"owner, shape ({num_texts},)."
+            )
+        return torch.arange(num_images)[:, None].expand(-1, 2)
+    owner = as_tensor("owner", owner)
+    is_vector = owner.shape == (num_texts,)
+    if not is_vector and (owner.ndim != 2 or owner.shape[1] != 2):
+        raise ValueError(
+            f"owner of shape {tuple(owner.shape)} given for {sizes}; pass the image "
+            f"of each text, shape ({num_texts},), or (text, image) pairs, shape "
+            "(P, 2)."
+        )
+    if owner.is_floating_point() or owner.is_complex() or owner.dtype == torch.bool:
+        raise ValueError(f"owner of type {owner.dtype} given; pass integers.")
+    owner = owner.long()
+    if is_vector:
+        texts = torch.arange(num_texts, device=owner.device)
+        owner = torch.stack([texts, owner], dim=1)
+    else:
+        owner = torch.unique(owner, dim=0)
+    _check_partners("text", owner[:, 0], num_texts)
+    _check_partners("image", owner[:, 1], num_images)
+    return owner
+
+
+def _check_partners(kind: str, indices: Tensor, size: int) -> None:
+    if indices.numel() and (indices.min() < 0 or indices.max() >= size):
+        raise ValueError(
+            f"owner holds {kind} indices from {indices.min()} to {indices.max()}; "
+            f"with {size} {kind}s they must lie in 0..{size - 1}."
+        )
+    missing = torch.bincount(indices, minlength=size) == 0
+    if missing.any():
+        raise ValueError(
+            f"{int(missing.sum())} of {size} {kind}s have no partner in owner, the "
+            f"first is {kind} {int(missing.nonzero()[0])}; leave them out or add "
+            "their pairs."
+        )
+
+
+def _check_options(ties: str, tie_eps: float, chunk_size: int) -> None:
+    if ties not in TIES:
+        raise ValueError(f"ties={ties!r} given; choose one of {TIES}.")
+    if not 0 <= tie_eps < float("inf"):
+        raise ValueError(f"tie_eps={tie_eps} given; choose a finite value >= 0.")
+    if isinstance(chunk_size, bool) or int(chunk_size) != chunk_size or chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} given; choose an integer >= 1.")
+
+
+def _check_features(images: Tensor, texts: Tensor) -> None:
+    shapes = f"{tuple(images.shape)} and {tuple(texts.shape)}"
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"image_features and text_features have shapes {shapes}; both need the "
+            "same number of columns."
+        )
+    if images.dtype != texts.dtype or images.device != texts.device:
+        raise ValueError(
+            f"image_features and text_features of shapes {shapes} have types "
+            f"{images.dtype} and {texts.dtype} on {images.device} and "
+            f"{texts.device}; both must agree."
+        )
+
+
+def _own_scores(images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best own score of each image and of each text."""
+    best_image = images.new_full((images.shape[0],), -torch.inf)
+    best_text = texts.new_full((texts.shape[0],), -torch.inf)
+    for block in pairs.split(_PAIRS_PER_BLOCK):
+        text_index, image_index = block.unbind(dim=1)
+        scores = (texts[text_index] * images[image_index]).sum(dim=1)
+        best_text.scatter_reduce_(0, text_index, scores, "amax")
+        best_image.scatter_reduce_(0, image_index, scores, "amax")
+    return best_image, best_text
+
+
+class _Counter:
+    """Counts, per query, the foreign scores above each threshold.
+
+    The comparisons write zeros and ones of the type of the scores into one
+    buffer: both the comparison and the sum then run vectorised, several times
+    faster than on bool, and the sums of a block stay exact (below 2 ** 24).
+    """
+
+    def __init__(self, own: Tensor, tie_eps: float, ties: str) -> None:
+        self.own = own
+        self.low = own - tie_eps
+        self.high = own + tie_eps
+        self.exact = ties != "pessimistic"
+        size = (3 if self.exact else 2, own.shape[0])
+        # float64 holds integers exactly and adds the tile sums without a copy
+        self.counts = torch.zeros(size, dtype=torch.float64, device=own.device)
+
+    def add(self, block: Tensor, buffer: Tensor, part: slice, dim: int) -> None:
+        """Count along ``dim`` of the block for the queries in ``part``."""
+        at_least_low = torch.ge(block, self.low[part].unsqueeze(dim), out=buffer)
+        self.counts[0, part] += at_least_low.sum(dim)
+        above_high = torch.gt(block, self.high[part].unsqueeze(dim), out=buffer)
+        self.counts[1, part] += above_high.sum(dim)
+        if self.exact:
+            above_own = torch.gt(block, self.own[part].unsqueeze(dim), out=buffer)
+            self.counts[2, part] += above_own.sum(dim)
+
+    def ranks(self, ties: str) -> Tensor:
+        """Return the ranks under the given tie policy."""
+        if ties == "pessimistic":
+            return self.counts[0].clone()
+        if ties == "strict":
+            return self.counts[2].clone()
+        return (self.counts[0] + self.counts[2]) / 2
+
+    def tied(self) -> Tensor:
+        """Mark the queries with a foreign score within the tolerance."""
+        return self.counts[0] > self.counts[1]
+
+
+class _OwnPairs:
+    """Finds the own pairs of a tile."""
+
+    def __init__(self, pairs: Tensor, num_images: int, chunk_size: int) -> None:
+        tiles_per_row = -(-num_images // chunk_size)
+        tile = pairs // chunk_size
+        keys = tile[:, 0] * tiles_per_row + tile[:, 1]
+        keys, order = keys.sort(stable=True)
+        self.inside = pairs[order] % chunk_size
+        present, sizes = torch.unique_consecutive(keys, return_counts=True)
+        ends = sizes.cumsum(0)
+        starts = (ends - sizes).tolist()
+        spans = zip(starts, ends.tolist(), strict=True)
+        self.spans = dict(zip(present.tolist(), spans, strict=True))
+
+    def remove(self, tile: Tensor, key: int) -> None:
+        """Set the scores of the own pairs of tile number ``key`` to -inf."""
+        if key in self.spans:
+            start, end = self.spans[key]
+            rows, columns = self.inside[start:end].unbind(dim=1)
+            tile[rows, columns] = -torch.inf
+
+
+def _rank_tiles(
+    images: Tensor,
+    texts: Tensor,
+    pairs: Tensor,
+    ties: str,
+    tie_eps: float,
+    chunk_size: int,
+) -> RetrievalRanks:
+    num_images, num_texts = images.shape[0], texts.shape[0]
+    best_image, best_text = _own_scores(images, texts, pairs)
+    image_counter = _Counter(best_image, tie_eps, ties)
+    text_counter = _Counter(best_text, tie_eps, ties)
+    own_pairs = _OwnPairs(pairs, num_images, chunk_size)
+    width = min(chunk_size, num_images)
+    height = max(1, _SCORES_PER_BLOCK // width)
+    scores_memory = texts.new_empty(min(chunk_size, num_texts) * width)
+    mask_memory = texts.new_empty(min(height, chunk_size, num_texts) * width)
+    key = 0
+    for top in range(0, num_texts, chunk_size):
+        rows = slice(top, min(top + chunk_size, num_texts))
+        for left in range(0, num_images, chunk_size):
+            columns = slice(left, min(left + chunk_size, num_images))
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            tile = scores_memory[: shape[0] * shape[1]].view(shape)
+            torch.mm(texts[rows], images[columns].T, out=tile)
+            own_pairs.remove(tile, key)
+            for start, block in zip(
+                range(top, rows.stop, height), tile.split(height), strict=True
+            ):
+                mask = mask_memory[: block.numel()].view(block.shape)
+                part = slice(start, start + block.shape[0])
+                text_counter.add(block, mask, part, dim=1)
+                image_counter.add(block, mask, columns, dim=0)
+            key += 1
+    return RetrievalRanks(
+        image_counter.ranks(ties),
+        text_counter.ranks(ties),
+        image_counter.tied(),
+        text_counter.tied(),
+    )
+
+
+__all__ = ["TIES", "RetrievalRanks", "owner_pairs", "retrieval_ranks"]

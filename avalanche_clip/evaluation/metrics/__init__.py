@@ -1,0 +1,9 @@
+"""Avalanche metrics around :mod:`avalanche_clip.evaluation.functional`."""
+
+from avalanche_clip.evaluation.metrics.retrieval import (
+    RetrievalMetric,
+    retrieval_plugin_metrics,
+)
+from avalanche_clip.evaluation.metrics.summary import ContinualSummary
+
+__all__ = ["ContinualSummary", "RetrievalMetric", "retrieval_plugin_metrics"]

@@ -1,0 +1,258 @@
+"""Retrieval metrics of the test streams of a continual run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
+from torch import Tensor
+
+from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
+from avalanche_clip.evaluation.metrics.summary import ContinualSummary
+
+StreamResults = dict[str, dict[int, dict[str, float]]]
+
+
+class RetrievalMetric(PluginMetric[dict[str, float]]):
+    """Image-text retrieval on each test experience and its mean over a stream.
+
+    During evaluation the features of one test experience are collected on the
+    CPU as float32, together with the token ids of its captions: 4 * D bytes per
+    image and caption. Captions with equal token ids count as one caption that
+    belongs to several images. ``stream_results[stream][index]`` keeps the values
+    of the last evaluation.
+
+    Emitted are the values of :func:`retrieval_metrics` as Python floats, named
+    ``image_to_text_R@1/eval_phase/test_stream/Task000/Exp000`` for each
+    experience, and without the task and experience parts for the means over
+    the experiences of a stream.
+
+    The strategy has to provide ``mb_features`` (image and text features) and
+    ``mb_x`` with the keys ``owner`` and, to find equal captions, ``text``.
+
+    :param ks: numbers of results looked at.
+    :param ties: tie policy, see :func:`retrieval_metrics`.
+    :param tie_eps: largest difference of two scores that counts as a tie.
+    :param chunk_size: side of the score tiles; affects memory and speed only.
+    :param deduplicate: whether equal captions count as one.
+    :param stream: whether to emit the means over each evaluated stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        ks: Sequence[int] = (1, 5, 10),
+        ties: str = "pessimistic",
+        tie_eps: float = 1e-6,
+        chunk_size: int = 1024,
+        deduplicate: bool = True,
+        stream: bool = True,
+    ) -> None:
+        super().__init__()
+        # one call on one pair checks all options before any data is read
+        one = torch.ones(1, 1)
+        retrieval_metrics(
+            one, one, ks=ks, ties=ties, tie_eps=tie_eps, chunk_size=chunk_size
+        )
+        self.ks = tuple(ks)
+        self.ties = ties
+        self.tie_eps = tie_eps
+        self.chunk_size = chunk_size
+        self.deduplicate = deduplicate
+        self.stream = stream
+        self.stream_results: StreamResults = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the features collected so far."""
+        self._images: list[Tensor] = []
+        self._texts: list[Tensor] = []
+        self._owners: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+        self._num_images = 0
+        self._pad_id = 0
+
+    def update(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        owner: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> None:
+        """Add one batch.
+
+        :param image_features: ``(B, D)``, any float type and device.
+        :param text_features: ``(M, D)``.
+        :param owner: image of each text within the batch, integers ``(M,)`` in
+            0..B-1; None: text i belongs to image i.
+        :param tokens: token ids of the texts, ``(M, L)``; L may differ between
+            batches. None: all texts count as different.
+        :raises ValueError: if the shapes do not fit, or some batches come with
+            token ids and others without.
+        """
+        num_images, num_texts = image_features.shape[0], text_features.shape[0]
+        if owner is None:
+            owner = torch.arange(num_images)
+        if owner.shape != (num_texts,):
+            raise ValueError(
+                f"owner of shape {tuple(owner.shape)} given for {num_texts} texts and "
+                f"{num_images} images; pass the image of each text."
+            )
+        if num_texts and not 0 <= int(owner.min()) <= int(owner.max()) < num_images:
+            raise ValueError(
+                f"owner holds {owner.min()} to {owner.max()}; within a batch of "
+                f"{num_images} images it must lie in 0..{num_images - 1}."
+            )
+        if self._images and (tokens is None) != (not self._tokens):
+            raise ValueError("token ids given for some batches only; give all or none.")
+        self._images.append(_stored(image_features))
+        self._texts.append(_stored(text_features))
+        self._owners.append(owner.detach().cpu().long() + self._num_images)
+        if tokens is not None:
+            self._tokens.append(tokens.detach().cpu())
+        self._num_images += num_images
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of everything added since the last reset.
+
+        :return: the values of :func:`retrieval_metrics`; empty if nothing was
+            added.
+        """
+        if not self._images:
+            return {}
+        texts, owner = torch.cat(self._texts), torch.cat(self._owners)
+        if self.deduplicate and self._tokens:
+            texts, owner = merge_equal_texts(texts, owner, self._tokens, self._pad_id)
+        return retrieval_metrics(
+            torch.cat(self._images),
+            texts,
+            owner,
+            ks=self.ks,
+            ties=self.ties,
+            tie_eps=self.tie_eps,
+            chunk_size=self.chunk_size,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values of the last evaluated streams as plain data."""
+        return {"stream_results": _copy(self.stream_results)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        An evaluation that was interrupted starts anew, so the features
+        collected so far are dropped.
+
+        :param state: plain data.
+        """
+        self.stream_results = _copy(state["stream_results"])
+        self.reset()
+
+    def before_eval(self, strategy: Any) -> None:
+        """Start a new evaluation."""
+        self.stream_results = {}
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Start a new test experience."""
+        self.reset()
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        """Collect the features of one batch."""
+        self._pad_id = _pad_id(strategy)
+        features, batch = strategy.mb_features, strategy.mb_x
+        tokens = batch.get("text")
+        self.update(
+            features.image_features,
+            features.text_features,
+            batch.get("owner"),
+            tokens if isinstance(tokens, Tensor) else None,
+        )
+
+    def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
+        """Rank everything collected and emit the values of the experience."""
+        values = self.result()
+        self.reset()
+        if not values:
+            return []
+        experience = strategy.experience
+        rows = self.stream_results.setdefault(experience.origin_stream.name, {})
+        rows[int(experience.current_experience)] = values
+        step = strategy.clock.train_iterations
+        return [
+            MetricValue(
+                self, get_metric_name(name, strategy, add_experience=True), value, step
+            )
+            for name, value in values.items()
+        ]
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        """Emit the means over the experiences of each evaluated stream."""
+        if not self.stream:
+            return []
+        step = strategy.clock.train_iterations
+        return [
+            MetricValue(
+                self,
+                f"{name}/eval_phase/{stream}_stream",
+                sum(row[name] for row in rows.values()) / len(rows),
+                step,
+            )
+            for stream, rows in self.stream_results.items()
+            for name in next(iter(rows.values()))
+        ]
+
+    def __str__(self) -> str:
+        return "Retrieval"
+
+
+def retrieval_plugin_metrics(
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: str = "pessimistic",
+    tie_eps: float = 1e-6,
+    chunk_size: int = 1024,
+    stream: bool = True,
+    summary: Sequence[str] = (),
+) -> list[PluginMetric]:
+    """Return the retrieval metrics to hand to an ``EvaluationPlugin``.
+
+    :param ks: numbers of results looked at.
+    :param ties: tie policy, see :func:`retrieval_metrics`.
+    :param tie_eps: largest difference of two scores that counts as a tie.
+    :param chunk_size: side of the score tiles.
+    :param stream: whether to emit the means over each evaluated stream.
+    :param summary: values, for example ``("mean_R@1",)``, whose matrix over
+        the run is summarised after each evaluation by a
+        :class:`ContinualSummary`.
+    :return: one :class:`RetrievalMetric`, then the summaries.
+    """
+    retrieval = RetrievalMetric(
+        ks=ks, ties=ties, tie_eps=tie_eps, chunk_size=chunk_size, stream=stream
+    )
+    return [retrieval, *(ContinualSummary(retrieval, key) for key in summary)]
+
+
+def _pad_id(strategy: Any) -> int:
+    """Return the padding id of the model's tokenizer, 0 where it has none."""
+    model = getattr(strategy, "model", None)
+    model = getattr(model, "module", model)  # DistributedDataParallel
+    return int(getattr(getattr(model, "tokenizer", None), "pad_id", 0))
+
+
+def _copy(results: StreamResults) -> StreamResults:
+    return {
+        stream: {int(index): dict(values) for index, values in rows.items()}
+        for stream, rows in results.items()
+    }
+
+
+def _stored(features: Tensor) -> Tensor:
+    # a copy, because a batch may be a view of a buffer that is used again
+    return features.detach().to("cpu", torch.float32, copy=True)
+
+
+__all__ = ["RetrievalMetric", "retrieval_plugin_metrics"]

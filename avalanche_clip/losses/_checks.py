@@ -1,0 +1,105 @@
+"""Input checks shared by the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def check_feature_pair(image_features: Tensor, text_features: Tensor) -> None:
+    """Raise unless both tensors are float matrices of one shape.
+
+    :param image_features: to be checked, expected ``(B, D)``.
+    :param text_features: to be checked, expected ``(B, D)``.
+    :raises ValueError: if a tensor is not a floating point matrix, the shapes
+        differ, or there is no row.
+    """
+    shapes = (
+        f"image_features {tuple(image_features.shape)} and "
+        f"text_features {tuple(text_features.shape)}"
+    )
+    if image_features.ndim != 2 or image_features.shape != text_features.shape:
+        raise ValueError(
+            f"{shapes} given; both must be matrices of one shape (B, D). Pass "
+            "one caption per image, in the same order."
+        )
+    if image_features.shape[0] == 0:
+        raise ValueError(f"{shapes} given; the loss needs at least one pair.")
+    if not (image_features.is_floating_point() and text_features.is_floating_point()):
+        raise ValueError(
+            f"{shapes} have types {image_features.dtype} and "
+            f"{text_features.dtype}; pass floating point features."
+        )
+
+
+def check_scalar(name: str, value: Tensor | float) -> Tensor | float:
+    """Return ``value`` with one element as a number or 0-d tensor.
+
+    :param name: name of the argument, for the message.
+    :param value: number or tensor with exactly one element.
+    :return: the number, or the tensor reshaped to ``()``.
+    :raises ValueError: if a tensor has more or less than one element.
+    """
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} given; pass a number or a "
+            "tensor with one element."
+        )
+    return value.reshape(())
+
+
+def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
+    """Mark the pairs of a batch that belong together.
+
+    :param targets: integer ids, shape ``(B,)``, or None for the diagonal.
+    :param features: features of the batch, ``(B, D)``; gives size and device.
+    :return: bool tensor ``(B, B)``; True where the ids are equal.
+    :raises ValueError: if ``targets`` is not an integer vector of length B.
+    """
+    size = features.shape[0]
+    if targets is None:
+        return torch.eye(size, dtype=torch.bool, device=features.device)
+    if targets.shape != (size,):
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} given for features of shape "
+            f"{tuple(features.shape)}; pass one id per pair, shape ({size},)."
+        )
+    if targets.is_floating_point() or targets.is_complex():
+        raise ValueError(f"targets of type {targets.dtype} given; pass integer ids.")
+    targets = targets.to(features.device)
+    return targets[:, None] == targets[None, :]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return float32 for half precision input, the tensor itself otherwise.
+
+    :param tensor: floating point tensor.
+    :return: tensor of type float32 or float64.
+    """
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor
+
+
+@contextmanager
+def full_precision(tensor: Tensor) -> Iterator[None]:
+    """Switch autocast off: similarities and softmax need float32.
+
+    :param tensor: any tensor on the device in question.
+    """
+    with torch.autocast(device_type=tensor.device.type, enabled=False):
+        yield
+
+
+__all__ = [
+    "at_least_float32",
+    "check_feature_pair",
+    "check_scalar",
+    "full_precision",
+    "positive_mask",
+]

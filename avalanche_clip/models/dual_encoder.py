@@ -1,0 +1,500 @@
+"""CLIP-like models behind one interface."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_clip.models import architectures, weights
+from avalanche_clip.models.blocks import BlockView
+from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.profile import count_macs
+from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
+from avalanche_clip.models.transforms import (
+    ImageTransform,
+    TinyAugmentation,
+    TinyTransform,
+    build_transform,
+)
+
+_TOWERS = ("image", "text")
+_MAX_LOG_SCALE = math.log(100)
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower with a shared space.
+
+    Wraps an open_clip or transformers model (attribute ``clip``) without
+    changing it: its parameters keep their names below ``clip.``. Adapters
+    attach to the sub-modules that :meth:`blocks` lists.
+
+    :param clip: the wrapped model.
+    :param config: full configuration (see ``architectures``).
+    :param pretrained: where the weights come from, None for random ones.
+    :param precision: storage type of frozen weights: ``"fp32"``, ``"fp16"``
+        or ``"bf16"``. With a 16-bit type every parameter is frozen; make
+        towers trainable again with :meth:`unfreeze`, which returns them to
+        float32.
+    :param cache_dir: download folder for the tokenizer.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        config: dict[str, Any],
+        *,
+        pretrained: str | None = None,
+        precision: str = "fp32",
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.clip: Any
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
+            )
+        self.clip = clip
+        self._config = config
+        self._towers = architectures.towers_of(config)
+        self._cache_dir = cache_dir
+        self._tokenizer: CaptionTokenizer | None = None
+        self._shapes = {k: tuple(v.shape) for k, v in clip.state_dict().items()}
+        self._fingerprint = FingerprintCache()
+        self._macs: dict[Any, dict[str, int]] = {}
+        self._still: set[str] = set()
+        #: where the weights come from, None while they are random
+        self.pretrained = pretrained
+        #: storage type of frozen weights
+        self.precision = precision
+        #: raw width of the shared space
+        self.embed_dim = architectures.embed_dim_of(config, clip)
+        #: both features of the last forward pass, ``(B, 2D)``, or None
+        self.features: Tensor | None = None
+        #: upper bound when clamping ``logit_scale``, None with a bias
+        self.max_log_scale: float | None = None
+        self._reset_scale_bound()
+        if precision != "fp32":
+            self._store_frozen()
+
+    # ------------------------------------------------------------- description
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain data from which ``create_dual_encoder`` rebuilds this model."""
+        return copy.deepcopy(self._config)
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of the square input in pixels, or (height, width)."""
+        height, width = self._towers.image_size(self.clip)
+        return height if height == width else (height, width)
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens, start and end token included."""
+        return architectures.context_length_of(self._config)
+
+    @property
+    def is_causal_text(self) -> bool:
+        """True if texts may be cut after their end token without any effect."""
+        return self._towers.is_causal(self.clip)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The parameter: logarithm of the factor that multiplies cosines."""
+        return self.clip.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """The parameter added to scaled cosines, None without one."""
+        return getattr(self.clip, "logit_bias", None)
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The model's tokenizer; assign another one to replace it."""
+        if self._tokenizer is None:
+            spec = self._config.get("tokenizer")
+            if spec is None:
+                raise ValueError(
+                    "The configuration names no tokenizer; add the key 'tokenizer'"
+                    " ({'type': 'hf', 'file': <folder or id>}) or assign one to"
+                    " model.tokenizer."
+                )
+            built = build_tokenizer(
+                spec,
+                self.context_length,
+                trim=self.is_causal_text,
+                cache_dir=self._cache_dir,
+            )
+            rows = architectures.vocab_size_of(self._config)
+            if spec["type"] in ("open_clip", "json") and built.vocab_size > rows:
+                raise ValueError(
+                    f"The tokenizer has {built.vocab_size} ids, the token table"
+                    f" {rows} rows; set text_cfg['vocab_size'], or name the tokenizer"
+                    " that belongs to the model."
+                )
+            self._tokenizer = built
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: CaptionTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def transform(
+        self, train: bool, augmentation: TinyAugmentation | None = None
+    ) -> ImageTransform | TinyTransform:
+        """Build the preprocessing that the weights were trained with.
+
+        :param train: random augmentation (True) or deterministic.
+        :param augmentation: replaces the configured augmentation.
+        :return: callable from PIL image or tensor to float ``(3, H, W)``,
+            with an attribute ``deterministic``.
+        """
+        return build_transform(self._config["preprocess_cfg"], train, augmentation)
+
+    def blocks(self, tower: str) -> list[BlockView]:
+        """List the residual blocks of one tower in order.
+
+        :param tower: ``"image"`` or ``"text"``.
+        :return: views of the blocks' named sub-modules.
+        :raises ValueError: for towers without pre-norm residual attention
+            blocks, convolutional ones for example.
+        """
+        return self._towers.blocks(self.clip, _check_tower(tower))
+
+    # --------------------------------------------------------------- encoding
+    def encode_image(self, image: Tensor, normalize: bool = True) -> Tensor:
+        """Encode preprocessed images.
+
+        :param image: float, shape ``(B, 3, H, W)``.
+        :param normalize: scale every feature to length 1.
+        :return: float32, shape ``(B, D)``, under autocast as well.
+        :raises ValueError: if ``image`` has another shape.
+        """
+        raw = self._raw_image(image)
+        return _unit(raw)[0] if normalize else raw
+
+    def encode_text(self, text: Tensor, normalize: bool = True) -> Tensor:
+        """Encode token ids.
+
+        Rows shorter than ``context_length`` are encoded at their length by
+        causal towers (within 1e-5 of the full length, since nothing after the
+        end token is read) and padded to the full length for other towers.
+
+        :param text: long, shape ``(M, L)``, L at most ``context_length``.
+        :param normalize: scale every feature to length 1.
+        :return: float32, shape ``(M, D)``, under autocast as well.
+        :raises TypeError: if ``text`` is not an integer tensor.
+        :raises ValueError: if ``text`` has another shape or is too long.
+        """
+        raw = self._raw_text(text)
+        return _unit(raw)[0] if normalize else raw
+
+    def forward(self, batch: Mapping[str, Any]) -> CLIPOutput:
+        """Encode an image-text batch.
+
+        :param batch: mapping with ``image`` ``(B, 3, H, W)``, ``text``
+            ``(M, L)`` and, where M differs from B, ``owner`` ``(M,)``: the
+            image row of every text.
+        :return: normalised float32 features, the exponentiated scale, and
+            ``aux`` with ``image_norm``, ``text_norm`` and, for models that
+            have one, ``logit_bias``.
+        :raises ValueError: if a key is missing.
+
+        Side effect: ``features`` becomes ``(B, 2D)``, image feature beside
+        the feature of the image's first text; texts without an owner that do
+        not pair with the images (class prompts) leave the image half alone.
+        """
+        for key in ("image", "text"):
+            if key not in batch:
+                raise ValueError(
+                    f"The batch has the keys {sorted(batch)} but not {key!r}; use"
+                    " encode_image or encode_text for one tower."
+                )
+        image_features, image_norm = _unit(self._raw_image(batch["image"]))
+        text_features, text_norm = _unit(self._raw_text(batch["text"]))
+        self.features = _joint(image_features, text_features, batch.get("owner"))
+        aux = {"image_norm": image_norm, "text_norm": text_norm}
+        if self.logit_bias is not None:
+            aux["logit_bias"] = self.logit_bias.float().reshape(())
+        scale = self.logit_scale.float().exp().reshape(())
+        return CLIPOutput(image_features, text_features, scale, aux)
+
+    def _raw_image(self, image: Tensor) -> Tensor:
+        if not isinstance(image, Tensor) or image.ndim != 4:
+            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image)
+            raise ValueError(
+                f"Images came as {shape}; give a float tensor (B, 3, H, W), made by"
+                " model.transform(train)."
+            )
+        with self._compute_type(image):
+            return self._towers.encode_image(self.clip, image).float()
+
+    def _raw_text(self, text: Tensor) -> Tensor:
+        if not isinstance(text, Tensor) or text.dtype not in (torch.int64, torch.int32):
+            found = text.dtype if isinstance(text, Tensor) else type(text).__name__
+            raise TypeError(
+                f"Texts came as {found}; give token ids made by model.tokenizer(texts)."
+            )
+        limit = self.context_length
+        if text.ndim != 2 or text.shape[1] > limit or text.shape[1] == 0:
+            raise ValueError(
+                f"Token ids have shape {tuple(text.shape)}; give (M, L) with L between"
+                f" 1 and context_length={limit}."
+            )
+        if not self.is_causal_text and text.shape[1] < limit:
+            missing = limit - text.shape[1]
+            text = nn.functional.pad(text, (0, missing), value=self.tokenizer.pad_id)
+        with self._compute_type(text):
+            end = self.tokenizer.eot_id if self.is_causal_text else -1
+            return self._towers.encode_text(self.clip, text, end).float()
+
+    def _compute_type(self, tensor: Tensor) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        if self.training:
+            self.check_trainable()
+        kind = tensor.device.type
+        if torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, dtype=PRECISIONS[self.precision])
+
+    # -------------------------------------------------------------- parameters
+    def tower_of(self, name: str) -> str | None:
+        """Tell which tower a parameter or buffer belongs to.
+
+        :param name: name as in ``named_parameters()``.
+        :return: ``"image"``, ``"text"``, or None for ``logit_scale``,
+            ``logit_bias`` and everything outside the wrapped model.
+        """
+        if not name.startswith("clip."):
+            return None
+        inner = name.removeprefix("clip.")
+        if inner in ("logit_scale", "logit_bias"):
+            return None
+        return "image" if inner.startswith(self._towers.image_prefixes) else "text"
+
+    def freeze(self, tower: str | None = None) -> None:
+        """Stop training one tower, or everything.
+
+        Frozen towers are stored in ``precision``, and their batch norms keep
+        their running statistics.
+
+        :param tower: ``"image"``, ``"text"``, or None for all parameters.
+        """
+        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
+        self._still |= chosen
+        for name, parameter in self.named_parameters():
+            if tower is None or self.tower_of(name) == tower:
+                parameter.requires_grad_(False)
+        if self.precision != "fp32":
+            self._cast_frozen()
+        self.train(self.training)
+
+    def unfreeze(self, tower: str | None = None) -> None:
+        """Train one tower again, or everything, in float32.
+
+        :param tower: ``"image"``, ``"text"``, or None for all parameters.
+        """
+        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
+        self._still -= chosen
+        for name, parameter in self.named_parameters():
+            if tower is None or self.tower_of(name) == tower:
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+        self.train(self.training)
+
+    def check_trainable(self) -> None:
+        """Make sure that trainable parameters are float32.
+
+        :raises ValueError: naming the first that is not.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                raise ValueError(
+                    f"The trainable parameter {name} is stored as {parameter.dtype};"
+                    f" precision={self.precision!r} is for frozen weights. Call"
+                    " unfreeze(tower), or create the model with precision='fp32'."
+                )
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """Switch between training and evaluation mode, as ``nn.Module`` does.
+
+        Batch norms of frozen towers stay in evaluation mode.
+        """
+        super().train(mode)
+        if mode and self._still:
+            for name, module in self.named_modules():
+                is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if is_norm and self.tower_of(name + ".") in self._still:
+                    module.eval()
+        return self
+
+    def _store_frozen(self) -> None:
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self._still = set(_TOWERS)
+        self._cast_frozen()
+
+    def _cast_frozen(self) -> None:
+        """Store frozen matrices in 16 bits; vectors and norms stay float32."""
+        for name, parameter in self.named_parameters():
+            is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
+            if is_matrix and not parameter.requires_grad and self.tower_of(name):
+                parameter.data = parameter.data.to(PRECISIONS[self.precision])
+
+    def _reset_scale_bound(self) -> None:
+        self.max_log_scale = None
+        if self.logit_bias is None:
+            loaded = float(self.logit_scale.detach().max())
+            self.max_log_scale = max(_MAX_LOG_SCALE, loaded)
+
+    @torch.no_grad()
+    def reinitialize(self, seed: int) -> None:
+        """Give every weight a fresh random value, in place.
+
+        The architecture is built again under its own seed, so the same seed
+        gives the same weights on every device, equal to those of a new model
+        created after ``torch.manual_seed(seed)``; the global generators are
+        left alone. Parameter objects stay the same.
+
+        :param seed: any integer.
+        :raises ValueError: if adapters or grown tables are attached, which
+            the architecture does not have.
+        """
+        self._check_plain("reinitialize")
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also seed the accelerators
+            torch.default_generator.manual_seed(seed)
+            fresh = architectures.build_clip(self._config)
+        source = fresh.state_dict()
+        for name, tensor in self.clip.state_dict().items():
+            tensor.copy_(source[name])
+        self.pretrained = None
+        self._reset_scale_bound()
+
+    def _check_plain(self, action: str) -> None:
+        shapes = {k: tuple(v.shape) for k, v in self.clip.state_dict().items()}
+        outside = [n for n, _ in self.named_parameters() if not n.startswith("clip.")]
+        changed = [k for k in shapes if shapes[k] != self._shapes.get(k)]
+        gone = [k for k in self._shapes if k not in shapes]
+        found = outside + changed + gone
+        if found:
+            raise ValueError(
+                f"{action} needs the plain architecture, but {len(found)} tensors"
+                f" differ from it (first: {found[0]}); detach adapters and grown"
+                " tables before, or use save_state for a whole strategy."
+            )
+
+    # ------------------------------------------------------------ measurements
+    def state_fingerprint(self, tower: str | None = None) -> str:
+        """Return a content hash of the weights.
+
+        Unchanged tensors are recognised and not hashed again. Python state
+        (an adapter's active router, for example) is not part of it.
+
+        :param tower: ``"image"`` or ``"text"`` for what can change the
+            features of that tower; None for everything, scale included.
+        :return: 32 hexadecimal digits.
+        """
+        if tower is not None:
+            _check_tower(tower)
+        return self._fingerprint(self._tensors_of(tower))
+
+    def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, Tensor):
+                continue
+            is_scale = name in ("clip.logit_scale", "clip.logit_bias")
+            # modules outside the wrapped model may act on either tower
+            outside = self.tower_of(name) is None and not is_scale
+            if tower is None or outside or self.tower_of(name) == tower:
+                yield name, tensor
+
+    def macs(self, text_length: int | None = None) -> dict[str, int]:
+        """Count multiply-adds of one forward pass.
+
+        :param text_length: tokens per caption; None for ``context_length``.
+        :return: ``{"image": per image, "text": per caption}``. Counted once
+            and remembered until parameters are added or resized.
+        """
+        length = self.context_length if text_length is None else text_length
+        if not self.is_causal_text:
+            length = self.context_length
+        key = (length, tuple(p.numel() for p in self.parameters()))
+        if key not in self._macs:
+            self._macs[key] = count_macs(self, length)
+        return dict(self._macs[key])
+
+    # ----------------------------------------------------------------- storage
+    def save(self, folder: str | Path) -> None:
+        """Write configuration, tokenizer and weights into a folder.
+
+        ``create_dual_encoder(folder)`` loads it again.
+
+        :param folder: created if missing; files of the same names are
+            replaced.
+        :raises ValueError: if adapters or grown tables are attached.
+        """
+        self._check_plain("save")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config
+        config["tokenizer"] = self.tokenizer.save(folder)
+        weights.save_text_config(self.clip, config, folder)
+        facts = {"format": 1, "config": config}
+        weights.save_weights(self, folder / weights.WEIGHTS_FILE)
+        path = folder / weights.CONFIG_FILE
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        # neither the last graph nor caches belong to a copy
+        state["features"] = None
+        state["_fingerprint"] = FingerprintCache()
+        return state
+
+    def extra_repr(self) -> str:
+        """Describe the model in one line."""
+        return (
+            f"library={self._towers.library}, embed_dim={self.embed_dim},"
+            f" image_size={self.image_size}, context_length={self.context_length},"
+            f" pretrained={self.pretrained!r}, precision={self.precision!r}"
+        )
+
+
+def _check_tower(tower: str) -> str:
+    if tower not in _TOWERS:
+        raise ValueError(f"tower={tower!r} is unknown; use 'image' or 'text'.")
+    return tower
+
+
+def _unit(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalised features and their former lengths ``(N, 1)``."""
+    with torch.autocast(raw.device.type, enabled=False):
+        norm = raw.norm(2, dim=-1, keepdim=True)
+        return raw / norm.clamp_min(1e-12), norm
+
+
+def _joint(image: Tensor, text: Tensor, owner: Any) -> Tensor:
+    """Put every image feature beside that of its first text."""
+    rows = image.shape[0]
+    if owner is None:
+        return torch.cat([image, text], 1) if text.shape[0] == rows else image
+    owner = torch.as_tensor(owner, device=text.device)
+    first = torch.full((rows,), text.shape[0] - 1, device=text.device)
+    order = torch.arange(text.shape[0], device=text.device)
+    first.scatter_reduce_(0, owner, order, "amin", include_self=True)
+    return torch.cat([image, text[first]], 1)
+
+
+__all__ = ["PRECISIONS", "DualEncoder"]

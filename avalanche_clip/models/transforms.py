@@ -1,0 +1,440 @@
+"""From PIL images and image tensors to the model's input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_GREY = np.stack([_LUMA] * 3)
+_IDENTITY = np.eye(3)
+_WHITE = (255, 255, 255)
+# YIQ <-> RGB, in which a turn of hue is a plane rotation
+_TO_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
+)
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its images.
+
+    :param size: height and width in pixels.
+    :param mean: channel means, of values in [0, 1].
+    :param std: channel standard deviations.
+    :param interpolation: ``"bicubic"`` or ``"bilinear"``.
+    :param resize_mode: ``"shortest"`` (resize the shorter side, centre crop),
+        ``"longest"`` (resize the longer side, pad) or ``"squash"``.
+    :param fill_color: padding of ``"longest"``, 0 to 255.
+    :param resize_to: length of the resized side before the centre crop, where
+        it differs from ``size``.
+
+    Source: the fields of open_clip's ``PreprocessCfg``; ``resize_to`` is ours,
+    for transformers' image processors.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+    resize_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"interpolation={self.interpolation!r} is unknown; use 'bicubic' or"
+                " 'bilinear'."
+            )
+        if self.resize_mode not in ("shortest", "longest", "squash"):
+            raise ValueError(
+                f"resize_mode={self.resize_mode!r} is unknown; use 'shortest',"
+                " 'longest' or 'squash'."
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """Read a ``preprocess_cfg`` dictionary; unknown keys are left out."""
+        known = {f.name for f in fields(cls)}
+        chosen = {k: v for k, v in values.items() if k in known and v is not None}
+        size = chosen["size"]
+        chosen["size"] = (size, size) if isinstance(size, int) else tuple(size)
+        if chosen.get("interpolation") == "random":  # open_clip evaluates bicubic
+            chosen["interpolation"] = "bicubic"
+        for key in ("mean", "std"):
+            value = chosen[key]
+            is_number = isinstance(value, (int, float))
+            chosen[key] = (value,) * 3 if is_number else tuple(value)
+        return cls(**chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that ``from_dict`` reads."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class TinyAugmentation:
+    """One affine map and one colour map for small drawings on white.
+
+    :param scale: range of the zoom factor; below 1 adds white border.
+    :param translate: largest shift, as a fraction of the side.
+    :param degrees: largest rotation, either way.
+    :param shear: largest horizontal shear in degrees, either way.
+    :param brightness: largest relative change.
+    :param contrast: largest relative change about the image's mean grey.
+    :param saturation: largest relative change.
+    :param hue: largest turn as a fraction of the colour circle, in [0, 0.5].
+    :param grayscale: probability of dropping all colour.
+    :param blur: probability of a Gaussian blur of radius 0.5 to 1 pixel.
+    :param interpolation: ``"bilinear"`` or ``"bicubic"``.
+
+    Source: our choice; the value of every field can be searched.
+    """
+
+    scale: tuple[float, float] = (0.75, 1.1)
+    translate: float = 0.08
+    degrees: float = 12.0
+    shear: float = 0.0
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale={self.scale} must satisfy 0 < low <= high.")
+        object.__setattr__(self, "scale", (float(low), float(high)))
+        for name in ("translate", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        for name in ("grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a probability; give [0, 1]."
+                )
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue={self.hue} must lie in [0, 0.5].")
+        if not 0 <= self.shear < 90 or self.degrees < 0:
+            raise ValueError(
+                f"shear={self.shear} must lie in [0, 90) and degrees={self.degrees}"
+                " must not be negative."
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation={self.interpolation!r} is unknown; use 'bilinear' or"
+                " 'bicubic'."
+            )
+
+
+def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
+    """Bring any image to three channels.
+
+    Transparent pixels become white, as on paper. Byte tensors become PIL
+    images, so that they take the same path as files.
+
+    :param image: PIL image of any mode, or tensor ``(C, H, W)`` with one,
+        three or four channels, uint8 or float in [0, 1].
+    :return: PIL image in RGB, or float tensor ``(3, H, W)``.
+    :raises TypeError: for another type.
+    :raises ValueError: for another shape.
+    """
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image)
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"An image came as {type(image).__name__}; give a PIL image or a tensor"
+            " of shape (3, H, W)."
+        )
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"An image tensor has shape {tuple(image.shape)}; give (C, H, W) with 1, 3"
+            " or 4 channels."
+        )
+    if image.dtype == torch.uint8:
+        array = image.permute(1, 2, 0).cpu().numpy()
+        return _pil_to_rgb(
+            Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        )
+    if not image.is_floating_point():
+        raise TypeError(
+            f"An image tensor has type {image.dtype}; give uint8, or float in [0, 1]."
+        )
+    image = image.float()
+    if image.shape[0] == 4:
+        return image[:3] * image[3:] + (1 - image[3:])
+    return image.expand(3, -1, -1)
+
+
+def _pil_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGB", image.size, _WHITE)
+        paper.paste(image, mask=image.getchannel("A"))
+        return paper
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # 16-bit greys would be clipped, not scaled, by convert
+        array = np.asarray(image).astype(np.float32) / 257.0
+        image = Image.fromarray(array.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+class ImageTransform:
+    """Resize, crop and normalise as the checkpoint expects.
+
+    :param preprocessing: the checkpoint's settings.
+    :param train: random resized crop of 90 to 100 % of the area instead of
+        the deterministic resize; never mirrored.
+
+    The result is float32 ``(3, H, W)``. ``deterministic`` is True when the
+    same image always gives the same tensor. All randomness comes from torch's
+    global generator.
+
+    Source: open_clip's ``image_transform`` (the scale of 0.9 to 1 and the
+    missing mirror are its defaults).
+    """
+
+    def __init__(self, preprocessing: Preprocessing, train: bool = False) -> None:
+        self.preprocessing = preprocessing
+        self.deterministic = not train
+        self._spatial = _spatial(preprocessing, train)
+        self._mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+        self._std = torch.tensor(preprocessing.std).view(3, 1, 1)
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Transform one image."""
+        placed = self._spatial(to_rgb(image))
+        if isinstance(placed, Tensor):
+            return (placed - self._mean) / self._std
+        pixels = torch.from_numpy(_planes(placed)).float()
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.preprocessing},"
+            f" train={not self.deterministic})"
+        )
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """Return the bytes of an RGB image, ``(3, H, W)``."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _spatial(cfg: Preprocessing, train: bool) -> Callable[[Any], Any]:
+    from torchvision import transforms as tv
+
+    mode = tv.InterpolationMode(cfg.interpolation)
+    if train:
+        return tv.RandomResizedCrop(
+            cfg.size, scale=(0.9, 1.0), interpolation=tv.InterpolationMode.BICUBIC
+        )
+    if cfg.resize_mode == "squash":
+        return tv.Resize(cfg.size, interpolation=mode)
+    if cfg.resize_mode == "longest":
+        return _ResizePad(cfg.size, mode, cfg.fill_color)
+    if cfg.size[0] == cfg.size[1]:
+        side = cfg.resize_to or cfg.size[0]
+        resize: Callable[[Any], Any] = tv.Resize(side, interpolation=mode)
+    else:
+        resize = _Cover(cfg.size, mode)
+    return tv.Compose([resize, tv.CenterCrop(cfg.size)])
+
+
+def _height_width(image: Any) -> tuple[int, int]:
+    if isinstance(image, Tensor):
+        return int(image.shape[-2]), int(image.shape[-1])
+    return image.height, image.width
+
+
+class _Cover:
+    """Resize so that a box of the given size is just covered."""
+
+    def __init__(self, size: tuple[int, int], mode: Any, largest: bool = False) -> None:
+        self.size = size
+        self.mode = mode
+        self.pick = max if largest else min
+
+    def __call__(self, image: Any) -> Any:
+        from torchvision.transforms.functional import resize
+
+        height, width = _height_width(image)
+        ratio = self.pick(height / self.size[0], width / self.size[1])
+        return resize(image, [round(height / ratio), round(width / ratio)], self.mode)
+
+
+class _ResizePad(_Cover):
+    """Resize so that the image fits into the given size, and pad the rest."""
+
+    def __init__(self, size: tuple[int, int], mode: Any, fill: int) -> None:
+        super().__init__(size, mode, largest=True)
+        self.fill = fill
+
+    def __call__(self, image: Any) -> Any:
+        from torchvision.transforms.functional import center_crop, pad
+
+        image = super().__call__(image)
+        height, width = _height_width(image)
+        missing = (max(self.size[0] - height, 0), max(self.size[1] - width, 0))
+        fill = self.fill / 255 if isinstance(image, Tensor) else (self.fill,) * 3
+        border = [
+            missing[1] // 2,
+            missing[0] // 2,
+            (missing[1] + 1) // 2,
+            (missing[0] + 1) // 2,
+        ]
+        return center_crop(pad(image, border, fill=fill), list(self.size))
+
+
+class TinyTransform:
+    """Fast augmentation of small drawings: one affine map, one colour matrix.
+
+    Images of another size are first brought to the model's size. Everything
+    that is linear in colour (brightness, contrast, saturation, hue, loss of
+    colour) is one 3x3 matrix, applied with the normalisation.
+
+    :param preprocessing: the model's settings; its size is square.
+    :param augmentation: ranges of the random maps.
+
+    The result is float32 ``(3, S, S)``; randomness comes from one call of
+    ``torch.rand``, whatever the settings.
+    """
+
+    deterministic = False
+
+    def __init__(
+        self, preprocessing: Preprocessing, augmentation: TinyAugmentation
+    ) -> None:
+        if preprocessing.size[0] != preprocessing.size[1]:
+            raise ValueError(
+                f"size={preprocessing.size} is not square; TinyTransform needs a"
+                " square input."
+            )
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self._fit = _spatial(preprocessing, train=False)
+        self._resample = {
+            "bilinear": Image.Resampling.BILINEAR,
+            "bicubic": Image.Resampling.BICUBIC,
+        }[augmentation.interpolation]
+        self._mean = np.asarray(preprocessing.mean).reshape(3, 1)
+        self._std = np.asarray(preprocessing.std).reshape(3, 1)
+        self._low = ((0 - self._mean) / self._std).astype(np.float32)
+        self._high = ((1 - self._mean) / self._std).astype(np.float32)
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Transform one image."""
+        drawing = to_rgb(image)
+        if isinstance(drawing, Tensor):
+            array = (drawing.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+            drawing = Image.fromarray(array.cpu().numpy())
+        side = self.preprocessing.size[0]
+        if drawing.size != (side, side):
+            drawing = self._fit(drawing)
+        draws = torch.rand(12).tolist()
+        drawing = drawing.transform(
+            (side, side),
+            Image.Transform.AFFINE,
+            self._affine(draws[:5], side),
+            resample=self._resample,
+            fillcolor=_WHITE,
+        )
+        if draws[10] < self.augmentation.blur:
+            drawing = drawing.filter(ImageFilter.GaussianBlur(0.5 + 0.5 * draws[11]))
+        return torch.from_numpy(self._colour(_planes(drawing), draws[5:10]))
+
+    def _affine(self, draws: list[float], side: int) -> tuple[float, ...]:
+        """Return the map from output to input pixel coordinates."""
+        aug = self.augmentation
+        zoom = aug.scale[0] + (aug.scale[1] - aug.scale[0]) * draws[0]
+        angle = math.radians(aug.degrees * (2 * draws[1] - 1))
+        shear = math.tan(math.radians(aug.shear * (2 * draws[2] - 1)))
+        shift = [aug.translate * side * (2 * d - 1) for d in draws[3:5]]
+        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+        a, b = cos, sin + shear * cos
+        d, e = -sin, cos - shear * sin
+        centre = side / 2  # PIL evaluates the map at pixel centres, x + 0.5
+        x, y = centre + shift[0], centre + shift[1]
+        return (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
+
+    def _colour(self, planes: np.ndarray, draws: list[float]) -> np.ndarray:
+        """Change colours and normalise, bytes ``(3, H, W)`` to float32."""
+        aug = self.augmentation
+        bright = 1 + aug.brightness * (2 * draws[0] - 1)
+        contrast = 1 + aug.contrast * (2 * draws[1] - 1)
+        colourful = 1 + aug.saturation * (2 * draws[2] - 1)
+        if draws[4] < aug.grayscale:
+            colourful = 0.0
+        matrix = colourful * _IDENTITY + (1 - colourful) * _GREY
+        if aug.hue:
+            turn = 2 * math.pi * aug.hue * (2 * draws[3] - 1)
+            cos, sin = math.cos(turn), math.sin(turn)
+            spin = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+            matrix = matrix @ (_FROM_YIQ @ spin @ _TO_YIQ)
+        pixels = planes.reshape(3, -1).astype(np.float32)
+        grey = 0.0
+        if aug.contrast:
+            ones = np.ones(pixels.shape[1], dtype=np.float32)
+            grey = float(_LUMA @ (pixels @ ones)) / pixels.shape[1] / 255
+        # normalisation is linear too, so it joins the matrix and the bounds
+        matrix = (bright * contrast / 255) * matrix / self._std
+        offset = (bright * (1 - contrast) * grey - self._mean) / self._std
+        mixed = matrix.astype(np.float32) @ pixels
+        mixed += offset.astype(np.float32)
+        np.maximum(mixed, self._low, out=mixed)
+        np.minimum(mixed, self._high, out=mixed)
+        return mixed.reshape(planes.shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.preprocessing}, {self.augmentation})"
+
+
+def build_transform(
+    values: dict[str, Any],
+    train: bool,
+    augmentation: TinyAugmentation | None = None,
+) -> ImageTransform | TinyTransform:
+    """Build the transform that a model configuration describes.
+
+    :param values: ``preprocess_cfg`` dictionary; its optional key
+        ``augmentation`` holds the fields of :class:`TinyAugmentation`.
+    :param train: random (True) or deterministic.
+    :param augmentation: replaces the configured one; only for ``train``.
+    :return: the transform.
+    """
+    cfg = Preprocessing.from_dict(values)
+    if augmentation is not None and not train:
+        raise ValueError(
+            "An augmentation was given for the evaluation transform; pass train=True."
+        )
+    if train and augmentation is None and values.get("augmentation") is not None:
+        augmentation = TinyAugmentation(**values["augmentation"])
+    if train and augmentation is not None:
+        return TinyTransform(cfg, augmentation)
+    return ImageTransform(cfg, train)
+
+
+__all__ = [
+    "ImageTransform",
+    "Preprocessing",
+    "TinyAugmentation",
+    "TinyTransform",
+    "build_transform",
+    "to_rgb",
+]

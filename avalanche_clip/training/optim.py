@@ -1,0 +1,163 @@
+"""Optimisers whose groups follow the model by parameter name.
+
+Works around ``update_optimizer`` of avalanche-lib 0.6.0, which adds frozen
+parameters, fails with several parameter groups, restarts the moments of grown
+parameters and keeps removed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Named = Iterable[tuple[str, nn.Parameter]]
+GroupRule = Callable[[Named], Sequence[Any]]
+
+_NO_DECAY = ("bn", "ln", "bias", "logit_scale")
+
+
+def clip_param_groups(
+    named_parameters: Named, weight_decay: float = 0.2
+) -> list[dict[str, Any]]:
+    """Split parameters as OpenCLIP does: weight decay on matrices only.
+
+    :param named_parameters: pairs of name and parameter.
+    :param weight_decay: decay of the first group.
+    :return: two groups with ``names``: tensors of two or more dimensions whose
+        name lacks ``bn``, ``ln``, ``bias`` and ``logit_scale``, and the rest
+        with weight decay 0.
+    """
+    decayed, rest = [], []
+    for name, parameter in named_parameters:
+        plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+        (rest if plain else decayed).append(name)
+    return [
+        {"names": decayed, "weight_decay": weight_decay},
+        {"names": rest, "weight_decay": 0.0},
+    ]
+
+
+def default_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW with OpenCLIP's values for vision transformers (TiC-CLIP)."""
+    return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that need gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assign_names(
+    rule: GroupRule | None, named: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Evaluate a rule and check that it covers every parameter once.
+
+    :param rule: returns name lists, or dicts with ``names`` and options;
+        default :func:`clip_param_groups`.
+    :param named: trainable parameters.
+    :return: one dict per group.
+    :raises ValueError: if names are unknown, missing or repeated.
+    """
+    rows = (rule or clip_param_groups)(list(named.items()))
+    groups = [dict(r) if isinstance(r, dict) else {"names": list(r)} for r in rows]
+    for group in groups:
+        if "names" not in group:
+            raise ValueError(
+                "param_groups must return lists of names, or dicts with 'names' and "
+                f"options; got a dict with {sorted(group)}."
+            )
+    seen = [name for group in groups for name in group["names"]]
+    known = [name for name in seen if name in named]
+    missing = sorted(set(named) - set(known))
+    if missing or len(set(known)) != len(known):
+        repeated = sorted({n for n in known if known.count(n) > 1})
+        raise ValueError(
+            "param_groups must name every trainable parameter exactly once; missing "
+            f"{missing[:5]}, repeated {repeated[:5]}."
+        )
+    for group in groups:
+        group["names"] = [n for n in group["names"] if n in named]
+    return groups
+
+
+def rebuild(
+    optimizer: Optimizer,
+    groups: list[dict[str, Any]],
+    named: dict[str, nn.Parameter],
+    old_names: dict[int, str],
+    *,
+    reset_state: bool,
+) -> None:
+    """Point an optimiser at the parameters of a changed model, in place.
+
+    :param optimizer: keeps its groups and their options; groups are added
+        when there are more now.
+    :param groups: names per group, as from :func:`assign_names`.
+    :param named: trainable parameters by name.
+    :param old_names: name of each parameter the optimiser held, by ``id``.
+    :param reset_state: forget moments instead of carrying them by name.
+    """
+    old_state = {
+        old_names[id(p)]: state
+        for p, state in optimizer.state.items()
+        if id(p) in old_names
+    }
+    for index, group in enumerate(groups):
+        params = [named[n] for n in group["names"]]
+        if index < len(optimizer.param_groups):
+            optimizer.param_groups[index]["params"] = params
+        else:
+            options = {k: v for k, v in group.items() if k != "names"}
+            optimizer.add_param_group({"params": params, **options})
+    for extra in optimizer.param_groups[len(groups) :]:
+        extra["params"] = []
+    optimizer.state.clear()
+    if reset_state:
+        return
+    for name, parameter in named.items():
+        if name in old_state:
+            optimizer.state[parameter] = {
+                key: _fit(value, parameter) for key, value in old_state[name].items()
+            }
+
+
+def _fit(value: Any, parameter: Tensor) -> Any:
+    """Pad a moment with zeros to the shape of a grown parameter."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.shape == parameter.shape or value.dim() != parameter.dim():
+        return value
+    grown = torch.zeros_like(parameter, dtype=value.dtype)
+    keep = tuple(
+        slice(0, min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True)
+    )
+    grown[keep] = value[keep]
+    return grown
+
+
+def group_names(
+    optimizer: Optimizer, named: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Name the parameters of an optimiser built by the user.
+
+    Parameters of the model that it does not hold are left out on purpose.
+    """
+    by_id = {id(p): n for n, p in named.items()}
+    return [
+        {"names": [by_id[id(p)] for p in g["params"] if id(p) in by_id]}
+        for g in optimizer.param_groups
+    ]
+
+
+__all__ = [
+    "assign_names",
+    "clip_param_groups",
+    "default_optimizer",
+    "group_names",
+    "rebuild",
+    "trainable",
+]

@@ -1,0 +1,26 @@
+"""Methods as plugins, one per file."""
+
+from avalanche_clip.training.plugins.checkpoint import (
+    CheckpointPlugin,
+    latest_checkpoint,
+)
+from avalanche_clip.training.plugins.constant_cosine import ConstantCosinePlugin
+from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
+from avalanche_clip.training.plugins.contrastive_lwf import ContrastiveLwFPlugin
+from avalanche_clip.training.plugins.patching import PatchingPlugin
+from avalanche_clip.training.plugins.progress import ProgressPlugin
+from avalanche_clip.training.plugins.replay import BudgetedReplayPlugin
+from avalanche_clip.training.plugins.restart import BudgetFactorPlugin, RestartPlugin
+
+__all__ = [
+    "BudgetFactorPlugin",
+    "BudgetedReplayPlugin",
+    "CheckpointPlugin",
+    "ConstantCosinePlugin",
+    "ContrastiveEWCPlugin",
+    "ContrastiveLwFPlugin",
+    "PatchingPlugin",
+    "ProgressPlugin",
+    "RestartPlugin",
+    "latest_checkpoint",
+]

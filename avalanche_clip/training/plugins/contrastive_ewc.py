@@ -1,0 +1,143 @@
+"""EWC for contrastive models, with a batch-level Fisher.
+
+Source: Kirkpatrick et al., PNAS 2017 (EWC), as used in the appendix of Garg et
+al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226). A contrastive loss does not split
+over samples, so the diagonal Fisher is the mean over mini-batches of the
+squared batch gradient (our choice); its batch size is a setting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip.training.loader import TrainingOrder, TrainLoader
+
+
+class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):
+    """Pull weights towards those of the previous step, by importance.
+
+    Adds ``ewc_lambda / 2 * sum_p F_p (theta_p - theta*_p)^2``. Memory: two
+    copies of the trainable weights. Time: the Fisher pass after each
+    experience, and the penalty per step.
+
+    :param ewc_lambda: weight, ``>= 0``; 0 turns the method off exactly.
+    :param fisher_batch_size: pairs per batch of the Fisher pass.
+    :param fisher_batches: batches of the pass; None for one pass over the data
+        of the step.
+    :param decay: weight of the old Fisher when a new one is added; 0 keeps
+        the last step's only, as TiC-CLIP does.
+    """
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1.0,
+        *,
+        fisher_batch_size: int = 128,
+        fisher_batches: int | None = None,
+        decay: float = 0.0,
+    ):
+        super().__init__()
+        if not ewc_lambda >= 0:
+            raise ValueError(f"ewc_lambda={ewc_lambda} must not be negative.")
+        if fisher_batch_size < 2:
+            raise ValueError(f"fisher_batch_size={fisher_batch_size} must be >= 2.")
+        if fisher_batches is not None and fisher_batches < 1:
+            raise ValueError(f"fisher_batches={fisher_batches} must be >= 1, or None.")
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay={decay} must lie in [0, 1].")
+        self.ewc_lambda = ewc_lambda
+        self.fisher_batch_size = fisher_batch_size
+        self.fisher_batches = fisher_batches
+        self.decay = decay
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty from the second experience on."""
+        if not self.fisher or self.ewc_lambda == 0:
+            return
+        strategy.add_loss("ewc", self.ewc_lambda / 2 * self.penalty(strategy.model))
+
+    def penalty(self, model: torch.nn.Module) -> Tensor:
+        """``sum_p F_p (theta_p - theta*_p)^2`` over parameters known before."""
+        terms = []
+        for name, parameter in model.named_parameters():
+            if name not in self.fisher or not parameter.requires_grad:
+                continue
+            fisher, anchor = self.fisher[name], self.anchor[name]
+            if fisher.shape != parameter.shape:  # the parameter grew
+                rows = tuple(slice(0, n) for n in fisher.shape)
+                parameter = parameter[rows]
+            terms.append((fisher * (parameter - anchor).square()).sum())
+        return torch.stack(terms).sum()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Compute the Fisher on the data of this step; keep the weights."""
+        if self.ewc_lambda == 0:
+            return
+        fisher = self.compute_fisher(strategy)
+        for name, value in fisher.items():
+            old = self.fisher.get(name)
+            if old is not None and self.decay > 0 and old.shape == value.shape:
+                fisher[name] = value + self.decay * old
+        self.fisher = fisher
+        self.anchor = {
+            n: p.detach().clone()
+            for n, p in strategy.model.named_parameters()
+            if n in fisher
+        }
+
+    def compute_fisher(self, strategy: Any) -> dict[str, Tensor]:
+        """Mean squared batch gradient of the strategy's loss, per parameter."""
+        model = strategy.model
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        fisher = {n: torch.zeros_like(p) for n, p in named.items()}
+        loader = self._loader(strategy)
+        training = model.training
+        model.eval()
+        count = 0
+        for batch, targets, _ in loader:
+            batch, targets = batch.to(strategy.device), targets.to(strategy.device)
+            with strategy.autocast():
+                output = model(batch)
+            loss = strategy._criterion(output, targets)
+            gradients = torch.autograd.grad(
+                loss, list(named.values()), allow_unused=True
+            )
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    fisher[name] += gradient.square()
+            strategy.compute.spend("fisher", images=len(batch), texts=len(batch))
+            count += 1
+        model.train(training)
+        return {n: value / count for n, value in fisher.items()}
+
+    def _loader(self, strategy: Any) -> TrainLoader:
+        dataset = strategy.experience.dataset.train()
+        order = TrainingOrder(
+            len(dataset),
+            self.fisher_batch_size,
+            seed=strategy.seed,
+            experience=10**6 + strategy.experience_index,
+            continuous=self.fisher_batches is not None,
+        )
+        loader = TrainLoader(dataset, order, collate_fn=dataset.collate_fn)
+        if self.fisher_batches is not None:
+            loader.plan(0, 0, self.fisher_batches)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Fisher and anchor."""
+        return {"fisher": dict(self.fisher), "anchor": dict(self.anchor)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.fisher = dict(state["fisher"])
+        self.anchor = dict(state["anchor"])
+
+
+__all__ = ["ContrastiveEWCPlugin"]

@@ -1,0 +1,105 @@
+"""Train from scratch at every step, and multiples of the budget.
+
+Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226): Restart (budget C
+on all data so far), Oracle (t times C) and Cumulative-All* (a list of
+multiples). The seeds of the fresh weights are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+
+L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
+"""Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
+
+
+class RestartPlugin(SupervisedPlugin, supports_distributed=True):
+    """Replace the weights by fresh random ones before each later experience.
+
+    The first experience keeps the model as it is, so that all methods share
+    their first model. Later ones draw new weights from ``(seed, experience)``.
+    Memory: one temporary copy of the model.
+
+    :param seed: of the fresh weights; default the strategy's.
+    """
+
+    def __init__(self, seed: int | None = None):
+        super().__init__()
+        self.seed = seed
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Draw new weights, in place; optimiser state is cleared."""
+        index = strategy.experience_index
+        if strategy.clock.train_exp_counter == 0:
+            return
+        seed = strategy.seed if self.seed is None else self.seed
+        strategy.model.reinitialize(seed * 1_000_003 + index)
+        strategy.optimizer.state.clear()
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise when the model cannot be initialised anew."""
+        if not callable(getattr(strategy.model, "reinitialize", None)):
+            raise ValueError(
+                "RestartPlugin needs a model with reinitialize(seed), such as a "
+                f"DualEncoder; got {type(strategy.model).__name__}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the plugin has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept the empty state."""
+
+
+class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):
+    """Multiply the compute budget of each experience.
+
+    :param factors: ``"step"`` for ``1, 2, 3, ...`` (Oracle), or one positive
+        number per experience.
+    :raises ValueError: for another string or a factor that is not positive.
+    """
+
+    def __init__(self, factors: str | Sequence[float] = "step"):
+        super().__init__()
+        if isinstance(factors, str):
+            if factors != "step":
+                raise ValueError(f"factors={factors!r}; use 'step' or a list.")
+            self.factors: str | tuple[float, ...] = factors
+        else:
+            self.factors = tuple(float(f) for f in factors)
+            if not self.factors or min(self.factors) <= 0:
+                raise ValueError(f"factors={factors} must be positive numbers.")
+
+    def budget_multiplier(self, strategy: Any) -> float:
+        """Multiple of the budget in the running experience."""
+        step = strategy.clock.train_exp_counter
+        if isinstance(self.factors, str):
+            return float(step + 1)
+        if step >= len(self.factors):
+            raise ValueError(
+                f"There are {len(self.factors)} budget factors, but this is experience "
+                f"number {step + 1}; give one per experience."
+            )
+        return self.factors[step]
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise when there is no budget to multiply."""
+        if not strategy.compute.limited:
+            raise ValueError(
+                "This method multiplies a compute budget, but none is given; pass "
+                "budget_iterations, budget_samples or budget_macs."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the plugin has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept the empty state."""
+
+
+__all__ = ["L_SCALE_FACTORS", "BudgetFactorPlugin", "RestartPlugin"]

@@ -1,0 +1,135 @@
+"""What a run was: configuration, versions, revision and data."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avalanche_clip import __version__
+from avalanche_clip.benchmarks.data import attribute_array
+
+_PACKAGES = (
+    "avalanche-lib",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "transformers",
+    "timm",
+    "numpy",
+)
+_FIELDS = (
+    "train_mb_size",
+    "train_epochs",
+    "eval_mb_size",
+    "schedule",
+    "warmup_iterations",
+    "later_warmup_iterations",
+    "precision",
+    "accumulation_steps",
+    "clip_grad_norm",
+    "reset_optimizer_state",
+    "positives",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version(), "avalanche_clip": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def revision() -> dict[str, Any]:
+    """Git commit of the package's checkout, and whether it has changes."""
+    folder = Path(__file__).resolve().parent
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a strategy as plain data."""
+    budget = strategy.compute
+    groups = [
+        {k: v for k, v in g.items() if k != "params" and _plain(v)}
+        for g in strategy.optimizer.param_groups
+    ]
+    return {
+        "strategy": type(strategy).__name__,
+        **{name: getattr(strategy, name, None) for name in _FIELDS},
+        "budget": {
+            "iterations": budget.iterations,
+            "samples": budget.samples,
+            "macs": budget.macs,
+        },
+        "optimizer": {"class": type(strategy.optimizer).__name__, "groups": groups},
+        "plugins": [
+            {
+                "class": type(p).__name__,
+                **{k: v for k, v in vars(p).items() if k[0] != "_" and _plain(v)},
+            }
+            for p in strategy.plugins
+            if type(p).__name__ not in ("Clock", "PeriodicEval", "EvaluationPlugin")
+        ],
+        "model": getattr(strategy.model, "config", type(strategy.model).__name__),
+        "pretrained": getattr(strategy.model, "pretrained", None),
+        "loader": {k: v for k, v in options.items() if _plain(v)},
+        "device": str(strategy.device),
+    }
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(v) for v in value)
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
+def data_summary(benchmark: Any) -> dict[str, Any]:
+    """Hash, counts and labels of the data of a benchmark.
+
+    The hash covers sample ids, targets and timestamps of every experience of
+    every stream, not the pixels.
+    """
+    digest = hashlib.sha256()
+    counts: dict[str, list[int]] = {}
+    labels: dict[str, list[str]] = {}
+    for name, stream in benchmark.streams.items():
+        digest.update(name.encode())
+        for index, experience in enumerate(stream):
+            dataset = experience.dataset
+            for fact in ("sample_id", "targets", "timestamp"):
+                if hasattr(dataset, fact):
+                    column = np.ascontiguousarray(attribute_array(dataset, fact))
+                    digest.update(column.tobytes())
+            counts.setdefault(name, []).append(len(dataset))
+            label = getattr(experience, "time_label", str(index))
+            labels.setdefault(name, []).append(str(label))
+    return {"hash": digest.hexdigest(), "counts": counts, "labels": labels}
+
+
+__all__ = ["data_summary", "revision", "strategy_config", "versions"]

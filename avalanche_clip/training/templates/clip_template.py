@@ -1,0 +1,519 @@
+"""What every CLIP training loop shares, on top of Avalanche's template."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.evaluation.metrics import loss_metrics
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.quotas import mix64
+from avalanche_clip.budget import ComputeBudget
+from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training import optim
+from avalanche_clip.training.accumulation import FeatureCache
+from avalanche_clip.training.compatibility import check_planned, check_plugins
+from avalanche_clip.training.loader import TrainLoader, rng_state, set_rng_state
+from avalanche_clip.training.resume import apply_pending
+from avalanche_clip.training.schedules import SCHEDULES, learning_rate
+from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.training.templates.loader_mixin import LoaderMixin
+from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteLossError(FloatingPointError):
+    """Raised when a loss becomes NaN or infinite."""
+
+
+def default_clip_evaluator() -> EvaluationPlugin:
+    """Retrieval and loss metrics, printed by the main process."""
+    loggers = [InteractiveLogger()] if distributed.is_main_process() else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return EvaluationPlugin(
+            retrieval_plugin_metrics(), loss_metrics(epoch=True), loggers=loggers
+        )
+
+
+class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
+    """Base of all strategies that train a CLIP-like model.
+
+    Over Avalanche's template it adds: loaders that use the data's collate,
+    seeded per sample and resumable anywhere; an optimiser that follows the
+    model by parameter name; compute budgets beside epochs; schedules that are
+    pure functions of the iteration; mixed precision; accumulation that equals
+    the big batch; clipping; the clamp of the logit scale; DDP with the loss on
+    the gathered batch; teachers shared by all plugins; and a stop at NaN.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`.
+    :param optimizer: an optimiser, a callable ``(param_groups) -> Optimizer``,
+        or None for AdamW with OpenCLIP's values.
+    :param criterion: called as ``criterion(CLIPOutput, targets)``.
+    :param param_groups: ``(named_parameters) -> groups`` with the names of
+        each group; evaluated again whenever the model changes.
+    :param train_mb_size: pairs per step and process.
+    :param train_epochs: passes over the data; with a budget the number of
+        equal parts it is cut into, after which epoch hooks run.
+    :param eval_mb_size: images per evaluation batch; default
+        ``train_mb_size``.
+    :param budget_iterations: optimiser steps per experience.
+    :param budget_samples: training pairs per experience.
+    :param budget_macs: forward MACs per experience.
+    :param schedule: ``"constant"``, ``"cosine"`` (per experience, to zero) or
+        ``"const-cosine"`` (see :class:`ConstantCosinePlugin`).
+    :param warmup_iterations: linear warm-up of the first experience.
+    :param later_warmup_iterations: that of the others (TiC-CLIP: none).
+    :param precision: autocast type: ``"fp32"``, ``"bf16"`` or ``"fp16"``
+        (with a gradient scaler).
+    :param accumulation_steps: chunks per batch, see :class:`FeatureCache`.
+    :param clip_grad_norm: largest gradient norm, None for no clipping.
+    :param reset_optimizer_state: forget moments at each experience.
+    :param seed: the one number behind data order, augmentation, buffers and
+        the model's own randomness in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+        criterion: Any,
+        param_groups: optim.GroupRule | None = None,
+        train_mb_size: int = 128,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = None,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_clip_evaluator,
+        eval_every: int = -1,
+        peval_mode: str = "epoch",
+        budget_iterations: int | None = None,
+        budget_samples: int | None = None,
+        budget_macs: float | None = None,
+        schedule: str = "constant",
+        warmup_iterations: int = 0,
+        later_warmup_iterations: int = 0,
+        precision: str = "fp32",
+        accumulation_steps: int = 1,
+        clip_grad_norm: float | None = None,
+        reset_optimizer_state: bool = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        _check_options(
+            schedule=schedule,
+            precision=precision,
+            accumulation_steps=accumulation_steps,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            warmup_iterations=warmup_iterations,
+            later_warmup_iterations=later_warmup_iterations,
+            clip_grad_norm=clip_grad_norm,
+        )
+        self.seed = seed
+        self.compute = ComputeBudget(
+            iterations=budget_iterations, samples=budget_samples, macs=budget_macs
+        )
+        self.schedule: str | None = schedule
+        self.warmup_iterations = warmup_iterations
+        self.later_warmup_iterations = later_warmup_iterations
+        self.precision = precision
+        self.accumulation_steps = accumulation_steps
+        self.clip_grad_norm = clip_grad_norm
+        self.reset_optimizer_state = reset_optimizer_state
+        self.decay_fraction = 0.2
+        model.to(device)
+        self._group_rule = param_groups
+        self._left_out: set[str] = set()
+        built = self._build_optimizer(model, optimizer)
+        super().__init__(
+            model=model,
+            optimizer=built,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **kwargs,
+        )
+        self._remember_optimizer(model)
+        self._scaler = (
+            torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        )
+        self._ddp: nn.Module | None = None
+        self._cache: FeatureCache | None = None
+        self._pending: dict[str, Any] | None = None
+        self.teachers = TeacherService(self)
+        self.mb_features: CLIPOutput | None = None
+        self.global_features: CLIPOutput | None = None
+        self.loss_terms: dict[str, Tensor] = {}
+        self.planned_iterations = 0
+        self.deterministic_images = False
+        self._give_up_schedule()
+        check_plugins(self)
+        if accumulation_steps > 1:
+            _warn_batch_norm(model)
+
+    # ---------------------------------------------------------------- state
+    @property
+    def experience_index(self) -> int:
+        """Index of the running experience in its stream."""
+        experience = self.experience
+        if experience is None:
+            return self.clock.train_exp_counter
+        return int(experience.logging().current_experience)
+
+    @property
+    def mb_targets(self) -> Tensor:
+        """Group ids of the batch, or sample ids where there are none."""
+        assert self.mbatch is not None
+        return self.mbatch[1]
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a term to the loss of this step (call in ``before_backward``).
+
+        :param name: shown when the loss becomes NaN.
+        :param value: a scalar.
+        """
+        self.loss_terms[name] = value.detach()
+        self.loss = self.loss + value
+
+    def autocast(self) -> torch.autocast:
+        """Context of the forward passes of this strategy."""
+        dtype = _PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    # ------------------------------------------------------------- training
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        state = mix64(np.uint64(self.seed & (2**64 - 1)))
+        state = mix64(state ^ np.uint64(self.experience_index))
+        torch.manual_seed(int(state >> np.uint64(1)))
+        self.compute.start_experience()
+        self.teachers.start_experience()
+        super()._before_training_exp(**kwargs)
+        self.planned_iterations = self._plan()
+        check_planned(self, self.planned_iterations)
+        if self._pending is not None:
+            self._resume()
+
+    def _plan(self) -> int:
+        loader = self.dataloader
+        ours = isinstance(loader, TrainLoader)
+        if not self.compute.limited:
+            return self.train_epochs * len(loader)  # type: ignore[arg-type]
+        size = self.train_mb_size * distributed.world_size()
+        if ours:
+            size = loader.order.batch_size
+        elif self.compute.iterations is None:
+            size = len(next(iter(loader))[0]) * distributed.world_size()
+        factor = 1.0
+        for plugin in self.plugins:
+            multiplier = getattr(plugin, "budget_multiplier", None)
+            if callable(multiplier):
+                factor *= float(multiplier(self))
+        macs = sum(self.model.macs().values()) if self.compute.macs else 0.0
+        planned = self.compute.planned_iterations(size, macs, factor)
+        warmup = self._warmup()
+        if self.schedule is not None and warmup >= planned and warmup > 0:
+            raise ValueError(
+                f"warm-up of {warmup} iterations does not fit into the {planned} "
+                f"planned for experience {self.experience_index}; shorten it."
+            )
+        return planned
+
+    def _warmup(self) -> int:
+        first = self.clock.train_exp_counter == 0
+        return self.warmup_iterations if first else self.later_warmup_iterations
+
+    def _epoch_span(self, epoch: int) -> tuple[int, int]:
+        """First and last-plus-one iteration of an epoch in the experience."""
+        n, parts = self.planned_iterations, self.train_epochs
+        return n * epoch // parts, n * (epoch + 1) // parts
+
+    def _plan_epoch(self) -> int:
+        """Point the loader at the rest of the epoch; return its length."""
+        epoch, done = self.clock.train_exp_epochs, self.clock.train_epoch_iterations
+        low, high = self._epoch_span(epoch)
+        count = high - low - done
+        if isinstance(self.dataloader, TrainLoader):
+            start = low + done if self.dataloader.order.continuous else done
+            self.dataloader.plan(epoch, start, count)
+        return count
+
+    def _train_exp(
+        self, experience: Any, eval_streams: Any = None, **kwargs: Any
+    ) -> None:
+        eval_streams = [experience] if eval_streams is None else list(eval_streams)
+        for i, stream in enumerate(eval_streams):
+            if not isinstance(stream, Iterable):
+                eval_streams[i] = [stream]
+        for epoch in range(self.clock.train_exp_epochs, self.train_epochs):
+            resumed = self._pending is not None and self.clock.train_epoch_iterations
+            if not resumed:
+                self.clock.train_epoch_iterations = 0
+            self._plan_epoch()
+            self._before_training_epoch(**kwargs)
+            if resumed:
+                self._resume()
+                self._plan_epoch()
+            self._pending = None
+            if self._stop_training:
+                self._stop_training = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+            logger.debug("experience %d epoch %d", self.experience_index, epoch)
+        self._pending = None
+
+    def _draw(self, count: int) -> Iterator[Any]:
+        """Draw exactly ``count`` batches, restarting a loader that runs out."""
+        drawn = 0
+        while drawn < count:
+            before = drawn
+            for batch in self.dataloader:
+                yield batch
+                drawn += 1
+                if drawn == count:
+                    return
+            if drawn == before:
+                raise ValueError(
+                    f"The data loader of experience {self.experience_index} yields no "
+                    "batch; use a smaller train_mb_size."
+                )
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Train for the planned iterations of one epoch."""
+        for mbatch in self._draw(self._plan_epoch()):
+            self.mbatch = mbatch
+            if self._stop_training:
+                break
+            self._unpack_minibatch()
+            self._set_learning_rate()
+            self._before_training_iteration(**kwargs)
+            self.optimizer.zero_grad()
+            self.loss = self._make_empty_loss()
+            self.loss_terms = {}
+
+            self._before_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+
+            self.add_loss("criterion", self.criterion())
+            self._before_backward(**kwargs)
+            self.backward()
+            self._after_backward(**kwargs)
+
+            self._before_update(**kwargs)
+            self.optimizer_step()
+            self._after_update(**kwargs)
+            self._count_batch()
+            self._after_training_iteration(**kwargs)
+            for plugin in self.plugins:
+                done = getattr(plugin, "iteration_completed", None)
+                if callable(done):
+                    done(self)
+
+    def _count_batch(self) -> None:
+        world = distributed.world_size()
+        self.compute.spend(
+            "train",
+            images=len(self.mb_x) * world,
+            texts=len(self.mb_x["text"]) * world,
+            steps=1,
+        )
+
+    def _set_learning_rate(self) -> None:
+        if self.schedule is None:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                self.schedule,
+                min(self.clock.train_exp_iterations, self.planned_iterations - 1),
+                self.planned_iterations,
+                base=float(group["initial_lr"]),
+                warmup=self._warmup(),
+                decay_fraction=self.decay_fraction,
+            )
+
+    def _give_up_schedule(self) -> None:
+        stock = [p for p in self.plugins if type(p).__name__ == "LRSchedulerPlugin"]
+        if stock:
+            if self.schedule != "constant" or self.warmup_iterations:
+                warnings.warn(
+                    "LRSchedulerPlugin sets the learning rate: schedule="
+                    f"{self.schedule!r} and the warm-up are off.",
+                    stacklevel=3,
+                )
+            self.schedule = None
+
+    # -------------------------------------------------------------- forward
+    def _unpack_minibatch(self) -> None:
+        assert self.mbatch is not None
+        self.mbatch = [part.to(self.device, non_blocking=True) for part in self.mbatch]
+
+    def _encode(self, batch: Any) -> CLIPOutput:
+        with self.autocast():
+            return self.model(batch)
+
+    def _encode_synced(self, batch: Any) -> CLIPOutput:
+        """Encode so that the backward pass synchronises gradients."""
+        if self._ddp is None or not self.is_training:
+            return self._encode(batch)
+        with self.autocast():
+            return self._ddp(batch)
+
+    def forward(self) -> Any:
+        """Encode the batch; return what ``mb_output`` shall be."""
+        self._cache = None
+        if self.is_training and self.accumulation_steps > 1:
+            self._cache = FeatureCache(self.mb_x, self.accumulation_steps, self.device)
+            output = self._cache.forward(self._encode)
+        else:
+            output = self._encode_synced(self.mb_x)
+        self.mb_features = output
+        if self.is_training:
+            self.global_features = distributed.gather_output(output)
+        return self._output(output)
+
+    def _output(self, output: CLIPOutput) -> Any:
+        raise NotImplementedError
+
+    def backward(self) -> None:
+        """Check the loss, then compute gradients (unscaled)."""
+        self._check_finite()
+        loss = self.loss if self._scaler is None else self._scaler.scale(self.loss)
+        if self._cache is None:
+            loss.backward(retain_graph=self.retain_graph)
+        elif self._ddp is None:
+            loss.backward()
+            self._cache.backward(self._encode, self._encode)
+        else:
+            with self._ddp.no_sync():  # type: ignore[operator]
+                loss.backward()
+            self._cache.backward(self._encode, self._encode_synced)
+        self._cache = None
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+
+    def optimizer_step(self) -> None:
+        """Clip, step, clamp the logit scale, and move the EMA teacher."""
+        if self.clip_grad_norm is not None:
+            params = [p for g in self.optimizer.param_groups for p in g["params"]]
+            nn.utils.clip_grad_norm_(params, self.clip_grad_norm)
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        bound = getattr(self.model, "max_log_scale", None)
+        if bound is not None:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(0.0, bound)
+        self.teachers.update_ema()
+
+    def _check_finite(self) -> None:
+        if torch.isfinite(self.loss).all():
+            return
+        bad = [n for n, v in self.loss_terms.items() if not torch.isfinite(v).all()]
+        where = f"term {bad[0]!r}" if bad else "a term added by a plugin"
+        raise NonFiniteLossError(
+            f"The loss is {float(self.loss.detach().sum())} in experience "
+            f"{self.experience_index}, iteration {self.clock.train_exp_iterations}: "
+            f"{where} is not finite. Terms: "
+            f"{ {n: float(v.sum()) for n, v in self.loss_terms.items()} }. Lower the "
+            "learning rate, clip gradients (clip_grad_norm), or use precision='fp32'."
+        )
+
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self._forget_batch()
+
+    def _eval_cleanup(self) -> None:
+        super()._eval_cleanup()
+        self._forget_batch()
+
+    def _forget_batch(self) -> None:
+        self.mb_features = None
+        self.global_features = None
+        self._cache = None
+
+    # ----------------------------------------------------------- evaluation
+    @torch.no_grad()
+    def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
+        """Evaluate on a stream; random generators stay where they were."""
+        saved = rng_state()
+        cuda = self.device.type == "cuda"
+        saved_cuda = torch.cuda.get_rng_state(self.device) if cuda else None
+        try:
+            return super().eval(exp_list, **kwargs)
+        finally:
+            set_rng_state(saved)
+            if saved_cuda is not None:
+                torch.cuda.set_rng_state(saved_cuda, self.device)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        super()._after_training_exp(**kwargs)
+        experience, self.experience = self.experience, None
+        for plugin in self.plugins:
+            done = getattr(plugin, "experience_completed", None)
+            if callable(done):
+                done(self)
+        self.experience = experience
+
+    # --------------------------------------------------------------- resume
+    def _resume(self) -> None:
+        """Put back the state of an interrupted experience (see load_state)."""
+        apply_pending(self)
+
+
+def _check_options(**options: Any) -> None:
+    if options["schedule"] not in SCHEDULES:
+        raise ValueError(
+            f"schedule={options['schedule']!r} is unknown; use one of {SCHEDULES}."
+        )
+    if options["precision"] not in _PRECISIONS:
+        raise ValueError(
+            f"precision={options['precision']!r} is unknown; use one of "
+            f"{tuple(_PRECISIONS)}."
+        )
+    for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
+        if options[name] < 1:
+            raise ValueError(f"{name}={options[name]} must be at least 1.")
+    for name in ("warmup_iterations", "later_warmup_iterations"):
+        if options[name] < 0:
+            raise ValueError(f"{name}={options[name]} must not be negative.")
+    clip = options["clip_grad_norm"]
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip_grad_norm={clip} must be positive, or None.")
+
+
+def _warn_batch_norm(model: nn.Module) -> None:
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if any(isinstance(m, norms) for m in model.modules()):
+        warnings.warn(
+            "The model has batch normalisation: statistics of chunks differ from those "
+            "of the whole batch, so accumulation does not equal the big batch.",
+            stacklevel=3,
+        )
+
+
+__all__ = ["CLIPTemplate", "NonFiniteLossError", "default_clip_evaluator"]

@@ -1,0 +1,145 @@
+"""Contrastive training of image-text pairs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_clip import distributed
+from avalanche_clip.losses import contrastive_loss, siglip_loss
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training.templates.clip_template import CLIPTemplate
+
+POSITIVES = ("diagonal", "targets")
+
+
+class ContrastiveCriterion(nn.Module):
+    """The loss of a batch of pairs, from the model's output.
+
+    CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss when the model has
+    a logit bias. Stock Avalanche plugins call it with the bare model output
+    and raw ids.
+
+    :param positives: ``"diagonal"``: pair ``i`` is the only positive of row
+        ``i``; ``"targets"``: pairs with equal ids are positives of each other.
+    :raises ValueError: for another value.
+    """
+
+    def __init__(self, positives: str = "diagonal"):
+        super().__init__()
+        if positives not in POSITIVES:
+            raise ValueError(f"positives={positives!r} is unknown; use {POSITIVES}.")
+        self.positives = positives
+
+    def forward(self, output: CLIPOutput, targets: Tensor | None = None) -> Tensor:
+        """Compute the loss.
+
+        :param output: features ``(B, D)`` of both sides.
+        :param targets: ids ``(B,)``, used with ``positives="targets"``.
+        :return: a scalar.
+        """
+        ids = targets if self.positives == "targets" else None
+        bias = (output.aux or {}).get("logit_bias")
+        if bias is not None:
+            return siglip_loss(
+                output.image_features,
+                output.text_features,
+                output.logit_scale,
+                bias,
+                targets=ids,
+            )
+        return contrastive_loss(
+            output.image_features, output.text_features, output.logit_scale, targets=ids
+        )
+
+
+class ContrastiveTemplate(CLIPTemplate):
+    """Train a CLIP-like model on experiences of image-text pairs.
+
+    ``mb_output`` is the matrix of in-batch logits ``(B, B)``, image rows
+    against first captions, and ``mb_y`` is ``arange(B)``, so stock metrics and
+    plugins see in-batch retrieval as classification. ``mb_features`` holds the
+    model's output, ``global_features`` that of all processes, ``mb_targets``
+    the ids of the batch.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`.
+    :param positives: see :class:`ContrastiveCriterion`.
+    :param criterion: replaces :class:`ContrastiveCriterion`.
+    :param kwargs: see :class:`CLIPTemplate`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        positives: str = "diagonal",
+        criterion: Any = None,
+        **kwargs: Any,
+    ):
+        self.positives = positives
+        super().__init__(
+            model=model,
+            criterion=criterion or ContrastiveCriterion(positives),
+            **kwargs,
+        )
+
+    @property
+    def mb_y(self) -> Tensor:
+        """Column of each image's own caption: ``arange(B)``."""
+        return torch.arange(len(self.mb_x), device=self.device)
+
+    def _output(self, output: CLIPOutput) -> Tensor:
+        first = self._first_captions(output)
+        logits = first.logit_scale * first.image_features @ first.text_features.T
+        bias = (first.aux or {}).get("logit_bias")
+        return logits if bias is None else logits + bias
+
+    def _first_captions(self, output: CLIPOutput) -> CLIPOutput:
+        size = len(output.image_features)
+        if len(output.text_features) == size:
+            return output
+        owner = self.mb_x["owner"]
+        rows = torch.full((size,), len(owner), device=owner.device)
+        positions = torch.arange(len(owner), device=owner.device)
+        rows = rows.scatter_reduce(0, owner, positions, "amin")
+        return output._replace(text_features=output.text_features[rows])
+
+    def criterion(self) -> Tensor:
+        """Loss of the global batch (training) or the local one (evaluation)."""
+        if self.is_training:
+            assert self.global_features is not None
+            if len(self.global_features.text_features) != len(
+                self.global_features.image_features
+            ):
+                raise ValueError(
+                    "Training needs one caption per image, but the batch has "
+                    f"{len(self.global_features.text_features)} captions for "
+                    f"{len(self.global_features.image_features)} images; set "
+                    "train_text_transform in prepare_benchmark (RandomCaption)."
+                )
+            targets = distributed.gather_rows(self.mb_targets)
+            return self._criterion(self.global_features, targets)
+        assert self.mb_features is not None
+        output = self._first_captions(self.mb_features)
+        return self._criterion(output, self.mb_targets)
+
+    def _check_pool(self, dataset: Any) -> None:
+        super()._check_pool(dataset)
+        if len(dataset) == 1:
+            raise ValueError(
+                f"Experience {self.experience_index} has one training pair: a "
+                "contrastive loss needs at least two. Merge it with a neighbouring "
+                "time step, or use replay."
+            )
+        if self.train_mb_size == 1 and distributed.world_size() == 1:
+            warnings.warn(
+                "train_mb_size=1: the contrastive loss of a single pair is zero; use "
+                "larger batches.",
+                stacklevel=2,
+            )
+
+
+__all__ = ["POSITIVES", "ContrastiveCriterion", "ContrastiveTemplate"]

@@ -1,0 +1,200 @@
+"""The optimiser side of the CLIP templates: groups that follow the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.training.utils import _at_task_boundary
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_clip import distributed
+from avalanche_clip.training import optim
+
+
+class OptimizerMixin:
+    """Build, rebuild, store and restore the optimiser by parameter name."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    device: torch.device
+    plugins: list[Any]
+    experience: Any
+    is_training: bool
+    reset_optimizer_state: bool
+    _group_rule: optim.GroupRule | None
+    _ddp: nn.Module | None
+    _ddp_ids: frozenset[int]
+
+    def _build_optimizer(self, model: nn.Module, optimizer: Any) -> Optimizer:
+        named = optim.trainable(model)
+        if isinstance(optimizer, Optimizer):
+            return optimizer
+        if optimizer is not None and not callable(optimizer):
+            raise TypeError(
+                f"optimizer is a {type(optimizer).__name__}; give an Optimizer, a "
+                "callable that takes parameter groups, or None."
+            )
+        groups = optim.assign_names(self._group_rule, named)
+        factory = optimizer or optim.default_optimizer
+        return factory(
+            [
+                {
+                    "params": [named[n] for n in g["names"]],
+                    **{k: v for k, v in g.items() if k != "names"},
+                }
+                for g in groups
+            ]
+        )
+
+    def _remember_optimizer(self, model: nn.Module) -> None:
+        named = optim.trainable(model)
+        self._groups = optim.group_names(self.optimizer, named)
+        held = {n for g in self._groups for n in g["names"]}
+        if not held:
+            raise ValueError(
+                "The optimizer holds no trainable parameter of the model; build it "
+                "from this model's parameters, or pass a callable."
+            )
+        self._left_out = set(named) - held
+        self._known = set(named)
+        self._optimizer_names = {id(p): n for n, p in named.items()}
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+
+    def make_optimizer(
+        self, reset_optimizer_state: bool = False, **kwargs: Any
+    ) -> None:
+        """Rebuild the optimiser's groups for the model as it is now."""
+        named = optim.trainable(self.model)
+        if self._group_rule is not None:
+            groups = optim.assign_names(self._group_rule, named)
+        else:
+            groups = self._extend_groups(named)
+        for plugin in self.plugins:
+            rule = getattr(plugin, "param_groups", None)
+            if callable(rule):
+                groups = _claim(groups, rule(self), named)
+        optim.rebuild(
+            self.optimizer,
+            groups,
+            named,
+            self._optimizer_names,
+            reset_state=reset_optimizer_state,
+        )
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        self._groups = groups
+        self._known |= set(named)
+        self._optimizer_names = {id(p): n for n, p in named.items()}
+        self.optimized_param_id = named
+
+    def _extend_groups(self, named: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        groups = [dict(g, names=[n for n in g["names"]]) for g in self._groups]
+        held = {n for g in groups for n in g["names"]}
+        new = [n for n in named if n not in held and n not in self._left_out]
+        if new:
+            plain = optim.clip_param_groups([(n, named[n]) for n in new])[1]["names"]
+            for name in new:
+                last = name in plain and len(groups) > 1
+                groups[-1 if last else 0]["names"].append(name)
+        return [dict(g, names=[n for n in g["names"] if n in named]) for g in groups]
+
+    def check_model_and_optimizer(
+        self, reset_optimizer_state: bool | None = None, **kwargs: Any
+    ) -> None:
+        """Adapt the model, then the optimiser, then DDP."""
+        if _at_task_boundary(self.experience, before=True):
+            self.model = self.model_adaptation()
+            reset = reset_optimizer_state
+            self.make_optimizer(
+                reset_optimizer_state=self.reset_optimizer_state
+                if reset is None
+                else reset,
+                **kwargs,
+            )
+        self._wrap()
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Call ``adaptation(experience)`` of growing modules, in training only."""
+        model = self.model if model is None else model
+        if self.is_training:
+            for module in list(model.modules()):
+                adapt = getattr(module, "adaptation", None)
+                if callable(adapt):
+                    adapt(self.experience)
+        return model.to(self.device)
+
+    def _wrap(self) -> None:
+        if not distributed.is_distributed():
+            return
+        ids = frozenset(id(p) for p in self.model.parameters() if p.requires_grad)
+        if self._ddp is None or ids != self._ddp_ids:
+            self._ddp = None
+            self._ddp = nn.parallel.DistributedDataParallel(
+                self.model, find_unused_parameters=True
+            )
+            self._ddp_ids = ids
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Moments by parameter name and options by group, as plain data."""
+        named = self._optimizer_names
+        state = {
+            named[id(p)]: {
+                k: v.detach().clone() if isinstance(v, Tensor) else v
+                for k, v in entry.items()
+            }
+            for p, entry in self.optimizer.state.items()
+            if id(p) in named
+        }
+        options = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        return {"state": state, "groups": options}
+
+    def load_optimizer_state(self, stored: dict[str, Any]) -> None:
+        """Put back what :meth:`optimizer_state` returned.
+
+        :raises ValueError: if the number of groups differs.
+        """
+        groups = self.optimizer.param_groups
+        if len(stored["groups"]) != len(groups):
+            raise ValueError(
+                f"The stored optimiser has {len(stored['groups'])} parameter groups, "
+                f"this one {len(groups)}; build it in the same way."
+            )
+        for group, options in zip(groups, stored["groups"], strict=True):
+            group.update(options)
+        named = optim.trainable(self.model)
+        self.optimizer.state.clear()
+        for name, entry in stored["state"].items():
+            if name in named:
+                parameter = named[name]
+                self.optimizer.state[parameter] = {
+                    k: _to_device(v, k, parameter) for k, v in entry.items()
+                }
+
+
+def _to_device(value: Any, key: str, parameter: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # torch keeps step counters on the CPU unless the optimiser is fused.
+    return value.clone() if key == "step" else value.to(parameter.device, copy=True)
+
+
+def _claim(
+    groups: list[dict[str, Any]], claimed: Any, named: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Move the names that a plugin claims from the groups into its own."""
+    extra = [dict(g) for g in claimed]
+    taken = {n for g in extra for n in g["names"]}
+    unknown = sorted(taken - set(named))
+    if unknown:
+        raise ValueError(f"A plugin's param_groups name unknown parameters {unknown}.")
+    rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
+    return rest + extra
+
+
+__all__ = ["OptimizerMixin"]

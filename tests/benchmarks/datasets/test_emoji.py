@@ -1,0 +1,326 @@
+"""Tests of the embedded emoji data and its reader."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from avalanche_clip.benchmarks.datasets import emoji
+from avalanche_clip.benchmarks.datasets.emoji import (
+    EMOJI_LANGUAGES,
+    EMOJI_STEPS,
+    EMOJI_STYLES,
+    EmojiImages,
+    EmojiPairs,
+    load_emoji_table,
+    validation_mask,
+)
+
+COUNT = 1911
+STEP_SIZES = [719, 139, 446, 264, 175, 168]
+
+
+def test_table__has_documented_counts():
+    table = load_emoji_table()
+    assert len(table) == len(set(table.ids)) == len(set(table.names)) == COUNT
+    assert np.bincount(table.step).tolist() == STEP_SIZES
+    assert len(table.groups) == 9 and "Component" not in table.groups
+    assert set(table.group) == set(range(9))
+    assert set(table.subgroup) == set(range(len(table.subgroups)))
+
+
+def test_table__columns_agree_on_known_emoji():
+    table = load_emoji_table()
+    row = table.ids.index("1F9D1-200D-1F52C")
+    assert table.chars[row] == "\U0001f9d1\u200d\U0001f52c"
+    assert table.names[row] == "scientist"
+    assert table.versions[row] == "12.1"
+    assert table.timestamps[row] == 1571616000.0  # 2019-10-21 00:00 UTC
+    assert table.groups[table.group[row]] == "People & Body"
+    assert table.subgroups[table.subgroup[row]] == "person-role"
+    assert EMOJI_STEPS[table.step[row]].label == "2018-2019"
+
+
+def test_table__rows_are_sorted_by_release_and_inside_half_open_steps():
+    table = load_emoji_table()
+    assert (np.diff(table.timestamps) >= 0).all()
+    for code, step in enumerate(EMOJI_STEPS):
+        start, end = step.bounds
+        inside = (table.timestamps >= start) & (table.timestamps < end)
+        assert np.array_equal(inside, table.step == code)
+    ends = [step.end for step in EMOJI_STEPS[:-1]]
+    assert ends == [step.start for step in EMOJI_STEPS[1:]]
+
+
+def test_table__languages_have_documented_coverage():
+    table = load_emoji_table()
+    named = {language: table.named(language).sum() for language in EMOJI_LANGUAGES}
+    assert len(named) == 36
+    sparse = {"da": 1646, "mi": 1565, "quz": 1624}
+    assert {language: named[language] for language in sparse} == sparse
+    assert all(n >= 1908 for key, n in named.items() if key not in sparse)
+
+
+@pytest.mark.parametrize("language", EMOJI_LANGUAGES)
+def test_table__captions_of_an_emoji_are_clean_and_distinct(language):
+    table = load_emoji_table()
+    names, keywords = table.captions(language), table.keywords(language)
+    assert len(names) == len(keywords) == COUNT
+    for name, words in zip(names, keywords, strict=True):
+        if name is None:
+            assert words == ()
+            continue
+        texts = [name, *words]
+        assert all(text and text == " ".join(text.split()) for text in texts)
+        assert len({text.casefold() for text in texts}) == len(texts)
+
+
+def test_table__arrays_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        load_emoji_table().step[0] = 1
+
+
+def test_table__pickles_as_a_reference():
+    table = load_emoji_table()
+    assert len(pickle.dumps(table)) < 200
+    assert pickle.loads(pickle.dumps(table)) is table
+
+
+def test_table__unknown_language_is_refused():
+    with pytest.raises(ValueError, match="unknown language 'xx'"):
+        load_emoji_table().captions("xx")
+
+
+@pytest.mark.parametrize("style", EMOJI_STYLES)
+def test_images__every_drawing_is_there_on_white(style):
+    images = EmojiImages(style)
+    assert len(images) == COUNT
+    tiles = np.stack([np.asarray(images[i]) for i in range(COUNT)])
+    assert tiles.shape == (COUNT, 48, 48, 3) and tiles.dtype == np.uint8
+    # The faintest drawing, Twemoji's "white large square", has 3.1.
+    assert (tiles.reshape(COUNT, -1).std(axis=1) > 2).all(), "empty drawing"
+    corners = tiles[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(COUNT, -1)
+    assert (corners.min(axis=1) > 240).mean() > 0.6
+    assert len(np.unique(tiles.reshape(COUNT, -1), axis=0)) > 0.98 * COUNT
+
+
+def test_images__drawings_are_assigned_to_the_right_emoji():
+    table = load_emoji_table()
+    colour = {"red circle": 0, "green circle": 1, "blue circle": 2}
+    rows = [table.names.index(name) for name in colour]
+    for style in EMOJI_STYLES:
+        for channel, image in zip(
+            colour.values(), EmojiImages(style, rows), strict=True
+        ):
+            pixel = np.asarray(image)[24, 24].astype(int)
+            assert pixel.argmax() == channel, (style, pixel)
+
+
+def test_images__tensor_equals_pil_image():
+    rows = [3, 1910, 3]
+    tensors = EmojiImages("twemoji", rows, output="tensor")
+    for i, image in enumerate(EmojiImages("twemoji", rows)):
+        assert isinstance(image, Image.Image) and image.mode == "RGB"
+        assert tensors[i].dtype == torch.uint8 and tensors[i].shape == (3, 48, 48)
+        expected = torch.tensor(np.asarray(image)).permute(2, 0, 1)
+        assert torch.equal(tensors[i], expected)
+
+
+def test_images__changing_an_item_leaves_the_data_intact():
+    images = EmojiImages("noto", [0])
+    tensors = EmojiImages("noto", [0], output="tensor")
+    before = tensors[0].clone()
+    tensors[0].zero_()
+    images[0].paste("black", (0, 0, 48, 48))
+    assert torch.equal(tensors[0], before)
+
+
+def test_images__pickle_holds_no_pixels():
+    images = EmojiImages("noto", [5])
+    images[0]
+    copy = pickle.loads(pickle.dumps(images))
+    assert len(pickle.dumps(images)) < 1000
+    assert copy[0].tobytes() == images[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("apple",), "unknown style 'apple'; choose one of noto"),
+        (("noto", None, "numpy"), "unknown output 'numpy'"),
+        (("noto", [0, COUNT]), "indices span 0..1911; allowed are 0..1910"),
+        (("noto", [-1]), "allowed are 0..1910"),
+        (("noto", [0.5]), "flat sequence of integers"),
+        (("noto", [True, False]), "numpy.flatnonzero"),
+        (("noto", [[0]]), r"shape \(1, 1\)"),
+    ],
+)
+def test_images__bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EmojiImages(*arguments)
+
+
+def test_images__index_past_the_end_raises():
+    assert len(EmojiImages("noto", [])) == 0
+    with pytest.raises(IndexError):
+        EmojiImages("noto", [0, 1])[2]
+
+
+def test_pairs__run_style_by_style_with_stable_ids():
+    table = load_emoji_table()
+    rows = [7, 1900, 2]
+    pairs = EmojiPairs(["twemoji", "noto"], rows)
+    assert len(pairs) == 6
+    assert pairs.emoji_index.tolist() == rows * 2
+    assert pairs.style_code.tolist() == [2, 2, 2, 0, 0, 0]
+    expected = [2 * COUNT + r for r in rows] + rows
+    assert pairs.sample_id.tolist() == expected
+    assert np.array_equal(pairs.timestamps, table.timestamps[rows * 2])
+    for k, (image, text) in enumerate(pairs):
+        style, row = ("twemoji", "noto")[k // 3], rows[k % 3]
+        assert text == table.names[row]
+        assert image.tobytes() == EmojiImages(style)[row].tobytes()
+    assert pairs[-1][1] == pairs[5][1]
+
+
+def test_pairs__all_captions_start_with_the_name():
+    table = load_emoji_table()
+    _, texts = EmojiPairs("noto", [4], language="ja", captions="all")[0]
+    assert texts == [table.captions("ja")[4], *table.keywords("ja")[4]]
+    assert len(texts) > 1
+
+
+def test_pairs__sample_ids_are_unique_over_all_styles():
+    ids = EmojiPairs(EMOJI_STYLES).sample_id
+    assert np.array_equal(np.sort(ids), np.arange(3 * COUNT))
+
+
+def test_pairs__unnamed_emoji_are_refused_and_can_be_left_out():
+    with pytest.raises(ValueError, match="'da' has no name for 265 of the 1911"):
+        EmojiPairs("noto", language="da")
+    rows = np.flatnonzero(load_emoji_table().named("da"))
+    assert len(EmojiPairs("noto", rows, language="da")) == 1646
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"styles": []}, "one or more distinct styles"),
+        ({"styles": ["noto", "noto"]}, "one or more distinct styles"),
+        ({"styles": "noto", "captions": "first"}, "unknown captions 'first'"),
+        ({"styles": "noto", "language": "tlh"}, "unknown language 'tlh'"),
+    ],
+)
+def test_pairs__bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EmojiPairs(**arguments)
+
+
+def test_pairs__empty_selection_has_no_samples():
+    pairs = EmojiPairs(EMOJI_STYLES, [])
+    assert len(pairs) == 0 and pairs.sample_id.shape == (0,)
+    with pytest.raises(IndexError):
+        pairs[0]
+
+
+def test_validation_mask__depends_on_the_single_id_only():
+    ids = load_emoji_table().ids
+    mask = validation_mask(ids)
+    assert np.array_equal(validation_mask(ids[::-1]), mask[::-1])
+    assert not np.array_equal(validation_mask(ids, seed=1), mask)
+    assert (mask <= validation_mask(ids, fraction=0.4)).all()
+
+
+def test_validation_mask__takes_about_a_fifth_of_each_step():
+    table = load_emoji_table()
+    mask = validation_mask(table.ids)
+    shares = [mask[table.step == s].mean() for s in range(len(EMOJI_STEPS))]
+    assert all(0.15 < share < 0.25 for share in shares)
+
+
+def test_validation_mask__bounds_and_bad_input():
+    assert not validation_mask(["a", "b"], fraction=0.0).any()
+    assert validation_mask(["a", "b"], fraction=1.0).all()
+    assert validation_mask([]).shape == (0,)
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        validation_mask(["a"], fraction=20)
+    with pytest.raises(ValueError, match="one string"):
+        validation_mask("1F600")
+
+
+def test_reader__needs_neither_torch_nor_avalanche():
+    # Loaded by path: importing it by name would run the parent packages too.
+    code = (
+        "import importlib.util, sys; "
+        f"spec = importlib.util.spec_from_file_location('emoji', {emoji.__file__!r}); "
+        "module = importlib.util.module_from_spec(spec); "
+        "sys.modules['emoji'] = module; "
+        "spec.loader.exec_module(module); "
+        "print(sorted({'torch', 'avalanche'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_package_data__stays_small_and_carries_licences():
+    data = resources.files("avalanche_clip.benchmarks.datasets") / "data"
+    files = [entry for entry in data.iterdir() if entry.is_file()]
+    assert sum(len(entry.read_bytes()) for entry in files) < 6_000_000
+    notice = data.joinpath("NOTICE").read_text(encoding="utf-8")
+    for entry in files:
+        assert entry.name == "NOTICE" or entry.name in notice
+    for licence in data.joinpath("LICENSES").iterdir():
+        assert f"LICENSES/{licence.name}" in notice
+
+
+def load_tokenizer() -> Tokenizer:
+    path = resources.files("avalanche_clip.models") / "data" / "emoji_bpe.json"
+    return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+
+
+def test_tokenizer__has_the_id_layout_of_clip():
+    tokenizer = load_tokenizer()
+    size = tokenizer.get_vocab_size()
+    assert 3000 <= size <= 4096
+    assert tokenizer.id_to_token(0) == "!" and tokenizer.id_to_token(256) == "!</w>"
+    assert tokenizer.id_to_token(size - 2) == "<|startoftext|>"
+    assert tokenizer.id_to_token(size - 1) == "<|endoftext|>"
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    assert size == 512 + len(merges) + 2
+
+
+def test_tokenizer__cleans_splits_and_frames_text_as_clip_does():
+    tokenizer = load_tokenizer()
+    encoding = tokenizer.encode("  It's  the\nCAT 42!?")
+    assert encoding.tokens[0] == "<|startoftext|>"
+    assert encoding.tokens[-1] == "<|endoftext|>"
+    same = tokenizer.encode("it 's the cat 4 2 !?")
+    assert encoding.ids == same.ids
+    assert "cat</w>" in encoding.tokens
+
+
+def test_tokenizer__fits_every_name_in_32_tokens_without_unknowns():
+    tokenizer = load_tokenizer()
+    end = tokenizer.get_vocab_size() - 1
+    encodings = tokenizer.encode_batch(list(load_emoji_table().names))
+    assert max(len(e.ids) for e in encodings) == 20
+    assert all(e.ids.index(end) == len(e.ids) - 1 for e in encodings)
+
+
+@pytest.mark.parametrize("language", ["hi", "th", "ja", "ar", "el"])
+def test_tokenizer__bytes_cover_every_script(language):
+    tokenizer = load_tokenizer()
+    end = tokenizer.get_vocab_size() - 1
+    names = [n for n in load_emoji_table().captions(language) if n is not None]
+    for encoding in tokenizer.encode_batch(names):
+        assert encoding.ids.count(end) == 1

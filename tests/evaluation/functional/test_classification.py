@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from avalanche_clip.evaluation.functional import class_vectors, classification_metrics
+
+
+def one_hot(predictions, classes):
+    return torch.nn.functional.one_hot(torch.tensor(predictions), classes).double()
+
+
+def test_classification__published_example():
+    scores = one_hot([0, 0, 0, 1, 1, 0, 3], 4)
+    metrics = classification_metrics(scores, [0, 0, 0, 0, 1, 1, 2])
+    assert metrics["acc1"] == pytest.approx(4 / 7)
+    assert metrics["mean_per_class_recall"] == pytest.approx(0.416667, abs=1e-6)
+    assert math.isnan(metrics["acc5"])
+
+
+def test_classification__top_five_equals_the_sorted_order():
+    rng = np.random.default_rng(0)
+    scores, targets = rng.standard_normal((200, 9)), rng.integers(0, 9, 200)
+    order = np.argsort(-scores, axis=1)
+    metrics = classification_metrics(scores, targets)
+    top5 = np.mean([t in row[:5] for t, row in zip(targets, order, strict=True)])
+    assert metrics["acc1"] == pytest.approx(np.mean(order[:, 0] == targets))
+    assert metrics["acc5"] == pytest.approx(top5)
+    recalls = [np.mean(order[targets == c, 0] == c) for c in np.unique(targets)]
+    assert metrics["mean_per_class_recall"] == pytest.approx(np.mean(recalls))
+
+
+def test_classification__equal_scores_are_never_right():
+    metrics = classification_metrics(torch.ones(6, 6), torch.arange(6))
+    assert metrics["acc1"] == metrics["acc5"] == metrics["mean_per_class_recall"] == 0
+
+
+def test_classification__average_precision_by_hand():
+    scores = torch.tensor([[0.9], [0.8], [0.7], [0.6]])
+    targets = torch.tensor([[1], [0], [1], [0]])
+    result = classification_metrics(scores, targets)
+    assert result == {"mean_average_precision": pytest.approx(0.833333, abs=1e-6)}
+
+
+def test_classification__a_class_without_positives_counts_as_zero():
+    scores = torch.tensor([[0.9, 0.3], [0.8, 0.1]])
+    result = classification_metrics(scores, torch.tensor([[True, False]] * 2))
+    assert result["mean_average_precision"] == 0.5
+
+
+def test_classification__ties_do_not_help_the_average_precision():
+    result = classification_metrics(torch.ones(4, 1), [[1], [0], [0], [0]])
+    assert result["mean_average_precision"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "targets, message",
+    [
+        ([0, 1], r"scores \(3, 2\) and targets \(2,\)"),
+        ([0, 1, 2], r"0\.\.1"),
+        ([0.0, 1.0, 1.0], "float64"),
+        ([[0, 2], [0, 1], [0, 0]], "other values"),
+    ],
+)
+def test_classification__refuses_what_does_not_fit(targets, message):
+    with pytest.raises(ValueError, match=message):
+        classification_metrics(torch.zeros(3, 2), targets)
+
+
+def test_classification__refuses_nan():
+    with pytest.raises(ValueError, match="NaN"):
+        classification_metrics(torch.full((3, 2), math.nan), [0, 1, 1])
+
+
+def test_class_vectors__normalise_average_normalise():
+    prompts = torch.tensor([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
+    vectors = class_vectors(prompts, torch.tensor([0, 1, 0]))
+    expected = torch.tensor([[0.894427, 0.447214], [0.0, 1.0]])
+    torch.testing.assert_close(vectors, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("index", [[0], [0, 2], [-1, 0], [0.0, 1.0]])
+def test_class_vectors__refuse_an_index_that_does_not_fit(index):
+    with pytest.raises(ValueError, match="class_index"):
+        class_vectors(torch.eye(2), torch.tensor(index))

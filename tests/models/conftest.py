@@ -1,0 +1,144 @@
+"""Tiny models of every supported kind, written to disk without a network."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+VOCAB = 40
+
+
+@pytest.fixture
+def native_cfg():
+    """An open_clip configuration with a native transformer image tower."""
+    return {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "layers": 2,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+            "image_size": 32,
+        },
+        "text_cfg": {
+            "context_length": 12,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory):
+    """A word tokenizer in JSON format whose last two ids are the special ones."""
+    words = ["[UNK]", *"red green blue dog cat bird car house sun moon".split()]
+    words += [f"w{i}" for i in range(VOCAB - len(words) - 2)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture
+def tiny_cfg(native_cfg, tokenizer_file):
+    """The native configuration over the word tokenizer."""
+    native_cfg["text_cfg"]["vocab_size"] = VOCAB
+    return {
+        "model_cfg": native_cfg,
+        "tokenizer": {"type": "json", "file": str(tokenizer_file)},
+    }
+
+
+def save_hf_tokenizer(tokenizer_file, folder, **special):
+    """Store the word tokenizer as a transformers tokenizer."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer.from_file(str(tokenizer_file))
+    inner.post_processor = TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", VOCAB - 2), ("<|endoftext|>", VOCAB - 1)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        **special,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture
+def hf_clip_folder(tmp_path, tokenizer_file):
+    """A transformers CLIP folder with weights, tokenizer and preprocessing."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = CLIPConfig(
+        text_config={
+            **sizes,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 12,
+            "bos_token_id": VOCAB - 2,
+            "eos_token_id": VOCAB - 1,
+            "pad_token_id": VOCAB - 1,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path / "hf_clip"
+    CLIPModel(config).save_pretrained(folder)
+    save_hf_tokenizer(tokenizer_file, folder)
+    processor = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 3,
+        "size": {"shortest_edge": 40},
+        "crop_size": {"height": 32, "width": 32},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture
+def hf_siglip_folder(tmp_path, tokenizer_file):
+    """A transformers SigLIP folder with weights and tokenizer."""
+    from transformers import SiglipConfig, SiglipModel
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = SiglipConfig(
+        text_config={
+            **sizes,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 12,
+            "bos_token_id": VOCAB - 2,
+            "eos_token_id": VOCAB - 1,
+            "pad_token_id": VOCAB - 1,
+        },
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+    )
+    torch.manual_seed(0)
+    folder = tmp_path / "hf_siglip"
+    SiglipModel(config).save_pretrained(folder)
+    save_hf_tokenizer(tokenizer_file, folder)
+    return folder

@@ -1,0 +1,190 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avalanche_clip.models import create_dual_encoder
+
+TEXTS = ["red dog", "green cat bird"]
+TOLERANCE = {"rtol": 0, "atol": 1e-6}
+
+
+def reference(folder, cls):
+    import transformers
+
+    return getattr(transformers, cls).from_pretrained(folder).eval()
+
+
+def test_clip_folder__equals_transformers(hf_clip_folder):
+    clip = reference(hf_clip_folder, "CLIPModel")
+    model = create_dual_encoder(f"hf:{hf_clip_folder}").eval()
+    image = torch.randn(2, 3, 32, 32)
+    short = model.tokenizer(TEXTS)
+    full = torch.nn.functional.pad(short, (0, 12 - short.shape[1]), value=39)
+    with torch.no_grad():
+        expected = clip.get_image_features(pixel_values=image).pooler_output
+        assert torch.equal(model.encode_image(image, normalize=False), expected)
+        expected = clip.get_text_features(input_ids=full).pooler_output
+        assert torch.equal(model.encode_text(full, normalize=False), expected)
+        cut = model.encode_text(short, normalize=False)
+        assert (cut - expected).abs().max() < 1e-5
+        out = model({"image": image, "text": full})
+        scores = clip(input_ids=full, pixel_values=image).logits_per_image
+    ours = out.logit_scale * out.image_features @ out.text_features.T
+    torch.testing.assert_close(ours, scores, rtol=1e-5, atol=1e-5)
+    assert model.pretrained == str(hf_clip_folder)
+    assert model.is_causal_text
+    assert model.embed_dim == 24
+    cfg = model.transform(False).preprocessing
+    assert cfg.mean == (0.1, 0.2, 0.3)
+    assert (cfg.resize_to, cfg.size, cfg.resize_mode) == (40, (32, 32), "shortest")
+
+
+def test_siglip_folder__equals_transformers(hf_siglip_folder):
+    siglip = reference(hf_siglip_folder, "SiglipModel")
+    model = create_dual_encoder(f"hf:{hf_siglip_folder}").eval()
+    image, text = torch.randn(2, 3, 32, 32), model.tokenizer(TEXTS)
+    assert text.shape == (2, 12)
+    with torch.no_grad():
+        out = model({"image": image, "text": text})
+        expected = siglip(input_ids=text, pixel_values=image).logits_per_image
+        cut = model.encode_text(text[:, :6])
+    ours = out.logit_scale * out.image_features @ out.text_features.T
+    ours = ours + out.aux["logit_bias"]
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(cut, out.text_features)
+    assert model.max_log_scale is None
+    assert out.logit_scale.shape == ()
+    assert model.transform(False).preprocessing.resize_mode == "squash"
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_clip_folder__every_weight_layout(safe, sharded, hf_clip_folder):
+    expected = create_dual_encoder(f"hf:{hf_clip_folder}").state_fingerprint()
+    file = hf_clip_folder / "model.safetensors"
+    state = load_file(file)
+    file.unlink()
+    stem, suffix = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    names = sorted(state)
+    parts = [names[::2], names[1::2]] if sharded else [names]
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = f"{stem}.{suffix}"
+        if sharded:
+            name = f"{stem}-{number:05d}-of-00002.{suffix}"
+        chosen = {k: state[k] for k in part}
+        weight_map |= dict.fromkeys(part, name)
+        if safe:
+            save_file(chosen, str(hf_clip_folder / name), metadata={"format": "pt"})
+        else:
+            torch.save(chosen, hf_clip_folder / name)
+    if sharded:
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        path = hf_clip_folder / f"{stem}.{suffix}.index.json"
+        path.write_text(json.dumps(index))
+    assert create_dual_encoder(hf_clip_folder).state_fingerprint() == expected
+    config = create_dual_encoder(hf_clip_folder).config
+    model = create_dual_encoder(config, pretrained=hf_clip_folder)
+    assert model.state_fingerprint() == expected
+
+
+def test_clip_folder__half_precision_files_become_float32(hf_clip_folder):
+    file = hf_clip_folder / "model.safetensors"
+    state = {k: v.half() for k, v in load_file(file).items()}
+    save_file(state, str(file), metadata={"format": "pt"})
+    model = create_dual_encoder(hf_clip_folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_clip_folder__incomplete_weights_are_refused(hf_clip_folder):
+    file = hf_clip_folder / "model.safetensors"
+    state = load_file(file)
+    del state["text_projection.weight"]
+    save_file(state, str(file), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection"):
+        create_dual_encoder(hf_clip_folder)
+    file.unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        create_dual_encoder(hf_clip_folder)
+
+
+def test_clip_folder__activation_mismatch_is_refused(hf_clip_folder):
+    config = create_dual_encoder(hf_clip_folder).config
+    config["hf_config"]["text_config"]["hidden_act"] = "gelu"
+    with pytest.raises(ValueError, match="hidden_act"):
+        create_dual_encoder(config, pretrained=hf_clip_folder)
+
+
+@pytest.mark.parametrize("folder", ["hf_clip_folder", "hf_siglip_folder"])
+def test_precision__frozen_weights_give_close_features(folder, request):
+    source = request.getfixturevalue(folder)
+    exact = create_dual_encoder(source).eval()
+    model = create_dual_encoder(source, precision="bf16")
+    image, text = torch.randn(2, 3, 32, 32), exact.tokenizer(TEXTS)
+    assert model.clip.text_model.embeddings.token_embedding.weight.element_size() == 2
+    with torch.no_grad():
+        images = model.encode_image(image) * exact.encode_image(image)
+        texts = model.encode_text(text) * exact.encode_text(text)
+    assert images.sum(1).min() > 0.99
+    assert texts.sum(1).min() > 0.99
+    assert model.macs()["text"] == exact.macs()["text"] > 0
+
+
+def test_config__rebuilds_and_reinitializes(hf_clip_folder):
+    model = create_dual_encoder(hf_clip_folder)
+    config = json.loads(json.dumps(model.config))
+    torch.manual_seed(4)
+    fresh = create_dual_encoder(config)
+    assert fresh.pretrained is None
+    model.reinitialize(4)
+    assert fresh.state_fingerprint() == model.state_fingerprint()
+    bare = create_dual_encoder(config["hf_config"])
+    with pytest.raises(ValueError, match="tokenizer"):
+        _ = bare.tokenizer
+
+
+@pytest.mark.parametrize("folder", ["hf_clip_folder", "hf_siglip_folder"])
+def test_save__folder_stands_alone(folder, request, tmp_path):
+    source = request.getfixturevalue(folder)
+    model = create_dual_encoder(f"hf:{source}")
+    model.save(tmp_path / "saved")
+    source.rename(tmp_path / "gone")
+    loaded = create_dual_encoder(tmp_path / "saved")
+    assert loaded.state_fingerprint() == model.state_fingerprint()
+    assert torch.equal(loaded.tokenizer(TEXTS), model.tokenizer(TEXTS))
+
+
+@pytest.mark.parametrize("folder", ["hf_clip_folder", "hf_siglip_folder"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_blocks__hook_on_the_output_acts(folder, tower, request):
+    model = create_dual_encoder(request.getfixturevalue(folder)).eval()
+    batch = {"image": torch.randn(2, 3, 32, 32), "text": model.tokenizer(TEXTS)}
+    before = getattr(model(batch), f"{tower}_features")
+    views = model.blocks(tower)
+    assert len(views) == 2
+    seen = []
+    views[0].norm2.register_forward_pre_hook(lambda m, a: seen.append(a[0].shape))
+    noise = torch.randn(views[0].width)
+    handle = views[0].mlp_out.register_forward_hook(lambda m, a, out: out + noise)
+    after = getattr(model(batch), f"{tower}_features")
+    assert seen[0][0] == 2
+    assert not torch.allclose(before, after)
+    handle.remove()
+    assert torch.equal(before, getattr(model(batch), f"{tower}_features"))
+
+
+def test_source__unsupported_types_and_missing_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="bert.*clip, siglip"):
+        create_dual_encoder({"model_type": "bert"})
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        create_dual_encoder(f"hf:{tmp_path}")
+
+
+def test_tokenizer__missing_files_are_explained(hf_clip_folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (hf_clip_folder / name).unlink()
+    model = create_dual_encoder(hf_clip_folder)
+    with pytest.raises(ValueError, match="No tokenizer could be loaded"):
+        _ = model.tokenizer

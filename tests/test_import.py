@@ -1,0 +1,94 @@
+"""The package root is lazy, and every name it offers exists."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+import avalanche_clip
+
+HEAVY = ("avalanche", "matplotlib", "numpy", "open_clip", "torch", "transformers")
+HEAVY += ("timm", "torchvision", "wandb")
+AVALANCHE_FREE = (
+    "avalanche_clip.losses",
+    "avalanche_clip.models",
+    "avalanche_clip.evaluation.functional",
+)
+
+
+def run_python(code: str) -> str:
+    """Return what a fresh interpreter prints for ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
+    """Return which of ``names`` a fresh interpreter has loaded after ``statement``."""
+    return json.loads(
+        run_python(
+            "import json, sys\n"
+            f"{statement}\n"
+            f"print(json.dumps([n for n in {names!r} if n in sys.modules]))"
+        )
+    )
+
+
+def test_root__loads_no_heavy_library():
+    assert loaded_after("import avalanche_clip", HEAVY) == []
+
+
+def test_root__imports_within_its_time_budget():
+    code = (
+        "import time\n"
+        "start = time.perf_counter()\n"
+        "import avalanche_clip\n"
+        "print(time.perf_counter() - start)"
+    )
+    # The fastest of three: a busy machine can only slow an import down.
+    assert min(float(run_python(code)) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("module", AVALANCHE_FREE)
+def test_pure_subpackage__loads_neither_avalanche_nor_wandb(module):
+    assert loaded_after(f"import {module}", ("avalanche", "wandb")) == []
+
+
+@pytest.mark.parametrize("name", sorted(avalanche_clip._PUBLIC))
+def test_public_name__resolves_to_an_export_of_its_subpackage(name):
+    value = getattr(avalanche_clip, name)
+    module = sys.modules[avalanche_clip._PUBLIC[name]]
+    assert value is getattr(module, name)
+    assert name in module.__all__
+
+
+@pytest.mark.parametrize("name", avalanche_clip._SUBPACKAGES)
+def test_subpackage__is_an_attribute_of_the_root(name):
+    code = f"import avalanche_clip; print(avalanche_clip.{name}.__name__)"
+    assert run_python(code).strip() == f"avalanche_clip.{name}"
+
+
+def test_dir__lists_names_before_they_are_loaded():
+    listed = run_python("import avalanche_clip; print(*dir(avalanche_clip))").split()
+    assert set(avalanche_clip._PUBLIC) | set(avalanche_clip._SUBPACKAGES) <= set(listed)
+
+
+def test_all__holds_each_public_name_once():
+    assert len(avalanche_clip.__all__) == len(set(avalanche_clip.__all__))
+    assert set(avalanche_clip.__all__) == {"__version__", *avalanche_clip._PUBLIC}
+
+
+def test_unknown_name__raises_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = avalanche_clip.no_such_name
+
+
+def test_version__is_that_of_the_installed_distribution():
+    from importlib.metadata import version
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+", avalanche_clip.__version__)
+    assert version("avalanche-clip") == avalanche_clip.__version__
