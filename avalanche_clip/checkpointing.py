@@ -10,27 +10,24 @@ optimiser with current dill and typing_extensions.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from avalanche_clip import distributed
-from avalanche_clip.training import plugin_state
-from avalanche_clip.training.loader import TrainLoader
-from avalanche_clip.training.plugin_state import register_plugin_state
+from avalanche_clip.training.plugin_state import plain, register_plugin_state
 from avalanche_clip.training.resume import (
     FORMAT,
     CheckpointError,
     capture_state,
-    restore_model,
-    restore_running,
+    restore_state,
 )
-from avalanche_clip.training.stock_plugin_state import restore_replay
+from avalanche_clip.training.stock_plugin_state import exact_inside
 
-logger = logging.getLogger(__name__)
+_BLOCK = 1 << 20
 
 
 class _HashingFile:
@@ -60,42 +57,75 @@ def save_state(strategy: Any, path: str | Path) -> Path:
     :raises TypeError: if a plugin has state that cannot be stored; give it
         ``state_dict`` and ``load_state_dict``, or use
         :func:`register_plugin_state`.
+    :raises RuntimeError: during an evaluation.
     """
-    inside = strategy.experience is not None and strategy.is_training
+    path = Path(path)
+    if strategy.experience is not None and not strategy.is_training:
+        raise RuntimeError(
+            "save_state was called during an evaluation, which cannot be resumed; "
+            "call it before or after."
+        )
+    inside = strategy.experience is not None
+    if not distributed.is_main_process():
+        return path
     if inside:
-        _warn_foreign_loader(strategy)
-        index = strategy.experience_index
-    else:
-        index = strategy.clock.train_exp_counter
+        _warn_inexact(strategy)
+    index = strategy.experience_index if inside else strategy.clock.train_exp_counter
     state = capture_state(strategy, inside=inside, experience=index)
     return write_state(state, path)
 
 
 def write_state(state: dict[str, Any], path: str | Path) -> Path:
-    """Write plain data to a file by a temporary one, with a checksum."""
+    """Write plain data to a file by a temporary one, with a checksum.
+
+    :param state: tensors, numbers, strings, and containers of them.
+    :param path: file to write, whole or not at all.
+    :return: the path.
+    :raises TypeError: naming the place of what is not plain data.
+    """
     path = Path(path)
     if not distributed.is_main_process():
         return path
+    state = plain(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         hashing = _HashingFile(file)
         torch.save(state, hashing)
         file.flush()
         os.fsync(file.fileno())
-    checksum = path.with_name(path.name + ".sha256")
+    checksum = checksum_path(path)
     # A stale checksum must never sit beside a new file.
     checksum.unlink(missing_ok=True)
     os.replace(temporary, path)
-    side = checksum.with_name(checksum.name + ".tmp")
+    side = checksum.with_name(f"{checksum.name}.{os.getpid()}.tmp")
     side.write_text(f"{hashing.hash.hexdigest()}  {path.name}\n")
     os.replace(side, checksum)
+    _sync_folder(path.parent)
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a loss of power, where that is possible."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checksum_path(path: Path) -> Path:
+    """File beside a checkpoint that holds its SHA-256."""
+    return path.with_name(path.name + ".sha256")
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint and verify it.
 
+    :param path: written by :func:`save_state`.
+    :return: the state, all tensors on the CPU.
     :raises FileNotFoundError: if there is no such file.
     :raises CheckpointError: if the checksum differs, the file cannot be read,
         or it is of another format.
@@ -103,10 +133,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    checksum = path.with_name(path.name + ".sha256")
+    checksum = checksum_path(path)
     if checksum.is_file():
-        expected = checksum.read_text().split()[0]
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        words = checksum.read_text(errors="replace").split()
+        if not words or words[0] != _digest(path):
             raise CheckpointError(
                 f"{path} is damaged: its checksum differs from {checksum.name}. Use an "
                 "earlier checkpoint."
@@ -120,15 +150,23 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     """Put a fresh strategy where a stored run was.
 
     Model, counters and plugins are restored at once. If the run stopped inside
-    an experience, everything is applied again right after that experience's
-    ``before_training_exp``, when it is trained next, so nothing is copied,
-    drawn or grown twice.
+    an experience, everything but growth is applied again right after that
+    experience's ``before_training_exp``, when it is trained next, so nothing
+    is copied, drawn or grown twice.
 
-    :param strategy: built like the one that was stored.
+    :param strategy: built like the one that was stored, not yet trained.
     :param path: written by :func:`save_state`.
     :param benchmark: the same prepared benchmark; gives replay its data.
     :return: index of the experience to train next (the interrupted one, if
@@ -136,47 +174,26 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     :raises CheckpointError: if the file is damaged or was written by another
         kind of run.
     """
-    state = read_state(path)
-    if state["seed"] != strategy.seed:
-        raise CheckpointError(
-            f"The checkpoint was written with seed={state['seed']}, but the strategy "
-            f"has seed={strategy.seed}; build it with the same one."
-        )
-    restore_model(strategy, state)
-    plugin_state.apply_numbers(strategy.clock, state["clock"])
-    strategy.compute.load_state_dict(state["compute"])
-    plugin_state.restore(strategy, state["plugins"])
-    _restore_data(strategy, benchmark)
-    strategy.teachers.load_state_dict(state["teachers"])
-    if state["inside"]:
-        strategy._pending = state
-    else:
-        strategy._pending = None
-        restore_running(strategy, state)
-    return int(state["experience"])
+    return restore_state(strategy, read_state(path), benchmark)
 
 
-def _restore_data(strategy: Any, benchmark: Any) -> None:
-    for plugin in strategy.plugins:
-        restore_data = getattr(plugin, "restore_data", None)
-        if callable(restore_data):
-            restore_data(benchmark)
-        restore_replay(plugin, benchmark)
-
-
-def _warn_foreign_loader(strategy: Any) -> None:
-    if not isinstance(strategy.dataloader, TrainLoader):
-        logger.warning(
-            "The data loader of %s is not ours: a run resumed from this checkpoint "
-            "draws other batches. Stock replay resumes exactly between experiences "
-            "only; BudgetedReplayPlugin also inside.",
-            type(strategy.dataloader).__name__,
-        )
+def _warn_inexact(strategy: Any) -> None:
+    if exact_inside(strategy) or getattr(strategy, "_warned_inexact", False):
+        return
+    strategy._warned_inexact = True
+    warnings.warn(
+        f"Batches of {type(strategy.dataloader).__name__} or of a stock memory cannot "
+        "be drawn again: a run resumed from a checkpoint inside this experience "
+        "differs. Stock replay, GDumb and A-GEM resume exactly between experiences "
+        "only; BudgetedReplayPlugin also inside.",
+        stacklevel=3,
+    )
 
 
 __all__ = [
     "CheckpointError",
     "capture_state",
+    "checksum_path",
     "load_state",
     "read_state",
     "register_plugin_state",

@@ -54,13 +54,32 @@ def barrier() -> None:
         dist.barrier()
 
 
+def broadcast_object(value: Any) -> Any:
+    """Give every process the value of the main one.
+
+    :param value: anything that can be pickled; used on the main process only.
+    :return: the main process's value.
+    """
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _all_gather(rows: Tensor) -> Tensor:
+    # empty_like keeps the strides of what it copies, and NCCL wants none.
+    rows = rows.detach().contiguous()
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
         ctx.count = rows.shape[0]
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        return _all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
@@ -85,9 +104,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     if rows.is_floating_point() and rows.requires_grad:
         return _GatherRows.apply(rows)
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return _all_gather(rows)
 
 
 def gather_output(output: CLIPOutput) -> CLIPOutput:
@@ -114,6 +131,7 @@ def gather_output(output: CLIPOutput) -> CLIPOutput:
 
 __all__ = [
     "barrier",
+    "broadcast_object",
     "gather_output",
     "gather_rows",
     "init_distributed",

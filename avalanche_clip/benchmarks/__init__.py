@@ -8,11 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset, tic_emoji
+    from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+    from avalanche_clip.benchmarks.classic.tic_emoji import (
+        emoji_dataset,
+        tic_emoji,
+        tic_emoji_joint,
+    )
     from avalanche_clip.benchmarks.data import (
         CorruptSampleError,
-        FieldCollate,
-        ImageTextBatch,
         attribute_array,
         find_corrupt_samples,
         make_image_text_dataset,
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "CorruptSampleError": "data",
-    "FieldCollate": "data",
-    "ImageTextBatch": "data",
+    "FieldCollate": "batch",
+    "ImageTextBatch": "batch",
     "RandomCaption": "prepare",
     "attribute_array": "data",
     "emoji_dataset": "classic.tic_emoji",
@@ -36,6 +39,7 @@ _MODULES = {
     "split_online": "splits",
     "split_validation": "splits",
     "tic_emoji": "classic.tic_emoji",
+    "tic_emoji_joint": "classic.tic_emoji",
     "time_stamped_benchmark": "generators",
 }
 
@@ -64,5 +68,6 @@ __all__ = [
     "split_online",
     "split_validation",
     "tic_emoji",
+    "tic_emoji_joint",
     "time_stamped_benchmark",
 ]

@@ -7,11 +7,11 @@ layout that stock Avalanche plugins (EWC, A-GEM, replay) can run a model on.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from avalanche.benchmarks.utils import (
     AvalancheDataset,
     DataAttribute,
@@ -28,6 +28,9 @@ from avalanche.benchmarks.utils.flat_data import (
 )
 from torch import Tensor
 
+from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+from avalanche_clip.benchmarks.times import timestamp_column
+
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
 """Facts that every item carries when the data set has them."""
 
@@ -36,186 +39,6 @@ _ATTRIBUTE_ORDER = ("sample_id", "targets", "language", "timestamp")
 
 class CorruptSampleError(RuntimeError):
     """Raised when a raw item of an image-text data set cannot be read."""
-
-
-class ImageTextBatch(dict):
-    """A mini-batch of images with their captions.
-
-    Keys: ``image`` (float, ``(B, C, H, W)``), ``text`` (int64 token ids,
-    ``(M, L)``), ``owner`` (int64, ``(M,)``, the row of the image that each
-    caption belongs to), ``sample_id`` (int64, ``(B,)``), and where the data
-    set has them ``targets``, ``language`` and ``timestamp`` (``(B,)``). With
-    one caption per image, ``M == B`` and ``owner`` is ``arange(B)``.
-
-    ``len(batch)`` is the number of images ``B``, which stock plugins use as
-    the weight of the batch.
-
-    >>> batch = ImageTextBatch(image=torch.zeros(2, 3, 8, 8))
-    >>> len(batch), tuple(batch.shape)
-    (2, (2, 3, 8, 8))
-    """
-
-    def to(self, *args: Any, **kwargs: Any) -> ImageTextBatch:
-        """Return a batch whose tensors were moved by ``Tensor.to``."""
-        return type(self)(
-            (k, v.to(*args, **kwargs) if hasattr(v, "to") else v)
-            for k, v in self.items()
-        )
-
-    def pin_memory(self) -> ImageTextBatch:
-        """Return a batch whose tensors are in pinned memory."""
-        return type(self)(
-            (k, v.pin_memory() if isinstance(v, Tensor) else v) for k, v in self.items()
-        )
-
-    def __len__(self) -> int:
-        image = self.get("image")
-        if image is None:
-            return dict.__len__(self)
-        return int(image.shape[0])
-
-    def __bool__(self) -> bool:
-        return True
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the image tensor."""
-        return self["image"].shape
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the image tensor."""
-        return self["image"].device
-
-    def split(self, chunks: int) -> list[ImageTextBatch]:
-        """Cut the batch into consecutive, nearly equal parts.
-
-        :param chunks: number of parts, between 1 and the batch size; fewer
-            parts are returned when the batch is smaller.
-        :return: batches that hold all images and captions in order.
-        """
-        size = len(self)
-        chunks = max(1, min(chunks, size))
-        bounds = [round(i * size / chunks) for i in range(chunks + 1)]
-        owner = self.get("owner")
-        parts = []
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            part = type(self)()
-            if owner is None:
-                rows: Any = slice(start, stop)
-            else:
-                rows = ((owner >= start) & (owner < stop)).nonzero().squeeze(1)
-            for key, value in self.items():
-                if key == "owner":
-                    part[key] = value[rows] - start
-                elif key == "text":
-                    part[key] = value[rows]
-                else:
-                    part[key] = value[start:stop]
-            parts.append(part)
-        return parts
-
-
-class FieldCollate:
-    """Turn data set items into ``[ImageTextBatch, targets, task]``.
-
-    Captions are tokenised here, in one call per batch. The tokenizer is held
-    by reference, so a vocabulary that grows later is seen.
-
-    :param fields: names of the item's elements in order; the first two are
-        ``image`` and ``text``, the last may be ``targets_task_labels``.
-    :param tokenizer: callable ``(texts, languages) -> LongTensor (N, L)``;
-        without one only pre-tokenised captions can be collated.
-    :raises ValueError: while collating, when an item has another number of
-        elements than ``fields``, or images of a batch differ in size.
-    """
-
-    def __init__(self, fields: Sequence[str], tokenizer: Any = None):
-        self.fields = tuple(fields)
-        self.tokenizer = tokenizer
-        if self.fields[:2] != ("image", "text"):
-            raise ValueError(
-                f"fields={self.fields!r} must begin with 'image', 'text'; pass the "
-                "names of the item's elements in order."
-            )
-
-    def with_tokenizer(self, tokenizer: Any) -> FieldCollate:
-        """Return a copy that uses another tokenizer."""
-        return FieldCollate(self.fields, tokenizer)
-
-    def __call__(self, samples: Sequence[Sequence[Any]]) -> list[Any]:
-        width = len(self.fields)
-        for sample in samples:
-            if len(sample) != width:
-                raise ValueError(
-                    f"An item has {len(sample)} elements, but {width} are declared: "
-                    f"{self.fields}. Build data sets with make_image_text_dataset, "
-                    "and add facts with its arguments only."
-                )
-        columns = dict(zip(self.fields, zip(*samples, strict=True), strict=True))
-        batch = ImageTextBatch(image=_stack_images(columns["image"]))
-        facts = {
-            name: torch.as_tensor(np.asarray(columns[name]))
-            for name in self.fields[2:]
-            if name != "targets_task_labels"
-        }
-        texts, owner = _flatten_captions(columns["text"])
-        batch["text"] = self._tokenise(texts, owner, facts.get("language"))
-        batch["owner"] = torch.as_tensor(owner)
-        batch.update(facts)
-        size = len(samples)
-        labels = facts.get("targets", facts.get("sample_id", torch.arange(size)))
-        task = columns.get("targets_task_labels", (0,) * size)
-        return [batch, labels, torch.as_tensor(np.asarray(task, dtype=np.int64))]
-
-    def _tokenise(
-        self, texts: list[Any], owner: list[int], languages: Tensor | None
-    ) -> Tensor:
-        if isinstance(texts[0], Tensor):
-            return _pad_tokens(texts)
-        if self.tokenizer is None:
-            raise ValueError(
-                "Captions are strings, but no tokenizer is bound to the data. Call "
-                "prepare_benchmark(benchmark, model) before training or evaluating."
-            )
-        codes = None
-        if languages is not None:
-            codes = [int(languages[o]) for o in owner]
-        return self.tokenizer(texts, codes)
-
-
-def _stack_images(images: Sequence[Any]) -> Tensor:
-    first = images[0]
-    if not isinstance(first, Tensor):
-        raise ValueError(
-            f"An image is a {type(first).__name__}, not a tensor: no image transform "
-            "is bound to the data. Call prepare_benchmark(benchmark, model) first."
-        )
-    if any(image.shape != first.shape for image in images):
-        shapes = sorted({tuple(image.shape) for image in images})
-        raise ValueError(
-            f"Images of one batch differ in shape: {shapes}. Give a transform that "
-            "resizes, for example through prepare_benchmark(benchmark, model)."
-        )
-    return torch.stack(list(images))
-
-
-def _flatten_captions(texts: Sequence[Any]) -> tuple[list[Any], list[int]]:
-    flat: list[Any] = []
-    owner: list[int] = []
-    for row, text in enumerate(texts):
-        captions = text if isinstance(text, (list, tuple)) else (text,)
-        flat.extend(captions)
-        owner.extend([row] * len(captions))
-    return flat, owner
-
-
-def _pad_tokens(rows: Sequence[Tensor]) -> Tensor:
-    width = max(int(row.shape[-1]) for row in rows)
-    out = torch.zeros(len(rows), width, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        out[i, : row.shape[-1]] = row
-    return out
 
 
 class _CheckedPairs:
@@ -234,27 +57,37 @@ class _CheckedPairs:
             item = self.pairs[index]
             image, text = item[0], item[1]
             if hasattr(image, "load") and not isinstance(image, Tensor):
+                # PIL reads lazily; errors should name the item, not a transform.
                 image.load()
-        except (OSError, SyntaxError, EOFError, ValueError, KeyError) as error:
+        # Decoders raise nearly anything, and an IndexError that got out would end
+        # a loop over the data set early, without a word.
+        except Exception as error:
             raise CorruptSampleError(
                 f"Item {index} (sample_id {self.sample_ids[index]}) cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
                 "dataset.subset(list_of_positions_to_keep) drops them."
             ) from error
+        if isinstance(text, Tensor) and text.dim() == 2:
+            text = list(text)
         _check_caption(text, index, self.sample_ids[index], self.empty_captions)
         return image, text
 
 
 def _check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
-    if isinstance(text, Tensor):
-        return
     captions = text if isinstance(text, (list, tuple)) else (text,)
     where = f"Item {index} (sample_id {sample_id})"
     if not captions:
         raise ValueError(f"{where} has no caption; give at least one string per image.")
     for caption in captions:
         if isinstance(caption, Tensor):
+            integers = not caption.is_floating_point() and not caption.is_complex()
+            if caption.dim() != 1 or not integers:
+                raise TypeError(
+                    f"{where} has a caption tensor of shape {tuple(caption.shape)} and "
+                    f"{caption.dtype}; token ids are integers of shape (L,), or (K, L) "
+                    "for K captions."
+                )
             continue
         if not isinstance(caption, str):
             raise TypeError(
@@ -287,11 +120,12 @@ def make_image_text_dataset(
 
     :param pairs: object with ``len()`` and ``[i] -> (image, text)``; an image
         is a PIL image or a tensor, a text a string, a list of captions of the
-        same image, or a tensor of token ids.
+        same image, or token ids: integers ``(L,)``, or ``(K, L)`` for K captions.
     :param sample_ids: int64, ``(N,)``, unique in the whole benchmark;
         default ``0 .. N-1``.
     :param targets: int64 group ids, ``(N,)``: class, concept or caption group.
-    :param timestamps: float64 seconds UTC, ``(N,)``.
+    :param timestamps: ``(N,)`` seconds UTC, ``datetime64``, datetimes or ISO
+        strings; kept as float64 seconds, missing ones as NaN.
     :param languages: int codes, ``(N,)``.
     :param task_labels: one int for all samples, a sequence, or None for none.
     :param in_item: which facts travel with each item into the batch; facts
@@ -319,9 +153,16 @@ def make_image_text_dataset(
         "sample_id": ids,
         "targets": None if targets is None else _column("targets", targets),
         "language": None if languages is None else _column("languages", languages),
-        "timestamp": _timestamps(timestamps),
+        "timestamp": None if timestamps is None else timestamp_column(timestamps),
     }
+    labels: Any = None
+    if isinstance(task_labels, numbers.Integral):
+        labels = ConstantSequence(int(task_labels), size)
+    elif task_labels is not None:
+        labels = _column("task_labels", task_labels)
+        columns["task_labels"] = labels
     _check_columns(columns, size)
+    columns.pop("task_labels", None)
     attributes = [
         DataAttribute(column, name, use_in_getitem=name in in_item)
         for name, column in columns.items()
@@ -329,11 +170,6 @@ def make_image_text_dataset(
     ]
     fields = ["image", "text"] + [a.name for a in attributes if a.use_in_getitem]
     if task_labels is not None:
-        labels = (
-            ConstantSequence(task_labels, size)
-            if isinstance(task_labels, int)
-            else _column("task_labels", task_labels)
-        )
         attributes.append(TaskLabels(labels))
         fields.append("targets_task_labels")
     cls = AvalancheDataset
@@ -350,26 +186,16 @@ def make_image_text_dataset(
 
 def _column(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} has values of 2**63 or more; use signed 64-bit ones.")
     if array.dtype.kind not in "iu":
         raise ValueError(
             f"{name} has dtype {array.dtype}; it must hold integers (for languages "
             "and classes, integer codes)."
         )
     return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def _timestamps(values: Any) -> np.ndarray | None:
-    if values is None:
-        return None
-    array = np.asarray(values)
-    if array.dtype.kind == "M":
-        return array.astype("datetime64[ns]").astype(np.int64) / 1e9
-    if array.dtype.kind not in "iuf":
-        raise ValueError(
-            f"timestamps have dtype {array.dtype}; give seconds since 1970 in UTC as "
-            "numbers, or numpy datetime64 values; NaN marks a missing one."
-        )
-    return np.ascontiguousarray(array, dtype=np.float64)
 
 
 def _check_columns(columns: dict[str, np.ndarray | None], size: int) -> None:
@@ -414,9 +240,10 @@ def attribute_array(dataset: AvalancheDataset, name: str) -> np.ndarray:
     :return: array of shape ``(len(dataset),)``.
     :raises ValueError: if the data set has no such attribute.
     """
-    attribute = getattr(dataset, name, None)
-    if attribute is None or not isinstance(attribute, DataAttribute):
-        have = [da.name for da in dataset._data_attributes.values()]
+    # Not `getattr(dataset, name)`: that stays behind `update_data_attribute`.
+    attribute = dataset._data_attributes.get(name)
+    if attribute is None:
+        have = list(dataset._data_attributes)
         raise ValueError(
             f"The data set has no attribute {name!r}; it has {have}. Give it to "
             "make_image_text_dataset."
@@ -424,11 +251,18 @@ def attribute_array(dataset: AvalancheDataset, name: str) -> np.ndarray:
     return _flat_array(attribute.data)
 
 
+def item_fields(dataset: AvalancheDataset) -> tuple[str, ...]:
+    """Return the names of the elements of an image-text item, in order."""
+    facts = [a.name for a in dataset._data_attributes.values() if a.use_in_getitem]
+    return ("image", "text", *facts)
+
+
 def _flat_array(flat: Any) -> np.ndarray:
     """Gather the values of a FlatData tree with numpy, not per sample.
 
     Iterating a ``FlatData`` of Avalanche 0.6.0 costs about a microsecond per
-    sample and a Python object each; here every leaf is indexed once.
+    sample and a Python object each; here every leaf is indexed once. The result
+    may be the stored column itself.
     """
     if isinstance(flat, np.ndarray):
         return flat
@@ -439,6 +273,8 @@ def _flat_array(flat: Any) -> np.ndarray:
         if isinstance(flat, ConstantSequence):
             return np.full(len(flat), flat._constant_value)
         return np.asarray(flat)
+    if not leaves:
+        return np.empty(0, dtype=np.int64)
     parts = [_flat_array(leaf) for leaf in leaves]
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
     indices = flat._indices
@@ -462,11 +298,18 @@ def concatenate(datasets: Sequence[AvalancheDataset]) -> AvalancheDataset:
     Empty parts are left out, because Avalanche 0.6.0 loses attributes when the
     first operand is empty.
 
-    :raises ValueError: if all parts are empty or there are none.
+    :raises ValueError: if all parts are empty or there are none, or items of
+        the parts hold different facts.
     """
     parts = [dataset for dataset in datasets if len(dataset) > 0]
     if not parts:
         raise ValueError("There is nothing to concatenate: all data sets are empty.")
+    fields = {item_fields(part) for part in parts}
+    if len(fields) > 1:
+        raise ValueError(
+            f"The items of the data sets hold different facts: {sorted(fields)}. "
+            "Give all of them the same facts in make_image_text_dataset."
+        )
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.concat(part)
@@ -480,5 +323,6 @@ __all__ = [
     "attribute_array",
     "concatenate",
     "find_corrupt_samples",
+    "item_fields",
     "make_image_text_dataset",
 ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
@@ -15,48 +13,16 @@ from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import attach_scenario
+from avalanche_clip.benchmarks.times import (
+    PERIODS,
+    Time,
+    iso_date,
+    iso_time,
+    period_starts,
+    to_timestamp,
+)
 
 logger = logging.getLogger(__name__)
-
-PERIODS = ("day", "week", "month", "quarter", "year")
-Time = Any
-"""Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
-
-
-def to_timestamp(value: Time) -> float:
-    """Convert a time to seconds since 1970 in UTC.
-
-    Dates and times without a zone are taken as UTC.
-
-    :raises ValueError: if the value is not a finite time.
-
-    >>> to_timestamp("1970-01-02"), to_timestamp(dt.date(1970, 1, 2))
-    (86400.0, 86400.0)
-    """
-    if isinstance(value, str):
-        text = value[:-1] + "+00:00" if value.endswith("Z") else value
-        try:
-            value = dt.datetime.fromisoformat(text)
-        except ValueError as error:
-            raise ValueError(
-                f"{value!r} is no ISO date such as '2016-06-03' or "
-                "'2016-06-03T12:00:00+00:00'."
-            ) from error
-    if isinstance(value, np.datetime64):
-        seconds = float(value.astype("datetime64[us]").astype(np.int64)) / 1e6
-        value = float("nan") if np.isnat(value) else seconds
-    elif isinstance(value, dt.datetime):
-        zoned = value if value.tzinfo else value.replace(tzinfo=dt.timezone.utc)
-        value = zoned.timestamp()
-    elif isinstance(value, dt.date):
-        midnight = dt.datetime(
-            value.year, value.month, value.day, tzinfo=dt.timezone.utc
-        )
-        value = midnight.timestamp()
-    seconds = float(value)
-    if not np.isfinite(seconds):
-        raise ValueError(f"{value!r} is not a finite time.")
-    return seconds
 
 
 def time_stamped_benchmark(
@@ -83,13 +49,14 @@ def time_stamped_benchmark(
 
     :param train: data set with a ``timestamp`` attribute.
     :param boundaries: ``T - 1`` increasing times that start steps 2 to T.
-    :param num_experiences: number of steps, as equal in size as the
-        timestamps allow.
+    :param num_experiences: number of steps of nearly equal size: each cut is
+        at the change of timestamp nearest to its ideal place.
     :param counts: exact sizes of the steps; their sum is ``len(train)``.
     :param period: ``"day"``, ``"week"`` (from Monday), ``"month"``,
         ``"quarter"`` or ``"year"`` in UTC; periods without training samples do
         not become steps.
-    :param labels: one name per step; default the dates of the samples.
+    :param labels: one name per step; default the dates of the training
+        samples (with the time of day where dates would repeat).
     :param missing: what to do with NaN or infinite timestamps: ``"raise"``, or
         ``"drop"`` them and log how many.
     :param empty: what to do when a step of some stream has no sample:
@@ -101,6 +68,7 @@ def time_stamped_benchmark(
     :raises ValueError: if the cut is not given exactly once, boundaries do not
         increase, counts cannot be met, timestamps are missing, or a step is
         empty.
+    :raises TypeError: if a stream is not an Avalanche data set.
     """
     given = {
         "boundaries": boundaries,
@@ -147,6 +115,11 @@ def _valid_times(
     name: str, dataset: AvalancheDataset, missing: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return finite timestamps and their positions."""
+    if not isinstance(dataset, AvalancheDataset):
+        raise TypeError(
+            f"Stream {name!r} is a {type(dataset).__name__}; give one data set made "
+            "by make_image_text_dataset with timestamps."
+        )
     times = attribute_array(dataset, "timestamp").astype(np.float64)
     finite = np.isfinite(times)
     lost = int((~finite).sum())
@@ -172,42 +145,54 @@ def _cuts(
     period: str | None,
 ) -> np.ndarray:
     if boundaries is not None:
-        cuts = np.asarray([to_timestamp(b) for b in boundaries], dtype=np.float64)
-        if len(cuts) > 1 and not (np.diff(cuts) > 0).all():
-            raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
-        return cuts
+        return _given_cuts(boundaries)
     ordered = np.sort(times)
     if num_experiences is not None:
         return _even_cuts(ordered, num_experiences)
     if counts is not None:
         return _count_cuts(ordered, counts)
-    return _period_cuts(ordered, str(period))
+    return np.unique(period_starts(ordered, str(period)))[1:]
+
+
+def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
+    if isinstance(boundaries, str) or not np.iterable(boundaries):
+        raise ValueError(
+            f"boundaries={boundaries!r} is a single value; give a list of times, one "
+            "less than there are steps."
+        )
+    cuts = np.asarray([to_timestamp(b) for b in boundaries], dtype=np.float64)
+    if not (np.diff(cuts) > 0).all():
+        raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
+    return cuts
 
 
 def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
     starts = np.flatnonzero(np.diff(ordered) > 0) + 1
-    if num < 1 or len(starts) + 1 < num:
+    if isinstance(num, bool) or int(num) != num or not 1 <= num <= len(starts) + 1:
         raise ValueError(
             f"num_experiences={num}, but there are {len(starts) + 1} different "
-            "timestamps; choose a number between 1 and that."
+            "timestamps; choose an integer between 1 and that."
         )
     chosen: list[int] = []
     low = 0
-    for k in range(1, num):
+    for k in range(1, int(num)):
         # Leave enough different times for the steps still to come.
-        high = len(starts) - (num - 1 - k)
+        high = len(starts) - (int(num) - 1 - k)
         ideal = k * len(ordered) / num
-        candidates = starts[low:high]
-        best = int(np.argmin(np.abs(candidates - ideal)))
-        chosen.append(int(candidates[best]))
-        low += best + 1
+        best = low + int(np.searchsorted(starts[low:high], ideal))
+        if best == high or (
+            best > low and ideal - starts[best - 1] <= starts[best] - ideal
+        ):
+            best -= 1
+        chosen.append(int(starts[best]))
+        low = best + 1
     return ordered[chosen]
 
 
 def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     sizes = np.asarray(counts)
-    if sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        raise ValueError(f"counts={list(counts)} must be positive integers.")
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
+        raise ValueError(f"counts={counts!r} must be a list of positive integers.")
     if int(sizes.sum()) != len(ordered):
         raise ValueError(
             f"counts sum to {int(sizes.sum())}, but there are {len(ordered)} samples "
@@ -224,27 +209,6 @@ def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
                 f"stay together: cut at {left} or {right}."
             )
     return ordered[starts]
-
-
-def _period_cuts(ordered: np.ndarray, period: str) -> np.ndarray:
-    if period not in PERIODS:
-        raise ValueError(f"period={period!r} is unknown; use one of {PERIODS}.")
-    present = np.unique(_period_start(ordered, period))
-    return present[1:].astype("datetime64[s]").astype(np.int64).astype(np.float64)
-
-
-def _period_start(times: np.ndarray, period: str) -> np.ndarray:
-    seconds = np.floor(times).astype(np.int64).astype("datetime64[s]")
-    if period in ("day", "month", "year"):
-        return seconds.astype(f"datetime64[{period[0].upper()}]").astype(
-            "datetime64[s]"
-        )
-    if period == "week":
-        days = seconds.astype("datetime64[D]").astype(np.int64)
-        monday = days - (days + 3) % 7  # 1970-01-01 was a Thursday
-        return monday.astype("datetime64[D]").astype("datetime64[s]")
-    months = seconds.astype("datetime64[M]").astype(np.int64)
-    return (months - months % 3).astype("datetime64[M]").astype("datetime64[s]")
 
 
 def _split_positions(
@@ -282,26 +246,22 @@ def _labels(
     total: int,
 ) -> list[str]:
     if labels is not None:
-        if len(labels) != total:
+        if isinstance(labels, str) or len(labels) != total:
             raise ValueError(
-                f"{len(labels)} labels for {total} steps; give one per step."
+                f"labels={labels!r} for {total} steps; give a list of one per step."
             )
         return [str(labels[step]) for step in steps]
     times = attribute_array(train, "timestamp")
-    names = []
-    for step in steps:
-        first, last = (iso_date(times[p]) for p in (parts[step][0], parts[step][-1]))
-        names.append(first if first == last else f"{first}..{last}")
+    ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
+    names = [_span(iso_date(first), iso_date(last)) for first, last in ends]
+    if len(set(names)) < len(names):
+        # Several steps within a day.
+        names = [_span(iso_time(first), iso_time(last)) for first, last in ends]
     return names
 
 
-def iso_date(timestamp: float) -> str:
-    """Format seconds since 1970 as a UTC date.
-
-    >>> iso_date(0.0)
-    '1970-01-01'
-    """
-    return str(np.datetime64(int(np.floor(timestamp)), "s").astype("datetime64[D]"))
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first}..{last}"
 
 
 __all__ = ["PERIODS", "iso_date", "time_stamped_benchmark", "to_timestamp"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
@@ -15,12 +17,15 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
     ExperienceAttribute,
 )
 from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
+from avalanche.benchmarks.utils.data import _FlatDataWithTransform
+from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
-from avalanche_clip.benchmarks.data import FieldCollate
+from avalanche_clip.benchmarks.batch import FieldCollate
+from avalanche_clip.benchmarks.data import attribute_array, item_fields
 
 
 class RandomCaption:
-    """Pick one caption of an image at random, and all of them in evaluation.
+    """Pick one caption of an image at random (the training side).
 
     The choice uses torch's generator, which the training loaders seed per
     sample, so it does not depend on the number of workers.
@@ -84,12 +89,18 @@ def prepare_benchmark(
     :param eval_transform: replaces ``model.transform(False)``.
     :param train_text_transform: applied to the text of training items;
         default :class:`RandomCaption`, one caption per image drawn at random.
-    :return: the prepared benchmark; the given one is unchanged.
-    :raises ValueError: if a data set was not made for image-text pairs.
+    :return: the prepared benchmark; the given one is unchanged. Preparing
+        again replaces transforms and tokenizer, it adds nothing to them.
+    :raises ValueError: if a data set was not made for image-text pairs, or a
+        ``sample_id`` occurs in two training experiences.
+
+    Samples that other streams share with ``train`` are warned about: they are
+    test samples trained on, or ids that were left at their default. Streams
+    other than ``train`` may share samples (a gallery of all test sets).
     """
-    train_image = train_transform or model.transform(True)
-    eval_image = eval_transform or model.transform(False)
-    text = train_text_transform or RandomCaption()
+    train_image = model.transform(True) if train_transform is None else train_transform
+    eval_image = model.transform(False) if eval_transform is None else eval_transform
+    text = RandomCaption() if train_text_transform is None else train_text_transform
     groups = TransformGroups(
         {"train": (train_image, text), "eval": (eval_image, AllCaptions())}
     )
@@ -98,10 +109,11 @@ def prepare_benchmark(
         experiences = []
         for experience in stream:
             dataset = prepare_dataset(experience.dataset, model.tokenizer, groups)
-            if name != "train":
+            if not _is_training(name):
                 dataset = dataset.eval()
             experiences.append(clone_experience(experience, dataset))
         streams.append(EagerCLStream(name, experiences))
+    _check_sample_ids(streams)
     prepared = PreparedBenchmark(streams)
     for stream in prepared.streams.values():
         stream.benchmark = prepared
@@ -109,10 +121,72 @@ def prepare_benchmark(
     return prepared
 
 
+def _is_training(name: str) -> bool:
+    # Avalanche's split_online_stream names its stream "train_online".
+    return name == "train" or name.startswith("train_")
+
+
+def _check_sample_ids(streams: Sequence[EagerCLStream]) -> None:
+    # Sorted, because numpy's `unique` takes seconds for a million distinct ids.
+    ids = {
+        stream.name: np.sort(_gather([e.dataset for e in stream])) for stream in streams
+    }
+    training = [stream for stream in streams if _is_training(stream.name)]
+    for stream in training:
+        if _repeated(ids[stream.name]).size:
+            raise ValueError(_repeat_message(stream, _repeated(ids[stream.name])))
+        for other in streams:
+            if _is_training(other.name):
+                continue
+            shared = _repeated(
+                np.sort(np.concatenate([ids[stream.name], _distinct(ids[other.name])]))
+            )
+            if not shared.size:
+                continue
+            warnings.warn(
+                f"{len(shared)} sample_ids of stream {other.name!r} (for example "
+                f"{shared[0]}) also occur in {stream.name!r}. If these are the same "
+                "samples, take them out of one; if not, give sample_ids that are "
+                "unique in the whole benchmark to make_image_text_dataset.",
+                stacklevel=3,
+            )
+
+
+def _gather(datasets: Sequence[AvalancheDataset]) -> np.ndarray:
+    parts = [attribute_array(dataset, "sample_id") for dataset in datasets]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def _repeated(ordered: np.ndarray) -> np.ndarray:
+    return _distinct(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _distinct(ordered: np.ndarray) -> np.ndarray:
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+def _repeat_message(stream: EagerCLStream, repeated: np.ndarray) -> str:
+    where = [
+        index
+        for index, experience in enumerate(stream)
+        if (attribute_array(experience.dataset, "sample_id") == repeated[0]).any()
+    ]
+    return (
+        f"{len(repeated)} sample_ids occur more than once in stream {stream.name!r} "
+        f"(for example {repeated[0]}, in experience(s) {where}); a sample is known by "
+        "its id in replay, caches and resuming. Give ids that are unique in the whole "
+        "benchmark with make_image_text_dataset(sample_ids=...)."
+    )
+
+
 def prepare_dataset(
     dataset: AvalancheDataset, tokenizer: Any, groups: TransformGroups
 ) -> AvalancheDataset:
     """Return an image-text data set with transforms and a tokenizer.
+
+    Transform groups that it had are replaced; frozen transforms stay.
 
     :raises ValueError: if the data set does not collate by
         :class:`FieldCollate`.
@@ -123,18 +197,32 @@ def prepare_dataset(
             f"The data set collates by {type(collate).__name__}; image-text data sets "
             "are made by make_image_text_dataset."
         )
-    bare = dataset.remove_current_transform_group() if _has_groups(dataset) else dataset
+    bare = copy.copy(dataset)
+    bare._flat_data = _without_groups(dataset._flat_data)
     return type(dataset)(
         [bare],
         data_attributes=None,
         transform_groups=groups,
-        collate_fn=collate.with_tokenizer(tokenizer),
+        # Decorators may have added attributes, so the fields are read anew.
+        collate_fn=type(collate)(item_fields(dataset), tokenizer),
     ).train()
 
 
-def _has_groups(dataset: AvalancheDataset) -> bool:
-    groups = dataset._flat_data._transform_groups
-    return groups is not None and bool(groups.transform_groups)
+def _without_groups(flat: Any) -> Any:
+    """Rebuild a tree of data without its transform groups.
+
+    Avalanche 0.6.0's ``remove_current_transform_group`` drops only the group
+    in use: a data set prepared twice would transform twice in the other one.
+    Trees have groups at any level, since subsets wrap what they are taken from.
+    """
+    bare = copy.copy(flat)
+    bare._transform_groups = EmptyTransformGroups()
+    bare._transform_groups.current_group = "train"
+    bare._datasets = [
+        _without_groups(part) if isinstance(part, _FlatDataWithTransform) else part
+        for part in flat._datasets
+    ]
+    return bare
 
 
 def clone_experience(
@@ -156,9 +244,17 @@ def clone_experience(
 
 def copy_scenario_facts(source: CLScenario, target: CLScenario) -> None:
     """Carry over what generators attach to a scenario (labels, prompts)."""
-    for name in ("time_labels", "class_prompts", "languages", "description"):
-        if hasattr(source, name):
-            setattr(target, name, getattr(source, name))
+    for name, value in vars(source).items():
+        if not name.startswith("_") and not name.endswith("_stream"):
+            setattr(target, name, value)
+    if not hasattr(target, "time_labels"):
+        # Avalanche's decorators make a new scenario, but keep the experiences.
+        labels = [
+            getattr(experience, "time_label", None)
+            for experience in target.streams.get("train", ())
+        ]
+        if labels and None not in labels:
+            target.time_labels = labels
 
 
 def is_prepared(dataset: AvalancheDataset) -> bool:

@@ -6,6 +6,9 @@ and Cumulative-Equal. The rounding and the hash-based choice are ours.
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import numpy as np
 
 
@@ -27,13 +30,9 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     >>> replay_quotas(8, 4, "exp"), replay_quotas(8, 4, "equal")
     ([2, 2, 4], [2, 3, 3])
     """
-    if isinstance(total, bool) or int(total) != total or total < 0:
-        raise ValueError(f"total={total!r} must be an integer of at least 0.")
-    if isinstance(step, bool) or int(step) != step or step < 1:
-        raise ValueError(f"step={step!r} must be an integer of at least 1.")
+    total, earlier = _whole("total", total, 0), _whole("step", step, 1) - 1
     if kind not in ("exp", "equal"):
         raise ValueError(f"kind={kind!r} is unknown; use 'exp' or 'equal'.")
-    total, earlier = int(total), int(step) - 1
     if earlier == 0:
         return []
     # Exact integer arithmetic: share k is total * weight_k / denominator.
@@ -53,6 +52,16 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     return counts
 
 
+def _whole(name: str, value: Any, low: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < low:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {low}.")
+    return number
+
+
 def sample_priorities(sample_ids: np.ndarray, seed: int, step: int) -> np.ndarray:
     """Give every sample a fixed pseudo-random priority in a step's buffer.
 
@@ -66,7 +75,7 @@ def sample_priorities(sample_ids: np.ndarray, seed: int, step: int) -> np.ndarra
     :return: uint64, ``(N,)``, equal inputs give equal values everywhere.
     """
     with np.errstate(over="ignore"):
-        mixed = mix64(np.uint64(seed & (2**64 - 1)))
+        mixed = mix64(np.uint64(int(seed) & (2**64 - 1)))
         mixed = mix64(mixed ^ np.uint64(step))
         return mix64(np.asarray(sample_ids).astype(np.uint64) ^ mixed)
 
@@ -83,8 +92,13 @@ def mix64(value: np.ndarray | np.uint64) -> np.ndarray:
 def keep_smallest(priorities: np.ndarray, count: int) -> np.ndarray:
     """Return the positions of the ``count`` smallest priorities, ascending.
 
-    Equal priorities are told apart by position.
+    Equal priorities are told apart by position. All positions are returned
+    when there are fewer than ``count``.
+
+    :raises ValueError: if ``count`` is negative.
     """
+    if count < 0:
+        raise ValueError(f"count={count} must be at least 0.")
     if count >= len(priorities):
         return np.arange(len(priorities))
     order = np.argsort(priorities, kind="stable")[:count]

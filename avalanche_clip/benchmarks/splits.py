@@ -7,11 +7,17 @@ two keep everything that a generator attached.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.scenarios.generic_scenario import (
+    CLExperience,
+    EagerCLStream,
+    ExperienceAttribute,
+)
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
@@ -24,6 +30,16 @@ from avalanche_clip.benchmarks.prepare import (
 from avalanche_clip.benchmarks.quotas import keep_smallest, sample_priorities
 
 EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
+"""What generators of this package attach to experiences."""
+
+_TASKS = ("task_label", "task_labels")
+# Lists of classes, true for the whole experience and not for a part of it.
+_CLASS_LISTS = (
+    "classes_in_this_experience",
+    "previous_classes",
+    "classes_seen_so_far",
+    "future_classes",
+)
 
 
 def split_validation(
@@ -38,8 +54,8 @@ def split_validation(
     """Move part of each training experience to a validation stream.
 
     The choice is by a hash of ``(seed, sample_id)``: it does not depend on the
-    order of the samples, and a sample chosen in one cut of the data is chosen
-    in another.
+    order of the samples, and a smaller fraction chooses a part of what a larger
+    one does.
 
     :param benchmark: scenario with a training stream of image-text data.
     :param fraction: share of each experience, in ``(0, 1)``; at least one
@@ -53,8 +69,12 @@ def split_validation(
     """
     if select is None and not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1, exclusive.")
+    _check_train(benchmark, train_name)
     if valid_name in benchmark.streams:
-        raise ValueError(f"The benchmark already has a stream {valid_name!r}.")
+        raise ValueError(
+            f"The benchmark already has a stream {valid_name!r}; choose another "
+            "valid_name."
+        )
     kept, held = [], []
     for index, experience in enumerate(benchmark.streams[train_name]):
         dataset = experience.dataset
@@ -85,6 +105,14 @@ def split_validation(
     scenario = attach_scenario(streams)
     copy_scenario_facts(benchmark, scenario)
     return scenario
+
+
+def _check_train(benchmark: CLScenario, name: str) -> None:
+    if name not in benchmark.streams:
+        raise ValueError(
+            f"The benchmark has no stream {name!r}; it has {list(benchmark.streams)}. "
+            "Name one of them in train_name."
+        )
 
 
 def _hash_mask(
@@ -119,12 +147,18 @@ def split_online(
     :param shuffle: shuffle inside each time step; without it samples come in
         the order of the data set (by time, for time-stamped benchmarks).
     :param seed: seed of the shuffle.
-    :param drop_last: leave out the smaller tail of each time step.
+    :param drop_last: leave out the smaller tail of each time step; a step may
+        not vanish that way.
     :return: scenario whose training stream holds Avalanche
-        ``OnlineCLExperience`` objects that also carry ``time_label``,
-        ``time_start`` and ``time_end``; other streams are unchanged.
-    :raises ValueError: if ``experience_size`` is below 1, or nothing is left.
+        ``OnlineCLExperience`` objects with what generators and decorators
+        attached, task labels those of the part, lists of classes left out (apply
+        ``with_classes_timeline`` afterwards); other streams are unchanged.
+    :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
+        step has no full experience and ``drop_last`` is set.
     """
+    _check_train(benchmark, train_name)
+    if isinstance(experience_size, bool) or not isinstance(experience_size, Integral):
+        raise ValueError(f"experience_size={experience_size!r} must be an integer.")
     if experience_size < 1:
         raise ValueError(f"experience_size={experience_size} must be at least 1.")
     online: list[OnlineCLExperience] = []
@@ -132,10 +166,17 @@ def split_online(
         size = len(origin.dataset)
         order = np.arange(size)
         if shuffle:
-            order = np.random.default_rng([seed, number]).permutation(size)
+            seeds = [int(seed) & (2**63 - 1), number]
+            order = np.random.default_rng(seeds).permutation(size)
         starts = list(range(0, size, experience_size))
         if drop_last and size % experience_size:
             starts.pop()
+        if not starts:
+            raise ValueError(
+                f"Experience {number} has {size} samples; with experience_size="
+                f"{experience_size} and drop_last={drop_last} nothing is left of it. "
+                "Choose a smaller size, or drop_last=False."
+            )
         for k, start in enumerate(starts):
             part = order[start : start + experience_size].tolist()
             experience = OnlineCLExperience(
@@ -147,12 +188,8 @@ def split_online(
                 access_task_boundaries=False,
             )
             experience.current_experience = len(online)
-            for name in EXPERIENCE_FACTS:
-                if hasattr(origin, name):
-                    setattr(experience, name, getattr(origin, name))
+            _copy_facts(origin, experience)
             online.append(experience)
-    if not online:
-        raise ValueError("No online experience is left; use drop_last=False.")
     streams = [EagerCLStream(train_name, online)]
     for name, stream in benchmark.streams.items():
         if name != train_name:
@@ -161,6 +198,21 @@ def split_online(
     scenario = attach_scenario(streams)
     copy_scenario_facts(benchmark, scenario)
     return scenario
+
+
+def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
+    """Copy what generators and decorators attached to an experience."""
+    for name, value in vars(origin).items():
+        if name.startswith("_") or name in vars(part) or name in _CLASS_LISTS:
+            continue
+        if name not in _TASKS:
+            shared = isinstance(value, ExperienceAttribute)
+            setattr(part, name, copy.copy(value) if shared else value)
+    if hasattr(origin, "task_labels"):
+        tasks = np.unique(attribute_array(part.dataset, "targets_task_labels")).tolist()
+        part.task_labels = tasks
+        if len(tasks) == 1:
+            part.task_label = tasks[0]
 
 
 __all__ = ["split_online", "split_validation"]

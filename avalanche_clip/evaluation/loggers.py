@@ -40,6 +40,7 @@ class MetricsCSVLogger(BaseLogger):
         super().__init__()
         self.path = Path(path)
         self.experience = -1
+        self._num_rows = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open_existing()
 

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from avalanche_clip.evaluation._drawing import (
     INK,
@@ -152,9 +153,8 @@ def plot_over_time(
     ax.plot(x, mean, color="#B0B0B0", linewidth=5, label="mean", solid_capstyle="round")
     for j, name in enumerate(names):
         colour, marker = look(j)
-        line = {"color": colour, "linewidth": 1.8, "label": name}
-        hollow = {"marker": marker, "markersize": 6, "markerfacecolor": "white"}
-        ax.plot(x, values[:, j], **line, **hollow)
+        (line,) = ax.plot(x, values[:, j], color=colour, linewidth=1.8, label=name)
+        line.set(marker=marker, markersize=6, markerfacecolor="white")
         if j < rows:
             own = j + offset
             ax.plot(x[own], values[own, j], marker=marker, markersize=8, color=colour)
@@ -208,7 +208,9 @@ def plot_budget(
         colour, marker = look(number)
         data = np.asarray(runs, dtype=np.float64) * (1.0, 100.0 if percent else 1.0)
         if len(data) > 1:
-            ax.scatter(*data.T, s=14, color=colour, alpha=0.45, linewidths=0)
+            ax.scatter(
+                data[:, 0], data[:, 1], s=14, color=colour, alpha=0.45, linewidths=0
+            )
         x, y = data.mean(axis=0)
         bars = data.std(axis=0, ddof=1) if len(data) > 1 else (0, 0)
         ax.errorbar(
@@ -230,6 +232,7 @@ def plot_budget(
     else:
         ax.set_xlim(0, max(means) * 1.12 or 1)
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        ax.xaxis.set_major_formatter(EngFormatter())
     ax.set_xlabel(xlabel)
     ax.set_ylabel(unit(ylabel, percent))
     ax.margins(y=0.15)
@@ -277,10 +280,14 @@ def plot_budget_curve(
         highest = np.fmax(highest, y)
     for position, top, name in zip(x, highest, names, strict=True):
         if np.isfinite(top):
-            place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-            ax.annotate(name, (position, top), fontsize=8.5, color=SOFT, **place)
+            note = ax.annotate(
+                name, (position, top), xytext=(0, 9), textcoords="offset points"
+            )
+            note.set(ha="center", fontsize=8.5, color=SOFT)
+            note.set_path_effects([withStroke(linewidth=3, foreground="white")])
     ax.set_xlim(0, x.max(initial=0) * 1.08 or 1)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(EngFormatter())
     ax.margins(y=0.18)
     ax.set_ylim(bottom=0)
     ax.set_xlabel(xlabel)
@@ -324,9 +331,9 @@ def plot_comparison(
         errors = np.array([spread.deviation for spread in spreads]) * scale
         x = np.arange(len(groups)) + (number - (len(scores) - 1) / 2) * width
         colour, _ = look(number)
-        error_kw = {"ecolor": INK, "elinewidth": 1.1}
-        bars = {"yerr": np.nan_to_num(errors), "capsize": 2.5, "error_kw": error_kw}
-        ax.bar(x, means, width * 0.92, color=colour, label=method, **bars)
+        bars = np.nan_to_num(errors)
+        ax.bar(x, means, width * 0.92, color=colour, label=method)
+        ax.errorbar(x, means, bars, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
         if len(groups) * len(scores) <= 40:
             _write_bar_values(ax, x, means, np.nan_to_num(errors))
     ax.axhline(0, color=SOFT, linewidth=0.8)

@@ -57,8 +57,8 @@ def _no_blocks(tower: str, found: str) -> ValueError:
         else "use a model with CLIP's own text transformer, such as 'tiny-emoji-vit'"
     )
     return ValueError(
-        f"The {tower} tower is a {found} without pre-norm residual attention blocks;"
-        f" methods that change blocks cannot be attached to it: {advice}."
+        f"The {tower} tower ({found}) is no plain stack of pre-norm residual attention"
+        f" blocks, so methods that change blocks cannot be attached to it: {advice}."
     )
 
 
@@ -87,11 +87,17 @@ def open_clip_blocks(owner: Any, tower: str) -> list[BlockView]:
 
 
 def _timm_block(block: Any) -> BlockView | None:
-    # only timm's plain pre-norm block has both layer scales (timm 1.0);
-    # post-norm and parallel variants lack ls2 or norm2
-    if not all(hasattr(block, n) for n in ("norm1", "attn", "norm2", "mlp", "ls2")):
+    # timm 1.0: post-norm and parallel variants have neither ls2 nor this name
+    if not all(hasattr(block, n) for n in ("norm1", "attn", "norm2", "mlp")):
         return None
-    return BlockView(block, block.norm1, block.attn, block.norm2, block.mlp, block.ls2)
+    if hasattr(block, "ls2"):
+        last = block.ls2
+    elif type(block).__name__ == "EvaBlock":
+        # its layer scale is a bare parameter; what follows it is a module
+        last = block.drop_path2
+    else:
+        return None
+    return BlockView(block, block.norm1, block.attn, block.norm2, block.mlp, last)
 
 
 def transformers_blocks(model: Any) -> list[BlockView]:

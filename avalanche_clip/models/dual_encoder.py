@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avalanche_clip.models import architectures, weights
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
 from avalanche_clip.models.profile import count_macs
 from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
 from avalanche_clip.models.transforms import (
@@ -181,7 +181,7 @@ class DualEncoder(nn.Module):
         :raises ValueError: if ``image`` has another shape.
         """
         raw = self._raw_image(image)
-        return _unit(raw)[0] if normalize else raw
+        return unit_features(raw)[0] if normalize else raw
 
     def encode_text(self, text: Tensor, normalize: bool = True) -> Tensor:
         """Encode token ids.
@@ -197,7 +197,7 @@ class DualEncoder(nn.Module):
         :raises ValueError: if ``text`` has another shape or is too long.
         """
         raw = self._raw_text(text)
-        return _unit(raw)[0] if normalize else raw
+        return unit_features(raw)[0] if normalize else raw
 
     def forward(self, batch: Mapping[str, Any]) -> CLIPOutput:
         """Encode an image-text batch.
@@ -220,9 +220,11 @@ class DualEncoder(nn.Module):
                     f"The batch has the keys {sorted(batch)} but not {key!r}; use"
                     " encode_image or encode_text for one tower."
                 )
-        image_features, image_norm = _unit(self._raw_image(batch["image"]))
-        text_features, text_norm = _unit(self._raw_text(batch["text"]))
-        self.features = _joint(image_features, text_features, batch.get("owner"))
+        image_features, image_norm = unit_features(self._raw_image(batch["image"]))
+        text_features, text_norm = unit_features(self._raw_text(batch["text"]))
+        self.features = joint_features(
+            image_features, text_features, batch.get("owner")
+        )
         aux = {"image_norm": image_norm, "text_norm": text_norm}
         if self.logit_bias is not None:
             aux["logit_bias"] = self.logit_bias.float().reshape(())
@@ -476,25 +478,6 @@ def _check_tower(tower: str) -> str:
     if tower not in _TOWERS:
         raise ValueError(f"tower={tower!r} is unknown; use 'image' or 'text'.")
     return tower
-
-
-def _unit(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Return normalised features and their former lengths ``(N, 1)``."""
-    with torch.autocast(raw.device.type, enabled=False):
-        norm = raw.norm(2, dim=-1, keepdim=True)
-        return raw / norm.clamp_min(1e-12), norm
-
-
-def _joint(image: Tensor, text: Tensor, owner: Any) -> Tensor:
-    """Put every image feature beside that of its first text."""
-    rows = image.shape[0]
-    if owner is None:
-        return torch.cat([image, text], 1) if text.shape[0] == rows else image
-    owner = torch.as_tensor(owner, device=text.device)
-    first = torch.full((rows,), text.shape[0] - 1, device=text.device)
-    order = torch.arange(text.shape[0], device=text.device)
-    first.scatter_reduce_(0, owner, order, "amin", include_self=True)
-    return torch.cat([image, text[first]], 1)
 
 
 __all__ = ["PRECISIONS", "DualEncoder"]

@@ -330,7 +330,7 @@ class HFCaptionTokenizer(CaptionTokenizer):
             # transformers 5 would make an empty vocabulary of such a folder
             raise ValueError(
                 f"No tokenizer could be loaded from {name!r}: it holds none of"
-                f" {', '.join(_HF_FILES)}; put the tokenizer's files beside the weights."
+                f" {', '.join(_HF_FILES)}; put the tokenizer's files there."
             )
         try:
             self._inner = loader(name, context_length, cache_dir)

@@ -82,7 +82,6 @@ class FeatureCache:
                     for k, v in tensors.items()
                 }
             )
-        self.end = _device_rng(self.device)
         joined = {key: self._join(key) for key in self.leaves[0]}
         aux = {k[4:]: v for k, v in joined.items() if k.startswith("aux.")}
         return CLIPOutput(
@@ -111,6 +110,8 @@ class FeatureCache:
         :param last: model call on the last part; under DDP the one that
             synchronises gradients.
         """
+        # Plugins may have drawn numbers since the first pass: go on from there.
+        now = _device_rng(self.device)
         for i, part in enumerate(self.parts):
             _set_device_rng(self.rng[i], self.device)
             call = last if i == len(self.parts) - 1 else encode
@@ -122,7 +123,7 @@ class FeatureCache:
             ]
             if terms:
                 torch.stack([t.float() for t in terms]).sum().backward()
-        _set_device_rng(self.end, self.device)
+        _set_device_rng(now, self.device)
 
 
 __all__ = ["FeatureCache"]

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from avalanche_clip.training.stock_repairs import repair_plugins
+
+_CLASS_MEANS = (
+    "it keeps means of class features; use retrieval_plugin_metrics, which needs no "
+    "classifier"
+)
+
 REFUSED = {
     "LwFPlugin": (
         "it distils class columns, which in-batch logits do not have; use "
@@ -34,8 +41,23 @@ REFUSED = {
     "CWRStarPlugin": "it needs a class head; use BudgetedReplayPlugin",
     "RARPlugin": "it traces a single tower; use BudgetedReplayPlugin",
     "CoPEPlugin": "it keeps class prototypes; use BudgetedReplayPlugin",
+    "GenerativeReplayPlugin": (
+        "it generates images without captions; use BudgetedReplayPlugin"
+    ),
+    "CurrentDataNCMUpdate": _CLASS_MEANS,
+    "MemoryNCMUpdate": _CLASS_MEANS,
+    "NCMOracle": _CLASS_MEANS,
+    "CurrentDataFeCAMUpdate": _CLASS_MEANS,
+    "MemoryFeCAMUpdate": _CLASS_MEANS,
+    "FeCAMOracle": _CLASS_MEANS,
+    "CheckpointPlugin": (
+        "it pickles the whole strategy, which fails with avalanche-lib 0.6.0; use "
+        "avalanche_clip's CheckpointPlugin"
+    ),
 }
 """Stock plugin class name -> why it is refused and what replaces it."""
+
+_NO_CHUNKS = ("FeatureDistillationPlugin",)
 
 
 def check_plugins(strategy: Any) -> None:
@@ -46,12 +68,20 @@ def check_plugins(strategy: Any) -> None:
 
     :raises ValueError: naming the plugin, the reason and the replacement.
     """
+    repair_plugins(strategy.plugins)
     for plugin in strategy.plugins:
         for cls in type(plugin).__mro__:
             if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):
                 raise ValueError(
                     f"{type(plugin).__name__} cannot be used with "
                     f"{type(strategy).__name__}: {REFUSED[cls.__name__]}."
+                )
+            if cls.__name__ in _NO_CHUNKS and strategy.accumulation_steps > 1:
+                raise ValueError(
+                    f"{type(plugin).__name__} reads model.features, which hold one "
+                    "chunk only with accumulation_steps="
+                    f"{strategy.accumulation_steps}; use ContrastiveLwFPlugin, or "
+                    "accumulation_steps=1."
                 )
         check = getattr(plugin, "check_compatible", None)
         if callable(check):
@@ -61,7 +91,8 @@ def check_plugins(strategy: Any) -> None:
 def check_planned(strategy: Any, planned: int) -> None:
     """Raise if a plugin cannot work with the planned number of iterations."""
     for plugin in strategy.plugins:
-        if type(plugin).__name__ == "RWalkPlugin" and plugin.delta_t > planned:
+        names = [cls.__name__ for cls in type(plugin).__mro__]
+        if "RWalkPlugin" in names and plugin.delta_t > planned:
             raise ValueError(
                 f"RWalkPlugin(delta_t={plugin.delta_t}) needs at least that many "
                 f"iterations per experience, but {planned} are planned (avalanche-lib "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_clip.evaluation.functional import retrieval_metrics
+from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
 
 
 class FeatureBank(NamedTuple):
@@ -25,25 +25,32 @@ class FeatureBank(NamedTuple):
     owner: Tensor
 
 
-def merge_captions(tokens: list[Tensor], owners: list[Tensor]) -> tuple[Tensor, Tensor]:
+def merge_captions(
+    tokens: list[Tensor], owners: list[Tensor], pad_id: int = 0
+) -> tuple[Tensor, Tensor]:
     """Find captions with equal tokens.
 
-    :param tokens: token ids per batch, ``(M_b, L_b)``; rows of several lengths
-        are padded with -1 to compare.
+    :param tokens: token ids per batch, ``(M_b, L_b)``.
     :param owners: image of each caption in the whole data set, ``(M_b,)``.
-    :return: position of the first of each distinct caption, and the (text,
-        image) pairs over distinct captions.
+    :param pad_id: fills short rows at the end and does not count.
+    :return: position of the first of each distinct caption, and the distinct
+        (text, image) pairs.
     """
-    width = max(t.shape[1] for t in tokens)
-    rows = torch.cat(
-        [nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in tokens]
-    )
-    _, inverse = torch.unique(rows, dim=0, return_inverse=True)
-    positions = torch.arange(len(rows))
-    first = torch.full((int(inverse.max()) + 1,), len(rows))
-    first = first.scatter_reduce(0, inverse, positions, "amin")
-    pairs = torch.unique(torch.stack([inverse, torch.cat(owners)], dim=1), dim=0)
-    return first, pairs
+    owner = torch.cat(owners)
+    first, pairs = merge_equal_texts(torch.arange(len(owner)), owner, tokens, pad_id)
+    return first, torch.unique(pairs, dim=0)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, then each module back into its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()
@@ -68,8 +75,6 @@ def embed(
     :return: features on the CPU, float32, normalised.
     """
     dataset = dataset.eval()
-    training = model.training
-    model.eval()
     images, texts, tokens, owners = [], [], [], []
     seen = 0
     loader = DataLoader(
@@ -78,20 +83,22 @@ def embed(
         collate_fn=dataset.collate_fn,
         generator=torch.Generator().manual_seed(0),
     )
-    for batch, *_ in loader:
-        tokens.append(batch["text"])
-        owners.append(batch["owner"] + seen)
-        seen += len(batch)
-        with autocast():
-            output = model(batch.to(device))
-        images.append(output.image_features.float().cpu())
-        texts.append(output.text_features.float().cpu())
-        if budget is not None:
-            budget.spend("search", images=len(batch), texts=len(batch["text"]))
-    model.train(training)
-    first, pairs = merge_captions(tokens, owners)
-    text_features = torch.cat(texts)[first]
-    return FeatureBank(torch.cat(images), text_features, pairs)
+    with evaluating(model):
+        for batch, *_ in loader:
+            tokens.append(batch["text"])
+            owners.append(batch["owner"] + seen)
+            seen += len(batch)
+            with autocast():
+                output = model(batch.to(device))
+            images.append(output.image_features.float())
+            texts.append(output.text_features.float())
+            if budget is not None:
+                budget.spend("search", images=len(batch), texts=len(batch["text"]))
+    # One copy at the end, so that a GPU does not wait after each batch.
+    image_features, text_features = (torch.cat(p).cpu() for p in (images, texts))
+    pad_id = getattr(getattr(model, "tokenizer", None), "pad_id", 0)
+    first, pairs = merge_captions(tokens, owners, pad_id)
+    return FeatureBank(image_features, text_features[first], pairs)
 
 
 def evaluate_retrieval(
@@ -108,4 +115,10 @@ def evaluate_retrieval(
     return retrieval_metrics(bank.image_features, bank.text_features, bank.owner)
 
 
-__all__ = ["FeatureBank", "embed", "evaluate_retrieval", "merge_captions"]
+__all__ = [
+    "FeatureBank",
+    "embed",
+    "evaluate_retrieval",
+    "evaluating",
+    "merge_captions",
+]

@@ -63,10 +63,12 @@ class TrainingOrder:
         self.shuffle = shuffle
         self.continuous = continuous
         self.drop_last = drop_last
+        # Every process needs the same share of a smaller last batch.
+        self.usable = num_samples - num_samples % multiple_of
 
     def batches_per_epoch(self) -> int:
         """Number of batches in one pass (of a run without a budget)."""
-        full, rest = divmod(self.num_samples, self.batch_size)
+        full, rest = divmod(self.usable, self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
     def permutation(self, number: int) -> np.ndarray:
@@ -87,15 +89,30 @@ class TrainingOrder:
         if self.continuous:
             yield from self._endless(start, count)
             return
-        order = self.permutation(epoch)
+        order = self.permutation(epoch)[: self.usable]
         for k in range(start, start + count):
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
 
+    def _skip_to(self, start: int) -> int:
+        """First batch of a pass from which batch ``start`` can be reached.
+
+        A seam moves samples among the first two batches of a pass only. So
+        the order near its end is that of its permutation, and the batches
+        before the pass need not be walked through.
+        """
+        if self.num_samples < 4 * self.batch_size:
+            return 0  # passes are short and seams overlap
+        number = start * self.batch_size // self.num_samples - 1
+        return max(0, number)
+
     def _endless(self, start: int, count: int) -> Iterator[np.ndarray]:
         size = self.batch_size
-        number, position = 0, 0
-        order = self.permutation(0)
-        for k in range(start + count):
+        number = self._skip_to(start)
+        order = self.permutation(number)
+        # The first batch that lies wholly in this pass.
+        first = -(-number * self.num_samples // size)
+        position = first * size - number * self.num_samples
+        for k in range(first, start + count):
             batch = order[position : position + size]
             position += size
             missing = size - len(batch)

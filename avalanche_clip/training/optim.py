@@ -7,6 +7,7 @@ parameters and keeps removed ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def clip_param_groups(
         name lacks ``bn``, ``ln``, ``bias`` and ``logit_scale``, and the rest
         with weight decay 0.
     """
-    decayed, rest = [], []
+    decayed: list[str] = []
+    rest: list[str] = []
     for name, parameter in named_parameters:
         plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
         (rest if plain else decayed).append(name)
@@ -60,7 +62,8 @@ def assign_names(
         default :func:`clip_param_groups`.
     :param named: trainable parameters.
     :return: one dict per group.
-    :raises ValueError: if names are unknown, missing or repeated.
+    :raises ValueError: if a name is missing or repeated. Names that are no
+        trainable parameters (frozen ones) are left out.
     """
     rows = (rule or clip_param_groups)(list(named.items()))
     groups = [dict(r) if isinstance(r, dict) else {"names": list(r)} for r in rows]
@@ -73,8 +76,8 @@ def assign_names(
     seen = [name for group in groups for name in group["names"]]
     known = [name for name in seen if name in named]
     missing = sorted(set(named) - set(known))
-    if missing or len(set(known)) != len(known):
-        repeated = sorted({n for n in known if known.count(n) > 1})
+    repeated = sorted(n for n, count in Counter(known).items() if count > 1)
+    if missing or repeated:
         raise ValueError(
             "param_groups must name every trainable parameter exactly once; missing "
             f"{missing[:5]}, repeated {repeated[:5]}."
@@ -82,6 +85,20 @@ def assign_names(
     for group in groups:
         group["names"] = [n for n in group["names"] if n in named]
     return groups
+
+
+def home_of(parameter_is_plain: bool, groups: list[dict[str, Any]]) -> int:
+    """Choose the group of a new parameter by weight decay.
+
+    :param parameter_is_plain: whether the parameter takes no weight decay.
+    :param groups: options of the groups, with ``weight_decay`` where known.
+    :return: the first group that decays (or, for a plain parameter, does not);
+        group 0 where there is none.
+    """
+    for index, group in enumerate(groups):
+        if (float(group.get("weight_decay", 0.0)) == 0.0) == parameter_is_plain:
+            return index
+    return 0
 
 
 def rebuild(
@@ -158,6 +175,7 @@ __all__ = [
     "clip_param_groups",
     "default_optimizer",
     "group_names",
+    "home_of",
     "rebuild",
     "trainable",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 import subprocess
@@ -50,9 +51,14 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> dict[str, Any]:
-    """Git commit of the package's checkout, and whether it has changes."""
-    folder = Path(__file__).resolve().parent
-    commit = _git(folder, "rev-parse", "HEAD")
+    """Git commit of the package's checkout, and whether it has changes.
+
+    An installed package has none, even below another project's checkout.
+    """
+    folder = Path(__file__).resolve().parents[1]
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    own = top is not None and Path(top).resolve() == folder.parent
+    commit = _git(folder, "rev-parse", "HEAD") if own else None
     if commit is None:
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain"))}
@@ -79,7 +85,7 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
         {k: v for k, v in g.items() if k != "params" and _plain(v)}
         for g in strategy.optimizer.param_groups
     ]
-    return {
+    config = {
         "strategy": type(strategy).__name__,
         **{name: getattr(strategy, name, None) for name in _FIELDS},
         "budget": {
@@ -101,6 +107,8 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
         "loader": {k: v for k, v in options.items() if _plain(v)},
         "device": str(strategy.device),
     }
+    # Plugins go on to change their lists.
+    return copy.deepcopy(config)
 
 
 def _plain(value: Any) -> bool:
@@ -112,8 +120,8 @@ def _plain(value: Any) -> bool:
 def data_summary(benchmark: Any) -> dict[str, Any]:
     """Hash, counts and labels of the data of a benchmark.
 
-    The hash covers sample ids, targets and timestamps of every experience of
-    every stream, not the pixels.
+    The hash covers sample ids, targets, languages and timestamps of every
+    experience of every stream, not the pixels and captions.
     """
     digest = hashlib.sha256()
     counts: dict[str, list[int]] = {}
@@ -122,9 +130,11 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
         digest.update(name.encode())
         for index, experience in enumerate(stream):
             dataset = experience.dataset
-            for fact in ("sample_id", "targets", "timestamp"):
+            digest.update(f"|{index}:{len(dataset)}".encode())
+            for fact in ("sample_id", "targets", "language", "timestamp"):
                 if hasattr(dataset, fact):
                     column = np.ascontiguousarray(attribute_array(dataset, fact))
+                    digest.update(f"|{fact}|".encode())
                     digest.update(column.tobytes())
             counts.setdefault(name, []).append(len(dataset))
             label = getattr(experience, "time_label", str(index))

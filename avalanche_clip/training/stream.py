@@ -16,13 +16,17 @@ import numpy as np
 from avalanche.logging import TensorboardLogger
 
 from avalanche_clip import distributed
-from avalanche_clip.checkpointing import load_state, read_state
+from avalanche_clip.checkpointing import read_state
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
+from avalanche_clip.evaluation.report import write_report
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
-    latest_checkpoint,
+    checkpoints,
+    newest_state,
+    remove_leftovers,
 )
+from avalanche_clip.training.resume import restore_state
 from avalanche_clip.training.run_info import (
     data_summary,
     revision,
@@ -101,39 +105,48 @@ def run_stream(
     ``eval_every`` is evaluated in training on its step of stream ``valid``.
 
     :param strategy: a strategy of this package whose evaluator holds
-        :func:`retrieval_plugin_metrics` (as by default).
+        :func:`retrieval_plugin_metrics` (as by default). Its own
+        :class:`CheckpointPlugin`, if it has one, is used.
     :param benchmark: prepared with the strategy's model.
     :param out_dir: folder of the run.
     :param streams: names of the streams to evaluate.
     :param resume: go on with the run in ``out_dir``; starts anew when there is
-        none.
+        none. The strategy must be built as it was then.
     :param checkpoint_iterations: also write a checkpoint after so many
         iterations inside an experience; None for between experiences only.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
-    :raises ValueError: for an unknown stream, an unprepared benchmark, or a
-        folder that holds a run when ``resume`` is False.
+    :raises ValueError: for an unknown stream, an unprepared benchmark, a
+        folder that holds a run when ``resume`` is False, or another run than
+        this one when it is True.
     """
-    out = Path(out_dir)
+    if isinstance(streams, str):
+        streams = (streams,)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}."
         )
-    run = _Run(strategy, benchmark, out, tuple(streams), train_options)
+    run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
     run.open(resume, checkpoint_iterations)
-    start = run.load() if resume else 0
-    run.evaluate_missing(start)
-    for index in range(start, len(benchmark.train_stream)):
-        run.train(index)
-        run.evaluate(index + 1)
-    return run.finish()
+    try:
+        start = run.load() if resume else 0
+        run.evaluate_missing(start)
+        for index in range(start, len(benchmark.train_stream)):
+            run.train(index)
+            run.evaluate(index + 1)
+        return run.finish()
+    finally:
+        run.close()
 
 
 class _Run:
-    """State of :func:`run_stream`, kept in ``run_state.json``."""
+    """State of :func:`run_stream`; checkpoints hold it as their extra."""
+
+    csv: MetricsCSVLogger
+    checkpoints: CheckpointPlugin
 
     def __init__(
         self,
@@ -150,117 +163,146 @@ class _Run:
         self.options = options
         self.rows: Rows = {}
         self.done = 0
+        """Number of evaluations, the one before the stream included."""
+        self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
         self._begin: float | None = None
         self._spent = 0.0
-        strategy.checkpoint_extra = self._extra
-        self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
+        # Before training: schedules change the optimiser's learning rates.
+        self.config = strategy_config(strategy, options)
+        self.data = data_summary(benchmark)
         self.identity = {
             "method": type(strategy).__name__,
             "seed": strategy.seed,
             "streams": list(streams),
-            "data": data_summary(benchmark)["hash"],
+            "data": self.data["hash"],
+            "settings": _settings(self.config),
         }
+        self._added: list[Any] = []
+        self._loggers = list(strategy.evaluator.loggers)
 
     @property
     def state_path(self) -> Path:
         return self.out / "run_state.json"
 
+    # ------------------------------------------------------ opening, closing
     def open(self, resume: bool, checkpoint_iterations: int | None) -> None:
         """Check the folder, and add loggers and checkpoints to the strategy."""
-        folder = self.out / "checkpoints"
-        if not resume and (self.state_path.exists() or latest_checkpoint(folder)):
+        plugins = self.strategy.plugins
+        own = [p for p in plugins if isinstance(p, CheckpointPlugin)]
+        self.checkpoints = (
+            own[0]
+            if own
+            else CheckpointPlugin(
+                self.out / "checkpoints", every_iterations=checkpoint_iterations
+            )
+        )
+        folder = self.checkpoints.folder
+        if not resume and (self.state_path.exists() or checkpoints(folder)):
             raise ValueError(
                 f"{self.out} already holds a run. Pass resume=True to go on with it, "
                 "or another out_dir."
             )
-        plugins = self.strategy.plugins
-        if not any(isinstance(p, CheckpointPlugin) for p in plugins):
-            plugins.append(
-                CheckpointPlugin(folder, every_iterations=checkpoint_iterations)
-            )
+        if self.state_path.exists():
+            self._check_identity(json.loads(self.state_path.read_text())["identity"])
+        # Nobody may write before everybody has looked.
+        distributed.barrier()
+        if not own:
+            plugins.append(self.checkpoints)
+            self._added.append(self.checkpoints)
+        self.strategy.checkpoint_extra = self._extra
         if distributed.is_main_process():
             self.out.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            _write_json(self.state_path, {"identity": self.identity})
             self.csv = MetricsCSVLogger(self.out / "metrics.csv")
-            evaluator = self.strategy.evaluator
             board = TensorboardLogger(str(self.out / "tensorboard"))
-            evaluator.loggers = [*evaluator.loggers, self.csv, board]
+            self._writer = board.writer
+            self.strategy.evaluator.loggers = [*self._loggers, self.csv, board]
         distributed.barrier()
 
+    def close(self) -> None:
+        """Take away what :meth:`open` added, so that the strategy can run again."""
+        for plugin in self._added:
+            self.strategy.plugins.remove(plugin)
+        self.strategy.evaluator.loggers = self._loggers
+        self.strategy.checkpoint_extra = None
+        if distributed.is_main_process() and hasattr(self, "_writer"):
+            self._writer.close()
+
+    def _check_identity(self, stored: dict[str, Any]) -> None:
+        have = json.loads(json.dumps(self.identity))
+        different = _differences(stored, have)
+        if different:
+            raise ValueError(
+                f"{self.out} holds another run: {'; '.join(different)}. Resume with "
+                "the same method, settings, seed, streams and data, or use another "
+                "out_dir."
+            )
+
+    # ------------------------------------------------------------- resuming
     def load(self) -> int:
         """Go back to the newest checkpoint; return the next experience."""
-        stored: dict[str, Any] = {}
-        if self.state_path.exists():
-            stored = json.loads(self.state_path.read_text())
-            if stored["identity"] != self.identity:
-                raise ValueError(
-                    f"{self.out} holds the run {stored['identity']}, which is not "
-                    f"{self.identity}; resume with the same method, seed, streams and "
-                    "data."
-                )
-            self.rows, self.done = stored["rows"], stored["done"]
-            self.seconds = stored["seconds"]
-        newest = latest_checkpoint(self.out / "checkpoints")
-        if newest is None:
-            self._cut_csv(stored.get("csv_rows", 0))
-            return 0
-        index = load_state(self.strategy, newest, self.benchmark)
-        state = read_state(newest)
-        self._spent = float(state["extra"].get("train_seconds", 0.0))
-        if not state["inside"]:
-            self._spent = 0.0
-        rows = int(state["extra"].get("csv_rows", 0))
-        if self.done == index + 1:  # the evaluation after that checkpoint is there
-            rows = max(rows, stored.get("csv_rows", 0))
-        self._cut_csv(rows)
-        logger.info("Resumed from %s at experience %d.", newest.name, index)
-        return index
-
-    def _cut_csv(self, rows: int) -> None:
+        found = None
         if distributed.is_main_process():
-            self.csv.truncate_to(min(rows, self.csv.num_rows))
+            newest = newest_state(self.checkpoints.folder)
+            found = None if newest is None else newest[0].name
+        # All processes must take the same one.
+        found = distributed.broadcast_object(found)
+        if found is None:
+            if checkpoints(self.checkpoints.folder):
+                logger.warning("No checkpoint can be read; the run starts anew.")
+            if distributed.is_main_process():
+                self.csv.truncate_to(0)
+            return 0
+        if not distributed.is_main_process():
+            newest = (
+                self.checkpoints.folder / found,
+                read_state(self.checkpoints.folder / found),
+            )
+        assert newest is not None
+        state = newest[1]
+        extra = state["extra"]
+        if "rows" not in extra:
+            raise ValueError(
+                f"{newest[0]} was not written by run_stream; go on with load_state."
+            )
+        index = restore_state(self.strategy, state, self.benchmark)
+        self.rows, self.done = extra["rows"], extra["done"]
+        self.seconds = extra["seconds"]
+        spent = float(extra.get("train_seconds", 0.0))
+        if state["inside"]:
+            self._spent = spent
+        elif len(self.seconds["train"]) < index:  # written at the end of train()
+            self.seconds["train"].append(spent)
+        logger.info("Resumed from %s at experience %d.", found, index)
+        distributed.barrier()
+        return index
 
     def _extra(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
-        extra: dict[str, Any] = {}
+        extra = {"rows": self.rows, "done": self.done, "seconds": self.seconds}
         if self._begin is not None:
-            extra["train_seconds"] = self._spent + time.perf_counter() - self._begin
-        if distributed.is_main_process():
-            extra["csv_rows"] = self.csv.num_rows
+            extra["train_seconds"] = self._train_seconds()
         return extra
+
+    def _train_seconds(self) -> float:
+        assert self._begin is not None
+        return self._spent + time.perf_counter() - self._begin
 
     def evaluate_missing(self, start: int) -> None:
         """Evaluate the stored model if that was interrupted."""
-        if self.done == 0 and start == 0 and self.strategy._pending is None:
-            self.evaluate(0)
-        elif self.done < start + 1 and self.strategy._pending is None:
-            if self.done != start:
-                raise ValueError(
-                    f"{self.state_path.name} has {self.done} evaluations, but the "
-                    f"checkpoint is at experience {start}: rows would be missing. "
-                    "Start the run anew in another folder."
-                )
+        if self.done < start + 1 and self.strategy._pending is None:
             self.evaluate(start)
 
+    # ---------------------------------------------------- training, evaluating
     def train(self, index: int) -> None:
         """Train one experience."""
         self._begin = time.perf_counter()
         experience = self.benchmark.train_stream[index]
-        self.strategy.train(
-            experience, eval_streams=self._validation(index), **self.options
-        )
+        self.strategy.train(experience, eval_streams=[], **self.options)
         del self.seconds["train"][index:]
-        self.seconds["train"].append(self._extra()["train_seconds"])
+        self.seconds["train"].append(self._train_seconds())
         self._begin, self._spent = None, 0.0
-
-    def _validation(self, index: int) -> list[Any]:
-        """What a strategy with ``eval_every`` is evaluated on in training.
-
-        The step's own part of stream ``valid``, which early stopping watches;
-        never a stream that is reported.
-        """
-        if self.strategy.eval_every < 0 or "valid" not in self.benchmark.streams:
-            return []
-        return [[self.benchmark.streams["valid"][index]]]
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""
@@ -276,25 +318,14 @@ class _Run:
                 )
             for metric, numbers in table.items():
                 rows = self.rows.setdefault(name, {}).setdefault(metric, [])
+                # A metric may appear later than the first evaluation.
+                rows.extend([float("nan")] * len(stream) for _ in range(len(rows), row))
                 del rows[row:]
                 rows.append(numbers)
         self.done = row + 1
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
-        self.store()
-
-    def store(self) -> None:
-        """Write ``run_state.json``, atomically."""
-        if not distributed.is_main_process():
-            return
-        state = {
-            "identity": self.identity,
-            "rows": self.rows,
-            "done": self.done,
-            "seconds": self.seconds,
-            "csv_rows": self.csv.num_rows,
-        }
-        _write_json(self.state_path, state)
+        self.checkpoints.save(self.strategy, "_eval")
 
     def finish(self) -> RunResult:
         """Write results, plots and the report."""
@@ -310,10 +341,10 @@ class _Run:
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
-            "config": strategy_config(self.strategy, self.options),
+            "config": self.config,
             "versions": versions(),
             "revision": revision(),
-            "data": data_summary(self.benchmark),
+            "data": self.data,
             "samples": compute["samples"],
             "compute": compute,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
@@ -322,8 +353,6 @@ class _Run:
             "summary": summary,
         }
         if distributed.is_main_process():
-            from avalanche_clip.evaluation.report import write_report
-
             _write_json(self.out / "results.json", results)
             write_report(self.out)
         distributed.barrier()
@@ -341,6 +370,33 @@ class _Run:
         return macs() if callable(macs) else None
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that a resumed run must share.
+
+    Where it runs and how it loads data may change; plugins compare their own
+    state when it is loaded.
+    """
+    free = ("device", "loader", "plugins", "eval_mb_size")
+    settings = {k: v for k, v in config.items() if k not in free}
+    settings["plugins"] = [
+        p["class"] for p in config["plugins"] if p["class"] != "CheckpointPlugin"
+    ]
+    return settings
+
+
+def _differences(stored: Any, have: Any, where: str = "") -> list[str]:
+    """Say where two nested dicts differ, at most five places."""
+    if isinstance(stored, dict) and isinstance(have, dict):
+        found = []
+        for key in sorted({*stored, *have}):
+            place = f"{where}.{key}" if where else key
+            found += _differences(stored.get(key), have.get(key), place)
+        return found[:5]
+    if stored == have:
+        return []
+    return [f"{where} is {stored!r} there and {have!r} here"]
+
+
 def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
     """Collect the per-experience values of one stream from metric names."""
     table: dict[str, list[float]] = {}
@@ -354,13 +410,20 @@ def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[
 
 
 def _summaries(metrics: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Transfer levels and differences of the recall matrices of a stream."""
-    found = {}
+    """Transfer levels and differences of the recall matrices of a stream.
+
+    A stream whose experiences are not the time steps (a gallery) has no
+    transfer between steps: there ``final`` is the mean of the last row and
+    ``average`` that of all rows.
+    """
+    found: dict[str, Any] = {}
     for metric, parts in metrics.items():
         E, before = parts["E"], parts["before"]
-        if "R@" not in metric or E.shape[0] != E.shape[1]:
+        if "R@" not in metric or E.ndim != 2 or not E.size:
             continue
-        found[metric] = {**time_transfer(E), **continual_summary(E, before)}
+        found[metric] = {"final": float(E[-1].mean()), "average": float(E.mean())}
+        if E.shape[0] == E.shape[1]:
+            found[metric] |= {**time_transfer(E), **continual_summary(E, before)}
     return found
 
 

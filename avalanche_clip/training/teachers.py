@@ -5,17 +5,61 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip.distributed import gather_output
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.models.output import CLIPOutput
 
 KINDS = ("previous", "initial", "ema")
+CACHE_BYTES = 128 * 2**20
+"""Largest table of image features that a teacher keeps."""
+
+
+class ImageTable:
+    """Image features of a data set by sample id, in one float32 matrix.
+
+    :param sample_ids: ids of the data, int64, ``(N,)``.
+    :param width: numbers per sample.
+    """
+
+    def __init__(self, sample_ids: np.ndarray, width: int):
+        self.ids = np.unique(sample_ids)
+        self.rows = torch.zeros(len(self.ids), width)
+        self.known = torch.zeros(len(self.ids), dtype=torch.bool)
+
+    def positions(self, sample_ids: Tensor) -> Tensor | None:
+        """Rows of some samples, or None if one is not in the table."""
+        wanted = sample_ids.cpu().numpy()
+        at = np.searchsorted(self.ids, wanted)
+        at = np.minimum(at, len(self.ids) - 1)
+        if not (self.ids[at] == wanted).all():
+            return None
+        return torch.from_numpy(at)
+
+    def get(self, sample_ids: Tensor) -> Tensor | None:
+        """Stored rows of some samples, or None unless all are known."""
+        at = self.positions(sample_ids)
+        if at is None or not bool(self.known[at].all()):
+            return None
+        return self.rows[at]
+
+    def put(self, sample_ids: Tensor, values: Tensor) -> None:
+        """Store rows of some samples."""
+        at = self.positions(sample_ids)
+        if at is not None:
+            self.rows[at] = values.float().cpu()
+            self.known[at] = True
 
 
 class Teacher:
     """One frozen copy and its features of the current batch.
+
+    Image features are kept over the experience when training images are the
+    same each time, in a table of at most :data:`CACHE_BYTES`.
 
     :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
     :param model: the model to copy; the copy has no gradients and is in
@@ -24,25 +68,28 @@ class Teacher:
 
     def __init__(self, kind: str, model: nn.Module):
         self.kind = kind
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.forward_passes = 0
         self._service: TeacherService | None = None
         self._key: Any = None
         self._output: CLIPOutput | None = None
-        self._images: dict[int, tuple[Tensor, Tensor]] = {}
+        self.table: ImageTable | None = None
 
     def renew(self, model: nn.Module) -> None:
-        """Take over the weights of a model, in place where shapes allow."""
-        try:
-            self.model.load_state_dict(model.state_dict())
-        except RuntimeError:  # the model grew
-            self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        """Copy a model anew, with its structure and state."""
+        # First let go of the old copy, so that there is never a second one.
+        del self.model
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.forget()
 
-    def forget(self) -> None:
-        """Drop cached features."""
+    def forget_batch(self) -> None:
+        """Drop the features of the current batch."""
         self._key, self._output = None, None
-        self._images.clear()
+
+    def forget(self) -> None:
+        """Drop all features."""
+        self.forget_batch()
+        self.table = None
 
     def features(self, batch: Any) -> CLIPOutput:
         """Features of a batch, computed once however often they are asked for.
@@ -54,7 +101,7 @@ class Teacher:
         :return: output without gradients, features float32 and normalised.
         """
         if self._key is not batch:
-            self._output = gather_output(self._encode(batch))
+            self._output = distributed.gather_output(self._encode(batch))
             # The batch itself is the key: an id may be used again.
             self._key = batch
         assert self._output is not None
@@ -67,49 +114,54 @@ class Teacher:
         if service is None:
             return self.model(batch)
         strategy = service.strategy
-        cached = self._cached_images(batch) if service.deterministic else None
-        images = 0 if cached is not None else len(batch)
-        strategy.compute.spend("teacher", images=images, texts=len(batch["text"]))
+        keep = service.deterministic and self.kind != "ema"
+        known = None
+        if keep and self.table is not None:
+            known = self.table.get(batch["sample_id"])
+        world = distributed.world_size()
+        images = 0 if known is not None else len(batch)
+        strategy.compute.spend(
+            "teacher", images=images * world, texts=len(batch["text"]) * world
+        )
         with strategy.autocast():
-            if cached is None:
-                output = self.model(batch)
-            else:
-                text = self.model.encode_text(batch["text"])
-                output = CLIPOutput(
-                    cached[0],
-                    text,
-                    self.model.logit_scale.exp(),
-                    {"image_norm": cached[1]},
-                )
-        if service.deterministic and cached is None:
-            self._store_images(batch, output)
+            if known is not None:
+                return self._encode_texts(batch, known)
+            output = self.model(batch)
+        if keep:
+            self._store(batch, output, service)
         return output
 
-    def _cached_images(self, batch: Any) -> tuple[Tensor, Tensor] | None:
-        rows = [self._images.get(i) for i in batch["sample_id"].tolist()]
-        if any(row is None for row in rows):
-            return None
-        device = batch["image"].device
-        return (
-            torch.stack([row[0] for row in rows if row is not None]).to(device),
-            torch.stack([row[1] for row in rows if row is not None]).to(device),
-        )
+    def _encode_texts(self, batch: Any, known: Tensor) -> CLIPOutput:
+        """Complete stored image features and norms by those of the texts."""
+        known = known.to(batch["image"].device)
+        raw = self.model.encode_text(batch["text"], normalize=False).float()
+        aux = {
+            "image_norm": known[:, -1:],
+            "text_norm": raw.norm(dim=-1, keepdim=True),
+        }
+        bias = getattr(self.model, "logit_bias", None)
+        if bias is not None:
+            aux["logit_bias"] = bias.float()
+        scale = self.model.logit_scale.float().exp()
+        return CLIPOutput(known[:, :-1], F.normalize(raw, dim=-1), scale, aux)
 
-    def _store_images(self, batch: Any, output: CLIPOutput) -> None:
+    def _store(self, batch: Any, output: CLIPOutput, service: TeacherService) -> None:
+        features = output.image_features
+        if self.table is None:
+            self.table = service.new_table(features.shape[1] + 1)
         norms = (output.aux or {}).get("image_norm")
-        if norms is None:
-            norms = torch.ones(len(batch))
-        features = output.image_features.cpu()
-        for row, key in enumerate(batch["sample_id"].tolist()):
-            self._images[key] = (features[row], norms[row].cpu())
+        if self.table is None or norms is None:
+            return
+        self.table.put(batch["sample_id"], torch.cat([features, norms], dim=1))
 
 
 class TeacherService:
     """At most one teacher per kind, made when a plugin asks for it.
 
-    ``"previous"`` holds the weights at the start of the running experience
-    (after patching or averaging), ``"initial"`` those before the first
-    training, ``"ema"`` a running average of the weights in training.
+    ``"previous"`` holds the weights deployed by the last experience (after
+    patching or averaging, before a plugin replaces them), ``"initial"`` those
+    before the first training, ``"ema"`` a running average of the weights in
+    training.
 
     :param strategy: the strategy that owns the service.
     """
@@ -118,7 +170,8 @@ class TeacherService:
         self.strategy = strategy
         self.teachers: dict[str, Teacher] = {}
         self.ema_decay = 0.999
-        self._renewed: set[str] = set()
+        self.training = False
+        """Whether the running experience has left ``before_training_exp``."""
 
     @property
     def deterministic(self) -> bool:
@@ -126,10 +179,26 @@ class TeacherService:
         return bool(getattr(self.strategy, "deterministic_images", False))
 
     def start_experience(self) -> None:
-        """Let ``"previous"`` be renewed from the weights of this moment."""
-        self._renewed.clear()
-        for kind in self.teachers:
-            self._refresh(kind)
+        """Take the weights of this moment as those of ``"previous"``.
+
+        Plugins may say with ``teacher_kinds(strategy)`` which teachers they
+        will ask for, so that copies are made before any plugin replaces the
+        weights.
+        """
+        self.training = False
+        for kind, teacher in self.teachers.items():
+            teacher.forget()
+            if kind == "previous":
+                teacher.renew(self.strategy.model)
+        for plugin in self.strategy.plugins:
+            wanted = getattr(plugin, "teacher_kinds", None)
+            for kind in wanted(self.strategy) if callable(wanted) else ():
+                if kind not in self.teachers:
+                    self._add(kind)
+
+    def start_training(self) -> None:
+        """Note that the weights are about to change."""
+        self.training = True
 
     def get(self, kind: str, *, decay: float | None = None) -> Teacher:
         """Return the teacher of a kind, making it when there is none yet.
@@ -139,7 +208,7 @@ class TeacherService:
         :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
         :param decay: of the running average, in ``[0, 1)``.
         :raises ValueError: for an unknown kind, a decay outside its range, or
-            ``"initial"`` asked for after training has begun.
+            a teacher asked for after training has changed the weights.
         """
         if kind not in KINDS:
             raise ValueError(f"Teacher {kind!r} is unknown; use one of {KINDS}.")
@@ -152,27 +221,34 @@ class TeacherService:
         return self.teachers[kind]
 
     def _make(self, kind: str) -> None:
-        clock = self.strategy.clock
-        started = clock.train_iterations > 0
-        if kind == "initial" and started:
+        if kind == "initial" and self.strategy.clock.train_iterations > 0:
             raise ValueError(
                 "The initial model is gone: training has begun. Ask for the 'initial' "
                 "teacher in before_training_exp of the first experience."
             )
-        if kind == "previous" and clock.train_exp_iterations > 0:
+        if kind == "previous" and self.training:
             raise ValueError(
                 "The previous model is gone: this experience is being trained. Ask "
                 "for the 'previous' teacher in before_training_exp."
             )
+        self._add(kind)
+
+    def _add(self, kind: str) -> None:
         teacher = Teacher(kind, self.strategy.model)
         teacher._service = self
         self.teachers[kind] = teacher
-        self._renewed.add(kind)
 
-    def _refresh(self, kind: str) -> None:
-        if kind == "previous" and kind not in self._renewed:
-            self.teachers[kind].renew(self.strategy.model)
-            self._renewed.add(kind)
+    def new_table(self, width: int) -> ImageTable | None:
+        """Table for the images of this experience, None if it were too large."""
+        dataset = self.strategy.adapted_dataset
+        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
+            return None
+        return ImageTable(attribute_array(dataset, "sample_id"), width)
+
+    def forget_batch(self) -> None:
+        """Let go of the last batch."""
+        for teacher in self.teachers.values():
+            teacher.forget_batch()
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -180,19 +256,36 @@ class TeacherService:
         teacher = self.teachers.get("ema")
         if teacher is None:
             return
-        ours = dict(self.strategy.model.named_parameters())
-        for name, average in teacher.model.named_parameters():
-            average.lerp_(ours[name].to(average.dtype), 1.0 - self.ema_decay)
-        buffers = dict(self.strategy.model.named_buffers())
-        for name, buffer in teacher.model.named_buffers():
-            buffer.copy_(buffers[name])
-        teacher.forget()
+        model = self.strategy.model
+        ours: list[Tensor] = list(model.parameters())
+        average: list[Tensor] = list(teacher.model.parameters())
+        if [p.shape for p in ours] != [p.shape for p in average]:
+            _grow(teacher, model)
+            average = list(teacher.model.parameters())
+        if average:
+            torch._foreach_lerp_(average, ours, 1.0 - self.ema_decay)
+        for buffer, new in zip(teacher.model.buffers(), model.buffers()):
+            buffer.copy_(new)
+        teacher.forget_batch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights of all teachers as plain data."""
+        """Return the weights of all teachers, and their tables, as plain data.
+
+        Tables are stored because features depend on the batch in their last
+        bits: a resumed run must use the same ones.
+        """
         return {
             "decay": self.ema_decay,
             "weights": {k: t.model.state_dict() for k, t in self.teachers.items()},
+            "tables": {
+                k: {
+                    "ids": torch.from_numpy(t.table.ids),
+                    "rows": t.table.rows,
+                    "known": t.table.known,
+                }
+                for k, t in self.teachers.items()
+                if t.table is not None
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,12 +293,28 @@ class TeacherService:
         self.ema_decay = float(state["decay"])
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
-                teacher = Teacher(kind, self.strategy.model)
-                teacher._service = self
-                self.teachers[kind] = teacher
-            self.teachers[kind].model.load_state_dict(weights)
-            self.teachers[kind].forget()
-            self._renewed.add(kind)
+                self._add(kind)
+            teacher = self.teachers[kind]
+            teacher.model.load_state_dict(weights)
+            teacher.forget()
+            stored = state.get("tables", {}).get(kind)
+            if stored is not None:
+                table = ImageTable(stored["ids"].numpy(), stored["rows"].shape[1])
+                table.rows.copy_(stored["rows"])
+                table.known.copy_(stored["known"])
+                teacher.table = table
 
 
-__all__ = ["KINDS", "Teacher", "TeacherService"]
+def _grow(teacher: Teacher, model: nn.Module) -> None:
+    """Give an average the structure of a grown model, keeping its values."""
+    old = dict(teacher.model.named_parameters())
+    teacher.renew(model)
+    for name, parameter in teacher.model.named_parameters():
+        if name not in old or old[name].dim() != parameter.dim():
+            continue
+        both = zip(old[name].shape, parameter.shape)
+        block = tuple(slice(0, min(a, b)) for a, b in both)
+        parameter[block] = old[name][block]
+
+
+__all__ = ["CACHE_BYTES", "KINDS", "ImageTable", "Teacher", "TeacherService"]

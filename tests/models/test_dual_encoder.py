@@ -50,6 +50,14 @@ def timm_vit_cfg(cfg):
     return cfg
 
 
+def eva_cfg(cfg):
+    cfg["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": "eva02_tiny_patch14_224",
+        "image_size": 28,
+    }
+    return cfg
+
+
 def custom_text_cfg(cfg):
     cfg["model_cfg"]["custom_text"] = True
     return cfg
@@ -252,7 +260,9 @@ class Probe(torch.nn.Module):
         return output + self.shift if self.active else None
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], timm_vit_cfg], ids=["native", "timm"])
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], timm_vit_cfg, eva_cfg], ids=["native", "timm", "eva"]
+)
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_blocks__hooks_change_features_and_deep_copies_rebind(kind, tower, tiny_cfg):
     model = create_dual_encoder(kind(tiny_cfg)).train()

@@ -124,6 +124,7 @@ def test_pretrained_file__openai_archive_needs_quick_gelu(trained, tmp_path):
     assert same(create_dual_encoder(config, pretrained=path), trained)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pretrained_file__pickled_objects_are_refused(trained, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(trained.clip, path)
@@ -391,3 +392,54 @@ def test_preset__missing_weights_and_unknown_tags_are_explained(monkeypatch, tmp
     model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
     assert model.pretrained == "emoji-2010"
     assert same(model, trained)
+
+
+# ----------------------------------------------------------------- downloads
+@pytest.fixture
+def registered(monkeypatch, native_cfg):
+    """A model name and a tag as if open_clip shipped them."""
+    import open_clip.factory
+    import open_clip.pretrained
+
+    tag = {"mean": [0.1, 0.1, 0.1], "std": [0.2, 0.2, 0.2], "quick_gelu": False}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-Test", native_cfg)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-Test", {"v1": tag})
+    return open_clip.pretrained
+
+
+def test_tag__weights_come_with_their_preprocessing(registered, tmp_path, monkeypatch):
+    trained = create_dual_encoder("Tiny-Test")
+    path = tmp_path / "v1.safetensors"
+    safetensors(trained.clip.state_dict(), path)
+    monkeypatch.setattr(registered, "download_pretrained", lambda *a, **k: str(path))
+    model = create_dual_encoder("Tiny/Test", pretrained="v1")
+    assert same(model, trained)
+    assert model.pretrained == "v1"
+    assert model.transform(False).preprocessing.mean == (0.1, 0.1, 0.1)
+
+
+def test_tag__failed_download_advises_a_local_file(registered, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(registered, "download_pretrained", fail)
+    with pytest.raises(RuntimeError, match="no route.*local file"):
+        create_dual_encoder("Tiny-Test", pretrained="v1")
+
+
+def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
+    trained = create_dual_encoder("Tiny-Test")
+    safetensors(trained.clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    stored = {"model_cfg": trained.config["model_cfg"]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+
+    def download(ident, filename="open_clip_model.safetensors", **kwargs):
+        assert ident == "org/repo"
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(registered, "download_pretrained_from_hf", download)
+    model = create_dual_encoder("hf-hub:org/repo")
+    assert same(model, trained)
+    assert model.pretrained == "hf-hub:org/repo"
+    with pytest.raises(RuntimeError, match="could not be downloaded"):
+        create_dual_encoder("hf-hub:other/repo")

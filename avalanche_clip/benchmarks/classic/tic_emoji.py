@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
@@ -29,7 +30,7 @@ def emoji_dataset(
     styles: Sequence[str],
     indices: Sequence[int] | np.ndarray | None = None,
     *,
-    captions: str = "name",
+    captions: Literal["name", "all"] = "name",
     language: str = "en",
 ) -> AvalancheDataset:
     """Emoji drawings with captions as an image-text data set.
@@ -109,11 +110,36 @@ def tic_emoji(
         return scenario
     whole = DatasetExperience(dataset=emoji_dataset([test_style]), current_experience=0)
     whole.time_label = f"{EMOJI_STEPS[0].label}..{EMOJI_STEPS[-1].label}"
+    whole.time_start, whole.time_end = -np.inf, np.inf
     built = [*scenario.streams.values(), EagerCLStream("gallery", [whole])]
     labels = scenario.time_labels
     scenario = attach_scenario(built)
     scenario.time_labels = labels
     return scenario
+
+
+def tic_emoji_joint(
+    *, styles: Sequence[str] = ("noto", "openmoji"), test_style: str = "twemoji"
+) -> CLScenario:
+    """Build the emoji world with all time steps in one experience.
+
+    The upper bound of a stream: one training on everything. The streams
+    ``test`` (per time step) and ``gallery`` are those of :func:`tic_emoji`.
+
+    :param styles: drawing styles to train on.
+    :param test_style: drawing style of the test streams.
+    """
+    scenario = tic_emoji(styles=styles, test_style=test_style)
+    whole = DatasetExperience(
+        dataset=emoji_dataset(styles, captions="all"), current_experience=0
+    )
+    whole.time_label = f"{EMOJI_STEPS[0].label}..{EMOJI_STEPS[-1].label}"
+    whole.time_start, whole.time_end = -np.inf, np.inf
+    streams = [EagerCLStream("train", [whole])]
+    streams += [s for name, s in scenario.streams.items() if name != "train"]
+    joint = attach_scenario(streams)
+    joint.time_labels = [whole.time_label]
+    return joint
 
 
 def _without(
@@ -127,4 +153,4 @@ def _without(
     return train.subset(np.flatnonzero(keep).tolist())
 
 
-__all__ = ["emoji_dataset", "tic_emoji"]
+__all__ = ["emoji_dataset", "tic_emoji", "tic_emoji_joint"]

@@ -105,25 +105,24 @@ def owner_pairs(owner: ArrayLike | None, num_images: int, num_texts: int) -> Ten
                 f"owner, shape ({num_texts},)."
             )
         return torch.arange(num_images)[:, None].expand(-1, 2)
-    owner = as_tensor("owner", owner)
-    is_vector = owner.shape == (num_texts,)
-    if not is_vector and (owner.ndim != 2 or owner.shape[1] != 2):
+    given = as_tensor("owner", owner)
+    is_vector = given.shape == (num_texts,)
+    if not is_vector and (given.ndim != 2 or given.shape[1] != 2):
         raise ValueError(
-            f"owner of shape {tuple(owner.shape)} given for {sizes}; pass the image "
+            f"owner of shape {tuple(given.shape)} given for {sizes}; pass the image "
             f"of each text, shape ({num_texts},), or (text, image) pairs, shape "
             "(P, 2)."
         )
-    if owner.is_floating_point() or owner.is_complex() or owner.dtype == torch.bool:
-        raise ValueError(f"owner of type {owner.dtype} given; pass integers.")
-    owner = owner.long()
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"owner of type {given.dtype} given; pass integers.")
     if is_vector:
-        texts = torch.arange(num_texts, device=owner.device)
-        owner = torch.stack([texts, owner], dim=1)
+        texts = torch.arange(num_texts, device=given.device)
+        pairs = torch.stack([texts, given.long()], dim=1)
     else:
-        owner = torch.unique(owner, dim=0)
-    _check_partners("text", owner[:, 0], num_texts)
-    _check_partners("image", owner[:, 1], num_images)
-    return owner
+        pairs = torch.unique(given.long(), dim=0)
+    _check_partners("text", pairs[:, 0], num_texts)
+    _check_partners("image", pairs[:, 1], num_images)
+    return pairs
 
 
 def _check_partners(kind: str, indices: Tensor, size: int) -> None:
@@ -186,23 +185,26 @@ class _Counter:
     """
 
     def __init__(self, own: Tensor, tie_eps: float, ties: str) -> None:
-        self.own = own
-        self.low = own - tie_eps
-        self.high = own + tie_eps
-        self.exact = ties != "pessimistic"
-        size = (3 if self.exact else 2, own.shape[0])
-        # float64 holds integers exactly and adds the tile sums without a copy
+        self.comparisons = [(torch.ge, own - tie_eps), (torch.gt, own + tie_eps)]
+        if ties != "pessimistic":
+            self.comparisons.append((torch.gt, own))
+        size = (len(self.comparisons), own.shape[0])
+        # float64 holds integers exactly and adds the block sums without a copy
         self.counts = torch.zeros(size, dtype=torch.float64, device=own.device)
 
-    def add(self, block: Tensor, buffer: Tensor, part: slice, dim: int) -> None:
-        """Count along ``dim`` of the block for the queries in ``part``."""
-        at_least_low = torch.ge(block, self.low[part].unsqueeze(dim), out=buffer)
-        self.counts[0, part] += at_least_low.sum(dim)
-        above_high = torch.gt(block, self.high[part].unsqueeze(dim), out=buffer)
-        self.counts[1, part] += above_high.sum(dim)
-        if self.exact:
-            above_own = torch.gt(block, self.own[part].unsqueeze(dim), out=buffer)
-            self.counts[2, part] += above_own.sum(dim)
+    def add(
+        self, block: Tensor, mask: Tensor, part: slice, dim: int, *, keep: bool
+    ) -> None:
+        """Count along ``dim`` of the block for the queries in ``part``.
+
+        The masks are written to ``mask``; the last one, unless the scores are
+        to be kept, over the block itself, which takes half the time.
+        """
+        for number, (compare, bound) in enumerate(self.comparisons):
+            last = number == len(self.comparisons) - 1
+            out = block if last and not keep else mask
+            compare(block, bound[part].unsqueeze(dim), out=out)
+            self.counts[number, part] += out.sum(dim)
 
     def ranks(self, ties: str) -> Tensor:
         """Return the ranks under the given tie policy."""
@@ -271,8 +273,8 @@ def _rank_tiles(
             ):
                 mask = mask_memory[: block.numel()].view(block.shape)
                 part = slice(start, start + block.shape[0])
-                text_counter.add(block, mask, part, dim=1)
-                image_counter.add(block, mask, columns, dim=0)
+                text_counter.add(block, mask, part, dim=1, keep=True)
+                image_counter.add(block, mask, columns, dim=0, keep=False)
             key += 1
     return RetrievalRanks(
         image_counter.ranks(ties),

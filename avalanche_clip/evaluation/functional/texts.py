@@ -34,7 +34,8 @@ def merge_equal_texts(
             f"and owner of shape {tuple(owner.shape)}; pass one row per text."
         )
     numbers: dict[bytes, int] = {}
-    groups, first = [], []
+    groups: list[int] = []
+    first: list[int] = []
     for key in _row_keys(tokens, pad_id):
         if key not in numbers:
             numbers[key] = len(numbers)

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
-from avalanche_clip.checkpointing import CheckpointError, read_state, save_state
+from avalanche_clip import distributed
+from avalanche_clip.checkpointing import (
+    CheckpointError,
+    checksum_path,
+    read_state,
+    save_state,
+)
+from avalanche_clip.training.resume import remember_base
+from avalanche_clip.training.stock_plugin_state import exact_inside
+
+logger = logging.getLogger(__name__)
 
 _PATTERN = "state_*.pt"
+_ITERATIONS_DIGITS = 9
 
 
 class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):
     """Save the run after each experience, and inside experiences.
 
     A killed run resumed from its newest checkpoint ends with the same weights
-    (bit for bit on the CPU). Disk: ``keep`` files of about the model, its
-    optimiser state and the plugins' weights; the data are never stored.
+    (bit for bit on the CPU). With stock replay, GDumb or A-GEM nothing is saved
+    inside experiences, because their memories cannot start in the middle.
+    Disk: ``keep`` files of about the trained part of the model, its optimiser
+    state and the plugins' weights; the data are never stored, and of weights
+    that were never trainable only a hash. Time: that of writing the file.
 
     :param folder: where ``state_<iteration>.pt`` files go.
-    :param every_iterations: also save after so many optimiser steps.
+    :param every_iterations: also save after so many optimiser steps of an
+        experience.
     :param every_seconds: also save when so much time has passed.
     :param keep: number of newest checkpoints to keep, at least 1.
+    :raises ValueError: for an interval that is not positive, or ``keep`` < 1.
     """
 
     stateless = True
@@ -39,6 +57,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):
         super().__init__()
         if every_iterations is not None and every_iterations < 1:
             raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
+        if every_seconds is not None and not every_seconds > 0:
+            raise ValueError(f"every_seconds={every_seconds} must be positive.")
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
         self.folder = Path(folder)
@@ -46,29 +66,54 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):
         self.every_seconds = every_seconds
         self.keep = keep
         self._last = time.monotonic()
+        self._warned = False
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the weights that are frozen from the start."""
+        if not hasattr(strategy, "_base_hashes"):
+            remember_base(strategy)
+        self._last = time.monotonic()
 
     def iteration_completed(self, strategy: Any) -> None:
         """Save inside an experience when it is time."""
         done = strategy.clock.train_exp_iterations
-        due = self.every_iterations and done % self.every_iterations == 0
+        due = bool(self.every_iterations) and done % self.every_iterations == 0  # type: ignore[operator]
         if self.every_seconds is not None:
             due = due or time.monotonic() - self._last >= self.every_seconds
-        if due:
-            self._save(strategy)
+        if not due:
+            return
+        if exact_inside(strategy):
+            self.save(strategy)
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Stock replay, GDumb and A-GEM resume exactly between experiences "
+                "only: no checkpoint is written inside them. BudgetedReplayPlugin "
+                "also resumes inside.",
+                stacklevel=2,
+            )
 
     def experience_completed(self, strategy: Any) -> None:
         """Save between experiences."""
-        self._save(strategy)
+        self.save(strategy, "_end")
 
-    def _save(self, strategy: Any) -> None:
-        name = f"state_{strategy.clock.train_iterations:09d}"
-        between = strategy.experience is None or not strategy.is_training
-        path = self.folder / f"{name}{'_end' if between else ''}.pt"
+    def save(self, strategy: Any, suffix: str = "") -> Path:
+        """Save now, and delete what is no longer kept.
+
+        :param strategy: the strategy.
+        :param suffix: tells checkpoints of the same iteration apart; sorts
+            after those without.
+        :return: path of the checkpoint.
+        """
+        number = f"{strategy.clock.train_iterations:0{_ITERATIONS_DIGITS}d}"
+        path = self.folder / f"state_{number}{suffix}.pt"
         save_state(strategy, path)
         self._last = time.monotonic()
-        for old in checkpoints(self.folder)[: -self.keep]:
-            old.unlink(missing_ok=True)
-            old.with_name(old.name + ".sha256").unlink(missing_ok=True)
+        if distributed.is_main_process():
+            for old in checkpoints(self.folder)[: -self.keep]:
+                checksum_path(old).unlink(missing_ok=True)
+                old.unlink(missing_ok=True)
+        return path
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -78,15 +123,35 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda p: p.name.removesuffix(".pt"))
 
 
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Newest checkpoint of a folder that can be read, or None."""
+def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Newest checkpoint of a folder that can be read, with its content.
+
+    Damaged ones are passed over with a warning in the log.
+    """
     for path in reversed(checkpoints(folder)):
         try:
-            read_state(path)
-        except CheckpointError:
-            continue
-        return path
+            return path, read_state(path)
+        except CheckpointError as error:
+            logger.warning("%s Going back to the one before.", error)
     return None
 
 
-__all__ = ["CheckpointPlugin", "checkpoints", "latest_checkpoint"]
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """Newest checkpoint of a folder that can be read, or None."""
+    found = newest_state(folder)
+    return None if found is None else found[0]
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete temporary files of a run that was killed while writing."""
+    for path in Path(folder).glob(f"{_PATTERN}*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+__all__ = [
+    "CheckpointPlugin",
+    "checkpoints",
+    "latest_checkpoint",
+    "newest_state",
+    "remove_leftovers",
+]

@@ -15,7 +15,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip.training.schedules import trunk_steps
 
 
-class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):
+class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Decay at the end of each experience, then go on from before the decay.
 
     The last ``decay_fraction`` of an experience's iterations are the branch;
@@ -46,6 +46,8 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):
         if self.trunk is not None:
             strategy.model.load_state_dict(self.trunk["model"])
             strategy.load_optimizer_state(self.trunk["optimizer"])
+            # An experience that stops before its decay leaves no trunk of its own.
+            self.trunk = None
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the trunk when the branch begins."""

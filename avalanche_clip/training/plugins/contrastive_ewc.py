@@ -8,16 +8,18 @@ squared batch gradient (our choice); its batch size is a setting.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip.training.evaluate import evaluating
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 
 
-class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):
+class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Pull weights towards those of the previous step, by importance.
 
     Adds ``ewc_lambda / 2 * sum_p F_p (theta_p - theta*_p)^2``. Memory: two
@@ -69,10 +71,12 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):
             if name not in self.fisher or not parameter.requires_grad:
                 continue
             fisher, anchor = self.fisher[name], self.anchor[name]
-            if fisher.shape != parameter.shape:  # the parameter grew
-                rows = tuple(slice(0, n) for n in fisher.shape)
-                parameter = parameter[rows]
-            terms.append((fisher * (parameter - anchor).square()).sum())
+            now: Tensor = parameter
+            if fisher.shape != now.shape:  # the parameter grew
+                now = now[tuple(slice(0, n) for n in fisher.shape)]
+            terms.append((fisher * (now - anchor).square()).sum())
+        if not terms:  # everything that was trained is frozen now
+            return torch.zeros((), device=next(model.parameters()).device)
         return torch.stack(terms).sum()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -96,24 +100,25 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):
         model = strategy.model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
-        loader = self._loader(strategy)
-        training = model.training
-        model.eval()
         count = 0
-        for batch, targets, _ in loader:
-            batch, targets = batch.to(strategy.device), targets.to(strategy.device)
-            with strategy.autocast():
-                output = model(batch)
-            loss = strategy._criterion(output, targets)
-            gradients = torch.autograd.grad(
-                loss, list(named.values()), allow_unused=True
-            )
-            for name, gradient in zip(named, gradients, strict=True):
-                if gradient is not None:
-                    fisher[name] += gradient.square()
-            strategy.compute.spend("fisher", images=len(batch), texts=len(batch))
-            count += 1
-        model.train(training)
+        # Squares of half precision gradients underflow without a scaler.
+        half = strategy.precision == "fp16"
+        with evaluating(model):
+            for batch, targets, *_ in self._loader(strategy):
+                batch, targets = batch.to(strategy.device), targets.to(strategy.device)
+                with nullcontext() if half else strategy.autocast():
+                    output = model(batch)
+                loss = strategy._criterion(output, targets)
+                gradients = torch.autograd.grad(
+                    loss, list(named.values()), allow_unused=True
+                )
+                for name, gradient in zip(named, gradients, strict=True):
+                    if gradient is not None:
+                        fisher[name] += gradient.square()
+                strategy.compute.spend(
+                    "fisher", images=len(batch), texts=len(batch["text"])
+                )
+                count += 1
         return {n: value / count for n, value in fisher.items()}
 
     def _loader(self, strategy: Any) -> TrainLoader:

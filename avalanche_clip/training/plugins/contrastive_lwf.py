@@ -15,7 +15,7 @@ from avalanche_clip.losses import similarity_distillation_loss
 from avalanche_clip.models.output import CLIPOutput
 
 
-class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):
+class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Distil the in-batch image-text similarities of the previous model.
 
     Adds ``lwf_weight`` times the mean of both directions' KL divergence
@@ -41,10 +41,9 @@ class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):
     def _active(self, strategy: Any) -> bool:
         return self.lwf_weight > 0 and strategy.clock.train_exp_counter > 0
 
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Ask for the teacher while it can be made."""
-        if self._active(strategy):
-            strategy.teachers.get("previous")
+    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
+        """Ask for the teacher before any plugin replaces the weights."""
+        return ("previous",) if self._active(strategy) else ()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation term."""

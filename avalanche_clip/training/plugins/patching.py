@@ -20,7 +20,7 @@ GRID = tuple(i / 10 for i in range(11))
 SELECT_ON = ("previous", "previous+current")
 
 
-class PatchingPlugin(SupervisedPlugin, supports_distributed=True):
+class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Deploy ``(1 - a) * previous + a * trained`` after each later step.
 
     ``a`` is the value of ``grid`` with the best mean retrieval score on
@@ -65,6 +65,8 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the weights that training starts from."""
+        if len(self.grid) > 1:
+            self._stream(strategy)  # a missing stream is reported before training
         if strategy.clock.train_exp_counter > 0:
             self.previous = _copy_state(strategy.model)
 
@@ -159,7 +161,8 @@ def mix(
         elif coefficient == 0.0:
             mixed[name] = old
         else:
-            mixed[name] = (1.0 - coefficient) * old + coefficient * new
+            # Unlike a weighted sum, this leaves equal (frozen) values as they are.
+            mixed[name] = torch.lerp(old, new, coefficient)
     return mixed
 
 

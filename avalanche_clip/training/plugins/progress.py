@@ -11,7 +11,7 @@ from tqdm import tqdm
 from avalanche_clip import distributed
 
 
-class ProgressPlugin(SupervisedPlugin, supports_distributed=True):
+class ProgressPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Show iterations, loss and learning rate of the running experience.
 
     A quiet alternative to Avalanche's ``InteractiveLogger``; only the main

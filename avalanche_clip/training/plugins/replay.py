@@ -22,7 +22,7 @@ from avalanche_clip.benchmarks.quotas import (
 KINDS = ("all", "exp", "equal")
 
 
-class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):
+class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Train on the new data pooled with samples of earlier time steps.
 
     Kept in memory: references to the data sets seen and one count per step;
@@ -73,7 +73,6 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):
         """Samples still kept of each finished step, oldest first."""
         self._datasets: list[Any] = []
         self._used: list[int] = []
-        self._chosen: dict[tuple[int, int], list[int]] = {}
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Pool the new data with the kept samples of earlier steps."""
@@ -113,13 +112,10 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):
 
     def kept_positions(self, step: int, count: int, run_seed: int) -> list[int]:
         """Positions of the kept samples in the data set of a step."""
-        key = (step, count)
-        if key not in self._chosen:
-            ids = attribute_array(self._datasets[step], "sample_id")
-            seed = run_seed if self.seed is None else self.seed
-            priorities = sample_priorities(ids, seed, step)
-            self._chosen[key] = keep_smallest(priorities, count).tolist()
-        return self._chosen[key]
+        ids = attribute_array(self._datasets[step], "sample_id")
+        seed = run_seed if self.seed is None else self.seed
+        priorities = sample_priorities(ids, seed, step)
+        return keep_smallest(priorities, count).tolist()
 
     def kept_sample_ids(self, step: int, count: int, run_seed: int) -> np.ndarray:
         """Sample ids behind :meth:`kept_positions`."""
@@ -139,7 +135,6 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):
         """Find the data of finished steps in the benchmark of a resumed run."""
         stream = benchmark.streams["train"]
         self._datasets = [stream[k].dataset for k in range(len(self.stored))]
-        self._chosen = {}
 
 
 __all__ = ["BudgetedReplayPlugin"]

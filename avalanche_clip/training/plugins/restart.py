@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from avalanche.core import SupervisedPlugin
+from torch import Tensor
 
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
 
 
-class RestartPlugin(SupervisedPlugin, supports_distributed=True):
+class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Replace the weights by fresh random ones before each later experience.
 
     The first experience keeps the model as it is, so that all methods share
     their first model. Later ones draw new weights from ``(seed, experience)``.
-    Memory: one temporary copy of the model.
+    Frozen parameters stay. Memory: one temporary copy of the frozen ones.
 
     :param seed: of the fresh weights; default the strategy's.
     """
@@ -36,7 +38,12 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):
         if strategy.clock.train_exp_counter == 0:
             return
         seed = strategy.seed if self.seed is None else self.seed
-        strategy.model.reinitialize(seed * 1_000_003 + index)
+        model = strategy.model
+        frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
+        model.reinitialize(seed * 1_000_003 + index)
+        with torch.no_grad():
+            for parameter, value in frozen:
+                parameter.copy_(value)
         strategy.optimizer.state.clear()
 
     def check_compatible(self, strategy: Any) -> None:
@@ -55,7 +62,11 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):
         """Accept the empty state."""
 
 
-class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):
+def _frozen(parameter: Tensor) -> bool:
+    return not parameter.requires_grad
+
+
+class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Multiply the compute budget of each experience.
 
     :param factors: ``"step"`` for ``1, 2, 3, ...`` (Oracle), or one positive

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,23 @@ from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.compatibility import check_planned, check_plugins
-from avalanche_clip.training.loader import TrainLoader, rng_state, set_rng_state
+from avalanche_clip.training.loader import rng_state, set_rng_state
 from avalanche_clip.training.resume import apply_pending
-from avalanche_clip.training.schedules import SCHEDULES, learning_rate
+from avalanche_clip.training.schedules import SCHEDULES
 from avalanche_clip.training.teachers import TeacherService
-from avalanche_clip.training.templates.loader_mixin import LoaderMixin
+from avalanche_clip.training.templates.loader_mixin import (
+    LoaderMixin,
+    has_deterministic_images,
+)
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
+from avalanche_clip.training.templates.plan_mixin import PlanMixin
+from avalanche_clip.training.templates.step_mixin import (
+    PRECISIONS,
+    NonFiniteLossError,
+    StepMixin,
+)
 
 logger = logging.getLogger(__name__)
-
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NonFiniteLossError(FloatingPointError):
-    """Raised when a loss becomes NaN or infinite."""
 
 
 def default_clip_evaluator() -> EvaluationPlugin:
@@ -50,7 +54,9 @@ def default_clip_evaluator() -> EvaluationPlugin:
         )
 
 
-class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
+class CLIPTemplate(
+    StepMixin, PlanMixin, OptimizerMixin, LoaderMixin, SupervisedTemplate
+):
     """Base of all strategies that train a CLIP-like model.
 
     Over Avalanche's template it adds: loaders that use the data's collate,
@@ -115,6 +121,11 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
         seed: int = 0,
         **kwargs: Any,
     ):
+        if kwargs:
+            raise TypeError(
+                f"{type(self).__name__} got unknown argument(s) {sorted(kwargs)}; see "
+                "CLIPTemplate for those that every strategy takes."
+            )
         _check_options(
             schedule=schedule,
             precision=precision,
@@ -153,12 +164,9 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
             evaluator=evaluator,
             eval_every=eval_every,
             peval_mode=peval_mode,
-            **kwargs,
         )
         self._remember_optimizer(model)
-        self._scaler = (
-            torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        )
+        self._new_scaler()
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._pending: dict[str, Any] | None = None
@@ -175,7 +183,7 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
 
     # ---------------------------------------------------------------- state
     @property
-    def experience_index(self) -> int:
+    def experience_index(self) -> int:  # type: ignore[override]
         """Index of the running experience in its stream."""
         experience = self.experience
         if experience is None:
@@ -197,67 +205,31 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
         self.loss_terms[name] = value.detach()
         self.loss = self.loss + value
 
-    def autocast(self) -> torch.autocast:
-        """Context of the forward passes of this strategy."""
-        dtype = _PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-
     # ------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
-        state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        state = mix64(state ^ np.uint64(self.experience_index))
-        torch.manual_seed(int(state >> np.uint64(1)))
+        self._seed_experience()
         self.compute.start_experience()
-        self.teachers.start_experience()
+        if self._pending is None:  # else the teachers are those of the stored run
+            self.teachers.start_experience()
+        if self.reset_optimizer_state:
+            self._new_scaler()
         super()._before_training_exp(**kwargs)
+        self.deterministic_images = has_deterministic_images(self.adapted_dataset)
         self.planned_iterations = self._plan()
         check_planned(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
+        self.teachers.start_training()
 
-    def _plan(self) -> int:
-        loader = self.dataloader
-        ours = isinstance(loader, TrainLoader)
-        if not self.compute.limited:
-            return self.train_epochs * len(loader)  # type: ignore[arg-type]
-        size = self.train_mb_size * distributed.world_size()
-        if ours:
-            size = loader.order.batch_size
-        elif self.compute.iterations is None:
-            size = len(next(iter(loader))[0]) * distributed.world_size()
-        factor = 1.0
-        for plugin in self.plugins:
-            multiplier = getattr(plugin, "budget_multiplier", None)
-            if callable(multiplier):
-                factor *= float(multiplier(self))
-        macs = sum(self.model.macs().values()) if self.compute.macs else 0.0
-        planned = self.compute.planned_iterations(size, macs, factor)
-        warmup = self._warmup()
-        if self.schedule is not None and warmup >= planned and warmup > 0:
-            raise ValueError(
-                f"warm-up of {warmup} iterations does not fit into the {planned} "
-                f"planned for experience {self.experience_index}; shorten it."
-            )
-        return planned
-
-    def _warmup(self) -> int:
-        first = self.clock.train_exp_counter == 0
-        return self.warmup_iterations if first else self.later_warmup_iterations
-
-    def _epoch_span(self, epoch: int) -> tuple[int, int]:
-        """First and last-plus-one iteration of an epoch in the experience."""
-        n, parts = self.planned_iterations, self.train_epochs
-        return n * epoch // parts, n * (epoch + 1) // parts
-
-    def _plan_epoch(self) -> int:
-        """Point the loader at the rest of the epoch; return its length."""
-        epoch, done = self.clock.train_exp_epochs, self.clock.train_epoch_iterations
-        low, high = self._epoch_span(epoch)
-        count = high - low - done
-        if isinstance(self.dataloader, TrainLoader):
-            start = low + done if self.dataloader.order.continuous else done
-            self.dataloader.plan(epoch, start, count)
-        return count
+    def _seed_experience(self) -> None:
+        """Seed all generators from the run's seed and the experience."""
+        state = mix64(np.uint64(self.seed & (2**64 - 1)))
+        state = mix64(state ^ np.uint64(self.experience_index))
+        number = int(state >> np.uint64(1))
+        torch.manual_seed(number)
+        # Stock buffers draw from these two.
+        random.seed(number)
+        np.random.seed(number & 0xFFFFFFFF)
 
     def _train_exp(
         self, experience: Any, eval_streams: Any = None, **kwargs: Any
@@ -266,6 +238,8 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
         for i, stream in enumerate(eval_streams):
             if not isinstance(stream, Iterable):
                 eval_streams[i] = [stream]
+        # A stop in the last epoch of one experience must not end the next one.
+        self._stop_training = False
         for epoch in range(self.clock.train_exp_epochs, self.train_epochs):
             resumed = self._pending is not None and self.clock.train_epoch_iterations
             if not resumed:
@@ -284,24 +258,9 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
             logger.debug("experience %d epoch %d", self.experience_index, epoch)
         self._pending = None
 
-    def _draw(self, count: int) -> Iterator[Any]:
-        """Draw exactly ``count`` batches, restarting a loader that runs out."""
-        drawn = 0
-        while drawn < count:
-            before = drawn
-            for batch in self.dataloader:
-                yield batch
-                drawn += 1
-                if drawn == count:
-                    return
-            if drawn == before:
-                raise ValueError(
-                    f"The data loader of experience {self.experience_index} yields no "
-                    "batch; use a smaller train_mb_size."
-                )
-
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""
+        completed = self._hooks("iteration_completed")
         for mbatch in self._draw(self._plan_epoch()):
             self.mbatch = mbatch
             if self._stop_training:
@@ -309,6 +268,8 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
             self._unpack_minibatch()
             self._set_learning_rate()
             self._before_training_iteration(**kwargs)
+            if self._stop_training:  # early stopping has loaded the best weights
+                break
             self.optimizer.zero_grad()
             self.loss = self._make_empty_loss()
             self.loss_terms = {}
@@ -327,121 +288,8 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
             self._after_update(**kwargs)
             self._count_batch()
             self._after_training_iteration(**kwargs)
-            for plugin in self.plugins:
-                done = getattr(plugin, "iteration_completed", None)
-                if callable(done):
-                    done(self)
-
-    def _count_batch(self) -> None:
-        world = distributed.world_size()
-        self.compute.spend(
-            "train",
-            images=len(self.mb_x) * world,
-            texts=len(self.mb_x["text"]) * world,
-            steps=1,
-        )
-
-    def _set_learning_rate(self) -> None:
-        if self.schedule is None:
-            return
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                self.schedule,
-                min(self.clock.train_exp_iterations, self.planned_iterations - 1),
-                self.planned_iterations,
-                base=float(group["initial_lr"]),
-                warmup=self._warmup(),
-                decay_fraction=self.decay_fraction,
-            )
-
-    def _give_up_schedule(self) -> None:
-        stock = [p for p in self.plugins if type(p).__name__ == "LRSchedulerPlugin"]
-        if stock:
-            if self.schedule != "constant" or self.warmup_iterations:
-                warnings.warn(
-                    "LRSchedulerPlugin sets the learning rate: schedule="
-                    f"{self.schedule!r} and the warm-up are off.",
-                    stacklevel=3,
-                )
-            self.schedule = None
-
-    # -------------------------------------------------------------- forward
-    def _unpack_minibatch(self) -> None:
-        assert self.mbatch is not None
-        self.mbatch = [part.to(self.device, non_blocking=True) for part in self.mbatch]
-
-    def _encode(self, batch: Any) -> CLIPOutput:
-        with self.autocast():
-            return self.model(batch)
-
-    def _encode_synced(self, batch: Any) -> CLIPOutput:
-        """Encode so that the backward pass synchronises gradients."""
-        if self._ddp is None or not self.is_training:
-            return self._encode(batch)
-        with self.autocast():
-            return self._ddp(batch)
-
-    def forward(self) -> Any:
-        """Encode the batch; return what ``mb_output`` shall be."""
-        self._cache = None
-        if self.is_training and self.accumulation_steps > 1:
-            self._cache = FeatureCache(self.mb_x, self.accumulation_steps, self.device)
-            output = self._cache.forward(self._encode)
-        else:
-            output = self._encode_synced(self.mb_x)
-        self.mb_features = output
-        if self.is_training:
-            self.global_features = distributed.gather_output(output)
-        return self._output(output)
-
-    def _output(self, output: CLIPOutput) -> Any:
-        raise NotImplementedError
-
-    def backward(self) -> None:
-        """Check the loss, then compute gradients (unscaled)."""
-        self._check_finite()
-        loss = self.loss if self._scaler is None else self._scaler.scale(self.loss)
-        if self._cache is None:
-            loss.backward(retain_graph=self.retain_graph)
-        elif self._ddp is None:
-            loss.backward()
-            self._cache.backward(self._encode, self._encode)
-        else:
-            with self._ddp.no_sync():  # type: ignore[operator]
-                loss.backward()
-            self._cache.backward(self._encode, self._encode_synced)
-        self._cache = None
-        if self._scaler is not None:
-            self._scaler.unscale_(self.optimizer)
-
-    def optimizer_step(self) -> None:
-        """Clip, step, clamp the logit scale, and move the EMA teacher."""
-        if self.clip_grad_norm is not None:
-            params = [p for g in self.optimizer.param_groups for p in g["params"]]
-            nn.utils.clip_grad_norm_(params, self.clip_grad_norm)
-        if self._scaler is None:
-            self.optimizer.step()
-        else:
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        bound = getattr(self.model, "max_log_scale", None)
-        if bound is not None:
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(0.0, bound)
-        self.teachers.update_ema()
-
-    def _check_finite(self) -> None:
-        if torch.isfinite(self.loss).all():
-            return
-        bad = [n for n, v in self.loss_terms.items() if not torch.isfinite(v).all()]
-        where = f"term {bad[0]!r}" if bad else "a term added by a plugin"
-        raise NonFiniteLossError(
-            f"The loss is {float(self.loss.detach().sum())} in experience "
-            f"{self.experience_index}, iteration {self.clock.train_exp_iterations}: "
-            f"{where} is not finite. Terms: "
-            f"{ {n: float(v.sum()) for n, v in self.loss_terms.items()} }. Lower the "
-            "learning rate, clip gradients (clip_grad_norm), or use precision='fp32'."
-        )
+            for hook in completed:
+                hook(self)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
@@ -454,7 +302,19 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
     def _forget_batch(self) -> None:
         self.mb_features = None
         self.global_features = None
+        self.loss_terms = {}
         self._cache = None
+        self.teachers.forget_batch()
+
+    def _save_train_state(self) -> dict[str, Any]:
+        names = ("mbatch", "mb_output", "loss", "mb_features", "global_features")
+        batch = {name: getattr(self, name) for name in (*names, "loss_terms")}
+        return {**super()._save_train_state(), "batch": batch}
+
+    def _load_train_state(self, prev_state: dict[str, Any]) -> None:
+        super()._load_train_state(prev_state)
+        for name, value in prev_state["batch"].items():
+            setattr(self, name, value)
 
     # ----------------------------------------------------------- evaluation
     @torch.no_grad()
@@ -473,10 +333,8 @@ class CLIPTemplate(OptimizerMixin, LoaderMixin, SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
         experience, self.experience = self.experience, None
-        for plugin in self.plugins:
-            done = getattr(plugin, "experience_completed", None)
-            if callable(done):
-                done(self)
+        for hook in self._hooks("experience_completed"):
+            hook(self)
         self.experience = experience
 
     # --------------------------------------------------------------- resume
@@ -490,10 +348,10 @@ def _check_options(**options: Any) -> None:
         raise ValueError(
             f"schedule={options['schedule']!r} is unknown; use one of {SCHEDULES}."
         )
-    if options["precision"] not in _PRECISIONS:
+    if options["precision"] not in PRECISIONS:
         raise ValueError(
             f"precision={options['precision']!r} is unknown; use one of "
-            f"{tuple(_PRECISIONS)}."
+            f"{tuple(PRECISIONS)}."
         )
     for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
         if options[name] < 1:

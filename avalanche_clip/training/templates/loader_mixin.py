@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils.transforms import (
+    MultiParamCompose,
+    MultiParamTransformCallable,
+    TupleTransform,
+)
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
@@ -19,6 +25,7 @@ class LoaderMixin:
 
     adapted_dataset: Any
     compute: ComputeBudget
+    dataloader: Any
     device: torch.device
     eval_mb_size: int
     experience_index: int
@@ -86,6 +93,37 @@ class LoaderMixin:
         )
 
 
+def has_deterministic_images(dataset: Any) -> bool:
+    """Tell whether a training data set always gives the same image tensors.
+
+    True if every image transform of its training group says
+    ``deterministic=True``; data without any are not known to be.
+    """
+    found = list(_image_transforms(dataset._flat_data))
+    return bool(found) and all(getattr(t, "deterministic", False) for t in found)
+
+
+def _image_transforms(node: Any) -> Iterator[Any]:
+    for name in ("_transform_groups", "_frozen_transform_groups"):
+        groups = getattr(getattr(node, name, None), "transform_groups", {})
+        yield from _image_side(groups.get("train"))
+    for child in getattr(node, "_datasets", ()):
+        yield from _image_transforms(child)
+
+
+def _image_side(transform: Any) -> Iterator[Any]:
+    """What a transform of whole items does to images."""
+    if isinstance(transform, MultiParamCompose):
+        for part in transform.transforms:
+            yield from _image_side(part)
+    elif isinstance(transform, TupleTransform):
+        yield from (t for t in transform.transforms[:1] if t is not None)
+    elif isinstance(transform, MultiParamTransformCallable):
+        yield transform.transform
+    elif callable(transform):
+        yield transform
+
+
 def _require_prepared(dataset: Any) -> None:
     if not is_prepared(dataset):
         raise ValueError(
@@ -94,4 +132,4 @@ def _require_prepared(dataset: Any) -> None:
         )
 
 
-__all__ = ["LoaderMixin"]
+__all__ = ["LoaderMixin", "has_deterministic_images"]

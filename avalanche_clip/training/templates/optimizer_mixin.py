@@ -26,6 +26,7 @@ class OptimizerMixin:
     _group_rule: optim.GroupRule | None
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
+    _pending: dict[str, Any] | None
 
     def _build_optimizer(self, model: nn.Module, optimizer: Any) -> Optimizer:
         named = optim.trainable(model)
@@ -58,10 +59,12 @@ class OptimizerMixin:
                 "from this model's parameters, or pass a callable."
             )
         self._left_out = set(named) - held
-        self._known = set(named)
+        self._known = set(named)  # every name that was ever trainable
         self._optimizer_names = {id(p): n for n, p in named.items()}
-        for group in self.optimizer.param_groups:
+        for group, names in zip(self.optimizer.param_groups, self._groups):
             group.setdefault("initial_lr", float(group["lr"]))
+            # Frozen parameters of a user's optimiser leave it at once.
+            group["params"] = [named[n] for n in names["names"]]
 
     def make_optimizer(
         self, reset_optimizer_state: bool = False, **kwargs: Any
@@ -72,10 +75,12 @@ class OptimizerMixin:
             groups = optim.assign_names(self._group_rule, named)
         else:
             groups = self._extend_groups(named)
+        self._groups = groups
         for plugin in self.plugins:
             rule = getattr(plugin, "param_groups", None)
             if callable(rule):
                 groups = _claim(groups, rule(self), named)
+        self._check_scheduler(len(groups))
         optim.rebuild(
             self.optimizer,
             groups,
@@ -83,23 +88,38 @@ class OptimizerMixin:
             self._optimizer_names,
             reset_state=reset_optimizer_state,
         )
+        self._known |= set(named)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
-        self._groups = groups
-        self._known |= set(named)
         self._optimizer_names = {id(p): n for n, p in named.items()}
         self.optimized_param_id = named
 
     def _extend_groups(self, named: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-        groups = [dict(g, names=[n for n in g["names"]]) for g in self._groups]
+        """Keep the groups as they are and find a home for new parameters."""
+        groups = [
+            dict(g, names=[n for n in g["names"] if n in named]) for g in self._groups
+        ]
         held = {n for g in groups for n in g["names"]}
         new = [n for n in named if n not in held and n not in self._left_out]
         if new:
             plain = optim.clip_param_groups([(n, named[n]) for n in new])[1]["names"]
+            options = self.optimizer.param_groups[: len(groups)]
             for name in new:
-                last = name in plain and len(groups) > 1
-                groups[-1 if last else 0]["names"].append(name)
-        return [dict(g, names=[n for n in g["names"] if n in named]) for g in groups]
+                groups[optim.home_of(name in plain, options)]["names"].append(name)
+        return groups
+
+    def _check_scheduler(self, count: int) -> None:
+        stock = any(
+            cls.__name__ == "LRSchedulerPlugin"
+            for plugin in self.plugins
+            for cls in type(plugin).__mro__
+        )
+        if stock and count > len(self.optimizer.param_groups):
+            raise ValueError(
+                "A plugin adds parameter groups, but LRSchedulerPlugin's scheduler "
+                f"knows {len(self.optimizer.param_groups)} only; use the strategy's "
+                "schedule instead, or build the optimizer with all groups."
+            )
 
     def check_model_and_optimizer(
         self, reset_optimizer_state: bool | None = None, **kwargs: Any
@@ -119,10 +139,12 @@ class OptimizerMixin:
     def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
         """Call ``adaptation(experience)`` of growing modules, in training only."""
         model = self.model if model is None else model
-        if self.is_training:
+        # A model restored inside an experience has already grown for it.
+        if self.is_training and self._pending is None:
             for module in list(model.modules()):
                 adapt = getattr(module, "adaptation", None)
-                if callable(adapt):
+                # Avalanche's modules may ask to be adapted by their parent.
+                if callable(adapt) and getattr(module, "_auto_adapt", True):
                     adapt(self.experience)
         return model.to(self.device)
 

@@ -277,6 +277,13 @@ def test_retrieval__autocast_does_not_lower_the_precision():
     assert not inside.text_to_image.requires_grad
 
 
+def test_retrieval__huge_but_finite_features_are_accepted():
+    identity = torch.eye(2) * 1e-30
+    huge = torch.tensor([[3e38, 0.0], [3e38, 3e38]])
+    assert not torch.isfinite(huge.sum())
+    assert retrieval_metrics(huge, identity, ks=(1,))["image_to_text_R@1"] == 0.5
+
+
 NAN = torch.tensor([[math.nan, 1.0], [0.0, 1.0]])
 
 

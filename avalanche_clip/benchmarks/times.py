@@ -1,0 +1,172 @@
+"""Points in time as float seconds since 1970 in UTC, and the calendar."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Any
+
+import numpy as np
+
+PERIODS = ("day", "week", "month", "quarter", "year")
+Time = Any
+"""Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
+
+# The first second of year 1 and of year 10000: what calendars can name.
+_FIRST, _LAST = -62135596800.0, 253402300800.0
+
+
+def to_timestamp(value: Time) -> float:
+    """Convert a time to seconds since 1970 in UTC.
+
+    Dates and times without a zone are taken as UTC.
+
+    :raises ValueError: if the value is not a finite time.
+
+    >>> to_timestamp("1970-01-02"), to_timestamp(dt.date(1970, 1, 2))
+    (86400.0, 86400.0)
+    >>> to_timestamp("1970-01-01T01:00:00+01:00"), to_timestamp("1969-12-31T23:00Z")
+    (0.0, -3600.0)
+    """
+    seconds = _seconds(value)
+    if not math.isfinite(seconds):
+        raise ValueError(
+            f"{value!r} is not a finite time; give seconds since 1970 in UTC, an ISO "
+            "string, a date, a datetime or a datetime64."
+        )
+    return seconds
+
+
+def timestamp_column(values: Any) -> np.ndarray:
+    """Convert one time per sample to float64 seconds since 1970 in UTC.
+
+    Missing times (NaN, NaT, None) become NaN; what to do with them is decided
+    where the stream is cut.
+
+    :param values: numbers, numpy ``datetime64``, or a sequence of strings,
+        dates or datetimes (those without a zone are UTC).
+    :return: float64 array of the same shape.
+    :raises ValueError: if a value is no time.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "M":
+        # Microseconds: nanoseconds would overflow before 1677 and after 2262.
+        seconds = array.astype("datetime64[us]").astype(np.int64) / 1e6
+        return np.where(np.isnat(array), np.nan, seconds)
+    if array.dtype.kind in "iuf":
+        return np.ascontiguousarray(array, dtype=np.float64)
+    if array.dtype.kind not in "OU":
+        raise ValueError(
+            f"timestamps have dtype {array.dtype}; give seconds since 1970 in UTC as "
+            "numbers, datetime64 values, ISO strings or datetimes; NaN marks a "
+            "missing one."
+        )
+    flat = array.ravel().tolist()
+    seconds = np.fromiter(
+        (_seconds(v) for v in flat), dtype=np.float64, count=len(flat)
+    )
+    return seconds.reshape(array.shape)
+
+
+def _seconds(value: Time) -> float:
+    """Convert one time; NaN for a missing one."""
+    if value is None:
+        return math.nan
+    if isinstance(value, np.datetime64):
+        return float(timestamp_column(value))
+    if isinstance(value, str):
+        value = _parse(value)
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime(value.year, value.month, value.day)
+    if isinstance(value, dt.datetime):
+        # pandas.NaT is a datetime that equals nothing, itself included.
+        if value != value:
+            return math.nan
+        zoned = value if value.tzinfo else value.replace(tzinfo=dt.timezone.utc)
+        return zoned.timestamp()
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{value!r} ({type(value).__name__}) is no time; give seconds since 1970 "
+            "in UTC, an ISO string, a date, a datetime or a datetime64."
+        ) from error
+
+
+def _parse(text: str) -> dt.datetime:
+    # Python 3.10 does not read the Z of UTC.
+    plain = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
+    try:
+        return dt.datetime.fromisoformat(plain)
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r} is no ISO date such as '2016-06-03' or "
+            "'2016-06-03T12:00:00+00:00'."
+        ) from error
+
+
+def period_starts(times: np.ndarray, period: str) -> np.ndarray:
+    """Return the start of the calendar period that each time lies in.
+
+    :param times: float64 seconds UTC, finite, ``(N,)``.
+    :param period: one of :data:`PERIODS`; weeks start on Monday.
+    :return: float64 seconds UTC, ``(N,)``.
+    :raises ValueError: for another period, or times outside the years 1 to
+        9999, as milliseconds would be.
+    """
+    if period not in PERIODS:
+        raise ValueError(f"period={period!r} is unknown; use one of {PERIODS}.")
+    outside = (times < _FIRST) | (times >= _LAST)
+    if outside.any():
+        raise ValueError(
+            f"{int(outside.sum())} timestamps (for example {times[outside][0]:g}) lie "
+            "outside the years 1 to 9999; give seconds, not milliseconds, since 1970."
+        )
+    seconds = np.floor(times).astype(np.int64).astype("datetime64[s]")
+    if period in ("day", "month", "year"):
+        starts = seconds.astype(f"datetime64[{period[0].upper()}]")
+    elif period == "week":
+        days = seconds.astype("datetime64[D]").astype(np.int64)
+        # 1970-01-01 was a Thursday.
+        starts = (days - (days + 3) % 7).astype("datetime64[D]")
+    else:
+        months = seconds.astype("datetime64[M]").astype(np.int64)
+        starts = (months - months % 3).astype("datetime64[M]")
+    return starts.astype("datetime64[s]").astype(np.int64).astype(np.float64)
+
+
+def iso_date(timestamp: float) -> str:
+    """Format seconds since 1970 as a UTC date.
+
+    Numbers that are no date (outside the years 1 to 9999) stay numbers.
+
+    >>> iso_date(0.0), iso_date(-0.5), iso_date(1e15)
+    ('1970-01-01', '1969-12-31', '1e+15')
+    """
+    return _iso(timestamp, "D")
+
+
+def iso_time(timestamp: float) -> str:
+    """Format seconds since 1970 as UTC date and time, to the second.
+
+    >>> iso_time(61.9)
+    '1970-01-01T00:01:01'
+    """
+    return _iso(timestamp, "s")
+
+
+def _iso(timestamp: float, unit: str) -> str:
+    if not _FIRST <= timestamp < _LAST:
+        return f"{timestamp:g}"
+    return str(np.datetime64(math.floor(timestamp), "s").astype(f"datetime64[{unit}]"))
+
+
+__all__ = [
+    "PERIODS",
+    "Time",
+    "iso_date",
+    "iso_time",
+    "period_starts",
+    "timestamp_column",
+    "to_timestamp",
+]

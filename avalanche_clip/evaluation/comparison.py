@@ -1,0 +1,328 @@
+"""Comparison of several methods over several seeds, as one HTML page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avalanche_clip.evaluation import _html, plots
+from avalanche_clip.evaluation._results import (
+    Matrix,
+    load_results,
+    main_metric,
+    matrices,
+    total_budget,
+)
+from avalanche_clip.evaluation._tables import file_name, matrix_table
+from avalanche_clip.evaluation.plots import Spread
+
+# the values whose small numbers are the good ones
+_LOWER_IS_BETTER = ("forgetting",)
+_BUDGET_SCORE = "average_accuracy"
+
+
+def write_comparison(
+    out_dir: str | Path,
+    results: Sequence[Mapping[str, Any] | str | Path],
+    *,
+    metric: str | None = None,
+) -> Path:
+    """Compare the runs of several methods: mean and spread over seeds.
+
+    Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
+    means, deviations and single values, and PNG plots: bars over methods, final
+    score against budget, and the mean matrix of each method.
+
+    :param out_dir: folder to write to; made if missing.
+    :param results: one entry per run: the content of ``results.json``, its
+        path, or the folder of the run. Runs with the same ``method`` are
+        repetitions and need different seeds.
+    :param metric: metric of plots and matrices; default mean R@1, or the first
+        recall.
+    :return: path of ``comparison.html``.
+    :raises FileNotFoundError: if a path does not exist.
+    :raises ValueError: if there is no run, a method occurs twice with one seed,
+        the runs share no stream and score, or their test sets differ in number.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = _group([load_results(source) for source in results])
+    tables = _collect(runs)
+    parts: list[str] = []
+    for stream, metrics in tables.items():
+        name = metric or main_metric(metrics)
+        if name not in metrics:
+            raise ValueError(
+                f"metric={name!r} is not in all runs; stream {stream!r} has "
+                f"{list(metrics)}."
+            )
+        parts.append(_stream_section(folder, runs, stream, name, metrics))
+    parts.append(_runs_section(runs))
+    counts = sorted({len(rows) for rows in runs.values()})
+    seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    lead = (
+        f"{len(runs)} methods, {seeds} seeds each; mean ± standard deviation over seeds"
+    )
+    content = {
+        s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
+    }
+    text = json.dumps(content, indent=1, allow_nan=False)
+    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    path = folder / "comparison.html"
+    path.write_text(_html.page("Comparison of methods", lead, *parts), encoding="utf-8")
+    return path
+
+
+Runs = dict[str, list[dict[str, Any]]]
+# score (not rank or tie share) -> method -> matrices of its runs
+Tables = dict[str, dict[str, list[Matrix]]]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and sample standard deviation; NaN deviation for one value.
+
+    :param values: one value per seed.
+    :return: both, NaN if a value is NaN.
+
+    >>> spread([1.0, 3.0]).mean, round(spread([1.0, 3.0]).deviation, 4)
+    (2.0, 1.4142)
+    """
+    data = np.asarray(values, dtype=np.float64)
+    deviation = float(data.std(ddof=1)) if len(data) > 1 else math.nan
+    return Spread(float(data.mean()), deviation)
+
+
+def _group(results: list[dict[str, Any]]) -> Runs:
+    if not results:
+        raise ValueError("No results given; pass at least one run.")
+    runs: Runs = {}
+    for result in results:
+        runs.setdefault(str(result.get("method", "unnamed")), []).append(result)
+    for method, rows in runs.items():
+        seeds = [row.get("seed") for row in rows]
+        if len(set(map(str, seeds))) < len(seeds):
+            raise ValueError(
+                f"Method {method!r} has runs with seeds {seeds}; give variants of a "
+                "method different names, and pass each run once."
+            )
+    return runs
+
+
+def _collect(runs: Runs) -> dict[str, Tables]:
+    """Return stream -> metric -> method -> matrices, for what all runs have."""
+    every = {method: [matrices(row) for row in rows] for method, rows in runs.items()}
+    flat = [tables for rows in every.values() for tables in rows]
+    collected: dict[str, Tables] = {}
+    for stream, metrics in flat[0].items():
+        for metric in metrics:
+            everywhere = all(metric in tables.get(stream, {}) for tables in flat)
+            if not (everywhere and _html.is_score(metric)):
+                continue
+            shapes = {tables[stream][metric].E.shape for tables in flat}
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"Matrices of {metric!r} on stream {stream!r} have shapes "
+                    f"{sorted(shapes)}; compare finished runs on the same benchmark."
+                )
+            collected.setdefault(stream, {})[metric] = {
+                method: [tables[stream][metric] for tables in rows]
+                for method, rows in every.items()
+            }
+    if not collected:
+        raise ValueError("The runs share no stream and score; nothing to compare.")
+    return collected
+
+
+def _summaries(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, Spread]]:
+    """Return method -> name of the value -> mean and deviation."""
+    found = {}
+    for method, rows in methods.items():
+        values = [matrix.summary() for matrix in rows]
+        found[method] = {key: spread([v[key] for v in values]) for key in values[0]}
+    return found
+
+
+def _stream_section(
+    folder: Path, runs: Runs, stream: str, name: str, metrics: Tables
+) -> str:
+    percent = _html.is_fraction(name)
+    summaries = _summaries(metrics[name])
+    end = file_name(f"{stream}_{name}")
+    shown = {
+        method: {k: v for k, v in values.items() if math.isfinite(v.mean)}
+        for method, values in summaries.items()
+    }
+    images = []
+    if any(shown.values()):
+        bars = plots.plot_comparison(
+            shown, title=f"{name} on stream {stream}", ylabel=name, percent=percent
+        )
+        images.append(plots.save_figure(bars, folder / f"comparison_{end}.png"))
+    points = _budget_points(runs, metrics[name])
+    if points:
+        figure = plots.plot_budget(
+            points,
+            title=f"{name} of the last model against budget",
+            xlabel="forward compute (MACs)",
+            ylabel=f"mean of {name}",
+            percent=percent,
+        )
+        images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
+    tables = []
+    for method, rows in metrics[name].items():
+        mean = _mean_matrix(rows)
+        heat = plots.plot_matrix(
+            mean.E,
+            before=mean.before,
+            labels=mean.labels,
+            row_labels=mean.row_labels,
+            title=f"{method}: {name}, mean of {len(rows)} runs",
+            percent=percent,
+        )
+        path = folder / f"matrix_{file_name(method)}_{end}.png"
+        picture = _html.image(plots.save_figure(heat, path), f"matrix of {method}")
+        tables.append(_html.details(method, picture, matrix_table(name, mean)))
+    others = [
+        _html.details(other, _summary_table(other, _summaries(methods)))
+        for other, methods in metrics.items()
+        if other != name
+    ]
+    return _html.section(
+        f"{name} on stream “{stream}”",
+        _summary_table(name, summaries),
+        *(_html.image(path, path.stem.replace("_", " ")) for path in images),
+        "<h3>The last model on each test set</h3>",
+        _last_table(name, metrics[name]),
+        "<h3>Mean matrices</h3>",
+        *tables,
+        *(["<h3>Other metrics</h3>", *others] if others else []),
+    )
+
+
+def _mean_matrix(rows: list[Matrix]) -> Matrix:
+    before = [matrix.before for matrix in rows if matrix.before is not None]
+    return Matrix(
+        np.mean([matrix.E for matrix in rows], axis=0),
+        np.mean(before, axis=0) if len(before) == len(rows) else None,
+        rows[0].labels,
+    )
+
+
+def _summary_table(name: str, summaries: Mapping[str, Mapping[str, Spread]]) -> str:
+    percent = _html.is_fraction(name)
+    keys = list(dict.fromkeys(key for values in summaries.values() for key in values))
+    methods = list(summaries)
+    rows = []
+    classes: dict[tuple[int, int], str] = {}
+    for method in methods:
+        cells = [summaries[method][key] for key in keys]
+        rows.append([method, *(_html.spread(*cell, percent=percent) for cell in cells)])
+    for j, key in enumerate(keys, start=1):
+        means = [summaries[method][key].mean for method in methods]
+        best = _best(means, larger=key not in _LOWER_IS_BETTER)
+        classes |= {(i, j): "best" for i in best}
+    return _html.table(
+        ["method", *(key.replace("_", " ") for key in keys)], rows, classes=classes
+    )
+
+
+def _best(means: list[float], *, larger: bool = True) -> list[int]:
+    """Return the positions of the best mean; none without a choice."""
+    finite = [mean for mean in means if math.isfinite(mean)]
+    if len(set(finite)) < 2:
+        return []
+    best = max(finite) if larger else min(finite)
+    return [i for i, mean in enumerate(means) if mean == best]
+
+
+def _last_table(name: str, methods: Mapping[str, list[Matrix]]) -> str:
+    percent = _html.is_fraction(name)
+    rows, means = [], []
+    classes: dict[tuple[int, int], str] = {}
+    for method, runs in methods.items():
+        cells = [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
+        means.append([cell.mean for cell in cells])
+        rows.append([method, *(_html.spread(*cell, percent=percent) for cell in cells)])
+    for j, column in enumerate(zip(*means, strict=True), start=1):
+        classes |= {(i, j): "best" for i in _best(list(column))}
+    labels = next(iter(methods.values()))[0].labels
+    return _html.table(["method", *labels], rows, classes=classes)
+
+
+def _budget_points(
+    runs: Runs, methods: Mapping[str, list[Matrix]]
+) -> dict[str, list[tuple[float, float]]]:
+    points = {}
+    for method, rows in runs.items():
+        scores = [m.summary().get(_BUDGET_SCORE, math.nan) for m in methods[method]]
+        pairs = zip(map(total_budget, rows), scores, strict=True)
+        finite = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if finite:
+            points[method] = finite
+    return points
+
+
+def _runs_section(runs: Runs) -> str:
+    rows = []
+    for method, results in runs.items():
+        budgets = [total_budget(result) for result in results]
+        seconds = [
+            sum(r.get("seconds", {}).get("train") or [math.nan]) for r in results
+        ]
+        rows.append(
+            [
+                method,
+                ", ".join(str(result.get("seed")) for result in results),
+                _html.quantity(float(np.mean(budgets)), "MAC"),
+                _html.duration(float(np.mean(seconds))),
+                ", ".join(sorted({_commit(result) for result in results})),
+            ]
+        )
+    hashes = sorted(
+        {str(r.get("data", {}).get("hash")) for rs in runs.values() for r in rs}
+    )
+    note = f"Data hash {', '.join(hashes)}"
+    if len(hashes) > 1:
+        note += " - the runs used different data!"
+    header = ["method", "seeds", "forward compute", "training time", "revision"]
+    return _html.section(
+        "Runs",
+        _html.table(header, rows),
+        f'<p class="note">{_html.escape(note)}</p>',
+    )
+
+
+def _commit(result: Mapping[str, Any]) -> str:
+    revision = result.get("revision") or {}
+    if not isinstance(revision, Mapping):
+        return str(revision)[:12]
+    commit = str(revision.get("commit") or revision.get("revision") or "unknown")[:12]
+    return f"{commit} (changed)" if revision.get("dirty") else commit
+
+
+def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
+    """Return means, deviations and single values of all summaries as plain data."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    plain: dict[str, Any] = {}
+    for method, rows in methods.items():
+        summaries = [matrix.summary() for matrix in rows]
+        plain[method] = {
+            key: {
+                "mean": finite(spread([s[key] for s in summaries]).mean),
+                "deviation": finite(spread([s[key] for s in summaries]).deviation),
+                "runs": [finite(s[key]) for s in summaries],
+            }
+            for key in summaries[0]
+        }
+    return plain
+
+
+__all__ = ["spread", "write_comparison"]

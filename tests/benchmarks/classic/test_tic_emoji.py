@@ -1,0 +1,147 @@
+"""The emoji world as streams."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from avalanche_clip.benchmarks import attribute_array, prepare_benchmark, tic_emoji
+from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset, tic_emoji_joint
+from avalanche_clip.benchmarks.datasets import (
+    EMOJI_STEPS,
+    EMOJI_STYLES,
+    load_emoji_table,
+    validation_mask,
+)
+from tests.benchmarks.streams import CharModel
+
+SIZES = [719, 139, 446, 264, 175, 168]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tic_emoji()
+
+
+@pytest.fixture(scope="module")
+def validated():
+    return tic_emoji(validation=True)
+
+
+def columns(stream, name="sample_id"):
+    return [attribute_array(exp.dataset, name) for exp in stream]
+
+
+def styles_of(stream):
+    codes = np.unique(np.concatenate(columns(stream)) // len(load_emoji_table()))
+    return [EMOJI_STYLES[code] for code in codes]
+
+
+def test_tic_emoji__sizes_labels_and_order(plain):
+    assert list(plain.streams) == ["train", "test", "gallery"]
+    assert [len(e.dataset) for e in plain.test_stream] == SIZES
+    assert [len(e.dataset) for e in plain.train_stream] == [2 * n for n in SIZES]
+    assert [len(e.dataset) for e in plain.streams["gallery"]] == [1911]
+    labels = [step.label for step in EMOJI_STEPS]
+    assert plain.time_labels == labels
+    for stream in (plain.train_stream, plain.test_stream):
+        assert [e.time_label for e in stream] == labels
+    for index, times in enumerate(columns(plain.train_stream, "timestamp")):
+        low, high = EMOJI_STEPS[index].bounds
+        assert (times >= low).all() and (times < high).all()
+
+
+def test_tic_emoji__test_style_is_never_trained_on(plain, validated):
+    assert sorted(styles_of(plain.train_stream)) == ["noto", "openmoji"]
+    for scenario in (plain, validated):
+        assert "twemoji" not in styles_of(scenario.train_stream)
+        assert styles_of(scenario.test_stream) == ["twemoji"]
+    assert styles_of(validated.streams["valid"]) == ["openmoji"]
+
+
+def test_tic_emoji__every_drawing_once(plain):
+    train = np.concatenate(columns(plain.train_stream))
+    test = np.concatenate(columns(plain.test_stream))
+    assert len(np.unique(train)) == len(train) == 2 * 1911
+    assert len(np.unique(test)) == 1911 and not np.intersect1d(train, test).size
+    gallery = columns(plain.streams["gallery"])[0]
+    assert np.array_equal(np.sort(gallery), np.sort(test))
+
+
+def test_tic_emoji__validation_is_a_hashed_fifth_kept_out_of_training(plain, validated):
+    held = np.flatnonzero(validation_mask(load_emoji_table().ids, 0.2))
+    valid = columns(validated.streams["valid"], "targets")
+    assert np.array_equal(np.sort(np.concatenate(valid)), held) and len(held) == 372
+    for before, train, out in zip(
+        columns(plain.train_stream),
+        columns(validated.train_stream),
+        columns(validated.streams["valid"]),
+        strict=True,
+    ):
+        assert not np.intersect1d(train, out).size
+        assert np.array_equal(np.sort(np.concatenate([train, out])), np.sort(before))
+        assert 0.1 < len(out) / (len(before) / 2) < 0.3
+    # The other style of a held-out emoji is still trained on.
+    assert np.isin(
+        held, np.concatenate(columns(validated.train_stream, "targets"))
+    ).all()
+
+
+def test_tic_emoji__captions(plain, validated):
+    table = load_emoji_table()
+    dataset = plain.train_stream[3].dataset
+    row = attribute_array(dataset, "targets")[0]
+    image, captions, *_ = dataset[0]
+    assert image.size == (48, 48)
+    assert captions == [table.names[row], *table.keywords("en")[row]]
+    for stream in (plain.test_stream, validated.streams["valid"]):
+        dataset = stream[5].dataset
+        assert dataset[1][1] == table.names[attribute_array(dataset, "targets")[1]]
+
+
+def test_tic_emoji__prepares_without_a_warning(plain, validated):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared = prepare_benchmark(validated, CharModel())
+        prepare_benchmark(plain, CharModel())
+    assert prepared.time_labels == plain.time_labels
+    assert prepared.train_stream[0].time_label == "2010"
+
+
+def test_tic_emoji__other_styles_and_no_gallery():
+    scenario = tic_emoji(styles=("twemoji",), test_style="noto", gallery=False)
+    assert list(scenario.streams) == ["train", "test"]
+    assert styles_of(scenario.train_stream) == ["twemoji"]
+    assert [len(e.dataset) for e in scenario.train_stream] == SIZES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"styles": ("noto", "twemoji")}, "also trained on"),
+        ({"styles": ()}, "unknown"),
+        ({"styles": "noto"}, "unknown"),
+        ({"styles": ("apple",)}, "apple"),
+        ({"styles": ("noto", "noto")}, "distinct"),
+        ({"test_style": "apple"}, "apple"),
+        ({"styles": ("noto",), "validation": True}, "Validation uses 'openmoji'"),
+    ],
+)
+def test_tic_emoji__bad_styles_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        tic_emoji(**options)
+
+
+def test_tic_emoji_joint__trains_on_everything_at_once(plain):
+    joint = tic_emoji_joint()
+    assert [len(e.dataset) for e in joint.train_stream] == [2 * 1911]
+    assert [len(e.dataset) for e in joint.test_stream] == SIZES
+    left, right = columns(joint.train_stream)[0], columns(plain.train_stream)
+    assert np.array_equal(np.sort(left), np.sort(np.concatenate(right)))
+
+
+def test_emoji_dataset__language_and_indices():
+    dataset = emoji_dataset(["noto"], [3, 1], language="de")
+    table = load_emoji_table()
+    assert [dataset[k][1] for k in (0, 1)] == [table.captions("de")[k] for k in (3, 1)]
+    assert attribute_array(dataset, "targets").tolist() == [3, 1]

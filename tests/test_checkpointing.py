@@ -1,0 +1,299 @@
+"""Files of checkpoints: what is in them, and what happens when they break."""
+
+import hashlib
+import time
+from unittest import mock
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+from avalanche_clip import checkpointing, distributed
+from avalanche_clip.checkpointing import (
+    CheckpointError,
+    load_state,
+    read_state,
+    save_state,
+    write_state,
+)
+from avalanche_clip.training.plugins import ContrastiveLwFPlugin
+from avalanche_clip.training.plugins.checkpoint import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
+)
+from avalanche_clip.training.supervised import CumulativeAll, Sequential
+from tests.helpers import (
+    StubDualEncoder,
+    assert_same_weights,
+    quiet_evaluator,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+)
+
+OPTIONS = {"train_mb_size": 4, "train_epochs": 2, "schedule": "constant"}
+
+
+def build(model=None, cls=Sequential, sizes=(12, 12, 12), **options):
+    model = model or stub_model(dropout=0.1)
+    benchmark = stub_benchmark(sizes, model=model)
+    options = {"evaluator": quiet_evaluator(), **OPTIONS, **options}
+    return cls(model=model, **options), benchmark
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    parts = parts if isinstance(value, (dict, list, tuple)) else []
+    return [t for part in parts for t in tensors(part)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "state.pt"
+
+
+def test_save_state__is_plain_data_with_a_checksum(path):
+    strategy, benchmark = build(cls=CumulativeAll)
+    train_stream(strategy, benchmark, 2)
+    assert save_state(strategy, path) == path
+    state = torch.load(path, weights_only=True)
+    assert state["experience"] == 2 and not state["inside"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.with_name("state.pt.sha256").read_text() == f"{digest}  state.pt\n"
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "state.pt",
+        "state.pt.sha256",
+    ]
+    # No image is in it: those have 3 * 8 * 8 values, as has a row of the weights.
+    assert not [t for t in tensors(state["plugins"]) if t.numel() >= 192]
+
+
+def test_save_state__size_does_not_depend_on_the_data(tmp_path):
+    sizes = []
+    for number, count in enumerate((8, 200)):
+        strategy, benchmark = build(
+            cls=CumulativeAll, sizes=(count, count), budget_iterations=3, train_epochs=1
+        )
+        train_stream(strategy, benchmark)
+        sizes.append(save_state(strategy, tmp_path / str(number)).stat().st_size)
+    assert abs(sizes[0] - sizes[1]) <= 64
+
+
+def test_save_state__during_an_evaluation_raises(path):
+    class Saves(SupervisedPlugin):
+        stateless = True
+
+        def after_eval_iteration(self, strategy, **kwargs):
+            save_state(strategy, path)
+
+    strategy, benchmark = build(plugins=[Saves()])
+    with pytest.raises(RuntimeError, match="during an evaluation"):
+        strategy.eval(benchmark.test_stream)
+
+
+def test_save_state__only_the_main_process_writes(path, monkeypatch):
+    strategy, _ = build()
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert save_state(strategy, path) == path
+    assert write_state({"format": 1}, path) == path
+    assert not path.exists()
+
+
+def test_write_state__failure_leaves_the_old_file(path):
+    write_state({"format": 1, "n": 1}, path)
+    with (
+        mock.patch.object(checkpointing.torch, "save", side_effect=OSError("full")),
+        pytest.raises(OSError, match="full"),
+    ):
+        write_state({"format": 1, "n": 2}, path)
+    assert read_state(path)["n"] == 1
+
+
+@pytest.mark.parametrize("position", [0.01, 0.5, 0.99])
+def test_read_state__flipped_byte_raises(position, path):
+    strategy, _ = build()
+    save_state(strategy, path)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * position)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged.*Use an\\s+earlier"):
+        read_state(path)
+
+
+def test_read_state__other_files_raise(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        read_state(tmp_path / "none.pt")
+    torch.save({"format": 99}, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match="format 1"):
+        read_state(tmp_path / "new.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(tmp_path / "text.pt")
+    # Nothing but plain data is ever executed.
+    torch.save(nn.Linear(1, 1), tmp_path / "code.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(tmp_path / "code.pt")
+
+
+def test_checkpoint_plugin__keeps_the_newest(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_iterations=2, keep=3)
+    strategy, benchmark = build(plugins=[plugin])
+    train_stream(strategy, benchmark, 2)
+    names = [p.name for p in checkpoints(tmp_path)]
+    assert names == [
+        "state_000000010.pt",
+        "state_000000012.pt",
+        "state_000000012_end.pt",
+    ]
+    assert len(list(tmp_path.iterdir())) == 6
+    assert latest_checkpoint(tmp_path).name == names[-1]
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_checkpoint_plugin__saves_by_time(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_seconds=1e-9, keep=99)
+    strategy, benchmark = build(plugins=[plugin])
+    train_stream(strategy, benchmark, 1)
+    assert len(checkpoints(tmp_path)) == 7
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
+)
+def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        CheckpointPlugin(tmp_path, **options)
+
+
+class Growing(nn.Module):
+    """Adds a row per training experience to a table used by the image tower."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(1, 8))
+        self.grown = 0
+
+    def adaptation(self, experience):
+        self.resize(len(self.rows) + 1)
+        self.grown += 1
+
+    def resize(self, count):
+        old = self.rows.detach()
+        fresh = torch.zeros(count, 8)
+        fresh[: len(old)] = old[:count]
+        self.rows = nn.Parameter(fresh)
+
+    def growth_state(self):
+        return {"rows": len(self.rows)}
+
+    def load_growth_state(self, state):
+        self.resize(state["rows"])
+
+
+class GrowingEncoder(StubDualEncoder):
+    def __init__(self, seed=0, **options):
+        super().__init__(seed, **options)
+        self.table = Growing()
+
+    def _raw_image(self, image):
+        weights = torch.arange(1.0, len(self.table.rows) + 1)
+        return super()._raw_image(image) + weights @ self.table.rows
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_load_state__growing_model(stop, reset, teacher, tmp_path):
+    def make(*plugins):
+        own = [ContrastiveLwFPlugin()] if teacher else []
+        model = GrowingEncoder(dropout=0.1)
+        options = {"reset_optimizer_state": reset, "clip_grad_norm": 0.5}
+        return build(model, plugins=[*own, *plugins], **options)
+
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    plugin = CheckpointPlugin(tmp_path, every_iterations=3, keep=99)
+    part, benchmark = make(plugin)
+    train_stream(part, benchmark, 2)
+    later, benchmark = make()
+    start = load_state(later, tmp_path / stop, benchmark)
+    assert start == (2 if "end" in stop else 1)
+    assert len(later.model.table.rows) == 3
+    for experience in list(benchmark.train_stream)[start:]:
+        later.train(experience, eval_streams=[])
+    assert len(full.model.table.rows) == 4 and later.model.table.grown == 1
+    assert_same_weights(full.model, later.model)
+
+
+def test_load_state__growing_module_that_the_model_lacks_raises(path):
+    strategy, _ = build(GrowingEncoder())
+    save_state(strategy, path)
+    other, benchmark = build()
+    with pytest.raises(CheckpointError, match="growing module 'table'"):
+        load_state(other, path, benchmark)
+
+
+def frozen_model(seed=0):
+    model = stub_model(seed)
+    model.image_proj.requires_grad_(False)
+    return model
+
+
+def test_frozen_base__is_stored_as_a_hash(tmp_path):
+    def make(*plugins):
+        return build(frozen_model(), plugins=[ContrastiveLwFPlugin(), *plugins])
+
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    part, benchmark = make(CheckpointPlugin(tmp_path))
+    train_stream(part, benchmark, 2)
+    newest = latest_checkpoint(tmp_path)
+    state = read_state(newest)
+    assert state["base"]["names"] == ["image_proj.weight", "image_proj.bias"]
+    assert not [t for t in tensors(state) if t.shape == (8, 192)]
+    later, benchmark = make()
+    load_state(later, newest, benchmark)
+    later.train(benchmark.train_stream[2], eval_streams=[])
+    assert_same_weights(full.model, later.model)
+    other, benchmark = build(frozen_model(1), plugins=[ContrastiveLwFPlugin()])
+    with pytest.raises(CheckpointError, match="same pretrained weights"):
+        load_state(other, newest, benchmark)
+
+
+def test_frozen_base__what_was_written_to_is_stored(tmp_path, path):
+    strategy, benchmark = build(frozen_model(), plugins=[CheckpointPlugin(tmp_path)])
+    train_stream(strategy, benchmark, 1)
+    strategy.model.image_proj.weight.data.add_(1.0)
+    save_state(strategy, path)
+    assert read_state(path)["base"]["names"] == ["image_proj.bias"]
+    other, benchmark = build(frozen_model())
+    load_state(other, path, benchmark)
+    assert_same_weights(strategy.model, other.model)
+
+
+def test_load_state__frozen_flags_come_back(path):
+    strategy, benchmark = build()
+    train_stream(strategy, benchmark, 1)
+    strategy.model.text_proj.requires_grad_(False)
+    save_state(strategy, path)
+    other, benchmark = build()
+    load_state(other, path, benchmark)
+    assert not other.model.text_proj.weight.requires_grad
+    assert other.model.image_proj.weight.requires_grad
+    assert_same_weights(strategy.model, other.model)
+
+
+def test_save_state__is_quick(path):
+    strategy, benchmark = build()
+    train_stream(strategy, benchmark, 1)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        save_state(strategy, path)
+        times.append(time.perf_counter() - begin)
+    # benchmarks/checkpoint_cost.py measures; this only finds a gross mistake.
+    assert min(times) < 1.0

@@ -1,0 +1,239 @@
+"""Two gloo processes with half batches against one with the whole batch."""
+
+import os
+import socket
+import traceback
+import warnings
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from avalanche_clip import distributed
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training import supervised
+from avalanche_clip.training.plugins.checkpoint import checkpoints
+from tests.helpers import (
+    StubDualEncoder,
+    quiet_evaluator,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.test_checkpointing import GrowingEncoder
+from tests.training import runs
+
+CASES = {
+    "Sequential": {},
+    "CumulativeExp": {"buffer_size": 8},
+    "ContrastiveLwF": {},
+    "ContrastiveEWC": {"ewc_lambda": 10.0, "fisher_batch_size": 8},
+    "Patching": {},
+    "accumulation": {"accumulation_steps": 2},
+    "clipping": {"clip_grad_norm": 0.1},
+    "targets": {"positives": "targets"},
+    "bias": {"bias": True},
+    "growth": {"growing": True},
+    "frozen": {"frozen": True},
+}
+
+
+def small_run(case, batch):
+    """Three iterations in each of two experiences, and what they left."""
+    options = dict(CASES[case])
+    growing, frozen = options.pop("growing", False), options.pop("frozen", False)
+    cls = GrowingEncoder if growing else StubDualEncoder
+    model = cls(bias=options.pop("bias", False))
+    if frozen:
+        model.image_proj.requires_grad_(False)
+    benchmark = stub_benchmark((16, 16), model=model, targets=True, groups=5)
+    strategy = getattr(supervised, case, supervised.Sequential)(
+        model=model,
+        train_mb_size=batch,
+        budget_iterations=3,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.9),
+        evaluator=runs.evaluator(),
+        **options,
+    )
+    train_stream(strategy, benchmark)
+    found = strategy.eval(benchmark.test_stream)
+    return {
+        "weights": weights(model),
+        "metrics": {k: v for k, v in found.items() if "R@" in k},
+        "samples": strategy.compute.report()["samples"],
+    }
+
+
+def gather_case():
+    """Loss and gradients of features that two processes hold in halves."""
+    model = stub_model()
+    (experience,) = stub_benchmark((8,), model=model).train_stream
+    strategy = supervised.Sequential(
+        model=model, train_mb_size=8, evaluator=quiet_evaluator()
+    )
+    rows = [experience.dataset[k] for k in range(8)]
+    count = 8 // distributed.world_size()
+    part = rows[distributed.rank() * count :][:count]
+    batch = experience.dataset.collate_fn(part)[0]
+    output = distributed.gather_output(model(batch))
+    loss = strategy._criterion(output)
+    loss.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    for gradient in gradients.values():
+        if distributed.is_distributed():
+            dist.all_reduce(gradient)
+            gradient /= distributed.world_size()
+    # Strides of a transposed tensor must not matter.
+    turned = torch.arange(6).view(2, 3).T + 10 * distributed.rank()
+    return {
+        "loss": loss.detach(),
+        "gradients": gradients,
+        "scalars": output.logit_scale.dim(),
+        "turned": distributed.gather_rows(turned),
+        "norms": output.aux["image_norm"].detach(),
+        "told": distributed.broadcast_object(f"rank {distributed.rank()}"),
+        "ranks": (distributed.rank(), distributed.is_main_process()),
+    }
+
+
+def stream_case(folder):
+    """A run of two processes that stops, and goes on."""
+    written = []
+    try:
+        runs.go(folder, "CumulativeExp", {"train": 8}, model={"dropout": 0.0})
+    except runs.Interrupted:
+        written = [p.name for p in checkpoints(f"{folder}/checkpoints")]
+    strategy, result = runs.go(
+        folder, "CumulativeExp", resume=True, model={"dropout": 0.0}
+    )
+    whole, expected = runs.go(f"{folder}-whole", "CumulativeExp", model={"dropout": 0.0})
+    return {
+        "written": written,
+        "weights": weights(strategy.model),
+        "whole": weights(whole.model),
+        "E": torch.from_numpy(result.E),
+        "E_whole": torch.from_numpy(expected.E),
+    }
+
+
+def jobs(folder):
+    """All that both processes do, by name."""
+    return {
+        "gather": gather_case,
+        **{name: lambda name=name: small_run(name, 4) for name in CASES},
+        "stream": lambda: stream_case(folder),
+    }
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    assert distributed.init_distributed().type in ("cpu", "cuda")
+    found = {}
+    for name, job in jobs(f"{folder}/run").items():
+        try:
+            found[name] = job()
+        except Exception:
+            found[name] = traceback.format_exc()
+            break  # the processes are no longer in step
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Results of both processes, which do all jobs of this file in one go."""
+    folder = tmp_path_factory.mktemp("pool")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = runs.context()
+    processes = [
+        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        if process.is_alive():
+            process.kill()
+    return [
+        torch.load(folder / f"{r}.pt", weights_only=False)
+        if (folder / f"{r}.pt").exists()
+        else {}
+        for r in (0, 1)
+    ]
+
+
+def results(pool, name):
+    for part in pool:
+        assert not isinstance(part.get(name), str), part[name]
+        assert name in part, [v for v in part.values() if isinstance(v, str)]
+    return [part[name] for part in pool]
+
+
+def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
+    whole = gather_case()
+    for number, part in enumerate(results(pool, "gather")):
+        torch.testing.assert_close(part["loss"], whole["loss"])
+        torch.testing.assert_close(part["gradients"], whole["gradients"])
+        torch.testing.assert_close(part["norms"], whole["norms"])
+        assert part["scalars"] == 0 and part["told"] == "rank 0"
+        assert part["ranks"] == (number, number == 0)
+        assert part["turned"].tolist() == [
+            *[[0, 3], [1, 4], [2, 5]],
+            *[[10, 13], [11, 14], [12, 15]],
+        ]
+    assert whole["told"] == "rank 0" and whole["ranks"] == (0, True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes__equal_one_with_the_whole_batch(case, pool):
+    first, second = results(pool, case)
+    whole = small_run(case, 8)
+    for name, value in whole["weights"].items():
+        # Ranks must not drift apart at all.
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(
+            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
+        )
+    assert first["metrics"] == second["metrics"]
+    assert first["samples"] == second["samples"] == whole["samples"]
+    if case == "frozen":
+        start = stub_model().image_proj.weight
+        assert torch.equal(first["weights"]["image_proj.weight"], start)
+    if case == "growth":
+        assert first["weights"]["table.rows"].shape == (3, 8)
+        assert (first["weights"]["table.rows"] != 0).any(dim=1).all()
+
+
+def test_run_stream__two_processes_write_once_and_resume(pool):
+    first, second = results(pool, "stream")
+    assert first["written"] == ["state_000000005_eval.pt", "state_000000007.pt"]
+    for part in (first, second):
+        assert torch.equal(part["E"], part["E_whole"])
+        for name, value in part["whole"].items():
+            assert torch.equal(value, part["weights"][name]), name
+            assert torch.equal(value, first["whole"][name]), name
+
+
+def test_one_process__helpers_do_nothing():
+    rows = torch.rand(3, 2, requires_grad=True)
+    assert distributed.gather_rows(rows) is rows
+    output = CLIPOutput(rows, rows, torch.ones(()), None)
+    assert distributed.gather_output(output) is output
+    assert distributed.broadcast_object([1]) == [1]
+    assert distributed.world_size() == 1 and distributed.rank() == 0
+    distributed.barrier()
+    assert not distributed.is_distributed() and distributed.is_main_process()

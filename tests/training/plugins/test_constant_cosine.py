@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from avalanche_clip.training import Sequential
+from avalanche_clip.training.plugins import ConstantCosinePlugin
+from tests.helpers import (
+    assert_other_weights,
+    assert_same_weights,
+    build,
+    stub_benchmark,
+    train_stream,
+    weights,
+)
+
+
+class _Trace:
+    def __init__(self):
+        self.starts, self.trunks, self.rates, self.steps = [], [], [], []
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self.starts.append(weights(strategy.model))
+        state = strategy.optimizer_state()["state"]
+        self.steps.append({int(e["step"]) for e in state.values()})
+
+    def before_forward(self, strategy, **kwargs):
+        self.rates.append(strategy.optimizer.param_groups[0]["lr"])
+        if strategy.clock.train_exp_iterations == 8:
+            self.trunks.append(weights(strategy.model))
+
+
+def run(steps=2, plugins=(), **options):
+    trace = _Trace()
+    strategy = build(
+        Sequential,
+        schedule="const-cosine",
+        budget_iterations=10,
+        plugins=[ConstantCosinePlugin(), trace, *plugins],
+        **options,
+    )
+    deployed = []
+    for experience in list(stub_benchmark().train_stream)[:steps]:
+        strategy.train(experience, eval_streams=[])
+        deployed.append(weights(strategy.model))
+    return strategy, trace, deployed
+
+
+def test_next_step__goes_on_from_the_trunk_and_its_moments():
+    _, trace, deployed = run()
+    assert_same_weights(trace.starts[1], trace.trunks[0])
+    assert_other_weights(trace.starts[1], deployed[0])
+    assert trace.steps == [set(), {8}]
+
+
+def test_deployed_model__is_the_decayed_one():
+    strategy, trace, deployed = run(1)
+    assert_same_weights(strategy.model, deployed[0])
+    assert_other_weights(deployed[0], trace.trunks[0])
+    assert_same_weights(strategy.plugins[0].trunk["model"], trace.trunks[0])
+
+
+def test_rates__warm_up_once_stay_and_decay_on_the_branch():
+    _, trace, _ = run(warmup_iterations=2)
+    first = [0.005, 0.01] + [0.01] * 6 + [0.01, 0.005]
+    assert trace.rates == pytest.approx(first + [0.01] * 9 + [0.005])
+
+
+def test_step_stopped_before_its_decay__leaves_no_old_trunk():
+    class Stop:
+        def after_training_iteration(self, strategy, **kwargs):
+            counter, done = (
+                strategy.clock.train_exp_counter,
+                strategy.clock.train_exp_iterations,
+            )
+            if counter == 1 and done == 3:
+                strategy.stop_training()
+
+    _, trace, deployed = run(3, plugins=[Stop()])
+    assert_same_weights(trace.starts[2], deployed[1])
+
+
+def test_plugin__needs_its_schedule_and_a_fraction():
+    with pytest.raises(ValueError, match="const-cosine"):
+        build(Sequential, plugins=[ConstantCosinePlugin()])
+    for fraction in (0.0, 1.0):
+        with pytest.raises(ValueError, match="decay_fraction"):
+            ConstantCosinePlugin(fraction)
+
+
+def test_fraction__is_that_of_the_plugin():
+    strategy = build(
+        Sequential, schedule="const-cosine", plugins=[ConstantCosinePlugin(0.5)]
+    )
+    assert strategy.decay_fraction == 0.5
+    train_stream(strategy, stub_benchmark(), 1)
+    assert torch.isfinite(strategy.model.token.weight).all()

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from avalanche_clip.training import Restart, Sequential
+from avalanche_clip.training.plugins import BudgetFactorPlugin, RestartPlugin
+from tests.helpers import (
+    assert_other_weights,
+    assert_same_weights,
+    build,
+    fit,
+    stub_model,
+    weights,
+)
+
+
+class _Starts:
+    def __init__(self):
+        self.seen = []
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self.seen.append((weights(strategy.model), len(strategy.optimizer.state)))
+
+
+def starts(seed=0):
+    recorder = _Starts()
+    fit(Restart, seed=seed, plugins=[recorder])
+    return recorder.seen
+
+
+def test_restart__keeps_the_first_and_draws_fresh_weights_later():
+    seen = starts()
+    assert_same_weights(seen[0][0], stub_model())
+    for later, other in [(1, 0), (2, 0), (1, 2)]:
+        assert_other_weights(seen[later][0], seen[other][0])
+    assert [moments for _, moments in seen] == [0, 0, 0]
+
+
+def test_restart__depends_on_seed_and_step_only():
+    first, second, other = starts(1), starts(1), starts(2)
+    for index in (1, 2):
+        assert_same_weights(first[index][0], second[index][0])
+        assert_other_weights(first[index][0], other[index][0])
+
+
+def test_restart__draws_in_place():
+    model = stub_model()
+    parameter = model.token.weight
+    strategy = fit(Restart, steps=2, model=model)
+    assert strategy.model.token.weight is parameter
+
+
+def test_restart__needs_a_model_that_can():
+    model = stub_model()
+    model.reinitialize = None
+    with pytest.raises(ValueError, match="reinitialize"):
+        build(Sequential, model, plugins=[RestartPlugin()])
+
+
+@pytest.mark.parametrize("factors", ["steps", [], [1, 0], [-1.0]])
+def test_factors__wrong_ones_raise(factors):
+    with pytest.raises(ValueError, match="factors="):
+        BudgetFactorPlugin(factors)
+
+
+def test_two_factor_plugins__multiply():
+    plugins = [BudgetFactorPlugin([2, 2]), BudgetFactorPlugin()]
+    strategy = fit(Sequential, steps=2, plugins=plugins)
+    assert strategy.compute.report()["steps"] == [10, 20]
+    assert torch.isfinite(strategy.model.token.weight).all()

@@ -1,0 +1,192 @@
+"""Whole runs: what they evaluate, return and write."""
+
+import json
+
+import numpy as np
+import pytest
+from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.logging import CSVLogger
+
+from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
+from avalanche_clip.checkpointing import load_state
+from avalanche_clip.training import run_stream
+from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
+from tests.helpers import assert_same_weights, quiet_evaluator, stub_benchmark
+from tests.training.runs import SIZES, Interrupted, build, evaluator, go
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    logger = CSVLogger(str(out / "stock"))
+    strategy, benchmark = build("ContrastiveLwF", evaluator=evaluator(loggers=[logger]))
+    before = strategy.eval(benchmark.test_stream)
+    result = run_stream(strategy, benchmark, out / "run", streams=("test", "valid"))
+    return strategy, benchmark, result, before
+
+
+def test_run_stream__shapes_and_values(finished):
+    strategy, benchmark, result, before = finished
+    assert result.E.shape == (3, 3) and result.before.shape == (3,)
+    start = "mean_R@1/eval_phase/test_stream/"
+    names = [n for n in sorted(before) if n.startswith(start) and "Exp" in n]
+    np.testing.assert_array_equal(result.before, [before[n] for n in names])
+    last = strategy.eval(benchmark.test_stream)
+    np.testing.assert_array_equal(result.E[-1], [last[n] for n in names])
+    assert result.matrix("image_to_text_R@1", "valid").shape == (3, 3)
+    assert list(result.matrices) == ["test", "valid"]
+
+
+def test_run_stream__results_file_is_complete(finished):
+    strategy, benchmark, result, _ = finished
+    found = json.loads((result.out_dir / "results.json").read_text())
+    assert found["method"] == "ContrastiveLwF" and found["seed"] == 3
+    assert found["config"]["train_mb_size"] == 8
+    assert found["config"]["optimizer"]["groups"][0]["lr"] == 5e-4
+    assert {"python", "torch", "avalanche-lib", "avalanche_clip"} <= {
+        *found["versions"]
+    }
+    assert set(found["revision"]) == {"commit", "dirty"}
+    assert found["data"]["counts"] == {
+        "train": [*SIZES],
+        "test": [6] * 3,
+        "valid": [6] * 3,
+    }
+    assert found["data"]["labels"]["train"] == ["step 0", "step 1", "step 2"]
+    assert len(found["data"]["hash"]) == 64
+    assert found["samples"] == [40, 40, 40]
+    assert [set(row) for row in found["macs"]["macs"]] == [
+        {"train"},
+        {"train", "teacher"},
+        {"train", "teacher"},
+    ]
+    assert len(found["seconds"]["train"]) == 3 and len(found["seconds"]["eval"]) == 4
+    assert all(s > 0 for row in found["seconds"].values() for s in row)
+    stored = found["matrices"]["test"]["mean_R@1"]
+    np.testing.assert_array_equal(stored["E"], result.E)
+    np.testing.assert_array_equal(stored["before"], result.before)
+    assert {"in_domain", "backward", "forward", "final"} <= {
+        *found["summary"]["test"]["mean_R@1"]
+    }
+
+
+def test_run_stream__writes_the_folder(finished):
+    _, _, result, _ = finished
+    out = result.out_dir
+    assert (out / "report.html").stat().st_size > 1000
+    assert list(out.rglob("*.png"))
+    assert list((out / "tensorboard").glob("events.*"))
+    assert "mean_R@1" in (out / "metrics.csv").read_text()
+    assert [p.name for p in checkpoints(out / "checkpoints")] == [
+        "state_000000015_end.pt",
+        "state_000000015_eval.pt",
+    ]
+    # The user's own logger ran beside ours.
+    assert (out.parent / "stock" / "training_results.csv").read_text().count("\n") > 1
+
+
+def test_run_stream__leaves_the_strategy_as_it_was(finished):
+    strategy, _, _, _ = finished
+    assert not any(isinstance(p, CheckpointPlugin) for p in strategy.plugins)
+    assert [type(log) for log in strategy.evaluator.loggers] == [CSVLogger]
+
+
+def test_run_stream__folder_with_a_run_raises(finished):
+    _, _, result, _ = finished
+    strategy, benchmark = build("ContrastiveLwF")
+    with pytest.raises(ValueError, match="already holds a run. Pass resume=True"):
+        run_stream(strategy, benchmark, result.out_dir)
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("Sequential", {}, "method is 'ContrastiveLwF' there and 'Sequential' here"),
+        ("ContrastiveLwF", {"seed": 4}, "seed is 3 there and 4 here"),
+        ("ContrastiveLwF", {"train_mb_size": 4}, "train_mb_size is 8 there and 4"),
+        ("ContrastiveLwF", {"budget_iterations": 6}, "budget.iterations is 5"),
+    ],
+    ids=str,
+)
+def test_run_stream__resuming_another_run_raises(method, options, message, finished):
+    _, _, result, _ = finished
+    strategy, benchmark = build(method, **options)
+    with pytest.raises(ValueError, match=message):
+        run_stream(
+            strategy, benchmark, result.out_dir, streams=("test", "valid"), resume=True
+        )
+
+
+def test_run_stream__resuming_with_other_data_or_streams_raises(finished):
+    _, _, result, _ = finished
+    strategy, benchmark = build("ContrastiveLwF")
+    with pytest.raises(ValueError, match="streams is"):
+        run_stream(strategy, benchmark, result.out_dir, resume=True)
+    other = stub_benchmark((16, 20, 25), model=strategy.model)
+    with pytest.raises(ValueError, match="data is"):
+        run_stream(
+            strategy, other, result.out_dir, streams=("test", "valid"), resume=True
+        )
+
+
+def test_run_stream__unknown_stream_raises(tmp_path):
+    strategy, benchmark = build()
+    for streams in (("test", "gallery"), ()):
+        with pytest.raises(ValueError, match="are not in the benchmark, which has"):
+            run_stream(strategy, benchmark, tmp_path, streams=streams)
+    assert not any(tmp_path.iterdir())
+
+
+def test_run_stream__without_retrieval_metrics_raises(tmp_path):
+    strategy, benchmark = build(evaluator=quiet_evaluator())
+    with pytest.raises(ValueError, match="retrieval_plugin_metrics"):
+        run_stream(strategy, benchmark, tmp_path)
+
+
+def test_run_stream__unprepared_benchmark_raises(tmp_path):
+    strategy, _ = build()
+    with pytest.raises(ValueError, match="prepare_benchmark"):
+        run_stream(strategy, stub_benchmark(SIZES, prepare=False), tmp_path)
+
+
+def test_run_stream__stream_of_another_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    strategy, benchmark = build(budget_iterations=2)
+    first = benchmark.test_stream[1]
+    gallery = EagerCLStream("gallery", [clone_experience(first, first.dataset)])
+    gallery[0].current_experience = 0
+    whole = attach_scenario([*benchmark.streams.values(), gallery])
+    result = run_stream(strategy, whole, tmp_path, streams=("test", "gallery"))
+    E = result.matrix("mean_R@1", "gallery")
+    assert E.shape == (3, 1)
+    assert result.matrices["gallery"]["mean_R@1"]["before"].shape == (1,)
+    # The gallery is the second test set.
+    np.testing.assert_array_equal(E[:, 0], result.E[:, 1])
+    summary = result.summary["gallery"]["mean_R@1"]
+    assert summary == {"final": E[-1, 0], "average": pytest.approx(E.mean())}
+    assert "backward" in result.summary["test"]["mean_R@1"]
+
+
+def test_run_stream__uses_the_users_checkpoint_plugin(tmp_path):
+    def make():
+        plugin = CheckpointPlugin(tmp_path / "mine", every_iterations=2, keep=4)
+        return {"extra": [plugin]}
+
+    with pytest.raises(Interrupted):
+        go(tmp_path / "out", stop={"train": 8}, **make())
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert len(checkpoints(tmp_path / "mine")) == 4
+    resumed, _ = go(tmp_path / "out", resume=True, **make())
+    full, _ = go(tmp_path / "full", **{"extra": []})
+    assert_same_weights(full.model, resumed.model)
+
+
+def test_run_stream__checkpoint_of_another_kind_raises(tmp_path):
+    plugin = CheckpointPlugin(tmp_path / "checkpoints")
+    strategy, benchmark = build(extra=[plugin])
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    with pytest.raises(ValueError, match="go on with load_state"):
+        go(tmp_path, resume=True)
+    strategy, benchmark = build()
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    assert load_state(strategy, newest, benchmark) == 1
