@@ -9,15 +9,16 @@ optimiser with current dill and typing_extensions.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from avalanche_clip import distributed
+from avalanche_clip.training.packing import pack, unpack
 from avalanche_clip.training.plugin_state import plain, register_plugin_state
 from avalanche_clip.training.resume import (
     FORMAT,
@@ -30,15 +31,17 @@ from avalanche_clip.training.stock_plugin_state import exact_inside
 _BLOCK = 1 << 20
 
 
-class _HashingFile:
-    """File wrapper that hashes what is written."""
+class _CheckedFile:
+    """File wrapper that keeps the CRC-32 and size of what is written."""
 
     def __init__(self, file: Any):
         self.file = file
-        self.hash = hashlib.sha256()
+        self.crc = 0
+        self.size = 0
 
     def write(self, data: bytes) -> int:
-        self.hash.update(data)
+        self.crc = zlib.crc32(data, self.crc)
+        self.size += len(data)
         return self.file.write(data)
 
     def flush(self) -> None:
@@ -52,7 +55,7 @@ def save_state(strategy: Any, path: str | Path) -> Path:
     hook, inside one. With several processes only the main one writes.
 
     :param strategy: a strategy of this package.
-    :param path: file to write; ``<path>.sha256`` is written beside it.
+    :param path: file to write; ``<path>.crc32`` is written beside it.
     :return: the path.
     :raises TypeError: if a plugin has state that cannot be stored; give it
         ``state_dict`` and ``load_state_dict``, or use
@@ -90,8 +93,8 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        hashing = _HashingFile(file)
-        torch.save(state, hashing)
+        checked = _CheckedFile(file)
+        torch.save({"format": state.get("format"), **pack(state)}, checked)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     checksum = checksum_path(path)
@@ -99,7 +102,7 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     checksum.unlink(missing_ok=True)
     os.replace(temporary, path)
     side = checksum.with_name(f"{checksum.name}.{os.getpid()}.tmp")
-    side.write_text(f"{hashing.hash.hexdigest()}  {path.name}\n")
+    side.write_text(f"{checked.crc:08x} {checked.size} {path.name}\n")
     os.replace(side, checksum)
     _sync_folder(path.parent)
     return path
@@ -117,8 +120,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def checksum_path(path: Path) -> Path:
-    """File beside a checkpoint that holds its SHA-256."""
-    return path.with_name(path.name + ".sha256")
+    """File beside a checkpoint that holds its CRC-32 and size.
+
+    It finds damage, not forgery, at a tenth of the time of a cryptographic hash.
+    """
+    return path.with_name(path.name + ".crc32")
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
     checksum = checksum_path(path)
     if checksum.is_file():
         words = checksum.read_text(errors="replace").split()
-        if not words or words[0] != _digest(path):
+        if words[:2] != _checksum(path):
             raise CheckpointError(
                 f"{path} is damaged: its checksum differs from {checksum.name}. Use an "
                 "earlier checkpoint."
@@ -147,15 +153,16 @@ def read_state(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as a checkpoint.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}.")
-    return state
+    return unpack(state)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def _checksum(path: Path) -> list[str]:
+    crc = size = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return [f"{crc:08x}", str(size)]
 
 
 def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:

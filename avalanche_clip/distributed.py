@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_clip.models.output import CLIPOutput
 
@@ -107,6 +107,32 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _all_gather(rows)
 
 
+class SyncedModel(nn.Module):
+    """A model as :class:`DistributedDataParallel` can wrap it.
+
+    DDP takes a parameter that a model returns as it is, such as a logit bias,
+    for one that is not used, and then fails when its gradient comes.
+
+    :param model: returns a :class:`CLIPOutput`.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> CLIPOutput:
+        """Call the model; parameters among its outputs become views."""
+        output = self.model(batch)
+        if not output.aux:
+            return output
+        return output._replace(aux={k: _no_leaf(v) for k, v in output.aux.items()})
+
+
+def _no_leaf(value: Any) -> Any:
+    leaf = isinstance(value, Tensor) and value.requires_grad and value.is_leaf
+    return value.view_as(value) if leaf else value
+
+
 def gather_output(output: CLIPOutput) -> CLIPOutput:
     """Gather a model output of each process into that of the whole batch.
 
@@ -130,6 +156,7 @@ def gather_output(output: CLIPOutput) -> CLIPOutput:
 
 
 __all__ = [
+    "SyncedModel",
     "barrier",
     "broadcast_object",
     "gather_output",

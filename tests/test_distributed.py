@@ -61,7 +61,7 @@ def small_run(case, batch):
     found = strategy.eval(benchmark.test_stream)
     return {
         "weights": weights(model),
-        "metrics": {k: v for k, v in found.items() if "R@" in k},
+        "metrics": {k: v for k, v in found.items() if "R@" in k and v == v},
         "samples": strategy.compute.report()["samples"],
     }
 
@@ -108,7 +108,9 @@ def stream_case(folder):
     strategy, result = runs.go(
         folder, "CumulativeExp", resume=True, model={"dropout": 0.0}
     )
-    whole, expected = runs.go(f"{folder}-whole", "CumulativeExp", model={"dropout": 0.0})
+    whole, expected = runs.go(
+        f"{folder}-whole", "CumulativeExp", model={"dropout": 0.0}
+    )
     return {
         "written": written,
         "weights": weights(strategy.model),

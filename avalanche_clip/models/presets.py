@@ -65,6 +65,7 @@ def preset_config(name: str) -> dict[str, Any]:
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "fill_color": 255,
+            "trim": True,
             "augmentation": _augmentation(),
         },
         "tokenizer": {"type": "json", "preset": TOKENIZER_FILE.name},

@@ -16,6 +16,8 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _GREY = np.stack([_LUMA] * 3)
 _IDENTITY = np.eye(3)
 _WHITE = (255, 255, 255)
+# Greys below this are ink: compression leaves a faint halo around drawings.
+_INK = [255 if grey < 243 else 0 for grey in range(256)]
 # YIQ <-> RGB, in which a turn of hue is a plane rotation
 _TO_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
@@ -36,9 +38,11 @@ class Preprocessing:
     :param fill_color: padding of ``"longest"``, 0 to 255.
     :param resize_to: length of the resized side before the centre crop, where
         it differs from ``size``.
+    :param trim: zoom to what is drawn: the square around everything that is
+        not white fills the image, whatever canvas the artist left around it.
 
     Source: the fields of open_clip's ``PreprocessCfg``; ``resize_to`` is ours,
-    for transformers' image processors.
+    for transformers' image processors, and ``trim``, for drawings on white.
     """
 
     size: tuple[int, int]
@@ -48,6 +52,7 @@ class Preprocessing:
     resize_mode: str = "shortest"
     fill_color: int = 0
     resize_to: int | None = None
+    trim: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in ("bicubic", "bilinear"):
@@ -195,6 +200,20 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def content_square(drawing: Image.Image, margin: float = 1.0) -> tuple[float, ...]:
+    """Find the square around everything that is not white.
+
+    :param drawing: RGB image.
+    :param margin: border to leave around it, in pixels.
+    :return: left and upper edge and side of the square, in pixels; it may
+        reach beyond the image. A white image gives the whole image.
+    """
+    box = drawing.convert("L").point(_INK).getbbox()
+    left, upper, right, lower = box or (0, 0, *drawing.size)
+    side = max(right - left, lower - upper) + (2 * margin if box else 0)
+    return (left + right - side) / 2, (upper + lower - side) / 2, side
+
+
 class ImageTransform:
     """Resize, crop and normalise as the checkpoint expects.
 
@@ -220,6 +239,8 @@ class ImageTransform:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
         placed = self._spatial(to_rgb(image))
+        if self.preprocessing.trim:
+            placed = _trimmed(_as_pil(placed))
         if isinstance(placed, Tensor):
             return (placed - self._mean) / self._std
         pixels = torch.from_numpy(_planes(placed)).float()
@@ -230,6 +251,25 @@ class ImageTransform:
             f"{type(self).__name__}({self.preprocessing},"
             f" train={not self.deterministic})"
         )
+
+
+def _as_pil(image: Image.Image | Tensor) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(array.cpu().numpy())
+
+
+def _trimmed(drawing: Image.Image) -> Image.Image:
+    x, y, side = content_square(drawing)
+    width, height = drawing.size
+    return drawing.transform(
+        drawing.size,
+        Image.Transform.AFFINE,
+        (side / width, 0, x, 0, side / height, y),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=_WHITE,
+    )
 
 
 def _planes(image: Image.Image) -> np.ndarray:
@@ -340,10 +380,7 @@ class TinyTransform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
-        drawing = to_rgb(image)
-        if isinstance(drawing, Tensor):
-            array = (drawing.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-            drawing = Image.fromarray(array.cpu().numpy())
+        drawing = _as_pil(to_rgb(image))
         side = self.preprocessing.size[0]
         if drawing.size != (side, side):
             drawing = self._fit(drawing)
@@ -351,13 +388,24 @@ class TinyTransform:
         drawing = drawing.transform(
             (side, side),
             Image.Transform.AFFINE,
-            self._affine(draws[:5], side),
+            self._placed(self._affine(draws[:5], side), drawing),
             resample=self._resample,
             fillcolor=_WHITE,
         )
         if draws[10] < self.augmentation.blur:
             drawing = drawing.filter(ImageFilter.GaussianBlur(0.5 + 0.5 * draws[11]))
         return torch.from_numpy(self._colour(_planes(drawing), draws[5:10]))
+
+    def _placed(
+        self, affine: tuple[float, ...], drawing: Image.Image
+    ) -> tuple[float, ...]:
+        """Let the map end in the square around the drawing, if asked for."""
+        if not self.preprocessing.trim:
+            return affine
+        left, upper, side = content_square(drawing)
+        ratio = side / drawing.size[0]
+        a, b, c, d, e, f = (ratio * value for value in affine)
+        return (a, b, c + left, d, e, f + upper)
 
     def _affine(self, draws: list[float], side: int) -> tuple[float, ...]:
         """Return the map from output to input pixel coordinates."""

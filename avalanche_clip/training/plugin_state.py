@@ -373,7 +373,9 @@ def _pack_curves(curves: Mapping[str, Any]) -> dict[str, Any]:
     other = {}
     for name, (steps, values) in curves.items():
         numbers = [_number(v) for v in values]
-        if all(type(v) is float for v in numbers) and all(type(x) is int for x in steps):
+        if all(type(v) is float for v in numbers) and all(
+            type(x) is int for x in steps
+        ):
             packed["names"].append(name)
             packed["lengths"].append(len(numbers))
             packed["steps"] += steps

@@ -122,9 +122,14 @@ def test_batches__do_not_depend_on_the_global_generator():
     assert all(torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
 
 
-def test_workers__spawned_give_the_same_run_bit_for_bit():
+@pytest.mark.parametrize(
+    "context",
+    # Spawned workers import everything anew, which takes most of a minute.
+    ["fork", pytest.param("spawn", marks=pytest.mark.slow)],
+)
+def test_workers__give_the_same_run_bit_for_bit(context):
     plain, ours = drawn_batches()
-    spawned, theirs = drawn_batches(num_workers=2, multiprocessing_context="spawn")
+    spawned, theirs = drawn_batches(num_workers=2, multiprocessing_context=context)
     assert [a[0] for a in ours] == [b[0] for b in theirs]
     assert all(torch.equal(a[1], b[1]) for a, b in zip(ours, theirs, strict=True))
     assert_same_weights(plain.model, spawned.model)

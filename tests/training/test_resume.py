@@ -98,7 +98,10 @@ def test_resume__other_methods(method, tmp_path, reference):
         {"train_epochs": 3},
         {"train_epochs": 2, "budget_iterations": 5},
         {"budget_samples": 44, "budget_iterations": None},
-        {"budget_macs": 44 * 1636.0, "budget_iterations": None},
+        pytest.param(
+            {"budget_macs": 44 * 1636.0, "budget_iterations": None},
+            marks=pytest.mark.slow,
+        ),
         {"accumulation_steps": 2, "clip_grad_norm": 0.5},
         {"reset_optimizer_state": False, "warmup_iterations": 2},
     ],
@@ -143,7 +146,7 @@ def test_resume__goes_back_when_the_newest_file_is_damaged(
     elif damage == "truncate":
         newest.write_bytes(content[:1000])
     else:
-        newest.with_name(newest.name + ".sha256").write_text("")
+        newest.with_name(newest.name + ".crc32").write_text("")
     assert latest_checkpoint(tmp_path / "checkpoints") != newest
     resumed = go(tmp_path, "ContrastiveLwF", resume=True)
     assert "is damaged" in caplog.text

@@ -26,7 +26,7 @@ _PATTERN = "state_*.pt"
 _ITERATIONS_DIGITS = 9
 
 
-class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):
+class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Save the run after each experience, and inside experiences.
 
     A killed run resumed from its newest checkpoint ends with the same weights

@@ -121,40 +121,31 @@ class CLIPTemplate(
         seed: int = 0,
         **kwargs: Any,
     ):
-        if kwargs:
-            raise TypeError(
-                f"{type(self).__name__} got unknown argument(s) {sorted(kwargs)}; see "
-                "CLIPTemplate for those that every strategy takes."
-            )
-        _check_options(
-            schedule=schedule,
-            precision=precision,
-            accumulation_steps=accumulation_steps,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            warmup_iterations=warmup_iterations,
-            later_warmup_iterations=later_warmup_iterations,
-            clip_grad_norm=clip_grad_norm,
-        )
+        _refuse_unknown(self, kwargs)
+        settings = {
+            "schedule": schedule,
+            "precision": precision,
+            "accumulation_steps": accumulation_steps,
+            "train_mb_size": train_mb_size,
+            "train_epochs": train_epochs,
+            "warmup_iterations": warmup_iterations,
+            "later_warmup_iterations": later_warmup_iterations,
+            "clip_grad_norm": clip_grad_norm,
+        }
+        _check_options(**settings)
+        for name, value in settings.items():
+            setattr(self, name, value)
         self.seed = seed
+        self.reset_optimizer_state = reset_optimizer_state
+        self.decay_fraction = 0.2
         self.compute = ComputeBudget(
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
         )
-        self.schedule: str | None = schedule
-        self.warmup_iterations = warmup_iterations
-        self.later_warmup_iterations = later_warmup_iterations
-        self.precision = precision
-        self.accumulation_steps = accumulation_steps
-        self.clip_grad_norm = clip_grad_norm
-        self.reset_optimizer_state = reset_optimizer_state
-        self.decay_fraction = 0.2
         model.to(device)
         self._group_rule = param_groups
-        self._left_out: set[str] = set()
-        built = self._build_optimizer(model, optimizer)
         super().__init__(
             model=model,
-            optimizer=built,
+            optimizer=self._build_optimizer(model, optimizer),
             criterion=criterion,
             train_mb_size=train_mb_size,
             train_epochs=train_epochs,
@@ -167,6 +158,15 @@ class CLIPTemplate(
         )
         self._remember_optimizer(model)
         self._new_scaler()
+        self._init_state()
+        self._give_up_schedule()
+        check_plugins(self)
+        if accumulation_steps > 1:
+            _warn_batch_norm(model)
+
+    # ---------------------------------------------------------------- state
+    def _init_state(self) -> None:
+        """Set what changes during a run to its first value."""
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._pending: dict[str, Any] | None = None
@@ -176,12 +176,7 @@ class CLIPTemplate(
         self.loss_terms: dict[str, Tensor] = {}
         self.planned_iterations = 0
         self.deterministic_images = False
-        self._give_up_schedule()
-        check_plugins(self)
-        if accumulation_steps > 1:
-            _warn_batch_norm(model)
 
-    # ---------------------------------------------------------------- state
     @property
     def experience_index(self) -> int:  # type: ignore[override]
         """Index of the running experience in its stream."""
@@ -341,6 +336,14 @@ class CLIPTemplate(
     def _resume(self) -> None:
         """Put back the state of an interrupted experience (see load_state)."""
         apply_pending(self)
+
+
+def _refuse_unknown(strategy: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(
+            f"{type(strategy).__name__} got unknown argument(s) {sorted(kwargs)}; see "
+            "CLIPTemplate for those that every strategy takes."
+        )
 
 
 def _check_options(**options: Any) -> None:

@@ -155,7 +155,7 @@ class OptimizerMixin:
         if self._ddp is None or ids != self._ddp_ids:
             self._ddp = None
             self._ddp = nn.parallel.DistributedDataParallel(
-                self.model, find_unused_parameters=True
+                distributed.SyncedModel(self.model), find_unused_parameters=True
             )
             self._ddp_ids = ids
 
