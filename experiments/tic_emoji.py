@@ -51,16 +51,16 @@ class Config:
     """
 
     model: str = "tiny-emoji"
-    iterations: int = 150
+    iterations: int = 80
     train_mb_size: int = 128
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     weight_decay: float = 0.1
-    warmup: int = 30
+    warmup: int = 20
     buffer_size: int = 300
     budget_factors: tuple[float, ...] = (1, 1, 1, 1.5, 2, 3)
     lwf_weight: float = 1.0
     ewc_lambda: float = 100.0
-    name_probability: float | None = 0.8
+    name_probability: float | None = 0.9
     positives: str = "targets"
     precision: str = "fp32"
     device: str = "cpu"
@@ -69,7 +69,7 @@ class Config:
 
 
 JOINT = Config(iterations=1800, warmup=50)
-DEMO_CONFIG = Config(iterations=60, warmup=15)
+DEMO_CONFIG = Config(iterations=40, warmup=10)
 
 
 def build_benchmark(config: Config, method: str, model: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ PRESET_WEIGHTS = ("emoji-2010",)
 _IMAGE_SIZE = 48
 _CONTEXT_LENGTH = 32
 _WIDTH = 128
+_INITIAL_SCALE = 25.0  # CLIP's 1 / 0.07 takes a third of a short training to grow
 
 _VISION: dict[str, dict[str, Any]] = {
     "tiny-emoji": {
@@ -51,6 +53,7 @@ def preset_config(name: str) -> dict[str, Any]:
         "library": "open_clip",
         "model_cfg": {
             "embed_dim": _WIDTH,
+            "init_logit_scale": math.log(_INITIAL_SCALE),
             "vision_cfg": dict(_VISION[name]),
             "text_cfg": {
                 "context_length": _CONTEXT_LENGTH,

@@ -107,13 +107,13 @@ class TinyAugmentation:
     Source: our choice; the value of every field can be searched.
     """
 
-    scale: tuple[float, float] = (0.75, 1.1)
-    translate: float = 0.08
-    degrees: float = 12.0
+    scale: tuple[float, float] = (0.85, 1.15)
+    translate: float = 0.06
+    degrees: float = 5.0
     shear: float = 0.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
     hue: float = 0.0
     grayscale: float = 0.0
     blur: float = 0.0
@@ -484,5 +484,6 @@ __all__ = [
     "TinyAugmentation",
     "TinyTransform",
     "build_transform",
+    "content_square",
     "to_rgb",
 ]

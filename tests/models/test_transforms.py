@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from avalanche_clip.models import (
     TinyAugmentation,
     TinyTransform,
 )
-from avalanche_clip.models.transforms import build_transform, to_rgb
+from avalanche_clip.models.transforms import build_transform, content_square, to_rgb
 
 OPEN_CLIP = {
     "size": 32,
@@ -260,3 +261,36 @@ def test_eval__resizes_before_the_crop_where_the_checkpoint_says_so(image):
     resized = resize(image, 40, interpolation=Image.Resampling.BICUBIC)
     expected = to_tensor(center_crop(resized, [32, 32]))
     assert torch.equal(build_transform(cfg, False)(image), expected)
+
+
+def _drawing(box, size=48):
+    image = Image.new("RGB", (size, size), (255, 255, 255))
+    image.paste((200, 30, 30), box)
+    return image
+
+
+def test_content_square__surrounds_what_is_not_white():
+    x, y, side = content_square(_drawing((10, 20, 30, 28)))
+    assert (x, y, side) == (9.0, 13.0, 22.0)
+
+
+def test_content_square__white_image_is_kept_whole():
+    assert content_square(Image.new("RGB", (48, 48), (255, 255, 255))) == (0, 0, 48)
+
+
+def test_trim__canvas_around_a_drawing_does_not_matter():
+    cfg = Preprocessing((48, 48), (0.5,) * 3, (0.5,) * 3, trim=True)
+    transform = ImageTransform(cfg)
+    small = transform(_drawing((4, 6, 24, 26)))
+    moved = transform(_drawing((26, 20, 46, 40)))
+    assert torch.allclose(small, moved, atol=0.02)
+    assert float(small[1, 24, 24]) < 0  # red fills the middle
+    plain = ImageTransform(replace(cfg, trim=False))
+    assert not torch.allclose(plain(_drawing((4, 6, 24, 26))), small, atol=0.5)
+
+
+def test_trim__neutral_augmentation_equals_the_evaluation_transform():
+    cfg = Preprocessing((48, 48), (0.5,) * 3, (0.5,) * 3, trim=True)
+    drawing = _drawing((7, 9, 33, 21))
+    expected = ImageTransform(cfg)(drawing)
+    assert torch.allclose(TinyTransform(cfg, NEUTRAL)(drawing), expected, atol=0.02)
