@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,16 @@ METHODS = (
 )
 DEMO = ("sequential", "cumulative-all", "oracle")
 STREAMS = ("test", "gallery")
+ExtraPlugins = Sequence[Any] | Callable[[torch.optim.Optimizer], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
-    ``buffer_size`` counts drawings: 150 emoji in two styles.
+    ``buffer_size`` counts drawings: 150 emoji in two styles. ``train_epochs``
+    cuts the budget into parts after which epoch hooks run; with ``eval_every``
+    the strategy is evaluated on stream ``valid`` after so many of them.
     """
 
     model: str = "tiny-emoji"
@@ -65,6 +67,8 @@ class Config:
     precision: str = "fp32"
     device: str = "cpu"
     num_workers: int = 0
+    train_epochs: int = 1
+    eval_every: int = -1
     seed: int = 0
 
 
@@ -80,7 +84,7 @@ def build_benchmark(config: Config, method: str, model: Any) -> Any:
     scenario = (
         tic_emoji_joint()
         if method == "joint"
-        else tic_emoji(validation=method == "patching")
+        else tic_emoji(validation=method == "patching" or config.eval_every >= 0)
     )
     return prepare_benchmark(
         scenario,
@@ -89,14 +93,28 @@ def build_benchmark(config: Config, method: str, model: Any) -> Any:
     )
 
 
+def build_optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only."""
+    from avalanche_clip.training.optim import clip_param_groups, trainable
+
+    named = trainable(model)
+    groups = clip_param_groups(named.items(), config.weight_decay)
+    return torch.optim.AdamW(
+        [{**g, "params": [named[n] for n in g.pop("names")]} for g in groups],
+        lr=config.lr,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        fused=True,
+    )
+
+
 def build_strategy(
-    config: Config, method: str, model: Any, plugins: Sequence[Any] = ()
+    config: Config, method: str, model: Any, plugins: ExtraPlugins = ()
 ) -> Any:
     """Return the strategy of a method with a quiet evaluator."""
     from avalanche.training.plugins import EvaluationPlugin
 
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-    from avalanche_clip.training.optim import clip_param_groups
     from avalanche_clip.training.plugins import ProgressPlugin
     from avalanche_clip.training.supervised import TIC_STRATEGIES
 
@@ -108,21 +126,22 @@ def build_strategy(
         "ewc": {"ewc_lambda": config.ewc_lambda},
     }
     cls = TIC_STRATEGIES["sequential" if method == "joint" else method]
+    optimizer = build_optimizer(config, model)
+    extra = plugins(optimizer) if callable(plugins) else plugins
     return cls(
         model=model,
-        optimizer=partial(
-            torch.optim.AdamW, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True
-        ),
-        param_groups=partial(clip_param_groups, weight_decay=config.weight_decay),
+        optimizer=optimizer,
         train_mb_size=config.train_mb_size,
         eval_mb_size=256,
         budget_iterations=config.iterations,
+        train_epochs=config.train_epochs,
+        eval_every=config.eval_every,
         warmup_iterations=config.warmup,
         positives=config.positives,
         precision=config.precision,
         device=config.device,
         seed=config.seed,
-        plugins=[ProgressPlugin(description=f"{method} seed {config.seed}"), *plugins],
+        plugins=[ProgressPlugin(description=f"{method} seed {config.seed}"), *extra],
         evaluator=EvaluationPlugin(retrieval_plugin_metrics()),
         **own.get(method, {}),
     )
@@ -133,11 +152,12 @@ def run(
     method: str,
     out_dir: str | Path,
     *,
-    plugins: Sequence[Any] = (),
+    plugins: ExtraPlugins = (),
 ) -> Any:
     """Run one method with one seed; return its ``RunResult``.
 
-    :param plugins: further Avalanche plugins, stock ones included.
+    :param plugins: further Avalanche plugins, stock ones included, or a
+        function that makes them from the optimiser (schedulers need it).
     """
     from avalanche_clip.models import create_dual_encoder
     from avalanche_clip.training import run_stream

@@ -1,0 +1,104 @@
+"""The emoji study: stock plugins go in unchanged, and its command line."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import (
+    EarlyStoppingPlugin,
+    EWCPlugin,
+    LRSchedulerPlugin,
+    ReplayPlugin,
+)
+
+from avalanche_clip.benchmarks import (
+    prepare_benchmark,
+    split_validation,
+    time_stamped_benchmark,
+)
+from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "tic_emoji.py"
+EMOJI = [*range(0, 20), *range(720, 740)]  # of two time steps
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("tic_emoji_study", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def small(study, monkeypatch):
+    def build(config, method, model):
+        train = emoji_dataset(["noto", "openmoji"], EMOJI, captions="all")
+        test = emoji_dataset(["twemoji"], EMOJI)
+        scenario = time_stamped_benchmark(train, num_experiences=2, test=test)
+        return prepare_benchmark(split_validation(scenario, 0.2), model)
+
+    monkeypatch.setattr(study, "build_benchmark", build)
+    monkeypatch.setattr(study, "STREAMS", ("test",))
+    return study
+
+
+def _config(study, **changes):
+    tiny = study.Config(iterations=4, train_mb_size=8, warmup=1)
+    return replace(tiny, **changes)
+
+
+def test_run__stock_plugins_are_added_unchanged(small, tmp_path):
+    def plugins(optimizer):
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return [
+            ReplayPlugin(mem_size=8),
+            EWCPlugin(ewc_lambda=0.1, mode="online", decay_factor=0.5),
+            LRSchedulerPlugin(scheduler),
+            EarlyStoppingPlugin(1, "valid_stream", metric_name="mean_R@1"),
+        ]
+
+    config = _config(small, train_epochs=2, eval_every=1)
+    with pytest.warns(UserWarning, match="LRSchedulerPlugin sets"):
+        result = small.run(config, "sequential", tmp_path / "run", plugins=plugins)
+    assert result.E.shape == (2, 2)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_run__bf16_and_resume_of_a_finished_run(small, tmp_path):
+    config = _config(small, precision="bf16")
+    first = small.run(config, "cumulative-exp", tmp_path / "run")
+    again = small.run(config, "cumulative-exp", tmp_path / "run")
+    assert np.array_equal(first.E, again.E)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "sequentiel"], "unknown method sequentiel"),
+        (["--seeds", "one"], "must be numbers"),
+        (["--preset", "quick"], "invalid choice"),
+    ],
+)
+def test_main__wrong_arguments_are_named(study, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        study.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_table__shows_mean_and_spread(study):
+    line = {
+        "cost": 6.0,
+        "in_domain": 20.0,
+        "backward": 10.0,
+        "forward": 2.0,
+        "gallery_i2t": 9.0,
+        "minutes": 1.5,
+    }
+    text = study.table({"sequential": [line, {**line, "backward": 12.0}]})
+    assert "11.0 ±1.4" in text and "sequential" in text
