@@ -74,7 +74,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@test -n "$(BENCHMARKS)" || { echo "no files under benchmarks/" >&2; exit 1; }
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	@failed=0; for file in $(BENCHMARKS); do \
+	    echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

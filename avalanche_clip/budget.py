@@ -8,6 +8,7 @@ the same for every time step and method.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 KINDS = ("train", "teacher", "search", "fisher")
@@ -21,8 +22,8 @@ class ComputeBudget:
     :param samples: training pairs per experience, replayed ones included.
     :param macs: MACs per experience, counted as TiC-CLIP does: one forward
         pass of both towers per training pair, backward passes not counted.
-    :raises ValueError: if more than one limit is given, or one is not
-        positive.
+    :raises ValueError: if more than one limit is given, one is not positive, or
+        iterations or samples are no integer.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class ComputeBudget:
         if len(given) > 1:
             raise ValueError(f"Give one budget only; got {given}.")
         for name, value in given.items():
-            if not value > 0:
-                raise ValueError(f"budget_{name}={value} must be positive.")
+            if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
+                raise ValueError(f"budget_{name}={value!r} must be positive.")
+            if name != "macs" and not isinstance(value, Integral):
+                raise ValueError(f"budget_{name}={value!r} must be an integer.")
         self.iterations = iterations
         self.samples = samples
         self.macs = macs

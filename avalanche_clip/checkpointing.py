@@ -29,6 +29,12 @@ from avalanche_clip.training.resume import (
 from avalanche_clip.training.stock_plugin_state import exact_inside
 
 _BLOCK = 1 << 20
+_STEP_COUNTERS = (
+    "train_iterations",
+    "train_exp_iterations",
+    "train_epoch_iterations",
+    "total_iterations",
+)
 
 
 class _CheckedFile:
@@ -51,8 +57,11 @@ class _CheckedFile:
 def save_state(strategy: Any, path: str | Path) -> Path:
     """Write a checkpoint of a run, atomically.
 
-    May be called between experiences and, from an ``iteration_completed``
-    hook, inside one. With several processes only the main one writes.
+    May be called between experiences and inside one: from an
+    ``iteration_completed`` hook, when all plugins are done with the step, or from
+    ``before_training_iteration`` or ``after_training_iteration``, where metrics and
+    plugins that come later in the list have not seen the step yet. With several
+    processes only the main one writes.
 
     :param strategy: a strategy of this package.
     :param path: file to write; ``<path>.crc32`` is written beside it.
@@ -60,7 +69,9 @@ def save_state(strategy: Any, path: str | Path) -> Path:
     :raises TypeError: if a plugin has state that cannot be stored; give it
         ``state_dict`` and ``load_state_dict``, or use
         :func:`register_plugin_state`.
-    :raises RuntimeError: during an evaluation.
+    :raises RuntimeError: during an evaluation, before ``before_training_epoch``
+        of an experience, or between the forward pass of a step and
+        ``after_training_iteration``.
     """
     path = Path(path)
     if strategy.experience is not None and not strategy.is_training:
@@ -69,12 +80,22 @@ def save_state(strategy: Any, path: str | Path) -> Path:
             "call it before or after."
         )
     inside = strategy.experience is not None
+    if inside and strategy.step_phase == "open":
+        raise RuntimeError(
+            "save_state was called in the middle of a step, or while an experience is "
+            "being set up, which cannot be resumed; call it in "
+            "after_training_iteration, iteration_completed, or between experiences."
+        )
     if not distributed.is_main_process():
         return path
     if inside:
         _warn_inexact(strategy)
     index = strategy.experience_index if inside else strategy.clock.train_exp_counter
     state = capture_state(strategy, inside=inside, experience=index)
+    if inside and strategy.step_phase == "counting":
+        # The clock counts a step after all plugins have run.
+        for name in _STEP_COUNTERS:
+            state["clock"][name] += 1
     return write_state(state, path)
 
 

@@ -26,8 +26,8 @@ def seconds(statement: str, repeats: int) -> float:
     return statistics.median(times)
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; return 1 if the target was missed."""
     start = seconds("pass", 7)
     ours = seconds("import avalanche_clip", 7) - start
     avalanche = seconds("import avalanche", 1) - start
@@ -42,7 +42,8 @@ def main() -> None:
     )
     print(f"import avalanche      {avalanche:7.3f} s   ratio {avalanche / ours:.0f}")
     print(f"target < {TARGET_SECONDS} s without avalanche: {verdict}")
+    return 0 if verdict == "reached" else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -53,11 +53,11 @@ class Config:
     """
 
     model: str = "tiny-emoji"
-    iterations: int = 80
+    iterations: int = 60
     train_mb_size: int = 128
     lr: float = 2e-3
     weight_decay: float = 0.1
-    warmup: int = 20
+    warmup: int = 15
     buffer_size: int = 300
     budget_factors: tuple[float, ...] = (1, 1, 1, 1.5, 2, 3)
     lwf_weight: float = 1.0

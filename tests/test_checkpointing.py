@@ -98,6 +98,44 @@ def test_save_state__during_an_evaluation_raises(path):
         strategy.eval(benchmark.test_stream)
 
 
+class Saver(SupervisedPlugin):
+    """Saves from one hook of the seventh step."""
+
+    stateless = True
+
+    def __init__(self, hook, path):
+        super().__init__()
+        self.path = path
+        setattr(self, hook, self.hook)
+
+    def hook(self, strategy, **kwargs):
+        if strategy.clock.train_iterations >= 6 and not self.path.exists():
+            save_state(strategy, self.path)
+
+
+@pytest.mark.parametrize(
+    "hook", ["before_training_iteration", "after_training_iteration"]
+)
+def test_save_state__from_a_hook_around_a_step_resumes_exactly(hook, path):
+    whole, benchmark = build(plugins=[Saver(hook, path)])
+    train_stream(whole, benchmark)
+    again, benchmark = build(stub_model(5, dropout=0.1))
+    start = load_state(again, path, benchmark)
+    for experience in list(benchmark.train_stream)[start:]:
+        again.train(experience, eval_streams=[])
+    assert again.clock.train_iterations == whole.clock.train_iterations
+    assert_same_weights(again.model, whole.model)
+
+
+@pytest.mark.parametrize(
+    "hook", ["before_backward", "after_update", "before_training_exp"]
+)
+def test_save_state__in_the_middle_of_a_step_raises(hook, path):
+    strategy, benchmark = build(plugins=[Saver(hook, path)])
+    with pytest.raises(RuntimeError, match="middle of a step"):
+        train_stream(strategy, benchmark)
+
+
 def test_save_state__only_the_main_process_writes(path, monkeypatch):
     strategy, _ = build()
     monkeypatch.setattr(distributed, "rank", lambda: 1)

@@ -127,7 +127,7 @@ def _is_training(name: str) -> bool:
 
 
 def _check_sample_ids(streams: Sequence[EagerCLStream]) -> None:
-    # Sorted, because numpy's `unique` takes seconds for a million distinct ids.
+    # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
     ids = {
         stream.name: np.sort(_gather([e.dataset for e in stream])) for stream in streams
     }

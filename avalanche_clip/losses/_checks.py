@@ -15,7 +15,8 @@ def check_feature_pair(image_features: Tensor, text_features: Tensor) -> None:
     :param image_features: to be checked, expected ``(B, D)``.
     :param text_features: to be checked, expected ``(B, D)``.
     :raises ValueError: if a tensor is not a floating point matrix, the shapes
-        differ, or there is no row.
+        differ, there is no row, or one is float64 and the other is not, or
+        they lie on two devices.
     """
     shapes = (
         f"image_features {tuple(image_features.shape)} and "
@@ -32,6 +33,12 @@ def check_feature_pair(image_features: Tensor, text_features: Tensor) -> None:
         raise ValueError(
             f"{shapes} have types {image_features.dtype} and "
             f"{text_features.dtype}; pass floating point features."
+        )
+    doubles = {t.dtype == torch.float64 for t in (image_features, text_features)}
+    if len(doubles) > 1 or image_features.device != text_features.device:
+        raise ValueError(
+            f"{shapes} have types {image_features.dtype} and {text_features.dtype} on "
+            f"{image_features.device} and {text_features.device}; both must agree."
         )
 
 
@@ -69,7 +76,8 @@ def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
             f"targets of shape {tuple(targets.shape)} given for features of shape "
             f"{tuple(features.shape)}; pass one id per pair, shape ({size},)."
         )
-    if targets.is_floating_point() or targets.is_complex():
+    is_number = targets.is_floating_point() or targets.is_complex()
+    if is_number or targets.dtype == torch.bool:
         raise ValueError(f"targets of type {targets.dtype} given; pass integer ids.")
     targets = targets.to(features.device)
     return targets[:, None] == targets[None, :]

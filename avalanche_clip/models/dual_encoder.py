@@ -178,7 +178,8 @@ class DualEncoder(nn.Module):
         :param image: float, shape ``(B, 3, H, W)``.
         :param normalize: scale every feature to length 1.
         :return: float32, shape ``(B, D)``, under autocast as well.
-        :raises ValueError: if ``image`` has another shape.
+        :raises ValueError: if ``image`` has another type or a shape that the
+            tower cannot take.
         """
         raw = self._raw_image(image)
         return unit_features(raw)[0] if normalize else raw
@@ -232,14 +233,26 @@ class DualEncoder(nn.Module):
         return CLIPOutput(image_features, text_features, scale, aux)
 
     def _raw_image(self, image: Tensor) -> Tensor:
-        if not isinstance(image, Tensor) or image.ndim != 4:
-            shape = tuple(image.shape) if isinstance(image, Tensor) else type(image)
+        is_tensor = isinstance(image, Tensor)
+        if not is_tensor or image.ndim != 4 or not image.is_floating_point():
+            found = (tuple(image.shape), image.dtype) if is_tensor else type(image)
             raise ValueError(
-                f"Images came as {shape}; give a float tensor (B, 3, H, W), made by"
+                f"Images came as {found}; give a float tensor (B, 3, H, W), made by"
                 " model.transform(train)."
             )
-        with self._compute_type(image):
-            return self._towers.encode_image(self.clip, image).float()
+        size = self._towers.image_size(self.clip)
+        try:
+            with self._compute_type(image):
+                return self._towers.encode_image(self.clip, image).float()
+        except (RuntimeError, AssertionError) as error:
+            # convolutional towers take other sizes, so shapes are not compared before
+            fits = tuple(image.shape[1:]) == (3, *size)
+            if fits or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"Images came as {tuple(image.shape)}, the model takes (B, 3,"
+                f" {size[0]}, {size[1]}); use model.transform(train)."
+            ) from error
 
     def _raw_text(self, text: Tensor) -> Tensor:
         if not isinstance(text, Tensor) or text.dtype not in (torch.int64, torch.int32):

@@ -92,8 +92,8 @@ def preset_weights(name: str, tag: str) -> Path:
     path = DATA_FOLDER / f"{name}-{tag}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"The package lacks {path}; install the released wheel, train the weights"
-            " with the script in experiments/, or pass pretrained=None."
+            f"The package lacks {path}; make the weights with the repository's"
+            " tools/train_emoji_2010.py, or pass pretrained=None."
         )
     return path
 
@@ -106,8 +106,8 @@ def _augmentation() -> dict[str, Any]:
 def _vocab_size() -> int:
     if not TOKENIZER_FILE.is_file():
         raise FileNotFoundError(
-            f"The package lacks {TOKENIZER_FILE}; build the package data with the"
-            " script in the repository, or install the released wheel."
+            f"The package lacks {TOKENIZER_FILE}; make it with the repository's"
+            " tools/build_emoji_tokenizer.py."
         )
     stored = json.loads(TOKENIZER_FILE.read_text(encoding="utf-8"))
     ids = list(stored["model"]["vocab"].values())

@@ -156,19 +156,21 @@ def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
         three or four channels, uint8 or float in [0, 1].
     :return: PIL image in RGB, or float tensor ``(3, H, W)``.
     :raises TypeError: for another type.
-    :raises ValueError: for another shape.
+    :raises ValueError: for another shape, or no pixels.
     """
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"An image has no pixels: size {image.size}.")
         return _pil_to_rgb(image)
     if not isinstance(image, Tensor):
         raise TypeError(
             f"An image came as {type(image).__name__}; give a PIL image or a tensor"
             " of shape (3, H, W)."
         )
-    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(
             f"An image tensor has shape {tuple(image.shape)}; give (C, H, W) with 1, 3"
-            " or 4 channels."
+            " or 4 channels and at least one pixel."
         )
     if image.dtype == torch.uint8:
         array = image.permute(1, 2, 0).cpu().numpy()

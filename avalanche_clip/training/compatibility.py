@@ -64,11 +64,14 @@ def check_plugins(strategy: Any) -> None:
     """Raise if a plugin of a strategy cannot work with it.
 
     Stock plugins that fail or do nothing are refused by name; every plugin
-    with ``check_compatible(strategy)`` is asked.
+    with ``check_compatible(strategy)`` is asked. Plugins that say
+    ``replaces_deployed = True`` are moved to the front of the list.
 
     :raises ValueError: naming the plugin, the reason and the replacement.
     """
     repair_plugins(strategy.plugins)
+    # Who replaces the weights after a step comes before those who copy them.
+    strategy.plugins.sort(key=lambda p: not getattr(p, "replaces_deployed", False))
     for plugin in strategy.plugins:
         for cls in type(plugin).__mro__:
             if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):

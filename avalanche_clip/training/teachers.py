@@ -114,7 +114,7 @@ class Teacher:
         if service is None:
             return self.model(batch)
         strategy = service.strategy
-        keep = service.deterministic and self.kind != "ema"
+        keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
         known = None
         if keep and self.table is not None:
             known = self.table.get(batch["sample_id"])

@@ -108,8 +108,10 @@ def test_contrastive_loss__half_precision_features_are_computed_in_float32():
         (torch.ones(3), torch.ones(3), {}, r"\(3,\)"),
         (torch.ones(0, 2), torch.ones(0, 2), {}, r"\(0, 2\).*at least one"),
         (torch.ones(3, 2).int(), torch.ones(3, 2), {}, "int32"),
+        (torch.ones(3, 2), torch.ones(3, 2).double(), {}, "float32 and torch.float64"),
         (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.zeros(2).long()}, "2,"),
         (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.zeros(3)}, "float32"),
+        (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.ones(3) > 0}, "bool"),
     ],
 )
 def test_contrastive_loss__refuses_what_does_not_fit(images, texts, kwargs, message):

@@ -205,6 +205,19 @@ def test_encode_image__wrong_shape_is_refused(model):
         model.encode_image(torch.zeros(3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (torch.rand(2, 3, 40, 40), r"\(2, 3, 40, 40\).*\(B, 3, 32, 32\)"),
+        (torch.rand(2, 1, 32, 32), r"\(2, 1, 32, 32\).*\(B, 3, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+    ],
+)
+def test_encode_image__says_what_the_model_takes(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode_image(image)
+
+
 def test_features__pair_images_with_their_first_texts(model, batch):
     assert model.features is None
     out = model(batch)

@@ -124,6 +124,8 @@ def test_to_rgb__grey_tensors_get_three_channels():
         (torch.zeros(4, 4), ValueError),
         (torch.zeros(4, 4, 3), ValueError),
         (torch.zeros(1, 3, 4, 4), ValueError),
+        (torch.zeros(3, 0, 4), ValueError),
+        (Image.new("RGB", (0, 4)), ValueError),
     ],
 )
 def test_to_rgb__other_inputs_are_refused(value, error):

@@ -128,6 +128,9 @@ def test_state__round_trip():
         ({"iterations": 1, "samples": 1}, "one budget only"),
         ({"iterations": 0}, "must be positive"),
         ({"macs": -1.0}, "must be positive"),
+        ({"samples": True}, "must be positive"),
+        ({"iterations": "5"}, "must be positive"),
+        ({"iterations": 2.5}, "must be an integer"),
     ],
 )
 def test_limits__wrong_ones_raise(options, message):

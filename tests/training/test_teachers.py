@@ -1,6 +1,11 @@
 import pytest
 import torch
 
+from avalanche_clip.benchmarks import (
+    make_image_text_dataset,
+    prepare_benchmark,
+    time_stamped_benchmark,
+)
 from avalanche_clip.training import ContrastiveLwF, Sequential, teachers
 from avalanche_clip.training.plugins import (
     ConstantCosinePlugin,
@@ -8,6 +13,7 @@ from avalanche_clip.training.plugins import (
     RestartPlugin,
 )
 from tests.helpers import (
+    Pairs,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -165,6 +171,21 @@ def test_image_cache__gives_the_run_without_it(monkeypatch):
         torch.testing.assert_close(cached.model.state_dict()[name], value)
     spent = [s.compute.experiences[1]["teacher"]["images"] for s in (cached, plain)]
     assert spent == [12, 36]
+
+
+def test_image_cache__is_off_without_sample_ids():
+    groups = [k % 10 for k in range(24)]
+    data = make_image_text_dataset(
+        Pairs(groups, 0, 1),
+        targets=groups,
+        timestamps=[0.0] * 12 + [1.0] * 12,
+        in_item=("targets",),
+    )
+    model = stub_model()
+    benchmark = prepare_benchmark(time_stamped_benchmark(data, boundaries=[1.0]), model)
+    strategy = train_stream(build(ContrastiveLwF, model), benchmark)
+    teacher = strategy.teachers.get("previous")
+    assert teacher.table is None and teacher.forward_passes == 5
 
 
 def test_image_cache__is_off_for_random_transforms(monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,14 +78,14 @@ def retrieval_ranks(
     >>> retrieval_ranks(images, texts).text_to_image.tolist()
     [0.0, 1.0, 0.0]
     """
-    _check_options(ties, tie_eps, chunk_size)
+    chunk_size = _check_options(ties, tie_eps, chunk_size)
     images = as_float_matrix("image_features", image_features)
     texts = as_float_matrix("text_features", text_features)
     _check_features(images, texts)
     pairs = owner_pairs(owner, images.shape[0], texts.shape[0]).to(images.device)
     # autocast would lower the precision of the products
     autocast_off = torch.autocast(device_type=images.device.type, enabled=False)
-    with torch.no_grad(), autocast_off:
+    with torch.no_grad(), autocast_off, _full_products():
         return _rank_tiles(images, texts, pairs, ties, tie_eps, chunk_size)
 
 
@@ -140,13 +143,42 @@ def _check_partners(kind: str, indices: Tensor, size: int) -> None:
         )
 
 
-def _check_options(ties: str, tie_eps: float, chunk_size: int) -> None:
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """Switch off TF32 and bfloat16 products, which are coarser than ``tie_eps``.
+
+    Own scores do not come from a matrix product, so that with such products a
+    collapsed encoder could be right.
+    """
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    kinds = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, kind in zip(backends, kinds, strict=True):
+            backend.fp32_precision = kind
+
+
+def _check_options(ties: str, tie_eps: float, chunk_size: int) -> int:
+    """Return ``chunk_size`` as a Python integer, or raise."""
     if ties not in TIES:
         raise ValueError(f"ties={ties!r} given; choose one of {TIES}.")
     if not 0 <= tie_eps < float("inf"):
         raise ValueError(f"tie_eps={tie_eps} given; choose a finite value >= 0.")
-    if isinstance(chunk_size, bool) or int(chunk_size) != chunk_size or chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} given; choose an integer >= 1.")
+    is_index = hasattr(chunk_size, "__index__") and not isinstance(chunk_size, bool)
+    if not is_index or chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size!r} given; choose an integer >= 1.")
+    return operator.index(chunk_size)
 
 
 def _check_features(images: Tensor, texts: Tensor) -> None:

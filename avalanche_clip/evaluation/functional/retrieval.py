@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -84,10 +85,15 @@ def retrieval_metrics(
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:
-    values = list(ks)
-    if not values or any(k != int(k) or k < 1 for k in values):
-        raise ValueError(f"ks={values} given; pass at least one integer, all >= 1.")
-    return list(dict.fromkeys(int(k) for k in values))
+    try:
+        values = [operator.index(k) for k in ks]
+    except TypeError:
+        values = []
+    if not values or min(values) < 1:
+        raise ValueError(
+            f"ks={ks!r} given; pass a sequence of at least one integer, all >= 1."
+        )
+    return list(dict.fromkeys(values))
 
 
 def _share(flags: Tensor) -> float:

@@ -33,12 +33,18 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
         self.trunk: dict[str, Any] | None = None
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise without the schedule, and tell the strategy the fraction."""
+        """Raise without the schedule or with restarts; pass on the fraction."""
         if strategy.schedule != "const-cosine":
             raise ValueError(
                 f"ConstantCosinePlugin needs schedule='const-cosine', got "
                 f"{strategy.schedule!r}."
             )
+        for plugin in strategy.plugins:
+            if type(plugin).__name__ == "RestartPlugin":
+                raise ValueError(
+                    "ConstantCosinePlugin continues from the trunk, but RestartPlugin "
+                    "starts each step from fresh weights; use one."
+                )
         strategy.decay_fraction = self.decay_fraction
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -40,7 +40,12 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     :param metric: key of :func:`retrieval_metrics` to average over steps.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
         another ``select_on``.
+
+    Strategies call this plugin before all others, so that what they copy after
+    a step (anchors, teachers) are the patched weights.
     """
+
+    replaces_deployed = True
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ pool. Rounding, caps and the hash-based choice inside a step are ours.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
             raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
         if kind != "all":
             valid = buffer_size == "current" or (
-                isinstance(buffer_size, int)
+                isinstance(buffer_size, Integral)
                 and not isinstance(buffer_size, bool)
                 and buffer_size >= 0
             )
@@ -66,13 +67,24 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         elif buffer_size is not None:
             raise ValueError("kind='all' keeps everything; leave buffer_size out.")
         self.kind = kind
-        self.buffer_size = buffer_size
+        self.buffer_size = (
+            int(buffer_size) if isinstance(buffer_size, Integral) else buffer_size
+        )
         self.redistribute = redistribute
         self.seed = seed
         self.stored: list[int] = []
         """Samples still kept of each finished step, oldest first."""
         self._datasets: list[Any] = []
         self._used: list[int] = []
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise with a second one: both would put the same samples in the pool."""
+        if sum(isinstance(p, BudgetedReplayPlugin) for p in strategy.plugins) > 1:
+            raise ValueError(
+                "Several BudgetedReplayPlugins would pool the same old samples more "
+                "than once; use one (Cumulative strategies, Restart and Oracle have "
+                "their own)."
+            )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Pool the new data with the kept samples of earlier steps."""

@@ -6,6 +6,7 @@ import logging
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -132,10 +133,10 @@ class CLIPTemplate(
             "later_warmup_iterations": later_warmup_iterations,
             "clip_grad_norm": clip_grad_norm,
         }
-        _check_options(**settings)
+        _check_options(seed=seed, **settings)
         for name, value in settings.items():
             setattr(self, name, value)
-        self.seed = seed
+        self.seed = int(seed)
         self.reset_optimizer_state = reset_optimizer_state
         self.decay_fraction = 0.2
         self.compute = ComputeBudget(
@@ -174,6 +175,9 @@ class CLIPTemplate(
         self.mb_features: CLIPOutput | None = None
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
+        self.step_phase = ""
+        """``"open"`` while a step or the start of an experience changes the run,
+        ``"counting"`` while a step is done but the clock has not moved; else empty."""
         self.planned_iterations = 0
         self.deterministic_images = False
 
@@ -202,6 +206,7 @@ class CLIPTemplate(
 
     # ------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
+        self.step_phase = "open"
         self._seed_experience()
         self.compute.start_experience()
         if self._pending is None:  # else the teachers are those of the stored run
@@ -215,6 +220,7 @@ class CLIPTemplate(
         if self._pending is not None:
             self._resume()
         self.teachers.start_training()
+        self.step_phase = ""
 
     def _seed_experience(self) -> None:
         """Seed all generators from the run's seed and the experience."""
@@ -265,6 +271,7 @@ class CLIPTemplate(
             self._before_training_iteration(**kwargs)
             if self._stop_training:  # early stopping has loaded the best weights
                 break
+            self.step_phase = "open"
             self.optimizer.zero_grad()
             self.loss = self._make_empty_loss()
             self.loss_terms = {}
@@ -282,12 +289,15 @@ class CLIPTemplate(
             self.optimizer_step()
             self._after_update(**kwargs)
             self._count_batch()
+            self.step_phase = "counting"
             self._after_training_iteration(**kwargs)
+            self.step_phase = ""
             for hook in completed:
                 hook(self)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
+        self.step_phase = ""
         self._forget_batch()
 
     def _eval_cleanup(self) -> None:
@@ -362,6 +372,9 @@ def _check_options(**options: Any) -> None:
     for name in ("warmup_iterations", "later_warmup_iterations"):
         if options[name] < 0:
             raise ValueError(f"{name}={options[name]} must not be negative.")
+    seed = options["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"seed={seed!r} must be an integer.")
     clip = options["clip_grad_norm"]
     if clip is not None and not clip > 0:
         raise ValueError(f"clip_grad_norm={clip} must be positive, or None.")

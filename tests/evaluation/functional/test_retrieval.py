@@ -277,6 +277,32 @@ def test_retrieval__autocast_does_not_lower_the_precision():
     assert not inside.text_to_image.requires_grad
 
 
+def test_retrieval__coarse_products_are_off_inside_and_back_afterwards(monkeypatch):
+    def precision():
+        new = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+        return new or torch.get_float32_matmul_precision()
+
+    seen, product = [], torch.mm
+
+    def watched(*args, **kwargs):
+        seen.append(precision())
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        chosen = precision()
+        retrieval_ranks(torch.eye(2), torch.eye(2))
+        with pytest.raises(ValueError):
+            retrieval_ranks(torch.eye(2), torch.eye(3))
+        assert set(seen) <= {"ieee", "highest"} and seen
+        assert precision() == chosen
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_retrieval__huge_but_finite_features_are_accepted():
     identity = torch.eye(2) * 1e-30
     huge = torch.tensor([[3e38, 0.0], [3e38, 3e38]])
@@ -323,6 +349,10 @@ def test_retrieval__refuses_what_does_not_fit(images, texts, owner, message):
         ({"ks": ()}, "ks"),
         ({"ks": (0,)}, "ks"),
         ({"ks": (1.5,)}, "ks"),
+        ({"ks": 5}, "ks=5"),
+        ({"ks": (1, None)}, "ks"),
+        ({"chunk_size": 2.0}, "chunk_size=2.0"),
+        ({"chunk_size": "8"}, "chunk_size='8'"),
     ],
 )
 def test_retrieval__refuses_wrong_options(options, message):

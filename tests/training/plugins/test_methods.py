@@ -140,3 +140,16 @@ def test_plugins_that_start_from_other_weights__are_refused():
             plugins=[ConstantCosinePlugin()],
             schedule="const-cosine",
         )
+    with pytest.raises(ValueError, match="use one"):
+        fit(
+            METHODS["restart"],
+            plugins=[ConstantCosinePlugin()],
+            schedule="const-cosine",
+        )
+
+
+def test_patching__comes_before_plugins_that_copy_the_weights():
+    strategy = fit(METHODS["ewc"], plugins=[PatchingPlugin([0.5])], steps=2)
+    patching, ewc = strategy.plugins[:2]
+    assert patching.chosen == [1.0, 0.5]
+    assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))

@@ -45,6 +45,8 @@ def test_constructor__unknown_keyword_raises():
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0"),
         ({"positives": "labels"}, "positives='labels'"),
         ({"budget_samples": 5}, "one budget only"),
+        ({"seed": None}, "seed=None must be an integer"),
+        ({"seed": True}, "seed=True must be an integer"),
     ],
 )
 def test_constructor__wrong_values_raise(options, message):
