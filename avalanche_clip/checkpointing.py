@@ -70,8 +70,8 @@ def save_state(strategy: Any, path: str | Path) -> Path:
         ``state_dict`` and ``load_state_dict``, or use
         :func:`register_plugin_state`.
     :raises RuntimeError: during an evaluation, before ``before_training_epoch``
-        of an experience, or between the forward pass of a step and
-        ``after_training_iteration``.
+        of an experience, between the forward pass of a step and
+        ``after_training_iteration``, or in ``after_training_exp``.
     """
     path = Path(path)
     if strategy.experience is not None and not strategy.is_training:
@@ -85,6 +85,12 @@ def save_state(strategy: Any, path: str | Path) -> Path:
             "save_state was called in the middle of a step, or while an experience is "
             "being set up, which cannot be resumed; call it in "
             "after_training_iteration, iteration_completed, or between experiences."
+        )
+    if inside and strategy.step_phase == "closing":
+        raise RuntimeError(
+            "save_state was called in after_training_exp: the hooks of that moment "
+            "would run twice in a resumed run. Call it in experience_completed (as "
+            "CheckpointPlugin does), or after train() returns."
         )
     if not distributed.is_main_process():
         return path

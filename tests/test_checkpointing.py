@@ -27,6 +27,7 @@ from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.helpers import (
     StubDualEncoder,
     assert_same_weights,
+    fit,
     quiet_evaluator,
     stub_benchmark,
     stub_model,
@@ -338,3 +339,20 @@ def test_save_state__is_quick(path):
         times.append(time.perf_counter() - begin)
     # benchmarks/checkpoint_cost.py measures; this only finds a gross mistake.
     assert min(times) < 1.0
+
+
+class _SavesWhenClosing(SupervisedPlugin):
+    stateless = True
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def after_training_exp(self, strategy, **kwargs):
+        save_state(strategy, self.path)
+
+
+def test_save_state__in_after_training_exp_raises(tmp_path):
+    plugin = _SavesWhenClosing(tmp_path / "state.pt")
+    with pytest.raises(RuntimeError, match="experience_completed"):
+        fit(Sequential, steps=1, plugins=[plugin])

@@ -443,3 +443,12 @@ def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
     assert model.pretrained == "hf-hub:org/repo"
     with pytest.raises(RuntimeError, match="could not be downloaded"):
         create_dual_encoder("hf-hub:other/repo")
+
+
+def test_presets__shipped_weights_load_and_are_small():
+    from avalanche_clip.models.presets import preset_weights
+
+    model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
+    assert model.pretrained == "emoji-2010"
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert preset_weights("tiny-emoji", "emoji-2010").stat().st_size <= 4e6

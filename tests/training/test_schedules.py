@@ -1,6 +1,6 @@
 import pytest
 
-from avalanche_clip.training import Sequential
+from avalanche_clip.training import Restart, Sequential
 from avalanche_clip.training.schedules import cosine_lr, learning_rate, trunk_steps
 from tests.helpers import build, stub_benchmark, train_stream
 
@@ -68,6 +68,15 @@ def test_run__later_warmup_is_used_from_the_second_step_on():
     seen = rates_of(later_warmup_iterations=3, schedule="constant")
     expected = [1e-2] * 5 + [1e-2 / 3, 2e-2 / 3] + [1e-2] * 3
     assert [row[0] for row in seen] == pytest.approx(expected)
+
+
+def test_run__fresh_weights_warm_up_again():
+    recorder = _Rates()
+    options = {"warmup_iterations": 2, "schedule": "constant"}
+    strategy = build(Restart, plugins=[recorder], budget_iterations=4, **options)
+    train_stream(strategy, stub_benchmark(), 2)
+    rates = [row[0] for row in recorder.seen]
+    assert rates == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2] * 2)
 
 
 def test_run__groups_keep_the_ratio_of_their_rates():

@@ -9,9 +9,16 @@ from avalanche.logging import CSVLogger
 
 from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
 from avalanche_clip.checkpointing import load_state
-from avalanche_clip.training import run_stream
+from avalanche_clip.training import (
+    ContrastiveLwF,
+    CumulativeAllStar,
+    Oracle,
+    Sequential,
+    run_stream,
+)
 from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
-from tests.helpers import assert_same_weights, quiet_evaluator, stub_benchmark
+from avalanche_clip.training.stream import nominal_units
+from tests.helpers import assert_same_weights, fit, quiet_evaluator, stub_benchmark
 from tests.training.runs import SIZES, Interrupted, build, evaluator, go
 
 
@@ -190,3 +197,21 @@ def test_run_stream__checkpoint_of_another_kind_raises(tmp_path):
     strategy, benchmark = build()
     newest = checkpoints(tmp_path / "checkpoints")[-1]
     assert load_state(strategy, newest, benchmark) == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "expected"),
+    [
+        (Sequential, {}, 2.0),
+        (ContrastiveLwF, {}, 2.4),
+        (Oracle, {}, 3.0),
+        (CumulativeAllStar, {"budget_factors": (1, 2)}, 3.0),
+    ],
+)
+def test_nominal_units__are_those_of_the_paper(cls, options, expected):
+    strategy = fit(cls, budget_iterations=2, steps=2, **options)
+    assert nominal_units(strategy) == pytest.approx(expected)
+
+
+def test_nominal_units__without_a_budget_are_unknown():
+    assert nominal_units(fit(Sequential, steps=1, budget_iterations=None)) is None

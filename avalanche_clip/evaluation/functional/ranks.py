@@ -158,7 +158,8 @@ def _full_products() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(before)
         return
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    mkldnn: Any = torch.backends.mkldnn
+    backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
     kinds = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

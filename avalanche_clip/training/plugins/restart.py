@@ -25,8 +25,13 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     their first model. Later ones draw new weights from ``(seed, experience)``.
     Frozen parameters stay. Memory: one temporary copy of the frozen ones.
 
+    Every experience warms up like the first one: that warm-up hurts later steps
+    is a finding about warm starts, not about random weights.
+
     :param seed: of the fresh weights; default the strategy's.
     """
+
+    fresh_start = True
 
     def __init__(self, seed: int | None = None):
         super().__init__()

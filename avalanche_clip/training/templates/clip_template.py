@@ -83,7 +83,8 @@ class CLIPTemplate(
     :param budget_macs: forward MACs per experience.
     :param schedule: ``"constant"``, ``"cosine"`` (per experience, to zero) or
         ``"const-cosine"`` (see :class:`ConstantCosinePlugin`).
-    :param warmup_iterations: linear warm-up of the first experience.
+    :param warmup_iterations: linear warm-up of the first experience, and of
+        every one that starts from fresh weights (Restart, Oracle).
     :param later_warmup_iterations: that of the others (TiC-CLIP: none).
     :param precision: autocast type: ``"fp32"``, ``"bf16"`` or ``"fp16"``
         (with a gradient scaler).
@@ -336,7 +337,9 @@ class CLIPTemplate(
                 torch.cuda.set_rng_state(saved_cuda, self.device)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self.step_phase = "closing"
         super()._after_training_exp(**kwargs)
+        self.step_phase = ""
         experience, self.experience = self.experience, None
         for hook in self._hooks("experience_completed"):
             hook(self)
@@ -367,11 +370,11 @@ def _check_options(**options: Any) -> None:
             f"{tuple(PRECISIONS)}."
         )
     for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
-        if options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be at least 1.")
+        if not isinstance(options[name], Integral) or options[name] < 1:
+            raise ValueError(f"{name}={options[name]} must be an integer >= 1.")
     for name in ("warmup_iterations", "later_warmup_iterations"):
-        if options[name] < 0:
-            raise ValueError(f"{name}={options[name]} must not be negative.")
+        if not isinstance(options[name], Integral) or options[name] < 0:
+            raise ValueError(f"{name}={options[name]} must be an integer >= 0.")
     seed = options["seed"]
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be an integer.")

@@ -61,8 +61,10 @@ class PlanMixin:
         return self.compute.planned_iterations(size, macs, factor)
 
     def _warmup(self) -> int:
-        first = self.clock.train_exp_counter == 0
-        return self.warmup_iterations if first else self.later_warmup_iterations
+        fresh = any(getattr(p, "fresh_start", False) for p in self.plugins)
+        if self.clock.train_exp_counter == 0 or fresh:
+            return self.warmup_iterations
+        return self.later_warmup_iterations
 
     def _check_warmup(self, planned: int) -> None:
         warmup = self._warmup()

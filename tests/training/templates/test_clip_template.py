@@ -41,6 +41,8 @@ def test_constructor__unknown_keyword_raises():
         ({"precision": "int8"}, "precision='int8'"),
         ({"accumulation_steps": 0}, "accumulation_steps=0"),
         ({"train_mb_size": 0}, "train_mb_size=0"),
+        ({"train_mb_size": None}, "train_mb_size=None"),
+        ({"train_epochs": 1.5}, "train_epochs=1.5"),
         ({"warmup_iterations": -1}, "warmup_iterations=-1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0"),
         ({"positives": "labels"}, "positives='labels'"),
