@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from avalanche_clip.models.augmentation import TinyAugmentation
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _GREY = np.stack([_LUMA] * 3)
 _IDENTITY = np.eye(3)
@@ -86,64 +88,6 @@ class Preprocessing:
         return {
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
         }
-
-
-@dataclass(frozen=True)
-class TinyAugmentation:
-    """One affine map and one colour map for small drawings on white.
-
-    :param scale: range of the zoom factor; below 1 adds white border.
-    :param translate: largest shift, as a fraction of the side.
-    :param degrees: largest rotation, either way.
-    :param shear: largest horizontal shear in degrees, either way.
-    :param brightness: largest relative change.
-    :param contrast: largest relative change about the image's mean grey.
-    :param saturation: largest relative change.
-    :param hue: largest turn as a fraction of the colour circle, in [0, 0.5].
-    :param grayscale: probability of dropping all colour.
-    :param blur: probability of a Gaussian blur of radius 0.5 to 1 pixel.
-    :param interpolation: ``"bilinear"`` or ``"bicubic"``.
-
-    Source: our choice; the value of every field can be searched.
-    """
-
-    scale: tuple[float, float] = (0.85, 1.15)
-    translate: float = 0.06
-    degrees: float = 5.0
-    shear: float = 0.0
-    brightness: float = 0.1
-    contrast: float = 0.1
-    saturation: float = 0.1
-    hue: float = 0.0
-    grayscale: float = 0.0
-    blur: float = 0.0
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        low, high = self.scale
-        if not 0 < low <= high:
-            raise ValueError(f"scale={self.scale} must satisfy 0 < low <= high.")
-        object.__setattr__(self, "scale", (float(low), float(high)))
-        for name in ("translate", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
-        for name in ("grayscale", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is a probability; give [0, 1]."
-                )
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} must lie in [0, 0.5].")
-        if not 0 <= self.shear < 90 or self.degrees < 0:
-            raise ValueError(
-                f"shear={self.shear} must lie in [0, 90) and degrees={self.degrees}"
-                " must not be negative."
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation={self.interpolation!r} is unknown; use 'bilinear' or"
-                " 'bicubic'."
-            )
 
 
 def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
@@ -386,7 +330,8 @@ class TinyTransform:
         side = self.preprocessing.size[0]
         if drawing.size != (side, side):
             drawing = self._fit(drawing)
-        draws = torch.rand(12).tolist()
+        draws = torch.rand(13).tolist()
+        drawing = self._restyled(drawing, draws[12])
         drawing = drawing.transform(
             (side, side),
             Image.Transform.AFFINE,
@@ -397,6 +342,19 @@ class TinyTransform:
         if draws[10] < self.augmentation.blur:
             drawing = drawing.filter(ImageFilter.GaussianBlur(0.5 + 0.5 * draws[11]))
         return torch.from_numpy(self._colour(_planes(drawing), draws[5:10]))
+
+    def _restyled(self, drawing: Image.Image, draw: float) -> Image.Image:
+        """Change outlines or texture as another artist might."""
+        aug = self.augmentation
+        for share, kind in (
+            (aug.thin, ImageFilter.MaxFilter),
+            (aug.flatten, ImageFilter.MedianFilter),
+            (aug.thicken, ImageFilter.MinFilter),
+        ):
+            if draw < share:
+                return drawing.filter(kind(3))
+            draw -= share
+        return drawing
 
     def _placed(
         self, affine: tuple[float, ...], drawing: Image.Image

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from avalanche_clip.models import (
     ImageTransform,
@@ -296,3 +296,25 @@ def test_trim__neutral_augmentation_equals_the_evaluation_transform():
     drawing = _drawing((7, 9, 33, 21))
     expected = ImageTransform(cfg)(drawing)
     assert torch.allclose(TinyTransform(cfg, NEUTRAL)(drawing), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("thin", ImageFilter.MaxFilter),
+        ("flatten", ImageFilter.MedianFilter),
+        ("thicken", ImageFilter.MinFilter),
+    ],
+)
+def test_tiny__restyling_is_the_named_filter(field, kind):
+    cfg = Preprocessing((48, 48), (0.5,) * 3, (0.5,) * 3)
+    drawing = _drawing((7, 9, 33, 21))
+    drawing.paste((0, 0, 0), (10, 10, 11, 40))  # a thin line
+    styled = TinyTransform(cfg, replace(NEUTRAL, **{field: 1.0}))(drawing)
+    expected = ImageTransform(cfg)(drawing.filter(kind(3)))
+    assert torch.allclose(styled, expected, atol=0.02)
+
+
+def test_augmentation__restyling_probabilities_sum_to_at_most_one():
+    with pytest.raises(ValueError, match="exceeds 1"):
+        replace(NEUTRAL, thin=0.6, thicken=0.6)
