@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[1] / "avalanche_clip" / "models" / "data"
 PRESETS = ("tiny-emoji", "tiny-emoji-vit")
 RECIPE: dict[str, Any] = {
     "train_mb_size": 128,
-    "lr": 2e-3,
+    "lr": 1e-3,
     "weight_decay": 0.1,
     "warmup_iterations": 50,
     "name_probability": 0.9,
