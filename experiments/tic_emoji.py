@@ -85,15 +85,15 @@ STRONG = {
     "flatten": 0.15,
     "thicken": 0.05,
 }
-JOINT = Config(iterations=1900, warmup=50, augmentation=STRONG)
+JOINT = Config(iterations=1300, warmup=50, augmentation=STRONG)
 DEMO_CONFIG = Config(iterations=100, train_mb_size=64, lr=7e-4, warmup=20)
 
 
 def build_benchmark(config: Config, method: str, model: Any) -> Any:
     """Return the stream of a method, prepared for a model."""
-    from avalanche_clip.models import TinyAugmentation
     from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark, tic_emoji
     from avalanche_clip.benchmarks.classic.tic_emoji import tic_emoji_joint
+    from avalanche_clip.models import TinyAugmentation
 
     scenario = (
         tic_emoji_joint()
