@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avalanche_clip.models import DualEncoder, create_dual_encoder, save_weights
-from avalanche_clip.models.presets import PRESETS, TOKENIZER_FILE
+from avalanche_clip.models.presets import PRESETS, TOKENIZER_FILE, preset_weights
 
 TEXTS = ["red dog", "green cat bird"]
 
@@ -445,10 +445,9 @@ def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
         create_dual_encoder("hf-hub:other/repo")
 
 
-def test_presets__shipped_weights_load_and_are_small():
-    from avalanche_clip.models.presets import preset_weights
-
-    model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets__shipped_weights_load_and_are_small(name):
+    model = create_dual_encoder(name, pretrained="emoji-2010")
     assert model.pretrained == "emoji-2010"
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert preset_weights("tiny-emoji", "emoji-2010").stat().st_size <= 4e6
+    assert preset_weights(name, "emoji-2010").stat().st_size <= 4e6
