@@ -86,7 +86,7 @@ STRONG = {
     "thicken": 0.05,
 }
 JOINT = Config(iterations=1300, warmup=50, augmentation=STRONG)
-DEMO_CONFIG = Config(iterations=80, train_mb_size=64, lr=7e-4, warmup=20)
+DEMO_CONFIG = Config(iterations=60, train_mb_size=64, lr=7e-4, warmup=20)
 
 
 def build_benchmark(config: Config, method: str, model: Any) -> Any:
