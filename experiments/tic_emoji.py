@@ -53,9 +53,9 @@ class Config:
     """
 
     model: str = "tiny-emoji"
-    iterations: int = 150
-    train_mb_size: int = 128
-    lr: float = 1e-3
+    iterations: int = 120
+    train_mb_size: int = 64
+    lr: float = 7e-4
     weight_decay: float = 0.1
     warmup: int = 20
     buffer_size: int = 300
@@ -85,7 +85,9 @@ STRONG = {
     "flatten": 0.15,
     "thicken": 0.05,
 }
-JOINT = Config(iterations=1300, warmup=50, augmentation=STRONG)
+JOINT = Config(
+    iterations=1300, train_mb_size=128, lr=1e-3, warmup=50, augmentation=STRONG
+)
 DEMO_CONFIG = Config(iterations=60, train_mb_size=64, lr=7e-4, warmup=20)
 
 
