@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,16 +54,15 @@ class RandomCaption:
             return captions[0]
         return captions[1 + int(torch.randint(len(captions) - 1, ()))]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name_probability={self.name_probability})"
+
 
 class AllCaptions:
     """Keep every caption of an image (the evaluation side)."""
 
     def __call__(self, captions: Any) -> Any:
         return captions
-
-
-class PreparedBenchmark(CLScenario):
-    """A benchmark whose data sets carry transforms and a tokenizer."""
 
 
 def prepare_benchmark(
@@ -114,11 +114,18 @@ def prepare_benchmark(
             experiences.append(clone_experience(experience, dataset))
         streams.append(EagerCLStream(name, experiences))
     _check_sample_ids(streams)
-    prepared = PreparedBenchmark(streams)
-    for stream in prepared.streams.values():
-        stream.benchmark = prepared
+    prepared = attach_scenario(streams)
     copy_scenario_facts(benchmark, prepared)
+    prepared.transforms = {
+        "train": [_describe(train_image), _describe(text)],
+        "eval": [_describe(eval_image)],
+    }
     return prepared
+
+
+def _describe(transform: Any) -> str:
+    """Text that says what a transform does, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def _is_training(name: str) -> bool:
@@ -273,7 +280,6 @@ def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
 
 __all__ = [
     "AllCaptions",
-    "PreparedBenchmark",
     "RandomCaption",
     "attach_scenario",
     "clone_experience",

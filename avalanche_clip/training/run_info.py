@@ -118,7 +118,7 @@ def _plain(value: Any) -> bool:
 
 
 def data_summary(benchmark: Any) -> dict[str, Any]:
-    """Hash, counts and labels of the data of a benchmark.
+    """Hash, counts, labels and transforms of the data of a benchmark.
 
     The hash covers sample ids, targets, languages and timestamps of every
     experience of every stream, not the pixels and captions.
@@ -139,7 +139,12 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
             counts.setdefault(name, []).append(len(dataset))
             label = getattr(experience, "time_label", str(index))
             labels.setdefault(name, []).append(str(label))
-    return {"hash": digest.hexdigest(), "counts": counts, "labels": labels}
+    return {
+        "hash": digest.hexdigest(),
+        "counts": counts,
+        "labels": labels,
+        "transforms": getattr(benchmark, "transforms", None),
+    }
 
 
 __all__ = ["data_summary", "revision", "strategy_config", "versions"]

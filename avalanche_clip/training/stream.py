@@ -176,6 +176,7 @@ class _Run:
             "seed": strategy.seed,
             "streams": list(streams),
             "data": self.data["hash"],
+            "transforms": self.data["transforms"],
             "settings": _settings(self.config),
         }
         self._added: list[Any] = []
@@ -300,10 +301,23 @@ class _Run:
         """Train one experience."""
         self._begin = time.perf_counter()
         experience = self.benchmark.train_stream[index]
-        self.strategy.train(experience, eval_streams=[], **self.options)
+        self.strategy.train(
+            experience, eval_streams=self._validation(index), **self.options
+        )
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
         self._begin, self._spent = None, 0.0
+
+    def _validation(self, index: int) -> list[Any]:
+        """What a strategy with ``eval_every`` is evaluated on in training.
+
+        The step's own part of stream ``valid``, which early stopping watches;
+        never a stream that is reported.
+        """
+        streams = self.benchmark.streams
+        if self.strategy.eval_every < 0 or "valid" not in streams:
+            return []
+        return [[streams["valid"][index]]]
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""

@@ -70,6 +70,18 @@ def test_run__stock_plugins_are_added_unchanged(small, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_run__early_stopping_watches_the_validation_stream(small, tmp_path):
+    def plugins(optimizer):
+        return [EarlyStoppingPlugin(1, "valid_stream", metric_name="mean_R@1")]
+
+    # Nothing is learnt, so the first part of four is the last one.
+    config = _config(small, lr=0.0, train_epochs=4, eval_every=1)
+    result = small.run(config, "sequential", tmp_path / "run", plugins=plugins)
+    assert result.compute["steps"] == [1, 1]
+    full = small.run(config, "sequential", tmp_path / "full")
+    assert full.compute["steps"] == [4, 4]
+
+
 def test_run__bf16_and_resume_of_a_finished_run(small, tmp_path):
     config = _config(small, precision="bf16")
     first = small.run(config, "cumulative-exp", tmp_path / "run")

@@ -7,6 +7,7 @@ import pytest
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.logging import CSVLogger
 
+from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
 from avalanche_clip.checkpointing import load_state
 from avalanche_clip.training import (
@@ -131,6 +132,18 @@ def test_run_stream__resuming_with_other_data_or_streams_raises(finished):
         run_stream(strategy, benchmark, result.out_dir, resume=True)
     other = stub_benchmark((16, 20, 25), model=strategy.model)
     with pytest.raises(ValueError, match="data is"):
+        run_stream(
+            strategy, other, result.out_dir, streams=("test", "valid"), resume=True
+        )
+
+
+def test_run_stream__resuming_with_another_augmentation_raises(finished):
+    _, _, result, _ = finished
+    strategy, benchmark = build("ContrastiveLwF")
+    other = prepare_benchmark(
+        benchmark, strategy.model, train_text_transform=RandomCaption(0.5)
+    )
+    with pytest.raises(ValueError, match="transforms.train is"):
         run_stream(
             strategy, other, result.out_dir, streams=("test", "valid"), resume=True
         )
