@@ -5,5 +5,8 @@ from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics,
 )
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
+from avalanche_clip.evaluation.metrics.wandb_repair import repair_wandb_logger
+
+repair_wandb_logger()
 
 __all__ = ["ContinualSummary", "RetrievalMetric", "retrieval_plugin_metrics"]
