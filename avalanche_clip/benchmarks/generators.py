@@ -18,6 +18,7 @@ from avalanche_clip.benchmarks.times import (
     Time,
     iso_date,
     iso_time,
+    period_label,
     period_starts,
     to_timestamp,
 )
@@ -55,8 +56,9 @@ def time_stamped_benchmark(
     :param period: ``"day"``, ``"week"`` (from Monday), ``"month"``,
         ``"quarter"`` or ``"year"`` in UTC; periods without training samples do
         not become steps.
-    :param labels: one name per step; default the dates of the training
-        samples (with the time of day where dates would repeat).
+    :param labels: one name per step; default the period (``"2017"``,
+        ``"2017-Q1"``, ``"2017-03"``, ``"2017-W09"``), else the dates of the
+        training samples (with the time of day where dates would repeat).
     :param missing: what to do with NaN or infinite timestamps: ``"raise"``, or
         ``"drop"`` them and log how many.
     :param empty: what to do when a step of some stream has no sample:
@@ -93,7 +95,9 @@ def time_stamped_benchmark(
         name: _split_positions(times[name], kept[name], cuts) for name in datasets
     }
     steps = _nonempty_steps(positions, cuts, empty)
-    names = _labels(labels, steps, positions["train"], datasets["train"], len(cuts) + 1)
+    names = _labels(
+        labels, period, steps, positions["train"], datasets["train"], len(cuts) + 1
+    )
     bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
     built = []
     for name, dataset in datasets.items():
@@ -240,6 +244,7 @@ def _nonempty_steps(
 
 def _labels(
     labels: Sequence[str] | None,
+    period: str | None,
     steps: list[int],
     parts: list[np.ndarray],
     train: AvalancheDataset,
@@ -253,6 +258,8 @@ def _labels(
         return [str(labels[step]) for step in steps]
     times = attribute_array(train, "timestamp")
     ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
+    if period is not None:
+        return [period_label(first, period) for first, _ in ends]
     names = [_span(iso_date(first), iso_date(last)) for first, last in ends]
     if len(set(names)) < len(names):
         # Several steps within a day.

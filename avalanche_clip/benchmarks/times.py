@@ -135,6 +135,24 @@ def period_starts(times: np.ndarray, period: str) -> np.ndarray:
     return starts.astype("datetime64[s]").astype(np.int64).astype(np.float64)
 
 
+def period_label(timestamp: float, period: str) -> str:
+    """Name the calendar period that a time lies in (UTC).
+
+    >>> [period_label(0.0, p) for p in PERIODS]
+    ['1970-01-01', '1970-W01', '1970-01', '1970-Q1', '1970']
+
+    :param timestamp: seconds since 1970, in the years 1 to 9999.
+    :param period: one of :data:`PERIODS`; weeks are ISO weeks.
+    """
+    date = dt.date.fromisoformat(iso_date(timestamp))
+    if period == "week":
+        year, week, _ = date.isocalendar()
+        return f"{year:04d}-W{week:02d}"
+    if period == "quarter":
+        return f"{date.year:04d}-Q{(date.month + 2) // 3}"
+    return date.isoformat()[: {"year": 4, "month": 7, "day": 10}[period]]
+
+
 def iso_date(timestamp: float) -> str:
     """Format seconds since 1970 as a UTC date.
 
@@ -166,6 +184,7 @@ __all__ = [
     "Time",
     "iso_date",
     "iso_time",
+    "period_label",
     "period_starts",
     "timestamp_column",
     "to_timestamp",

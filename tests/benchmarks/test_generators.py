@@ -217,11 +217,31 @@ def test_empty__step_of_one_stream_raises_and_of_all_can_be_dropped():
 
 def test_labels__default_to_dates_and_to_times_where_dates_repeat():
     dataset = counted_dataset(["2016-01-01", "2016-01-05", "2017-01-01"])
-    scenario = time_stamped_benchmark(dataset, period="year")
+    scenario = time_stamped_benchmark(dataset, boundaries=["2017-01-01"])
     assert scenario.time_labels == ["2016-01-01..2016-01-05", "2017-01-01"]
     assert [e.time_label for e in scenario.train_stream] == scenario.time_labels
     hours = time_stamped_benchmark(counted_dataset([0.0, 60.0]), num_experiences=2)
     assert hours.time_labels == ["1970-01-01T00:00:00", "1970-01-01T00:01:00"]
+
+
+@pytest.mark.parametrize(
+    ("period", "labels"),
+    [
+        ("year", ["2020", "2021"]),
+        ("quarter", ["2020-Q4", "2021-Q1", "2021-Q4"]),
+        ("month", ["2020-12", "2021-01", "2021-10", "2021-12"]),
+        # 2021-01-03 is the Sunday of the last ISO week of 2020.
+        ("week", ["2020-W53", "2021-W01", "2021-W39", "2021-W52"]),
+    ],
+)
+def test_labels__name_the_calendar_period(period, labels):
+    times = ["2020-12-31", "2021-01-03", "2021-01-04", "2021-10-01", "2021-12-31"]
+    scenario = time_stamped_benchmark(counted_dataset(times), period=period)
+    assert scenario.time_labels == labels
+    named = time_stamped_benchmark(
+        counted_dataset(times), period=period, labels=list("abcd")[: len(labels)]
+    )
+    assert named.time_labels == list("abcd")[: len(labels)]
 
 
 def test_time_stamped_benchmark__one_sample_and_milliseconds():
