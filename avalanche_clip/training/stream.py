@@ -118,9 +118,9 @@ def run_stream(
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
-    :raises ValueError: for an unknown stream, an unprepared benchmark, a
-        folder that holds a run when ``resume`` is False, or another run than
-        this one when it is True.
+    :raises ValueError: for an unknown stream, an unprepared benchmark, one
+        that a plugin's ``check_benchmark`` refuses, a folder that holds a run
+        when ``resume`` is False, or another run than this one when it is True.
     """
     if isinstance(streams, str):
         streams = (streams,)
@@ -130,6 +130,9 @@ def run_stream(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}."
         )
+    for plugin in strategy.plugins:
+        if hasattr(plugin, "check_benchmark"):
+            plugin.check_benchmark(benchmark)
     run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
     run.open(resume, checkpoint_iterations)
     try:

@@ -163,6 +163,12 @@ def test_run_stream__without_retrieval_metrics_raises(tmp_path):
         run_stream(strategy, benchmark, tmp_path)
 
 
+def test_run_stream__too_few_budget_factors_raise_before_training(tmp_path):
+    with pytest.raises(ValueError, match="2 budget factors for 3 training"):
+        go(tmp_path / "run", "CumulativeAllStar", budget_factors=[1, 1])
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_stream__unprepared_benchmark_raises(tmp_path):
     strategy, _ = build()
     with pytest.raises(ValueError, match="prepare_benchmark"):

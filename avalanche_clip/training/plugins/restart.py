@@ -110,6 +110,15 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
                 "budget_iterations, budget_samples or budget_macs."
             )
 
+    def check_benchmark(self, benchmark: Any) -> None:
+        """Raise before a run when there are fewer factors than experiences."""
+        steps = len(benchmark.train_stream)
+        if not isinstance(self.factors, str) and len(self.factors) < steps:
+            raise ValueError(
+                f"There are {len(self.factors)} budget factors for {steps} training "
+                "experiences; give one per experience."
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the plugin has no state."""
         return {}
