@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import contrastive_loss, siglip_loss
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
@@ -66,7 +67,8 @@ class ContrastiveTemplate(CLIPTemplate):
     the ids of the batch.
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
-    :param positives: see :class:`ContrastiveCriterion`.
+    :param positives: see :class:`ContrastiveCriterion`; without targets in the
+        data, sample ids take their place, with a warning.
     :param criterion: replaces :class:`ContrastiveCriterion`.
     :param kwargs: see :class:`CLIPTemplate`.
     """
@@ -133,6 +135,13 @@ class ContrastiveTemplate(CLIPTemplate):
                 f"Experience {self.experience_index} has one training pair: a "
                 "contrastive loss needs at least two. Merge it with a neighbouring "
                 "time step, or use replay."
+            )
+        if self.positives == "targets" and "targets" not in item_fields(dataset):
+            warnings.warn(
+                "positives='targets', but the data have no targets: only a sample "
+                "with itself is a positive. Give targets to make_image_text_dataset, "
+                "or use positives='diagonal'.",
+                stacklevel=2,
             )
         if self.train_mb_size == 1 and distributed.world_size() == 1:
             warnings.warn(
