@@ -19,7 +19,7 @@ _GREY = np.stack([_LUMA] * 3)
 _IDENTITY = np.eye(3)
 _WHITE = (255, 255, 255)
 # Greys below this are ink: compression leaves a faint halo around drawings.
-_INK = [255 if grey < 243 else 0 for grey in range(256)]
+_INK = 243
 # YIQ <-> RGB, in which a turn of hue is a plane rotation
 _TO_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
@@ -154,9 +154,16 @@ def content_square(drawing: Image.Image, margin: float = 1.0) -> tuple[float, ..
     :return: left and upper edge and side of the square, in pixels; it may
         reach beyond the image. A white image gives the whole image.
     """
-    box = drawing.convert("L").point(_INK).getbbox()
-    left, upper, right, lower = box or (0, 0, *drawing.size)
-    side = max(right - left, lower - upper) + (2 * margin if box else 0)
+    ink = np.asarray(drawing.convert("L")) < _INK
+    columns = np.flatnonzero(ink.any(0)).tolist()
+    rows = np.flatnonzero(ink.any(1)).tolist()
+    if rows:
+        left, right = columns[0], columns[-1] + 1
+        upper, lower = rows[0], rows[-1] + 1
+        side = max(right - left, lower - upper) + 2 * margin
+    else:
+        left, upper, (right, lower) = 0, 0, drawing.size
+        side = float(max(drawing.size))
     return (left + right - side) / 2, (upper + lower - side) / 2, side
 
 
