@@ -68,12 +68,22 @@ _PUBLIC: dict[str, str] = {
     "load_state": "avalanche_clip.checkpointing",
     "register_plugin_state": "avalanche_clip.checkpointing",
     "save_state": "avalanche_clip.checkpointing",
-    # evaluation.metrics
+    # evaluation.loggers, evaluation.metrics
+    "MetricsCSVLogger": "avalanche_clip.evaluation.loggers",
     "retrieval_plugin_metrics": "avalanche_clip.evaluation.metrics",
 }
 
 # Reachable as attributes without an import statement of their own.
-_SUBPACKAGES = ("benchmarks", "evaluation", "losses", "models", "training")
+_SUBPACKAGES = (
+    "benchmarks",
+    "budget",
+    "checkpointing",
+    "distributed",
+    "evaluation",
+    "losses",
+    "models",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

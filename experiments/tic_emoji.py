@@ -55,6 +55,7 @@ class Config:
     model: str = "tiny-emoji"
     iterations: int = 120
     train_mb_size: int = 64
+    optimizer: str = "adamw"
     lr: float = 7e-4
     weight_decay: float = 0.1
     warmup: int = 20
@@ -112,10 +113,41 @@ def build_benchmark(config: Config, method: str, model: Any) -> Any:
 
 
 def build_optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only."""
+    """AdamW, or Muon for hidden matrices; weight decay on matrices only.
+
+    Muon (timm's) orthogonalises the update of every hidden matrix. Embeddings,
+    the stem, depthwise filters and vectors are left to its AdamW.
+    """
     from avalanche_clip.training.optim import clip_param_groups, trainable
 
     named = trainable(model)
+    if config.optimizer == "muon":
+        from timm.optim.muon import Muon
+
+        hidden, first = [], []
+        for name, p in named.items():
+            inner = p.ndim >= 2 and not (p.ndim == 4 and p.shape[1] == 1)
+            outer = "embedding" in name or ".stem." in name
+            (hidden if inner and not outer else first).append(name)
+        rest = clip_param_groups([(n, named[n]) for n in first], config.weight_decay)
+        return Muon(
+            [
+                {"params": [named[n] for n in hidden], "use_fallback": False},
+                *(
+                    {
+                        "params": [named[n] for n in g["names"]],
+                        "weight_decay": g["weight_decay"],
+                        "use_fallback": True,
+                        "fallback_lr_scale": 0.5,
+                    }
+                    for g in rest
+                ),
+            ],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            nesterov=True,
+            betas=(0.9, 0.98),
+        )
     groups = clip_param_groups(named.items(), config.weight_decay)
     return torch.optim.AdamW(
         [

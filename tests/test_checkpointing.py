@@ -271,6 +271,42 @@ def test_load_state__growing_model(stop, reset, teacher, tmp_path):
     assert_same_weights(full.model, later.model)
 
 
+class PlainGrowing(nn.Module):
+    """Grows by ``adaptation`` alone, as the design asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(1, 8))
+
+    def adaptation(self, experience):
+        fresh = torch.full((len(self.rows) + 1, 8), 0.01)
+        fresh[:-1] = self.rows.detach()
+        self.rows = nn.Parameter(fresh)
+
+
+@pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_load_state__plain_growing_module(stop, teacher, tmp_path):
+    def make(*plugins):
+        own = [ContrastiveLwFPlugin()] if teacher else []
+        model = GrowingEncoder(dropout=0.1)
+        model.table = PlainGrowing()
+        return build(model, plugins=[*own, *plugins], reset_optimizer_state=False)
+
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    plugin = CheckpointPlugin(tmp_path, every_iterations=3, keep=99)
+    part, benchmark = make(plugin)
+    train_stream(part, benchmark, 2)
+    later, benchmark = make()
+    start = load_state(later, tmp_path / stop, benchmark)
+    assert len(later.model.table.rows) == 3
+    for experience in list(benchmark.train_stream)[start:]:
+        later.train(experience, eval_streams=[])
+    assert len(full.model.table.rows) == 4
+    assert_same_weights(full.model, later.model)
+
+
 def test_load_state__growing_module_that_the_model_lacks_raises(path):
     strategy, _ = build(GrowingEncoder())
     save_state(strategy, path)

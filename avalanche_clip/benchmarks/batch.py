@@ -59,6 +59,10 @@ class ImageTextBatch(dict):
         """Device of the image tensor."""
         return self["image"].device
 
+    def copy(self) -> ImageTextBatch:
+        """Return a shallow copy, which is a batch again."""
+        return type(self)(self)
+
     def split(self, chunks: int) -> list[ImageTextBatch]:
         """Cut the batch into consecutive, nearly equal parts.
 

@@ -278,6 +278,15 @@ def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
     return scenario
 
 
+def require_prepared(dataset: AvalancheDataset) -> None:
+    """Raise ValueError unless a data set is prepared for a model."""
+    if not is_prepared(dataset):
+        raise ValueError(
+            "The data are not bound to a model: no tokenizer is set. Call benchmark = "
+            "prepare_benchmark(benchmark, model) and train on that benchmark."
+        )
+
+
 __all__ = [
     "AllCaptions",
     "RandomCaption",
@@ -285,6 +294,7 @@ __all__ = [
     "clone_experience",
     "copy_scenario_facts",
     "is_prepared",
+    "require_prepared",
     "prepare_benchmark",
     "prepare_dataset",
 ]

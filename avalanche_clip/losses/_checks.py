@@ -18,6 +18,12 @@ def check_feature_pair(image_features: Tensor, text_features: Tensor) -> None:
         differ, there is no row, or one is float64 and the other is not, or
         they lie on two devices.
     """
+    for name, value in (
+        ("image_features", image_features),
+        ("text_features", text_features),
+    ):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor.")
     shapes = (
         f"image_features {tuple(image_features.shape)} and "
         f"text_features {tuple(text_features.shape)}"
@@ -66,11 +72,22 @@ def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
     :param targets: integer ids, shape ``(B,)``, or None for the diagonal.
     :param features: features of the batch, ``(B, D)``; gives size and device.
     :return: bool tensor ``(B, B)``; True where the ids are equal.
-    :raises ValueError: if ``targets`` is not an integer vector of length B.
+    :raises ValueError: if ``targets`` is not an integer vector of length B on
+        the device of the features.
     """
     size = features.shape[0]
     if targets is None:
         return torch.eye(size, dtype=torch.bool, device=features.device)
+    if not isinstance(targets, Tensor) or targets.device != features.device:
+        kind = (
+            f"on {targets.device}"
+            if isinstance(targets, Tensor)
+            else f"a {type(targets).__name__}"
+        )
+        raise ValueError(
+            f"targets are {kind}, the features of shape {tuple(features.shape)} on "
+            f"{features.device}; pass an integer tensor on the same device."
+        )
     if targets.shape != (size,):
         raise ValueError(
             f"targets of shape {tuple(targets.shape)} given for features of shape "
@@ -79,7 +96,6 @@ def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
     is_number = targets.is_floating_point() or targets.is_complex()
     if is_number or targets.dtype == torch.bool:
         raise ValueError(f"targets of type {targets.dtype} given; pass integer ids.")
-    targets = targets.to(features.device)
     return targets[:, None] == targets[None, :]
 
 

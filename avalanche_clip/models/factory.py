@@ -299,10 +299,7 @@ def _with_weights(
     path = Path(pretrained)
     if path.is_file():
         request.weights = path
-        sidecar = path.parent / _OPEN_CLIP_FILE
-        if sidecar.is_file() and path.suffix != ".json":
-            stored = read_open_clip_config(sidecar)
-            check_same_architecture(request.config, stored, str(path))
+        _check_config_beside(path, request)
     elif path.is_dir():
         request.weights = _weights_in(path, request)
     else:
@@ -311,14 +308,30 @@ def _with_weights(
     return request
 
 
+def _config_files(folder: Path) -> list[Path]:
+    names = (weights.CONFIG_FILE, _OPEN_CLIP_FILE, "config.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    return architectures.complete_config(stored.get("config", stored))
+
+
+def _check_config_beside(path: Path, request: _Request) -> None:
+    """Compare with the configuration that was saved next to a weight file."""
+    for file in _config_files(path.parent):
+        try:
+            stored = _read_config(file)
+        except (ValueError, KeyError, AttributeError):
+            continue  # the configuration of something else
+        check_same_architecture(request.config, stored, str(path))
+        return
+
+
 def _weights_in(folder: Path, request: _Request) -> Path:
-    for name in (weights.CONFIG_FILE, _OPEN_CLIP_FILE, "config.json"):
-        if not (folder / name).is_file():
-            continue
-        stored = json.loads((folder / name).read_text(encoding="utf-8"))
-        stored = architectures.complete_config(stored.get("config", stored))
-        check_same_architecture(request.config, stored, str(folder))
-        break
+    for file in _config_files(folder)[:1]:
+        check_same_architecture(request.config, _read_config(file), str(folder))
     found = weights.find_weights(folder)
     if found is None:
         raise ValueError(f"{folder} holds no weight file.")

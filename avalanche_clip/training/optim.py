@@ -113,7 +113,9 @@ def rebuild(
 
     :param optimizer: keeps its groups and their options; groups are added
         when there are more now.
-    :param groups: names per group, as from :func:`assign_names`.
+    :param groups: names per group, as from :func:`assign_names`; ``owner``
+        tells which group of the optimiser continues as which, by default the
+        one in the same place.
     :param named: trainable parameters by name.
     :param old_names: name of each parameter the optimiser held, by ``id``.
     :param reset_state: forget moments instead of carrying them by name.
@@ -123,14 +125,19 @@ def rebuild(
         for p, state in optimizer.state.items()
         if id(p) in old_names
     }
+    # A rule may return more groups later, so that positions say nothing.
+    held = {
+        g.get("owner", f"rule {i}"): g for i, g in enumerate(optimizer.param_groups)
+    }
     for index, group in enumerate(groups):
+        owner = group.get("owner", f"rule {index}")
         params = [named[n] for n in group["names"]]
-        if index < len(optimizer.param_groups):
-            optimizer.param_groups[index]["params"] = params
+        if owner in held:
+            held.pop(owner).update(params=params, owner=owner)
         else:
             options = {k: v for k, v in group.items() if k != "names"}
-            optimizer.add_param_group({"params": params, **options})
-    for extra in optimizer.param_groups[len(groups) :]:
+            optimizer.add_param_group({**options, "params": params, "owner": owner})
+    for extra in held.values():
         extra["params"] = []
     optimizer.state.clear()
     if reset_state:
@@ -138,21 +145,31 @@ def rebuild(
     for name, parameter in named.items():
         if name in old_state:
             optimizer.state[parameter] = {
-                key: _fit(value, parameter) for key, value in old_state[name].items()
+                key: fit_moment(value, parameter)
+                for key, value in old_state[name].items()
             }
 
 
-def _fit(value: Any, parameter: Tensor) -> Any:
+def fit_moment(value: Any, parameter: Tensor) -> Any:
     """Pad a moment with zeros to the shape of a grown parameter."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     if value.shape == parameter.shape or value.dim() != parameter.dim():
         return value
-    grown = torch.zeros_like(parameter, dtype=value.dtype)
+    return overlay(torch.zeros_like(parameter, dtype=value.dtype), value)
+
+
+def overlay(tensor: Tensor, old: Tensor) -> Tensor:
+    """Return a copy of a tensor with ``old`` in its upper left corner.
+
+    :param tensor: of the new shape.
+    :param old: of as many dimensions, usually smaller; cut where it is larger.
+    """
+    grown = tensor.detach().clone()
     keep = tuple(
-        slice(0, min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True)
+        slice(0, min(a, b)) for a, b in zip(grown.shape, old.shape, strict=True)
     )
-    grown[keep] = value[keep]
+    grown[keep] = old[keep].to(grown)
     return grown
 
 
@@ -174,8 +191,10 @@ __all__ = [
     "assign_names",
     "clip_param_groups",
     "default_optimizer",
+    "fit_moment",
     "group_names",
     "home_of",
+    "overlay",
     "rebuild",
     "trainable",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -146,8 +147,8 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     """
     _check_same_run(strategy, state)
     inside = state["inside"]
-    _prepare_teachers(strategy, state)
-    restore_model(strategy, state)
+    _prepare_teachers(strategy, state, benchmark)
+    restore_model(strategy, state, benchmark)
     plugin_state.apply_numbers(strategy.clock, state["clock"])
     strategy.compute.load_state_dict(state["compute"])
     # What is applied again later must not be what plugins work on until then.
@@ -210,17 +211,32 @@ def _check_same_run(strategy: Any, state: dict[str, Any]) -> None:
         )
 
 
-def restore_model(strategy: Any, state: dict[str, Any]) -> None:
+def restore_model(strategy: Any, state: dict[str, Any], benchmark: Any) -> None:
     """Grow the model as stored, then load its weights.
+
+    Modules with ``growth_state`` are grown from that; others go through the
+    adaptations that they had again.
 
     :raises CheckpointError: if the weights are those of another model.
     """
+    grown = int(state["experience"]) + int(state["inside"])
+    _adapt_again(strategy.model, benchmark.train_stream[:grown])
     _grow(strategy.model, state["growth"])
     strategy.model.to(strategy.device)
     _load_weights(strategy, state)
     strategy._known |= set(state["known"])
     base = state["base"]
     remember_base(strategy, set() if base is None else set(base["names"]))
+
+
+def _adapt_again(model: nn.Module, experiences: Iterable[Any]) -> None:
+    """Call ``adaptation`` of growing modules that store no growth."""
+    for experience in experiences:
+        for module in list(model.modules()):
+            adapt = getattr(module, "adaptation", None)
+            own = callable(getattr(module, "load_growth_state", None))
+            if callable(adapt) and not own and getattr(module, "_auto_adapt", True):
+                adapt(experience)
 
 
 def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
@@ -284,14 +300,21 @@ def _restore_plugins(strategy: Any, entries: list[Any], state: dict[str, Any]) -
         raise CheckpointError(str(error)) from error
 
 
-def _prepare_teachers(strategy: Any, state: dict[str, Any]) -> None:
+def _prepare_teachers(strategy: Any, state: dict[str, Any], benchmark: Any) -> None:
     """Make teachers of the sizes they had, before the model itself grows."""
     service = strategy.teachers
+    index = int(state["experience"])
+    # Each was copied from the model before (the moving average: and grown with
+    # it in) the experience that was trained last.
+    last = index if state["inside"] else max(index - 1, 0)
+    grown = {"initial": 0, "previous": last, "ema": last + 1}
     for kind, growth in state["teacher_growth"].items():
         if kind not in service.teachers:
             teacher = Teacher(kind, strategy.model)
             teacher._service = service
             service.teachers[kind] = teacher
+        experiences = benchmark.train_stream[: grown.get(kind, last)]
+        _adapt_again(service.teachers[kind].model, experiences)
         _grow(service.teachers[kind].model, growth)
         service.teachers[kind].model.to(strategy.device).requires_grad_(False)
 

@@ -17,6 +17,7 @@ import numpy as np
 from avalanche.logging import TensorboardLogger
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import read_state
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
@@ -130,6 +131,9 @@ def run_stream(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}."
         )
+    for name in ("train", *streams):
+        for experience in benchmark.streams[name]:
+            require_prepared(experience.dataset)
     for plugin in strategy.plugins:
         if hasattr(plugin, "check_benchmark"):
             plugin.check_benchmark(benchmark)
@@ -142,6 +146,9 @@ def run_stream(
             run.train(index)
             run.evaluate(index + 1)
         return run.finish()
+    except Exception:
+        run.forget()
+        raise
     finally:
         run.close()
 
@@ -233,6 +240,13 @@ class _Run:
         self.strategy.checkpoint_extra = None
         if distributed.is_main_process() and hasattr(self, "_writer"):
             self._writer.close()
+
+    def forget(self) -> None:
+        """Leave no trace of a run that failed before its first checkpoint."""
+        if not self.done and not checkpoints(self.checkpoints.folder):
+            if distributed.is_main_process():
+                self.state_path.unlink(missing_ok=True)
+                self.csv.path.unlink(missing_ok=True)
 
     def _check_identity(self, stored: dict[str, Any]) -> None:
         have = json.loads(json.dumps(self.identity))

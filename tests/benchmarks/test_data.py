@@ -309,7 +309,8 @@ def test_batch_split__keeps_every_image_with_its_captions(batch, chunks):
 def test_batch__behaves_like_a_tensor_where_stock_plugins_need_it(batch):
     assert len(batch) == 7 and batch.shape == (7, 3, 2, 2) and bool(batch)
     assert batch.device.type == "cpu"
-    for twin in (pickle.loads(pickle.dumps(batch)), copy.copy(batch), batch.to("cpu")):
+    twins = (pickle.loads(pickle.dumps(batch)), copy.copy(batch), batch.copy())
+    for twin in (*twins, batch.to("cpu")):
         assert isinstance(twin, ImageTextBatch) and twin.keys() == batch.keys()
         assert all(torch.equal(twin[key], batch[key]) for key in batch)
     assert len(ImageTextBatch()) == 0 and bool(ImageTextBatch())

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 
 from avalanche_clip.benchmarks import (
     attribute_array,
@@ -176,6 +177,23 @@ def test_missing__raises_or_drops_and_logs(caplog):
         scenario = time_stamped_benchmark(dataset, counts=[1, 2], missing="drop")
     assert steps_of(scenario) == [[2], [5, 0]]
     assert "3 samples without timestamp" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array(["2014-01-01", "2015-06-01", "2016-01-01"], "datetime64[D]"),
+        ["2014-01-01", "2015-06-01", "2016-01-01"],
+    ],
+)
+def test_timestamp_attribute__of_any_type_is_read_as_seconds(values):
+    dataset = AvalancheDataset(
+        [CountedPairs(3)], data_attributes=[DataAttribute(values, "timestamp")]
+    )
+    scenario = time_stamped_benchmark(dataset, boundaries=["2015-06-01"])
+    assert sizes_of(scenario) == [1, 2]
+    assert scenario.train_stream[0].time_end == 1433116800.0
+    assert scenario.time_labels == ["2014-01-01", "2015-06-01..2016-01-01"]
 
 
 def test_missing__not_a_time_and_none_count_as_missing():

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,8 @@ def test_contrastive_loss__half_precision_features_are_computed_in_float32():
         (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.zeros(2).long()}, "2,"),
         (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.zeros(3)}, "float32"),
         (torch.ones(3, 2), torch.ones(3, 2), {"targets": torch.ones(3) > 0}, "bool"),
+        (torch.ones(3, 2), torch.ones(3, 2), {"targets": [0, 1, 2]}, "a list"),
+        (np.ones((3, 2)), torch.ones(3, 2), {}, "image_features is a ndarray"),
     ],
 )
 def test_contrastive_loss__refuses_what_does_not_fit(images, texts, kwargs, message):

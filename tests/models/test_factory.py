@@ -224,6 +224,27 @@ def test_folder__open_clip_hub_layout(name, native_cfg, tmp_path):
             create_dual_encoder(other, pretrained=weights)
 
 
+def test_file__beside_our_own_configuration_of_another_model_is_refused(
+    trained, native_cfg, tmp_path
+):
+    trained.save(tmp_path)
+    torch.save(trained.clip.state_dict(), tmp_path / "x.pt")
+    other = {**native_cfg, "quick_gelu": True}
+    with pytest.raises(ValueError, match="quick_gelu"):
+        create_dual_encoder(other, pretrained=tmp_path / "x.pt")
+    assert same(create_dual_encoder(native_cfg, pretrained=tmp_path / "x.pt"), trained)
+
+
+def test_file__beside_a_configuration_of_something_else_is_loaded(
+    trained, native_cfg, tmp_path
+):
+    torch.save(trained.clip.state_dict(), tmp_path / "x.pt")
+    for text in ('{"model_type": "bert"}', "[1, 2]", "no json"):
+        (tmp_path / "config.json").write_text(text)
+        model = create_dual_encoder(native_cfg, pretrained=tmp_path / "x.pt")
+        assert same(model, trained)
+
+
 def test_folder__several_or_no_weights_are_refused(trained, native_cfg, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": native_cfg})

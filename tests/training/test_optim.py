@@ -91,6 +91,65 @@ def test_user_optimizer__of_a_wrong_type_raises():
         build(Sequential, optimizer="adam")
 
 
+def test_user_optimizer__takes_the_options_of_the_rule():
+    def rule(named):
+        names = [n for n, _ in named]
+        images = [n for n in names if "image" in n]
+        rest = [n for n in names if "image" not in n]
+        return [{"names": images, "lr": 0.5}, {"names": rest, "lr": 0.1}]
+
+    found = []
+    for optimizer in (None, adamw):
+        model = stub_model()
+        if optimizer is not None:
+            optimizer = optimizer(model.parameters())
+        strategy = build(Sequential, model, optimizer=optimizer, param_groups=rule)
+        train_stream(strategy, stub_benchmark(), 2)
+        groups = strategy.optimizer.param_groups
+        found.append([g["initial_lr"] for g in groups])
+        assert all("image" in n for n in names_in(strategy)[0])
+    assert found == [[0.5, 0.1]] * 2
+
+
+def test_constant_schedule__keeps_a_rate_that_the_user_sets():
+    strategy = build(Sequential, schedule="constant")
+    benchmark = stub_benchmark()
+    train_stream(strategy, benchmark, 1)
+    strategy.optimizer.param_groups[0]["lr"] = 0.123
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    assert strategy.optimizer.param_groups[0]["lr"] == 0.123
+
+
+def test_rule__that_adds_a_group_after_growth_leaves_the_plugins_groups_alone():
+    class Grown(StubDualEncoder):
+        def adaptation(self, experience):
+            if experience.current_experience == 1:
+                self.extra = nn.Parameter(torch.zeros(3))
+
+    def rule(named):
+        names = [n for n, _ in named if n != "extra"]
+        late = [n for n, _ in named if n == "extra"]
+        groups = [{"names": names, "lr": 0.01}]
+        return groups + ([{"names": late, "lr": 0.9}] if late else [])
+
+    strategy = build(
+        Sequential,
+        Grown(),
+        plugins=[_HeadGroup()],
+        param_groups=rule,
+        optimizer=adamw,
+        schedule="constant",
+    )
+    train_stream(strategy, stub_benchmark(), 2)
+    found = {
+        g["lr"]: names
+        for g, names in zip(
+            strategy.optimizer.param_groups, names_in(strategy), strict=True
+        )
+    }
+    assert found[0.5] == ["text_proj.weight"] and found[0.9] == ["extra"]
+
+
 def test_unfrozen_parameters__join_the_group_with_their_decay():
     model = stub_model()
     model.image_proj.requires_grad_(False)

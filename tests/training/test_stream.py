@@ -11,6 +11,7 @@ from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
 from avalanche_clip.checkpointing import load_state
 from avalanche_clip.training import (
+    ContrastiveEWC,
     ContrastiveLwF,
     CumulativeAllStar,
     Oracle,
@@ -173,6 +174,16 @@ def test_run_stream__unprepared_benchmark_raises(tmp_path):
     strategy, _ = build()
     with pytest.raises(ValueError, match="prepare_benchmark"):
         run_stream(strategy, stub_benchmark(SIZES, prepare=False), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_run_stream__folder_of_a_run_that_failed_at_once_can_be_used(tmp_path):
+    strategy, _ = build(evaluator=quiet_evaluator())
+    with pytest.raises(ValueError, match="retrieval_plugin_metrics"):
+        run_stream(strategy, build()[1], tmp_path)
+    assert not (tmp_path / "run_state.json").exists()
+    assert not (tmp_path / "metrics.csv").exists()
+    go(tmp_path)
 
 
 def test_run_stream__stream_of_another_length(tmp_path, monkeypatch):
@@ -223,6 +234,7 @@ def test_run_stream__checkpoint_of_another_kind_raises(tmp_path):
     [
         (Sequential, {}, 2.0),
         (ContrastiveLwF, {}, 2.4),
+        (ContrastiveEWC, {}, 2.4),
         (Oracle, {}, 3.0),
         (CumulativeAllStar, {"budget_factors": (1, 2)}, 3.0),
     ],

@@ -67,7 +67,9 @@ def retrieval_ranks(
     :param ties: ``"pessimistic"`` counts foreign items with a score of at least
         own - ``tie_eps``, ``"strict"`` those with a score above the own one,
         ``"expected"`` is the mean of both ranks.
-    :param tie_eps: largest difference that counts as a tie, >= 0.
+    :param tie_eps: largest difference that counts as a tie, >= 0. Unless it is
+        0, differences within rounding (8 units in the last place of the largest
+        product of norms) are ties too, which matters for long features only.
     :param chunk_size: side of a tile, >= 1.
     :return: ranks and tie flags on the device of the features.
     :raises ValueError: if shapes, types or options do not fit, a value is not
@@ -209,6 +211,21 @@ def _own_scores(images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, T
     return best_image, best_text
 
 
+def _tolerance(queries: Tensor, items: Tensor, tie_eps: float) -> Tensor:
+    """Largest difference that counts as a tie, for each query.
+
+    Equal scores that are computed in two ways differ by rounding, which grows
+    with the length of the features; unit vectors stay below ``tie_eps``.
+    """
+    if not tie_eps:
+        return queries.new_zeros(len(queries))
+    longest = items.norm(dim=1).max() if len(items) else 0.0
+    rounding = 8 * torch.finfo(queries.dtype).eps
+    tolerance = (rounding * longest * queries.norm(dim=1)).clamp(min=tie_eps)
+    # Norms of huge features overflow.
+    return torch.where(tolerance.isfinite(), tolerance, tie_eps)
+
+
 class _Counter:
     """Counts, per query, the foreign scores above each threshold.
 
@@ -217,8 +234,8 @@ class _Counter:
     faster than on bool, and the sums of a block stay exact (below 2 ** 24).
     """
 
-    def __init__(self, own: Tensor, tie_eps: float, ties: str) -> None:
-        self.comparisons = [(torch.ge, own - tie_eps), (torch.gt, own + tie_eps)]
+    def __init__(self, own: Tensor, tolerance: Tensor, ties: str) -> None:
+        self.comparisons = [(torch.ge, own - tolerance), (torch.gt, own + tolerance)]
         if ties != "pessimistic":
             self.comparisons.append((torch.gt, own))
         size = (len(self.comparisons), own.shape[0])
@@ -285,8 +302,8 @@ def _rank_tiles(
 ) -> RetrievalRanks:
     num_images, num_texts = images.shape[0], texts.shape[0]
     best_image, best_text = _own_scores(images, texts, pairs)
-    image_counter = _Counter(best_image, tie_eps, ties)
-    text_counter = _Counter(best_text, tie_eps, ties)
+    image_counter = _Counter(best_image, _tolerance(images, texts, tie_eps), ties)
+    text_counter = _Counter(best_text, _tolerance(texts, images, tie_eps), ties)
     own_pairs = _OwnPairs(pairs, num_images, chunk_size)
     width = min(chunk_size, num_images)
     height = max(1, _SCORES_PER_BLOCK // width)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from avalanche.core import SupervisedPlugin
+from torch import nn
 
+from avalanche_clip.training.optim import overlay
 from avalanche_clip.training.schedules import trunk_steps
 
 
@@ -19,7 +22,8 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
     """Decay at the end of each experience, then go on from before the decay.
 
     The last ``decay_fraction`` of an experience's iterations are the branch;
-    what is evaluated and deployed are its weights. Memory: one copy of the
+    what is evaluated and deployed are its weights. What a model has grown
+    since the trunk was kept stays as it is. Memory: one copy of the
     weights and of the optimiser state. Needs ``schedule="const-cosine"``.
 
     :param decay_fraction: share of the branch, in ``(0, 1)``.
@@ -50,7 +54,7 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Go back to the trunk that the previous experience left."""
         if self.trunk is not None:
-            strategy.model.load_state_dict(self.trunk["model"])
+            _put_back(strategy.model, self.trunk["model"])
             strategy.load_optimizer_state(self.trunk["optimizer"])
             # An experience that stops before its decay leaves no trunk of its own.
             self.trunk = None
@@ -72,6 +76,15 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the trunk."""
         self.trunk = state["trunk"]
+
+
+def _put_back(model: nn.Module, trunk: dict[str, torch.Tensor]) -> None:
+    """Load the trunk; rows that have grown since stay as they are."""
+    weights = model.state_dict()
+    for name, old in trunk.items():
+        if name in weights and weights[name].dim() == old.dim():
+            weights[name] = overlay(weights[name], old)
+    model.load_state_dict(weights)
 
 
 __all__ = ["ConstantCosinePlugin"]

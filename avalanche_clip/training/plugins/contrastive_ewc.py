@@ -34,6 +34,9 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         the last step's only, as TiC-CLIP does.
     """
 
+    nominal_cost = 1.2
+    """Cost in plain budgets, as accounted in TiC-CLIP."""
+
     def __init__(
         self,
         ewc_lambda: float = 1.0,

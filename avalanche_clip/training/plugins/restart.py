@@ -45,7 +45,7 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
         seed = strategy.seed if self.seed is None else self.seed
         model = strategy.model
         frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
-        model.reinitialize(seed * 1_000_003 + index)
+        model.reinitialize((seed * 1_000_003 + index) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
                 parameter.copy_(value)

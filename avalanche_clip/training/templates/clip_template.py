@@ -259,6 +259,7 @@ class CLIPTemplate(
             self._after_training_epoch(**kwargs)
             logger.debug("experience %d epoch %d", self.experience_index, epoch)
         self._pending = None
+        self._require_finite_weights()
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""

@@ -15,7 +15,7 @@ from avalanche.benchmarks.utils.transforms import (
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.prepare import is_prepared
+from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_options
 
@@ -38,7 +38,7 @@ class LoaderMixin:
         """Build the resumable loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        _require_prepared(dataset)
+        require_prepared(dataset)
         self._check_pool(dataset)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
@@ -81,7 +81,7 @@ class LoaderMixin:
         """Build a plain, unshuffled loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        _require_prepared(dataset)
+        require_prepared(dataset)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
         self.dataloader = DataLoader(
@@ -122,14 +122,6 @@ def _image_side(transform: Any) -> Iterator[Any]:
         yield transform.transform
     elif callable(transform):
         yield transform
-
-
-def _require_prepared(dataset: Any) -> None:
-    if not is_prepared(dataset):
-        raise ValueError(
-            "The data are not bound to a model: no tokenizer is set. Call benchmark = "
-            "prepare_benchmark(benchmark, model) and train on that benchmark."
-        )
 
 
 __all__ = ["LoaderMixin", "has_deterministic_images"]

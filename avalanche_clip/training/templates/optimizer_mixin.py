@@ -31,6 +31,8 @@ class OptimizerMixin:
     def _build_optimizer(self, model: nn.Module, optimizer: Any) -> Optimizer:
         named = optim.trainable(model)
         if isinstance(optimizer, Optimizer):
+            if self._group_rule is not None:
+                self._regroup(optimizer, named)
             return optimizer
         if optimizer is not None and not callable(optimizer):
             raise TypeError(
@@ -48,6 +50,14 @@ class OptimizerMixin:
                 for g in groups
             ]
         )
+
+    def _regroup(self, optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
+        """Arrange a user's optimiser as the user's rule says."""
+        groups = optim.assign_names(self._group_rule, named)
+        names = {id(p): n for n, p in named.items()}
+        optim.rebuild(optimizer, groups, named, names, reset_state=False)
+        for group, rule in zip(optimizer.param_groups, groups):
+            group.update((k, v) for k, v in rule.items() if k != "names")
 
     def _remember_optimizer(self, model: nn.Module) -> None:
         named = optim.trainable(model)
@@ -76,10 +86,12 @@ class OptimizerMixin:
         else:
             groups = self._extend_groups(named)
         self._groups = groups
-        for plugin in self.plugins:
+        groups = [{**g, "owner": f"rule {i}"} for i, g in enumerate(groups)]
+        for number, plugin in enumerate(self.plugins):
             rule = getattr(plugin, "param_groups", None)
             if callable(rule):
-                groups = _claim(groups, rule(self), named)
+                owner = f"{type(plugin).__name__} {number}"
+                groups = _claim(groups, rule(self), named, owner)
         self._check_scheduler(len(groups))
         optim.rebuild(
             self.optimizer,
@@ -187,15 +199,17 @@ class OptimizerMixin:
                 f"The stored optimiser has {len(stored['groups'])} parameter groups, "
                 f"this one {len(groups)}; build it in the same way."
             )
+        by_owner = {options.get("owner"): options for options in stored["groups"]}
         for group, options in zip(groups, stored["groups"], strict=True):
-            group.update(options)
+            group.update(by_owner.get(group.get("owner"), options))
         named = optim.trainable(self.model)
         self.optimizer.state.clear()
         for name, entry in stored["state"].items():
             if name in named:
                 parameter = named[name]
                 self.optimizer.state[parameter] = {
-                    k: _to_device(v, k, parameter) for k, v in entry.items()
+                    k: optim.fit_moment(_to_device(v, k, parameter), parameter)
+                    for k, v in entry.items()
                 }
 
 
@@ -207,10 +221,13 @@ def _to_device(value: Any, key: str, parameter: Tensor) -> Any:
 
 
 def _claim(
-    groups: list[dict[str, Any]], claimed: Any, named: dict[str, nn.Parameter]
+    groups: list[dict[str, Any]],
+    claimed: Any,
+    named: dict[str, nn.Parameter],
+    owner: str,
 ) -> list[dict[str, Any]]:
     """Move the names that a plugin claims from the groups into its own."""
-    extra = [dict(g) for g in claimed]
+    extra = [{**g, "owner": f"{owner} {i}"} for i, g in enumerate(claimed)]
     taken = {n for g in extra for n in g["names"]}
     unknown = sorted(taken - set(named))
     if unknown:

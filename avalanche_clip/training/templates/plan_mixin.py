@@ -114,8 +114,10 @@ class PlanMixin:
     def _set_learning_rate(self) -> None:
         if self.schedule is None:
             return
-        step = min(self.clock.train_exp_iterations, self.planned_iterations - 1)
         warmup = self._warmup()
+        if self.schedule == "constant" and not warmup:
+            return  # what the user or a plugin has set stays
+        step = min(self.clock.train_exp_iterations, self.planned_iterations - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 self.schedule,

@@ -166,6 +166,22 @@ class StepMixin:
             "gradients (clip_grad_norm), or use precision='fp32'."
         )
 
+    def _require_finite_weights(self) -> None:
+        """Raise when the last update of an experience has broken the model."""
+        bad = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not torch.isfinite(parameter).all()
+        ]
+        if bad:
+            raise NonFiniteLossError(
+                f"{len(bad)} weights ({bad[0]}, ...) are not finite after experience "
+                f"{self.experience_index}, iteration {self.clock.train_exp_iterations}:"
+                " the last loss was finite, but its gradient was not. Lower the "
+                "learning rate, clip gradients (clip_grad_norm), or use "
+                "precision='fp32'."
+            )
+
     def _count_batch(self) -> None:
         world = distributed.world_size()
         self.compute.spend(

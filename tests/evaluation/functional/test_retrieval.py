@@ -230,6 +230,23 @@ def test_retrieval__collapsed_encoder_scores_zero(dtype):
     assert metrics["rsum"] == 0
 
 
+@pytest.mark.parametrize("shape", [(10, 64), (50, 64), (256, 50), (20, 512)])
+@pytest.mark.parametrize("scale", [1.0, 22.0, 1e4])
+def test_retrieval__collapsed_encoder_with_long_features_scores_zero(shape, scale):
+    generator = torch.Generator().manual_seed(0)
+    features = scale * torch.randn(1, shape[1], generator=generator)
+    features = features.repeat(shape[0], 1)
+    metrics = retrieval_metrics(features, features.clone())
+    assert metrics["mean_R@1"] == 0 and metrics["image_to_text_tie_share"] == 1
+
+
+def test_retrieval__tie_eps_of_zero_is_exact():
+    images = torch.tensor([[100.0, 0.0], [0.0, 100.0]])
+    texts = torch.tensor([[100.0, 99.99999], [99.99999, 100.0]])
+    assert retrieval_metrics(images, texts, tie_eps=0.0)["mean_R@1"] == 1
+    assert retrieval_metrics(images, texts)["mean_R@1"] == 0
+
+
 def test_retrieval__expected_ties_of_a_collapsed_encoder_are_in_the_middle():
     ones = torch.ones(5, 1)
     metrics = retrieval_metrics(ones, ones, ties="expected", ks=(1, 3))

@@ -390,6 +390,16 @@ def test_nan__of_a_stock_plugin_is_told_apart():
         fit(Sequential, plugins=[Poison()])
 
 
+def test_nan__in_the_gradient_of_the_last_iteration_is_noticed():
+    class Poison:
+        def before_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 2:
+                strategy.model.token.weight.grad[0, 0] = float("nan")
+
+    with pytest.raises(NonFiniteLossError, match=r"token.weight.*after experience 0"):
+        fit(Sequential, plugins=[Poison()], budget_iterations=3)
+
+
 def test_stop__in_one_experience_does_not_end_the_next():
     class Stop:
         def after_training_iteration(self, strategy, **kwargs):
