@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ class Matrix:
     E: np.ndarray
     before: np.ndarray | None
     labels: list[str]
+    steps: list[str] = field(default_factory=list)
 
     @property
     def row_labels(self) -> list[str]:
-        """Names of the trained steps; numbers where they have no test set."""
+        """Names of the trained steps: their own, else the test sets', else numbers."""
         rows, columns = self.E.shape
+        if len(self.steps) >= rows:
+            return self.steps[:rows]
         if rows <= columns:
             return self.labels[:rows]
         return [str(number) for number in range(1, rows + 1)]
@@ -76,6 +79,7 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
     """
     found: dict[str, dict[str, Matrix]] = {}
     all_labels = results.get("data", {}).get("labels", {})
+    steps = [str(label) for label in all_labels.get("train", [])]
     for stream, metrics in results["matrices"].items():
         for metric, parts in metrics.items():
             E = np.array(parts["E"], dtype=np.float64)
@@ -86,7 +90,7 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             if len(labels) != E.shape[1]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
             row = None if before is None else np.array(before, dtype=np.float64)
-            found.setdefault(stream, {})[metric] = Matrix(E, row, labels)
+            found.setdefault(stream, {})[metric] = Matrix(E, row, labels, steps)
     return found
 
 

@@ -210,6 +210,7 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
         np.mean([matrix.E for matrix in rows], axis=0),
         np.mean(before, axis=0) if len(before) == len(rows) else None,
         rows[0].labels,
+        rows[0].steps,
     )
 
 

@@ -52,6 +52,13 @@ def test_report__is_one_file_with_everything_in_it(tmp_path):
     assert "9 GMAC" in page.text and "4.5 s" in page.text
 
 
+def test_report__rows_are_named_after_the_training_steps(tmp_path):
+    results = make_results(steps=1, tests=3)
+    results["data"]["labels"]["train"] = ["2010..2020"]
+    page = write(tmp_path, results)
+    assert "after 2010..2020" in page.text and "after 2010 " not in page.text
+
+
 def test_report__numbers_are_percent_with_one_decimal(tmp_path):
     results = make_results()
     results["matrices"]["test"]["mean_R@1"]["E"][1] = [0.12345, 0.5, 1.0]
