@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ def init_distributed(backend: str | None = None) -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if "RANK" in os.environ and not dist.is_initialized():
+        # avalanche-lib 0.6.0 makes a logger when it is imported, which it refuses
+        # to do in any but the main process of a group: import it before.
+        import_module("avalanche.training")
         dist.init_process_group(backend or ("nccl" if cuda else "gloo"))
     if cuda:
         torch.cuda.set_device(local)

@@ -4,7 +4,7 @@ Commands (from the repository root):
 
     python experiments/tic_emoji.py --preset demo
     python experiments/tic_emoji.py --preset full --seeds 0,1,2
-    python experiments/tic_emoji.py --methods joint --seeds 0
+    torchrun --nproc-per-node 2 experiments/tic_emoji.py --methods joint
     python experiments/tic_emoji.py --methods patching,lwf --out runs/mine
 
 Each method is trained on six time steps (2010 to 2024) from random weights, on
@@ -20,6 +20,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Config:
 
 # Chosen on the validation drawings, see "Joint training" in the README.
 JOINT = Config(
-    iterations=1100,
+    iterations=1080,
     train_mb_size=128,
     optimizer="muon",
     lr=3e-3,
@@ -128,15 +129,17 @@ def build_optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
 
     named = trainable(model)
     if config.optimizer == "muon":
-        from timm.optim.muon import Muon
+        from timm.optim import muon
 
+        if config.device == "cpu":
+            _float32_products(muon)
         hidden, first = [], []
         for name, p in named.items():
             inner = p.ndim >= 2 and not (p.ndim == 4 and p.shape[1] == 1)
             outer = "embedding" in name or ".stem." in name
             (hidden if inner and not outer else first).append(name)
         rest = clip_param_groups([(n, named[n]) for n in first], config.weight_decay)
-        return Muon(
+        return muon.Muon(
             [
                 {"params": [named[n] for n in hidden], "use_fallback": False},
                 *(
@@ -170,12 +173,21 @@ def build_optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
     )
 
 
+def _float32_products(muon: Any) -> None:
+    """Let timm's Muon work in float32: bfloat16 is slow on most CPUs."""
+    if not isinstance(muon.zeropower_via_newtonschulz, partial):
+        muon.zeropower_via_newtonschulz = partial(
+            muon.zeropower_via_newtonschulz, dtype=torch.float32
+        )
+
+
 def build_strategy(
     config: Config, method: str, model: Any, plugins: ExtraPlugins = ()
 ) -> Any:
     """Return the strategy of a method with a quiet evaluator."""
     from avalanche.training.plugins import EvaluationPlugin
 
+    from avalanche_clip.distributed import world_size
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
     from avalanche_clip.training.plugins import ProgressPlugin
     from avalanche_clip.training.supervised import TIC_STRATEGIES
@@ -193,7 +205,7 @@ def build_strategy(
     return cls(
         model=model,
         optimizer=optimizer,
-        train_mb_size=config.train_mb_size,
+        train_mb_size=config.train_mb_size // world_size(),
         eval_mb_size=256,
         budget_iterations=config.iterations,
         train_epochs=config.train_epochs,
@@ -305,9 +317,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds = list(dict.fromkeys(int(s) for s in options.seeds.split(",")))
     except ValueError:
         parser.error(f"--seeds {options.seeds!r} must be numbers such as 0,1,2")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    from avalanche_clip import distributed
+
+    place = distributed.init_distributed()  # joins the processes of torchrun
+    device = str(place) if options.device == "auto" else options.device
+    is_main = distributed.is_main_process()
     # Moments of rarely used tokens become denormal, which slows the CPU tenfold.
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -330,7 +344,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines.setdefault(method, []).append(summary_line(result))
             if method != "joint":
                 folders.append(folder)
-            print(f"{method}, seed {seed}: report in {folder / 'report.html'}")
+            if is_main:
+                print(f"{method}, seed {seed}: report in {folder / 'report.html'}")
+    if not is_main:
+        return
     print("\n" + table(lines))
     if folders:  # a joint training has no matrix over time
         from avalanche_clip.evaluation.report import write_comparison

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import traceback
 import warnings
 from datetime import timedelta
@@ -239,3 +241,26 @@ def test_one_process__helpers_do_nothing():
     assert distributed.world_size() == 1 and distributed.rank() == 0
     distributed.barrier()
     assert not distributed.is_distributed() and distributed.is_main_process()
+
+
+@pytest.mark.slow
+def test_init_distributed__avalanche_can_be_imported_afterwards():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "from avalanche_clip import distributed; distributed.init_distributed();"
+        "from avalanche_clip.training import Sequential; print(distributed.rank())"
+    )
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = [process.communicate(timeout=200)[0].strip() for process in processes]
+    assert found == ["0", "1"]
