@@ -21,6 +21,7 @@ from avalanche_clip.benchmarks import (
     time_stamped_benchmark,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
+from avalanche_clip.models import create_dual_encoder
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "tic_emoji.py"
 EMOJI = [*range(0, 20), *range(720, 740)]  # of two time steps
@@ -51,6 +52,26 @@ def small(study, monkeypatch):
 def _config(study, **changes):
     tiny = study.Config(iterations=4, train_mb_size=8, warmup=1)
     return replace(tiny, **changes)
+
+
+def test_optimizers__hold_every_parameter_once(study):
+    model = create_dual_encoder("tiny-emoji")
+    names = {id(p): n for n, p in model.named_parameters()}
+    for kind in ("adamw", "muon"):
+        optimizer = study.build_optimizer(_config(study, optimizer=kind), model)
+        groups = [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups]
+        assert sorted(sum(groups, [])) == sorted(names.values())
+        plain = [g["weight_decay"] == 0 for g in optimizer.param_groups]
+        assert plain[-1] and not any(plain[:-1]) and "logit_scale" in groups[-1][-1]
+    shared = ("embedding", "stem", "conv_dw", "norm", "bias", "gamma", "scale")
+    assert groups[0] and not any(part in n for n in groups[0] for part in shared)
+
+
+def test_muon__trains_and_resumes(small, tmp_path):
+    config = _config(small, optimizer="muon")
+    result = small.run(config, "sequential", tmp_path)
+    again = small.run(config, "sequential", tmp_path)
+    assert np.isfinite(result.E).all() and np.array_equal(result.E, again.E)
 
 
 def test_run__stock_plugins_are_added_unchanged(small, tmp_path):
