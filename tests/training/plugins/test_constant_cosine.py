@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 from tests.helpers import (
+    StubDualEncoder,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -56,6 +58,28 @@ def test_deployed_model__is_the_decayed_one():
     assert_same_weights(strategy.model, deployed[0])
     assert_other_weights(deployed[0], trace.trunks[0])
     assert_same_weights(strategy.plugins[0].trunk["model"], trace.trunks[0])
+
+
+class _Growing(StubDualEncoder):
+    def __init__(self):
+        super().__init__(0)
+        self.extra = nn.Parameter(torch.zeros(1, 8))
+
+    def adaptation(self, experience):
+        old = self.extra.detach()
+        self.extra = nn.Parameter(torch.cat([old, torch.full((1, 8), 0.5)]))
+
+    def _raw_image(self, image):
+        return super()._raw_image(image) + self.extra.sum(0)
+
+
+def test_next_step__keeps_what_has_grown_since_the_trunk():
+    _, trace, _ = run(model=_Growing())
+    start, trunk = trace.starts[1], trace.trunks[0]
+    assert start["extra"].shape == (3, 8) and trunk["extra"].shape == (2, 8)
+    assert torch.equal(start["extra"][:2], trunk["extra"])
+    assert torch.equal(start["extra"][2], torch.full((8,), 0.5))
+    assert torch.equal(start["token.weight"], trunk["token.weight"])
 
 
 def test_rates__warm_up_once_stay_and_decay_on_the_branch():
