@@ -96,7 +96,7 @@ JOINT = Config(
         "saturation": 0.15,
     },
 )
-DEMO_CONFIG = Config(iterations=60, train_mb_size=64, lr=7e-4, warmup=20)
+DEMO_CONFIG = Config(iterations=50, train_mb_size=64, lr=7e-4, warmup=20)
 
 
 def build_model(config: Config) -> Any:
