@@ -181,7 +181,8 @@ def _stream_section(
             before=mean.before,
             labels=mean.labels,
             row_labels=mean.row_labels,
-            title=f"{method}: {name}, mean of {len(rows)} runs",
+            title=f"{method}: {name}, "
+            + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
             percent=percent,
         )
         path = folder / f"matrix_{file_name(method)}_{end}.png"
