@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,9 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         checked = _CheckedFile(file)
-        torch.save({"format": state.get("format"), **pack(state)}, checked)  # type: ignore[arg-type]
+        content = {"format": state.get("format"), **pack(state)}
+        with _without_inner_checksums():
+            torch.save(content, checked)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     checksum = checksum_path(path)
@@ -133,6 +137,21 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     os.replace(side, checksum)
     _sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def _without_inner_checksums() -> Iterator[None]:
+    """Spare torch its own CRC of every tensor: ours covers the whole file."""
+    options: Any = torch.serialization
+    if not hasattr(options, "set_crc32_options"):  # torch < 2.6
+        yield
+        return
+    before = options.get_crc32_options()
+    options.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        options.set_crc32_options(before)
 
 
 def _sync_folder(folder: Path) -> None:

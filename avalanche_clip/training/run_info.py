@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import math
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -147,4 +150,56 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["data_summary", "revision", "strategy_config", "versions"]
+def nominal_units(strategy: Any) -> float | None:
+    """Cost of a run in plain budgets, as TiC-CLIP accounts for it.
+
+    Training passes over the budget of one plain step, times the factor that a
+    method is accounted at (``nominal_cost``, 1.2 for LwF), whatever its real
+    passes were: over seven steps 7 for plain methods, 8.4 for LwF, 28 for
+    Oracle.
+
+    :param strategy: a strategy that has been trained.
+    :return: None without a budget.
+    """
+    compute = strategy.compute
+    report = compute.report()
+    if compute.iterations is not None:
+        units = sum(report["steps"]) / compute.iterations
+    elif compute.samples is not None:
+        units = sum(report["samples"]) / compute.samples
+    elif compute.macs is not None:
+        pair = sum(strategy.model.macs().values())
+        units = sum(report["samples"]) * pair / compute.macs
+    else:
+        return None
+    for plugin in strategy.plugins:
+        units *= getattr(plugin, "nominal_cost", 1.0)
+    return units
+
+
+def _strict(value: Any) -> Any:
+    """Replace NaN and infinity by null, which strict JSON readers accept."""
+    if isinstance(value, dict):
+        return {key: _strict(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON in one step: readers see the old file or the new one."""
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(_strict(content), indent=1, allow_nan=False))
+    os.replace(temporary, path)
+
+
+__all__ = [
+    "data_summary",
+    "nominal_units",
+    "revision",
+    "strategy_config",
+    "versions",
+    "write_json",
+]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -31,9 +29,11 @@ from avalanche_clip.training.plugins.checkpoint import (
 from avalanche_clip.training.resume import restore_state
 from avalanche_clip.training.run_info import (
     data_summary,
+    nominal_units,
     revision,
     strategy_config,
     versions,
+    write_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class _Run:
         if distributed.is_main_process():
             self.out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-            _write_json(self.state_path, {"identity": self.identity})
+            write_json(self.state_path, {"identity": self.identity})
             self.csv = MetricsCSVLogger(self.out / "metrics.csv")
             board = TensorboardLogger(str(self.out / "tensorboard"))
             self._writer = board.writer
@@ -386,7 +386,7 @@ class _Run:
             "summary": summary,
         }
         if distributed.is_main_process():
-            _write_json(self.out / "results.json", results)
+            write_json(self.out / "results.json", results)
             write_report(self.out)
         distributed.barrier()
         return RunResult(
@@ -468,50 +468,6 @@ def _plain(matrices: dict[str, Any]) -> dict[str, Any]:
         }
         for stream, metrics in matrices.items()
     }
-
-
-def nominal_units(strategy: Any) -> float | None:
-    """Cost of a run in plain budgets, as TiC-CLIP accounts for it.
-
-    Training passes over the budget of one plain step, times the factor that a
-    method is accounted at (``nominal_cost``, 1.2 for LwF), whatever its real
-    passes were: over seven steps 7 for plain methods, 8.4 for LwF, 28 for
-    Oracle.
-
-    :param strategy: a strategy that has been trained.
-    :return: None without a budget.
-    """
-    compute = strategy.compute
-    report = compute.report()
-    if compute.iterations is not None:
-        units = sum(report["steps"]) / compute.iterations
-    elif compute.samples is not None:
-        units = sum(report["samples"]) / compute.samples
-    elif compute.macs is not None:
-        pair = sum(strategy.model.macs().values())
-        units = sum(report["samples"]) * pair / compute.macs
-    else:
-        return None
-    for plugin in strategy.plugins:
-        units *= getattr(plugin, "nominal_cost", 1.0)
-    return units
-
-
-def _strict(value: Any) -> Any:
-    """Replace NaN and infinity by null, which strict JSON readers accept."""
-    if isinstance(value, dict):
-        return {key: _strict(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_strict(content), indent=1, allow_nan=False))
-    os.replace(temporary, path)
 
 
 __all__ = ["MAIN_METRIC", "RunResult", "run_stream"]

@@ -19,7 +19,7 @@ from avalanche_clip.training import (
     run_stream,
 )
 from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
-from avalanche_clip.training.stream import nominal_units
+from avalanche_clip.training.run_info import nominal_units
 from tests.helpers import assert_same_weights, fit, quiet_evaluator, stub_benchmark
 from tests.training.runs import SIZES, Interrupted, build, evaluator, go
 
