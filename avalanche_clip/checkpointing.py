@@ -9,10 +9,13 @@ optimiser with current dill and typing_extensions.
 
 from __future__ import annotations
 
+import mmap
 import os
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,30 +33,12 @@ from avalanche_clip.training.resume import (
 )
 from avalanche_clip.training.stock_plugin_state import exact_inside
 
-_BLOCK = 1 << 20
 _STEP_COUNTERS = (
     "train_iterations",
     "train_exp_iterations",
     "train_epoch_iterations",
     "total_iterations",
 )
-
-
-class _CheckedFile:
-    """File wrapper that keeps the CRC-32 and size of what is written."""
-
-    def __init__(self, file: Any):
-        self.file = file
-        self.crc = 0
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.crc = zlib.crc32(data, self.crc)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def save_state(strategy: Any, path: str | Path) -> Path:
@@ -121,22 +106,41 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     state = plain(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        checked = _CheckedFile(file)
-        content = {"format": state.get("format"), **pack(state)}
+    content = {"format": state.get("format"), **pack(state)}
+    with open(temporary, "wb") as file, ThreadPoolExecutor(1) as pool:
         with _without_inner_checksums():
-            torch.save(content, checked)  # type: ignore[arg-type]
+            torch.save(content, file)
         file.flush()
-        os.fsync(file.fileno())
+        # The disk is slower than the checksum: compute it meanwhile.
+        on_disk = pool.submit(os.fsync, file.fileno())
+        crc, size = _checksum(temporary)
+        on_disk.result()
     checksum = checksum_path(path)
     # A stale checksum must never sit beside a new file.
     checksum.unlink(missing_ok=True)
-    os.replace(temporary, path)
+    with _freed_later(path):
+        os.replace(temporary, path)
     side = checksum.with_name(f"{checksum.name}.{os.getpid()}.tmp")
-    side.write_text(f"{checked.crc:08x} {checked.size} {path.name}\n")
+    side.write_text(f"{crc} {size} {path.name}\n")
     os.replace(side, checksum)
-    _sync_folder(path.parent)
     return path
+
+
+@contextmanager
+def _freed_later(path: Path) -> Iterator[None]:
+    """Let a thread wait while the blocks of a replaced file are freed.
+
+    A file that is open is freed when it is closed; freeing can take as long as
+    writing. Elsewhere than on POSIX systems an open file cannot be replaced.
+    """
+    if os.name != "posix" or not path.exists():
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        threading.Thread(target=os.close, args=(handle,), daemon=True).start()
 
 
 @contextmanager
@@ -152,17 +156,6 @@ def _without_inner_checksums() -> Iterator[None]:
         yield
     finally:
         options.set_crc32_options(before)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power, where that is possible."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def checksum_path(path: Path) -> Path:
@@ -203,12 +196,14 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def _checksum(path: Path) -> list[str]:
-    crc = size = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            crc = zlib.crc32(block, crc)
-            size += len(block)
-    return [f"{crc:08x}", str(size)]
+    size = path.stat().st_size
+    if not size:  # An empty file cannot be mapped.
+        return [f"{0:08x}", "0"]
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return [f"{zlib.crc32(content):08x}", str(size)]
 
 
 def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:

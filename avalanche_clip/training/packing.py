@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST = 1 << 20
+LARGEST = 1 << 16
 """Bytes up to which a tensor is packed; larger ones need no second copy."""
 
 _MARK = "__packed__"
@@ -26,6 +26,7 @@ def pack(state: Any) -> dict[str, Any]:
     groups: dict[str, list[Tensor]] = {}
     sizes: dict[str, int] = {}
     known: dict[Any, Any] = {}
+    kinds: dict[Any, str] = {}
 
     def walk(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -48,9 +49,12 @@ def pack(state: Any) -> dict[str, Any]:
         # Tied weights are one tensor.
         same = (tensor.data_ptr(), shape, tensor.stride(), tensor.dtype, tensor.device)
         if same not in known:
-            kind = f"{tensor.dtype}, {tensor.device}"
+            kind = kinds.get(same[-2:]) or kinds.setdefault(
+                same[-2:], f"{tensor.dtype}, {tensor.device}"
+            )
             start = sizes.get(kind, 0)
-            groups.setdefault(kind, []).append(tensor.detach().reshape(-1))
+            flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+            groups.setdefault(kind, []).append(flat)
             sizes[kind] = start + tensor.numel()
             known[same] = {_MARK: [kind, start, tensor.numel(), list(shape)]}
         return known[same]

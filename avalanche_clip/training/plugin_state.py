@@ -140,7 +140,8 @@ def plain(value: Any, where: str = "the state") -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
-        value = value.detach()
+        if value.requires_grad or type(value) is not Tensor:
+            value = value.detach()
         if value.untyped_storage().nbytes() > value.numel() * value.element_size():
             value = value.clone(memory_format=torch.contiguous_format)
         return value

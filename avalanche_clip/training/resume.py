@@ -56,7 +56,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "optimizer": {
             "class": type(strategy.optimizer).__name__,
             "names": [list(group["names"]) for group in strategy._groups],
-            **strategy.optimizer_state(),
+            **strategy.optimizer_state(copy=False),
         },
         "scaler": None if strategy._scaler is None else strategy._scaler.state_dict(),
         "clock": plugin_state.number_fields(strategy.clock),

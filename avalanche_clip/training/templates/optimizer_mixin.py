@@ -171,12 +171,16 @@ class OptimizerMixin:
             )
             self._ddp_ids = ids
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Moments by parameter name and options by group, as plain data."""
+    def optimizer_state(self, copy: bool = True) -> dict[str, Any]:
+        """Moments by parameter name and options by group, as plain data.
+
+        :param copy: False gives the optimiser's own tensors, to be written
+            before the next step.
+        """
         named = self._optimizer_names
         state = {
             named[id(p)]: {
-                k: v.detach().clone() if isinstance(v, Tensor) else v
+                k: v.detach().clone() if copy and isinstance(v, Tensor) else v
                 for k, v in entry.items()
             }
             for p, entry in self.optimizer.state.items()
