@@ -8,8 +8,7 @@ name is imported from its subpackage on first use.
 '0.1.0'
 """
 
-from importlib import import_module
-from typing import Any
+from avalanche_clip._lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -73,7 +72,6 @@ _PUBLIC: dict[str, str] = {
     "retrieval_plugin_metrics": "avalanche_clip.evaluation.metrics",
 }
 
-# Reachable as attributes without an import statement of their own.
 _SUBPACKAGES = (
     "benchmarks",
     "budget",
@@ -85,21 +83,6 @@ _SUBPACKAGES = (
     "training",
 )
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(import_module(_PUBLIC[name]), name)
-    elif name in _SUBPACKAGES:
-        value = import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Found once, the name is an ordinary global and this function is not asked again.
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC, *_SUBPACKAGES})
-
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC, _SUBPACKAGES)
 
 __all__ = ["__version__", *_PUBLIC]

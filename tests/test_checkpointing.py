@@ -246,6 +246,23 @@ class GrowingEncoder(StubDualEncoder):
         return super()._raw_image(image) + weights @ self.table.rows
 
 
+def whole_and_resumed(make, folder, stop):
+    """Strategies with a table that grows: uninterrupted, and resumed from a file."""
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    plugin = CheckpointPlugin(folder, every_iterations=3, keep=99)
+    part, benchmark = make(plugin)
+    train_stream(part, benchmark, 2)
+    later, benchmark = make()
+    start = load_state(later, folder / stop, benchmark)
+    assert start == (2 if "end" in stop else 1)
+    assert len(later.model.table.rows) == 3
+    for experience in list(benchmark.train_stream)[start:]:
+        later.train(experience, eval_streams=[])
+    assert len(full.model.table.rows) == 4
+    return full, later
+
+
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
 @pytest.mark.parametrize("teacher", [False, True])
@@ -256,18 +273,8 @@ def test_load_state__growing_model(stop, reset, teacher, tmp_path):
         options = {"reset_optimizer_state": reset, "clip_grad_norm": 0.5}
         return build(model, plugins=[*own, *plugins], **options)
 
-    full, benchmark = make()
-    train_stream(full, benchmark)
-    plugin = CheckpointPlugin(tmp_path, every_iterations=3, keep=99)
-    part, benchmark = make(plugin)
-    train_stream(part, benchmark, 2)
-    later, benchmark = make()
-    start = load_state(later, tmp_path / stop, benchmark)
-    assert start == (2 if "end" in stop else 1)
-    assert len(later.model.table.rows) == 3
-    for experience in list(benchmark.train_stream)[start:]:
-        later.train(experience, eval_streams=[])
-    assert len(full.model.table.rows) == 4 and later.model.table.grown == 1
+    full, later = whole_and_resumed(make, tmp_path, stop)
+    assert later.model.table.grown == 1
     assert_same_weights(full.model, later.model)
 
 
@@ -293,17 +300,7 @@ def test_load_state__plain_growing_module(stop, teacher, tmp_path):
         model.table = PlainGrowing()
         return build(model, plugins=[*own, *plugins], reset_optimizer_state=False)
 
-    full, benchmark = make()
-    train_stream(full, benchmark)
-    plugin = CheckpointPlugin(tmp_path, every_iterations=3, keep=99)
-    part, benchmark = make(plugin)
-    train_stream(part, benchmark, 2)
-    later, benchmark = make()
-    start = load_state(later, tmp_path / stop, benchmark)
-    assert len(later.model.table.rows) == 3
-    for experience in list(benchmark.train_stream)[start:]:
-        later.train(experience, eval_streams=[])
-    assert len(full.model.table.rows) == 4
+    full, later = whole_and_resumed(make, tmp_path, stop)
     assert_same_weights(full.model, later.model)
 
 

@@ -4,8 +4,9 @@ Names load on first use: the readers in ``datasets`` need no Avalanche, which
 takes many seconds to import.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from avalanche_clip._lazy import lazy_names
 
 if TYPE_CHECKING:
     from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
@@ -26,33 +27,24 @@ if TYPE_CHECKING:
     from avalanche_clip.benchmarks.splits import split_online, split_validation
 
 _MODULES = {
-    "CorruptSampleError": "data",
-    "FieldCollate": "batch",
-    "ImageTextBatch": "batch",
-    "RandomCaption": "prepare",
-    "attribute_array": "data",
-    "emoji_dataset": "classic.tic_emoji",
-    "find_corrupt_samples": "data",
-    "make_image_text_dataset": "data",
-    "prepare_benchmark": "prepare",
-    "replay_quotas": "quotas",
-    "split_online": "splits",
-    "split_validation": "splits",
-    "tic_emoji": "classic.tic_emoji",
-    "tic_emoji_joint": "classic.tic_emoji",
-    "time_stamped_benchmark": "generators",
+    "CorruptSampleError": "avalanche_clip.benchmarks.data",
+    "FieldCollate": "avalanche_clip.benchmarks.batch",
+    "ImageTextBatch": "avalanche_clip.benchmarks.batch",
+    "RandomCaption": "avalanche_clip.benchmarks.prepare",
+    "attribute_array": "avalanche_clip.benchmarks.data",
+    "emoji_dataset": "avalanche_clip.benchmarks.classic.tic_emoji",
+    "find_corrupt_samples": "avalanche_clip.benchmarks.data",
+    "make_image_text_dataset": "avalanche_clip.benchmarks.data",
+    "prepare_benchmark": "avalanche_clip.benchmarks.prepare",
+    "replay_quotas": "avalanche_clip.benchmarks.quotas",
+    "split_online": "avalanche_clip.benchmarks.splits",
+    "split_validation": "avalanche_clip.benchmarks.splits",
+    "tic_emoji": "avalanche_clip.benchmarks.classic.tic_emoji",
+    "tic_emoji_joint": "avalanche_clip.benchmarks.classic.tic_emoji",
+    "time_stamped_benchmark": "avalanche_clip.benchmarks.generators",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
-
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "CorruptSampleError",

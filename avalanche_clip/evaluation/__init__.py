@@ -4,29 +4,19 @@ Names are loaded on first use, because :mod:`avalanche_clip.evaluation.functiona
 has to stay free of Avalanche.
 """
 
-from importlib import import_module
-from typing import Any
+from avalanche_clip._lazy import lazy_names
 
 _MODULES = {
-    "classification_metrics": "functional",
-    "continual_summary": "functional",
-    "fold_columns": "functional",
-    "pair_metrics": "functional",
-    "retrieval_metrics": "functional",
-    "time_transfer": "functional",
-    "retrieval_plugin_metrics": "metrics",
-    "MetricsCSVLogger": "loggers",
+    "classification_metrics": "avalanche_clip.evaluation.functional",
+    "continual_summary": "avalanche_clip.evaluation.functional",
+    "fold_columns": "avalanche_clip.evaluation.functional",
+    "pair_metrics": "avalanche_clip.evaluation.functional",
+    "retrieval_metrics": "avalanche_clip.evaluation.functional",
+    "time_transfer": "avalanche_clip.evaluation.functional",
+    "retrieval_plugin_metrics": "avalanche_clip.evaluation.metrics",
+    "MetricsCSVLogger": "avalanche_clip.evaluation.loggers",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
-
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = list(_MODULES)

@@ -1,37 +1,27 @@
 """Training: templates, plugins, named strategies and whole runs."""
 
-from importlib import import_module
-from typing import Any
+from avalanche_clip._lazy import lazy_names
 
 _MODULES = {
-    "CLIPTemplate": "templates",
-    "ContrastiveTemplate": "templates",
-    "NonFiniteLossError": "templates",
-    "default_clip_evaluator": "templates",
-    "RunResult": "stream",
-    "run_stream": "stream",
-    "TIC_STRATEGIES": "supervised",
-    "ContrastiveEWC": "supervised",
-    "ContrastiveLwF": "supervised",
-    "CumulativeAll": "supervised",
-    "CumulativeAllStar": "supervised",
-    "CumulativeEqual": "supervised",
-    "CumulativeExp": "supervised",
-    "Oracle": "supervised",
-    "Patching": "supervised",
-    "Restart": "supervised",
-    "Sequential": "supervised",
+    "CLIPTemplate": "avalanche_clip.training.templates",
+    "ContrastiveTemplate": "avalanche_clip.training.templates",
+    "NonFiniteLossError": "avalanche_clip.training.templates",
+    "default_clip_evaluator": "avalanche_clip.training.templates",
+    "RunResult": "avalanche_clip.training.stream",
+    "run_stream": "avalanche_clip.training.stream",
+    "TIC_STRATEGIES": "avalanche_clip.training.supervised",
+    "ContrastiveEWC": "avalanche_clip.training.supervised",
+    "ContrastiveLwF": "avalanche_clip.training.supervised",
+    "CumulativeAll": "avalanche_clip.training.supervised",
+    "CumulativeAllStar": "avalanche_clip.training.supervised",
+    "CumulativeEqual": "avalanche_clip.training.supervised",
+    "CumulativeExp": "avalanche_clip.training.supervised",
+    "Oracle": "avalanche_clip.training.supervised",
+    "Patching": "avalanche_clip.training.supervised",
+    "Restart": "avalanche_clip.training.supervised",
+    "Sequential": "avalanche_clip.training.supervised",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
-
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = list(_MODULES)
