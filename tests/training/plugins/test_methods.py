@@ -8,8 +8,10 @@ from avalanche_clip.training.plugins import (
     ConstantCosinePlugin,
     ContrastiveEWCPlugin,
     ContrastiveLwFPlugin,
+    OffDiagonalAlignmentPlugin,
     PatchingPlugin,
 )
+from avalanche_clip.training.supervised import ModX
 from tests.helpers import (
     assert_other_weights,
     assert_same_weights,
@@ -18,11 +20,12 @@ from tests.helpers import (
     stub_model,
 )
 
-METHODS = dict(TIC_STRATEGIES)
+METHODS = {**TIC_STRATEGIES, "mod-x": ModX}
 OPTIONS = {
     "cumulative-all-star": {"budget_factors": [1, 1, 2]},
     "ewc": {"ewc_lambda": 100.0, "fisher_batch_size": 4},
     "lwf": {"lwf_weight": 5.0},
+    "mod-x": {"alpha": 50.0, "alignment": {"row_filter": "none"}},
     "patching": {"grid": (0.0, 0.5, 0.9)},
 }
 
@@ -50,6 +53,7 @@ def test_second_step__differs_from_sequential(name, sequential):
 NEUTRAL = {
     "lwf": lambda: [ContrastiveLwFPlugin(0.0)],
     "ewc": lambda: [ContrastiveEWCPlugin(0.0)],
+    "mod-x": lambda: [OffDiagonalAlignmentPlugin(0.0)],
     "patching": lambda: [PatchingPlugin([1.0])],
 }
 
