@@ -95,6 +95,7 @@ def run_stream(
     streams: Sequence[str] = ("test",),
     resume: bool = False,
     checkpoint_iterations: int | None = 100,
+    method: str | None = None,
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -116,6 +117,8 @@ def run_stream(
         none. The strategy must be built as it was then.
     :param checkpoint_iterations: also write a checkpoint after so many
         iterations inside an experience; None for between experiences only.
+    :param method: name of the method in reports and comparisons; default the
+        strategy's class. Name combinations of plugins.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -138,6 +141,7 @@ def run_stream(
         if hasattr(plugin, "check_benchmark"):
             plugin.check_benchmark(benchmark)
     run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
+    run.identity["method"] = method or run.identity["method"]
     run.open(resume, checkpoint_iterations)
     try:
         start = run.load() if resume else 0
