@@ -110,9 +110,7 @@ def check_score_pair(scores: Tensor, teacher: Tensor, names: tuple[str, str]) ->
     for name, value in zip(names, (scores, teacher), strict=True):
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor.")
-    shapes = (
-        f"{names[0]} {tuple(scores.shape)} and {names[1]} {tuple(teacher.shape)}"
-    )
+    shapes = f"{names[0]} {tuple(scores.shape)} and {names[1]} {tuple(teacher.shape)}"
     if scores.ndim != 2 or scores.shape != teacher.shape:
         raise ValueError(
             f"{shapes} given; both must be matrices of one shape (N, M). Compute "

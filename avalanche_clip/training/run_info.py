@@ -150,6 +150,18 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     }
 
 
+def metric_results(strategy: Any) -> dict[str, Any]:
+    """Results of the metrics that ask to be written with the run, by name.
+
+    :param strategy: its evaluator's metrics with a true ``in_results`` count.
+    """
+    return {
+        str(metric): metric.result()
+        for metric in strategy.evaluator.metrics
+        if getattr(metric, "in_results", False)
+    }
+
+
 def nominal_units(strategy: Any) -> float | None:
     """Cost of a run in plain budgets, as TiC-CLIP accounts for it.
 
@@ -197,6 +209,7 @@ def write_json(path: Path, content: Any) -> None:
 
 __all__ = [
     "data_summary",
+    "metric_results",
     "nominal_units",
     "revision",
     "strategy_config",

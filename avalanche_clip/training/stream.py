@@ -29,6 +29,7 @@ from avalanche_clip.training.plugins.checkpoint import (
 from avalanche_clip.training.resume import restore_state
 from avalanche_clip.training.run_info import (
     data_summary,
+    metric_results,
     nominal_units,
     revision,
     strategy_config,
@@ -388,6 +389,7 @@ class _Run:
             "seconds": self.seconds,
             "matrices": _plain(matrices),
             "summary": summary,
+            "metrics": metric_results(self.strategy),
         }
         if distributed.is_main_process():
             write_json(self.out / "results.json", results)

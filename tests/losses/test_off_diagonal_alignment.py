@@ -143,7 +143,9 @@ def test_filter__ties_count_as_correct():
 def test_loss__one_permutation_of_all_pairs_changes_nothing():
     scores, teacher = random(6, 0), random(6, 1)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
-    ours = off_diagonal_alignment_loss(scores[order][:, order], teacher[order][:, order])
+    ours = off_diagonal_alignment_loss(
+        scores[order][:, order], teacher[order][:, order]
+    )
     expected = off_diagonal_alignment_loss(scores, teacher)
     assert ours.item() == pytest.approx(expected.item(), abs=1e-12)
 

@@ -61,6 +61,9 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         out of range.
     """
 
+    in_results = True
+    """Whether :func:`run_stream` writes :meth:`result` into ``results.json``."""
+
     def __init__(
         self,
         probe: Any,

@@ -89,12 +89,10 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         self.teacher = teacher
         self.ema_decay = ema_decay
         self.teach_first_experience = teach_first_experience
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "reduction": reduction,
-            "row_filter": row_filter,
-            "include_diagonal": include_diagonal,
-        }
+        self.temperature = temperature
+        self.reduction = reduction
+        self.row_filter = row_filter
+        self.include_diagonal = include_diagonal
         self.step_values: dict[str, Tensor] = {}
         """Unweighted loss and shares of kept rows in the last step, without a term
         empty; :func:`loss_term_metrics` logs them."""
@@ -117,7 +115,14 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         output = strategy.global_features
         teacher = strategy.teachers.get(self.teacher).features(strategy.mb_x)
         scores, targets = self._scores(output, teacher)
-        loss = off_diagonal_alignment_loss(scores, targets, **self.options)
+        loss = off_diagonal_alignment_loss(
+            scores,
+            targets,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            row_filter=self.row_filter,
+            include_diagonal=self.include_diagonal,
+        )
         strategy.add_loss("alignment", self.alpha * loss)
         self.step_values = {
             "alignment_unweighted": loss.detach(),

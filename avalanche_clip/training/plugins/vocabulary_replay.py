@@ -97,8 +97,8 @@ class VocabularyReplayPlugin(
 
     Memory: one copy of the weights and ``R``. Time: ``num_texts`` texts of the
     teacher per experience and one batch of it per step, booked as ``"teacher"``;
-    a second batch or texts that the student encodes are booked as ``"train"``,
-    so they show in the samples of a report.
+    a second batch or texts that the student encodes are booked as
+    ``"reference"``.
 
     Random draws come from own generators, seeded by run, experience and
     iteration; global ones stay where they are.
@@ -316,7 +316,7 @@ class VocabularyReplayPlugin(
         own = own_share(ids).to(strategy.device)
         features = _encode(strategy, strategy.model.encode_text, own)
         total = len(own) * distributed.world_size()
-        strategy.compute.spend("train", images=0, texts=total)
+        strategy.compute.spend("reference", images=0, texts=total)
         return distributed.gather_rows(features)[: len(ids)]
 
     # ------------------------------------------------------------------ images
@@ -331,7 +331,7 @@ class VocabularyReplayPlugin(
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
         total = len(images) * distributed.world_size()
-        for kind in ("train", "teacher"):
+        for kind in ("reference", "teacher"):
             strategy.compute.spend(kind, images=total, texts=0)
         return distributed.gather_rows(ours), distributed.gather_rows(theirs)
 

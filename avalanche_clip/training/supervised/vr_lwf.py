@@ -23,11 +23,6 @@ def vr_lwf_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
     return torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.0)
 
 
-def one_group(named_parameters: optim.Named) -> list[dict[str, Any]]:
-    """Put all parameters into one group without weight decay."""
-    return [{"names": [name for name, _ in named_parameters], "weight_decay": 0.0}]
-
-
 class VRLwF(Sequential):
     """Sequential training that keeps similarities to random sentences.
 
@@ -69,7 +64,7 @@ class VRLwF(Sequential):
         )
         if optimizer is None:
             optimizer = vr_lwf_optimizer
-            param_groups = param_groups or one_group
+            param_groups = param_groups or optim.one_group
         super().__init__(
             model=model,
             optimizer=optimizer,
@@ -82,4 +77,4 @@ class VRLwF(Sequential):
         return [self._vocabulary]
 
 
-__all__ = ["VRLwF", "one_group", "vr_lwf_optimizer"]
+__all__ = ["VRLwF", "vr_lwf_optimizer"]

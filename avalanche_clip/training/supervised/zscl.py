@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from avalanche_clip.training.optim import Named
+from avalanche_clip.training.optim import one_group
 from avalanche_clip.training.plugins.reference_distillation import (
     FrozenLogitScalePlugin,
     ReferenceDistillationPlugin,
@@ -170,12 +170,6 @@ class FineTuning(MTILTraining, ContrastiveTemplate):
     """
 
 
-def one_group(named_parameters: Named) -> list[dict[str, Any]]:
-    """Put all parameters into one group without weight decay."""
-    names = [name for name, _ in named_parameters]
-    return [{"names": names, "weight_decay": 0.0}]
-
-
 def zscl_variants(
     reference_images: Any,
     reference_texts: Any,
@@ -254,6 +248,5 @@ __all__ = [
     "FineTuning",
     "MTILTraining",
     "ZSCL",
-    "one_group",
     "zscl_variants",
 ]

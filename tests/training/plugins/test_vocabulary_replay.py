@@ -398,9 +398,10 @@ def test_teacher__is_shared_with_other_methods():
 
 def test_cost__of_a_second_batch_and_of_student_texts():
     strategy = replayed(distill_batch="separate", student_text=True)
-    train, teacher = (strategy.compute.experiences[1][k] for k in ("train", "teacher"))
-    assert teacher == {"images": 20, "texts": 20, "steps": 0}
-    assert train == {"images": 40, "texts": 20 + 5 * 20, "steps": 5}
+    spent = strategy.compute.experiences[1]
+    assert spent["teacher"] == {"images": 20, "texts": 20, "steps": 0}
+    assert spent["reference"] == {"images": 20, "texts": 5 * 20, "steps": 0}
+    assert spent["train"] == {"images": 20, "texts": 20, "steps": 5}
     assert strategy.compute.experiences[0]["train"]["images"] == 20
 
 
