@@ -37,7 +37,7 @@ LIVING = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drin
 
 
 METHODS = ("sequential", "mod-x", "lwf", "vr-lwf", "zscl", "replay")
-DEFAULT = (*METHODS, "mod-x+replay", "mod-x+lwf")
+DEFAULT = (*METHODS, "mod-x+replay")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Config:
     train_mb_size: int = 128
     lr: float = 3e-4
     weights: dict[str, float] = field(
-        default_factory=lambda: {"mod-x": 100.0, "lwf": 1.0, "vr-lwf": 1.0, "zscl": 1.0}
+        default_factory=lambda: {"mod-x": 44.0, "lwf": 1.0, "vr-lwf": 3.0, "zscl": 1.0}
     )
     consolidation: float = 1.0
     averaging_interval: int = 10
