@@ -40,7 +40,8 @@ class ReferenceImages(Dataset):
         ready. Not used for prepared data.
     :param fixed: whether an image is the same tensor each time, so that the
         teacher's features can be kept; None asks the transform
-        (``deterministic=True``).
+        (``deterministic=True``), and takes data with another transform of
+        their own for random.
     :param cache_bytes: largest table of teacher features; 0 keeps none.
     :param num_workers: processes that read ahead; 0 reads in the main one.
     :raises TypeError: for another source.
@@ -88,7 +89,10 @@ class ReferenceImages(Dataset):
         if self._fixed is not None:
             return self._fixed
         ours = getattr(self.transform, "deterministic", False)
-        return all(_is_fixed(part) if _prepared(part) else ours for part in self.parts)
+        return all(
+            _is_fixed(part) if _prepared(part) else ours and _has_no_own(part)
+            for part in self.parts
+        )
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -138,6 +142,12 @@ def _prepared(part: Any) -> bool:
 
 def _for_evaluation(part: Any) -> Any:
     return part.eval() if isinstance(part, AvalancheDataset) else part
+
+
+def _has_no_own(part: Any) -> bool:
+    """Whether a data set has no transform of its own that may be random."""
+    own = [getattr(part, name, None) for name in ("transform", "transforms")]
+    return all(t is None or getattr(t, "deterministic", False) for t in own)
 
 
 def _is_fixed(part: AvalancheDataset) -> bool:
@@ -288,6 +298,11 @@ class ReferenceTexts:
             return tokenizer([self.texts[i] for i in rows.tolist()])
         ids = self.texts[rows]
         used = (ids != tokenizer.pad_id).any(dim=0).nonzero()
+        if not len(used):
+            raise ValueError(
+                f"Reference token ids hold nothing but the padding id "
+                f"{tokenizer.pad_id}; give rows with a start and an end token."
+            )
         # Some tokenizers pad with the end token, of which the first one counts.
         last = int(used.max()) + int(tokenizer.pad_id == tokenizer.eot_id)
         return ids[:, : last + 1]

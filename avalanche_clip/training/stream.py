@@ -31,6 +31,8 @@ from avalanche_clip.training.run_info import (
     data_summary,
     metric_results,
     nominal_units,
+    plugin_settings,
+    reset_metrics,
     revision,
     strategy_config,
     versions,
@@ -146,6 +148,8 @@ def run_stream(
     run.open(resume, checkpoint_iterations)
     try:
         start = run.load() if resume else 0
+        if not run.done:
+            reset_metrics(strategy)
         run.evaluate_missing(start)
         for index in range(start, len(benchmark.train_stream)):
             run.train(index)
@@ -192,7 +196,10 @@ class _Run:
             "streams": list(streams),
             "data": self.data["hash"],
             "transforms": self.data["transforms"],
-            "settings": _settings(self.config),
+            "settings": {
+                **_settings(self.config),
+                "plugins": plugin_settings(strategy),
+            },
         }
         self._added: list[Any] = []
         self._loggers = list(strategy.evaluator.loggers)
@@ -416,11 +423,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     state when it is loaded.
     """
     free = ("device", "loader", "plugins", "eval_mb_size")
-    settings = {k: v for k, v in config.items() if k not in free}
-    settings["plugins"] = [
-        p["class"] for p in config["plugins"] if p["class"] != "CheckpointPlugin"
-    ]
-    return settings
+    return {k: v for k, v in config.items() if k not in free}
 
 
 def _differences(stored: Any, have: Any, where: str = "") -> list[str]:

@@ -53,7 +53,8 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
     :param ema_decay: of the ``"ema"`` teacher, in ``[0, 1)``.
     :param teach_first_experience: whether there is a term in the first
         experience; None: if the model has pretrained weights.
-    :raises ValueError: for a value outside its range.
+    :raises ValueError: for a value outside its range; for an initial teacher
+        with random weights, unless ``teach_first_experience`` is given.
     """
 
     def __init__(
@@ -96,6 +97,17 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         self.step_values: dict[str, Tensor] = {}
         """Unweighted loss and shares of kept rows in the last step, without a term
         empty; :func:`loss_term_metrics` logs them."""
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise when the initial model has nothing to teach."""
+        unknown = self.teach_first_experience is None and not _pretrained(strategy)
+        if self.alpha > 0 and self.teacher == "initial" and unknown:
+            raise ValueError(
+                "OffDiagonalAlignmentPlugin(teacher='initial') keeps what the initial "
+                "model knows, but model.pretrained is None: its weights are random. "
+                "Load pretrained weights, use teacher='previous', or give "
+                "teach_first_experience if the weights are worth keeping."
+            )
 
     def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
         """Ask for the teacher before any plugin replaces the weights."""
@@ -147,9 +159,7 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         if strategy.clock.train_exp_counter > 0:
             return True
         first = self.teach_first_experience
-        if first is None:
-            return getattr(strategy.model, "pretrained", None) is not None
-        return first
+        return _pretrained(strategy) if first is None else first
 
     def _needed(self, strategy: Any) -> bool:
         """Whether the teacher must exist: copies of the past cannot be made later."""
@@ -161,6 +171,10 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Accept the empty state."""
+
+
+def _pretrained(strategy: Any) -> bool:
+    return getattr(strategy.model, "pretrained", None) is not None
 
 
 def _share(targets: Tensor) -> Tensor:

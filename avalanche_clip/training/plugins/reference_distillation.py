@@ -8,6 +8,9 @@ each image that does not change, which is the same in exact arithmetic.
 
 from __future__ import annotations
 
+import warnings
+import weakref
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,7 +78,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
     :param teach_first_experience: whether there is a term in the first
         experience; None: if the model has pretrained weights.
     :param train_logit_scale: False freezes the logit scale (original), as
-        :class:`FrozenLogitScalePlugin` does.
+        :class:`FrozenLogitScalePlugin` does, for good.
     :raises ValueError: for a value outside its range; for an initial teacher
         with random weights, unless ``teach_first_experience`` is given.
     """
@@ -109,12 +112,15 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             ("batch_size", batch_size),
             ("sentence_batch", sentence_batch),
         ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
                 raise ValueError(f"{name}={size!r} must be an integer >= 1.")
         _check_choice("text_side", text_side, TEXT_SIDES)
         _check_choice("teacher", teacher, TEACHERS)
-        self.images = _wrapped(reference_images, ReferenceImages)
-        self.texts = _wrapped(reference_texts, ReferenceTexts)
+        self._given = (
+            _wrapped(reference_images, ReferenceImages),
+            _wrapped(reference_texts, ReferenceTexts),
+        )
+        self.images, self.texts = self._given
         self.image_weight = image_weight
         self.text_weight = text_weight
         self.temperature = temperature
@@ -128,8 +134,10 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         self.text_features: Tensor | None = None
         """The teacher's features ``(N, D)`` of all sentences."""
         self.store: FeatureStore | None = None
+        self._run: weakref.ref[Any] | None = None
         self._booked = False  # whether the sentences of an initial teacher are
         self._fingerprint: int | None = None
+        self._warned = False
         self._sampler: ReferenceSampler | None = None
         self._sentences: SharedOrder | None = None
 
@@ -174,6 +182,9 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Encode the sentences with the teacher, and set up the order of images."""
         self._sampler = self._sentences = None
+        if self._run is not None and self._run() is not strategy:
+            self._forget()
+        self._run = weakref.ref(strategy)
         if not self._active(strategy):
             return
         teacher = strategy.teachers.get(self.teacher).model
@@ -190,6 +201,13 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             )
         if self.texts is not None:
             self._prepare_texts(strategy, teacher, renewed)
+
+    def _forget(self) -> None:
+        """Drop what belongs to an earlier run with this plugin."""
+        self.images, self.texts = self._given
+        self.store, self.text_features = None, None
+        self._booked, self._fingerprint = False, None
+        self._warned = False
 
     def _prepare_texts(self, strategy: Any, teacher: nn.Module, renewed: bool) -> None:
         texts = self.texts = self.texts.bind(teacher.tokenizer)
@@ -224,6 +242,8 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             return
         scale = strategy.global_features.logit_scale
         teacher, student = self._image_features(strategy)
+        if self.text_side == "teacher" and not student.requires_grad:
+            self._warn_frozen()
         texts = self._text_features(strategy)
         options = {"temperature": self.temperature}
         targets = scale * teacher @ texts.T
@@ -237,6 +257,16 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
                 targets, logits = targets[:, rows], scale * teacher @ ours.T
             loss = temperature_distillation_loss(targets.T, logits.T, **options)
             strategy.add_loss("reference_text", self.text_weight * loss)
+
+    def _warn_frozen(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "ReferenceDistillationPlugin(text_side='teacher') reaches the image "
+                "tower only, and nothing in it is trained: the terms cost time and "
+                "change nothing. Use text_side='student', or leave the plugin out.",
+                stacklevel=3,
+            )
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the readers, and of what the next teacher does not share."""
@@ -337,9 +367,10 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
                 f"The stored run had {state['images']} reference images, this one "
                 f"{have}; give the same."
             )
+        self._forget()
+        self._run = None
         self._fingerprint = state["texts"]
         self._booked = bool(state["booked"])
-        self.store = None
         if state["store"] is not None and self.images is not None:
             self.store = FeatureStore(have or 0, self.images.cache_bytes)
             self.store.load_state_dict(state["store"])

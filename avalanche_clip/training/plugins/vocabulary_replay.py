@@ -10,6 +10,7 @@ default, and ``student_text``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,6 +144,7 @@ class VocabularyReplayPlugin(
         super().__post_init__()
         SupervisedPlugin.__init__(self)
         self._workers: dict[str, Any] = {}
+        self._warned = False
         self._forget()
 
     def _forget(self) -> None:
@@ -222,6 +224,8 @@ class VocabularyReplayPlugin(
         with own_randomness(self._student_seed(strategy), strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
+        if not (students.requires_grad or student_texts.requires_grad):
+            self._warn_frozen()
         scale = strategy.global_features.logit_scale.detach()
         student_logits = scale * students @ student_texts.T
         teacher_logits = scale * teachers @ teacher_texts.T
@@ -235,6 +239,16 @@ class VocabularyReplayPlugin(
         if self.variant == "wildclip":
             # Only the criterion is halved, not what other plugins have added.
             strategy.add_loss("vr_half_criterion", -0.5 * strategy.criterion())
+
+    def _warn_frozen(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "VocabularyReplayPlugin reaches the image tower only, and nothing in "
+                "it is trained: the terms cost time and change nothing. Use "
+                "student_text=True, or leave the plugin out.",
+                stacklevel=3,
+            )
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the pseudo texts and their features."""

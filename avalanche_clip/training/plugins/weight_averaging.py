@@ -8,6 +8,7 @@ weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
 from __future__ import annotations
 
 import warnings
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Raise with plugins that replace the weights; warn of batch norms."""
         for plugin in strategy.plugins:
             name = type(plugin).__name__
+            names = {cls.__name__ for cls in type(plugin).__mro__}
+            if self.mode != "wise" and "EarlyStoppingPlugin" in names:
+                raise ValueError(
+                    f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "
+                    f"weights that {name} loads by an average that goes on behind "
+                    "them; leave one out, or use mode='wise'."
+                )
             twice = isinstance(plugin, WeightAveragingPlugin) and plugin is not self
             if name in _OTHERS or twice:
                 raise ValueError(
@@ -123,6 +131,7 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     # ---------------------------------------------------------------- hooks
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Take the start, when all plugins have set the weights."""
+        self._restore(strategy)  # after an evaluation that was interrupted
         if strategy.clock.train_exp_iterations > 0:
             return
         self.merged = 0
@@ -165,12 +174,15 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Inside an experience, show the average to the evaluation."""
-        if self.average and self.score == "average":
+        if self.average and self.score == "average" and not self._student:
             self._student = _copy(strategy.model)
             _load(dict(strategy.model.named_parameters()), self.average)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Go on training with the student."""
+        self._restore(strategy)
+
+    def _restore(self, strategy: Any) -> None:
         if self._student:
             _load(dict(strategy.model.named_parameters()), self._student)
             self._student = {}
@@ -218,7 +230,8 @@ def _check_settings(
     for name, given in unused.items():
         if given:
             raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
-    if interval is not None and (isinstance(interval, bool) or not interval >= 1):
+    whole = isinstance(interval, Integral) and not isinstance(interval, bool)
+    if interval is not None and not (whole and interval >= 1):
         raise ValueError(f"interval={interval} must be an integer >= 1.")
     for name, value in (("alpha", alpha), ("decay", decay)):
         if value is not None and not 0.0 <= value <= 1.0:

@@ -63,7 +63,8 @@ class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  #
         if not self.start:
             return
         value = add_consolidation_gradient(strategy.model, self.start, self.weight)
-        strategy.loss_terms["consolidation"] = value
+        known = strategy.loss_terms.get("consolidation", 0.0)
+        strategy.loss_terms["consolidation"] = known + value
         strategy.loss = strategy.loss + value
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -70,7 +70,9 @@ class MTILTraining:
         self.learning_rates = _rates(LEARNING_RATE if lr is None else lr)
         self._own_rates = optimizer is None
         if optimizer is None:
-            optimizer = partial(torch.optim.AdamW, lr=self.learning_rates[0])
+            optimizer = partial(
+                torch.optim.AdamW, lr=self.learning_rates[0], weight_decay=0.0
+            )
         if not isinstance(optimizer, Optimizer):
             kwargs.setdefault("param_groups", one_group)
         if not any(kwargs.get(name) is not None for name in _LENGTHS):
@@ -85,10 +87,13 @@ class MTILTraining:
         super().__init__(**options)
 
     def _set_learning_rate(self) -> None:
-        if self._own_rates and len(self.learning_rates) > 1:
+        several = self._own_rates and len(self.learning_rates) > 1
+        if several and self.clock.train_exp_iterations == 0:
             rate = self._rate_of_experience()
             for group in self.optimizer.param_groups:
-                group["initial_lr"] = group["lr"] = rate
+                # Other rates are those of plugins' own groups.
+                if group.get("initial_lr", group["lr"]) in self.learning_rates:
+                    group["initial_lr"] = group["lr"] = rate
         if self.schedule != "cosine":
             super()._set_learning_rate()  # type: ignore[misc]
             return
@@ -215,7 +220,10 @@ def zscl_variants(
 
         return [
             VocabularyReplayPlugin(
-                text_length=text_length, teach_first_experience=teach_first_experience
+                text_length=text_length,
+                distill_batch="separate",
+                distill_batch_size=batch_size,
+                teach_first_experience=teach_first_experience,
             )
         ]
 

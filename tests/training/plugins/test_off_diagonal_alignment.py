@@ -180,7 +180,9 @@ def test_teacher__other_kinds(kind):
     model = stub_model()
     first = weights(model)
     strategy, rows = watched(
-        model=model, alignment={"teacher": kind, "ema_decay": 0.5}, steps=3
+        model=model,
+        alignment={"teacher": kind, "ema_decay": 0.5, "teach_first_experience": False},
+        steps=3,
     )
     assert set(strategy.teachers.teachers) == {kind}
     assert "alignment" not in rows[0]["terms"] and "alignment" in rows[5]["terms"]
@@ -289,3 +291,39 @@ def test_bias__sigmoid_models_are_aligned_on_cosines():
 def test_options__bad_ones_raise(options, message):
     with pytest.raises(ValueError, match=message):
         OffDiagonalAlignmentPlugin(**options)
+
+
+def test_initial_teacher__with_random_weights_is_refused():
+    with pytest.raises(ValueError, match="model.pretrained is None"):
+        build(ModX, alignment={"teacher": "initial"})
+    build(ModX, pretrained(), alignment={"teacher": "initial"})
+    build(ModX, alpha=0.0, alignment={"teacher": "initial"})
+
+
+def test_two_plugins__terms_add_up():
+    plugins = [OffDiagonalAlignmentPlugin(5.0, row_filter="none")]
+    options = {"alpha": 5.0, "alignment": {"row_filter": "none"}}
+    seen = Steps()
+
+    class Loss(Recorder):
+        def __init__(self):
+            self.totals = []
+
+        def after_backward(self, strategy, **kwargs):
+            self.totals.append(float(strategy.loss))
+
+    losses = Loss()
+    fit(ModX, steps=2, plugins=[*plugins, seen, losses], **options)
+    for row, total in zip(seen.rows, losses.totals, strict=True):
+        assert sum(map(float, row["terms"].values())) == pytest.approx(total, rel=1e-5)
+
+
+def test_strategy__has_the_optimiser_of_the_authors():
+    strategy = ModX(model=stub_model(), evaluator=quiet_evaluator)
+    assert isinstance(strategy.optimizer, torch.optim.AdamW)
+    groups = strategy.optimizer.param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+    for group in groups:
+        assert (group["lr"], group["betas"]) == (5e-4, (0.9, 0.999))
+        assert group["eps"] == 1e-8
+    assert strategy.train_mb_size == 280

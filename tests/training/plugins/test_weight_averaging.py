@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import nn
 
 from avalanche_clip.checkpointing import load_state
@@ -15,6 +16,7 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
 )
 from tests.helpers import (
+    Recorder,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -342,3 +344,38 @@ def test_second_step__starts_from_the_average():
     assert_other_weights(track.start[1], track.path[0][-1])
     assert_near(track.start[1], mean([track.start[0], *track.path[0][::2]]))
     assert plugin.average == {} and plugin.start == {}
+
+
+@pytest.mark.parametrize("mode", ["we", "ema", "we+wise"])
+def test_early_stopping__is_refused(mode):
+    stop = EarlyStoppingPlugin(patience=1, val_stream_name="valid_stream")
+    with pytest.raises(ValueError, match="leave one out, or use mode='wise'"):
+        build(Sequential, plugins=[WeightAveragingPlugin(mode), stop])
+    build(Sequential, plugins=[WeightAveragingPlugin("wise"), stop])
+
+
+def test_interrupted_evaluation__training_goes_on_with_the_student():
+    class Interrupt(Recorder):
+        def __init__(self):
+            self.seen = {}
+
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 2:
+                before = weights(strategy.model)
+                with pytest.raises(KeyboardInterrupt):
+                    strategy.eval(benchmark.test_stream)
+                assert_other_weights(strategy.model, before)
+                self.seen["student"] = before
+
+        def before_eval_iteration(self, strategy, **kwargs):
+            raise KeyboardInterrupt
+
+        def before_forward(self, strategy, **kwargs):
+            if self.seen and "after" not in self.seen:
+                self.seen["after"] = weights(strategy.model)
+
+    plugin, benchmark = Interrupt(), stub_benchmark()
+    averaging = WeightAveragingPlugin("we", interval=1)
+    strategy = build(Sequential, plugins=[averaging, plugin])
+    train_stream(strategy, benchmark, 1)
+    assert_same_weights(plugin.seen["after"], plugin.seen["student"])
