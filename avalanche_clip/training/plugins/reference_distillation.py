@@ -135,6 +135,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         """The teacher's features ``(N, D)`` of all sentences."""
         self.store: FeatureStore | None = None
         self._run: weakref.ref[Any] | None = None
+        self._inside = False  # an experience, whose state may be loaded now
         self._booked = False  # whether the sentences of an initial teacher are
         self._fingerprint: int | None = None
         self._warned = False
@@ -184,7 +185,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         self._sampler = self._sentences = None
         if self._run is not None and self._run() is not strategy:
             self._forget()
-        self._run = weakref.ref(strategy)
+        self._run, self._inside = weakref.ref(strategy), True
         if not self._active(strategy):
             return
         teacher = strategy.teachers.get(self.teacher).model
@@ -271,6 +272,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the readers, and of what the next teacher does not share."""
         self._sampler = self._sentences = None
+        self._inside = False
         if self.teacher == "previous":
             self.store, self.text_features = None, None
 
@@ -367,10 +369,12 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
                 f"The stored run had {state['images']} reference images, this one "
                 f"{have}; give the same."
             )
-        self._forget()
-        self._run = None
+        if not self._inside:  # nothing of an earlier run may stay
+            self._forget()
+            self._run = None
         self._fingerprint = state["texts"]
         self._booked = bool(state["booked"])
+        self.store = None
         if state["store"] is not None and self.images is not None:
             self.store = FeatureStore(have or 0, self.images.cache_bytes)
             self.store.load_state_dict(state["store"])
