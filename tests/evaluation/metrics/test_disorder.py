@@ -43,6 +43,8 @@ from tests.training.runs import (
     go,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def prepared(size=9, captions=1, **options):
     """The test data of a prepared benchmark."""

@@ -22,6 +22,8 @@ from tests.helpers import (
 )
 from tests.training import runs
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["ab", "cde", "f", "ghij", "kl", "xyz", "abc"]
 
 

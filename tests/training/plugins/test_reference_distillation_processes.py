@@ -33,6 +33,8 @@ from tests.training.plugins.test_reference_distillation import (
     sgd,
 )
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "shared": {},
     "not divisible": {"batch_size": 5},

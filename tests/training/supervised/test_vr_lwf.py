@@ -29,6 +29,8 @@ from tests.helpers import (
 from tests.training import runs
 from tests.training.plugins.test_vocabulary_replay import Each, plugin_of, replayed
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"num_texts": 20, "text_length": 3}
 SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
 
