@@ -16,14 +16,17 @@ __version__ = "0.1.0"
 _PUBLIC: dict[str, str] = {
     # losses
     "contrastive_loss": "avalanche_clip.losses",
+    "off_diagonal_alignment_loss": "avalanche_clip.losses",
     "siglip_loss": "avalanche_clip.losses",
     "similarity_distillation_loss": "avalanche_clip.losses",
+    "temperature_distillation_loss": "avalanche_clip.losses",
     # evaluation.functional
     "classification_metrics": "avalanche_clip.evaluation.functional",
     "continual_summary": "avalanche_clip.evaluation.functional",
     "fold_columns": "avalanche_clip.evaluation.functional",
     "pair_metrics": "avalanche_clip.evaluation.functional",
     "retrieval_metrics": "avalanche_clip.evaluation.functional",
+    "spatial_disorder": "avalanche_clip.evaluation.functional",
     "time_transfer": "avalanche_clip.evaluation.functional",
     # models
     "CLIPOutput": "avalanche_clip.models",
@@ -49,19 +52,27 @@ _PUBLIC: dict[str, str] = {
     "CumulativeAllStar": "avalanche_clip.training",
     "CumulativeEqual": "avalanche_clip.training",
     "CumulativeExp": "avalanche_clip.training",
+    "ModX": "avalanche_clip.training",
     "Oracle": "avalanche_clip.training",
     "Patching": "avalanche_clip.training",
     "Restart": "avalanche_clip.training",
     "Sequential": "avalanche_clip.training",
+    "VRLwF": "avalanche_clip.training",
+    "ZSCL": "avalanche_clip.training",
     "BudgetFactorPlugin": "avalanche_clip.training.plugins",
     "BudgetedReplayPlugin": "avalanche_clip.training.plugins",
     "CheckpointPlugin": "avalanche_clip.training.plugins",
     "ConstantCosinePlugin": "avalanche_clip.training.plugins",
     "ContrastiveEWCPlugin": "avalanche_clip.training.plugins",
     "ContrastiveLwFPlugin": "avalanche_clip.training.plugins",
+    "OffDiagonalAlignmentPlugin": "avalanche_clip.training.plugins",
     "PatchingPlugin": "avalanche_clip.training.plugins",
     "ProgressPlugin": "avalanche_clip.training.plugins",
+    "ReferenceDistillationPlugin": "avalanche_clip.training.plugins",
     "RestartPlugin": "avalanche_clip.training.plugins",
+    "VocabularyReplayPlugin": "avalanche_clip.training.plugins",
+    "WeightAveragingPlugin": "avalanche_clip.training.plugins",
+    "WeightConsolidationPlugin": "avalanche_clip.training.plugins",
     # runs
     "ComputeBudget": "avalanche_clip.budget",
     "load_state": "avalanche_clip.checkpointing",
@@ -69,7 +80,9 @@ _PUBLIC: dict[str, str] = {
     "save_state": "avalanche_clip.checkpointing",
     # evaluation.loggers, evaluation.metrics
     "MetricsCSVLogger": "avalanche_clip.evaluation.loggers",
+    "loss_term_metrics": "avalanche_clip.evaluation.metrics",
     "retrieval_plugin_metrics": "avalanche_clip.evaluation.metrics",
+    "spatial_disorder_metrics": "avalanche_clip.evaluation.metrics",
 }
 
 _SUBPACKAGES = (

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-KINDS = ("train", "teacher", "search", "fisher")
+KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
+BACKWARD = ("train", "reference")
+"""Those that a backward pass follows."""
 
 
 class ComputeBudget:
@@ -108,7 +110,7 @@ class ComputeBudget:
         :param macs: forward MACs per ``"image"`` and per ``"text"``.
         :return: ``samples`` and ``steps`` of training per experience, and with
             ``macs`` also ``macs`` per experience and kind and ``total_macs``.
-            ``full_macs`` counts a training pair three times (forward and
+            ``full_macs`` counts what is trained on three times (forward and
             backward), as hardware does.
         """
         train = [e.get("train", {}) for e in self.experiences]
@@ -128,7 +130,9 @@ class ComputeBudget:
         report["macs"] = rows
         report["total_macs"] = float(sum(sum(row.values()) for row in rows))
         report["full_macs"] = float(
-            sum(sum(v * (3 if k == "train" else 1) for k, v in r.items()) for r in rows)
+            sum(
+                sum(v * (3 if k in BACKWARD else 1) for k, v in r.items()) for r in rows
+            )
         )
         return report
 

@@ -31,6 +31,7 @@ CASES = {
     "Sequential": {},
     "CumulativeExp": {"buffer_size": 8},
     "ContrastiveLwF": {},
+    "ModX": {"alpha": 50.0, "alignment": {"row_filter": "soft"}},
     "ContrastiveEWC": {"ewc_lambda": 10.0, "fisher_batch_size": 8},
     "Patching": {},
     "accumulation": {"accumulation_steps": 2},

@@ -12,8 +12,11 @@ _MODULES = {
     "fold_columns": "avalanche_clip.evaluation.functional",
     "pair_metrics": "avalanche_clip.evaluation.functional",
     "retrieval_metrics": "avalanche_clip.evaluation.functional",
+    "spatial_disorder": "avalanche_clip.evaluation.functional",
     "time_transfer": "avalanche_clip.evaluation.functional",
+    "loss_term_metrics": "avalanche_clip.evaluation.metrics",
     "retrieval_plugin_metrics": "avalanche_clip.evaluation.metrics",
+    "spatial_disorder_metrics": "avalanche_clip.evaluation.metrics",
     "MetricsCSVLogger": "avalanche_clip.evaluation.loggers",
 }
 

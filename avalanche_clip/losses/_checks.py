@@ -99,6 +99,36 @@ def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
     return targets[:, None] == targets[None, :]
 
 
+def check_score_pair(scores: Tensor, teacher: Tensor, names: tuple[str, str]) -> None:
+    """Raise unless both tensors are float matrices of one shape on one device.
+
+    :param scores: of the student, expected ``(N, M)``.
+    :param teacher: of the teacher, same shape.
+    :param names: of the two arguments, for the message.
+    :raises ValueError: if they are not, or are empty.
+    """
+    for name, value in zip(names, (scores, teacher), strict=True):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}; pass a tensor.")
+    shapes = f"{names[0]} {tuple(scores.shape)} and {names[1]} {tuple(teacher.shape)}"
+    if scores.ndim != 2 or scores.shape != teacher.shape:
+        raise ValueError(
+            f"{shapes} given; both must be matrices of one shape (N, M). Compute "
+            "them on the same batch."
+        )
+    if scores.numel() == 0:
+        raise ValueError(f"{shapes} given; the loss needs at least one pair.")
+    if not (scores.is_floating_point() and teacher.is_floating_point()):
+        raise ValueError(
+            f"{shapes} have types {scores.dtype} and {teacher.dtype}; pass floating "
+            "point values."
+        )
+    if scores.device != teacher.device:
+        raise ValueError(
+            f"{shapes} lie on {scores.device} and {teacher.device}; move one."
+        )
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return float32 for half precision input, the tensor itself otherwise.
 
@@ -124,6 +154,7 @@ __all__ = [
     "at_least_float32",
     "check_feature_pair",
     "check_scalar",
+    "check_score_pair",
     "full_precision",
     "positive_mask",
 ]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip.losses._checks import at_least_float32, full_precision
+from avalanche_clip.losses._checks import (
+    at_least_float32,
+    check_score_pair,
+    full_precision,
+)
 
 
 def similarity_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -32,21 +36,7 @@ def similarity_distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tens
     >>> round(similarity_distillation_loss(student, teacher).item(), 6)
     0.067131
     """
-    shapes = (
-        f"logits {tuple(logits.shape)} and teacher_logits {tuple(teacher_logits.shape)}"
-    )
-    if logits.ndim != 2 or logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"{shapes} given; both must be matrices of one shape (N, M). Compute "
-            "them on the same batch."
-        )
-    if logits.numel() == 0:
-        raise ValueError(f"{shapes} given; the loss needs at least one pair.")
-    if not (logits.is_floating_point() and teacher_logits.is_floating_point()):
-        raise ValueError(
-            f"{shapes} have types {logits.dtype} and {teacher_logits.dtype}; pass "
-            "floating point logits."
-        )
+    check_score_pair(logits, teacher_logits, ("logits", "teacher_logits"))
     with full_precision(logits):
         student = at_least_float32(logits)
         teacher = at_least_float32(teacher_logits).detach()

@@ -16,10 +16,13 @@ _MODULES = {
     "CumulativeAllStar": "avalanche_clip.training.supervised",
     "CumulativeEqual": "avalanche_clip.training.supervised",
     "CumulativeExp": "avalanche_clip.training.supervised",
+    "ModX": "avalanche_clip.training.supervised",
     "Oracle": "avalanche_clip.training.supervised",
     "Patching": "avalanche_clip.training.supervised",
     "Restart": "avalanche_clip.training.supervised",
     "Sequential": "avalanche_clip.training.supervised",
+    "VRLwF": "avalanche_clip.training.supervised",
+    "ZSCL": "avalanche_clip.training.supervised",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

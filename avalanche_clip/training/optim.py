@@ -43,6 +43,15 @@ def clip_param_groups(
     ]
 
 
+def one_group(named_parameters: Named) -> list[dict[str, Any]]:
+    """Put all parameters into one group without weight decay.
+
+    :param named_parameters: pairs of name and parameter.
+    """
+    names = [name for name, _ in named_parameters]
+    return [{"names": names, "weight_decay": 0.0}]
+
+
 def default_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
     """AdamW with OpenCLIP's values for vision transformers (TiC-CLIP)."""
     return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
@@ -194,6 +203,7 @@ __all__ = [
     "fit_moment",
     "group_names",
     "home_of",
+    "one_group",
     "overlay",
     "rebuild",
     "trainable",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -27,6 +28,9 @@ _PACKAGES = (
     "timm",
     "numpy",
 )
+# Avalanche's own, and plugins that change nothing.
+_AVALANCHE = ("Clock", "PeriodicEval", "EvaluationPlugin")
+_WATCHERS = (*_AVALANCHE, "CheckpointPlugin", "ProgressPlugin")
 _FIELDS = (
     "train_mb_size",
     "train_epochs",
@@ -103,7 +107,7 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
                 **{k: v for k, v in vars(p).items() if k[0] != "_" and _plain(v)},
             }
             for p in strategy.plugins
-            if type(p).__name__ not in ("Clock", "PeriodicEval", "EvaluationPlugin")
+            if type(p).__name__ not in _AVALANCHE
         ],
         "model": getattr(strategy.model, "config", type(strategy.model).__name__),
         "pretrained": getattr(strategy.model, "pretrained", None),
@@ -112,6 +116,28 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
     }
     # Plugins go on to change their lists.
     return copy.deepcopy(config)
+
+
+def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
+    """What a resumed run must have in common with the stored one, per plugin.
+
+    Of this package's plugins these are the arguments of their constructors, as
+    far as they are plain attributes; of others the class.
+
+    :param strategy: its plugins in order; those that only watch are left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for plugin in strategy.plugins:
+        cls = type(plugin)
+        if cls.__name__ in _WATCHERS:
+            continue
+        settings: dict[str, Any] = {}
+        if cls.__module__.startswith("avalanche_clip."):
+            names = inspect.signature(cls.__init__).parameters
+            have = vars(plugin)
+            settings = {k: have[k] for k in names if k in have and _plain(have[k])}
+        found[f"{len(found)} {cls.__name__}"] = settings
+    return copy.deepcopy(found)
 
 
 def _plain(value: Any) -> bool:
@@ -148,6 +174,25 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
         "labels": labels,
         "transforms": getattr(benchmark, "transforms", None),
     }
+
+
+def metric_results(strategy: Any) -> dict[str, Any]:
+    """Results of the metrics that ask to be written with the run, by name.
+
+    :param strategy: its evaluator's metrics with a true ``in_results`` count.
+    """
+    return {
+        str(metric): metric.result()
+        for metric in strategy.evaluator.metrics
+        if getattr(metric, "in_results", False)
+    }
+
+
+def reset_metrics(strategy: Any) -> None:
+    """Let those metrics forget an earlier run of the same strategy."""
+    for metric in strategy.evaluator.metrics:
+        if getattr(metric, "in_results", False):
+            metric.reset()
 
 
 def nominal_units(strategy: Any) -> float | None:
@@ -197,7 +242,10 @@ def write_json(path: Path, content: Any) -> None:
 
 __all__ = [
     "data_summary",
+    "metric_results",
     "nominal_units",
+    "plugin_settings",
+    "reset_metrics",
     "revision",
     "strategy_config",
     "versions",

@@ -29,7 +29,10 @@ from avalanche_clip.training.plugins.checkpoint import (
 from avalanche_clip.training.resume import restore_state
 from avalanche_clip.training.run_info import (
     data_summary,
+    metric_results,
     nominal_units,
+    plugin_settings,
+    reset_metrics,
     revision,
     strategy_config,
     versions,
@@ -95,6 +98,7 @@ def run_stream(
     streams: Sequence[str] = ("test",),
     resume: bool = False,
     checkpoint_iterations: int | None = 100,
+    method: str | None = None,
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -116,6 +120,8 @@ def run_stream(
         none. The strategy must be built as it was then.
     :param checkpoint_iterations: also write a checkpoint after so many
         iterations inside an experience; None for between experiences only.
+    :param method: name of the method in reports and comparisons; default the
+        strategy's class. Name combinations of plugins.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -138,9 +144,12 @@ def run_stream(
         if hasattr(plugin, "check_benchmark"):
             plugin.check_benchmark(benchmark)
     run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
+    run.identity["method"] = method or run.identity["method"]
     run.open(resume, checkpoint_iterations)
     try:
         start = run.load() if resume else 0
+        if not run.done:
+            reset_metrics(strategy)
         run.evaluate_missing(start)
         for index in range(start, len(benchmark.train_stream)):
             run.train(index)
@@ -187,7 +196,10 @@ class _Run:
             "streams": list(streams),
             "data": self.data["hash"],
             "transforms": self.data["transforms"],
-            "settings": _settings(self.config),
+            "settings": {
+                **_settings(self.config),
+                "plugins": plugin_settings(strategy),
+            },
         }
         self._added: list[Any] = []
         self._loggers = list(strategy.evaluator.loggers)
@@ -384,6 +396,7 @@ class _Run:
             "seconds": self.seconds,
             "matrices": _plain(matrices),
             "summary": summary,
+            "metrics": metric_results(self.strategy),
         }
         if distributed.is_main_process():
             write_json(self.out / "results.json", results)
@@ -410,11 +423,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     state when it is loaded.
     """
     free = ("device", "loader", "plugins", "eval_mb_size")
-    settings = {k: v for k, v in config.items() if k not in free}
-    settings["plugins"] = [
-        p["class"] for p in config["plugins"] if p["class"] != "CheckpointPlugin"
-    ]
-    return settings
+    return {k: v for k, v in config.items() if k not in free}
 
 
 def _differences(stored: Any, have: Any, where: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from avalanche.logging import CSVLogger
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
 from avalanche_clip.checkpointing import load_state
+from avalanche_clip.evaluation.metrics import spatial_disorder_metrics
 from avalanche_clip.training import (
     ContrastiveEWC,
     ContrastiveLwF,
@@ -17,6 +18,13 @@ from avalanche_clip.training import (
     Oracle,
     Sequential,
     run_stream,
+)
+from avalanche_clip.training.plugins import (
+    FrozenLogitScalePlugin,
+    OffDiagonalAlignmentPlugin,
+    VocabularyReplayPlugin,
+    WeightAveragingPlugin,
+    WeightConsolidationPlugin,
 )
 from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
 from avalanche_clip.training.run_info import nominal_units
@@ -246,3 +254,62 @@ def test_nominal_units__are_those_of_the_paper(cls, options, expected):
 
 def test_nominal_units__without_a_budget_are_unknown():
     assert nominal_units(fit(Sequential, steps=1, budget_iterations=None)) is None
+
+
+def test_run_stream__method_name_and_results_of_metrics(tmp_path):
+    def make():
+        strategy, benchmark = build()
+        (metric,) = spatial_disorder_metrics(benchmark.test_stream[0].dataset)
+        strategy.evaluator.metrics.append(metric)
+        return strategy, benchmark, metric
+
+    strategy, benchmark, metric = make()
+    result = run_stream(strategy, benchmark, tmp_path, method="mine")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert result.method == found["method"] == "mine"
+    (curves,) = found["metrics"].values()
+    expected = metric.result()["previous"]["imd_mean"]
+    assert curves["previous"]["imd_mean"] == pytest.approx(expected)
+    assert len(expected) == len(benchmark.train_stream)
+    # A finished run, opened again, tells the same.
+    again, benchmark, _ = make()
+    reopened = run_stream(again, benchmark, tmp_path, method="mine", resume=True)
+    assert str(reopened.results["metrics"]) == str(result.results["metrics"])
+    again, benchmark, _ = make()
+    with pytest.raises(ValueError, match="method is 'mine' there and 'Sequential'"):
+        run_stream(again, benchmark, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "plugin, other, message",
+    [
+        (OffDiagonalAlignmentPlugin(5.0), OffDiagonalAlignmentPlugin(6.0), "alpha"),
+        (WeightConsolidationPlugin(1.0), WeightConsolidationPlugin(2.0), "weight is"),
+        (WeightAveragingPlugin("we"), WeightAveragingPlugin("wise"), "mode is"),
+        (
+            VocabularyReplayPlugin(text_length=2, num_texts=4),
+            VocabularyReplayPlugin(text_length=2, num_texts=5),
+            "num_texts is 4 there and 5",
+        ),
+        (WeightConsolidationPlugin(1.0), FrozenLogitScalePlugin(), "Frozen"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_run_stream__resuming_with_other_settings_of_a_plugin_raises(
+    plugin, other, message, tmp_path
+):
+    strategy, benchmark = build(extra=[plugin])
+    run_stream(strategy, benchmark, tmp_path)
+    strategy, benchmark = build(extra=[other])
+    with pytest.raises(ValueError, match=message):
+        run_stream(strategy, benchmark, tmp_path, resume=True)
+
+
+def test_run_stream__metrics_of_an_earlier_run_are_forgotten(tmp_path):
+    strategy, benchmark = build()
+    (metric,) = spatial_disorder_metrics(benchmark.test_stream[0].dataset)
+    strategy.evaluator.metrics.append(metric)
+    run_stream(strategy, benchmark, tmp_path / "one")
+    result = run_stream(strategy, benchmark, tmp_path / "two")
+    (curves,) = result.results["metrics"].values()
+    assert curves["initial"]["trained"] == [1, 2, 3]

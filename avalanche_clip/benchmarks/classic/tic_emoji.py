@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
@@ -58,6 +58,7 @@ def tic_emoji(
     test_style: str = "twemoji",
     validation: bool = False,
     gallery: bool = True,
+    first_step: int = 0,
 ) -> CLScenario:
     """Build the emoji stream in six time steps from 2010 to 2024.
 
@@ -69,14 +70,18 @@ def tic_emoji(
     Streams: ``train`` and ``test`` (one experience per step), ``valid`` when
     asked for (the OpenMoji drawing of a hashed 20 % of each step's emoji, kept
     out of training), and ``gallery`` (one experience: all 1,911 test items).
+    With ``first_step=1`` the stream begins in 2014, for models that know 2010
+    already (``pretrained="emoji-2010"``), and the stream ``base`` holds the test
+    sets of the steps before.
 
     :param styles: drawing styles to train on.
     :param test_style: drawing style of ``test`` and ``gallery``.
     :param validation: whether to hold out a validation stream.
     :param gallery: whether to add the stream ``gallery``.
+    :param first_step: index of the time step that the stream begins with.
     :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
     :raises ValueError: if the test style is also trained on, or a style is
-        unknown.
+        unknown, or there is no such step.
 
     Sources: Noto (Apache-2.0), OpenMoji (CC-BY-SA-4.0), Twemoji (CC-BY-4.0),
     CLDR (Unicode-3.0); see ``benchmarks/datasets/data/NOTICE``. The stream in
@@ -90,32 +95,59 @@ def tic_emoji(
             f"test_style={test_style!r} is also trained on; the test is a style never "
             "seen. Leave it out of styles."
         )
-    table = load_emoji_table()
+    if not 0 <= first_step < len(EMOJI_STEPS):
+        raise ValueError(
+            f"first_step={first_step} must lie in 0..{len(EMOJI_STEPS) - 1}."
+        )
+    table, steps = load_emoji_table(), EMOJI_STEPS[first_step:]
+    later = np.flatnonzero(table.step >= first_step)
     streams = {}
-    train = emoji_dataset(styles, captions="all")
+    train = emoji_dataset(styles, later, captions="all")
     if validation:
         if VALIDATION_STYLE not in styles:
             raise ValueError(f"Validation uses {VALIDATION_STYLE!r}; train on it.")
-        held = np.flatnonzero(validation_mask(table.ids, VALIDATION_FRACTION))
-        train = _without(train, styles, held)
-        streams["valid"] = emoji_dataset([VALIDATION_STYLE], held)
+        held = validation_mask(table.ids, VALIDATION_FRACTION)[later]
+        train = _without(train, styles, np.flatnonzero(held), len(later))
+        streams["valid"] = emoji_dataset([VALIDATION_STYLE], later[held])
     scenario = time_stamped_benchmark(
         train,
-        boundaries=[step.start for step in EMOJI_STEPS[1:]],
-        labels=[step.label for step in EMOJI_STEPS],
-        test=emoji_dataset([test_style]),
+        boundaries=[step.start for step in steps[1:]],
+        labels=[step.label for step in steps],
+        test=emoji_dataset([test_style], later),
         **streams,
     )
-    if not gallery:
-        return scenario
-    whole = DatasetExperience(dataset=emoji_dataset([test_style]), current_experience=0)
-    whole.time_label = f"{EMOJI_STEPS[0].label}..{EMOJI_STEPS[-1].label}"
-    whole.time_start, whole.time_end = -np.inf, np.inf
-    built = [*scenario.streams.values(), EagerCLStream("gallery", [whole])]
+    built = list(scenario.streams.values())
+    if first_step:
+        earlier = [range(step, step + 1) for step in range(first_step)]
+        built.append(_test_only("base", earlier, test_style))
+    if gallery:
+        built.append(_test_only("gallery", [range(len(EMOJI_STEPS))], test_style))
     labels = scenario.time_labels
     scenario = attach_scenario(built)
     scenario.time_labels = labels
     return scenario
+
+
+def _test_only(name: str, sets: Sequence[range], style: str) -> EagerCLStream:
+    """A stream of test sets, each with the emoji of some consecutive steps."""
+    experiences = []
+    for index, steps in enumerate(sets):
+        chosen = np.flatnonzero(np.isin(load_emoji_table().step, steps))
+        experience = DatasetExperience(
+            dataset=emoji_dataset([style], chosen), current_experience=index
+        )
+        _set_time(experience, steps)
+        experiences.append(experience)
+    return EagerCLStream(name, experiences)
+
+
+def _set_time(experience: Any, steps: range) -> None:
+    """Say which time steps an experience holds."""
+    first, last = EMOJI_STEPS[steps[0]], EMOJI_STEPS[steps[-1]]
+    single, whole = len(steps) == 1, len(steps) == len(EMOJI_STEPS)
+    experience.time_label = first.label if single else f"{first.label}..{last.label}"
+    experience.time_start = -np.inf if whole else first.bounds[0]
+    experience.time_end = np.inf if whole else last.bounds[1]
 
 
 def tic_emoji_joint(
@@ -133,8 +165,7 @@ def tic_emoji_joint(
     whole = DatasetExperience(
         dataset=emoji_dataset(styles, captions="all"), current_experience=0
     )
-    whole.time_label = f"{EMOJI_STEPS[0].label}..{EMOJI_STEPS[-1].label}"
-    whole.time_start, whole.time_end = -np.inf, np.inf
+    _set_time(whole, range(len(EMOJI_STEPS)))
     streams = [EagerCLStream("train", [whole])]
     streams += [s for name, s in scenario.streams.items() if name != "train"]
     joint = attach_scenario(streams)
@@ -143,10 +174,9 @@ def tic_emoji_joint(
 
 
 def _without(
-    train: AvalancheDataset, styles: Sequence[str], held: np.ndarray
+    train: AvalancheDataset, styles: Sequence[str], held: np.ndarray, count: int
 ) -> AvalancheDataset:
-    """Drop the validation drawings of the held-out emoji."""
-    count = len(load_emoji_table().ids)
+    """Drop the validation drawings of the held-out ones among ``count`` emoji."""
     start = list(styles).index(VALIDATION_STYLE) * count
     keep = np.ones(len(train), dtype=bool)
     keep[start + held] = False

@@ -4,6 +4,15 @@ from avalanche_clip.evaluation.functional.classification import (
     class_vectors,
     classification_metrics,
 )
+from avalanche_clip.evaluation.functional.disorder import (
+    ROTATION_BINS,
+    TOPOLOGY_BINS,
+    angle_histogram,
+    rotation_angles,
+    self_angles,
+    spatial_disorder,
+    topology_change,
+)
 from avalanche_clip.evaluation.functional.pairs import pair_metrics
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks,
@@ -19,7 +28,10 @@ from avalanche_clip.evaluation.functional.transfer import (
 )
 
 __all__ = [
+    "ROTATION_BINS",
     "RetrievalRanks",
+    "TOPOLOGY_BINS",
+    "angle_histogram",
     "class_vectors",
     "classification_metrics",
     "continual_summary",
@@ -29,5 +41,9 @@ __all__ = [
     "pair_metrics",
     "retrieval_metrics",
     "retrieval_ranks",
+    "rotation_angles",
+    "self_angles",
+    "spatial_disorder",
     "time_transfer",
+    "topology_change",
 ]

@@ -7,10 +7,22 @@ from avalanche_clip.training.plugins.checkpoint import (
 from avalanche_clip.training.plugins.constant_cosine import ConstantCosinePlugin
 from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
 from avalanche_clip.training.plugins.contrastive_lwf import ContrastiveLwFPlugin
+from avalanche_clip.training.plugins.off_diagonal_alignment import (
+    OffDiagonalAlignmentPlugin,
+)
 from avalanche_clip.training.plugins.patching import PatchingPlugin
 from avalanche_clip.training.plugins.progress import ProgressPlugin
+from avalanche_clip.training.plugins.reference_distillation import (
+    FrozenLogitScalePlugin,
+    ReferenceDistillationPlugin,
+)
 from avalanche_clip.training.plugins.replay import BudgetedReplayPlugin
 from avalanche_clip.training.plugins.restart import BudgetFactorPlugin, RestartPlugin
+from avalanche_clip.training.plugins.vocabulary_replay import VocabularyReplayPlugin
+from avalanche_clip.training.plugins.weight_averaging import WeightAveragingPlugin
+from avalanche_clip.training.plugins.weight_consolidation import (
+    WeightConsolidationPlugin,
+)
 
 __all__ = [
     "BudgetFactorPlugin",
@@ -19,8 +31,14 @@ __all__ = [
     "ConstantCosinePlugin",
     "ContrastiveEWCPlugin",
     "ContrastiveLwFPlugin",
+    "FrozenLogitScalePlugin",
+    "OffDiagonalAlignmentPlugin",
     "PatchingPlugin",
     "ProgressPlugin",
+    "ReferenceDistillationPlugin",
     "RestartPlugin",
+    "VocabularyReplayPlugin",
+    "WeightAveragingPlugin",
+    "WeightConsolidationPlugin",
     "latest_checkpoint",
 ]

@@ -20,26 +20,33 @@ class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     Adds ``lwf_weight`` times the mean of both directions' KL divergence
     between the teacher's and the student's softmax over the global batch, each
-    with its own logit scale. Nothing is added in the first experience.
+    with its own logit scale. Nothing is added in the first experience, as in
+    TiC-CLIP, unless asked for.
 
     Memory: one copy of the weights. Time: one forward pass of the teacher per
     step, booked as ``"teacher"``; TiC-CLIP accounts the method at 1.2 times
     the plain budget.
 
     :param lwf_weight: weight of the term, ``>= 0``; 0 turns it off exactly.
+    :param teach_first_experience: add the term in the first experience too,
+        where the teacher is the model as given; sensible if it is pretrained.
     """
 
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
 
-    def __init__(self, lwf_weight: float = 1.0):
+    def __init__(
+        self, lwf_weight: float = 1.0, *, teach_first_experience: bool = False
+    ):
         super().__init__()
         if not lwf_weight >= 0:
             raise ValueError(f"lwf_weight={lwf_weight} must not be negative.")
         self.lwf_weight = lwf_weight
+        self.teach_first_experience = teach_first_experience
 
     def _active(self, strategy: Any) -> bool:
-        return self.lwf_weight > 0 and strategy.clock.train_exp_counter > 0
+        later = strategy.clock.train_exp_counter > 0
+        return self.lwf_weight > 0 and (later or self.teach_first_experience)
 
     def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
         """Ask for the teacher before any plugin replaces the weights."""

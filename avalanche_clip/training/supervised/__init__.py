@@ -1,5 +1,6 @@
 """Named strategies: a template plus plugins with the paper's defaults."""
 
+from avalanche_clip.training.supervised.mod_x import ModX
 from avalanche_clip.training.supervised.tic import (
     TIC_STRATEGIES,
     ContrastiveEWC,
@@ -13,17 +14,28 @@ from avalanche_clip.training.supervised.tic import (
     Restart,
     Sequential,
 )
+from avalanche_clip.training.supervised.vr_lwf import VRLwF
+from avalanche_clip.training.supervised.zscl import (
+    ZSCL,
+    FineTuning,
+    zscl_variants,
+)
 
 __all__ = [
     "TIC_STRATEGIES",
+    "ZSCL",
     "ContrastiveEWC",
     "ContrastiveLwF",
     "CumulativeAll",
     "CumulativeAllStar",
     "CumulativeEqual",
     "CumulativeExp",
+    "FineTuning",
+    "ModX",
     "Oracle",
     "Patching",
     "Restart",
     "Sequential",
+    "VRLwF",
+    "zscl_variants",
 ]

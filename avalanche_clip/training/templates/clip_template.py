@@ -199,10 +199,13 @@ class CLIPTemplate(
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a term to the loss of this step (call in ``before_backward``).
 
-        :param name: shown when the loss becomes NaN.
+        :param name: shown when the loss becomes NaN, and by
+            :func:`loss_term_metrics`; terms of one name are summed.
         :param value: a scalar.
         """
-        self.loss_terms[name] = value.detach()
+        known = self.loss_terms.get(name)
+        new = value.detach()
+        self.loss_terms[name] = new if known is None else known + new
         self.loss = self.loss + value
 
     # ------------------------------------------------------------- training

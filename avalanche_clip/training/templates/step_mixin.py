@@ -148,9 +148,10 @@ class StepMixin:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         bound = getattr(self.model, "max_log_scale", None)
-        if bound is not None:
+        scale: Any = self.model.logit_scale if bound is not None else None
+        if scale is not None and scale.requires_grad:  # a frozen one does not move
             with torch.no_grad():
-                self.model.logit_scale.clamp_(0.0, bound)  # type: ignore[operator]
+                scale.clamp_(0.0, bound)
         self.teachers.update_ema()
 
     def _require(self, check: _LossCheck) -> None:

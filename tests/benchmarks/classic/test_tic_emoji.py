@@ -115,9 +115,39 @@ def test_tic_emoji__other_styles_and_no_gallery():
     assert [len(e.dataset) for e in scenario.train_stream] == SIZES
 
 
+@pytest.mark.parametrize("validation", [False, True])
+@pytest.mark.parametrize("first", [1, 4, 5])
+def test_tic_emoji__later_start_keeps_the_other_steps(first, validation, plain):
+    whole = tic_emoji(validation=validation)
+    scenario = tic_emoji(validation=validation, first_step=first)
+    assert list(scenario.streams) == [
+        *("train", "test"),
+        *(["valid"] if validation else []),
+        *("base", "gallery"),
+    ]
+    labels = [step.label for step in EMOJI_STEPS]
+    assert scenario.time_labels == labels[first:]
+    assert [e.time_label for e in scenario.train_stream] == labels[first:]
+    assert [e.time_label for e in scenario.streams["base"]] == labels[:first]
+    for name in ("train", "test", "valid")[: 3 if validation else 2]:
+        ours, all_steps = scenario.streams[name], whole.streams[name]
+        assert [e.current_experience for e in ours] == list(range(6 - first))
+        for left, right in zip(columns(ours), columns(all_steps)[first:], strict=True):
+            assert np.array_equal(np.sort(left), np.sort(right))
+    base = columns(scenario.streams["base"])
+    for left, right in zip(base, columns(whole.test_stream)[:first], strict=True):
+        assert np.array_equal(np.sort(left), np.sort(right))
+    (gallery,) = columns(scenario.streams["gallery"])
+    assert len(gallery) == 1911
+    for experience, step in zip(scenario.streams["base"], EMOJI_STEPS):
+        assert (experience.time_start, experience.time_end) == step.bounds
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"first_step": 6}, r"first_step=6 must lie in 0\.\.5"),
+        ({"first_step": -1}, "first_step=-1"),
         ({"styles": ("noto", "twemoji")}, "also trained on"),
         ({"styles": ()}, "unknown"),
         ({"styles": "noto"}, "unknown"),

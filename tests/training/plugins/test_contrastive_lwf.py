@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from avalanche_clip.losses import similarity_distillation_loss
-from avalanche_clip.training import ContrastiveLwF
+from avalanche_clip.training import ContrastiveLwF, Sequential
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin
 from tests.helpers import build, fit, stub_benchmark, train_stream
 
@@ -32,6 +32,15 @@ def test_term__is_absent_in_the_first_step_and_zero_at_the_start_of_the_second()
     strategy = fit(ContrastiveLwF, steps=2, plugins=[terms])
     assert all("lwf" not in row for row in terms.seen[:5])
     values = [float(row["lwf"]) for row in terms.seen[5:]]
+    assert values[0] == pytest.approx(0, abs=1e-6) and min(values[1:]) > 1e-5
+    assert strategy.teachers.get("previous").forward_passes == 5
+
+
+def test_term__in_the_first_step_when_asked_for():
+    terms = _Terms()
+    plugins = [ContrastiveLwFPlugin(teach_first_experience=True), terms]
+    strategy = fit(Sequential, steps=1, plugins=plugins)
+    values = [float(row["lwf"]) for row in terms.seen]
     assert values[0] == pytest.approx(0, abs=1e-6) and min(values[1:]) > 1e-5
     assert strategy.teachers.get("previous").forward_passes == 5
 

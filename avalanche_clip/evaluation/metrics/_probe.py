@@ -1,0 +1,135 @@
+"""A fixed set of image-text pairs that is embedded again and again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from avalanche_clip.benchmarks.prepare import require_prepared
+
+
+class Snapshot(NamedTuple):
+    """Features of the probe at one point: float32 on the CPU, ``(N, D)`` each."""
+
+    image_features: Tensor
+    text_features: Tensor
+
+
+class Probe:
+    """The pairs of a data set that a metric looks at.
+
+    :param dataset: prepared image-text data; its evaluation transforms are
+        used, and the first caption of each image.
+    :param max_pairs: largest number of pairs; of more data as many are taken
+        at equal distances, so that all parts of a sorted data set are seen.
+    :param batch_size: pairs per forward pass.
+    :param num_workers: processes that read the data.
+    :raises ValueError: if the data are not prepared or empty, or a number is
+        out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        max_pairs: int = 1000,
+        batch_size: int = 128,
+        num_workers: int = 0,
+    ):
+        for name, value, least in (
+            ("max_pairs", max_pairs, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer >= {least}.")
+        require_prepared(dataset)
+        total = len(dataset)
+        if total == 0:
+            raise ValueError("The probe has no pairs; pass a data set that has some.")
+        size = min(max_pairs, total)
+        self.indices = [number * total // size for number in range(size)]
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._dataset = dataset.eval()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @torch.no_grad()
+    def embed(self, model: nn.Module, device: torch.device) -> Snapshot:
+        """Encode all pairs in evaluation mode and full precision.
+
+        Mode, last features and random generators are put back.
+
+        :param model: a dual encoder on ``device``.
+        :param device: where the batches go.
+        :return: normalised features.
+        """
+        images, texts = [], []
+        with _untouched(model), _same_random_numbers(device):
+            loader = DataLoader(
+                Subset(self._dataset, self.indices),
+                batch_size=self.batch_size,
+                collate_fn=self._dataset.collate_fn,
+                num_workers=self.num_workers,
+                generator=torch.Generator().manual_seed(0),
+            )
+            for batch, *_ in loader:
+                with torch.autocast(device.type, enabled=False):
+                    output = model(_first_captions(batch).to(device))
+                images.append(output.image_features.float())
+                texts.append(output.text_features.float())
+        # One copy at the end, so that a GPU does not wait after each batch.
+        return Snapshot(torch.cat(images).cpu(), torch.cat(texts).cpu())
+
+
+def _first_captions(batch: Any) -> Any:
+    """Keep the first caption of each image."""
+    size, owner = len(batch), batch["owner"]
+    first = torch.full((size,), len(owner), dtype=torch.int64)
+    first.scatter_reduce_(0, owner, torch.arange(len(owner)), "amin")
+    batch = batch.copy()
+    batch["text"], batch["owner"] = batch["text"][first], torch.arange(size)
+    return batch
+
+
+@contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    """Switch to evaluation mode; put back all modes and the last features."""
+    modes = [(module, module.training) for module in model.modules()]
+    features = getattr(model, "features", None)
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if hasattr(model, "features"):
+            model.features = features
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Seed the CPU's generators equally each time, and put them back."""
+    cuda = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+__all__ = ["Probe", "Snapshot"]

@@ -1,0 +1,498 @@
+import math
+import os
+import random
+import socket
+from datetime import timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from avalanche.logging import InteractiveLogger, TensorboardLogger
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.batch import ImageTextBatch
+from avalanche_clip.checkpointing import load_state, save_state
+from avalanche_clip.evaluation.functional import spatial_disorder
+from avalanche_clip.evaluation.loggers import MetricsCSVLogger
+from avalanche_clip.evaluation.metrics import (
+    RetrievalMetric,
+    SpatialDisorderMetric,
+    retrieval_plugin_metrics,
+    spatial_disorder_metrics,
+)
+from avalanche_clip.evaluation.metrics._probe import Probe
+from avalanche_clip.training import Sequential, supervised
+from tests.helpers import (
+    assert_same_weights,
+    build,
+    quiet_evaluator,
+    stub_benchmark,
+    stub_dataset,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.training.runs import (
+    Interrupted,
+    assert_same_runs,
+    context,
+    csv_without_times,
+    evaluator,
+    go,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def prepared(size=9, captions=1, **options):
+    """The test data of a prepared benchmark."""
+    benchmark = stub_benchmark((4, 4), test_captions=captions, **options)
+    return benchmark.test_stream[0].dataset
+
+
+def run(*metrics, model=None, loggers=(), steps=None, cls=Sequential, **options):
+    model = model or stub_model(dropout=0.2, noise=0.1)
+    benchmark = stub_benchmark(model=model)
+    plugin = quiet_evaluator(list(metrics))
+    plugin.loggers = list(loggers)
+    strategy = build(cls, model, seed=3, evaluator=plugin, **options)
+    return train_stream(strategy, benchmark, steps), benchmark
+
+
+def embed_by_hand(model, dataset, indices):
+    """First captions, one item at a time."""
+    model.eval()
+    images, texts = [], []
+    with torch.no_grad():
+        for index in indices:
+            image, captions = dataset.eval()[index][:2]
+            caption = captions if isinstance(captions, str) else captions[0]
+            images.append(model.encode_image(image[None])[0])
+            texts.append(model.encode_text(model.tokenizer([caption]))[0])
+    return torch.stack(images), torch.stack(texts)
+
+
+# ------------------------------------------------------------------- the probe
+@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_probe__embeds_the_first_caption_of_each_image(captions, batch_size):
+    model, dataset = stub_model(dropout=0.5), prepared(captions=captions)
+    found = Probe(dataset, batch_size=batch_size).embed(model, torch.device("cpu"))
+    expected = embed_by_hand(model, dataset, range(len(dataset)))
+    for ours, theirs in zip(found, expected):
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_probe__takes_pairs_at_equal_distances():
+    dataset = prepared()
+    assert Probe(dataset, max_pairs=3).indices == [0, 2, 4]
+    assert Probe(dataset, max_pairs=6).indices == list(range(6))
+    assert Probe(dataset).indices == list(range(6))
+    assert len(Probe(dataset, max_pairs=1)) == 1
+
+
+def test_probe__uses_evaluation_transforms_of_training_data():
+    model = stub_model(noise=5.0)
+    dataset = stub_benchmark((8,), model=model).train_stream[0].dataset
+    device = torch.device("cpu")
+    first, again = (Probe(dataset).embed(model, device) for _ in range(2))
+    expected = embed_by_hand(model, dataset, range(8))
+    assert torch.equal(first.image_features, again.image_features)
+    assert torch.allclose(first.image_features, expected[0], atol=1e-6)
+
+
+def test_probe__leaves_modes_features_and_generators_alone():
+    model = stub_model(dropout=0.5)
+    model.train()
+    model.text_proj.eval()
+    model.features = kept = torch.ones(3)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    # a transform that draws makes no difference either
+    dataset = prepared(
+        eval_transform=lambda x: (
+            x.float() + torch.rand(()) + random.random() + np.random.rand()
+        )
+    )
+    probe = Probe(dataset, num_workers=0)
+    one = probe.embed(model, torch.device("cpu"))
+    torch.rand(7)
+    two = probe.embed(model, torch.device("cpu"))
+    assert torch.equal(one.image_features, two.image_features)
+    assert model.training and model.dropout.training and not model.text_proj.training
+    assert model.features is kept
+    torch.set_rng_state(states[2])
+    probe.embed(model, torch.device("cpu"))
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_probe__failure_puts_everything_back():
+    model = stub_model()
+    probe = Probe(prepared())
+    before = torch.get_rng_state()
+    model.image_proj = None
+    with pytest.raises(TypeError):
+        probe.embed(model.train(), torch.device("cpu"))
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+
+
+def test_probe__full_precision_inside_autocast():
+    model, dataset = stub_model(), prepared()
+    plain = Probe(dataset).embed(model, torch.device("cpu"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = Probe(dataset).embed(model, torch.device("cpu"))
+    assert torch.equal(plain.image_features, inside.image_features)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_pairs": 0}, "max_pairs=0 must be an integer >= 1"),
+        ({"batch_size": 1.5}, "batch_size=1.5"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"keys": ["imd_mean", "nonsense"]}, r"keys \['nonsense'\] are unknown"),
+        ({"name": "a/b"}, "without '/'"),
+        ({"name": ""}, "without '/'"),
+    ],
+)
+def test_metric__wrong_options_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpatialDisorderMetric(prepared(), **options)
+
+
+def test_metric__unprepared_or_empty_probe_raises():
+    with pytest.raises(ValueError, match="prepare_benchmark"):
+        SpatialDisorderMetric(stub_dataset([0, 1], [0, 0]))
+    dataset = prepared()
+    with pytest.raises(ValueError, match="no pairs"):
+        SpatialDisorderMetric(dataset.subset([]))
+
+
+def test_probe__owners_in_any_order():
+    from avalanche_clip.evaluation.metrics._probe import _first_captions
+
+    batch = ImageTextBatch(
+        image=torch.zeros(3, 1),
+        text=torch.arange(6)[:, None],
+        owner=torch.tensor([2, 0, 2, 1, 0, 1]),
+    )
+    first = _first_captions(batch)
+    assert first["text"].tolist() == [[1], [3], [0]]
+    assert first["owner"].tolist() == [0, 1, 2] and len(batch["text"]) == 6
+
+
+# ------------------------------------------------------------- what it measures
+def test_metric__values_are_those_of_the_models_at_each_point():
+    dataset = prepared()
+    metric = SpatialDisorderMetric(dataset)
+    model = stub_model(dropout=0.2, dim=4)  # N >= D: all values are defined
+    found = [embed_by_hand(model, dataset, range(6))]
+
+    class Watch:
+        def after_training_exp(self, strategy):
+            found.append(embed_by_hand(strategy.model, dataset, range(6)))
+
+    run(metric, Watch(), model=model)
+    assert len(found) == 4 and len(metric.rows) == 6
+    for row in metric.rows:
+        now = row["trained"]
+        then = 0 if row["reference"] == "initial" else now - 1
+        expected = spatial_disorder(*found[then], *found[now])
+        assert row["experience"] == now - 1 and row["iteration"] == 5 * now
+        for key, value in expected.items():
+            assert row[key] == pytest.approx(value, abs=1e-3), (key, row)
+    first = [r for r in metric.rows if r["trained"] == 1]
+    assert first[0] | {"reference": ""} == pytest.approx(first[1] | {"reference": ""})
+    assert all(row["image_rotation_mean"] > 0.1 for row in metric.rows)
+    curves = metric.result()
+    assert curves["previous"]["trained"] == [1, 2, 3]
+    assert curves["initial"]["imd_mean"] == [r["imd_mean"] for r in metric.rows[::2]]
+
+
+def test_metric__frozen_model_has_no_disorder():
+    model = stub_model()
+    metric = SpatialDisorderMetric(prepared())
+    run(metric, model=model, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
+    assert all(
+        row[key] == 0
+        for row in metric.rows
+        for key in ("image_rotation_mean", "imd_mean", "text_topology_change")
+    )
+
+
+def test_metric__sees_the_model_that_patching_leaves():
+    metric = SpatialDisorderMetric(prepared())
+    # patched back to the weights before, the model moves in the first step only
+    run(metric, cls=supervised.Patching, grid=[0.0])
+    moved = [row["image_rotation_mean"] for row in metric.rows]
+    assert moved[0] == moved[1] == moved[2] == moved[4] > 0
+    assert moved[3] == moved[5] == 0
+
+
+def test_metric__keeps_first_and_newest_snapshot_or_all():
+    few, every = (
+        SpatialDisorderMetric(prepared(), name=f"n{keep}", keep_snapshots=keep)
+        for keep in (False, True)
+    )
+    run(few, every)
+    assert sorted(few.snapshots) == [0, 3] and sorted(every.snapshots) == [0, 1, 2, 3]
+    for snapshot in every.snapshots.values():
+        for part in snapshot:
+            assert part.dtype == torch.float32 and part.device.type == "cpu"
+            assert part.shape == (6, 8)
+    assert str(few.rows) == str(every.rows)  # NaN is not equal to itself
+    few.reset()
+    assert few.snapshots == {} and few.result() == {}
+
+
+def test_metric__one_pair_works():
+    metric = SpatialDisorderMetric(prepared(), max_pairs=1)
+    strategy, _ = run(metric)
+    assert math.isnan(metric.rows[0]["image_topology_change"])
+    emitted = [n for n in strategy.evaluator.get_last_metrics() if "Spatial" in n]
+    assert not any("topology" in n or n.endswith("rotation") for n in emitted)
+    assert "SpatialDisorder/initial/imd_mean/train_phase/train_stream" in emitted
+
+
+# ------------------------------------------------------------ what it emits
+def emitted(logger_values):
+    return [name for name, _, _ in logger_values]
+
+
+class Silent:
+    def __init__(self):
+        self.values = []
+
+    def log_metrics(self, values):
+        self.values.extend((v.name, v.value, v.x_plot) for v in values)
+
+
+def test_metric__names_never_collide():
+    logger = Silent()
+    run(
+        *spatial_disorder_metrics(prepared()),
+        *spatial_disorder_metrics(prepared(), name="Other"),
+        *retrieval_plugin_metrics(),
+        loggers=[logger],
+    )
+    points = [(name, step) for name, _, step in logger.values]
+    assert len(points) == len(set(points))
+    names = {name for name, _ in points}
+    # D = 8 > N = 6, so the Procrustes values are missing
+    scalars = [
+        k
+        for k in spatial_disorder(*[torch.eye(2)] * 4)
+        if "procrustes" not in k and k != "desynchronisation"
+    ]
+    for prefix in ("SpatialDisorder", "Other"):
+        for reference in ("initial", "previous"):
+            for key in [*scalars, "image_rotation", "text_rotation"]:
+                name = f"{prefix}/{reference}/{key}/train_phase/train_stream"
+                assert name in names
+    assert len(names) == 4 * (len(scalars) + 2)
+    assert {step for _, step in points} == {5, 10, 15}
+
+
+def test_metric__same_name_twice_raises():
+    metrics = [SpatialDisorderMetric(prepared()) for _ in range(2)]
+    with pytest.raises(ValueError, match="another name"):
+        run(*metrics)
+
+
+def test_metric__chosen_keys_without_histograms():
+    logger = Silent()
+    metric = SpatialDisorderMetric(prepared(), keys=["imd_mean"], histograms=False)
+    run(metric, loggers=[logger])
+    assert {name.split("/")[2] for name in emitted(logger.values)} == {"imd_mean"}
+    assert "image_rotation_mean" in metric.rows[0]
+
+
+def test_metric__reaches_tensorboard_csv_and_text(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorboardLogger(str(tmp_path))
+    csv = MetricsCSVLogger(tmp_path / "metrics.csv")
+    metric = SpatialDisorderMetric(prepared())
+    strategy, benchmark = run(metric, loggers=[board, csv, InteractiveLogger()])
+    strategy.eval(benchmark.test_stream)
+    board.writer.flush()
+    events = EventAccumulator(str(tmp_path), {"histograms": 0, "scalars": 0}).Reload()
+    name = "SpatialDisorder/previous/imd_mean/train_phase/train_stream"
+    points = [(e.step, e.value) for e in events.Scalars(name)]
+    expected = metric.result()["previous"]
+    assert [step for step, _ in points] == expected["iteration"]
+    assert [v for _, v in points] == pytest.approx(expected["imd_mean"], rel=1e-5)
+    histograms = events.Histograms(
+        "SpatialDisorder/initial/text_rotation/train_phase/train_stream"
+    )
+    assert [h.histogram_value.num for h in histograms] == [6, 6, 6]
+    rows = [row for row in csv_without_times(tmp_path) if row[1] == name]
+    assert [int(row[0]) for row in rows] == [0, 1, 2]
+    assert [float(row[2]) for row in rows] == expected["imd_mean"]
+    text = capsys.readouterr().out
+    assert "text_rotation/train_phase/train_stream = 6 values, mean" in text
+    assert "object at" not in text
+
+
+# -------------------------------------------------------- training is the same
+@pytest.mark.parametrize("method", ["Sequential", "ContrastiveLwF", "CumulativeExp"])
+def test_metric__training_is_bit_identical_with_and_without_it(method):
+    cls = getattr(supervised, method)
+    options = {"buffer_size": 6} if method == "CumulativeExp" else {}
+    plain, _ = run(cls=cls, **options)
+    plain_rng = torch.rand(3)
+    metric = SpatialDisorderMetric(prepared(), batch_size=2)
+    measured, _ = run(metric, cls=cls, **options)
+    assert len(metric.rows) == 6
+    assert torch.equal(torch.rand(3), plain_rng)
+    assert_same_weights(plain.model, measured.model)
+    assert str(plain.optimizer.state_dict()) == str(measured.optimizer.state_dict())
+
+
+def test_metric__evaluation_gives_the_same_retrieval():
+    results = []
+    for extra in ((), (SpatialDisorderMetric(prepared()),)):
+        strategy, benchmark = run(RetrievalMetric(), *extra)
+        values = strategy.eval(benchmark.test_stream)
+        results.append({k: v for k, v in values.items() if "eval_phase" in k})
+    assert results[0] == results[1]
+
+
+# ------------------------------------------------------------------- resuming
+def assert_same_metric(left, right):
+    assert str(left.rows) == str(right.rows) and left.rows
+    assert left.snapshots.keys() == right.snapshots.keys()
+    for key, snapshot in left.snapshots.items():
+        for one, other in zip(snapshot, right.snapshots[key]):
+            assert torch.equal(one, other)
+
+
+def go_with_metric(out, **options):
+    metric = SpatialDisorderMetric(prepared())
+    options["evaluator"] = evaluator(metric)
+    try:
+        return metric, go(out, **options)
+    except Interrupted:
+        return metric, None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return go_with_metric(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [{"train": 3}, {"train": 8}, {"train": 14}, {"evaluation": 2}, {"evaluation": 12}],
+)
+def test_metric__run_stopped_anywhere_ends_the_same(stop, whole, tmp_path):
+    _, stopped = go_with_metric(tmp_path, stop=stop)
+    assert stopped is None
+    metric, resumed = go_with_metric(tmp_path, resume=True)
+    assert_same_metric(metric, whole[0])
+    assert_same_runs(resumed, whole[1])
+
+
+def test_metric__save_state_between_experiences(tmp_path):
+    metric = SpatialDisorderMetric(prepared())
+    strategy, benchmark = run(metric, steps=2)
+    save_state(strategy, tmp_path / "state.pt")
+    before = weights(strategy.model)
+    for experience in list(benchmark.train_stream)[2:]:
+        strategy.train(experience, eval_streams=[])
+    again = SpatialDisorderMetric(prepared())
+    fresh = build(
+        Sequential,
+        stub_model(7, dropout=0.2, noise=0.1),
+        seed=3,
+        evaluator=quiet_evaluator([again]),
+    )
+    benchmark = stub_benchmark(model=fresh.model)
+    index = load_state(fresh, tmp_path / "state.pt", benchmark)
+    assert index == 2 and len(again.rows) == 4
+    assert_same_weights(fresh.model, before)
+    fresh.train(benchmark.train_stream[2], eval_streams=[])
+    assert_same_metric(again, metric)
+
+
+def test_metric__state_of_another_probe_raises():
+    metric = SpatialDisorderMetric(prepared())
+    run(metric, steps=1)
+    with pytest.raises(ValueError, match="6 pairs, the probe has 2"):
+        SpatialDisorderMetric(prepared(), max_pairs=2).load_state_dict(
+            metric.state_dict()
+        )
+
+
+def test_metric__state_does_not_share_later_changes():
+    metric = SpatialDisorderMetric(prepared())
+    strategy, benchmark = run(metric, steps=1)
+    state = metric.state_dict()
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    assert len(state["rows"]) == 2 and sorted(state["snapshots"]) == [0, 1]
+
+
+def test_metric__looks_behind_data_parallel_wrappers():
+    model = stub_model()
+    wrapped = torch.nn.Module()
+    wrapped.module = model
+    metric = SpatialDisorderMetric(prepared())
+    strategy = SimpleNamespace(model=wrapped, device="cpu", evaluator=None)
+    metric.before_training(strategy)
+    assert metric.snapshots[0].image_features.shape == (6, 8)
+
+
+# ---------------------------------------------------------------- two processes
+def two_rank_run():
+    metric = SpatialDisorderMetric(prepared())
+    model = stub_model()
+    strategy, _ = run(
+        metric,
+        model=model,
+        train_mb_size=4 // distributed.world_size(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5),
+    )
+    return {**metric.state_dict(), "weights": weights(model)}
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_distributed()
+    torch.save(two_rank_run(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes__measure_the_same_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        context().Process(target=work, args=(rank, port, str(tmp_path)))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        if process.is_alive():
+            process.kill()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert str(first["rows"]) == str(second["rows"]) and len(first["rows"]) == 6
+    whole = two_rank_run()
+    for ours, theirs in zip(first["rows"], whole["rows"]):
+        for key, value in theirs.items():
+            if not isinstance(value, str) and "share" not in key and key != "imd_tv":
+                assert ours[key] == pytest.approx(value, abs=0.02, nan_ok=True), key

@@ -1,0 +1,136 @@
+"""Reference distillation in two gloo processes against one process."""
+
+import os
+import socket
+import traceback
+import warnings
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from avalanche_clip.training import Sequential
+from avalanche_clip.training.plugins import (
+    WeightAveragingPlugin,
+    WeightConsolidationPlugin,
+)
+from avalanche_clip.training.reference_data import ReferenceImages
+from tests.helpers import (
+    assert_same_weights,
+    build,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.training import runs
+from tests.training.plugins.test_reference_distillation import (
+    TEXTS,
+    Note,
+    plugin,
+    reference_images,
+    sgd,
+)
+
+pytestmark = pytest.mark.slow
+
+CASES = {
+    "shared": {},
+    "not divisible": {"batch_size": 5},
+    "student": {"text_side": "student", "sentence_batch": 4},
+    "student, not divisible": {"text_side": "student", "sentence_batch": 3},
+    "previous": {"teacher": "previous"},
+    "small cache": {"cache_bytes": 5 * 8 * 4},
+    "current": {"images": "current", "texts": "current", "teacher": "previous"},
+    "accumulation": {"accumulation_steps": 2},
+    "scale": {"train_logit_scale": True},
+    "zscl": {"zscl": True},
+}
+
+
+def small_run(case, batch):
+    options = dict(CASES[case])
+    whole = options.pop("zscl", False)
+    chunks = options.pop("accumulation_steps", 1)
+    size = options.pop("cache_bytes", 2**20)
+    images = options.pop("images", None)
+    images = images or ReferenceImages(reference_images(11), cache_bytes=size)
+    plugins = [plugin(images, options.pop("texts", TEXTS), **options)]
+    if whole:
+        plugins += [WeightConsolidationPlugin(0.3), WeightAveragingPlugin(interval=2)]
+    model = stub_model()
+    note = Note()
+    strategy = build(
+        Sequential,
+        model,
+        plugins=[*plugins, note],
+        optimizer=sgd,
+        train_mb_size=batch,
+        accumulation_steps=chunks,
+        budget_iterations=3,
+    )
+    train_stream(strategy, stub_benchmark((16, 16), model=model))
+    return {"weights": weights(model), "terms": note.terms}
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    found = {}
+    for case in CASES:
+        try:
+            found[case] = small_run(case, 4)
+        except Exception:
+            found[case] = traceback.format_exc()
+            break  # the processes are no longer in step
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Results of both processes, which do all cases in one go."""
+    folder = tmp_path_factory.mktemp("pool")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = runs.context()
+    processes = [
+        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        if process.is_alive():
+            process.kill()
+    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
+    return [torch.load(p, weights_only=False) if p.exists() else {} for p in paths]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes__equal_one_with_the_whole_batch(case, pool):
+    for part in pool:
+        assert not isinstance(part.get(case), str), part[case]
+        assert case in part, [v for v in part.values() if isinstance(v, str)]
+    first, second = (part[case] for part in pool)
+    whole = small_run(case, 8)
+    assert_same_weights(first["weights"], second["weights"])
+    assert first["terms"] == second["terms"]
+    for ours, expected in zip(first["terms"], whole["terms"], strict=True):
+        for name, value in expected.items():
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for name, value in whole["weights"].items():
+        torch.testing.assert_close(
+            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
+        )
