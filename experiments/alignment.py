@@ -289,6 +289,11 @@ def plot(runs: dict[str, list[Any]], out: Path) -> None:
         save_figure(figure, out / f"disorder_{reference}.png")
 
 
+def _weight_without_use(part: str) -> bool:
+    name, colon, _ = part.partition(":")
+    return bool(colon) and name not in Config().weights
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -299,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument("--lr", type=float, default=Config.lr)
+    parser.add_argument("--consolidation", type=float, default=Config.consolidation)
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args(argv)
     methods = list(dict.fromkeys(options.methods.split(",")))
@@ -306,6 +312,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = sorted(set(parts) - set(METHODS))
     if unknown:
         parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    bare = [m for m in methods for p in m.split("+") if _weight_without_use(p)]
+    if bare:
+        names = ", ".join(Config().weights)
+        parser.error(f"in {bare[0]!r} a method has no weight; these have one: {names}")
     if options.validation and options.stream == "domains":
         parser.error("--validation goes with --stream time")
     torch.set_flush_denormal(True)
@@ -320,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 Config(),
                 iterations=options.iterations,
                 lr=options.lr,
+                consolidation=options.consolidation,
                 validation=options.validation,
                 device=options.device,
                 seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
-import zlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -307,11 +307,17 @@ class ReferenceTexts:
         last = int(used.max()) + int(tokenizer.pad_id == tokenizer.eot_id)
         return ids[:, : last + 1]
 
-    def fingerprint(self) -> int:
-        """Checksum that tells lists of texts apart."""
+    def fingerprint(self) -> str:
+        """Checksum that tells lists of texts apart; of a callable, its name."""
+        if self._make is not None:
+            return getattr(self._make, "__name__", type(self._make).__name__)
         if isinstance(self.texts, Tensor):
-            return zlib.crc32(self.texts.contiguous().numpy().tobytes())
-        return zlib.crc32("\0".join(self.texts).encode())
+            content = self.texts.contiguous().numpy().tobytes()
+            head = f"ids {tuple(self.texts.shape)}"
+        else:
+            content = "\0".join(self.texts).encode("utf-8", "surrogatepass")
+            head = f"strings {len(self.texts)}"
+        return hashlib.sha256(head.encode() + b"\n" + content).hexdigest()[:32]
 
 
 def _checked(texts: Any) -> Any:

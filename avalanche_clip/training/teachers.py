@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training.frozen_texts import FrozenTexts, Texts, text_fingerprint
 
 KINDS = ("previous", "initial", "ema")
 CACHE_BYTES = 128 * 2**20
@@ -73,7 +74,15 @@ class Teacher:
         self._service: TeacherService | None = None
         self._key: Any = None
         self._output: CLIPOutput | None = None
+        self._print: str | None = None
         self.table: ImageTable | None = None
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Hash of what its text features depend on, taken once per copy."""
+        if self._print is None:
+            self._print = text_fingerprint(self.model)
+        return self._print
 
     def renew(self, model: nn.Module) -> None:
         """Copy a model anew, with its structure and state."""
@@ -89,7 +98,7 @@ class Teacher:
     def forget(self) -> None:
         """Drop all features."""
         self.forget_batch()
-        self.table = None
+        self.table = self._print = None
 
     def features(self, batch: Any) -> CLIPOutput:
         """Features of a batch, computed once however often they are asked for.
@@ -114,6 +123,7 @@ class Teacher:
         if service is None:
             return self.model(batch)
         strategy = service.strategy
+        self._check_tokens(batch, strategy.model)
         keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
         known = None
         if keep and self.table is not None:
@@ -130,6 +140,19 @@ class Teacher:
         if keep:
             self._store(batch, output, service)
         return output
+
+    def _check_tokens(self, batch: Any, student: Any) -> None:
+        """Raise when the student has learned tokens that this model lacks."""
+        sizes = [
+            getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
+            for model in (student, self.model)
+        ]
+        if sizes[0] > sizes[1] and int(batch["text"].max()) >= sizes[1]:
+            raise ValueError(
+                f"A text of the batch holds token {int(batch['text'].max())}, but the "
+                f"{self.kind!r} teacher knows {sizes[1]} tokens: the vocabulary has "
+                "grown since. Use the 'previous' teacher, or texts of its own for it."
+            )
 
     def _encode_texts(self, batch: Any, known: Tensor) -> CLIPOutput:
         """Complete stored image features and norms by those of the texts."""
@@ -169,7 +192,9 @@ class TeacherService:
     def __init__(self, strategy: Any):
         self.strategy = strategy
         self.teachers: dict[str, Teacher] = {}
+        self.frozen_texts = FrozenTexts()
         self.ema_decay = 0.999
+        self._decay_given: float | None = None
         self.training = False
         """Whether the running experience has left ``before_training_exp``."""
 
@@ -190,6 +215,9 @@ class TeacherService:
             teacher.forget()
             if kind == "previous":
                 teacher.renew(self.strategy.model)
+        if self.frozen_texts.booked:
+            fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
+            self.frozen_texts.start_experience([t.text_fingerprint for t in fixed])
         for plugin in self.strategy.plugins:
             wanted = getattr(plugin, "teacher_kinds", None)
             for kind in wanted(self.strategy) if callable(wanted) else ():
@@ -206,19 +234,46 @@ class TeacherService:
         Ask in ``before_training_exp``: that is when copies are made.
 
         :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
-        :param decay: of the running average, in ``[0, 1)``.
-        :raises ValueError: for an unknown kind, a decay outside its range, or
-            a teacher asked for after training has changed the weights.
+        :param decay: of the running average, in ``[0, 1)``; default 0.999, or
+            what another plugin has asked for.
+        :raises ValueError: for an unknown kind, a decay outside its range or
+            other than that asked for before, or a teacher asked for after
+            training has changed the weights.
         """
         if kind not in KINDS:
             raise ValueError(f"Teacher {kind!r} is unknown; use one of {KINDS}.")
         if decay is not None:
             if not 0.0 <= decay < 1.0:
                 raise ValueError(f"decay={decay} must lie in [0, 1).")
-            self.ema_decay = decay
+            if self._decay_given not in (None, decay):
+                raise ValueError(
+                    f"decay={decay}, but another plugin has asked for an average with "
+                    f"decay={self._decay_given}, and there is one for all; use the "
+                    "same decay."
+                )
+            self.ema_decay = self._decay_given = decay
         if kind not in self.teachers:
             self._make(kind)
         return self.teachers[kind]
+
+    def text_features(self, kind: str, texts: Texts) -> Tensor:
+        """Features of a fixed list of texts, kept while weights and texts stay.
+
+        :param kind: ``"previous"`` or ``"initial"``, whose weights are fixed
+            during an experience.
+        :param texts: such as :class:`ReferenceTexts`.
+        :return: float32, normalised, ``(N, D)``, the same on each process.
+        :raises ValueError: for ``"ema"``, and as :meth:`get`.
+        """
+        if kind == "ema":
+            raise ValueError(
+                "The 'ema' teacher changes at each step, so its text features cannot "
+                "be kept; encode them with get('ema').model."
+            )
+        teacher = self.get(kind)
+        return self.frozen_texts(
+            self.strategy, teacher.model, teacher.text_fingerprint, texts
+        )
 
     def _make(self, kind: str) -> None:
         if kind == "initial" and self.strategy.clock.train_iterations > 0:
@@ -276,6 +331,7 @@ class TeacherService:
         """
         return {
             "decay": self.ema_decay,
+            "texts": self.frozen_texts.state_dict(),
             "weights": {k: t.model.state_dict() for k, t in self.teachers.items()},
             "tables": {
                 k: {
@@ -291,6 +347,7 @@ class TeacherService:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the teachers of a stored run."""
         self.ema_decay = float(state["decay"])
+        self.frozen_texts.load_state_dict(state["texts"])
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
                 self._add(kind)

@@ -95,6 +95,7 @@ def test_main__validation_run_and_resume(study, tmp_path, capsys):
     "arguments, message",
     [
         (["--methods", "sequential,modx"], "unknown method modx"),
+        (["--methods", "mod-x+replay:5"], "in 'mod-x+replay:5' a method has no weight"),
         (["--validation", "--stream", "domains"], "goes with --stream time"),
     ],
 )

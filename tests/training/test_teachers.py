@@ -231,3 +231,20 @@ def test_state__round_trip_keeps_weights_and_tables():
     assert_same_weights(ours.model, theirs.model)
     assert torch.equal(ours.table.rows, theirs.table.rows)
     assert torch.equal(ours.table.known, theirs.table.known)
+
+
+def test_ema__has_one_decay_for_all_who_ask():
+    service = build(Sequential).teachers
+    service.get("ema", decay=0.9)
+    service.get("ema")
+    service.get("ema", decay=0.9)
+    with pytest.raises(ValueError, match="decay=0.5, but another plugin.*decay=0.9"):
+        service.get("ema", decay=0.5)
+
+
+def test_tokens_learned_later__are_refused_with_a_sentence():
+    strategy = fit(Sequential, steps=1, plugins=[_Ask("initial")])
+    strategy.model.tokenizer.vocab_size += 10
+    batch = {"text": torch.tensor([[1, strategy.model.tokenizer.vocab_size - 1]])}
+    with pytest.raises(ValueError, match="the 'initial' teacher knows .* has grown"):
+        strategy.teachers.get("initial").features(batch)

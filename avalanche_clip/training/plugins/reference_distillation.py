@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
@@ -34,7 +34,6 @@ from avalanche_clip.training.reference_data import (
 TEACHERS = ("initial", "previous")
 TEXT_SIDES = ("teacher", "student")
 CURRENT = "current"
-TEXTS_PER_PASS = 256
 
 
 class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -136,8 +135,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         self.store: FeatureStore | None = None
         self._run: weakref.ref[Any] | None = None
         self._inside = False  # an experience, whose state may be loaded now
-        self._booked = False  # whether the sentences of an initial teacher are
-        self._fingerprint: int | None = None
+        self._fingerprint: str | None = None
         self._warned = False
         self._sampler: ReferenceSampler | None = None
         self._sentences: SharedOrder | None = None
@@ -188,11 +186,10 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         self._run, self._inside = weakref.ref(strategy), True
         if not self._active(strategy):
             return
-        teacher = strategy.teachers.get(self.teacher).model
-        renewed = self.teacher == "previous"
+        strategy.teachers.get(self.teacher)
         if self.images is not None:
             images = self.images = self.images.bind(strategy.model)
-            if renewed or self.store is None:
+            if self.teacher == "previous" or self.store is None:
                 size = images.cache_bytes if images.fixed else 0
                 self.store = FeatureStore(len(images), size)
             self._sampler = ReferenceSampler(
@@ -201,28 +198,27 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
                 strategy.device.type == "cuda",
             )
         if self.texts is not None:
-            self._prepare_texts(strategy, teacher, renewed)
+            self._prepare_texts(strategy)
 
     def _forget(self) -> None:
         """Drop what belongs to an earlier run with this plugin."""
         self.images, self.texts = self._given
         self.store, self.text_features = None, None
-        self._booked, self._fingerprint = False, None
+        self._fingerprint = None
         self._warned = False
 
-    def _prepare_texts(self, strategy: Any, teacher: nn.Module, renewed: bool) -> None:
-        texts = self.texts = self.texts.bind(teacher.tokenizer)
-        found = texts.fingerprint()
+    def _prepare_texts(self, strategy: Any) -> None:
+        given: ReferenceTexts = self._given[1]
+        found = given.fingerprint()
         if self._fingerprint not in (None, found):
             raise ValueError(
                 "The stored run had other reference texts; give the same ones."
             )
         self._fingerprint = found
-        if renewed or self.text_features is None:
-            self.text_features = encode_texts(strategy, teacher, texts)
-            if renewed or not self._booked:
-                strategy.compute.spend("teacher", images=0, texts=len(texts))
-            self._booked = True
+        # A callable draws anew when the vocabulary of the teacher has grown.
+        tokenizer = strategy.teachers.get(self.teacher).model.tokenizer
+        texts = self.texts = given.bind(tokenizer)
+        self.text_features = strategy.teachers.text_features(self.teacher, texts)
         if self.text_side == "student" and self.text_weight > 0:
             self._sentences = self._order(
                 strategy, len(texts), self.sentence_batch, TEXT_ORDER
@@ -248,7 +244,8 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         texts = self._text_features(strategy)
         options = {"temperature": self.temperature}
         targets = scale * teacher @ texts.T
-        logits = scale * student @ texts.T
+        if self._needs_images:
+            logits = scale * student @ texts.T
         if self.image_weight > 0:
             loss = temperature_distillation_loss(targets, logits, **options)
             strategy.add_loss("reference_image", self.image_weight * loss)
@@ -277,6 +274,11 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             self.store, self.text_features = None, None
 
     # -------------------------------------------------------------- features
+    @property
+    def _needs_images(self) -> bool:
+        """Whether a term asks for the student's features of the images."""
+        return self.image_weight > 0 or self.text_side == "teacher"
+
     def _image_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """Features ``(R, D)`` of the reference images, teacher's and student's."""
         if self._sampler is None:
@@ -287,6 +289,8 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         images = images.to(strategy.device, non_blocking=True)
         join = self._sampler.order.join
         teacher = self._teacher_images(strategy, indices, part, images)
+        if not self._needs_images:
+            return teacher, teacher
         student = join(_encode_parts(strategy, images))
         # Without shares every process takes all of the batch.
         copies = 1 if self._sampler.order.shared else distributed.world_size()
@@ -352,7 +356,6 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         store = None if self.store is None else self.store.state_dict()
         return {
             "store": store,
-            "booked": self._booked,
             "images": None if self.images is None else len(self.images),
             "texts": self._fingerprint,
         }
@@ -373,7 +376,6 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             self._forget()
             self._run = None
         self._fingerprint = state["texts"]
-        self._booked = bool(state["booked"])
         self.store = None
         if state["store"] is not None and self.images is not None:
             self.store = FeatureStore(have or 0, self.images.cache_bytes)
@@ -392,29 +394,6 @@ class FrozenLogitScalePlugin(SupervisedPlugin, supports_distributed=True):  # ty
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the parameter."""
         strategy.model.logit_scale.requires_grad_(False)
-
-
-@torch.no_grad()
-def encode_texts(strategy: Any, model: Any, texts: ReferenceTexts) -> Tensor:
-    """Encode all sentences, a share per process.
-
-    :param strategy: gives device and autocast.
-    :param model: a frozen dual encoder with its tokenizer.
-    :param texts: the sentences.
-    :return: float32 features ``(N, D)``, the same on each process.
-    """
-    count, world = len(texts), distributed.world_size()
-    share = -(-count // world)
-    low = min(share * distributed.rank(), count)
-    high = min(low + share, count)
-    rows = torch.zeros(share, model.embed_dim, device=strategy.device)
-    for start in range(low, high, TEXTS_PER_PASS):
-        end = min(start + TEXTS_PER_PASS, high)
-        tokens = texts.tokens(slice(start, end), model.tokenizer)
-        with strategy.autocast():
-            found = model.encode_text(tokens.to(strategy.device))
-        rows[start - low : end - low] = found.float()
-    return distributed.gather_rows(rows)[:count]
 
 
 def _encode_parts(strategy: Any, images: Tensor) -> Tensor:
@@ -453,5 +432,4 @@ __all__ = [
     "TEXT_SIDES",
     "FrozenLogitScalePlugin",
     "ReferenceDistillationPlugin",
-    "encode_texts",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training.frozen_texts import encode_texts
 from avalanche_clip.training.loader import (
     TrainingOrder,
     TrainLoader,
@@ -36,9 +37,7 @@ from avalanche_clip.training.plugins._pseudo_texts import (
     special_tokens,
     stack_images,
 )
-
-TEXTS_PER_PASS = 256
-"""Pseudo texts that the teacher encodes at once."""
+from avalanche_clip.training.reference_data import ReferenceTexts
 
 _TEXTS, _IMAGES, _STUDENT = 0x5652_0001, 0x5652_0002, 0x5652_0003
 """Names of the streams of random numbers."""
@@ -312,15 +311,12 @@ class VocabularyReplayPlugin(
             self._drawn_at = draw
         return self._text_features
 
-    @torch.no_grad()
     def _teacher_texts(self, strategy: Any, ids: Tensor) -> Tensor:
-        model = strategy.teachers.get("previous").model
-        own = own_share(ids).to(strategy.device)
-        with strategy.autocast():
-            parts = [model.encode_text(part) for part in own.split(TEXTS_PER_PASS)]
-        total = len(own) * distributed.world_size()
-        strategy.compute.spend("teacher", images=0, texts=total)
-        return distributed.gather_rows(torch.cat(parts))[: len(ids)]
+        texts = ReferenceTexts(ids)
+        if self.redraw == "experience":
+            return strategy.teachers.text_features("previous", texts)
+        strategy.compute.spend("teacher", images=0, texts=len(ids))
+        return encode_texts(strategy, strategy.teachers.get("previous").model, texts)
 
     def _student_texts(self, strategy: Any, teacher_texts: Tensor) -> Tensor:
         if not self.student_text:
@@ -423,7 +419,6 @@ def _encode(strategy: Any, encode: Any, rows: Tensor) -> Tensor:
 
 
 __all__ = [
-    "TEXTS_PER_PASS",
     "VocabularyReplayPlugin",
     "VocabularyReplaySettings",
     "reversed_distillation_loss",

@@ -218,7 +218,8 @@ def test_student_side__value_on_a_batch_of_sentences():
     ours = [row["reference_text"] for row in note.terms]
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     assert all(len(set(rows)) == 3 for rows in seen) and seen[0] != seen[1]
-    assert strategy.compute.experiences[0]["reference"]["texts"] == 15
+    spent = strategy.compute.experiences[0]["reference"]
+    assert spent["texts"] == 15 and spent["images"] == 0  # no term needs them
 
 
 def test_current_data__are_the_training_batch():
