@@ -1,14 +1,10 @@
 import math
-import os
 import random
-import socket
-from datetime import timedelta
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from avalanche.logging import InteractiveLogger, TensorboardLogger
 
 from avalanche_clip import distributed
@@ -34,10 +30,10 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.processes import run_in_processes
 from tests.training.runs import (
     Interrupted,
     assert_same_runs,
-    context,
     csv_without_times,
     evaluator,
     go,
@@ -460,36 +456,8 @@ def two_rank_run():
     return {**metric.state_dict(), "weights": weights(model)}
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    distributed.init_distributed()
-    torch.save(two_rank_run(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_processes__measure_the_same_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        context().Process(target=work, args=(rank, port, str(tmp_path)))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-        if process.is_alive():
-            process.kill()
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = run_in_processes({"run": two_rank_run}, tmp_path)["run"]
     assert str(first["rows"]) == str(second["rows"]) and len(first["rows"]) == 6
     whole = two_rank_run()
     for ours, theirs in zip(first["rows"], whole["rows"]):
