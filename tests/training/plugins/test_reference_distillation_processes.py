@@ -14,6 +14,7 @@ from avalanche_clip.training.reference_data import ReferenceImages
 from tests.helpers import (
     assert_same_weights,
     build,
+    sgd,
     stub_benchmark,
     stub_model,
     train_stream,
@@ -25,10 +26,7 @@ from tests.training.plugins.test_reference_distillation import (
     Note,
     plugin,
     reference_images,
-    sgd,
 )
-
-pytestmark = pytest.mark.slow
 
 CASES = {
     "shared": {},
