@@ -11,6 +11,7 @@ from avalanche_clip.training.plugins._pseudo_texts import own_share
 from avalanche_clip.training.schedules import learning_rate
 from avalanche_clip.training.supervised import Sequential, VRLwF
 from tests.helpers import (
+    adamw,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -24,8 +25,6 @@ from tests.helpers import (
 from tests.processes import run_in_processes
 from tests.training import runs
 from tests.training.plugins.test_vocabulary_replay import Each, plugin_of, replayed
-
-pytestmark = pytest.mark.slow
 
 SETTINGS = {"num_texts": 20, "text_length": 3}
 SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
@@ -188,13 +187,18 @@ RESUMED = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The weights that a run without the method ends with."""
+    folder = tmp_path_factory.mktemp("plain")
+    return weights(runs.go(folder, "Sequential", optimizer=adamw)[0].model)
+
+
 @pytest.mark.parametrize("name", RESUMED)
-def test_resume__inside_an_experience_ends_the_same(name, tmp_path, monkeypatch):
+def test_resume__inside_an_experience_ends_the_same(name, plain, tmp_path, monkeypatch):
     replay = {**RESUMED[name], "text_length": 3}
     options = {"method": "VRLwF", "num_texts": 20, "replay": replay}
-    options["run"] = {"streams": ("test",)}
-    optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-2)  # noqa: E731
-    options["optimizer"] = optimizer
+    options.update(run={"streams": ("test",)}, optimizer=adamw)
     whole = runs.go(tmp_path / "whole", **options)
     stop = 3 if name == "first" else 8
     with pytest.raises(runs.Interrupted):
@@ -209,8 +213,7 @@ def test_resume__inside_an_experience_ends_the_same(name, tmp_path, monkeypatch)
     monkeypatch.setattr(VocabularyReplayPlugin, "_teacher_texts", counted)
     resumed = runs.go(tmp_path / "part", resume=True, **options)
     runs.assert_same_runs(whole, resumed)
-    plain = runs.go(tmp_path / "plain", "Sequential", optimizer=optimizer)
-    assert_other_weights(whole[0].model, plain[0].model)
+    assert_other_weights(whole[0].model, plain)
     if name in ("same", "separate"):
         # The features of the interrupted experience come from the checkpoint.
         assert calls == [2]
