@@ -23,9 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
+from training_step import Ticks, intervals
 
 from avalanche_clip.benchmarks import prepare_benchmark, tic_emoji
 from avalanche_clip.losses import off_diagonal_alignment_loss
@@ -57,25 +57,6 @@ def methods() -> dict[str, list[Any]]:
     }
 
 
-class Ticks(SupervisedPlugin):
-    """Note when each iteration ends."""
-
-    stateless = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def iteration_completed(self, strategy: Any) -> None:
-        """Note the time."""
-        self.times.append(time.perf_counter())
-
-    def step(self) -> float:
-        """Median seconds between two iterations."""
-        pairs = zip(self.times[:-1], self.times[1:], strict=True)
-        return statistics.median(b - a for a, b in pairs)
-
-
 class Trainer:
     """One method with its own model, trained some steps at a time."""
 
@@ -96,7 +77,7 @@ class Trainer:
         self.ticks.times.clear()
         # The first step has 1,438 drawings, enough for large batches.
         self.strategy.train(self.benchmark.train_stream[0], eval_streams=[])
-        return self.ticks.step()
+        return statistics.median(intervals(self.ticks.times))
 
 
 def teacher_seconds(benchmark: Any, batch: int) -> float:
