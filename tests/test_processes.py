@@ -23,9 +23,7 @@ def test_jobs__results_by_rank_until_one_fails(tmp_path):
 
 
 def test_jobs__that_do_not_end_are_killed(tmp_path):
-    start = time.monotonic()
-    jobs = {"sleep": partial(time.sleep, 60)}
+    jobs = {"sleep": partial(time.sleep, 900)}
     results = run_in_processes(jobs, tmp_path, seconds=2)
-    assert time.monotonic() - start < 30
-    with pytest.raises(AssertionError, match="rank 1: no results after 2 s"):
+    with pytest.raises(AssertionError, match="rank 1: no results .* exit code -9"):
         results["sleep"]
