@@ -18,14 +18,13 @@ import gc
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
+from training_step import Ticks, intervals, read_options
 
 from avalanche_clip.benchmarks import prepare_benchmark, tic_emoji
 from avalanche_clip.losses import off_diagonal_alignment_loss
@@ -57,25 +56,6 @@ def methods() -> dict[str, list[Any]]:
     }
 
 
-class Ticks(SupervisedPlugin):
-    """Note when each iteration ends."""
-
-    stateless = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def iteration_completed(self, strategy: Any) -> None:
-        """Note the time."""
-        self.times.append(time.perf_counter())
-
-    def step(self) -> float:
-        """Median seconds between two iterations."""
-        pairs = zip(self.times[:-1], self.times[1:], strict=True)
-        return statistics.median(b - a for a, b in pairs)
-
-
 class Trainer:
     """One method with its own model, trained some steps at a time."""
 
@@ -96,7 +76,7 @@ class Trainer:
         self.ticks.times.clear()
         # The first step has 1,438 drawings, enough for large batches.
         self.strategy.train(self.benchmark.train_stream[0], eval_streams=[])
-        return self.ticks.step()
+        return statistics.median(intervals(self.ticks.times))
 
 
 def teacher_seconds(benchmark: Any, batch: int) -> float:
@@ -205,15 +185,7 @@ def loss_seconds(function: Callable[..., Tensor], size: int) -> tuple[float, flo
 
 def main() -> int:
     """Measure, and tell whether the limits hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = read_options(__doc__, rounds=8, steps=7)
     reached = steps_table(options)
     for size in (280, 1024):
         ours, value = loss_seconds(off_diagonal_alignment_loss, size)

@@ -31,6 +31,20 @@ from avalanche_clip.training.optim import clip_param_groups, default_optimizer
 TARGET = 0.03
 
 
+def read_options(doc: str, *, rounds: int, steps: int) -> argparse.Namespace:
+    """Read the command line, and set up PyTorch as it says."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    return options
+
+
 class Ticks(SupervisedPlugin):
     """Note when each iteration ends."""
 
@@ -79,15 +93,7 @@ def bare_loop(model: Any, optimizer: Any, dataset: Any, batch: int, steps: int) 
 
 def main() -> int:
     """Measure in turns and print the ratio; return 1 if it is too large."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = read_options(__doc__, rounds=12, steps=9)
     model = create_dual_encoder("tiny-emoji")
     benchmark = prepare_benchmark(tic_emoji(), model)
     experience = benchmark.train_stream[0]

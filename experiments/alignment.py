@@ -257,17 +257,9 @@ def summary_line(result: Any) -> dict[str, float]:
 
 def table(lines: dict[str, list[dict[str, float]]]) -> str:
     """Format mean and spread over seeds."""
-    columns = list(next(iter(lines.values()))[0])
-    width = max(len(method) for method in lines) + 1
-    head = f"{'method':<{width}}" + "".join(f"{c:>16.15}" for c in columns)
-    rows = [head, "-" * len(head)]
-    for method, found in lines.items():
-        cells = []
-        for column in columns:
-            values = np.array([f[column] for f in found])
-            spread = f" ±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.1f}{spread}".rjust(16))
-        rows.append(f"{method:<{width}}" + "".join(cells))
+    from avalanche_clip.evaluation.comparison import text_table
+
+    rows = [text_table(lines)]
     rows.append("recall at 1 in percent, mean of both directions, at the end of the")
     rows.append("stream; new: right after each step was learned. Disorder in degrees,")
     rows.append(

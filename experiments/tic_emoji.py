@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 METHODS = (
@@ -280,17 +279,9 @@ def summary_line(result: Any) -> dict[str, float]:
 
 def table(lines: dict[str, list[dict[str, float]]]) -> str:
     """Format mean and spread over seeds."""
-    columns = ("cost", "in_domain", "backward", "forward", "gallery_i2t", "minutes")
-    head = f"{'method':<22}" + "".join(f"{c:>16}" for c in columns)
-    rows = [head, "-" * len(head)]
-    for method, found in lines.items():
-        cells = []
-        for column in columns:
-            values = np.array([f[column] for f in found])
-            spread = f" ±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            shown = "-" if np.isnan(values).any() else f"{values.mean():.1f}{spread}"
-            cells.append(f"{shown:>16}")
-        rows.append(f"{method:<22}" + "".join(cells))
+    from avalanche_clip.evaluation.comparison import text_table
+
+    rows = [text_table(lines)]
     rows.append("mean R@1 of both directions in percent, levels over the 6 x 6 matrix;")
     rows.append(
         "gallery_i2t: image->text R@1 over all 1,911 emoji after the last step;"

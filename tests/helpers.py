@@ -263,6 +263,11 @@ def adamw(groups):
     return torch.optim.AdamW(groups, lr=1e-2)
 
 
+def sgd(groups):
+    """An optimiser that, unlike AdamW, shows the size of gradients."""
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+
 def build(cls, model=None, **options):
     """A strategy on the stub: 4 pairs per step, 5 steps per experience."""
     defaults = {

@@ -1,12 +1,9 @@
 """Two gloo processes with half batches against one with the whole batch."""
 
 import os
-import socket
 import subprocess
 import sys
-import traceback
-import warnings
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +21,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.processes import free_port, run_in_processes
 from tests.test_checkpointing import GrowingEncoder
 from tests.training import runs
 
@@ -98,6 +96,7 @@ def gather_case():
         "norms": output.aux["image_norm"].detach(),
         "told": distributed.broadcast_object(f"rank {distributed.rank()}"),
         "ranks": (distributed.rank(), distributed.is_main_process()),
+        "device": distributed.init_distributed().type,
     }
 
 
@@ -123,76 +122,25 @@ def stream_case(folder):
     }
 
 
-def jobs(folder):
-    """All that both processes do, by name."""
-    return {
-        "gather": gather_case,
-        **{name: lambda name=name: small_run(name, 4) for name in CASES},
-        "stream": lambda: stream_case(folder),
-    }
-
-
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    assert distributed.init_distributed().type in ("cpu", "cuda")
-    found = {}
-    for name, job in jobs(f"{folder}/run").items():
-        try:
-            found[name] = job()
-        except Exception:
-            found[name] = traceback.format_exc()
-            break  # the processes are no longer in step
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     """Results of both processes, which do all jobs of this file in one go."""
     folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = runs.context()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    return [
-        torch.load(folder / f"{r}.pt", weights_only=False)
-        if (folder / f"{r}.pt").exists()
-        else {}
-        for r in (0, 1)
-    ]
-
-
-def results(pool, name):
-    for part in pool:
-        assert not isinstance(part.get(name), str), part[name]
-        assert name in part, [v for v in part.values() if isinstance(v, str)]
-    return [part[name] for part in pool]
+    jobs = {
+        "gather": gather_case,
+        **{name: partial(small_run, name, 4) for name in CASES},
+        "stream": partial(stream_case, f"{folder}/run"),
+    }
+    return run_in_processes(jobs, folder)
 
 
 def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
     whole = gather_case()
-    for number, part in enumerate(results(pool, "gather")):
+    for number, part in enumerate(pool["gather"]):
         torch.testing.assert_close(part["loss"], whole["loss"])
         torch.testing.assert_close(part["gradients"], whole["gradients"])
         torch.testing.assert_close(part["norms"], whole["norms"])
+        assert part["device"] in ("cpu", "cuda")
         assert part["scalars"] == 0 and part["told"] == "rank 0"
         assert part["ranks"] == (number, number == 0)
         assert part["turned"].tolist() == [
@@ -205,7 +153,7 @@ def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes__equal_one_with_the_whole_batch(case, pool):
-    first, second = results(pool, case)
+    first, second = pool[case]
     whole = small_run(case, 8)
     for name, value in whole["weights"].items():
         # Ranks must not drift apart at all.
@@ -224,7 +172,7 @@ def test_two_processes__equal_one_with_the_whole_batch(case, pool):
 
 
 def test_run_stream__two_processes_write_once_and_resume(pool):
-    first, second = results(pool, "stream")
+    first, second = pool["stream"]
     assert first["written"] == ["state_000000005_eval.pt", "state_000000007.pt"]
     for part in (first, second):
         assert torch.equal(part["E"], part["E_whole"])
@@ -246,14 +194,12 @@ def test_one_process__helpers_do_nothing():
 
 @pytest.mark.slow
 def test_init_distributed__avalanche_can_be_imported_afterwards():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     code = (
         "from avalanche_clip import distributed; distributed.init_distributed();"
         "from avalanche_clip.training import Sequential; print(distributed.rank())"
     )
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    port = str(free_port())
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code],

@@ -21,6 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
+    "_contexts": ("avalanche", "avalanche_clip"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

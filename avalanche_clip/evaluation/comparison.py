@@ -97,6 +97,34 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(data.mean()), deviation)
 
 
+def text_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Format figures of methods as plain text, mean and deviation over seeds.
+
+    :param lines: per method one row of figures by name for each seed; the names
+        of the first row are the columns.
+    :return: a header, a rule and a line per method; a dash where a figure is NaN,
+        and no deviation of a single seed.
+
+    >>> print(text_table({"lwf": [{"old": 2.0}, {"old": 4.0}]}))
+    method              old
+    -----------------------
+    lwf            3.0 ±1.4
+    """
+    columns = list(next(iter(lines.values()))[0])
+    width = max(len(name) for name in ("method", *lines)) + 1
+    head = f"{'method':<{width}}" + "".join(f"{name:>16.15}" for name in columns)
+    rows = [head, "-" * len(head)]
+    for method, found in lines.items():
+        row = f"{method:<{width}}"
+        for column in columns:
+            mean, deviation = spread([figures[column] for figures in found])
+            cell = "-" if math.isnan(mean) else f"{mean:.1f}"
+            cell += "" if math.isnan(deviation) else f" ±{deviation:.1f}"
+            row += f"{cell:>16}"
+        rows.append(row)
+    return "\n".join(rows)
+
+
 def _group(results: list[dict[str, Any]]) -> Runs:
     if not results:
         raise ValueError("No results given; pass at least one run.")
@@ -327,4 +355,4 @@ def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
     return plain
 
 
-__all__ = ["spread", "write_comparison"]
+__all__ = ["spread", "text_table", "write_comparison"]

@@ -68,10 +68,7 @@ def plot_matrix(
     """
     matrix = _matrix(E)
     rows, columns = matrix.shape
-    names = _labels(labels, columns, "labels")
-    if row_labels is None and rows <= columns:
-        row_labels = names[:rows]
-    row_names = [f"after {name}" for name in _labels(row_labels, rows, "row_labels")]
+    names, row_names = _names(labels, row_labels, matrix.shape)
     top = None if before is None else _row(before, columns)
     scale = 100.0 if percent else 1.0
     blocks = [matrix * scale] if top is None else [top[None] * scale, matrix * scale]
@@ -136,10 +133,7 @@ def plot_over_time(
     """
     matrix = _matrix(E)
     rows, columns = matrix.shape
-    names = _labels(labels, columns, "labels")
-    if row_labels is None and rows <= columns:
-        row_labels = names[:rows]
-    ticks = [f"after {name}" for name in _labels(row_labels, rows, "row_labels")]
+    names, ticks = _names(labels, row_labels, matrix.shape)
     values, offset = matrix, 0
     if before is not None:
         values, offset = np.vstack([_row(before, columns), matrix]), 1
@@ -378,6 +372,19 @@ def _row(before: ArrayLike, columns: int) -> np.ndarray:
             "value per column of E."
         )
     return row
+
+
+def _names(
+    labels: Sequence[str] | None,
+    row_labels: Sequence[str] | None,
+    shape: tuple[int, ...],
+) -> tuple[list[str], list[str]]:
+    """Names of the test sets and of the models, as plots of a matrix show them."""
+    rows, columns = shape
+    names = _labels(labels, columns, "labels")
+    if row_labels is None and rows <= columns:
+        row_labels = names[:rows]
+    return names, [f"after {n}" for n in _labels(row_labels, rows, "row_labels")]
 
 
 def _labels(labels: Sequence[str] | None, size: int, name: str) -> list[str]:

@@ -8,6 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from avalanche_clip._contexts import evaluating
+
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder
 
@@ -31,20 +33,16 @@ def count_macs(model: DualEncoder, text_length: int) -> dict[str, int]:
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.zeros(1, 3, height, width, device=parameter.device)
     text = torch.zeros(1, text_length, dtype=torch.long, device=parameter.device)
-    modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as images:
                 model.encode_image(image)
             with FlopCounterMode(display=False) as texts:
                 model.encode_text(text)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modes.items():
-            module.training = training
     return {
         "image": images.get_total_flops() // 2,
         "text": texts.get_total_flops() // 2,

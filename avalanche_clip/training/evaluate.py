@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from avalanche_clip._contexts import evaluating
 from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
 
 
@@ -39,18 +40,6 @@ def merge_captions(
     owner = torch.cat(owners)
     first, pairs = merge_equal_texts(torch.arange(len(owner)), owner, tokens, pad_id)
     return first, torch.unique(pairs, dim=0)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, then each module back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

@@ -8,14 +8,15 @@ batches that the uninterrupted run would have drawn.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip.benchmarks.quotas import mix64
 
 
@@ -181,35 +182,13 @@ class SeededItems(torch.utils.data.Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
-        in_main = get_worker_info() is None
-        saved = rng_state() if in_main else None
-        try:
+        in_worker = get_worker_info() is not None
+        with nullcontext() if in_worker else kept_rng():
             items = []
             for index, seed in keys:
-                torch.default_generator.manual_seed(seed & (2**63 - 1))
-                random.seed(seed)
-                np.random.seed(seed & 0xFFFFFFFF)
+                seed_cpu(seed)
                 items.append(self.dataset[index])
             return items
-        finally:
-            if saved is not None:
-                set_rng_state(saved)
-
-
-def rng_state() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's CPU generators."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put generators back to what :func:`rng_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
 
 
 class TrainLoader(DataLoader):
@@ -268,7 +247,5 @@ __all__ = [
     "SeededItems",
     "TrainLoader",
     "TrainingOrder",
-    "rng_state",
-    "set_rng_state",
     "worker_options",
 ]

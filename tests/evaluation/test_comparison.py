@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from avalanche_clip.evaluation.comparison import text_table
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.report import write_comparison
 from tests.evaluation.results import make_results
@@ -81,3 +82,16 @@ def test_comparison__different_data_are_pointed_out(tmp_path):
 def test_comparison__refuses_what_does_not_fit(tmp_path, results, options, message):
     with pytest.raises(ValueError, match=message):
         write_comparison(tmp_path, results, **options)
+
+
+def test_text_table__one_seed_missing_figures_and_wide_names():
+    nan = float("nan")
+    lines = {
+        "a": [{"x": 1.25, "seventeen letters": nan}],
+        "a longer name": [{"x": 1.0, "seventeen letters": 2.0}] * 2,
+    }
+    head, rule, first, second = text_table(lines).split("\n")
+    assert len(head) == len(rule) == len(first) == len(second)
+    assert head.split() == ["method", "x", "seventeen", "lette"]
+    assert first.split() == ["a", "1.2", "-"]
+    assert second.split() == ["a", "longer", "name", "1.0", "±0.0", "2.0", "±0.0"]

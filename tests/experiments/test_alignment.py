@@ -1,8 +1,5 @@
 """The alignment study: its methods, streams, table and command line."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,17 +7,12 @@ import pytest
 
 from avalanche_clip.benchmarks import attribute_array
 from avalanche_clip.benchmarks.datasets import load_emoji_table
-
-PATH = Path(__file__).parents[2] / "experiments" / "alignment.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("alignment_study", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("experiments/alignment.py")
 
 
 def names(plugins):

@@ -1,9 +1,6 @@
 """The emoji study: stock plugins go in unchanged, and its command line."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,18 +19,14 @@ from avalanche_clip.benchmarks import (
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
 from avalanche_clip.models import create_dual_encoder
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "tic_emoji.py"
 EMOJI = [*range(0, 20), *range(720, 740)]  # of two time steps
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("tic_emoji_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("experiments/tic_emoji.py")
 
 
 @pytest.fixture

@@ -77,19 +77,16 @@ def save_hf_tokenizer(tokenizer_file, folder, **special):
     ).save_pretrained(folder)
 
 
-@pytest.fixture
-def hf_clip_folder(tmp_path, tokenizer_file):
-    """A transformers CLIP folder with weights, tokenizer and preprocessing."""
-    from transformers import CLIPConfig, CLIPModel
-
+def hf_towers():
+    """Configurations of two small towers, as transformers calls them."""
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    config = CLIPConfig(
-        text_config={
+    return {
+        "text_config": {
             **sizes,
             "vocab_size": VOCAB,
             "max_position_embeddings": 12,
@@ -97,9 +94,16 @@ def hf_clip_folder(tmp_path, tokenizer_file):
             "eos_token_id": VOCAB - 1,
             "pad_token_id": VOCAB - 1,
         },
-        vision_config={**sizes, "image_size": 32, "patch_size": 8},
-        projection_dim=24,
-    )
+        "vision_config": {**sizes, "image_size": 32, "patch_size": 8},
+    }
+
+
+@pytest.fixture
+def hf_clip_folder(tmp_path, tokenizer_file):
+    """A transformers CLIP folder with weights, tokenizer and preprocessing."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = CLIPConfig(projection_dim=24, **hf_towers())
     torch.manual_seed(0)
     folder = tmp_path / "hf_clip"
     CLIPModel(config).save_pretrained(folder)
@@ -120,23 +124,7 @@ def hf_siglip_folder(tmp_path, tokenizer_file):
     """A transformers SigLIP folder with weights and tokenizer."""
     from transformers import SiglipConfig, SiglipModel
 
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    config = SiglipConfig(
-        text_config={
-            **sizes,
-            "vocab_size": VOCAB,
-            "max_position_embeddings": 12,
-            "bos_token_id": VOCAB - 2,
-            "eos_token_id": VOCAB - 1,
-            "pad_token_id": VOCAB - 1,
-        },
-        vision_config={**sizes, "image_size": 32, "patch_size": 8},
-    )
+    config = SiglipConfig(**hf_towers())
     torch.manual_seed(0)
     folder = tmp_path / "hf_siglip"
     SiglipModel(config).save_pretrained(folder)

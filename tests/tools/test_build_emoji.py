@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+from tests.scripts import load_script
 
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-data = load_script("build_emoji_data")
-bpe = load_script("build_emoji_tokenizer")
+data = load_script("tools/build_emoji_data.py")
+bpe = load_script("tools/build_emoji_tokenizer.py")
 
 
 @pytest.mark.parametrize("key", ["\u2764", "\u2764\ufe0f"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from avalanche_clip._contexts import evaluating, kept_rng, seed_cpu
 from avalanche_clip.benchmarks.prepare import require_prepared
 
 
@@ -74,7 +73,8 @@ class Probe:
         :return: normalised features.
         """
         images, texts = [], []
-        with _untouched(model), _same_random_numbers(device):
+        with _untouched(model), kept_rng(device):
+            seed_cpu(0)
             loader = DataLoader(
                 Subset(self._dataset, self.indices),
                 batch_size=self.batch_size,
@@ -104,32 +104,13 @@ def _first_captions(batch: Any) -> Any:
 @contextmanager
 def _untouched(model: Any) -> Iterator[None]:
     """Switch to evaluation mode; put back all modes and the last features."""
-    modes = [(module, module.training) for module in model.modules()]
     features = getattr(model, "features", None)
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         if hasattr(model, "features"):
             model.features = features
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Seed the CPU's generators equally each time, and put them back."""
-    cuda = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 __all__ = ["Probe", "Snapshot"]

@@ -15,7 +15,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_clip.training.evaluate import evaluating
+from avalanche_clip._contexts import evaluating
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 
 

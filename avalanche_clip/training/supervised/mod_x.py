@@ -5,7 +5,6 @@ Source: Ni et al., ICML 2023 (Mod-X, arXiv 2305.07437), and the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,30 +44,20 @@ class ModX(Sequential):
     :param kwargs: see :class:`Sequential`.
     """
 
+    _default_optimizer = staticmethod(mod_x_optimizer)
+    _default_groups = staticmethod(partial(optim.clip_param_groups, weight_decay=0.1))
+
     def __init__(
         self,
         *,
         model: nn.Module,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        param_groups: optim.GroupRule | None = None,
         train_mb_size: int = 280,
         alpha: float = 20.0,
         alignment: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         self._alignment = OffDiagonalAlignmentPlugin(alpha, **(alignment or {}))
-        if optimizer is None:
-            optimizer = mod_x_optimizer
-            param_groups = param_groups or partial(
-                optim.clip_param_groups, weight_decay=0.1
-            )
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            param_groups=param_groups,
-            train_mb_size=train_mb_size,
-            **kwargs,
-        )
+        super().__init__(model=model, train_mb_size=train_mb_size, **kwargs)
 
     def _own_plugins(self) -> list[Any]:
         return [self._alignment]

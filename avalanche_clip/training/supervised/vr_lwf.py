@@ -6,7 +6,7 @@ for the multi-domain benchmark of Zheng et al., ICCV 2023 (arXiv 2303.06628).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,12 +43,13 @@ class VRLwF(Sequential):
     :param kwargs: see :class:`Sequential`.
     """
 
+    _default_optimizer = staticmethod(vr_lwf_optimizer)
+    _default_groups = staticmethod(optim.one_group)
+
     def __init__(
         self,
         *,
         model: nn.Module,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        param_groups: optim.GroupRule | None = None,
         train_mb_size: int = 64,
         num_texts: int = 1000,
         image_weight: float = 1.0,
@@ -62,16 +63,7 @@ class VRLwF(Sequential):
             text_weight=text_weight,
             **(replay or {}),
         )
-        if optimizer is None:
-            optimizer = vr_lwf_optimizer
-            param_groups = param_groups or optim.one_group
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            param_groups=param_groups,
-            train_mb_size=train_mb_size,
-            **kwargs,
-        )
+        super().__init__(model=model, train_mb_size=train_mb_size, **kwargs)
 
     def _own_plugins(self) -> list[Any]:
         return [self._vocabulary]

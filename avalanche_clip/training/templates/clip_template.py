@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip._contexts import kept_rng
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
@@ -26,7 +27,6 @@ from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.compatibility import check_planned, check_plugins
-from avalanche_clip.training.loader import rng_state, set_rng_state
 from avalanche_clip.training.resume import apply_pending
 from avalanche_clip.training.schedules import SCHEDULES
 from avalanche_clip.training.teachers import TeacherService
@@ -330,15 +330,8 @@ class CLIPTemplate(
     @torch.no_grad()
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate on a stream; random generators stay where they were."""
-        saved = rng_state()
-        cuda = self.device.type == "cuda"
-        saved_cuda = torch.cuda.get_rng_state(self.device) if cuda else None
-        try:
+        with kept_rng(self.device):
             return super().eval(exp_list, **kwargs)
-        finally:
-            set_rng_state(saved)
-            if saved_cuda is not None:
-                torch.cuda.set_rng_state(saved_cuda, self.device)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"

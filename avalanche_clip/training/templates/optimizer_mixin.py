@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ class OptimizerMixin:
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
     _pending: dict[str, Any] | None
+    # For strategies with values of their own: the optimiser where the user gives
+    # none, and its groups where the user gives no rule either.
+    _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
+    _default_groups: optim.GroupRule | None = None
 
     def _build_optimizer(self, model: nn.Module, optimizer: Any) -> Optimizer:
         named = optim.trainable(model)
@@ -39,9 +44,11 @@ class OptimizerMixin:
                 f"optimizer is a {type(optimizer).__name__}; give an Optimizer, a "
                 "callable that takes parameter groups, or None."
             )
+        if optimizer is None:
+            optimizer = self._default_optimizer
+            self._group_rule = self._group_rule or self._default_groups
         groups = optim.assign_names(self._group_rule, named)
-        factory = optimizer or optim.default_optimizer
-        return factory(
+        return optimizer(
             [
                 {
                     "params": [named[n] for n in g["names"]],

@@ -7,6 +7,7 @@ from avalanche_clip.checkpointing import load_state
 from avalanche_clip.evaluation.metrics.loss_terms import loss_term_metrics
 from avalanche_clip.losses import contrastive_loss, off_diagonal_alignment_loss
 from avalanche_clip.training import Sequential
+from avalanche_clip.training.optim import one_group
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     CheckpointPlugin,
@@ -192,6 +193,25 @@ def test_teacher__other_kinds(kind):
     else:
         assert strategy.teachers.ema_decay == 0.5
         assert_other_weights(last, first)
+
+
+def test_mod_x__optimizer_and_batch_of_the_source():
+    strategy = ModX(model=stub_model(), evaluator=quiet_evaluator())
+    assert type(strategy.optimizer) is torch.optim.AdamW
+    assert strategy.train_mb_size == 280
+    matrices, rest = strategy.optimizer.param_groups
+    for group in (matrices, rest):
+        assert group["lr"] == 5e-4 and group["eps"] == 1e-8
+        assert group["betas"] == (0.9, 0.999)
+    assert (matrices["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim < 2 for p in rest["params"])
+    given = ModX(model=stub_model(), param_groups=one_group)
+    assert [g["weight_decay"] for g in given.optimizer.param_groups] == [0.0]
+    assert given.optimizer.param_groups[0]["lr"] == 5e-4
+    # A user's optimiser keeps the usual groups.
+    other = build(ModX).optimizer.param_groups
+    assert [g["weight_decay"] for g in other] == [0.2, 0.0]
 
 
 def test_teacher__has_no_gradient_and_keeps_its_buffers():

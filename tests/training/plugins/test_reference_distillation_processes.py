@@ -1,14 +1,9 @@
 """Reference distillation in two gloo processes against one process."""
 
-import os
-import socket
-import traceback
-import warnings
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
@@ -19,21 +14,19 @@ from avalanche_clip.training.reference_data import ReferenceImages
 from tests.helpers import (
     assert_same_weights,
     build,
+    sgd,
     stub_benchmark,
     stub_model,
     train_stream,
     weights,
 )
-from tests.training import runs
+from tests.processes import run_in_processes
 from tests.training.plugins.test_reference_distillation import (
     TEXTS,
     Note,
     plugin,
     reference_images,
-    sgd,
 )
-
-pytestmark = pytest.mark.slow
 
 CASES = {
     "shared": {},
@@ -74,56 +67,17 @@ def small_run(case, batch):
     return {"weights": weights(model), "terms": note.terms}
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    found = {}
-    for case in CASES:
-        try:
-            found[case] = small_run(case, 4)
-        except Exception:
-            found[case] = traceback.format_exc()
-            break  # the processes are no longer in step
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     """Results of both processes, which do all cases in one go."""
-    folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = runs.context()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
-    return [torch.load(p, weights_only=False) if p.exists() else {} for p in paths]
+    jobs = {case: partial(small_run, case, 4) for case in CASES}
+    return run_in_processes(jobs, tmp_path_factory.mktemp("pool"))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes__equal_one_with_the_whole_batch(case, pool):
-    for part in pool:
-        assert not isinstance(part.get(case), str), part[case]
-        assert case in part, [v for v in part.values() if isinstance(v, str)]
-    first, second = (part[case] for part in pool)
+    first, second = pool[case]
     whole = small_run(case, 8)
     assert_same_weights(first["weights"], second["weights"])
     assert first["terms"] == second["terms"]

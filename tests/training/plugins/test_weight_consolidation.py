@@ -18,6 +18,7 @@ from tests.helpers import (
     assert_same_weights,
     build,
     fit,
+    sgd,
     stub_benchmark,
     stub_model,
     train_stream,
@@ -55,10 +56,6 @@ class Note:
     def after_update(self, strategy, **kwargs):
         self.terms.append({k: float(v) for k, v in strategy.loss_terms.items()})
         self.losses.append(float(strategy.loss.detach()))
-
-
-def sgd(groups):
-    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
 
 
 @pytest.mark.parametrize(

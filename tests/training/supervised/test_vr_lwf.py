@@ -1,21 +1,17 @@
-import os
-import socket
-import traceback
-import warnings
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from avalanche_clip import distributed
+from avalanche_clip._contexts import rng_state
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.training.loader import rng_state
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.plugins._pseudo_texts import own_share
 from avalanche_clip.training.schedules import learning_rate
 from avalanche_clip.training.supervised import Sequential, VRLwF
 from tests.helpers import (
+    adamw,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -26,10 +22,9 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.processes import run_in_processes
 from tests.training import runs
 from tests.training.plugins.test_vocabulary_replay import Each, plugin_of, replayed
-
-pytestmark = pytest.mark.slow
 
 SETTINGS = {"num_texts": 20, "text_length": 3}
 SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
@@ -192,13 +187,18 @@ RESUMED = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The weights that a run without the method ends with."""
+    folder = tmp_path_factory.mktemp("plain")
+    return weights(runs.go(folder, "Sequential", optimizer=adamw)[0].model)
+
+
 @pytest.mark.parametrize("name", RESUMED)
-def test_resume__inside_an_experience_ends_the_same(name, tmp_path, monkeypatch):
+def test_resume__inside_an_experience_ends_the_same(name, plain, tmp_path, monkeypatch):
     replay = {**RESUMED[name], "text_length": 3}
     options = {"method": "VRLwF", "num_texts": 20, "replay": replay}
-    options["run"] = {"streams": ("test",)}
-    optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-2)  # noqa: E731
-    options["optimizer"] = optimizer
+    options.update(run={"streams": ("test",)}, optimizer=adamw)
     whole = runs.go(tmp_path / "whole", **options)
     stop = 3 if name == "first" else 8
     with pytest.raises(runs.Interrupted):
@@ -213,8 +213,7 @@ def test_resume__inside_an_experience_ends_the_same(name, tmp_path, monkeypatch)
     monkeypatch.setattr(VocabularyReplayPlugin, "_teacher_texts", counted)
     resumed = runs.go(tmp_path / "part", resume=True, **options)
     runs.assert_same_runs(whole, resumed)
-    plain = runs.go(tmp_path / "plain", "Sequential", optimizer=optimizer)
-    assert_other_weights(whole[0].model, plain[0].model)
+    assert_other_weights(whole[0].model, plain)
     if name in ("same", "separate"):
         # The features of the interrupted experience come from the checkpoint.
         assert calls == [2]
@@ -259,50 +258,21 @@ def small_run(case, batch):
     }
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    found = {"share": own_share(torch.arange(5)).tolist()}
-    try:
-        for case in CASES:
-            found[case] = small_run(case, 4)
-    except Exception:
-        found["error"] = traceback.format_exc()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def shares():
+    return own_share(torch.arange(5)).tolist()
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
+    """Results of both processes, which do all cases in one go."""
+    jobs = {case: partial(small_run, case, 4) for case in CASES}
     folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = runs.context()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    return [torch.load(folder / f"{r}.pt", weights_only=False) for r in (0, 1)]
+    return run_in_processes({"share": shares, **jobs}, folder)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes__equal_one_with_the_whole_batch(case, pool):
-    assert not [part["error"] for part in pool if "error" in part]
-    first, second = (part[case] for part in pool)
+    first, second = pool[case]
     whole = small_run(case, 8)
     assert torch.equal(first["losses"], second["losses"])
     torch.testing.assert_close(first["losses"], whole["losses"], rtol=1e-4, atol=1e-4)
@@ -316,7 +286,7 @@ def test_two_processes__equal_one_with_the_whole_batch(case, pool):
 
 
 def test_own_share__covers_all_rows(pool):
-    assert [part["share"] for part in pool] == [[0, 1, 2], [3, 4, 0]]
+    assert pool["share"] == [[0, 1, 2], [3, 4, 0]]
     assert torch.equal(own_share(torch.arange(5)), torch.arange(5))
     assert not distributed.is_distributed()
 

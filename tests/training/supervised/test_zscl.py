@@ -21,8 +21,6 @@ from tests.helpers import (
     weights,
 )
 
-pytestmark = pytest.mark.slow
-
 TEXTS = ["ab", "cde", "f", "ghij", "kl", "xyz"]
 NAMES = ["continual-ft", "wc", "we", "wise-ft", "lwf", "lwf-vr", "zscl*", "zscl"]
 

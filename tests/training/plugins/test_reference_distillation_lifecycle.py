@@ -1,0 +1,175 @@
+"""Reference distillation over experiences: teachers, caches, accounts, resuming."""
+
+import pytest
+import torch
+
+from avalanche_clip.checkpointing import CheckpointError, load_state
+from avalanche_clip.training import Sequential
+from avalanche_clip.training.plugins import CheckpointPlugin
+from avalanche_clip.training.reference_data import ReferenceImages
+from tests.benchmarks.streams import Noise
+from tests.helpers import (
+    assert_same_weights,
+    build,
+    fit,
+    sgd,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.training import runs
+from tests.training.plugins.test_reference_distillation import (
+    TEXTS,
+    Note,
+    plugin,
+    reference_images,
+)
+
+
+def test_initial_teacher__is_the_model_before_the_first_task_for_ever():
+    start = weights(stub_model())
+    method = plugin()
+    strategy = build(Sequential, plugins=[method])
+    for number, experience in enumerate(stub_benchmark((8,) * 5).train_stream):
+        strategy.train(experience, eval_streams=[])
+        teacher = strategy.teachers.get("initial").model
+        assert_same_weights(teacher, start)
+        assert not any(
+            p.requires_grad or p.grad is not None for p in teacher.parameters()
+        )
+        if number == 0:
+            features = method.text_features
+        assert method.text_features is features
+    expected = teacher.encode_text(teacher.tokenizer(TEXTS))
+    assert torch.equal(features, expected)
+
+
+def test_previous_teacher__text_features_are_renewed():
+    seen = []
+
+    class Look:
+        stateless = True
+
+        def after_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 0:
+                seen.append(method.text_features)
+
+    method = plugin(teacher="previous")
+    strategy = build(Sequential, plugins=[method, Look()])
+    before = []
+    for experience in list(stub_benchmark().train_stream)[:2]:
+        with torch.no_grad():
+            tokens = strategy.model.tokenizer(TEXTS)
+            before.append(strategy.model.encode_text(tokens))
+        strategy.train(experience, eval_streams=[])
+    assert torch.equal(seen[0], before[0]) and torch.equal(seen[1], before[1])
+    assert method.text_features is None and method.store is None
+
+
+def test_first_experience__is_taught_by_pretrained_weights_only():
+    def terms(**options):
+        note = Note()
+        model = stub_model()
+        model.pretrained = options.pop("pretrained", None)
+        fit(Sequential, model=model, steps=2, plugins=[plugin(**options), note])
+        return ["reference_image" in row for row in note.terms]
+
+    lwf = {"teacher": "previous", "teach_first_experience": None}
+    assert terms(**lwf) == [False] * 5 + [True] * 5
+    assert terms(**lwf, pretrained="weights") == [True] * 10
+    assert terms(teach_first_experience=None, pretrained="weights") == [True] * 10
+    assert terms(teach_first_experience=False) == [False] * 5 + [True] * 5
+
+
+def test_initial_teacher__with_random_weights_raises():
+    with pytest.raises(ValueError, match="pretrained is None"):
+        build(Sequential, plugins=[plugin(teach_first_experience=None)])
+    neutral = {"image_weight": 0.0, "text_weight": 0.0}
+    build(Sequential, plugins=[plugin(teach_first_experience=None, **neutral)])
+
+
+@pytest.mark.parametrize("kind", ["initial", "previous"])
+def test_cache__gives_the_same_losses_as_recomputation(kind):
+    found = []
+    for size in (2**20, 5 * 8 * 4, 0):
+        images = ReferenceImages(reference_images(), cache_bytes=size)
+        note = Note()
+        method = plugin(images, teacher=kind)
+        strategy = fit(Sequential, steps=2, plugins=[method, note], optimizer=sgd)
+        accounts = strategy.compute.experiences
+        spent = [e.get("teacher", {"images": 0})["images"] for e in accounts]
+        found.append(([r["reference_image"] for r in note.terms], spent))
+    torch.testing.assert_close(found[0][0], found[2][0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[1][0], found[2][0], rtol=1e-6, atol=1e-6)
+    assert found[0][1] == ([10, 0] if kind == "initial" else [10, 10])
+    assert found[2][1] == [20, 20]
+    assert found[0][1] < found[1][1] < found[2][1]
+
+
+def test_cache__random_transforms_are_not_kept():
+    images = ReferenceImages(reference_images(), transform=Noise())
+    strategy = fit(Sequential, steps=2, plugins=[plugin(images)])
+    assert strategy.compute.experiences[1]["teacher"]["images"] == 20
+
+
+def test_cost__sentences_are_encoded_once():
+    strategy = fit(Sequential, steps=2, plugins=[plugin()])
+    first, second = strategy.compute.experiences
+    assert first["teacher"] == {"images": 10, "texts": 7, "steps": 0}
+    assert "teacher" not in second
+    assert first["reference"] == {"images": 20, "texts": 0, "steps": 0}
+    macs = strategy.compute.report({"image": 10.0, "text": 1.0})
+    train = 2 * 20 * 11.0
+    assert macs["total_macs"] == train + 107 + 400
+    assert macs["full_macs"] == 3 * train + 107 + 3 * 400
+
+
+RESUMED = {
+    "zscl": {},
+    "student": {"text_side": "student", "sentence_batch": 3},
+    "small cache": {"cache_bytes": 5 * 8 * 4},
+    "previous": {"teacher": "previous"},
+    "current": {"images": "current", "texts": "current", "teacher": "previous"},
+    "workers": {"num_workers": 1},
+}
+
+
+def resumable(case, extra=(), texts=None, size=11):
+    options = dict(RESUMED[case])
+    reading = {
+        k: options.pop(k) for k in ("cache_bytes", "num_workers") if k in options
+    }
+    images = options.pop("images", None)
+    images = images or ReferenceImages(reference_images(size), **reading)
+    texts = texts or options.pop("texts", TEXTS)
+    return runs.build(extra=[plugin(images, texts, **options), *extra])
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_resume__inside_an_experience_ends_the_same(case, tmp_path):
+    every = CheckpointPlugin(tmp_path, every_iterations=3, keep=9)
+    full, benchmark = resumable(case, [every])
+    train_stream(full, benchmark, 2)
+    for name, index in (("003", 0), ("005_end", 1), ("008", 1)):
+        later, benchmark = resumable(case)
+        path = tmp_path / f"state_000000{name}.pt"
+        assert load_state(later, path, benchmark) == index
+        for experience in list(benchmark.train_stream)[index:2]:
+            later.train(experience, eval_streams=[])
+        assert_same_weights(full.model, later.model)
+        assert later.compute.experiences == full.compute.experiences
+
+
+def test_resume__with_other_reference_data_raises(tmp_path):
+    every = CheckpointPlugin(tmp_path, every_iterations=3, keep=9)
+    full, benchmark = resumable("zscl", [every])
+    train_stream(full, benchmark, 1)
+    path = tmp_path / "state_000000005_end.pt"
+    later, benchmark = resumable("zscl", size=12)
+    with pytest.raises(CheckpointError, match="11 reference images"):
+        load_state(later, path, benchmark)
+    later, benchmark = resumable("zscl", texts=["ab", "cd"])
+    load_state(later, path, benchmark)
+    with pytest.raises(ValueError, match="other reference texts"):
+        later.train(benchmark.train_stream[1], eval_streams=[])
