@@ -48,6 +48,8 @@ class ComputeBudget:
         self.samples = samples
         self.macs = macs
         self.experiences: list[dict[str, dict[str, float]]] = []
+        self.parameters: list[dict[str, int]] = []
+        """Numbers of parameters of the model in each experience."""
 
     @property
     def limited(self) -> bool:
@@ -84,6 +86,18 @@ class ComputeBudget:
     def start_experience(self) -> None:
         """Open the account of another experience."""
         self.experiences.append({})
+
+    def count_parameters(self, model: Any) -> None:
+        """Note how many parameters the running experience has and trains.
+
+        :param model: a module; shared parameters count once.
+        """
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        count = {
+            "all": sum(size for size, _ in sizes),
+            "trainable": sum(size for size, trained in sizes if trained),
+        }
+        self.parameters = [*self.parameters[: len(self.experiences) - 1], count]
 
     def spend(self, kind: str, *, images: int, texts: int, steps: int = 0) -> None:
         """Book forward passes on the running experience.
@@ -141,7 +155,8 @@ class ComputeBudget:
         return {
             "experiences": [
                 {k: dict(v) for k, v in e.items()} for e in self.experiences
-            ]
+            ],
+            "parameters": [dict(count) for count in self.parameters],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,6 +164,7 @@ class ComputeBudget:
         self.experiences = [
             {k: dict(v) for k, v in e.items()} for e in state["experiences"]
         ]
+        self.parameters = [dict(count) for count in state.get("parameters", ())]
 
 
 __all__ = ["KINDS", "ComputeBudget"]

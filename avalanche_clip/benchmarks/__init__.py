@@ -10,6 +10,22 @@ from avalanche_clip._lazy import lazy_names
 
 if TYPE_CHECKING:
     from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+    from avalanche_clip.benchmarks.class_prompts import ClassPrompts
+    from avalanche_clip.benchmarks.class_streams import (
+        Domain,
+        class_incremental_benchmark,
+        class_targets,
+        few_shot_indices,
+        multi_domain_benchmark,
+    )
+    from avalanche_clip.benchmarks.classic.cil import (
+        cil_cifar100,
+        cil_imagenet1k,
+        cil_imagenet100,
+        cil_tiny_imagenet,
+    )
+    from avalanche_clip.benchmarks.classic.mtil import mtil, x_tail
+    from avalanche_clip.benchmarks.classic.multi_domain_emoji import multi_domain_emoji
     from avalanche_clip.benchmarks.classic.tic_emoji import (
         emoji_dataset,
         tic_emoji,
@@ -27,14 +43,26 @@ if TYPE_CHECKING:
     from avalanche_clip.benchmarks.splits import split_online, split_validation
 
 _MODULES = {
+    "ClassPrompts": "avalanche_clip.benchmarks.class_prompts",
     "CorruptSampleError": "avalanche_clip.benchmarks.data",
+    "Domain": "avalanche_clip.benchmarks.class_streams",
     "FieldCollate": "avalanche_clip.benchmarks.batch",
     "ImageTextBatch": "avalanche_clip.benchmarks.batch",
     "RandomCaption": "avalanche_clip.benchmarks.prepare",
     "attribute_array": "avalanche_clip.benchmarks.data",
+    "cil_cifar100": "avalanche_clip.benchmarks.classic.cil",
+    "cil_imagenet100": "avalanche_clip.benchmarks.classic.cil",
+    "cil_imagenet1k": "avalanche_clip.benchmarks.classic.cil",
+    "cil_tiny_imagenet": "avalanche_clip.benchmarks.classic.cil",
+    "class_incremental_benchmark": "avalanche_clip.benchmarks.class_streams",
+    "class_targets": "avalanche_clip.benchmarks.class_streams",
     "emoji_dataset": "avalanche_clip.benchmarks.classic.tic_emoji",
+    "few_shot_indices": "avalanche_clip.benchmarks.class_streams",
     "find_corrupt_samples": "avalanche_clip.benchmarks.data",
     "make_image_text_dataset": "avalanche_clip.benchmarks.data",
+    "mtil": "avalanche_clip.benchmarks.classic.mtil",
+    "multi_domain_benchmark": "avalanche_clip.benchmarks.class_streams",
+    "multi_domain_emoji": "avalanche_clip.benchmarks.classic.multi_domain_emoji",
     "prepare_benchmark": "avalanche_clip.benchmarks.prepare",
     "replay_quotas": "avalanche_clip.benchmarks.quotas",
     "split_online": "avalanche_clip.benchmarks.splits",
@@ -42,19 +70,32 @@ _MODULES = {
     "tic_emoji": "avalanche_clip.benchmarks.classic.tic_emoji",
     "tic_emoji_joint": "avalanche_clip.benchmarks.classic.tic_emoji",
     "time_stamped_benchmark": "avalanche_clip.benchmarks.generators",
+    "x_tail": "avalanche_clip.benchmarks.classic.mtil",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "ClassPrompts",
     "CorruptSampleError",
+    "Domain",
     "FieldCollate",
     "ImageTextBatch",
     "RandomCaption",
     "attribute_array",
+    "cil_cifar100",
+    "cil_imagenet100",
+    "cil_imagenet1k",
+    "cil_tiny_imagenet",
+    "class_incremental_benchmark",
+    "class_targets",
     "emoji_dataset",
+    "few_shot_indices",
     "find_corrupt_samples",
     "make_image_text_dataset",
+    "mtil",
+    "multi_domain_benchmark",
+    "multi_domain_emoji",
     "prepare_benchmark",
     "replay_quotas",
     "split_online",
@@ -62,4 +103,5 @@ __all__ = [
     "tic_emoji",
     "tic_emoji_joint",
     "time_stamped_benchmark",
+    "x_tail",
 ]

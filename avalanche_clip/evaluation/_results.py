@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip.evaluation._summaries import is_result, protocol_summary
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 
 MAIN_METRIC = "mean_R@1"
@@ -25,6 +26,9 @@ class Matrix:
     before: np.ndarray | None
     labels: list[str]
     steps: list[str] = field(default_factory=list)
+    protocol: str | None = None
+    counts: list[int] | None = None
+    space: str | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -42,7 +46,11 @@ class Matrix:
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
-        return values
+        return values | self.protocol_values()
+
+    def protocol_values(self) -> dict[str, float]:
+        """Summaries that belong to the protocol of the benchmark."""
+        return protocol_summary(self.E, self.protocol, self.counts, self.space)
 
 
 def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -78,7 +86,9 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
     :return: float64 matrices; null becomes NaN.
     """
     found: dict[str, dict[str, Matrix]] = {}
-    all_labels = results.get("data", {}).get("labels", {})
+    data = results.get("data", {})
+    all_labels, counts = data.get("labels", {}), data.get("counts", {})
+    space = results.get("config", {}).get("eval_label_space")
     steps = [str(label) for label in all_labels.get("train", [])]
     for stream, metrics in results["matrices"].items():
         for metric, parts in metrics.items():
@@ -90,17 +100,21 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             if len(labels) != E.shape[1]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
             row = None if before is None else np.array(before, dtype=np.float64)
-            found.setdefault(stream, {})[metric] = Matrix(E, row, labels, steps)
+            # Losses have no transfer or accuracy over classes.
+            protocol = data.get("protocol") if is_result(metric) else None
+            found.setdefault(stream, {})[metric] = Matrix(
+                E, row, labels, steps, protocol, counts.get(stream), space
+            )
     return found
 
 
 def main_metric(metrics: Mapping[str, Any]) -> str:
-    """Return the metric that plots show: mean R@1, else the first recall.
+    """Return the metric that plots show: mean R@1, else a recall or accuracy.
 
     :param metrics: names of the metrics of a stream.
     :return: one of them.
     """
-    recalls = [name for name in metrics if "R@" in name or name.startswith("acc")]
+    recalls = [name for name in metrics if is_result(name)]
     return next(
         (n for n in (MAIN_METRIC, *recalls) if n in metrics), next(iter(metrics))
     )

@@ -17,10 +17,23 @@ from avalanche_clip.evaluation._results import (
     matrices,
     total_budget,
 )
+from avalanche_clip.evaluation._summaries import CLASS_INCREMENTAL, MULTI_DOMAIN
 from avalanche_clip.evaluation._tables import file_name, matrix_table
 from avalanche_clip.evaluation.comparison import write_comparison
+from avalanche_clip.evaluation.functional import (
+    transfer_average_last,
+    transfer_per_task,
+)
 
 _KEY_VALUES = (
+    "transfer",
+    "average",
+    "last",
+    "seen",
+    "unseen",
+    "harmonic",
+    "incremental_average",
+    "incremental_last",
     "average_accuracy",
     "in_domain",
     "backward",
@@ -34,6 +47,23 @@ _EXPLANATION = (
     "In-domain, backward and forward are levels: the means of the diagonal, of the "
     "part below and of the part above it. Forgetting, backward transfer, forward "
     "transfer and retention are differences in percentage points."
+)
+_PROTOCOLS = {
+    MULTI_DOMAIN: (
+        "Transfer, average and last are means over data sets: before a data set was "
+        "learned (without the first), after every step, and after the last one. Seen "
+        "and unseen are means over learned and future data sets, harmonic is their "
+        "harmonic mean, each averaged over the steps."
+    ),
+    CLASS_INCREMENTAL: (
+        "Incremental average and last count all test samples of the classes met so "
+        "far as one test set, after every step and after the last one."
+    ),
+}
+_HEADLINES = (
+    ("transfer", "average", "last", "forgetting"),
+    ("incremental_average", "incremental_last", "forgetting"),
+    ("in_domain", "backward", "forward", "forgetting"),
 )
 
 
@@ -81,8 +111,8 @@ def _shape_of(streams: Mapping[str, Mapping[str, Matrix]]) -> str:
 def _headline(results: Mapping[str, Any], name: str, matrix: Matrix) -> str:
     percent = _html.is_fraction(name)
     summary = matrix.summary()
-    keys = ("in_domain", "backward", "forward", "forgetting")
-    shown = [key for key in keys if key in summary]
+    fitting = [keys for keys in _HEADLINES if keys[0] in summary]
+    shown = [key for keys in fitting[:1] for key in keys if key in summary]
     end = " %" if percent else ""
     values = {
         f"{name}, {key.replace('_', '-')}": _html.number(summary[key], percent=percent)
@@ -146,12 +176,39 @@ def _stream_section(
     return _html.section(
         f"Results on stream “{stream}”",
         _summary_table(metrics),
-        f'<p class="note">{_EXPLANATION}</p>',
+        f'<p class="note">{_explanation(metrics)}</p>',
+        *_per_task(metrics),
         "<h3>Main metric</h3>",
         *(_html.image(path, path.stem.replace("_", " ")) for path in images),
         "<h3>Matrices</h3>",
         *tables,
     )
+
+
+def _explanation(metrics: Mapping[str, Matrix]) -> str:
+    used = {m.protocol for m in metrics.values() if m.protocol_values()}
+    return " ".join([*(_PROTOCOLS[p] for p in _PROTOCOLS if p in used), _EXPLANATION])
+
+
+def _per_task(metrics: Mapping[str, Matrix]) -> list[str]:
+    """Transfer, average and last of each data set, for the main metric."""
+    name = main_metric(metrics)
+    matrix = metrics[name]
+    if matrix.protocol != MULTI_DOMAIN or not matrix.protocol_values():
+        return []
+    percent = _html.is_fraction(name)
+    values = transfer_per_task(matrix.E)
+    means = transfer_average_last(matrix.E)
+    rows = []
+    if matrix.before is not None:
+        cells = [_html.number(v, percent=percent) for v in matrix.before]
+        mean = _html.number(float(matrix.before.mean()), percent=percent)
+        rows.append(["before the stream", *cells, mean])
+    for key, row in values.items():
+        cells = [_html.number(float(v), percent=percent) for v in row]
+        rows.append([key, *cells, _html.number(means[key], percent=percent)])
+    table = _html.table([name, *matrix.labels, "mean"], rows)
+    return ["<h3>Per data set</h3>", table]
 
 
 def _summary_table(metrics: Mapping[str, Matrix]) -> str:

@@ -1,10 +1,21 @@
 """CLIP-like models behind one interface."""
 
+from avalanche_clip.models.auto_selector import AutoSelector
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.factory import create_dual_encoder
+from avalanche_clip.models.gating import noisy_top_k_gates
+from avalanche_clip.models.moe_adapter import MoEAdapter
+from avalanche_clip.models.moe_attachment import (
+    MoEAdapterSet,
+    attach_moe_adapters,
+    load_moe_adapters,
+)
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.models.presets import PRESETS
+from avalanche_clip.models.selector_alexnet import AlexNetFeatures
+from avalanche_clip.models.selector_features import ModelFeatures, SelectorFeatures
+from avalanche_clip.models.selector_training import SelectorTraining
 from avalanche_clip.models.tokenizers import (
     CaptionTokenizer,
     HFCaptionTokenizer,
@@ -21,6 +32,8 @@ from avalanche_clip.models.weights import save_weights
 
 __all__ = [
     "PRESETS",
+    "AlexNetFeatures",
+    "AutoSelector",
     "BlockView",
     "CLIPOutput",
     "CaptionTokenizer",
@@ -28,10 +41,18 @@ __all__ = [
     "HFCaptionTokenizer",
     "ImageTransform",
     "JSONTokenizer",
+    "ModelFeatures",
+    "MoEAdapter",
+    "MoEAdapterSet",
     "OpenCLIPTokenizer",
     "Preprocessing",
+    "SelectorFeatures",
+    "SelectorTraining",
     "TinyAugmentation",
     "TinyTransform",
+    "attach_moe_adapters",
     "create_dual_encoder",
+    "load_moe_adapters",
+    "noisy_top_k_gates",
     "save_weights",
 ]

@@ -326,6 +326,8 @@ class DualEncoder(nn.Module):
             if tower is None or self.tower_of(name) == tower:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
+        if hasattr(self, "moe_adapters"):
+            self.moe_adapters.restore_trainable()
         self.train(self.training)
 
     def check_trainable(self) -> None:
@@ -364,6 +366,7 @@ class DualEncoder(nn.Module):
         """Store frozen matrices in 16 bits; vectors and norms stay float32."""
         for name, parameter in self.named_parameters():
             is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
+            is_matrix = is_matrix and ".moe." not in name  # adapters stay float32
             if is_matrix and not parameter.requires_grad and self.tower_of(name):
                 parameter.data = parameter.data.to(PRECISIONS[self.precision])
 
@@ -427,7 +430,7 @@ class DualEncoder(nn.Module):
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor):
+            if not isinstance(tensor, Tensor) or name == "moe_adapters.progress":
                 continue
             is_scale = name in ("clip.logit_scale", "clip.logit_bias")
             # modules outside the wrapped model may act on either tower

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.uint8, 2: torch.int16}
+_CHUNK = 1 << 17
+_PRIME = 2**31 - 1
+
+
+@lru_cache(maxsize=16)
+def _position_weights(device: torch.device) -> Tensor:
+    """One number in ``1 .. 2^31 - 1`` per position of a chunk, int64."""
+    position = torch.arange(_CHUNK, dtype=torch.int64, device=device)
+    return (position * position + 1_103_515_245 * position) % _PRIME + 1
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor's bit patterns as integers, 0-d int64 on its device."""
+    """Sum a tensor's bit patterns, weighted by position, 0-d int64 on its device.
+
+    Integers wrap around, so all devices find the same. One chunk is held in 64
+    bits at a time.
+    """
     flat = tensor.detach().contiguous().view(-1)
     if flat.numel() == 0:
         return torch.zeros((), dtype=torch.int64, device=flat.device)
-    if flat.dtype is torch.bool:
-        return flat.sum()
-    return flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
+    bits = flat.view(_INTEGERS.get(flat.element_size(), torch.int32))
+    weights = _position_weights(bits.device)
+    sums = torch.stack(
+        [(part * weights[: part.numel()]).sum() for part in bits.split(_CHUNK)]
+    )
+    if len(sums) == 1:
+        return sums[0]
+    places = torch.arange(len(sums), dtype=torch.int64, device=sums.device)
+    return (sums * (places * places + 7 * places + 1)).sum()
 
 
 def _digest(name: str, tensor: Tensor) -> bytes:
@@ -32,8 +52,8 @@ class FingerprintCache:
     """Hash named tensors, reusing the hashes of tensors that did not change.
 
     A tensor counts as unchanged when its address, version counter, shape,
-    type and the sum of its bit patterns are the same. The sum is there
-    because writes through ``.data`` leave the version counter alone.
+    type and a sum of its bit patterns, weighted by position, are the same. The
+    sum is there because writes through ``.data`` leave the version counter alone.
     """
 
     def __init__(self) -> None:

@@ -72,8 +72,14 @@ def check_plugins(strategy: Any) -> None:
     repair_plugins(strategy.plugins)
     # Who replaces the weights after a step comes before those who copy them.
     strategy.plugins.sort(key=lambda p: not getattr(p, "replaces_deployed", False))
+    own = getattr(strategy, "refused_plugins", {})
     for plugin in strategy.plugins:
         for cls in type(plugin).__mro__:
+            if cls.__name__ in own:
+                raise ValueError(
+                    f"{type(plugin).__name__} cannot be used with "
+                    f"{type(strategy).__name__}: {own[cls.__name__]}."
+                )
             if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):
                 raise ValueError(
                     f"{type(plugin).__name__} cannot be used with "

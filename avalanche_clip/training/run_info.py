@@ -43,6 +43,9 @@ _FIELDS = (
     "clip_grad_norm",
     "reset_optimizer_state",
     "positives",
+    "label_space",
+    "eval_label_space",
+    "label_smoothing",
 )
 
 
@@ -150,11 +153,15 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     """Hash, counts, labels and transforms of the data of a benchmark.
 
     The hash covers sample ids, targets, languages and timestamps of every
-    experience of every stream, not the pixels and captions.
+    experience of every stream, and class names and templates where there are
+    any, not the pixels and captions.
     """
     digest = hashlib.sha256()
     counts: dict[str, list[int]] = {}
     labels: dict[str, list[str]] = {}
+    prompts = getattr(benchmark, "class_prompts", None)
+    if prompts is not None and hasattr(prompts, "fingerprint"):
+        digest.update(f"prompts|{prompts.fingerprint()}|".encode())
     for name, stream in benchmark.streams.items():
         digest.update(name.encode())
         for index, experience in enumerate(stream):
@@ -166,12 +173,14 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
                     digest.update(f"|{fact}|".encode())
                     digest.update(column.tobytes())
             counts.setdefault(name, []).append(len(dataset))
-            label = getattr(experience, "time_label", str(index))
+            label = getattr(experience, "label", str(index))
+            label = getattr(experience, "time_label", label)
             labels.setdefault(name, []).append(str(label))
     return {
         "hash": digest.hexdigest(),
         "counts": counts,
         "labels": labels,
+        "protocol": getattr(benchmark, "protocol", None),
         "transforms": getattr(benchmark, "transforms", None),
     }
 

@@ -17,7 +17,8 @@ from avalanche.logging import TensorboardLogger
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import read_state
-from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
+from avalanche_clip.evaluation._summaries import is_result, stream_summary
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
 from avalanche_clip.training.plugins.checkpoint import (
@@ -41,7 +42,6 @@ from avalanche_clip.training.run_info import (
 
 logger = logging.getLogger(__name__)
 
-MAIN_METRIC = "mean_R@1"
 _NAME = re.compile(
     r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
 )
@@ -68,17 +68,20 @@ class RunResult:
 
     @property
     def E(self) -> np.ndarray:
-        """Mean R@1 after each experience on each experience of stream 1."""
+        """Main metric after each experience on each experience of stream 1.
+
+        Mean R@1, or the accuracy of strategies on class names.
+        """
         return self._main()["E"]
 
     @property
     def before(self) -> np.ndarray:
-        """Mean R@1 of the model before the stream."""
+        """Main metric of the model before the stream."""
         return self._main()["before"]
 
     def _main(self) -> dict[str, np.ndarray]:
         metrics = next(iter(self.matrices.values()))
-        return metrics.get(MAIN_METRIC) or next(iter(metrics.values()))
+        return metrics[main_metric(metrics)]
 
     def matrix(self, metric: str, stream: str | None = None) -> np.ndarray:
         """Matrix ``E`` of any metric.
@@ -111,8 +114,9 @@ def run_stream(
     ``eval_every`` is evaluated in training on its step of stream ``valid``.
 
     :param strategy: a strategy of this package whose evaluator holds
-        :func:`retrieval_plugin_metrics` (as by default). Its own
-        :class:`CheckpointPlugin`, if it has one, is used.
+        :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
+        on class names (as by default). Its own :class:`CheckpointPlugin`, if it
+        has one, is used.
     :param benchmark: prepared with the strategy's model.
     :param out_dir: folder of the run.
     :param streams: names of the streams to evaluate.
@@ -358,7 +362,8 @@ class _Run:
             if not table:
                 raise ValueError(
                     f"Evaluating stream {name!r} gave no per-experience metric; put "
-                    "retrieval_plugin_metrics() into the strategy's EvaluationPlugin."
+                    "retrieval_plugin_metrics(), or accuracy_metrics(experience=True) "
+                    "on class names, into the strategy's EvaluationPlugin."
                 )
             for metric, numbers in table.items():
                 rows = self.rows.setdefault(name, {}).setdefault(metric, [])
@@ -382,7 +387,11 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
-        summary = {s: _summaries(m) for s, m in matrices.items()}
+        space = self.config.get("eval_label_space")
+        summary = {
+            s: _summaries(m, self.data, self.data["counts"][s], space)
+            for s, m in matrices.items()
+        }
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
@@ -392,6 +401,7 @@ class _Run:
             "data": self.data,
             "samples": compute["samples"],
             "compute": compute,
+            "parameters": self.strategy.compute.parameters,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
             "matrices": _plain(matrices),
@@ -451,22 +461,20 @@ def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[
     return table
 
 
-def _summaries(metrics: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Transfer levels and differences of the recall matrices of a stream.
-
-    A stream whose experiences are not the time steps (a gallery) has no
-    transfer between steps: there ``final`` is the mean of the last row and
-    ``average`` that of all rows.
-    """
-    found: dict[str, Any] = {}
-    for metric, parts in metrics.items():
-        E, before = parts["E"], parts["before"]
-        if "R@" not in metric or E.ndim != 2 or not E.size:
-            continue
-        found[metric] = {"final": float(E[-1].mean()), "average": float(E.mean())}
-        if E.shape[0] == E.shape[1]:
-            found[metric] |= {**time_transfer(E), **continual_summary(E, before)}
-    return found
+def _summaries(
+    metrics: dict[str, dict[str, np.ndarray]],
+    data: dict[str, Any],
+    counts: Sequence[int],
+    space: str | None,
+) -> dict[str, Any]:
+    """Summaries of the recalls and accuracies of a stream."""
+    return {
+        metric: stream_summary(
+            parts["E"], parts["before"], data["protocol"], counts, space
+        )
+        for metric, parts in metrics.items()
+        if is_result(metric) and parts["E"].ndim == 2 and parts["E"].size
+    }
 
 
 def _plain(matrices: dict[str, Any]) -> dict[str, Any]:

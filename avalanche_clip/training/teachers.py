@@ -110,7 +110,13 @@ class Teacher:
         :return: output without gradients, features float32 and normalised.
         """
         if self._key is not batch:
-            self._output = distributed.gather_output(self._encode(batch))
+            service = self._service
+            gather = (
+                distributed.gather_output
+                if service is None
+                else service.strategy.gather_output
+            )
+            self._output = gather(self._encode(batch))
             # The batch itself is the key: an id may be used again.
             self._key = batch
         assert self._output is not None

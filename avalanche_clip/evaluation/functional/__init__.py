@@ -24,7 +24,12 @@ from avalanche_clip.evaluation.functional.texts import merge_equal_texts
 from avalanche_clip.evaluation.functional.transfer import (
     continual_summary,
     fold_columns,
+    incremental_accuracy,
+    seen_unseen_harmonic,
+    seen_unseen_per_step,
     time_transfer,
+    transfer_average_last,
+    transfer_per_task,
 )
 
 __all__ = [
@@ -36,14 +41,19 @@ __all__ = [
     "classification_metrics",
     "continual_summary",
     "fold_columns",
+    "incremental_accuracy",
     "merge_equal_texts",
     "owner_pairs",
     "pair_metrics",
     "retrieval_metrics",
     "retrieval_ranks",
     "rotation_angles",
+    "seen_unseen_harmonic",
+    "seen_unseen_per_step",
     "self_angles",
     "spatial_disorder",
     "time_transfer",
     "topology_change",
+    "transfer_average_last",
+    "transfer_per_task",
 ]

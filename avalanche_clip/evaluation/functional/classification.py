@@ -15,24 +15,31 @@ from avalanche_clip.evaluation.functional._inputs import (
 )
 
 _ROWS_PER_BLOCK = 4096
+_TIES = ("pessimistic", "lowest")
 
 
-def classification_metrics(scores: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+def classification_metrics(
+    scores: ArrayLike, targets: ArrayLike, *, ties: str = "pessimistic"
+) -> dict[str, float]:
     """Compute accuracies, or mean average precision for multi-label data.
 
-    A class with the same score as the right one counts as ranked before it,
-    so that a model with equal scores for all classes gets 0.
+    By default a class with the same score as the right one counts as ranked
+    before it, so that a model with equal scores for all classes gets 0.
 
     :param scores: one column per class, ``(N, C)``, float32 or float64.
     :param targets: class indices ``(N,)`` in 0..C-1; or, for multi-label data,
         zeros and ones ``(N, C)``, bool, integer or float.
+    :param ties: ``"pessimistic"``, or ``"lowest"``: among equal scores the lowest
+        column comes first, as ``argmax`` has it. That is the rule for equal class
+        names in several domains: only the right column counts. Multi-label data
+        know the first only.
     :return: Python floats in [0, 1]. For indices ``acc1``, ``acc5`` (NaN with
         fewer than 5 classes) and ``mean_per_class_recall``, the mean over the
         classes that occur among the targets. For multi-label data
         ``mean_average_precision``, the mean over all classes, where one
         without positives counts as 0.
     :raises ValueError: if shapes, types or the range of the targets do not fit,
-        or a score is not finite.
+        a score is not finite, or ``ties`` is unknown.
 
     Source: the definitions of LAION's CLIP_benchmark; the treatment of ties is
     our choice.
@@ -43,12 +50,14 @@ def classification_metrics(scores: ArrayLike, targets: ArrayLike) -> dict[str, f
     """
     scores = as_float_matrix("scores", scores)
     targets = as_tensor("targets", targets).to(scores.device)
+    if ties not in _TIES:
+        raise ValueError(f"ties={ties!r} is unknown; use one of {_TIES}.")
     if targets.shape == scores.shape:
         return {"mean_average_precision": _mean_average_precision(scores, targets)}
     _check_class_indices(scores, targets)
     targets = targets.long()
     num_classes = scores.shape[1]
-    ranks = _class_ranks(scores, targets)
+    ranks = _class_ranks(scores, targets, ties)
     correct = torch.bincount(targets[ranks < 1], minlength=num_classes).double()
     present = torch.bincount(targets, minlength=num_classes).double()
     recall = (correct / present)[present > 0]
@@ -115,15 +124,20 @@ def _check_class_indices(scores: Tensor, targets: Tensor) -> None:
         )
 
 
-def _class_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return how many other classes score at least as high as the right one."""
+def _class_ranks(scores: Tensor, targets: Tensor, ties: str) -> Tensor:
+    """Return how many other classes come before the right one."""
     ranks = []
     for block, target in zip(
         scores.split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK), strict=True
     ):
         own = block.gather(1, target[:, None])
-        # the right class itself is always counted once
-        ranks.append((block >= own).sum(dim=1) - 1)
+        if ties == "lowest":
+            earlier = (
+                torch.arange(block.shape[1], device=block.device) < target[:, None]
+            )
+            ranks.append(((block > own) | ((block == own) & earlier)).sum(dim=1))
+        else:  # the right class itself is always counted once
+            ranks.append((block >= own).sum(dim=1) - 1)
     return torch.cat(ranks)
 
 

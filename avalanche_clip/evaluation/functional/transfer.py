@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +132,169 @@ def continual_summary(
     }
 
 
+def transfer_per_task(A: ArrayLike) -> dict[str, np.ndarray]:
+    """Compute Transfer, Average and Last of each data set of a sequence.
+
+    * ``transfer[j]``: mean of ``A[i, j]`` over the rows i < j, that is before
+      data set j was learned; NaN for j = 0;
+    * ``average[j]``: mean of ``A[i, j]`` over all rows;
+    * ``last[j]``: ``A[T-1, j]``.
+
+    :param A: results, ``(T, T)``; row i belongs to the model after data set i,
+        there is no row for the model before the sequence.
+    :return: float64 arrays ``(T,)`` in the unit of ``A``.
+    :raises ValueError: if ``A`` is not square, is empty, or an entry is missing
+        (NaN) or infinite: nothing is filled in.
+
+    Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628), their MTIL
+    benchmark.
+
+    >>> transfer_per_task([[50.0, 30.0], [40.0, 60.0]])["transfer"]
+    array([nan, 30.])
+    """
+    matrix = as_float64_array("A", A)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+        raise ValueError(
+            f"A of shape {matrix.shape} given; pass a square matrix (T, T), one row "
+            "per learned data set."
+        )
+    if not np.isfinite(matrix).all():
+        row, column = np.argwhere(~np.isfinite(matrix))[0]
+        raise ValueError(
+            f"A of shape {matrix.shape} is incomplete: A[{row}, {column}] is "
+            f"{matrix[row, column]}. Evaluate every data set after each step."
+        )
+    columns = range(len(matrix))
+    return {
+        "transfer": np.array([_mean(matrix[:j, j]) for j in columns]),
+        "average": matrix.mean(axis=0),
+        "last": matrix[-1].copy(),
+    }
+
+
+def transfer_average_last(A: ArrayLike) -> dict[str, float]:
+    """Compute the three numbers of a sequence of data sets (MTIL).
+
+    Each is the mean over data sets of the values of :func:`transfer_per_task`;
+    data sets count equally, whatever their size. Transfer leaves out the first
+    data set and is a mean of column means.
+
+    :param A: results, ``(T, T)``; row i belongs to the model after data set i.
+    :return: Python floats ``transfer`` (NaN for T = 1), ``average`` and
+        ``last`` in the unit of ``A``.
+    :raises ValueError: see :func:`transfer_per_task`.
+
+    Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628).
+
+    >>> transfer_average_last([[50.0, 30.0], [40.0, 60.0]])
+    {'transfer': 30.0, 'average': 45.0, 'last': 50.0}
+    """
+    columns = transfer_per_task(A)
+    return {
+        "transfer": _mean(columns["transfer"][1:]),
+        "average": _mean(columns["average"]),
+        "last": _mean(columns["last"]),
+    }
+
+
+def seen_unseen_per_step(E: ArrayLike) -> dict[str, np.ndarray]:
+    """Compute mean results on learned and on future data sets after each step.
+
+    :param E: results, ``(K, J)`` with J >= K: row i belongs to the model after
+        data set i, columns j <= i are learned.
+    :return: float64 arrays ``(K,)``: ``seen``, ``unseen`` (NaN when all data
+        sets are learned) and their harmonic mean ``harmonic`` (0 if both are 0).
+    :raises ValueError: if ``E`` is empty, no matrix, has more rows than
+        columns, or a negative entry.
+
+    Source: our choice of the usual definitions (Xian et al., CVPR 2017, for the
+    harmonic mean).
+
+    >>> seen_unseen_per_step([[0.5, 0.25], [0.4, 0.6]])["seen"]
+    array([0.5, 0.5])
+    """
+    matrix = as_float64_array("E", E)
+    if matrix.ndim != 2 or matrix.size == 0 or matrix.shape[0] > matrix.shape[1]:
+        raise ValueError(
+            f"E of shape {matrix.shape} given; pass one row per learned data set and "
+            "at least as many columns."
+        )
+    if (matrix < 0).any():
+        raise ValueError(f"E of shape {matrix.shape} holds negative values.")
+    rows = range(len(matrix))
+    seen = np.array([_mean(matrix[i, : i + 1]) for i in rows])
+    unseen = np.array([_mean(matrix[i, i + 1 :]) for i in rows])
+    total = seen + unseen
+    product = 2 * seen * unseen
+    harmonic = np.divide(product, total, out=np.zeros_like(total), where=total != 0)
+    return {"seen": seen, "unseen": unseen, "harmonic": harmonic}
+
+
+def seen_unseen_harmonic(E: ArrayLike) -> dict[str, float]:
+    """Average the results on learned and on future data sets over a sequence.
+
+    :param E: see :func:`seen_unseen_per_step`.
+    :return: Python floats: ``seen``, the mean over all steps, ``unseen`` and
+        ``harmonic``, the means over the steps that have future data sets (NaN if
+        there are none).
+    :raises ValueError: see :func:`seen_unseen_per_step`.
+
+    Source: our choice, see :func:`seen_unseen_per_step`.
+
+    >>> seen_unseen_harmonic([[0.5, 0.25], [0.4, 0.6]])["unseen"]
+    0.25
+    """
+    steps = seen_unseen_per_step(E)
+    rows, columns = as_float64_array("E", E).shape
+    open_steps = rows if columns > rows else rows - 1
+    return {
+        "seen": _mean(steps["seen"]),
+        "unseen": _mean(steps["unseen"][:open_steps]),
+        "harmonic": _mean(steps["harmonic"][:open_steps]),
+    }
+
+
+def incremental_accuracy(E: ArrayLike, counts: Sequence[int]) -> dict[str, Any]:
+    """Compute the accuracy over all classes met so far, after each step.
+
+    ``per_step[t]`` is the share of right answers among the test samples of
+    steps 0..t, as if their test sets were one: ``sum_j n_j E[t, j] / sum_j n_j``
+    over j <= t.
+
+    :param E: accuracies, ``(K, J)`` with J >= K: ``E[t, j]`` after step t on the
+        test samples of step j, with all classes met so far as candidates.
+    :param counts: test samples of each step, ``(J,)``, integers >= 1.
+    :return: ``per_step`` (list of K floats), their mean ``average`` (the average
+        incremental accuracy) and the final one, ``last``, in the unit of ``E``.
+    :raises ValueError: if shapes do not fit or a count is not positive.
+
+    Source: the class-incremental protocol of Continual-CLIP (arXiv 2210.03114)
+    and ZSCL (arXiv 2303.06628).
+
+    >>> incremental_accuracy([[0.5, 0.0], [0.5, 1.0]], [3, 1])["last"]
+    0.625
+    """
+    matrix = as_float64_array("E", E)
+    sizes = np.asarray(counts)
+    if matrix.ndim != 2 or matrix.size == 0 or matrix.shape[0] > matrix.shape[1]:
+        raise ValueError(
+            f"E of shape {matrix.shape} given; pass one row per step and at least as "
+            "many columns (test sets)."
+        )
+    if sizes.shape != matrix.shape[1:] or sizes.dtype.kind not in "iu":
+        raise ValueError(
+            f"counts of shape {sizes.shape} and type {sizes.dtype} given for E of "
+            f"shape {matrix.shape}; pass one integer per column."
+        )
+    if (sizes < 1).any():
+        raise ValueError(f"counts={sizes.tolist()} must all be at least 1.")
+    steps = [
+        float(np.average(row[: t + 1], weights=sizes[: t + 1]))
+        for t, row in enumerate(matrix)
+    ]
+    return {"per_step": steps, "average": float(np.mean(steps)), "last": steps[-1]}
+
+
 def _row(before: ArrayLike, columns: int) -> np.ndarray:
     row = as_float64_array("before", before)
     if row.shape != (columns,):
@@ -146,4 +310,13 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-__all__ = ["continual_summary", "fold_columns", "time_transfer"]
+__all__ = [
+    "continual_summary",
+    "fold_columns",
+    "incremental_accuracy",
+    "seen_unseen_harmonic",
+    "seen_unseen_per_step",
+    "time_transfer",
+    "transfer_average_last",
+    "transfer_per_task",
+]

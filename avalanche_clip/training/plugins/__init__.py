@@ -7,6 +7,7 @@ from avalanche_clip.training.plugins.checkpoint import (
 from avalanche_clip.training.plugins.constant_cosine import ConstantCosinePlugin
 from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
 from avalanche_clip.training.plugins.contrastive_lwf import ContrastiveLwFPlugin
+from avalanche_clip.training.plugins.moe_adapters import MoEAdaptersPlugin
 from avalanche_clip.training.plugins.off_diagonal_alignment import (
     OffDiagonalAlignmentPlugin,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ContrastiveEWCPlugin",
     "ContrastiveLwFPlugin",
     "FrozenLogitScalePlugin",
+    "MoEAdaptersPlugin",
     "OffDiagonalAlignmentPlugin",
     "PatchingPlugin",
     "ProgressPlugin",

@@ -1,6 +1,11 @@
 """Named strategies: a template plus plugins with the paper's defaults."""
 
 from avalanche_clip.training.supervised.mod_x import ModX
+from avalanche_clip.training.supervised.moe_adapters import (
+    CLASS_INCREMENTAL,
+    MTIL_RATES,
+    MoEAdapters,
+)
 from avalanche_clip.training.supervised.tic import (
     TIC_STRATEGIES,
     ContrastiveEWC,
@@ -17,13 +22,21 @@ from avalanche_clip.training.supervised.tic import (
 from avalanche_clip.training.supervised.vr_lwf import VRLwF
 from avalanche_clip.training.supervised.zscl import (
     ZSCL,
+    ZSCL_CLASS_INCREMENTAL,
+    ClassNameFineTuning,
+    ClassNameZSCL,
     FineTuning,
     zscl_variants,
 )
 
 __all__ = [
+    "CLASS_INCREMENTAL",
+    "MTIL_RATES",
     "TIC_STRATEGIES",
     "ZSCL",
+    "ZSCL_CLASS_INCREMENTAL",
+    "ClassNameFineTuning",
+    "ClassNameZSCL",
     "ContrastiveEWC",
     "ContrastiveLwF",
     "CumulativeAll",
@@ -32,6 +45,7 @@ __all__ = [
     "CumulativeExp",
     "FineTuning",
     "ModX",
+    "MoEAdapters",
     "Oracle",
     "Patching",
     "Restart",

@@ -26,12 +26,30 @@ from avalanche_clip.training.plugins.weight_consolidation import (
     WeightConsolidationPlugin,
 )
 from avalanche_clip.training.schedules import learning_rate
+from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 
 ITERATIONS = 1001
 """Updates per experience: the published 1000, and the one at learning rate 0."""
 WARMUP = 100
 LEARNING_RATE = 1e-5
+LABEL_SMOOTHING = 0.2
+"""Of the cross-entropy over class names in MTIL."""
+
+ZSCL_CLASS_INCREMENTAL: dict[str, Any] = {
+    "distillation_weight": 5.0,
+    "consolidation_weight": 0.0,
+    "averaging_interval": 10,
+    "lr": 7e-6,
+    "warmup_iterations": 30,
+    "train_epochs": 1,
+    "train_mb_size": 128,
+    "eval_label_space": "seen",
+}
+"""Arguments of the class-incremental form: ``ClassNameZSCL(model=model,
+reference_images=..., reference_texts=..., **ZSCL_CLASS_INCREMENTAL)``. One epoch per
+step, no consolidation. The rate is that of ImageNet-100; for TinyImageNet the authors
+use 7.1e-6, and batches of 64 or 128."""
 
 _LENGTHS = ("budget_iterations", "budget_samples", "budget_macs", "train_epochs")
 
@@ -114,10 +132,10 @@ class MTILTraining:
         return self.learning_rates[self.experience_index]
 
 
-class ZSCL(MTILTraining, ContrastiveTemplate):
-    """Keep the zero-shot model's answers on reference data, and its weights near.
+class ZSCLMethod:
+    """Mix into a template: the method, whatever the data.
 
-    Template plus :class:`ReferenceDistillationPlugin`,
+    Adds :class:`ReferenceDistillationPlugin`,
     :class:`WeightAveragingPlugin` and :class:`WeightConsolidationPlugin`. The
     starred variant of the paper is ``consolidation_weight=0``. The logit scale
     is not trained.
@@ -132,7 +150,7 @@ class ZSCL(MTILTraining, ContrastiveTemplate):
     :param reference_options: further arguments of
         :class:`ReferenceDistillationPlugin`.
     :param plugins: further plugins.
-    :param kwargs: see :class:`MTILTraining` and :class:`ContrastiveTemplate`.
+    :param kwargs: see the template.
     """
 
     def __init__(
@@ -165,14 +183,64 @@ class ZSCL(MTILTraining, ContrastiveTemplate):
             own.append(WeightAveragingPlugin("we", interval=averaging_interval))
         if not self.distillation.train_logit_scale:
             own.append(FrozenLogitScalePlugin())
-        super().__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
+        options: Any = {"model": model, "plugins": [*own, *(plugins or [])], **kwargs}
+        super().__init__(**options)
+
+
+class ZSCL(ZSCLMethod, MTILTraining, ContrastiveTemplate):
+    """Keep the zero-shot model's answers on reference data, and its weights near.
+
+    On streams of image-text pairs.
+
+    :param kwargs: see :class:`ZSCLMethod`, :class:`MTILTraining` and
+        :class:`ContrastiveTemplate`.
+    """
+
+
+class ClassNameZSCL(ZSCLMethod, MTILTraining, ClassNameTemplate):
+    """ZSCL as published: on images with class names (MTIL, class-incremental).
+
+    :param label_smoothing: of the cross-entropy (MTIL 0.2).
+    :param kwargs: see :class:`ZSCLMethod`, :class:`MTILTraining` and
+        :class:`ClassNameTemplate`.
+    """
+
+    def __init__(self, *, label_smoothing: float = LABEL_SMOOTHING, **kwargs: Any):
+        super().__init__(label_smoothing=label_smoothing, **kwargs)
 
 
 class FineTuning(MTILTraining, ContrastiveTemplate):
     """MTIL's optimisation without a method: give the plugins of a baseline.
 
+    On image-text pairs the logit scale is trained, unless a plugin freezes it
+    (:class:`FrozenLogitScalePlugin`; those of :func:`zscl_variants` do).
+
     :param kwargs: see :class:`MTILTraining` and :class:`ContrastiveTemplate`.
     """
+
+
+class ClassNameFineTuning(MTILTraining, ClassNameTemplate):
+    """The same on images with class names, as in MTIL: all but the scale is trained.
+
+    :param label_smoothing: of the cross-entropy (MTIL 0.2).
+    :param train_logit_scale: whether to train the logit scale too.
+    :param plugins: those of the method.
+    :param kwargs: see :class:`MTILTraining` and :class:`ClassNameTemplate`.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = LABEL_SMOOTHING,
+        train_logit_scale: bool = False,
+        plugins: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        chosen = list(plugins or [])
+        frozen = any(isinstance(p, FrozenLogitScalePlugin) for p in chosen)
+        if not (train_logit_scale or frozen):
+            chosen.append(FrozenLogitScalePlugin())
+        super().__init__(label_smoothing=label_smoothing, plugins=chosen, **kwargs)
 
 
 def zscl_variants(
@@ -186,8 +254,8 @@ def zscl_variants(
 ) -> dict[str, Callable[[], list[Any]]]:
     """Return the methods of the paper's comparison, built from the same parts.
 
-    Each value makes fresh plugins for one run of :class:`FineTuning` (or any
-    template); none of them trains the logit scale.
+    Each value makes fresh plugins for one run of :class:`FineTuning` or
+    :class:`ClassNameFineTuning` (or any template); none of them trains the logit scale.
 
     :param reference_images: of ZSCL, see :class:`ReferenceDistillationPlugin`.
     :param reference_texts: of ZSCL.
@@ -253,8 +321,13 @@ def _rates(lr: Any) -> tuple[float, ...]:
 
 __all__ = [
     "ITERATIONS",
+    "LABEL_SMOOTHING",
+    "ClassNameFineTuning",
+    "ClassNameZSCL",
     "FineTuning",
     "MTILTraining",
     "ZSCL",
+    "ZSCLMethod",
+    "ZSCL_CLASS_INCREMENTAL",
     "zscl_variants",
 ]

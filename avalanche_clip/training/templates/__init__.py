@@ -1,5 +1,9 @@
 """Training loops."""
 
+from avalanche_clip.training.templates.class_name import (
+    ClassNameTemplate,
+    default_class_evaluator,
+)
 from avalanche_clip.training.templates.clip_template import (
     CLIPTemplate,
     NonFiniteLossError,
@@ -12,8 +16,10 @@ from avalanche_clip.training.templates.contrastive import (
 
 __all__ = [
     "CLIPTemplate",
+    "ClassNameTemplate",
     "ContrastiveCriterion",
     "ContrastiveTemplate",
     "NonFiniteLossError",
+    "default_class_evaluator",
     "default_clip_evaluator",
 ]

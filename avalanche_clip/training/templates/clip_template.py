@@ -223,6 +223,7 @@ class CLIPTemplate(
         check_planned(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
+        self.compute.count_parameters(self.model)
         self.teachers.start_training()
         self.step_phase = ""
 

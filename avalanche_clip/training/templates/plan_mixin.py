@@ -57,8 +57,12 @@ class PlanMixin:
                 factor *= float(multiplier(self))
         macs = 0.0
         if self.compute.macs is not None:
-            macs = float(sum(self.model.macs().values()))  # type: ignore[operator]
+            macs = self._macs_per_sample(size)
         return self.compute.planned_iterations(size, macs, factor)
+
+    def _macs_per_sample(self, batch_size: int) -> float:
+        """Forward MACs of one training sample with its share of the texts."""
+        return float(sum(self.model.macs().values()))  # type: ignore[operator]
 
     def _warmup(self) -> int:
         fresh = any(getattr(p, "fresh_start", False) for p in self.plugins)

@@ -108,8 +108,12 @@ class StepMixin:
             output = self._encode_synced(self.mb_x)
         self.mb_features = output
         if self.is_training:
-            self.global_features = distributed.gather_output(output)
+            self.global_features = self.gather_output(output)
         return self._output(output)
+
+    def gather_output(self, output: CLIPOutput) -> CLIPOutput:
+        """Join the outputs of all processes to that of the whole batch."""
+        return distributed.gather_output(output)
 
     def _output(self, output: CLIPOutput) -> Any:
         raise NotImplementedError

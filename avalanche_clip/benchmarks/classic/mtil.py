@@ -1,0 +1,237 @@
+"""MTIL and X-TAIL: data sets of different domains, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avalanche.benchmarks import CLScenario
+
+from avalanche_clip.benchmarks.class_streams import multi_domain_benchmark
+from avalanche_clip.benchmarks.datasets.mtil.orders import (
+    MTIL_NAMES,
+    MTIL_ORDERS,
+    X_TAIL_NAMES,
+    dataset_name,
+)
+from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
+from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
+from avalanche_clip.benchmarks.integers import as_integers
+
+Root = str | Path | Mapping[str, str | Path] | Sequence[Any]
+
+
+def mtil(
+    root: Root | None,
+    order: str | Sequence[int] | Sequence[str] = "I",
+    shots: int | None = None,
+    seed: int = 42,
+    *,
+    datasets: Sequence[Any] | None = None,
+    download: bool = False,
+    check: str = "warn",
+) -> CLScenario:
+    """Build MTIL: eleven image classification data sets learned in sequence.
+
+    Aircraft, Caltech101, CIFAR100, DTD, EuroSAT, Flowers, Food, MNIST, OxfordPet,
+    StanfordCars, SUN397: 1,201 classes and 97,209 test images. Each is one
+    experience of the streams ``train`` and ``test``, with its own class names and
+    templates. A test image is classified among the classes of its data set: leave
+    the label spaces of ``ClassNameTemplate`` at their defaults.
+
+    The index of a data set, and with it its global class ids, is its place in
+    Order I, whatever the order of the stream; the task label is the position
+    in the stream.
+
+    :param root: directory with the folders of all data sets, or a mapping from
+        names to directories. The folders are listed in
+        :mod:`avalanche_clip.benchmarks.datasets.mtil.readers`. None if all
+        ``datasets`` are given as objects; a list is taken for ``datasets``.
+    :param order: ``"I"`` (alphabetical), ``"II"`` (Cars first), or all indices or
+        names in the order wanted.
+    :param shots: training images per class, all of a smaller class; 5 in the
+        published few-shot setting (500 iterations); None takes all.
+    :param seed: seed of the few-shot choice. The random 80/20 splits of
+        Caltech101, EuroSAT and SUN397 always have the published seed.
+    :param datasets: the data sets to use; default all eleven. Names are put in
+        Order I, and the orders leave out what is not there. Objects ``(train set,
+        test set, class names, templates, name)``, such as
+        :func:`read_mtil_domain` returns, are indexed as listed.
+    :param download: let torchvision fetch what is missing (StanfordCars cannot be
+        fetched).
+    :param check: ``"warn"``, ``"raise"`` or ``"ignore"`` when the size of a data
+        set is not the published one.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: if the order is no permutation, a name is unknown or
+        repeated, or a size differs and ``check="raise"``.
+    :raises FileNotFoundError: if a data set is not there; the message names the
+        expected folder and where the data come from.
+
+    Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and the authors'
+    released code.
+    """
+    root, datasets = _sources(root, datasets)
+    chosen = _domains(root, datasets, MTIL_NAMES, download, check)
+    positions = _positions(order, [_name(domain) for domain in chosen], MTIL_NAMES)
+    return multi_domain_benchmark(chosen, order=positions, shots=shots, seed=seed)
+
+
+def x_tail(
+    root: Root | None,
+    order: str | Sequence[int] | Sequence[str] = "I",
+    shots: int | None = 16,
+    seed: int = 42,
+    *,
+    datasets: Sequence[Any] | None = None,
+    download: bool = False,
+    check: str = "warn",
+) -> CLScenario:
+    """Build X-TAIL: ten domains, few shots, and no hint of the domain in the test.
+
+    The data sets of :func:`mtil` without CIFAR100, 16 training images per class,
+    one template for all: ``a photo of a {}.`` A test image is classified among the
+    classes of **all** domains, seen and unseen: give ``ClassNameTemplate`` the
+    argument ``eval_label_space="all"``. Classes of equal name in two domains
+    ("lotus" in Caltech101 and Flowers) stay two classes; only that of the
+    image's own domain is right.
+
+    :param root: as in :func:`mtil`.
+    :param order: ``"I"``, ``"II"`` (as in MTIL, without CIFAR100; ten unnamed
+        data sets are taken as listed in Order I), or all indices or names in the
+        order wanted.
+    :param shots: training images per class; None takes all.
+    :param seed: seed of the choice of these images.
+    :param datasets: as in :func:`mtil`; the templates are replaced.
+    :param download: as in :func:`mtil`.
+    :param check: as in :func:`mtil`.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: as :func:`mtil`.
+    :raises FileNotFoundError: as :func:`mtil`.
+
+    Source: Xu et al., NeurIPS 2024 (arXiv 2406.18868).
+    """
+    root, datasets = _sources(root, datasets)
+    listed = _domains(root, datasets, X_TAIL_NAMES, download, check)
+    chosen = [(*domain[:3], X_TAIL_TEMPLATES, *domain[4:]) for domain in listed]
+    positions = _positions(order, [_name(domain) for domain in listed], X_TAIL_NAMES)
+    return multi_domain_benchmark(chosen, order=positions, shots=shots, seed=seed)
+
+
+def _sources(
+    root: Root | None, datasets: Sequence[Any] | None
+) -> tuple[Root | None, Sequence[Any] | None]:
+    """Root and data sets, where a list in place of the root means the latter."""
+    if not isinstance(root, (list, tuple)):
+        return root, datasets
+    if datasets is not None:
+        raise ValueError(
+            "root is a list and datasets is given too; give the data sets once, as "
+            "datasets=[...], and root as a directory or None."
+        )
+    return None, root
+
+
+def _domains(
+    root: Root | None,
+    datasets: Sequence[Any] | None,
+    known: Sequence[str],
+    download: bool,
+    check: str,
+) -> list[Any]:
+    """Read the data sets given by name; keep those given as objects."""
+    if isinstance(datasets, str):
+        raise ValueError(f"datasets={datasets!r} is one name; give a list of names.")
+    items = list(known if datasets is None else datasets)
+    if not items:
+        raise ValueError(f"datasets is empty; choose some of {', '.join(known)}.")
+    names = [
+        dataset_name(item, known) if isinstance(item, str) else _name(item)
+        for item in items
+    ]
+    repeated = sorted({str(n) for n in names if n is not None and names.count(n) > 1})
+    if repeated:
+        raise ValueError(f"datasets has {repeated} more than once; list each once.")
+    if all(isinstance(item, str) for item in items):
+        items = names = [name for name in known if name in names]
+    roots = {
+        name: _root_of(root, str(name), known)
+        for name, item in zip(names, items)
+        if isinstance(item, str)
+    }
+    return [
+        read_mtil_domain(str(name), roots[name], download=download, check=check)
+        if isinstance(item, str)
+        else item
+        for name, item in zip(names, items)
+    ]
+
+
+def _root_of(root: Any, name: str, known: Sequence[str]) -> str | Path:
+    """The directory that holds the folder of one data set."""
+    if isinstance(root, Mapping):
+        roots = {dataset_name(key, MTIL_NAMES): path for key, path in root.items()}
+        if name not in roots:
+            raise ValueError(
+                f"root has no directory for {name}, only for {sorted(roots)}; add it, "
+                "or leave the data set out with datasets=[...]."
+            )
+        return str(roots[name])
+    if root is None:
+        raise ValueError(f"{name} is to be read, but root is None; give a directory.")
+    return Path(root)
+
+
+def _name(domain: Any) -> str | None:
+    return str(domain[4]) if len(domain) > 4 else None
+
+
+def _positions(
+    order: str | Sequence[int] | Sequence[str],
+    names: Sequence[str | None],
+    known: Sequence[str],
+) -> list[int]:
+    """Indices of the data sets in the order of the stream."""
+    count = len(names)
+    if isinstance(order, str):
+        return _published_positions(order, names, known)
+    listed: list[Any] = list(order)
+    if listed and all(isinstance(item, str) for item in listed):
+        have = [name for name in names if name is not None]
+        unknown = [item for item in listed if item not in have]
+        spelled = [dataset_name(i, have) if i in unknown else i for i in listed]
+        listed = [names.index(item) for item in spelled]
+    try:
+        numbers = as_integers(listed, "order")
+    except ValueError:
+        numbers = []
+    if sorted(numbers) != list(range(count)):
+        raise ValueError(
+            f"order={list(order)} must name each of the {count} data sets once: "
+            f"indices 0 to {count - 1}, or names of {list(names)}."
+        )
+    return numbers
+
+
+def _published_positions(
+    order: str, names: Sequence[str | None], known: Sequence[str]
+) -> list[int]:
+    if order not in MTIL_ORDERS:
+        raise ValueError(
+            f"order={order!r} is unknown; use {sorted(MTIL_ORDERS)}, or a list of "
+            "indices or names."
+        )
+    if order == "I":
+        return list(range(len(names)))
+    sequence = [MTIL_NAMES[k] for k in MTIL_ORDERS[order] if MTIL_NAMES[k] in known]
+    if set(names) <= set(sequence):
+        return [names.index(name) for name in sequence if name in names]
+    if len(names) == len(sequence):
+        return [known.index(name) for name in sequence]
+    raise ValueError(
+        f"order={order!r} is defined for {sequence}; for data sets {list(names)} give "
+        "a list of indices."
+    )
+
+
+__all__ = ["mtil", "x_tail"]

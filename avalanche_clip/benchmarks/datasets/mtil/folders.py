@@ -1,0 +1,263 @@
+"""Read ImageNet and TinyImageNet from their folders of images.
+
+Layout of ImageNet-1K (or of a subset of its classes)::
+
+    <root>/train/n01440764/n01440764_18.JPEG
+    <root>/val/n01440764/ILSVRC2012_val_00000293.JPEG
+
+The official archive of the validation images is one flat folder; its images must
+be moved into one folder per WordNet id first.
+
+Layout of TinyImageNet, as its archive unpacks::
+
+    <root>/wnids.txt                              200 ids, one per line
+    <root>/words.txt                              <id> TAB <lemma, lemma, ...>
+    <root>/train/n02124075/images/n02124075_0.JPEG
+    <root>/val/images/val_0.JPEG
+    <root>/val/val_annotations.txt                <file> TAB <id> TAB <box>
+
+Test images are the validation images of both; the official test labels are
+not public.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avalanche_clip.benchmarks.datasets.mtil.images import (
+    IMAGE_ENDINGS,
+    ClassImages,
+    FolderFiles,
+    MTILDomain,
+)
+from avalanche_clip.benchmarks.datasets.mtil.names import given_names
+from avalanche_clip.benchmarks.datasets.mtil.readers import (
+    CHECKS,
+    check_counts,
+    check_files,
+)
+from avalanche_clip.benchmarks.datasets.mtil.table import (
+    IMAGENET_1K,
+    IMAGENET_100,
+    TINY_IMAGENET,
+)
+from avalanche_clip.benchmarks.datasets.mtil.templates import (
+    CIL_TEMPLATES,
+    MTIL_TEMPLATES,
+)
+
+_TINY_IMAGENET_START = ("n02124075", "n04067472", "n04540053", "n04099969")
+_IMAGENET = {100: IMAGENET_100, 1000: IMAGENET_1K}
+
+
+def read_imagenet(
+    root: str | Path,
+    *,
+    num_classes: int = 1000,
+    class_names: Sequence[str] | str | Path | None = None,
+    check: str = "warn",
+) -> MTILDomain:
+    """Read ImageNet-1K, or ImageNet-100, from folders named by WordNet ids.
+
+    Classes are the first ``num_classes`` of ImageNet-1K in sorted order of their
+    ids; class 0 is n01440764, class 99 n01855672. Further folders are ignored.
+
+    :param root: directory with ``train`` and ``val``, each with a folder per id.
+    :param num_classes: 1000 or 100.
+    :param class_names: one name per class in that order, or a text file with one
+        name per line; default the names published with CLIP, found by id.
+    :param check: ``"warn"``, ``"raise"`` or ``"ignore"`` when the WordNet ids or
+        the numbers of images differ from the published ones.
+    :return: training and validation images, class names, the template
+        ``a photo of a {}.`` and the name.
+    :raises FileNotFoundError: if folders are missing.
+    :raises ValueError: if an argument is not allowed, there are too few
+        classes, or a folder has no published name and none was given.
+
+    Source of the subset of 100: Thengane et al. (Continual-CLIP, arXiv
+    2210.03114) and the authors' released code.
+    """
+    _check_choice(check)
+    if num_classes not in _IMAGENET:
+        raise ValueError(
+            f"num_classes={num_classes!r} is not defined; use {sorted(_IMAGENET)}."
+        )
+    facts, base = _IMAGENET[num_classes], Path(root).expanduser()
+    check_files(facts, base)
+    wnids = sorted(e.name for e in os.scandir(base / "train") if _is_class(e))
+    if len(wnids) < num_classes:
+        raise ValueError(
+            f"{base / 'train'} holds {len(wnids)} class folders, but {facts.name} "
+            f"needs {num_classes}. Expected: {facts.layout}, from {facts.source}."
+        )
+    wnids = wnids[:num_classes]
+    if class_names is None:
+        names = _published_names(wnids, {})
+    else:
+        names = given_names(class_names, num_classes)
+    train, test = (_class_folders(base / part, wnids, "") for part in ("train", "val"))
+    fault = "" if check == "ignore" else _wnid_fault(wnids)
+    check_counts(facts, len(wnids), train, test, check, fault)
+    return MTILDomain(train, test, names, MTIL_TEMPLATES["ImageNet"], facts.name)
+
+
+def read_tiny_imagenet(
+    root: str | Path,
+    *,
+    class_names: Sequence[str] | str | Path | None = None,
+    check: str = "warn",
+) -> MTILDomain:
+    """Read TinyImageNet in its official format.
+
+    Class ``i`` is line ``i`` of ``wnids.txt`` (class 0 is n02124075), not the
+    ``i``-th folder in sorted order.
+
+    :param root: directory with ``wnids.txt``, ``train`` and ``val``, usually
+        ``tiny-imagenet-200``.
+    :param class_names: one name per class in that order, or a text file with one
+        name per line. Default: the name published with CLIP for the same WordNet id
+        ("Egyptian Mau", "fishing casting reel"), or, for ids that are not in
+        ImageNet-1K, the first lemma of ``words.txt``.
+    :param check: ``"warn"``, ``"raise"`` or ``"ignore"`` when numbers of classes
+        or images, or the first ids of ``wnids.txt``, differ from the published
+        ones.
+    :return: training and validation images, class names, the template
+        ``a bad photo of a {}.`` and the name.
+    :raises FileNotFoundError: if files are missing.
+    :raises ValueError: if an argument is not allowed, or a file is malformed.
+    """
+    _check_choice(check)
+    base = Path(root).expanduser()
+    check_files(TINY_IMAGENET, base)
+    wnids = (base / "wnids.txt").read_text(encoding="utf-8").split()
+    if len(set(wnids)) < len(wnids):
+        raise ValueError(
+            f"{base / 'wnids.txt'} names an id twice; use the official file."
+        )
+    if class_names is None:
+        names = _published_names(wnids, _lemmas(base / "words.txt"))
+    else:
+        names = given_names(class_names, len(wnids))
+    train = _class_folders(base / "train", wnids, "images")
+    test = _annotated(base / "val", wnids)
+    fault = "" if check == "ignore" else _differing_id(wnids, _TINY_IMAGENET_START)
+    check_counts(TINY_IMAGENET, len(wnids), train, test, check, fault)
+    templates = CIL_TEMPLATES["TinyImageNet"]
+    return MTILDomain(train, test, names, templates, TINY_IMAGENET.name)
+
+
+def _check_choice(check: str) -> None:
+    if check not in CHECKS:
+        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and entry.is_dir()
+
+
+def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImages:
+    """The images in ``<folder>/<id>/<inner>``, by class and name."""
+    names: list[str] = []
+    targets: list[np.ndarray] = []
+    missing, empty = [], []
+    for label, wnid in enumerate(wnids):
+        parts = [wnid, inner] if inner else [wnid]
+        place = folder.joinpath(*parts)
+        if not place.is_dir():
+            missing.append(wnid)
+            continue
+        found = _images(os.listdir(place))
+        if not found:
+            empty.append(wnid)
+        names.extend("/".join([*parts, name]) for name in found)
+        targets.append(np.full(len(found), label))
+    if missing or empty:
+        where = f"{folder}/<id>/{inner}".rstrip("/")
+        raise FileNotFoundError(
+            f"{len(missing)} classes have no folder {where} (for example "
+            f"{missing[:3]}) and {len(empty)} have one without images (for example "
+            f"{empty[:3]}); images lie in one folder per WordNet id."
+        )
+    files = FolderFiles(folder, names)
+    return ClassImages(files, np.arange(len(names)), np.concatenate(targets))
+
+
+def _images(names: Iterable[str]) -> list[str]:
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+    )
+
+
+def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
+    """The validation images of TinyImageNet, in the order of the annotations."""
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    path = folder / "val_annotations.txt"
+    present = set(os.listdir(folder / "images"))
+    names, targets = [], []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) < 2 or fields[1] not in labels or fields[0] not in present:
+            raise ValueError(
+                f"{path}, line {number}: {line!r} must begin with the name of a file "
+                f"in {folder / 'images'} and an id of wnids.txt."
+            )
+        names.append(f"images/{fields[0]}")
+        targets.append(labels[fields[1]])
+    return ClassImages(FolderFiles(folder, names), np.arange(len(names)), targets)
+
+
+def _lemmas(path: Path) -> dict[str, str]:
+    """WordNet id -> first lemma; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    pairs = (
+        line.split("\t", 1)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "\t" in line
+    )
+    return {wnid.strip(): words.split(",")[0].strip() for wnid, words in pairs}
+
+
+def _published_names(wnids: Sequence[str], lemmas: dict[str, str]) -> tuple[str, ...]:
+    """CLIP's name of each WordNet id, else the given lemma."""
+    from avalanche_clip.models.imagenet_names import (
+        imagenet_class_names,
+        imagenet_wnids,
+    )
+
+    known = {**lemmas, **dict(zip(imagenet_wnids(), imagenet_class_names()))}
+    unnamed = [wnid for wnid in wnids if wnid not in known]
+    if unnamed:
+        raise ValueError(
+            f"{len(unnamed)} classes have no published name (for example "
+            f"{unnamed[:3]}): they are not in ImageNet-1K nor in words.txt. Pass "
+            "class_names, in the order of the classes."
+        )
+    return tuple(known[wnid] for wnid in wnids)
+
+
+def _wnid_fault(wnids: Sequence[str]) -> str:
+    """What is wrong with the ids of ImageNet, or an empty string."""
+    from avalanche_clip.models.imagenet_names import imagenet_wnids
+
+    return _differing_id(wnids, imagenet_wnids())
+
+
+def _differing_id(wnids: Sequence[str], published: Sequence[str]) -> str:
+    """The first id that is not the published one, in words."""
+    for label, (have, want) in enumerate(zip(wnids, published)):
+        if have != want:
+            return f"class {label} is {have} where {want} is expected"
+    return ""
+
+
+__all__ = ["read_imagenet", "read_tiny_imagenet"]

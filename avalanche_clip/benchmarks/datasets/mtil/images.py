@@ -1,0 +1,136 @@
+"""Images with classes: RGB when read, targets without decoding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
+
+
+class ClassImages:
+    """Part of a data set of ``(image, class)`` items, images in RGB.
+
+    Nothing is decoded before an item is read. The object may be pickled to loader
+    workers if its source may.
+
+    :param source: object with ``[i] -> (PIL image or tensor, ...)``.
+    :param indices: positions in the source, in the order of this data set.
+    :param targets: class of each of these positions.
+    :ivar indices: int64, ``(N,)``, read-only.
+    :ivar targets: int64, ``(N,)``, read-only.
+    :raises ValueError: if ``indices`` and ``targets`` differ in length.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        indices: Sequence[int] | np.ndarray,
+        targets: Sequence[int] | np.ndarray,
+    ) -> None:
+        self.source = source
+        self.indices = _column(indices)
+        self.targets = _column(targets)
+        if self.indices.shape != self.targets.shape:
+            raise ValueError(
+                f"There are {len(self.indices)} indices and {len(self.targets)} "
+                "targets; give one class per position."
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image | torch.Tensor, int]:
+        image = self.source[int(self.indices[index])][0]
+        return _rgb(image), int(self.targets[index])
+
+    def subset(self, positions: Sequence[int] | np.ndarray) -> ClassImages:
+        """Return the items at some positions, in the order given.
+
+        :param positions: integers in ``[0, len(self))``, or a bool mask of the
+            length of the data set.
+        """
+        chosen = np.asarray(positions)
+        if chosen.size == 0:
+            chosen = chosen.astype(np.int64)
+        return ClassImages(self.source, self.indices[chosen], self.targets[chosen])
+
+    def __repr__(self) -> str:
+        source = type(self.source).__name__
+        return f"{type(self).__name__}({len(self)} of {source})"
+
+
+class FolderFiles:
+    """Image files named in columns, not in Python objects: 10^6 take about 40 MB.
+
+    :param folder: directory that the names are relative to.
+    :param names: relative paths, with ``/``.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], names: Sequence[str]) -> None:
+        self.folder = os.fspath(folder)
+        self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Return the path of one file."""
+        relative = os.fsdecode(self.names[index].item())
+        return os.path.join(self.folder, *relative.split("/"))
+
+    def __getitem__(self, index: int) -> tuple[Image.Image]:
+        with Image.open(self.path(index)) as image:
+            return (image.convert("RGB"),)
+
+
+class MTILDomain(NamedTuple):
+    """One data set as a task: what ``multi_domain_benchmark`` takes per domain.
+
+    :ivar train: training images.
+    :ivar test: test images.
+    :ivar class_names: name of each class, in the order of the targets.
+    :ivar templates: prompt templates, the first one is the training prompt.
+    :ivar name: name of the data set.
+    """
+
+    train: ClassImages
+    test: ClassImages
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    name: str
+
+
+def _rgb(image: Any) -> Any:
+    if isinstance(image, Image.Image) and image.mode != "RGB":
+        return image.convert("RGB")
+    return image
+
+
+def _column(values: Any) -> np.ndarray:
+    array = np.array(values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"Indices and targets are integers of shape (N,); got {array.dtype} of "
+            f"shape {array.shape}."
+        )
+    array = array.astype(np.int64)
+    array.flags.writeable = False
+    return array
+
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "FolderFiles",
+    "ClassImages",
+    "MTILDomain",
+]

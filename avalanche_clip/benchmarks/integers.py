@@ -1,0 +1,44 @@
+"""Integers given by users: nothing is cut off or read from text."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def as_integer(value: Any, what: str) -> int:
+    """Return an integer as Python's own.
+
+    :param value: an ``int``, or an integer of numpy or of a 0-d tensor.
+    :param what: what it is, for the message.
+    :raises ValueError: for anything else, such as ``1.0``, ``"1"`` or ``True``.
+
+    >>> import numpy as np
+    >>> as_integer(np.int64(3), "order")
+    3
+    """
+    flag = "bool" in (type(value).__name__, str(getattr(value, "dtype", "")))
+    flag = flag or str(getattr(value, "dtype", "")) == "torch.bool"
+    if not flag and getattr(value, "ndim", 0) == 0:
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise ValueError(
+        f"{what} is {value!r}, of type {type(value).__name__}; give an integer."
+    )
+
+
+def as_integers(values: Iterable[Any], what: str) -> list[int]:
+    """Return integers as a list, see :func:`as_integer`.
+
+    :param values: a list, array or one-dimensional tensor; no string.
+    :param what: what they are, for the message.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{what}={values!r} must be a list of integers.")
+    return [as_integer(value, f"An entry of {what}") for value in values]
+
+
+__all__ = ["as_integer", "as_integers"]

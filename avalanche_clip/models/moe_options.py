@@ -1,0 +1,56 @@
+"""Which options of an expert mixture are allowed."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from avalanche_clip.models.expert_dispatch import ACTIVATIONS
+
+ROUTER_INPUTS = ("first", "mean")
+RANKINGS = ("all", "unfrozen")
+
+
+def check_sizes(width: int, num_experts: int, top_k: int, bottleneck: int) -> None:
+    """Check the integers.
+
+    :raises TypeError: if one is no integer.
+    :raises ValueError: if one is out of range.
+    """
+    sizes = {"width": width, "num_experts": num_experts, "bottleneck": bottleneck}
+    for name, value in (sizes | {"top_k": top_k}).items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name}={value!r} is no integer; choose 1 or more.")
+        if value < 1:
+            raise ValueError(f"{name}={value} is too small; choose 1 or more.")
+    if top_k > num_experts:
+        raise ValueError(
+            f"top_k={top_k} exceeds num_experts={num_experts}; choose top_k <="
+            " num_experts."
+        )
+
+
+def check_options(
+    scale: float, dropout: float, activation: str, router_input: str, floor: float
+) -> None:
+    """Check the other options.
+
+    :raises ValueError: if one is out of range.
+    """
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout={dropout} is no probability; choose 0 to 1.")
+    if not scale == scale or scale in (float("inf"), float("-inf")):
+        raise ValueError(f"scale={scale} is not finite; choose a number.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation={activation!r} is unknown; use one of {list(ACTIVATIONS)}."
+        )
+    if router_input not in ROUTER_INPUTS:
+        raise ValueError(
+            f"router_input={router_input!r} is unknown; use one of"
+            f" {list(ROUTER_INPUTS)}."
+        )
+    if not floor >= 0.0:
+        raise ValueError(f"noise_floor={floor} is negative; choose 0 or more.")
+
+
+__all__ = ["RANKINGS", "ROUTER_INPUTS", "check_options", "check_sizes"]

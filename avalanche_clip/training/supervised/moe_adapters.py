@@ -1,0 +1,118 @@
+"""MoE-Adapters as a strategy, in its multi-domain and class-incremental forms.
+
+Source: Yu et al., "Boosting Continual Learning of Vision-Language Models via
+Mixture-of-Experts Adapters", CVPR 2024 (arXiv 2403.11549), with the values of
+the authors' released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from avalanche_clip.training.plugins.moe_adapters import (
+    MoEAdaptersPlugin,
+    attach_seeded,
+)
+from avalanche_clip.training.supervised.zscl import LABEL_SMOOTHING, MTILTraining
+from avalanche_clip.training.templates.class_name import ClassNameTemplate
+
+LEARNING_RATE = 1e-3
+
+MTIL_RATES: dict[str, tuple[float, ...]] = {
+    "full": (5e-3, 1e-3, 5e-3, 1e-3, 1e-4, 1e-3, 1e-3, 1e-4, 1e-3, 1e-3, 1e-3),
+    "few-shot": (8e-3, 5e-4, 2e-4, 5e-3, 1e-3, 1e-3, 1e-2, 1e-4, 1e-2, 1e-2, 1e-2),
+}
+"""Published learning rates of the data sets of MTIL in Order I; none are published
+for Order II."""
+
+CLASS_INCREMENTAL: dict[str, Any] = {
+    "num_experts": 2,
+    "top_k": 2,
+    "selector": None,
+    "plugin_options": {"shared_router": True, "freeze": False},
+    "lr": 1e-3,
+    "warmup_iterations": 30,
+    "label_smoothing": 0.0,
+    "train_epochs": 1,
+    "train_mb_size": 128,
+    "eval_label_space": "seen",
+}
+"""Arguments of the class-incremental form: ``MoEAdapters(model=model,
+**CLASS_INCREMENTAL)``. Two experts that are always active and never frozen, one
+router for all steps, no selector; one epoch per step, and training over the classes
+of the step only. The authors use batches of 64 for steps of two classes."""
+
+
+class MoEAdapters(MTILTraining, ClassNameTemplate):
+    """Mixtures of experts beside every block, a router per domain, selected by image.
+
+    Template plus :class:`MoEAdaptersPlugin`. The model gets its adapters here,
+    unless it has some already, and is frozen. For streams of image-text pairs
+    give the plugin to any contrastive strategy:
+    ``Sequential(model=model, plugins=[MoEAdaptersPlugin(...)])``.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder` with
+        transformer towers.
+    :param reference_images: what the selector takes for unfamiliar (MTIL:
+        TinyImageNet), see :class:`MoEAdaptersPlugin`.
+    :param selector: ``"model"``, ``"alexnet"``, an :class:`AutoSelector`, or None
+        for none.
+    :param num_experts: experts per block; the published 22 are ``top_k`` per
+        domain of MTIL.
+    :param top_k: experts kept per row.
+    :param bottleneck: hidden width of an expert.
+    :param adapter_options: further options of :func:`attach_moe_adapters`.
+    :param plugin_options: further arguments of :class:`MoEAdaptersPlugin`.
+    :param lr: one learning rate (default 1e-3), or one per experience, such as
+        ``MTIL_RATES["full"]``.
+    :param label_smoothing: of the cross-entropy.
+    :param plugins: further plugins; they come first, so that what they measure
+        at the end of an experience still has a trainable router.
+    :param kwargs: see :class:`MTILTraining` and :class:`ClassNameTemplate`.
+    :raises ValueError: see :class:`MoEAdaptersPlugin`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        reference_images: Any = None,
+        selector: Any = "model",
+        num_experts: int = 22,
+        top_k: int = 2,
+        bottleneck: int = 64,
+        adapter_options: Mapping[str, Any] | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
+        lr: float | Sequence[float] | None = None,
+        label_smoothing: float = LABEL_SMOOTHING,
+        plugins: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        self.moe = MoEAdaptersPlugin(
+            selector=selector,
+            reference_images=reference_images,
+            **(plugin_options or {}),
+        )
+        if getattr(model, "moe_adapters", None) is None and hasattr(model, "blocks"):
+            sizes = {
+                "num_experts": num_experts,
+                "top_k": top_k,
+                "bottleneck": bottleneck,
+            }
+            options = {**sizes, **(adapter_options or {})}
+            attach_seeded(model, options, int(kwargs.get("seed", 0)))
+        if lr is None and kwargs.get("optimizer") is None:
+            lr = LEARNING_RATE
+        super().__init__(
+            model=model,
+            lr=lr,
+            label_smoothing=label_smoothing,
+            plugins=[*(plugins or []), self.moe],
+            **kwargs,
+        )
+
+
+__all__ = ["CLASS_INCREMENTAL", "MTIL_RATES", "MoEAdapters"]

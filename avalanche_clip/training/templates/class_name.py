@@ -1,0 +1,335 @@
+"""Training of images against the prompts of class names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.class_prompts import ClassPrompts
+from avalanche_clip.benchmarks.data import item_fields
+from avalanche_clip.benchmarks.integers import as_integer
+from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training.class_matrix import ClassMatrices
+from avalanche_clip.training.prompt_batch import PromptBatch, without_filler
+from avalanche_clip.training.templates.class_scoring import ClassScoringMixin
+from avalanche_clip.training.templates.clip_template import CLIPTemplate
+from avalanche_clip.training.templates.label_spaces import (
+    LABEL_SPACES,
+    LabelSpaceMixin,
+    SeenClasses,
+    experience_ids,
+    is_class_incremental,
+)
+
+
+def default_class_evaluator() -> EvaluationPlugin:
+    """Accuracy and loss metrics, printed by the main process."""
+    loggers = [InteractiveLogger()] if distributed.is_main_process() else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return EvaluationPlugin(
+            accuracy_metrics(epoch=True, experience=True, stream=True),
+            loss_metrics(epoch=True, experience=True),
+            loggers=loggers,
+        )
+
+
+class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
+    """Train a CLIP-like model to tell images apart by the names of their classes.
+
+    Data are those of :func:`multi_domain_benchmark`,
+    :func:`class_incremental_benchmark`, or any image-text data whose
+    ``targets`` are class ids. In training the batch's texts are replaced by one
+    prompt per class of the label space, from the first template, so that one
+    call of the model encodes both; in evaluation classes are the normalised
+    means of all their templates, encoded once per state of the model.
+
+    ``mb_output`` holds the logits ``(B, C)``, one column per class of the label
+    space in ascending global id; ``mb_y`` is the column of each image and
+    ``mb_targets`` its global id; ``mb_classes`` holds the ids of the columns.
+    ``mb_features`` and ``global_features`` have ``C`` text features.
+
+    With several processes each encodes its images and all prompts; the loss is
+    that of all images, the same on each. With ``accumulation_steps`` images and
+    prompts are shared out over the parts. Classes with equal names and
+    templates have equal logits in evaluation, where ties go to the lowest id.
+
+    A plugin may define ``class_logits(strategy, image_features)``, which
+    returns the logits of an evaluation batch or None (see
+    :meth:`variant_logits`), and ``image_context(strategy)``, a context in which
+    the images of an evaluation batch are encoded.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`.
+    :param label_space: columns in training: ``"current"``, the classes of the
+        experience and of replayed samples; ``"own"``, those of the experience
+        alone; ``"seen"``, also those of earlier experiences; ``"all"``, all that
+        have a prompt.
+    :param eval_label_space: columns in evaluation, by default the same:
+        ``"own"`` or ``"current"``, the classes of the evaluated experience;
+        ``"seen"``, these and all that were trained on, the usual choice for
+        class-incremental streams; ``"all"``. An experience without ``class_ids``
+        has the classes of the domains that occur in it.
+    :param class_prompts: default those of the benchmark, or of the experience
+        where the benchmark's do not name its classes.
+    :param label_smoothing: share of the loss that all classes get, in [0, 1).
+    :param text_batch_size: prompts per call of the text tower in evaluation.
+    :param criterion: replaces the cross-entropy; called with logits and columns.
+    :param kwargs: see :class:`CLIPTemplate`.
+    :raises ValueError: for an unknown label space, a smoothing outside its
+        range, retrieval metrics, or a plugin that needs pairs.
+    """
+
+    refused_plugins = {
+        "OffDiagonalAlignmentPlugin": (
+            "it aligns the square matrix of image-text pairs; use "
+            "ReferenceDistillationPlugin, or ContrastiveTemplate(positives='targets')"
+        ),
+        "LwFPlugin": (
+            "it takes the model's output for class columns, but the model returns "
+            "features; use ReferenceDistillationPlugin('current', 'current', "
+            "teacher='previous')"
+        ),
+    }
+    """Plugin class name -> why this template refuses it."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        label_space: str = "current",
+        eval_label_space: str | None = None,
+        class_prompts: ClassPrompts | None = None,
+        label_smoothing: float = 0.0,
+        text_batch_size: int = 256,
+        criterion: Any = None,
+        plugins: Sequence[Any] | None = None,
+        evaluator: Any = default_class_evaluator,
+        **kwargs: Any,
+    ):
+        same = eval_label_space is None
+        for name, space in (
+            ("label_space", label_space),
+            ("eval_label_space", label_space if same else eval_label_space),
+        ):
+            if space not in LABEL_SPACES:
+                raise ValueError(f"{name}={space!r} is unknown; use {LABEL_SPACES}.")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
+        text_batch_size = as_integer(text_batch_size, "text_batch_size")
+        if text_batch_size < 1:
+            raise ValueError(f"text_batch_size={text_batch_size} must be at least 1.")
+        self.label_space = label_space
+        self.eval_label_space: str = eval_label_space or label_space
+        self._warned_of_space = False
+        self.label_smoothing = float(label_smoothing)
+        self.loss_function = criterion or nn.CrossEntropyLoss(
+            label_smoothing=self.label_smoothing
+        )
+        self._given_prompts = class_prompts
+        self._last_prompts: ClassPrompts | None = None
+        self._seen = SeenClasses()
+        self._matrices = ClassMatrices(text_batch_size)
+        self._hashes = FingerprintCache()
+        self._tokenizer: Any = None
+        self._forget_spaces()
+        super().__init__(
+            model=model,
+            criterion=self._loss_of,
+            plugins=[*(plugins or ()), self._seen],
+            evaluator=evaluator,
+            **kwargs,
+        )
+        _check_combination(self)
+
+    # -------------------------------------------------------------- training
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        self._forget_spaces()
+        self._seen.add(experience_ids(self.experience))
+        super()._before_training_exp(**kwargs)
+
+    def _train_cleanup(self) -> None:
+        super()._train_cleanup()
+        self._forget_spaces()  # they hold on to the data
+
+    def _check_pool(self, dataset: Any) -> None:
+        super()._check_pool(dataset)
+        if "targets" not in item_fields(dataset):
+            raise ValueError(
+                "The data have no targets: ClassNameTemplate needs the class of each "
+                "image. Give targets to make_image_text_dataset, or use "
+                "multi_domain_benchmark or class_incremental_benchmark."
+            )
+        if len(self.label_ids) < 2:
+            warnings.warn(
+                f"Experience {self.experience_index} has one class only: its loss is "
+                "zero. Use label_space='seen' or larger steps.",
+                stacklevel=2,
+            )
+
+    def _unpack_minibatch(self) -> None:
+        assert self.mbatch is not None
+        self._check_ids(self.mbatch[1])
+        super()._unpack_minibatch()
+        if self.is_training:
+            batch = PromptBatch(
+                (k, v) for k, v in self.mbatch[0].items() if k not in ("text", "owner")
+            )
+            batch["text"] = self._prompts_of_space()
+            self.mbatch[0] = batch
+
+    def _check_ids(self, targets: Tensor) -> None:
+        ids = np.asarray(self.label_ids)
+        wrong = np.setdiff1d(targets.cpu().numpy(), ids)
+        if wrong.size:
+            name, space = "label_space", self.label_space
+            if not self.is_training:
+                name, space = "eval_label_space", self.eval_label_space
+            raise ValueError(
+                f"A batch holds class {int(wrong[0])}, which is not in the label space "
+                f"of {len(ids)} classes ({name}={space!r}) of experience "
+                f"{self.experience_index}. Use 'current' or 'seen' with replay, or "
+                "'all'."
+            )
+
+    def _prompts_of_space(self) -> Tensor:
+        """Tokens of one prompt per class, on the device."""
+        ids, tokenizer = self.label_ids, self._model_tokenizer()
+        source = (ids, tokenizer, getattr(tokenizer, "vocab_size", None))
+        found = self._prompt_tokens
+        if found is None or found[0] is not ids or found[1:3] != source[1:]:
+            texts = self.class_prompts.prompts(ids)
+            tokens = tokenizer(texts).to(self.device)
+            found = self._prompt_tokens = (*source, tokens)
+        return found[3]
+
+    def _encode(self, batch: Any) -> CLIPOutput:
+        return without_filler(super()._encode(batch), batch)
+
+    def _encode_synced(self, batch: Any) -> CLIPOutput:
+        return without_filler(super()._encode_synced(batch), batch)
+
+    def gather_output(self, output: CLIPOutput) -> CLIPOutput:
+        """Join the images of all processes; the texts are the same on each."""
+        whole = distributed.gather_output(
+            output._replace(
+                text_features=output.text_features[:0],
+                aux={k: v for k, v in (output.aux or {}).items() if k != "text_norm"},
+            )
+        )
+        aux = {**(whole.aux or {})}
+        if output.aux and "text_norm" in output.aux:
+            aux["text_norm"] = output.aux["text_norm"]
+        return whole._replace(text_features=output.text_features, aux=aux)
+
+    def _macs_per_sample(self, batch_size: int) -> float:
+        macs: Any = self.model.macs()  # type: ignore[operator]
+        world = distributed.world_size()
+        prompts = len(self.label_ids) * world / batch_size
+        return float(macs["image"] + macs["text"] * prompts)
+
+    # ------------------------------------------------------------ evaluation
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        self._eval_space, self._eval_matrices = None, {}
+        self._check_eval_space()
+        super()._before_eval_exp(**kwargs)
+
+    def _after_eval_exp(self, **kwargs: Any) -> None:
+        super()._after_eval_exp(**kwargs)
+        self._eval_space, self._eval_matrices = None, {}
+
+    def _check_eval_space(self) -> None:
+        own = self.eval_label_space in ("own", "current")
+        if self._warned_of_space or not own:
+            return
+        if is_class_incremental(self.experience):
+            self._warned_of_space = True
+            warnings.warn(
+                f"eval_label_space={self.eval_label_space!r} classifies the images of "
+                "each step among the classes of that step alone, which is easier than "
+                "the class-incremental protocol. Use eval_label_space='seen'; until "
+                "then there are no incremental summaries.",
+                stacklevel=2,
+            )
+
+    # ------------------------------------------------------- forward and loss
+    def forward(self) -> Tensor:
+        """Logits of the batch, one column per class of the label space."""
+        if self.is_training:
+            return super().forward()
+        self._cache = None
+        return self._evaluate_batch()
+
+    def _output(self, output: CLIPOutput) -> Tensor:
+        return self._scores(output, output.image_features, output.text_features)
+
+    def criterion(self) -> Tensor:
+        """Loss of the global batch (training) or the local one (evaluation)."""
+        assert self.mb_output is not None
+        if not self.is_training:
+            return self.loss_function(self.mb_output, self.mb_y)
+        logits = distributed.gather_rows(self.mb_output)
+        return self.loss_function(logits, distributed.gather_rows(self.mb_y))
+
+    def _loss_of(self, output: Any, targets: Tensor) -> Tensor:
+        """Loss of logits and columns, or of a model's output and global ids.
+
+        Stock plugins (EWC, A-GEM) call it with what the model returns for a
+        batch of the data. Its texts are not the label space: the prompts are
+        encoded anew, with gradients. Ids outside the running label space are
+        told apart among all classes seen.
+        """
+        if not isinstance(output, CLIPOutput):
+            return self.loss_function(output, targets)
+        ids = self._space_of(set(targets.tolist()))
+        texts = output.text_features
+        if output is not self.mb_features and output is not self.global_features:
+            tokens = self._model_tokenizer()(self.class_prompts.prompts(ids))
+            with self.autocast():
+                encode: Any = self.model.encode_text
+                texts = encode(tokens.to(self.device)).float()
+        classes = torch.tensor(ids, device=targets.device)
+        logits = self._scores(output, output.image_features, texts)
+        return self.loss_function(logits, torch.searchsorted(classes, targets))
+
+    def _space_of(self, wanted: set[int]) -> tuple[int, ...]:
+        running = () if self.experience is None else self.label_ids
+        for ids in (running, tuple(sorted(self.seen_classes))):
+            if wanted <= set(ids):
+                return ids
+        prompts = self.class_prompts
+        for number in wanted:
+            prompts.row(number)  # raises for unknown ones
+        return tuple(sorted(prompts.ids))
+
+
+def _check_combination(strategy: ClassNameTemplate) -> None:
+    for hook in ("class_logits", "image_context"):
+        owners = [p for p in strategy.plugins if callable(getattr(p, hook, None))]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{[type(p).__name__ for p in owners]} all define {hook}; at most one "
+                "plugin may decide how classes are scored."
+            )
+    for metric in strategy.evaluator.metrics:
+        if type(metric).__name__ == "RetrievalMetric":
+            raise ValueError(
+                "retrieval_plugin_metrics needs captions of images, which class names "
+                "are not; use accuracy_metrics(experience=True, stream=True)."
+            )
+
+
+__all__ = [
+    "LABEL_SPACES",
+    "ClassNameTemplate",
+    "default_class_evaluator",
+]

@@ -1,0 +1,354 @@
+"""MTIL: eleven image data sets in sequence, with the published configurations.
+
+Commands (from the repository root):
+
+    python experiments/mtil.py --root data --device cuda
+    python experiments/mtil.py --root data --methods moe-adapters --shots 5
+    python experiments/mtil.py --root data --order II --alexnet alexnet.pth
+
+``--root`` holds the folders of all data sets (the module
+avalanche_clip.benchmarks.datasets.mtil.readers lists them). Two methods need
+more, below the root or where ``--reference`` and ``--captions`` say:
+
+    tiny-imagenet-200/train/   images for MoE-Adapters' selector
+    imagenet/train/            images for ZSCL
+    captions.txt               sentences for ZSCL, one per line (the validation
+                               captions of Conceptual Captions in the paper)
+
+ViT-B/16 with OpenAI's weights, which open_clip fetches. The selector reads the
+model's own early features; the paper's AlexNet takes its place with ``--alexnet``
+(torchvision's state dictionary). A killed command, given again, goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from domain_study import (
+    ACCURACY,
+    constant_matrix,
+    domain_table,
+    parameter_counts,
+    plot_curves,
+    plot_summary,
+    routing_table,
+    spread_table,
+    summary_line,
+    zero_shot,
+)
+
+METHODS = ("zero-shot", "fine-tuning", "zscl", "moe-adapters")
+REFERENCE = {"moe-adapters": "tiny-imagenet-200/train", "zscl": "imagenet/train"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FAST_DOMAINS = ("Aircraft", "MNIST")
+"""Data sets with five times ZSCL's learning rate."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run; variants use ``dataclasses.replace``.
+
+    ``iterations`` counts the published ones: one more update follows at
+    learning rate zero. ``shots`` None is the full setting.
+    """
+
+    root: str
+    method: str = "moe-adapters"
+    order: str = "I"
+    shots: int | None = None
+    model: str = "ViT-B-16-quickgelu"
+    pretrained: str = "openai"
+    iterations: int = 1000
+    warmup: int = 100
+    train_mb_size: int = 64
+    eval_mb_size: int = 128
+    label_smoothing: float = 0.2
+    num_experts: int = 22
+    top_k: int = 2
+    bottleneck: int = 64
+    averaging_interval: int = 100
+    reference: str | None = None
+    captions: str | None = None
+    alexnet: str | None = None
+    num_workers: int = 4
+    device: str = "cpu"
+    seed: int = 42
+
+
+def published(config: Config) -> Config:
+    """The paper's values that depend on the setting: 500 iterations for few shots."""
+    return replace(config, iterations=1000 if config.shots is None else 500)
+
+
+def learning_rates(config: Config, names: Sequence[str]) -> list[float]:
+    """Published learning rates in the order of the stream.
+
+    For MoE-Adapters they are published for Order I; other orders use those of the
+    same data sets (our choice).
+
+    :param names: data sets in the order of the stream.
+    """
+    from avalanche_clip.benchmarks.datasets.mtil import MTIL_NAMES
+    from avalanche_clip.training.supervised import MTIL_RATES
+
+    if config.method != "moe-adapters":
+        return [5e-5 if name in FAST_DOMAINS else 1e-5 for name in names]
+    kind = "full" if config.shots is None else "few-shot"
+    rates = dict(zip(MTIL_NAMES, MTIL_RATES[kind], strict=True))
+    return [rates.get(name, 1e-3) for name in names]
+
+
+class ImageFiles(torch.utils.data.Dataset):
+    """All images below a folder, sorted by path.
+
+    :raises FileNotFoundError: if there is none.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.files = sorted(
+            p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES
+        )
+        if not self.files:
+            raise FileNotFoundError(
+                f"There are no images below {folder}; give their folder with "
+                "--reference."
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        with Image.open(self.files[index]) as image:
+            return image.convert("RGB")
+
+
+def reference_images(config: Config) -> ImageFiles:
+    """Images that the method takes for everything else."""
+    place = config.reference or Path(config.root) / REFERENCE[config.method]
+    return ImageFiles(place)
+
+
+def reference_texts(config: Config) -> list[str]:
+    """Sentences of ZSCL."""
+    path = Path(config.captions or Path(config.root) / "captions.txt")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: ZSCL needs sentences, one per line; give the file "
+            "with --captions."
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [text for text in map(str.strip, lines) if text]
+
+
+def build_model(config: Config) -> Any:
+    """Return the pretrained model."""
+    from avalanche_clip.models import create_dual_encoder
+
+    return create_dual_encoder(config.model, config.pretrained, device=config.device)
+
+
+def build_scenario(config: Config) -> Any:
+    """Return MTIL, not yet prepared for a model.
+
+    :raises FileNotFoundError: listing the folders that are expected.
+    """
+    from avalanche_clip.benchmarks.classic import mtil
+    from avalanche_clip.benchmarks.datasets.mtil import DATASETS, MTIL_NAMES
+
+    try:
+        return mtil(
+            config.root, order=config.order, shots=config.shots, seed=config.seed
+        )
+    except FileNotFoundError as error:
+        layouts = [f"  {name}: {DATASETS[name].layout}" for name in MTIL_NAMES]
+        raise FileNotFoundError(
+            f"{error}\nMTIL needs all of these below {config.root}:\n"
+            + "\n".join(layouts)
+        ) from error
+
+
+def build_selector(config: Config) -> Any:
+    """The selector with the published training; AlexNet if its weights are given."""
+    from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
+
+    if config.alexnet is None:
+        return AutoSelector("model", seed=config.seed)
+    few = config.shots is not None
+    return AutoSelector(
+        "alexnet",
+        weights=config.alexnet,
+        threshold=0.06 if few else 0.065,
+        training=SelectorTraining(lr=0.003 if few else 0.01),
+        seed=config.seed,
+    )
+
+
+def reference_data(config: Config) -> dict[str, Any]:
+    """Arguments of the method's strategy that come from files."""
+    found: dict[str, Any] = {}
+    if config.method in REFERENCE:
+        found["reference_images"] = reference_images(config)
+    if config.method == "zscl":
+        found["reference_texts"] = reference_texts(config)
+    return found
+
+
+def build_strategy(
+    config: Config, model: Any, names: Sequence[str], reference: dict[str, Any]
+) -> Any:
+    """Return the strategy of the configured method."""
+    from avalanche.evaluation.metrics import accuracy_metrics
+    from avalanche.training.plugins import EvaluationPlugin
+
+    from avalanche_clip.training.plugins import ProgressPlugin
+    from avalanche_clip.training.supervised import (
+        ClassNameFineTuning,
+        ClassNameZSCL,
+        MoEAdapters,
+    )
+
+    options: dict[str, Any] = {
+        "model": model,
+        "lr": learning_rates(config, names),
+        "budget_iterations": config.iterations + 1,
+        "warmup_iterations": config.warmup,
+        "train_mb_size": config.train_mb_size,
+        "eval_mb_size": config.eval_mb_size,
+        "label_smoothing": config.label_smoothing,
+        "device": config.device,
+        "seed": config.seed,
+        "plugins": [ProgressPlugin(description=f"{config.method} {config.order}")],
+        "evaluator": EvaluationPlugin(accuracy_metrics(experience=True)),
+    }
+    if config.method == "moe-adapters":
+        return MoEAdapters(
+            selector=build_selector(config),
+            num_experts=config.num_experts,
+            top_k=config.top_k,
+            bottleneck=config.bottleneck,
+            **reference,
+            **options,
+        )
+    if config.method == "zscl":
+        interval = config.averaging_interval
+        return ClassNameZSCL(averaging_interval=interval, **reference, **options)
+    return ClassNameFineTuning(**options)
+
+
+def run(config: Config, out_dir: str | Path) -> dict[str, Any]:
+    """Run one method; return its matrix in the order of the stream, and labels."""
+    from avalanche_clip.benchmarks import prepare_benchmark
+    from avalanche_clip.training import run_stream
+
+    scenario = build_scenario(config)  # what is missing is told before the model loads
+    reference = reference_data(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    benchmark = prepare_benchmark(scenario, model)
+    labels = [experience.label for experience in benchmark.test_stream]
+    strategy = build_strategy(config, model, labels, reference)
+    found: dict[str, Any] = {
+        "labels": labels,
+        "trainable": parameter_counts(strategy)["trainable"],
+        "routing": None,
+    }
+    if config.method == "zero-shot":
+        row = zero_shot(strategy, benchmark, ("test",), out_dir)["test"]
+        return {**found, "trainable": 0, "matrix": constant_matrix(row)}
+    result = run_stream(
+        strategy,
+        benchmark,
+        out_dir,
+        resume=True,
+        method=config.method,
+        num_workers=config.num_workers,
+    )
+    found["matrix"] = result.matrix(ACCURACY, "test")
+    if config.method == "moe-adapters":
+        found["routing"] = strategy.moe.routing["test"]
+        path = Path(out_dir) / "routing.json"
+        path.write_text(json.dumps(strategy.moe.routing, indent=1))
+    return found
+
+
+def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
+    """Write tables and plots over methods; return the text."""
+    labels = next(iter(runs.values()))[0]["labels"]
+    lines = {
+        method: [
+            {**summary_line(found["matrix"]), "trainable": found["trainable"]}
+            for found in rows
+        ]
+        for method, rows in runs.items()
+    }
+    matrices = {m: [found["matrix"] for found in rows] for m, rows in runs.items()}
+    parts = [spread_table(lines), domain_table(matrices, labels)]
+    for method, rows in runs.items():
+        if rows[0]["routing"] is not None:
+            parts.append(f"{method}: routes of test images at the end, first seed")
+            parts.append(routing_table(rows[0]["routing"], labels))
+    text = "\n\n".join(parts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tables.txt").write_text(text + "\n")
+    plot_summary(lines, out / "summary.png")
+    plot_curves(matrices, labels, out / "domains.png")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run methods x seeds, then write tables and plots over methods."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="folder of all data sets")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--order", choices=("I", "II"), default="I")
+    parser.add_argument("--shots", type=int, help="images per class; default all")
+    parser.add_argument("--seeds", default="42", help="comma-separated numbers")
+    parser.add_argument("--out", help="folder of the runs")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--reference", help="folder of reference images")
+    parser.add_argument("--captions", help="file of ZSCL's sentences")
+    parser.add_argument("--alexnet", help="torchvision's AlexNet weights")
+    options = parser.parse_args(argv)
+    methods = list(dict.fromkeys(options.methods.split(",")))
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown:
+        parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", message="No loggers specified")
+    shots = "full" if options.shots is None else f"{options.shots}_shot"
+    out = Path(options.out or f"runs/mtil_{options.order}_{shots}")
+    base = Config(
+        root=options.root,
+        order=options.order,
+        shots=options.shots,
+        reference=options.reference,
+        captions=options.captions,
+        alexnet=options.alexnet,
+        device=options.device,
+    )
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for method in methods:
+        for seed in (int(s) for s in options.seeds.split(",")):
+            config = published(replace(base, method=method, seed=seed))
+            folder = out / method / f"seed_{seed}"
+            try:
+                runs.setdefault(method, []).append(run(config, folder))
+            except FileNotFoundError as error:
+                parser.error(str(error))
+            print(f"{method}, seed {seed}: {folder}")
+    print("\n" + write_tables(runs, out))
+
+
+if __name__ == "__main__":
+    main()

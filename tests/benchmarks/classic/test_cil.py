@@ -1,0 +1,177 @@
+"""Class-incremental streams on CIFAR-100, TinyImageNet and ImageNet."""
+
+import numpy as np
+import pytest
+
+from avalanche_clip.benchmarks import attribute_array
+from avalanche_clip.benchmarks.classic.cil import (
+    cil_cifar100,
+    cil_imagenet1k,
+    cil_imagenet100,
+    cil_tiny_imagenet,
+)
+from avalanche_clip.benchmarks.datasets.mtil import class_order
+from avalanche_clip.models.imagenet_names import imagenet_class_names, imagenet_wnids
+from tests.benchmarks.datasets.mtil import disk
+
+
+@pytest.fixture(autouse=True)
+def accept(monkeypatch):
+    disk.accept_any_checksum(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cifar")
+    return folder, disk.cifar100(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """200 ids in an order that is not the sorted one."""
+    folder = tmp_path_factory.mktemp("tiny")
+    wnids = list(imagenet_wnids()[300:500][::-1])
+    return folder, wnids, disk.tiny_imagenet(folder, wnids, {})
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imagenet")
+    disk.imagenet(folder, list(imagenet_wnids()))
+    return folder
+
+
+def targets(experience):
+    return attribute_array(experience.dataset, "targets")
+
+
+def check_stream(benchmark, sizes, order, names):
+    """Tasks partition the classes, labels are contiguous, names follow them."""
+    assert benchmark.protocol == "class_incremental"
+    starts = np.cumsum([0, *sizes])
+    for stream in (benchmark.train_stream, benchmark.test_stream):
+        assert len(stream) == len(sizes)
+        for k, experience in enumerate(stream):
+            labels = list(range(starts[k], starts[k + 1]))
+            assert list(experience.class_ids) == labels
+            assert np.unique(targets(experience)).tolist() == labels
+            wanted = tuple(names[order[label]] for label in labels)
+            assert experience.class_names == wanted
+    assert benchmark.class_prompts.ids == tuple(range(len(order)))
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_cifar100__steps_labels_and_names(cifar, steps):
+    folder, (train, test) = cifar
+    built = cil_cifar100(folder, steps, check="ignore")
+    names = ["apple", "aquarium fish", *(n.replace("_", " ") for n in disk.FINE)]
+    order = class_order("CIFAR100")
+    check_stream(built, [100 // steps] * steps, order, names)
+    assert sum(len(e.dataset) for e in built.train_stream) == len(train)
+    assert sum(len(e.dataset) for e in built.test_stream) == len(test)
+
+
+def test_cifar100__image_label_and_prompt_belong_together(cifar):
+    order = class_order("CIFAR100")
+    for experience in cil_cifar100(cifar[0], 50, check="ignore").train_stream:
+        for position, label in enumerate(targets(experience)):
+            image, text = experience.dataset[position][:2]
+            original = image.getpixel((0, 0))[0] // 2
+            assert order[label] == original
+            assert text == f"a bad photo of a {experience.class_prompts.name(label)}."
+    # Class 87 arrives first.
+    assert order[0] == 87
+
+
+def test_cifar100__names_and_templates_may_be_given(cifar):
+    def first_names(**options):
+        built = cil_cifar100(cifar[0], check="ignore", **options)
+        # Class 1, the aquarium fish, has this label.
+        label = class_order("CIFAR100").index(1)
+        return built.class_prompts.name(label), built.class_prompts.templates(label)
+
+    assert first_names() == ("aquarium fish", ("a bad photo of a {}.",))
+    assert first_names(keep_underscores=True)[0] == "aquarium_fish"
+    names = [f"name {k}" for k in range(100)]
+    assert first_names(class_names=names)[0] == "name 1"
+    assert first_names(templates=["a {}.", "the {}."])[1] == ("a {}.", "the {}.")
+    assert first_names(templates="a {}.")[1] == ("a {}.",)
+    with pytest.raises(ValueError, match="not both"):
+        first_names(class_names=names, keep_underscores=True)
+    with pytest.raises(ValueError, match="holds 99 names"):
+        first_names(class_names=names[1:])
+
+
+@pytest.mark.parametrize("steps", [0, 3, -10, 10.0, True, "10", None])
+def test_cifar100__steps_that_leave_classes_over_are_refused(cifar, steps):
+    with pytest.raises(ValueError, match="choose a divisor of 100"):
+        cil_cifar100(cifar[0], steps, check="ignore")
+
+
+def test_cifar100__unpublished_sizes_and_missing_data(cifar, tmp_path):
+    with pytest.warns(UserWarning, match="200 training images instead of 50,000"):
+        cil_cifar100(cifar[0])
+    with pytest.raises(ValueError, match="instead of 50,000"):
+        cil_cifar100(cifar[0], check="raise")
+    with pytest.raises(FileNotFoundError, match="cifar-100-python"):
+        cil_cifar100(tmp_path)
+
+
+@pytest.mark.parametrize(("steps", "experiences"), [(5, 6), (10, 11), (20, 21)])
+def test_tiny_imagenet__a_hundred_classes_first(tiny, steps, experiences):
+    folder, wnids, _ = tiny
+    built = cil_tiny_imagenet(folder, steps, check="ignore")
+    assert len(built.train_stream) == experiences
+    published = dict(zip(imagenet_wnids(), imagenet_class_names()))
+    names = [published[wnid] for wnid in wnids]
+    sizes = [100, *[100 // steps] * steps]
+    check_stream(built, sizes, class_order("TinyImageNet"), names)
+    assert built.class_prompts.templates(0) == ("a bad photo of a {}.",)
+
+
+def test_tiny_imagenet__labels_come_from_wnids_and_annotations(tiny):
+    folder, wnids, labels = tiny
+    order = class_order("TinyImageNet")
+    built = cil_tiny_imagenet(folder, 10, check="ignore")
+    whole = np.concatenate([targets(e) for e in built.test_stream])
+    assert sorted(whole) == sorted(order.index(label) for label in labels)
+    first = built.train_stream[0]
+    for position, label in enumerate(targets(first)[:20]):
+        shown = first.dataset[position][0].getpixel((3, 3))[0]
+        assert abs(shown - disk.colour(20 * order[label] % 100, 0)[0]) <= 2
+
+
+def test_tiny_imagenet__wrong_steps_and_too_few_classes(tiny, tmp_path):
+    with pytest.raises(ValueError, match="after the first 100"):
+        cil_tiny_imagenet(tiny[0], 30)
+    disk.tiny_imagenet(tmp_path, tiny[1][:3], {})
+    with pytest.raises(ValueError, match="3 classes here, but its published order"):
+        cil_tiny_imagenet(tmp_path, check="ignore")
+
+
+@pytest.mark.parametrize(("base", "sizes"), [(10, [10] * 10), (50, [50] + [5] * 10)])
+def test_imagenet100__two_settings(imagenet, base, sizes):
+    built = cil_imagenet100(imagenet, base, check="ignore")
+    names = imagenet_class_names()[:100]
+    check_stream(built, sizes, class_order("ImageNet100"), names)
+    assert built.class_prompts.templates(0) == ("a good photo of a {}.",)
+    assert len(built.train_stream) == {10: 10, 50: 11}[base]
+
+
+def test_imagenet100__other_bases_are_refused(imagenet):
+    with pytest.raises(ValueError, match="use 10 .* or 50"):
+        cil_imagenet100(imagenet, 20)
+
+
+def test_imagenet1k__ten_steps(imagenet):
+    built = cil_imagenet1k(imagenet, check="ignore")
+    order = class_order("ImageNet1K")
+    check_stream(built, [100] * 10, order, imagenet_class_names())
+    # Two classes of equal name stay two.
+    prompts = built.class_prompts
+    assert sum(prompts.name(i) == "sunglasses" for i in prompts.ids) == 2
+    names = [f"name {k}" for k in range(1000)]
+    built = cil_imagenet1k(imagenet, 5, class_names=names, check="ignore")
+    check_stream(built, [200] * 5, order, names)
+    with pytest.raises(ValueError, match="divisor of 1000"):
+        cil_imagenet1k(imagenet, 3)

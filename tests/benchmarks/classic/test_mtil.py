@@ -1,0 +1,316 @@
+"""MTIL and X-TAIL from data sets on disk."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from avalanche_clip.benchmarks import attribute_array, prepare_benchmark
+from avalanche_clip.benchmarks.classic.mtil import mtil, x_tail
+from avalanche_clip.benchmarks.datasets.mtil import (
+    MTIL_NAMES,
+    MTIL_ORDERS,
+    MTIL_TEMPLATES,
+    X_TAIL_NAMES,
+    read_mtil_domain,
+)
+from tests.benchmarks.datasets.mtil import disk
+from tests.benchmarks.streams import CharModel
+
+LOTUS = "lotus"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("all")
+    for name in MTIL_NAMES:
+        disk.WRITERS[name](folder)
+    # A class whose name another domain has, too.
+    base = folder / "caltech101" / "101_ObjectCategories"
+    for number in range(5):
+        disk.save(base / LOTUS / f"image_{number + 1:04d}.jpg", 5, number)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def accept(monkeypatch):
+    disk.accept_any_checksum(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(root):
+    """Both orders and X-TAIL; building them decodes nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk.accept_any_checksum(patch)
+        return {
+            "I": mtil(root, check="ignore"),
+            "II": mtil(root, "II", check="ignore"),
+            "x": x_tail(root, check="ignore"),
+        }
+
+
+def targets(experience):
+    return attribute_array(experience.dataset, "targets")
+
+
+def domains(benchmark):
+    return [experience.domain for experience in benchmark.train_stream]
+
+
+def test_mtil__orders(benchmarks):
+    assert domains(benchmarks["I"]) == list(MTIL_NAMES)
+    second = benchmarks["II"]
+    assert domains(second) == [MTIL_NAMES[k] for k in MTIL_ORDERS["II"]]
+    for stream in (second.train_stream, second.test_stream):
+        found = [experience.dataset_index for experience in stream]
+        assert tuple(found) == MTIL_ORDERS["II"]
+        assert [experience.task_label for experience in stream] == list(range(11))
+
+
+def test_mtil__global_ids_do_not_depend_on_the_order(benchmarks):
+    first, second = benchmarks["I"], benchmarks["II"]
+    assert first.class_prompts == second.class_prompts
+    by_name = {e.domain: e for e in second.test_stream}
+    for experience in first.test_stream:
+        other = by_name[experience.domain]
+        assert other.class_ids == experience.class_ids
+        assert (targets(other) == targets(experience)).all()
+    ids = [i for e in first.test_stream for i in e.class_ids]
+    assert ids == list(range(len(first.class_prompts)))
+
+
+def test_mtil__names_templates_and_data_are_the_readers(benchmarks, root):
+    stream = benchmarks["I"].test_stream
+    for experience, name in zip(stream, MTIL_NAMES, strict=True):
+        domain = read_mtil_domain(name, root, check="ignore")
+        assert experience.class_names == domain.class_names
+        assert experience.templates == MTIL_TEMPLATES[name]
+        local = targets(experience) - experience.class_ids[0]
+        assert (local == domain.test.targets).all()
+        image, text = experience.dataset[0][:2]
+        assert image.tobytes() == domain.test[0][0].tobytes()
+        wanted = MTIL_TEMPLATES[name][0].replace("{}", domain.class_names[local[0]])
+        assert text == wanted and image.mode == "RGB"
+
+
+def test_mtil__few_shots(benchmarks, root):
+    few = mtil(root, shots=2, check="ignore")
+    for experience, full in zip(few.train_stream, benchmarks["I"].train_stream):
+        classes, counts = np.unique(targets(experience), return_counts=True)
+        all_classes, available = np.unique(targets(full), return_counts=True)
+        assert (classes == all_classes).all()
+        assert (counts == np.minimum(available, 2)).all()
+    for experience, full in zip(few.test_stream, benchmarks["I"].test_stream):
+        assert (targets(experience) == targets(full)).all()
+
+
+def chosen(benchmark):
+    """What was chosen of each domain, by sample of the reader's training set."""
+    return {
+        e.domain: hashlib.sha256(
+            np.concatenate(
+                [np.asarray(e.dataset[k][0]).ravel() for k in range(len(e.dataset))]
+            ).tobytes()
+        ).hexdigest()
+        for e in benchmark.train_stream
+    }
+
+
+def test_mtil__few_shots_depend_on_their_seed_alone(root):
+    options = {"datasets": ["Caltech101", "EuroSAT", "Food"], "check": "ignore"}
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = chosen(mtil(root, shots=1, **options))
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert chosen(mtil(root, "II", shots=1, **options)) == first
+    assert chosen(mtil(root, shots=1, seed=3, **options)) != first
+
+
+@pytest.mark.slow
+def test_mtil__another_process_builds_the_same(root):
+    code = (
+        "import sys, torch\n"
+        "torch.manual_seed(5)\n"
+        "from avalanche_clip.benchmarks.classic.mtil import mtil\n"
+        "from tests.benchmarks.classic.test_mtil import chosen\n"
+        "names = ['Caltech101', 'SUN397']\n"
+        "b = mtil(sys.argv[1], shots=1, datasets=names, check='ignore')\n"
+        "print(chosen(b))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    here = mtil(root, shots=1, datasets=["Caltech101", "SUN397"], check="ignore")
+    assert done.stdout.strip() == str(chosen(here)), done.stderr
+
+
+def test_mtil__some_data_sets(root):
+    names = ["cars", "DTD", "Food101"]
+    built = mtil(root, datasets=names, check="ignore")
+    assert domains(built) == ["DTD", "Food", "StanfordCars"]
+    built = mtil(root, "II", datasets=names, check="ignore")
+    assert domains(built) == ["StanfordCars", "Food", "DTD"]
+    assert [e.dataset_index for e in built.train_stream] == [2, 1, 0]
+    built = mtil(root, ["Food", "dtd", "cars"], datasets=names, check="ignore")
+    assert domains(built) == ["Food", "DTD", "StanfordCars"]
+    built = mtil(root, np.array([1, 2, 0]), datasets=names, check="ignore")
+    assert domains(built) == ["Food", "StanfordCars", "DTD"]
+
+
+def test_mtil__data_sets_as_objects(root):
+    texture = read_mtil_domain("DTD", root, check="ignore")
+    own = (texture.test, texture.test, texture.class_names, ["{}?"], "mine")
+    built = mtil(root, datasets=[own, "Food", texture], check="ignore")
+    assert domains(built) == ["mine", "Food", "DTD"]
+    assert built.train_stream[0].templates == ("{}?",)
+    assert mtil(None, datasets=[own]).class_prompts.domain_names == ("mine",)
+    with pytest.raises(ValueError, match="'II' is defined for"):
+        mtil(None, "II", datasets=[own])
+    with pytest.raises(ValueError, match="root is None"):
+        mtil(None, datasets=["DTD"])
+    ten = [own[:4] + (f"domain {k}",) for k in range(10)]
+    built = mtil(None, "II", datasets=[*ten, own])
+    found = [e.dataset_index for e in built.train_stream]
+    assert tuple(found) == MTIL_ORDERS["II"]
+
+
+def test_mtil__one_directory_per_data_set(root):
+    roots = {"dtd": root, "Pets": str(root)}
+    built = mtil(roots, datasets=["OxfordPet", "DTD"], check="ignore")
+    assert domains(built) == ["DTD", "OxfordPet"]
+    with pytest.raises(ValueError, match="no directory for Food.*leave the data set"):
+        mtil(roots, datasets=["Food"], check="ignore")
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("III", "use \\['I', 'II'\\]"),
+        ([0], "each of the 2"),
+        ([0, 0], "each of the 2"),
+        ([0.5, 1], "each of the 2"),
+        ([1, 2], "each of the 2"),
+        (["DTD", "DTD"], "each of the 2"),
+        (["DTD", "MNIST"], "Unknown data set 'MNIST'"),
+    ],
+)
+def test_mtil__orders_that_are_none_are_refused(root, order, message):
+    with pytest.raises(ValueError, match=message):
+        mtil(root, order, datasets=["DTD", "Food"], check="ignore")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["DTD", "dtd"], "'DTD'.*more than once"),
+        (["ImageNet"], "Unknown data set 'ImageNet'"),
+        ("DTD", "list of names"),
+        ([], "empty"),
+    ],
+)
+def test_mtil__data_sets_that_are_none_are_refused(root, names, message):
+    with pytest.raises(ValueError, match=message):
+        mtil(root, datasets=names, check="ignore")
+
+
+def test_mtil__missing_data_are_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Aircraft is not in .*fgvc-aircraft"):
+        mtil(tmp_path)
+
+
+def test_mtil__unpublished_sizes(root):
+    with pytest.warns(UserWarning, match="DTD has 3 classes instead of 47"):
+        mtil(root, datasets=["DTD"])
+    with pytest.raises(ValueError, match="DTD has 3 classes instead of 47"):
+        mtil(root, datasets=["DTD"], check="raise")
+
+
+def test_x_tail__domains_and_template(benchmarks):
+    built = benchmarks["x"]
+    assert domains(built) == list(X_TAIL_NAMES) and len(built.train_stream) == 10
+    for experience in built.test_stream:
+        assert experience.templates == ("a photo of a {}.",)
+
+
+def test_x_tail__equal_names_stay_two_classes(benchmarks):
+    prompts = benchmarks["x"].class_prompts
+    lotus = [i for i in prompts.ids if prompts.name(i) == LOTUS]
+    assert [prompts.domain(i) for i in lotus] == ["Caltech101", "Flowers"]
+    first, second = prompts.prompts(lotus)
+    assert first == second == "a photo of a lotus."
+    experiences = {e.domain: e for e in benchmarks["x"].test_stream}
+    assert lotus[0] in experiences["Caltech101"].class_ids
+    assert lotus[1] in experiences["Flowers"].class_ids
+    assert lotus[1] not in experiences["Caltech101"].class_ids
+    # In MTIL each has the templates of its domain.
+    assert benchmarks["I"].class_prompts.domain_names == MTIL_NAMES
+
+
+def test_x_tail__sixteen_shots_order_and_subset(root, tmp_path):
+    for number in range(20):
+        path = tmp_path / "eurosat" / "2750" / "Forest" / f"Forest_{number}.jpg"
+        disk.save(path, 0, number)
+    built = x_tail(tmp_path, datasets=["EuroSAT"], check="ignore")
+    assert len(built.train_stream[0].dataset) == 16 == int(0.8 * 20)
+    built = x_tail(root, "II", shots=1, datasets=["Food", "EuroSAT"], check="ignore")
+    assert domains(built) == ["Food", "EuroSAT"]
+    sizes = [len(experience.dataset) for experience in built.train_stream]
+    assert sizes[0] == 3 and sizes[1] <= 10
+    with pytest.raises(ValueError, match="Unknown data set 'CIFAR100'"):
+        x_tail(root, datasets=["CIFAR100"], check="ignore")
+
+
+def test_mtil__is_ready_for_a_model(root):
+    built = mtil(root, "II", datasets=["MNIST", "OxfordPet", "SUN397"], check="ignore")
+
+    def small(image):
+        return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1) / 255.0
+
+    prepared = prepare_benchmark(
+        built, CharModel(), train_transform=small, eval_transform=small
+    )
+    for experience in prepared.train_stream:
+        items = [experience.dataset[k] for k in range(2)]
+        images = experience.dataset.collate_fn(items)[0]["image"]
+        assert images.shape == (2, 3, 4, 4) and images.max() <= 1.0
+    ids = [attribute_array(e.dataset, "sample_id") for e in prepared.train_stream]
+    ids += [attribute_array(e.dataset, "sample_id") for e in prepared.test_stream]
+    whole = np.concatenate(ids)
+    assert len(np.unique(whole)) == len(whole)
+
+
+def made_up(count):
+    from tests.training.classes import domains as small
+
+    return [domain[:4] for domain in small((2,) * count)]
+
+
+def test_mtil__a_list_is_taken_for_the_data_sets():
+    from tests.training.classes import domains as small
+
+    given = small((2, 3))
+    for build in (mtil, x_tail):
+        assert domains(build(given)) == ["domain-0", "domain-1"]
+        assert domains(build(tuple(given), [1, 0])) == ["domain-1", "domain-0"]
+        with pytest.raises(ValueError, match="datasets="):
+            build(given, datasets=given)
+
+
+def test_orders__of_unnamed_data_sets():
+    def indices(benchmark):
+        return [e.dataset_index for e in benchmark.train_stream]
+
+    assert indices(mtil(None, "II", datasets=made_up(11))) == list(MTIL_ORDERS["II"])
+    names = [MTIL_NAMES[i] for i in MTIL_ORDERS["II"] if MTIL_NAMES[i] != "CIFAR100"]
+    found = indices(x_tail(None, "II", datasets=made_up(10)))
+    assert [X_TAIL_NAMES[i] for i in found] == names
+    for build, count in ((mtil, 10), (x_tail, 11)):
+        with pytest.raises(ValueError, match="is defined for"):
+            build(None, "II", datasets=made_up(count))

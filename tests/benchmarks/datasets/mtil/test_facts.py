@@ -1,0 +1,211 @@
+"""Templates, names and orders of the published benchmarks."""
+
+import numpy as np
+import pytest
+
+from avalanche_clip.benchmarks.datasets.mtil import (
+    CIL_TEMPLATES,
+    DATASETS,
+    MTIL_NAMES,
+    MTIL_ORDERS,
+    MTIL_TEMPLATES,
+    ORDER_CHECKSUMS,
+    X_TAIL_NAMES,
+    class_order,
+    dataset_name,
+    given_names,
+    order_checksum,
+    prompt_names,
+    random_80_20,
+)
+
+# name: classes, train, test, templates
+TABLE = {
+    "Aircraft": (100, 3334, 3333, 2),
+    "Caltech101": (101, 6941, 1736, 34),
+    "CIFAR100": (100, 50000, 10000, 18),
+    "DTD": (47, 1880, 1880, 8),
+    "EuroSAT": (10, 21600, 5400, 3),
+    "Flowers": (102, 1020, 6149, 1),
+    "Food": (101, 75750, 25250, 1),
+    "MNIST": (10, 60000, 10000, 1),
+    "OxfordPet": (37, 3680, 3669, 1),
+    "StanfordCars": (196, 8144, 8041, 9),
+    "SUN397": (397, 87003, 21751, 2),
+}
+
+
+def test_table__is_the_published_one():
+    assert MTIL_NAMES == tuple(TABLE)
+    for name, row in TABLE.items():
+        facts = DATASETS[name]
+        found = (facts.classes, facts.train_size, facts.test_size)
+        assert (*found, len(MTIL_TEMPLATES[name])) == row
+    assert sum(DATASETS[n].classes for n in MTIL_NAMES) == 1201
+    assert sum(DATASETS[n].test_size for n in MTIL_NAMES) == 97209
+    prompts = sum(DATASETS[n].classes * len(MTIL_TEMPLATES[n]) for n in MTIL_NAMES)
+    assert prompts == 8648
+
+
+@pytest.mark.parametrize("name", [*MTIL_TEMPLATES])
+def test_templates__are_distinct_and_take_one_name(name):
+    templates = MTIL_TEMPLATES[name]
+    assert len(set(templates)) == len(templates)
+    for template in templates:
+        assert template.count("{}") == 1 and "*" not in template
+        assert template.format("x").count("{") == 0
+
+
+def test_templates__second_half_has_the_article_changed_once():
+    for name in ("Aircraft", "Caltech101", "CIFAR100", "DTD"):
+        half = len(MTIL_TEMPLATES[name]) // 2
+        first, second = MTIL_TEMPLATES[name][:half], MTIL_TEMPLATES[name][half:]
+        for with_a, with_the in zip(first, second, strict=True):
+            words, others = with_a.split(), with_the.split()
+            assert len(words) == len(others)
+            changed = [(a, b) for a, b in zip(words, others) if a != b]
+            assert changed == ([("a", "the")] if " a " in f" {with_a} " else [])
+
+
+def test_templates__spelling():
+    caltech = MTIL_TEMPLATES["Caltech101"]
+    assert caltech[0] == "a photo of a {}." and caltech[17] == "a photo of the {}."
+    assert caltech[2] == "a plastic {}." and caltech[19] == "the plastic {}."
+    assert caltech[8] == "a embroidered {}." and caltech[12] == "a origami {}."
+    assert caltech[10] == "a {} in a video game."
+    assert caltech[27] == "the {} in a video game."
+    assert caltech[13:15] == ("art of a {}.", "graffiti of a {}.")
+    assert caltech[30] == "art of the {}." and caltech[33] == "a doodle of the {}."
+    cifar = MTIL_TEMPLATES["CIFAR100"]
+    assert cifar[1] == "a blurry photo of a {}." and cifar[8] == "a photo of a big {}."
+    assert cifar[9] == "a photo of the {}." and cifar[16] == "a photo of the small {}."
+    assert MTIL_TEMPLATES["CIFAR10"] == cifar
+    assert MTIL_TEMPLATES["DTD"][0] == "a photo of a {} texture."
+    assert MTIL_TEMPLATES["DTD"][7] == "a photo of the {} object."
+    assert MTIL_TEMPLATES["Aircraft"][1] == "a photo of the {}, a type of aircraft."
+    assert MTIL_TEMPLATES["EuroSAT"] == (
+        "a centered satellite photo of {}.",
+        "a centered satellite photo of a {}.",
+        "a centered satellite photo of the {}.",
+    )
+    assert MTIL_TEMPLATES["MNIST"][0].format("1") == 'a photo of the number: "1".'
+    assert MTIL_TEMPLATES["StanfordCars"][4] == "i love my {}!"
+    assert CIL_TEMPLATES["CIFAR100"] == ("a bad photo of a {}.",)
+    assert CIL_TEMPLATES["ImageNet1K"] == ("a good photo of a {}.",)
+
+
+def test_order_two__is_a_permutation_with_an_inverse():
+    order = MTIL_ORDERS["II"]
+    assert sorted(order) == list(range(11)) and MTIL_ORDERS["I"] == tuple(range(11))
+    names = [MTIL_NAMES[k] for k in order]
+    assert names == [
+        *("StanfordCars", "Food", "MNIST", "OxfordPet", "Flowers", "SUN397"),
+        *("Aircraft", "Caltech101", "DTD", "EuroSAT", "CIFAR100"),
+    ]
+    inverse = np.argsort(order)
+    assert [names[k] for k in inverse] == list(MTIL_NAMES)
+    matrix = np.arange(121).reshape(11, 11)
+    there = matrix[np.ix_(order, order)]
+    assert (there[np.ix_(inverse, inverse)] == matrix).all()
+
+
+def test_x_tail__has_ten_domains_in_order():
+    assert X_TAIL_NAMES == (
+        *("Aircraft", "Caltech101", "DTD", "EuroSAT", "Flowers", "Food", "MNIST"),
+        *("OxfordPet", "StanfordCars", "SUN397"),
+    )
+    assert sum(DATASETS[name].classes for name in X_TAIL_NAMES) == 1101
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "checksum"),
+    [
+        ("CIFAR100", 100, "62e36f48cf4f51c7"),
+        ("ImageNet100", 100, "997a048a5344d216"),
+        ("ImageNet1K", 1000, "305571fb8fde3e0f"),
+        ("TinyImageNet", 200, "b0c978e9a0ad7a3c"),
+    ],
+)
+def test_class_order__is_a_permutation_with_the_published_checksum(
+    name, size, checksum
+):
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    order = class_order(name)
+    assert sorted(order) == list(range(size))
+    assert order_checksum(order) == checksum == ORDER_CHECKSUMS[name]
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_class_order__unknown_name_is_refused():
+    with pytest.raises(ValueError, match="ImageNet100"):
+        class_order("SUN397")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("cars", "StanfordCars"),
+        ("FGVCAircraft", "Aircraft"),
+        ("oxford-pet", "OxfordPet"),
+    ],
+)
+def test_dataset_name__understands_other_spellings(given, name):
+    assert dataset_name(given, MTIL_NAMES) == name
+
+
+def test_dataset_name__unknown_one_is_refused():
+    with pytest.raises(ValueError, match=r"CIFAR10'.*Aircraft, "):
+        dataset_name("CIFAR10", MTIL_NAMES)
+
+
+def test_prompt_names__caltech_quirks():
+    raw = {
+        "Faces": "off-center face",
+        "Faces_easy": "centered face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+        "airplanes": "airplane",
+        "car_side": "side of a car",
+        "cougar_body": "body of a cougar cat",
+        "cougar_face": "face of a cougar cat",
+        "crocodile_head": "head of a  crocodile",
+        "flamingo_head": "head of a flamingo",
+        "snoopy": "snoopy (cartoon beagle)",
+        "yin_yang": "yin and yang symbol",
+        "sea_horse": "sea horse",
+        "crocodile": "crocodile",
+    }
+    assert prompt_names("Caltech101", list(raw)) == tuple(raw.values())
+    # The changes belong to one data set.
+    assert prompt_names("CIFAR100", ["Faces", "aquarium_fish"]) == (
+        "Faces",
+        "aquarium fish",
+    )
+
+
+def test_given_names__from_a_list_and_from_a_file(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("Egyptian Mau\nreel\n\n", encoding="utf-8")
+    assert given_names(path, 2) == given_names(["Egyptian Mau", "reel"], 2)
+    with pytest.raises(ValueError, match="2 names, but there are 3"):
+        given_names(str(path), 3)
+    path.write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match="no name for class 1"):
+        given_names(path, 3)
+    with pytest.raises(FileNotFoundError, match="one name per line"):
+        given_names(tmp_path / "none.txt", 3)
+
+
+@pytest.mark.filterwarnings("ignore:Length of split")
+@pytest.mark.parametrize("size", [0, 1, 4, 5, 27000, 8677, 108754])
+def test_random_80_20__equals_torch_and_leaves_the_global_seed(size):
+    import torch
+
+    torch.manual_seed(size)
+    state = torch.get_rng_state()
+    train, test = random_80_20(size)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(train) == int(0.8 * size) and len(train) + len(test) == size
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(42)).numpy()
+    assert (np.concatenate([train, test]) == order).all()

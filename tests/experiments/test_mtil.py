@@ -1,0 +1,116 @@
+"""The MTIL experiment on tiny data in place of the real ones."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avalanche_clip.training.supervised import MTIL_RATES
+from tests.training import moe_runs
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        spec = importlib.util.spec_from_file_location("mtil_study", FOLDER / "mtil.py")
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def tiny(study, monkeypatch, tmp_path):
+    """Three domains, a tiny model and three steps per domain."""
+    root = tmp_path / "data"
+    for place in study.REFERENCE.values():
+        folder = root / place / "n01"
+        folder.mkdir(parents=True)
+        for k in range(4):
+            pixels = np.random.default_rng(k).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+    (root / "captions.txt").write_text("ab\n\ncd\n ef \n")
+
+    def scenario(config):
+        return moe_runs.raw_domains(names=("Aircraft", "MNIST", "Cars"))
+
+    # plots of single runs take longer than the runs
+    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    monkeypatch.setattr(study, "build_scenario", scenario)
+    monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
+    monkeypatch.setattr(
+        study,
+        "published",
+        lambda config: study.replace(
+            config,
+            iterations=2,
+            warmup=1,
+            train_mb_size=6,
+            averaging_interval=1,
+            num_experts=4,
+            bottleneck=4,
+            num_workers=0,
+        ),
+    )
+    monkeypatch.setattr(study, "build_selector", lambda config: moe_runs.selector())
+    return root
+
+
+def test_published__iterations_and_rates(study):
+    config = study.Config(root="data")
+    assert study.published(config).iterations == 1000
+    assert study.published(study.replace(config, shots=5)).iterations == 500
+    names = ("StanfordCars", "Food", "MNIST", "Aircraft")
+    full = study.learning_rates(config, names)
+    assert full == [1e-3, 1e-3, 1e-4, 5e-3]
+    few = study.learning_rates(study.replace(config, shots=5), names)
+    assert few == [1e-2, 1e-2, 1e-4, 8e-3]
+    for method in ("zscl", "fine-tuning"):
+        other = study.replace(config, method=method)
+        assert study.learning_rates(other, names) == [1e-5, 1e-5, 5e-5, 5e-5]
+    assert [len(rates) for rates in MTIL_RATES.values()] == [11, 11]
+
+
+def test_main__all_methods_then_again(study, tiny, tmp_path, capsys):
+    out = tmp_path / "runs"
+    arguments = ["--root", str(tiny), "--out", str(out), "--seeds", "1"]
+    study.main(arguments)
+    first = capsys.readouterr().out
+    for method in study.METHODS:
+        assert f"\n{method} " in first
+    assert "routes of test images at the end" in first
+    assert (out / "tables.txt").is_file() and (out / "domains.png").is_file()
+    assert (out / "moe-adapters" / "seed_1" / "routing.json").is_file()
+    study.main(arguments)
+    assert capsys.readouterr().out == first
+
+
+def test_main__missing_data_are_named(study, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--root", str(tmp_path), "--out", str(tmp_path / "runs")])
+    message = capsys.readouterr().err
+    assert "Aircraft" in message and "SUN397" in message and str(tmp_path) in message
+
+
+def test_main__missing_reference_data_are_named(study, tiny, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "runs"), "--root", str(tiny)]
+    with pytest.raises(SystemExit):
+        study.main([*out, "--methods", "zscl", "--captions", str(tiny / "none.txt")])
+    assert "--captions" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SystemExit):
+        study.main([*out, "--methods", "moe-adapters", "--reference", str(empty)])
+    assert "--reference" in capsys.readouterr().err
+
+
+def test_main__unknown_method(study, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--root", "x", "--methods", "moe"])
+    assert "unknown method moe" in capsys.readouterr().err

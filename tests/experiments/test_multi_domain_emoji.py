@@ -1,0 +1,136 @@
+"""The study of emoji domains: methods, tables and command line."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training import moe_runs
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        path = FOLDER / "multi_domain_emoji.py"
+        spec = importlib.util.spec_from_file_location("multi_domain_study", path)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def short(study, monkeypatch):
+    """Three domains of a few images in place of the emoji, and a tiny model."""
+    # plots of single runs take longer than the runs
+    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
+    monkeypatch.setattr(
+        study,
+        "build_benchmark",
+        lambda config, model: moe_runs.domains_with_reference(model),
+    )
+    monkeypatch.setattr(
+        "avalanche_clip.training.plugins.moe_adapters.AutoSelector",
+        lambda name, seed: moe_runs.selector(seed=seed),
+    )
+    return study
+
+
+@pytest.fixture(scope="module")
+def emoji(study):
+    """The real stream and model."""
+    config = study.Config(validation=True)
+    model = study.build_model(config)
+    return config, model, study.build_benchmark(config, model)
+
+
+def test_benchmark__nine_domains_and_the_emoji_of_2010(study, emoji):
+    _, model, benchmark = emoji
+    assert [len(benchmark.streams[name]) for name in ("train", "test")] == [9, 9]
+    (known,) = benchmark.streams["reference"]
+    assert len(known.class_names) == 719
+    sizes = [
+        sum(len(e.dataset) for e in benchmark.streams[n]) for n in ("train", "test")
+    ]
+    assert sizes == [1192, 1192]  # validation: one style each
+    real = study.build_benchmark(study.Config(), model)
+    assert sum(len(e.dataset) for e in real.train_stream) == 2 * 1192
+
+
+@pytest.mark.parametrize("name", ["moe-adapters", "moe-no-ddas", "moe-no-freeze"])
+def test_build_strategy__forms_of_the_adapters(name, study, emoji):
+    config, _, benchmark = emoji
+    model = study.build_model(config)
+    strategy = study.build_strategy(config, name, model, benchmark)
+    assert strategy.moe.freeze == (name != "moe-no-freeze")
+    assert (strategy.moe.auto_selector is None) == (name == "moe-no-ddas")
+    assert strategy.learning_rates == (config.rates[name],)
+    (first, *_) = model.moe_adapters.adapters()
+    assert first.num_experts == config.num_experts
+    assert study.parameter_counts(strategy)["trainable"] == (
+        model.moe_adapters.num_trainable
+    )
+
+
+def test_build_strategy__zscl_fine_tuning_and_other_rates(study, emoji):
+    config, model, benchmark = emoji
+    strategy = study.build_strategy(config, "zscl", model, benchmark)
+    distillation = strategy.distillation
+    assert len(distillation.texts) == 719 and len(distillation.images) == 719
+    plain = study.build_strategy(config, "fine-tuning:0.002", model, benchmark)
+    assert plain.learning_rates == (0.002,)
+    assert study.parameter_counts(plain)["trainable"] > 1_000_000
+
+
+def test_line_and_tables__hand_computed(study, tmp_path):
+    matrix = np.array([[0.5, 0.3], [0.4, 0.6]])
+    found = {
+        "matrix": matrix,
+        "base": 0.25,
+        "trainable": 7,
+        "labels": ["a", "b"],
+        "routing": {"1,0": {"0": 1}, "2,0": {"0": 3, "-1": 1}, "2,1": {"0": 1, "1": 1}},
+    }
+    line = study.line(found)
+    assert line["transfer"] == pytest.approx(30) and line["last"] == pytest.approx(50)
+    assert line["average"] == pytest.approx(45) and line["2010"] == 25
+    other = {**found, "matrix": matrix + 0.1, "routing": None}
+    text = study.write_tables({"one": [found, other], "two": [other, other]}, tmp_path)
+    assert "55.0 ±7.1" in text  # last: 50 and 60
+    assert text == (tmp_path / "tables.txt").read_text().rstrip("\n")
+    rows = [row.split() for row in text.splitlines()]
+    assert ["a", "75.0", "0.0", "25.0"] in rows and ["b", "50.0", "50.0", "0.0"] in rows
+    assert ["one", "transfer", "35.0"] in rows
+    assert (tmp_path / "summary.png").is_file() and (tmp_path / "domains.png").is_file()
+
+
+def test_main__all_methods_and_resume(short, tmp_path, capsys):
+    arguments = ["--iterations", "2", "--out", str(tmp_path)]
+    short.main(arguments)
+    first = capsys.readouterr().out
+    for method in short.METHODS:
+        assert f"\n{method} " in first
+    assert "trainable" in first
+    assert (tmp_path / "comparison.html").is_file()
+    routing = json.loads((tmp_path / "moe-adapters/seed_0/routing.json").read_text())
+    assert set(routing) == {"test", "reference_test"}
+    assert sum(routing["test"]["3,0"].values()) == 6
+    short.main(arguments)
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--methods", "moe"], "unknown method moe")],
+)
+def test_main__wrong_arguments(arguments, message, study, capsys):
+    with pytest.raises(SystemExit):
+        study.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,351 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
+from tests.models.experts import (
+    OPTIONS,
+    TEXTS,
+    features,
+    make_batch,
+    randomize,
+    train,
+)
+
+
+def native(cfg, request):
+    return create_dual_encoder(cfg)
+
+
+def custom_text(cfg, request):
+    cfg["model_cfg"]["custom_text"] = True
+    return create_dual_encoder(cfg)
+
+
+def layer_scale(cfg, request):
+    cfg["model_cfg"]["vision_cfg"]["ls_init_value"] = 0.3
+    cfg["model_cfg"]["text_cfg"]["ls_init_value"] = 0.4
+    return create_dual_encoder(cfg)
+
+
+def timm_vit(cfg, request):
+    cfg["model_cfg"]["vision_cfg"] = {"timm_model_name": "test_vit", "image_size": 64}
+    return create_dual_encoder(cfg)
+
+
+def hf_clip(cfg, request):
+    return create_dual_encoder(request.getfixturevalue("hf_clip_folder"))
+
+
+def hf_siglip(cfg, request):
+    return create_dual_encoder(request.getfixturevalue("hf_siglip_folder"))
+
+
+KINDS = [native, custom_text, layer_scale, timm_vit, hf_clip, hf_siglip]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def model(request, tiny_cfg):
+    torch.manual_seed(0)
+    return request.param(tiny_cfg, request)
+
+
+@pytest.fixture
+def one(tiny_cfg):
+    torch.manual_seed(0)
+    return create_dual_encoder(tiny_cfg)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attached__features_do_not_change(model, training):
+    model.train(training)
+    batch = make_batch(model)
+    before = features(model, batch)
+    with_graph = model(batch)
+    moe = attach_moe_adapters(model, **OPTIONS)
+    assert model.training == training == moe.training
+    assert torch.equal(features(model, batch), before)
+    moe.add_router()
+    with moe.using_router(1):
+        assert torch.equal(features(model, batch), before)
+    randomize(model)
+    assert not torch.equal(features(model, batch), before)
+    with moe.using_router(-1):
+        assert torch.equal(features(model, batch), before)
+        out = model(batch)
+    assert torch.equal(out.image_features, with_graph.image_features)
+    assert torch.equal(out.text_features, with_graph.text_features)
+    assert out.aux.keys() == with_graph.aux.keys()
+    moe.detach()
+    assert torch.equal(features(model, batch), before)
+
+
+def test_attached__keys_stay_and_the_original_state_loads(model):
+    original = {k: v.clone() for k, v in model.state_dict().items()}
+    moe = attach_moe_adapters(model, **OPTIONS)
+    randomize(model)
+    experts = moe.adapters()[0].experts[0].up.weight.clone()
+    assert original.keys() < model.state_dict().keys()
+    assert all(".moe." in k for k in model.state_dict().keys() - original.keys())
+    model.load_state_dict({k: v + 1 for k, v in original.items()})
+    model.load_state_dict(original)
+    assert torch.equal(moe.adapters()[0].experts[0].up.weight, experts)
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_mixture__is_added_to_the_second_branch(model):
+    moe = attach_moe_adapters(model, **OPTIONS)
+    randomize(model)
+    model.eval()
+    for tower in ("image", "text"):
+        view, adapter = model.blocks(tower)[0], moe.adapters(tower)[0]
+        seen = {}
+        handles = [
+            view.norm2.register_forward_pre_hook(
+                lambda m, a, seen=seen: seen.update(r=a[0])
+            ),
+            view.module.register_forward_hook(
+                lambda m, a, o, seen=seen: seen.update(
+                    out=o[0] if isinstance(o, tuple) else o
+                )
+            ),
+        ]
+        with torch.no_grad():
+            model(make_batch(model))
+            active = seen["out"]
+            with moe.using_router(-1):
+                model(make_batch(model))
+            expected = seen["out"] + adapter(seen["r"])
+        torch.testing.assert_close(active, expected, rtol=1e-4, atol=1e-4)
+        for handle in handles:
+            handle.remove()
+
+
+def test_text__all_prompts_share_their_gates(one):
+    moe = attach_moe_adapters(one, **OPTIONS)
+    randomize(one)
+    one.eval()
+    kept = []
+    for view, adapter in zip(one.blocks("text"), moe.adapters("text"), strict=True):
+        view.norm2.register_forward_pre_hook(
+            lambda m, a, adapter=adapter: kept.append(adapter.routing(a[0]).gates())
+        )
+    with torch.no_grad():
+        one.encode_text(one.tokenizer(TEXTS))
+    assert len(kept) == 2
+    assert all(torch.equal(g, g[:1].expand_as(g)) for g in kept)
+
+
+def test_gradients__reach_used_experts_and_the_router_only(model):
+    moe = attach_moe_adapters(model, **OPTIONS)
+    moe.start_task()
+    moe.finish_task(count=0)
+    assert moe.start_task() == 1
+    randomize(model)
+    model.train()
+    out = model(make_batch(model))
+    (out.image_features @ out.text_features.T).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if ".moe." not in name or ".routers.0." in name:
+            assert parameter.grad is None, name
+    for adapter in moe.adapters():
+        assert adapter.routers[1].gate.grad is not None
+        used = adapter.counts > 0
+        grads = [e.up.weight.grad is not None for e in adapter.experts]
+        assert grads == used.tolist()
+
+
+def test_mixed_routers__equal_separate_passes(model):
+    model.eval()
+    batch = make_batch(model)
+    before = features(model, batch)
+    moe = attach_moe_adapters(model, **OPTIONS)
+    moe.add_router()
+    randomize(model)
+    separate = []
+    for router in (-1, 0, 1):
+        with moe.using_router(router):
+            separate.append(features(model, batch))
+    ids = torch.tensor([1, -1, 0])
+    with moe.using_router(image=ids, text=ids.flip(0)):
+        mixed = features(model, batch)
+    rows = torch.tensor([1, -1, 0, 0, -1, 1])
+    for row, router in enumerate(rows.tolist()):
+        expected = separate[router + 1][row]
+        torch.testing.assert_close(mixed[row], expected, rtol=0, atol=1e-6)
+    assert torch.equal(mixed[rows == -1], before[rows == -1])
+
+
+def test_router__is_restored_and_checked(one):
+    moe = attach_moe_adapters(one, **OPTIONS)
+    moe.add_router()
+    moe.set_router(image=1)
+    assert moe.routers == {"image": 1, "text": 0}
+    with pytest.raises(RuntimeError, match="inside"):
+        with moe.using_router(-1):
+            assert moe.routers == {"image": -1, "text": -1}
+            raise RuntimeError("inside")
+    assert moe.routers == {"image": 1, "text": 0}
+    for call in (
+        lambda: moe.set_router(2),
+        lambda: moe.set_router(image=0, text=2),
+        lambda: moe.set_router(text=torch.tensor([0, 5])),
+    ):
+        with pytest.raises(ValueError, match="does not exist"):
+            call()
+    assert moe.routers == {"image": 1, "text": 0}
+    moe.set_router(image=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="2 router ids for 3 rows"):
+        one(make_batch(one))
+
+
+def test_tasks__old_outputs_stay_if_their_experts_are_frozen(one):
+    moe = attach_moe_adapters(one, num_experts=3, top_k=2, bottleneck=6)
+    batch = make_batch(one)
+    plain = features(one.eval(), batch)
+    for task in range(3):
+        assert moe.start_task() == task
+        state = one.state_dict()
+        old = {k: v.clone() for k, v in state.items() if f"routers.{task}." not in k}
+        frozen = [adapter.frozen.clone() for adapter in moe.adapters()]
+        train(one)
+        state = one.state_dict()
+        for name, value in old.items():
+            if ".routers." in name:
+                assert torch.equal(state[name], value)
+        added = moe.finish_task(count=3 if task == 0 else 2)
+        assert [len(v) for v in added.values()] == [2, 2]
+        for was, adapter in zip(frozen, moe.adapters(), strict=True):
+            assert (adapter.frozen >= was).all()
+        assert not any(adapter.counts.any() for adapter in moe.adapters())
+        if task == 0:
+            first = features(one, batch)
+        with moe.using_router(0):
+            assert torch.equal(features(one, batch), first)
+        with moe.using_router(-1):
+            assert torch.equal(features(one, batch), plain)
+    assert moe.learned == [0, 1, 2]
+    assert not torch.equal(first, plain)
+
+
+def test_tasks__counting_and_trainability(one):
+    moe = attach_moe_adapters(one, **OPTIONS)
+    assert moe.counting
+    train(one, steps=2)
+    assert [int(a.counts.sum()) for a in moe.adapters()] == [12] * 4
+    with moe.using_router(-1):
+        train(one, steps=0)
+        features(one.train(), make_batch(one))
+    assert [int(a.counts.sum()) for a in moe.adapters()] == [12] * 4
+    moe.finish_task()
+    assert not moe.counting
+    features(one.train(), make_batch(one))
+    assert not any(a.counts.any() for a in moe.adapters())
+    names = [n for n, _ in moe.trainable_parameters()]
+    assert names and not any(".routers." in n for n in names)
+    assert moe.start_task(0) == 0 and moe.start_task() == 1 and moe.start_task() == 2
+    assert moe.routers == {"image": 2, "text": 2}
+    named = dict(one.named_parameters())
+    trainable = {n for n, p in named.items() if p.requires_grad}
+    assert trainable == {n for n, _ in moe.trainable_parameters()}
+    assert moe.num_trainable == sum(named[n].numel() for n in trainable)
+    assert {n.split(".routers.")[1][0] for n in trainable if ".routers." in n} == {"2"}
+    assert moe.num_parameters == sum(p.numel() for n, p in named.items() if ".moe" in n)
+    with pytest.raises(ValueError, match="router=5"):
+        moe.start_task(5)
+
+
+def test_balance__is_part_of_the_output_in_training(one):
+    moe = attach_moe_adapters(one, **OPTIONS)
+    batch = make_batch(one)
+    assert "balance_loss" not in one.train()(batch).aux
+    moe.track_balance = True
+    one(batch)
+    out = one(batch)
+    torch.testing.assert_close(out.aux["balance_loss"], moe.balance_loss())
+    values = [adapter.balance() for adapter in moe.adapters()]
+    assert min(values) > 0
+    torch.testing.assert_close(out.aux["balance_loss"], torch.stack(values).sum())
+    out.aux["balance_loss"].backward()
+    assert all(a.routers[0].gate.grad.any() for a in moe.adapters("image"))
+    assert "balance_loss" not in one.eval()(batch).aux
+    one.train().encode_image(batch["image"])
+    assert moe.balance_loss() > 0
+    moe.clear_balance()
+    assert moe.balance_loss() == 0
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies__have_their_own_adapters_and_routers(model, way):
+    model.eval()
+    batch = make_batch(model)
+    plain = features(model, batch)
+    moe = attach_moe_adapters(model, **OPTIONS)
+    randomize(model)
+    moe.track_balance = True
+    model.train()(batch)
+    out = features(model.eval(), batch)
+    if way == "deepcopy":
+        other = copy.deepcopy(model)
+    else:
+        other = pickle.loads(pickle.dumps(model))
+    assert torch.equal(features(other, batch), out)
+    randomize(model, seed=5)
+    moe.set_router(-1)
+    assert torch.equal(features(other, batch), out)
+    assert other.moe_adapters.model is other
+    assert other.moe_adapters is not moe
+    moe.set_router(0)
+    changed = features(model, batch)
+    other.moe_adapters.set_router(-1)
+    assert torch.equal(features(other, batch), plain)
+    assert torch.equal(features(model, batch), changed)
+    other.moe_adapters.detach()
+    assert not any(".moe." in name for name in other.state_dict())
+    assert torch.equal(features(other, batch), plain)
+    assert torch.equal(features(model, batch), changed)
+
+
+def test_detach__restores_what_trained(model):
+    names = [name for name, _ in model.named_parameters()]
+    model.freeze("text")
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    hooks = sum(len(m._forward_hooks) for m in model.modules())
+    moe = attach_moe_adapters(model, **OPTIONS)
+    assert not model.logit_scale.requires_grad
+    moe.detach()
+    assert [name for name, _ in model.named_parameters()] == names
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+    modules = list(model.modules())
+    assert sum(len(m._forward_hooks) for m in modules) == hooks
+    assert sum(len(m._forward_pre_hooks) for m in modules) == 0
+    assert not hasattr(model, "moe_adapters")
+    assert attach_moe_adapters(model, **OPTIONS) is model.moe_adapters
+
+
+def test_attach__wrong_calls_leave_the_model_alone(tiny_cfg):
+    tiny_cfg["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": "test_convnext2",
+        "image_size": 32,
+    }
+    model = create_dual_encoder(tiny_cfg)
+    for options, message in (
+        ({}, "tiny-emoji-vit"),
+        ({"towers": ("text", "audio")}, "audio"),
+        ({"towers": ()}, "empty"),
+        ({"towers": "text", "top_k": 30}, "top_k=30"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attach_moe_adapters(model, **options)
+        assert not any(".moe." in name for name in model.state_dict())
+        assert all(p.requires_grad for p in model.parameters())
+    moe = attach_moe_adapters(model, towers="text", **OPTIONS)
+    assert moe.towers == ("text",)
+    moe.set_router(-1)
+    with pytest.raises(ValueError, match="image"):
+        moe.set_router(image=0)
+    with pytest.raises(ValueError, match="already"):
+        attach_moe_adapters(model)

@@ -1,0 +1,532 @@
+"""MoEAdaptersPlugin on class names: what trains, what stays, which router answers."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+
+from avalanche_clip.models.moe_attachment import attach_moe_adapters
+from avalanche_clip.training.plugins import (
+    ContrastiveEWCPlugin,
+    MoEAdaptersPlugin,
+    PatchingPlugin,
+    RestartPlugin,
+)
+from avalanche_clip.training.templates import ClassNameTemplate
+from tests.helpers import stub_model, train_stream, weights
+from tests.training import moe_runs
+from tests.training.moe_runs import ADAPTERS
+
+
+def build(model=None, plugins=(), options=None, **given):
+    """A strategy with the plugin on a fresh model."""
+    given = {"adapters": ADAPTERS, **given}
+    plugin = MoEAdaptersPlugin(**given)
+    strategy = ClassNameTemplate(
+        model=model or moe_runs.vit(),
+        plugins=[*plugins, plugin],
+        **moe_runs.options(**(options or {})),
+    )
+    return strategy, plugin
+
+
+def fit(steps=None, benchmark=None, **given):
+    strategy, plugin = build(**given)
+    benchmark = benchmark or moe_runs.domains(strategy.model)
+    return train_stream(strategy, benchmark, steps), plugin, benchmark
+
+
+def logits(strategy, experience):
+    """Logits of an evaluated experience, all batches joined."""
+    found = []
+
+    class Keep(SupervisedPlugin):
+        stateless = True
+
+        def after_eval_forward(self, strategy, **kwargs):
+            found.append(strategy.mb_output.clone())
+
+    keep = Keep()
+    strategy.plugins.append(keep)
+    try:
+        strategy.eval([experience])
+    finally:
+        strategy.plugins.remove(keep)
+    return torch.cat(found)
+
+
+def base_of(state):
+    return {k: v for k, v in state.items() if ".moe." not in k}
+
+
+def expert_of(name):
+    return name.partition(".moe.experts.")[2].partition(".")[0]
+
+
+# ------------------------------------------------------------------ the base model
+def test_attached__equals_the_base_model_before_training():
+    plain = ClassNameTemplate(model=moe_runs.vit(), **moe_runs.options())
+    benchmark = moe_runs.domains(plain.model)
+    for setting in ("auto", "own", "last", "zero-shot", lambda strategy: 0):
+        strategy, _ = build(router_for_eval=setting)
+        for experience in benchmark.test_stream:
+            expected = logits(plain, experience)
+            assert torch.equal(logits(strategy, experience), expected)
+
+
+def test_zero_shot_router__never_changes_over_the_stream():
+    strategy, _ = build(router_for_eval="zero-shot")
+    benchmark = moe_runs.domains(strategy.model)
+    before = [logits(strategy, e) for e in benchmark.test_stream]
+    for experience in benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+        for old, test in zip(before, benchmark.test_stream, strict=True):
+            assert torch.equal(logits(strategy, test), old)
+
+
+def test_detach_after_training__gives_the_base_model_back():
+    strategy, _, _ = fit(2)
+    strategy.model.moe_adapters.detach()
+    expected = moe_runs.vit()
+    assert all(
+        torch.equal(p, q)
+        for p, q in zip(strategy.model.parameters(), expected.parameters(), strict=True)
+    )
+    assert all(p.requires_grad for p in strategy.model.parameters())
+
+
+# ------------------------------------------------------------------- what is trained
+def test_training__moves_active_experts_and_the_current_router_only():
+    decay = lambda groups: torch.optim.AdamW(  # noqa: E731
+        [{**g, "weight_decay": 0.1} for g in groups], lr=1e-2
+    )
+    strategy, _ = build(options={"optimizer": decay, "reset_optimizer_state": False})
+    benchmark = moe_runs.domains(strategy.model)
+    moe = strategy.model.moe_adapters
+    for step, experience in enumerate(benchmark.train_stream):
+        before = weights(strategy.model)
+        masks = [a.frozen.clone() for a in moe.adapters()]
+        strategy.train(experience, eval_streams=[])
+        after = weights(strategy.model)
+        moved = {k for k in before if not torch.equal(before[k], after[k])}
+        moved = {k for k in moved if not k.endswith(("counts", "frozen"))}
+        assert moved and all(".moe." in name for name in moved)
+        routers = {n.partition(".routers.")[2][:1] for n in moved if ".routers." in n}
+        assert routers <= {str(step)}
+        held = {id(p) for g in strategy.optimizer.param_groups for p in g["params"]}
+        for adapter, mask in zip(moe.adapters(), masks, strict=True):
+            for number, expert in enumerate(adapter.experts):
+                frozen = bool(mask[number])
+                inside = [id(p) in held for p in expert.parameters()]
+                assert not any(inside) if frozen else all(inside)
+            assert not (mask & ~adapter.frozen).any()  # the set only grows
+            assert adapter.frozen.sum() <= 2 * (step + 1)
+            assert step or adapter.frozen.sum() == 2
+        names = dict(strategy.model.named_parameters())
+        assert not any(id(p) in held for n, p in names.items() if ".moe." not in n), (
+            "the frozen base is in the optimiser"
+        )
+
+
+def test_gradients__unused_experts_have_none_and_keep_their_bytes():
+    seen = []
+
+    class Watch(SupervisedPlugin):
+        stateless = True
+
+        def before_forward(self, strategy, **kwargs):
+            moe = strategy.model.moe_adapters
+            self.counts = [a.counts.clone() for a in moe.adapters()]
+            self.state = weights(strategy.model)
+
+        def after_update(self, strategy, **kwargs):
+            moe = strategy.model.moe_adapters
+            for number, adapter in enumerate(moe.adapters()):
+                used = adapter.counts - self.counts[number] > 0
+                for e, expert in enumerate(adapter.experts):
+                    grads = [p.grad is not None for p in expert.parameters()]
+                    assert all(grads) if used[e] else not any(grads)
+                seen.append(int(used.sum()))
+            now = weights(strategy.model)
+            for name, parameter in strategy.model.named_parameters():
+                if parameter.grad is None:
+                    assert torch.equal(now[name], self.state[name]), name
+
+    fit(1, plugins=[Watch()], options={"train_mb_size": 2})
+    assert min(seen) < ADAPTERS["num_experts"]  # something was unused
+
+
+def test_first_step__moves_the_widening_layers_only():
+    gradients = {}
+
+    class Watch(SupervisedPlugin):
+        stateless = True
+
+        def after_backward(self, strategy, **kwargs):
+            for name, p in strategy.model.named_parameters():
+                if p.grad is not None:
+                    gradients[name] = bool(p.grad.any())
+
+    fit(1, plugins=[Watch()], options={"budget_iterations": 1})
+    assert any(moved for name, moved in gradients.items() if ".up." in name)
+    for name, moved in gradients.items():
+        if ".down." in name or ".routers." in name:
+            assert not moved, name
+
+
+def test_old_outputs__equal_while_all_their_experts_are_frozen():
+    strategy, _ = build(
+        adapters={"num_experts": 3, "top_k": 2, "bottleneck": 4},
+        count=2,
+        router_for_eval=lambda strategy: 0,
+    )
+    benchmark = moe_runs.domains(strategy.model)
+    moe = strategy.model.moe_adapters
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    test = benchmark.test_stream[0]
+    data = test.dataset.eval()
+    images = torch.stack([data[k][0] for k in range(len(data))])
+    tokens = strategy.model.tokenizer([f"a {name}" for name in test.class_names])
+
+    @torch.no_grad()
+    def look():
+        strategy.model.eval()
+        with moe.using_router(0):
+            strategy.model.encode_image(images)
+            strategy.model.encode_text(tokens)
+
+    for adapter in moe.adapters():  # blocks in order: later ones read the earlier
+        read = []
+        handle = adapter.register_forward_pre_hook(
+            lambda module, args, read=read: read.append(args[0][:, 0])
+        )
+        look()
+        handle.remove()
+        direction = torch.cat(read).mean(0)[:, None]
+        with torch.no_grad():  # a gate that keeps the two frozen experts
+            adapter.routers[0].gate[:] = -direction
+            adapter.routers[0].gate[:, adapter.frozen] = direction
+    kept = []
+    handles = [
+        adapter.register_forward_pre_hook(
+            lambda module, args: kept.append(
+                bool(module.frozen[module.routing(args[0], 0).indices].all())
+            )
+        )
+        for adapter in moe.adapters()
+    ]
+    look()
+    for handle in handles:
+        handle.remove()
+    assert len(kept) == 4 and all(kept)
+    before = logits(strategy, test)
+    for experience in list(benchmark.train_stream)[1:]:
+        strategy.train(experience, eval_streams=[])
+    assert torch.equal(before, logits(strategy, test))
+
+
+def test_old_outputs__drift_without_freezing():
+    drifted, _, other = fit(freeze=False, router_for_eval=lambda strategy: 0)
+    assert all(not a.frozen.any() for a in drifted.model.moe_adapters.adapters())
+    now = logits(drifted, other.test_stream[0])
+    first, _, _ = fit(1, freeze=False, router_for_eval=lambda strategy: 0)
+    assert not torch.equal(now, logits(first, other.test_stream[0]))
+
+
+def test_freeze_rank_over_and_count__decide_how_many_experts_stop():
+    def frozen(**given):
+        strategy, _, _ = fit(2, **given)
+        return [int(a.frozen.sum()) for a in strategy.model.moe_adapters.adapters()]
+
+    assert frozen(freeze=False) == [0, 0, 0, 0]
+    assert frozen(count=0) == [0, 0, 0, 0]
+    assert frozen(count=1, rank_over="unfrozen") == [2, 2, 2, 2]
+    assert frozen(count=3, rank_over="unfrozen") == [6, 6, 6, 6]
+    assert all(1 <= n <= 2 for n in frozen(count=1))
+
+
+def test_counts__are_those_of_the_step_alone():
+    """Extra passes in training mode, teachers and evaluations do not count."""
+
+    class Extra(SupervisedPlugin):
+        stateless = True
+
+        def before_backward(self, strategy, **kwargs):
+            assert strategy.model.training
+            strategy.model.encode_image(strategy.mb_x["image"])
+
+    def counted(plugins=(), **options):
+        found = []
+
+        class Note(SupervisedPlugin):
+            stateless = True
+
+            def after_training_epoch(self, strategy, **kwargs):
+                moe = strategy.model.moe_adapters
+                found.extend(int(a.counts.sum()) for a in moe.adapters())
+
+        fit(1, plugins=[*plugins, Note()], options=options)
+        return found
+
+    plain = counted()
+    # 5 steps x 6 images (3 prompts) x 2 experts in each of 2 blocks per tower
+    assert plain == [60, 60, 30, 30]
+    assert counted([Extra()]) == plain
+    assert counted(accumulation_steps=3) == plain
+    assert counted(eval_every=1, peval_mode="iteration") == plain
+
+
+def test_known_experience__goes_on_with_its_router():
+    strategy, plugin, benchmark = fit(2)
+    moe = strategy.model.moe_adapters
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    assert moe.num_routers == 2 and moe.active_router == 0
+    assert list(plugin.routers.values()) == [0, 1] and moe.learned == [0, 1]
+
+
+def test_shared_router__is_trained_in_every_experience():
+    strategy, plugin = build(
+        adapters={"num_experts": 2, "top_k": 2, "bottleneck": 4},
+        shared_router=True,
+        freeze=False,
+    )
+    benchmark = moe_runs.classes_over_time(strategy.model)
+    for experience in benchmark.train_stream:
+        before = weights(strategy.model)
+        strategy.train(experience, eval_streams=[])
+        after = weights(strategy.model)
+        gates = [k for k in before if k.endswith("routers.0.gate")]
+        assert all(not torch.equal(before[k], after[k]) for k in gates)
+    moe = strategy.model.moe_adapters
+    assert moe.num_routers == 1 and set(plugin.routers.values()) == {0}
+    assert not any(a.frozen.any() for a in moe.adapters())
+
+
+def test_balance_weight__adds_the_loss_of_all_blocks():
+    def terms(weight):
+        found = []
+
+        class Note(SupervisedPlugin):
+            stateless = True
+
+            def after_backward(self, strategy, **kwargs):
+                aux = strategy.mb_features.aux or {}
+                found.append((strategy.loss_terms.get("balance"), aux))
+
+        strategy, _, _ = fit(
+            1, balance_weight=weight, plugins=[Note()], options={"budget_iterations": 2}
+        )
+        return found, strategy.model.state_dict()
+
+    off, plain = terms(0.0)
+    assert all(term is None and "balance_loss" not in aux for term, aux in off)
+    on, balanced = terms(2.0)
+    for term, aux in on:
+        assert torch.isclose(term, 2.0 * aux["balance_loss"].detach())
+    assert any(not torch.equal(plain[k], balanced[k]) for k in plain)
+
+
+# ----------------------------------------------------------------------- evaluation
+def test_router_for_eval__own_last_zero_shot_and_callable():
+    strategy, plugin, benchmark = fit(2)
+    moe = strategy.model.moe_adapters
+
+    def routes(setting):
+        plugin.router_for_eval = setting
+        plugin.routing = {}
+        strategy.eval(benchmark.test_stream)
+        return [
+            {int(r): n for r, n in plugin.routing["test"][f"2,{k}"].items()}
+            for k in range(3)
+        ]
+
+    assert routes("own") == [{0: 6}, {1: 6}, {-1: 6}]
+    assert routes("last") == routes("auto") == [{1: 6}] * 3
+    assert routes("zero-shot") == [{-1: 6}] * 3
+    mixed = lambda s: torch.arange(len(s.mb_x["image"])) % 3 - 1  # noqa: E731
+    assert routes(mixed) == [{-1: 2, 0: 2, 1: 2}] * 3
+    assert moe.routers == {"image": 1, "text": 1}  # as training left them
+
+
+def test_mixed_routers__in_one_pass_equal_one_router_at_a_time():
+    strategy, plugin, benchmark = fit(2)
+    test = benchmark.test_stream[0]
+    alone = {}
+    for router in (-1, 0, 1):
+        plugin.router_for_eval = lambda s, r=router: r
+        alone[router] = logits(strategy, test)
+    assert not torch.equal(alone[0], alone[1])
+    passes = []
+    handle = strategy.model.clip.visual.register_forward_hook(
+        lambda module, args, output: passes.append(len(args[0]))
+    )
+    order = torch.tensor([-1, 0, 1, 1, 0, -1])
+    plugin.router_for_eval = lambda s: order
+    together = logits(strategy, test)
+    handle.remove()
+    assert passes == [6]
+    expected = torch.stack([alone[int(r)][i] for i, r in enumerate(order)])
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_second_evaluation__encodes_no_text_and_later_ones_only_what_changed():
+    strategy, plugin = build(router_for_eval="own")
+    benchmark = moe_runs.domains(strategy.model)
+    rows = []
+    handle = strategy.model.clip.transformer.register_forward_hook(
+        lambda module, args, output: rows.append(len(args[0]))
+    )
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    rows.clear()
+    strategy.eval(benchmark.test_stream)
+    # 3 classes x 2 templates: router 0 once, zero-shot for both other domains
+    assert sum(rows) == 18
+    rows.clear()
+    strategy.eval(benchmark.test_stream)
+    assert rows == []
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    rows.clear()
+    strategy.eval(benchmark.test_stream)
+    assert sum(rows) == 12  # routers 0 and 1; zero-shot is known for good
+    handle.remove()
+
+
+def test_evaluation_inside_training__leaves_routers_counters_and_weights_alone():
+    plain, _, _ = fit(2)
+    strategy, _ = build(options={"eval_every": 1, "peval_mode": "iteration"})
+    benchmark = moe_runs.domains(strategy.model)
+    for experience in list(benchmark.train_stream)[:2]:
+        strategy.train(experience, eval_streams=[benchmark.test_stream])
+    moe = strategy.model.moe_adapters
+    assert moe.num_routers == 2 and moe.learned == [0, 1]
+    ours, expected = strategy.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(ours[k], expected[k]) for k in expected)
+
+
+def test_interrupted_evaluation__restores_the_router_of_training():
+    class Stop(SupervisedPlugin):
+        stateless = True
+
+        def after_eval_forward(self, strategy, **kwargs):
+            raise RuntimeError("stop")
+
+    strategy, plugin, benchmark = fit(
+        2, router_for_eval=lambda s: torch.zeros(6).long()
+    )
+    moe = strategy.model.moe_adapters
+    strategy.plugins.append(Stop())
+    with pytest.raises(RuntimeError, match="stop"):
+        strategy.eval(benchmark.test_stream)
+    assert moe.routers == {"image": 1, "text": 1}
+    strategy.plugins.pop()
+    plugin.router_for_eval = lambda s: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        strategy.eval(benchmark.test_stream)
+    assert moe.routers == {"image": 1, "text": 1}
+    strategy.train(benchmark.train_stream[2], eval_streams=[])
+    assert moe.learned == [0, 1, 2]
+
+
+def test_wrong_routes__are_reported():
+    strategy, plugin, benchmark = fit(1)
+    for routes in (torch.zeros(4).long(), torch.zeros(6), torch.zeros(6, 1).long()):
+        plugin.router_for_eval = lambda s, r=routes: r
+        with pytest.raises(ValueError, match="one id per image"):
+            strategy.eval(benchmark.test_stream[:1])
+    plugin.router_for_eval = lambda s: 7
+    with pytest.raises(ValueError, match="does not exist"):
+        strategy.eval(benchmark.test_stream[:1])
+
+
+# -------------------------------------------------------------------- other plugins
+def test_one_tower__works_alone():
+    for tower in ("image", "text"):
+        strategy, plugin, benchmark = fit(
+            2, adapters={**ADAPTERS, "towers": tower}, router_for_eval="own"
+        )
+        assert strategy.model.moe_adapters.towers == (tower,)
+        strategy.eval(benchmark.test_stream)
+        assert set(plugin.routing["test"]["2,0"]) == {"0"}
+
+
+def test_adapters_of_the_model__are_used():
+    model = moe_runs.vit()
+    moe = attach_moe_adapters(model, **ADAPTERS)
+    strategy, _ = build(model, adapters=None)
+    assert strategy.model.moe_adapters is moe
+    with pytest.raises(ValueError, match="already has adapters"):
+        build(model)
+
+
+def test_second_stream__gets_routers_of_its_own():
+    strategy, _, benchmark = fit(2)
+    again, plugin = build(strategy.model, adapters=None)
+    train_stream(again, benchmark, 1)
+    assert plugin.routers == {"classes 0,1,2": 2}
+    assert strategy.model.moe_adapters.learned == [0, 1, 2]
+
+
+def test_reused_plugin__starts_anew():
+    strategy, plugin, benchmark = fit(2)
+    plugin.adapters = ADAPTERS
+    model = moe_runs.vit()
+    other = ClassNameTemplate(model=model, plugins=[plugin], **moe_runs.options())
+    assert plugin.routers == {}
+    train_stream(other, moe_runs.domains(model), 1)
+    assert model.moe_adapters.learned == [0]
+
+
+def test_deep_copy__goes_its_own_way():
+    strategy, _, benchmark = fit(1)
+    twin = copy.deepcopy(strategy.model)
+    before = weights(twin)
+    routers = dict(twin.moe_adapters.routers)
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    assert all(torch.equal(before[k], v) for k, v in twin.state_dict().items())
+    assert twin.moe_adapters.routers == routers == {"image": 0, "text": 0}
+
+
+def test_ewc__works_beside():
+    strategy, _, _ = fit(2, plugins=[ContrastiveEWCPlugin(10.0, fisher_batch_size=6)])
+    assert "fisher" in strategy.compute.experiences[0]
+
+
+def test_incompatible_plugins_and_models__are_refused():
+    with pytest.raises(ValueError, match="RestartPlugin"):
+        build(plugins=[RestartPlugin()])
+    with pytest.raises(ValueError, match="PatchingPlugin"):
+        build(plugins=[PatchingPlugin([0.5])])
+    with pytest.raises(ValueError, match="use one"):
+        build(plugins=[MoEAdaptersPlugin(ADAPTERS)])
+    with pytest.raises(ValueError, match="residual blocks"):
+        build(stub_model())
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"count": -1}, "integer >= 0"),
+        ({"count": 2.5}, "integer >= 0"),
+        ({"count": True}, "integer >= 0"),
+        ({"rank_over": "some"}, "rank_over"),
+        ({"balance_weight": -1.0}, "negative"),
+        ({"balance_weight": float("nan")}, "negative"),
+        ({"router_for_eval": "best"}, "router_for_eval"),
+        ({"selector_transform": "none"}, "selector_transform"),
+        ({"selector": "model"}, "reference_images"),
+        ({"selector": "resnet", "reference_images": []}, "unknown"),
+        ({"selector": "alexnet", "reference_images": []}, "weights"),
+        ({"reference_images": []}, "selector=None"),
+        ({"calibration": "valid"}, "selector=None"),
+    ],
+)
+def test_wrong_settings__are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        MoEAdaptersPlugin(**given)
+
+
+def test_count_above_the_number_of_experts__is_refused_at_once():
+    with pytest.raises(ValueError, match="exceeds num_experts=6"):
+        build(count=7)
+    build(count=7, freeze=False)

@@ -1,0 +1,389 @@
+"""Whole runs on class names: resume, accumulation, processes, results."""
+
+import json
+import os
+import socket
+import traceback
+import warnings
+from datetime import timedelta
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from avalanche.training.plugins import ReplayPlugin
+
+from avalanche_clip import distributed
+from avalanche_clip.evaluation.functional import (
+    incremental_accuracy,
+    seen_unseen_harmonic,
+    transfer_average_last,
+)
+from avalanche_clip.training import run_stream
+from avalanche_clip.training.plugins import (
+    BudgetedReplayPlugin,
+    ReferenceDistillationPlugin,
+)
+from avalanche_clip.training.prompt_batch import PromptBatch
+from tests.helpers import (
+    Recorder,
+    assert_same_weights,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.training import runs
+from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def sgd(groups):
+    return torch.optim.SGD(groups, lr=0.5, momentum=0.9)
+
+
+# ----------------------------------------------------------------------- resume
+def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
+    torch.manual_seed(0 if stop is None else 99)
+    model = stub_model(dropout=0.2, noise=0.1)
+    make = domain_benchmark if kind == "domains" else class_benchmark
+    benchmark = make(model)
+    made = [plugin() for plugin in plugins]
+    strategy = class_strategy(
+        model, plugins=[*made, runs.StopPlugin(**(stop or {}))], **options
+    )
+    with mock.patch("avalanche_clip.training.stream.write_report"):
+        result = run_stream(
+            strategy, benchmark, out, resume=resume, checkpoint_iterations=2
+        )
+    return strategy, result
+
+
+REPLAY = {"plugins": (lambda: BudgetedReplayPlugin("exp", 6),)}
+SETTINGS = {
+    "plain": {"label_smoothing": 0.2},
+    "seen": {"kind": "classes", "eval_label_space": "seen", "label_space": "seen"},
+    "replay": {**REPLAY, "eval_label_space": "all"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("stop", [{"train": 8}, {"train": 12}, {"evaluation": 9}])
+def test_resume__inside_an_experience_is_bit_identical(tmp_path, name, stop):
+    whole, expected = go(tmp_path / "whole", **SETTINGS[name])
+    with pytest.raises(runs.Interrupted):
+        go(tmp_path / "cut", stop, **SETTINGS[name])
+    resumed, found = go(tmp_path / "cut", resume=True, **SETTINGS[name])
+    assert_same_weights(whole.model, resumed.model)
+    assert resumed.seen_classes == whole.seen_classes
+    for metric, parts in expected.matrices["test"].items():
+        for key, value in parts.items():
+            np.testing.assert_array_equal(value, found.matrices["test"][metric][key])
+    csv = [(tmp_path / n / "metrics.csv").read_text().split() for n in ("whole", "cut")]
+    strip = [[line.partition(",")[2] for line in lines] for lines in csv]
+    assert strip[0] == strip[1]
+
+
+def test_resume__other_label_spaces_are_another_run(tmp_path):
+    with pytest.raises(runs.Interrupted):
+        go(tmp_path, {"train": 8})
+    with pytest.raises(ValueError, match="label_smoothing"):
+        go(tmp_path, resume=True, label_smoothing=0.1)
+    with pytest.raises(ValueError, match="eval_label_space"):
+        go(tmp_path, resume=True, eval_label_space="all")
+
+
+# ------------------------------------------------------------------ accumulation
+@pytest.mark.parametrize("chunks", [2, 3, 6, 50])
+def test_accumulation__equals_the_big_batch(chunks):
+    def train(**options):
+        model = stub_model()
+        strategy = class_strategy(model, optimizer=sgd, train_mb_size=9, **options)
+        train_stream(strategy, domain_benchmark(model))
+        return strategy
+
+    plain = train(label_smoothing=0.1)
+    chunked = train(label_smoothing=0.1, accumulation_steps=chunks)
+    for name, value in weights(plain.model).items():
+        torch.testing.assert_close(
+            value, chunked.model.state_dict()[name], rtol=1e-4, atol=1e-5
+        )
+    report = [s.compute.report(s.model.macs())["macs"] for s in (plain, chunked)]
+    assert report[0] == report[1]
+
+
+def test_prompt_batch__parts_share_out_images_and_prompts():
+    batch = PromptBatch(
+        image=torch.arange(5.0).view(5, 1, 1, 1),
+        text=torch.arange(3).view(3, 1),
+        targets=torch.arange(5),
+    )
+    parts = batch.split(2)
+    assert [len(p) for p in parts] == [2, 3]
+    assert [p["text"].flatten().tolist() for p in parts] == [[0], [1, 2]]
+    parts = batch.split(5)
+    assert [p.prompts for p in parts] == [0, 1, 0, 1, 1]
+    assert [p["text"].flatten().tolist() for p in parts] == [[0], [0], [0], [1], [2]]
+    assert torch.cat([p["targets"] for p in parts]).tolist() == [0, 1, 2, 3, 4]
+    assert parts[-1].prompts == 1 and parts[0].to("cpu")["text"].shape == (1, 1)
+
+
+def test_budget__counts_prompts_and_plans_macs_with_them():
+    model = stub_model()
+    strategy = class_strategy(model, train_mb_size=6)
+    train_stream(strategy, domain_benchmark(model))
+    report = strategy.compute.report(model.macs())
+    image, text = model.macs()["image"], model.macs()["text"]
+    assert report["macs"] == [{"train": 5 * (6 * image + c * text)} for c in (3, 4, 2)]
+    macs = 4 * (6 * image + 3 * text)
+    model = stub_model()
+    strategy = class_strategy(
+        model, train_mb_size=6, budget_iterations=None, budget_macs=macs
+    )
+    train_stream(strategy, domain_benchmark(model), 1)
+    assert strategy.clock.train_iterations == 4
+
+
+def test_workers__spawned_loaders_give_the_same_run():
+    def train(**options):
+        model = stub_model(noise=0.1)
+        strategy = class_strategy(model)
+        train_stream(strategy, domain_benchmark(model), 1, **options)
+        return model
+
+    assert_same_weights(train(), train(num_workers=1))
+
+
+# --------------------------------------------------------------------- processes
+class Scalars(Recorder):
+    """Note the loss and what is global at each step."""
+
+    def __init__(self):
+        self.losses, self.shapes = [], []
+
+    def before_backward(self, strategy, **kwargs):
+        output = strategy.global_features
+        self.losses.append(float(strategy.loss))
+        self.shapes.append((len(output.image_features), len(output.text_features)))
+        assert output.aux["image_norm"].shape[0] == len(output.image_features)
+        assert output.aux["text_norm"].shape[0] == len(output.text_features)
+
+
+CASES = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.2, "label_space": "seen"},
+    "accumulation": {"accumulation_steps": 2},
+    "filler": {"accumulation_steps": 3},
+    "lwf": {
+        "make": lambda: ReferenceDistillationPlugin(
+            "current", "current", teacher="previous", text_side="student"
+        )
+    },
+    "replay": {"make": lambda: BudgetedReplayPlugin("exp", 6)},
+    "frozen": {"freeze": True},
+}
+
+
+def small_run(name, batch):
+    options = dict(CASES[name])
+    model = stub_model()
+    if options.pop("freeze", False):
+        for part in (model.token, model.text_proj):
+            part.requires_grad_(False)
+    make = options.pop("make", None)
+    watch = Scalars()
+    strategy = class_strategy(
+        model,
+        train_mb_size=batch,
+        optimizer=sgd,
+        plugins=[*([make()] if make else []), watch],
+        **options,
+    )
+    benchmark = domain_benchmark(model)
+    train_stream(strategy, benchmark, 2)
+    found = strategy.eval(benchmark.test_stream)
+    return {
+        "weights": weights(model),
+        "losses": watch.losses,
+        "shapes": watch.shapes,
+        "metrics": {k: v for k, v in found.items() if "Acc" in k},
+        "samples": strategy.compute.report()["samples"],
+    }
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    assert distributed.init_distributed().type in ("cpu", "cuda")
+    found = {}
+    for name in CASES:
+        try:
+            found[name] = small_run(name, 3)
+        except Exception:
+            found[name] = traceback.format_exc()
+            break  # the processes are no longer in step
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        runs.context().Process(target=work, args=(rank, port, str(folder)))
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(150)
+        if process.is_alive():
+            process.kill()
+    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
+    return [torch.load(p, weights_only=False) if p.exists() else {} for p in paths]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes__equal_one_with_the_whole_batch(name, pool):
+    for part in pool:
+        assert not isinstance(part.get(name), str), part[name]
+        assert name in part, [v for v in part.values() if isinstance(v, str)]
+    first, second = (part[name] for part in pool)
+    whole = small_run(name, 6)
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+    assert first["shapes"] == second["shapes"] == whole["shapes"]
+    for key, value in whole["weights"].items():
+        assert torch.equal(first["weights"][key], second["weights"][key]), key
+        torch.testing.assert_close(
+            first["weights"][key], value, rtol=1e-3, atol=1e-4, msg=key
+        )
+    assert first["metrics"] == second["metrics"]
+    assert first["samples"] == whole["samples"]
+
+
+# ------------------------------------------------------------------------ results
+def test_run_stream__multi_domain_results_and_report(tmp_path):
+    model = stub_model()
+    benchmark = domain_benchmark(model, order=[2, 0, 1])
+    strategy = class_strategy(model, eval_label_space="all")
+    result = run_stream(strategy, benchmark, tmp_path)
+    metric = "Top1_Acc_Exp"
+    E = result.matrix(metric)
+    assert E.shape == (3, 3) and result.E is E
+    assert result.before.shape == (3,) and not np.isnan(E).any()
+    summary = result.summary["test"][metric]
+    for values in (transfer_average_last(E), seen_unseen_harmonic(E)):
+        assert values.items() <= summary.items()
+    assert {"backward", "forgetting", "final"} <= set(summary)
+    assert "Loss_Exp" not in result.summary["test"]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["data"]["protocol"] == "multi_domain"
+    assert content["data"]["labels"]["test"] == ["domain-2", "domain-0", "domain-1"]
+    assert content["config"]["label_space"] == "current"
+    page = (tmp_path / "report.html").read_text()
+    for word in (
+        "Per data set",
+        "domain-2",
+        "transfer",
+        "harmonic",
+        "before the stream",
+    ):
+        assert word in page
+    assert (tmp_path / "matrix_test_Top1_Acc_Exp.png").exists()
+
+
+def test_run_stream__class_incremental_results(tmp_path):
+    model = stub_model()
+    benchmark = class_benchmark(model, increment=4)  # steps of 4 and 2 classes
+    strategy = class_strategy(model, eval_label_space="seen")
+    result = run_stream(strategy, benchmark, tmp_path)
+    expected = incremental_accuracy(result.E, [12, 6])
+    summary = result.summary["test"]["Top1_Acc_Exp"]
+    assert summary["incremental_last"] == expected["last"]
+    assert summary["incremental_average"] == expected["average"]
+    assert "transfer" not in summary
+    assert "incremental last" in (tmp_path / "report.html").read_text()
+
+
+def test_data_hash__knows_class_names_and_templates():
+    from avalanche_clip.benchmarks import multi_domain_benchmark
+    from avalanche_clip.training.run_info import data_summary
+    from tests.training.classes import domains
+
+    given = domains((3, 2))
+    other = [given[0], (*given[1][:3], "other {}", given[1][4])]
+    hashes = [data_summary(multi_domain_benchmark(d))["hash"] for d in (given, other)]
+    assert hashes[0] != hashes[1]
+
+
+def test_stock_replay__resumes_between_experiences(tmp_path):
+    options = {"plugins": (lambda: ReplayPlugin(mem_size=8),)}
+    whole, _ = go(tmp_path / "whole", **options)
+    with pytest.raises(runs.Interrupted):
+        go(tmp_path / "cut", {"evaluation": 9}, **options)
+    resumed, _ = go(tmp_path / "cut", resume=True, **options)
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_run_stream__own_classes_have_no_incremental_accuracy(tmp_path):
+    model = stub_model()
+    strategy = class_strategy(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run_stream(strategy, class_benchmark(model), tmp_path)
+    summary = result.summary["test"]["Top1_Acc_Exp"]
+    assert not [key for key in summary if key.startswith("incremental")]
+    assert "incremental average" not in (tmp_path / "report.html").read_text()
+    told = [w for w in caught if "eval_label_space='seen'" in str(w.message)]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("kind", ["domains", "seen"])
+def test_eval_space__no_warning_where_it_fits(kind):
+    model = stub_model()
+    make = domain_benchmark if kind == "domains" else class_benchmark
+    strategy = class_strategy(
+        model, eval_label_space="seen" if kind == "seen" else None
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strategy.eval(make(model).test_stream)
+    assert not [w for w in caught if "eval_label_space" in str(w.message)]
+
+
+class Freeze(Recorder):
+    """Train less in the second experience."""
+
+    stateless = True
+
+    def before_train_dataset_adaptation(self, strategy, **kwargs):
+        if strategy.experience_index == 1:
+            strategy.model.image_proj.requires_grad_(False)
+
+
+def test_run_stream__counts_parameters_per_experience(tmp_path):
+    whole, _ = go(tmp_path / "whole", plugins=(Freeze,))
+    sizes = {n: p.numel() for n, p in whole.model.named_parameters()}
+    every = sum(sizes.values())
+    frozen = sum(n for name, n in sizes.items() if name.startswith("image_proj"))
+    expected = [{"all": every, "trainable": every}]
+    expected += [{"all": every, "trainable": every - frozen}] * 2
+    found = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert found["parameters"] == expected and frozen > 0
+    with pytest.raises(runs.Interrupted):
+        go(tmp_path / "cut", {"evaluation": 8}, plugins=(Freeze,))
+    _, resumed = go(tmp_path / "cut", resume=True, plugins=(Freeze,))
+    assert resumed.results["parameters"] == expected
