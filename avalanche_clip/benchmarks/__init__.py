@@ -10,6 +10,14 @@ from avalanche_clip._lazy import lazy_names
 
 if TYPE_CHECKING:
     from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+    from avalanche_clip.benchmarks.classic.multilingual_coco36 import (
+        multilingual_coco36,
+    )
+    from avalanche_clip.benchmarks.classic.multilingual_emoji import (
+        emoji_language_dataset,
+        language_order,
+        multilingual_emoji,
+    )
     from avalanche_clip.benchmarks.classic.tic_emoji import (
         emoji_dataset,
         tic_emoji,
@@ -21,20 +29,39 @@ if TYPE_CHECKING:
         find_corrupt_samples,
         make_image_text_dataset,
     )
+    from avalanche_clip.benchmarks.datasets.feature_store import TeacherFeatureStore
+    from avalanche_clip.benchmarks.facts import with_facts, without_images
     from avalanche_clip.benchmarks.generators import time_stamped_benchmark
+    from avalanche_clip.benchmarks.multilingual import (
+        joint_languages,
+        multilingual_benchmark,
+    )
     from avalanche_clip.benchmarks.prepare import RandomCaption, prepare_benchmark
     from avalanche_clip.benchmarks.quotas import replay_quotas
     from avalanche_clip.benchmarks.splits import split_online, split_validation
+    from avalanche_clip.benchmarks.teacher_features import (
+        attach_teacher_features,
+        precompute_teacher_features,
+    )
 
 _MODULES = {
     "CorruptSampleError": "avalanche_clip.benchmarks.data",
     "FieldCollate": "avalanche_clip.benchmarks.batch",
     "ImageTextBatch": "avalanche_clip.benchmarks.batch",
     "RandomCaption": "avalanche_clip.benchmarks.prepare",
+    "TeacherFeatureStore": "avalanche_clip.benchmarks.datasets.feature_store",
+    "attach_teacher_features": "avalanche_clip.benchmarks.teacher_features",
     "attribute_array": "avalanche_clip.benchmarks.data",
     "emoji_dataset": "avalanche_clip.benchmarks.classic.tic_emoji",
+    "emoji_language_dataset": "avalanche_clip.benchmarks.classic.multilingual_emoji",
     "find_corrupt_samples": "avalanche_clip.benchmarks.data",
+    "joint_languages": "avalanche_clip.benchmarks.multilingual",
+    "language_order": "avalanche_clip.benchmarks.classic.multilingual_emoji",
     "make_image_text_dataset": "avalanche_clip.benchmarks.data",
+    "multilingual_benchmark": "avalanche_clip.benchmarks.multilingual",
+    "multilingual_emoji": "avalanche_clip.benchmarks.classic.multilingual_emoji",
+    "multilingual_coco36": "avalanche_clip.benchmarks.classic.multilingual_coco36",
+    "precompute_teacher_features": "avalanche_clip.benchmarks.teacher_features",
     "prepare_benchmark": "avalanche_clip.benchmarks.prepare",
     "replay_quotas": "avalanche_clip.benchmarks.quotas",
     "split_online": "avalanche_clip.benchmarks.splits",
@@ -42,6 +69,8 @@ _MODULES = {
     "tic_emoji": "avalanche_clip.benchmarks.classic.tic_emoji",
     "tic_emoji_joint": "avalanche_clip.benchmarks.classic.tic_emoji",
     "time_stamped_benchmark": "avalanche_clip.benchmarks.generators",
+    "with_facts": "avalanche_clip.benchmarks.facts",
+    "without_images": "avalanche_clip.benchmarks.facts",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
@@ -51,10 +80,19 @@ __all__ = [
     "FieldCollate",
     "ImageTextBatch",
     "RandomCaption",
+    "TeacherFeatureStore",
+    "attach_teacher_features",
     "attribute_array",
     "emoji_dataset",
+    "emoji_language_dataset",
     "find_corrupt_samples",
+    "joint_languages",
+    "language_order",
     "make_image_text_dataset",
+    "multilingual_benchmark",
+    "multilingual_emoji",
+    "multilingual_coco36",
+    "precompute_teacher_features",
     "prepare_benchmark",
     "replay_quotas",
     "split_online",
@@ -62,4 +100,6 @@ __all__ = [
     "tic_emoji",
     "tic_emoji_joint",
     "time_stamped_benchmark",
+    "with_facts",
+    "without_images",
 ]

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.functional import (
+    continual_summary,
+    multilingual_summary,
+    time_transfer,
+)
 
 MAIN_METRIC = "mean_R@1"
 RESULTS_FILE = "results.json"
@@ -25,6 +29,7 @@ class Matrix:
     before: np.ndarray | None
     labels: list[str]
     steps: list[str] = field(default_factory=list)
+    protocol: str | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -42,6 +47,8 @@ class Matrix:
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
+        if self.protocol == "multilingual":
+            values |= multilingual_summary(self.E)
         return values
 
 
@@ -90,7 +97,10 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             if len(labels) != E.shape[1]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
             row = None if before is None else np.array(before, dtype=np.float64)
-            found.setdefault(stream, {})[metric] = Matrix(E, row, labels, steps)
+            protocol = results.get("data", {}).get("protocol")
+            found.setdefault(stream, {})[metric] = Matrix(
+                E, row, labels, steps, protocol
+            )
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.evaluation import _html, plots
+from avalanche_clip.evaluation import _html, _languages, plots
 from avalanche_clip.evaluation._results import (
     Matrix,
     cumulative_budget,
@@ -21,6 +21,9 @@ from avalanche_clip.evaluation._tables import file_name, matrix_table
 from avalanche_clip.evaluation.comparison import write_comparison
 
 _KEY_VALUES = (
+    "average_recall",
+    "recall_forgetting",
+    "first_task_forgetting",
     "average_accuracy",
     "in_domain",
     "backward",
@@ -81,7 +84,9 @@ def _shape_of(streams: Mapping[str, Mapping[str, Matrix]]) -> str:
 def _headline(results: Mapping[str, Any], name: str, matrix: Matrix) -> str:
     percent = _html.is_fraction(name)
     summary = matrix.summary()
-    keys = ("in_domain", "backward", "forward", "forgetting")
+    keys: tuple[str, ...] = ("in_domain", "backward", "forward", "forgetting")
+    if "average_recall" in summary:
+        keys = _KEY_VALUES[:3]
     shown = [key for key in keys if key in summary]
     end = " %" if percent else ""
     values = {
@@ -147,11 +152,22 @@ def _stream_section(
         f"Results on stream “{stream}”",
         _summary_table(metrics),
         f'<p class="note">{_EXPLANATION}</p>',
+        *_per_language(metrics),
         "<h3>Main metric</h3>",
         *(_html.image(path, path.stem.replace("_", " ")) for path in images),
         "<h3>Matrices</h3>",
         *tables,
     )
+
+
+def _per_language(metrics: Mapping[str, Matrix]) -> list[str]:
+    """What became of each language, for the main metric of a stream of them."""
+    name = main_metric(metrics)
+    if "average_recall" not in metrics[name].summary():
+        return []
+    note = f'<p class="note">{_languages.EXPLANATION}</p>'
+    table = _languages.language_table(name, metrics[name])
+    return ["<h3>Per language</h3>", note, table]
 
 
 def _summary_table(metrics: Mapping[str, Matrix]) -> str:

@@ -1,10 +1,25 @@
 """CLIP-like models behind one interface."""
 
 from avalanche_clip.models.blocks import BlockView
+from avalanche_clip.models.bpe_training import LearntVocabulary
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.factory import create_dual_encoder
+from avalanche_clip.models.growing_tokenizer import GrowingTokenizer, count_tokens
+from avalanche_clip.models.language_adapters import (
+    LanguageAdapterSet,
+    attach_language_adapters,
+)
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.models.presets import PRESETS
+from avalanche_clip.models.teir import teir_init_, teir_scale
+from avalanche_clip.models.token_embedding import (
+    ExpandableTokenEmbedding,
+    attach_token_embedding,
+    find_token_embedding,
+    load_vocabulary,
+    save_vocabulary,
+    train_tokens_only,
+)
 from avalanche_clip.models.tokenizers import (
     CaptionTokenizer,
     HFCaptionTokenizer,
@@ -17,6 +32,7 @@ from avalanche_clip.models.transforms import (
     TinyAugmentation,
     TinyTransform,
 )
+from avalanche_clip.models.vocabulary import VocabularyGrowth
 from avalanche_clip.models.weights import save_weights
 
 __all__ = [
@@ -25,13 +41,27 @@ __all__ = [
     "CLIPOutput",
     "CaptionTokenizer",
     "DualEncoder",
+    "ExpandableTokenEmbedding",
+    "GrowingTokenizer",
     "HFCaptionTokenizer",
     "ImageTransform",
     "JSONTokenizer",
+    "LanguageAdapterSet",
+    "LearntVocabulary",
     "OpenCLIPTokenizer",
     "Preprocessing",
     "TinyAugmentation",
     "TinyTransform",
+    "VocabularyGrowth",
+    "attach_language_adapters",
+    "attach_token_embedding",
+    "count_tokens",
     "create_dual_encoder",
+    "find_token_embedding",
+    "load_vocabulary",
+    "save_vocabulary",
     "save_weights",
+    "teir_init_",
+    "teir_scale",
+    "train_tokens_only",
 ]

@@ -166,12 +166,14 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
                     digest.update(f"|{fact}|".encode())
                     digest.update(column.tobytes())
             counts.setdefault(name, []).append(len(dataset))
-            label = getattr(experience, "time_label", str(index))
+            label = getattr(experience, "label", str(index))
+            label = getattr(experience, "time_label", label)
             labels.setdefault(name, []).append(str(label))
     return {
         "hash": digest.hexdigest(),
         "counts": counts,
         "labels": labels,
+        "protocol": getattr(benchmark, "protocol", None),
         "transforms": getattr(benchmark, "transforms", None),
     }
 

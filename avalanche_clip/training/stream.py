@@ -17,7 +17,11 @@ from avalanche.logging import TensorboardLogger
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import read_state
-from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.functional import (
+    continual_summary,
+    multilingual_summary,
+    time_transfer,
+)
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
 from avalanche_clip.training.plugins.checkpoint import (
@@ -382,7 +386,8 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
-        summary = {s: _summaries(m) for s, m in matrices.items()}
+        protocol = self.data["protocol"]
+        summary = {s: _summaries(m, protocol) for s, m in matrices.items()}
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
@@ -451,12 +456,15 @@ def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[
     return table
 
 
-def _summaries(metrics: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+def _summaries(
+    metrics: dict[str, dict[str, np.ndarray]], protocol: str | None
+) -> dict[str, Any]:
     """Transfer levels and differences of the recall matrices of a stream.
 
     A stream whose experiences are not the time steps (a gallery) has no
     transfer between steps: there ``final`` is the mean of the last row and
-    ``average`` that of all rows.
+    ``average`` that of all rows. A stream of languages adds average recall and
+    forgetting.
     """
     found: dict[str, Any] = {}
     for metric, parts in metrics.items():
@@ -466,6 +474,8 @@ def _summaries(metrics: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
         found[metric] = {"final": float(E[-1].mean()), "average": float(E.mean())}
         if E.shape[0] == E.shape[1]:
             found[metric] |= {**time_transfer(E), **continual_summary(E, before)}
+        if protocol == "multilingual":
+            found[metric] |= multilingual_summary(E)
     return found
 
 

@@ -1,5 +1,6 @@
 """Named strategies: a template plus plugins with the paper's defaults."""
 
+from avalanche_clip.training.supervised.cll_clip import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.supervised.mod_x import ModX
 from avalanche_clip.training.supervised.tic import (
     TIC_STRATEGIES,
@@ -22,6 +23,8 @@ from avalanche_clip.training.supervised.zscl import (
 )
 
 __all__ = [
+    "CLLCLIP",
+    "CLL_VARIANTS",
     "TIC_STRATEGIES",
     "ZSCL",
     "ContrastiveEWC",
