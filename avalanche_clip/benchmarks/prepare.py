@@ -23,6 +23,7 @@ from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
+from avalanche_clip.benchmarks.facts import has_no_images
 
 
 class RandomCaption:
@@ -193,7 +194,8 @@ def prepare_dataset(
 ) -> AvalancheDataset:
     """Return an image-text data set with transforms and a tokenizer.
 
-    Transform groups that it had are replaced; frozen transforms stay.
+    Transform groups that it had are replaced; frozen transforms stay. Data whose
+    images were left out (:func:`without_images`) get the text transforms only.
 
     :raises ValueError: if the data set does not collate by
         :class:`FieldCollate`.
@@ -203,6 +205,10 @@ def prepare_dataset(
         raise ValueError(
             f"The data set collates by {type(collate).__name__}; image-text data sets "
             "are made by make_image_text_dataset."
+        )
+    if has_no_images(dataset):
+        groups = TransformGroups(
+            {name: (None, *groups[name].transforms[1:]) for name in ("train", "eval")}
         )
     bare = copy.copy(dataset)
     bare._flat_data = _without_groups(dataset._flat_data)

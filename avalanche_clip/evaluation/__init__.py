@@ -11,6 +11,7 @@ _MODULES = {
     "continual_summary": "avalanche_clip.evaluation.functional",
     "fold_columns": "avalanche_clip.evaluation.functional",
     "pair_metrics": "avalanche_clip.evaluation.functional",
+    "recall_forgetting": "avalanche_clip.evaluation.functional",
     "retrieval_metrics": "avalanche_clip.evaluation.functional",
     "spatial_disorder": "avalanche_clip.evaluation.functional",
     "time_transfer": "avalanche_clip.evaluation.functional",

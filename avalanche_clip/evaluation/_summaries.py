@@ -9,6 +9,7 @@ import numpy as np
 from avalanche_clip.evaluation.functional import (
     continual_summary,
     incremental_accuracy,
+    multilingual_summary,
     seen_unseen_harmonic,
     time_transfer,
     transfer_average_last,
@@ -16,6 +17,7 @@ from avalanche_clip.evaluation.functional import (
 
 MULTI_DOMAIN = "multi_domain"
 CLASS_INCREMENTAL = "class_incremental"
+MULTILINGUAL = "multilingual"
 JOINT_SPACES = ("seen", "all")
 """Label spaces in which the classes of all steps met so far compete."""
 
@@ -38,13 +40,17 @@ def protocol_summary(
         of :func:`transfer_average_last`, and ``seen``, ``unseen`` and
         ``harmonic`` of :func:`seen_unseen_harmonic`; ``"class_incremental"``:
         ``incremental_average`` and ``incremental_last`` of
-        :func:`incremental_accuracy`; another one: nothing.
+        :func:`incremental_accuracy`; ``"multilingual"``: those of
+        :func:`multilingual_summary`, over the languages that are trained on;
+        another one: nothing.
     :param counts: test samples of each column.
     :param space: ``eval_label_space`` of the strategy. The incremental accuracy
         is defined over the classes met so far: it is left out unless this is
         ``"seen"`` or ``"all"``.
     :return: empty too where test sets are not the steps or a value is missing.
     """
+    if protocol == MULTILINGUAL:
+        return multilingual_summary(E)
     if E.ndim != 2 or not E.size or E.shape[0] != E.shape[1]:
         return {}
     if not np.isfinite(E).all() or (E < 0).any():
@@ -86,6 +92,7 @@ def stream_summary(
 
 __all__ = [
     "CLASS_INCREMENTAL",
+    "MULTILINGUAL",
     "MULTI_DOMAIN",
     "is_result",
     "protocol_summary",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.evaluation import _html, plots
+from avalanche_clip.evaluation import _html, _languages, plots
 from avalanche_clip.evaluation._results import (
     Matrix,
     cumulative_budget,
@@ -26,6 +26,9 @@ from avalanche_clip.evaluation.functional import (
 )
 
 _KEY_VALUES = (
+    "average_recall",
+    "recall_forgetting",
+    "first_task_forgetting",
     "transfer",
     "average",
     "last",
@@ -61,6 +64,7 @@ _PROTOCOLS = {
     ),
 }
 _HEADLINES = (
+    ("average_recall", "recall_forgetting", "first_task_forgetting"),
     ("transfer", "average", "last", "forgetting"),
     ("incremental_average", "incremental_last", "forgetting"),
     ("in_domain", "backward", "forward", "forgetting"),
@@ -178,6 +182,7 @@ def _stream_section(
         _summary_table(metrics),
         f'<p class="note">{_explanation(metrics)}</p>',
         *_per_task(metrics),
+        *_per_language(metrics),
         "<h3>Main metric</h3>",
         *(_html.image(path, path.stem.replace("_", " ")) for path in images),
         "<h3>Matrices</h3>",
@@ -209,6 +214,16 @@ def _per_task(metrics: Mapping[str, Matrix]) -> list[str]:
         rows.append([key, *cells, _html.number(means[key], percent=percent)])
     table = _html.table([name, *matrix.labels, "mean"], rows)
     return ["<h3>Per data set</h3>", table]
+
+
+def _per_language(metrics: Mapping[str, Matrix]) -> list[str]:
+    """What became of each language, for the main metric of a stream of them."""
+    name = main_metric(metrics)
+    if "average_recall" not in metrics[name].protocol_values():
+        return []
+    note = f'<p class="note">{_languages.EXPLANATION}</p>'
+    table = _languages.language_table(name, metrics[name])
+    return ["<h3>Per language</h3>", note, table]
 
 
 def _summary_table(metrics: Mapping[str, Matrix]) -> str:

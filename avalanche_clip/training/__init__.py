@@ -11,6 +11,8 @@ _MODULES = {
     "default_clip_evaluator": "avalanche_clip.training.templates",
     "RunResult": "avalanche_clip.training.stream",
     "run_stream": "avalanche_clip.training.stream",
+    "CLLCLIP": "avalanche_clip.training.supervised",
+    "CLL_VARIANTS": "avalanche_clip.training.supervised",
     "TIC_STRATEGIES": "avalanche_clip.training.supervised",
     "ClassNameFineTuning": "avalanche_clip.training.supervised",
     "ClassNameZSCL": "avalanche_clip.training.supervised",

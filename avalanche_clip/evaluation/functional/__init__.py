@@ -13,6 +13,12 @@ from avalanche_clip.evaluation.functional.disorder import (
     spatial_disorder,
     topology_change,
 )
+from avalanche_clip.evaluation.functional.forgetting import (
+    forgetting_per_task,
+    multilingual_summary,
+    recall_forgetting,
+    recall_forgetting_curves,
+)
 from avalanche_clip.evaluation.functional.pairs import pair_metrics
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks,
@@ -42,9 +48,13 @@ __all__ = [
     "continual_summary",
     "fold_columns",
     "incremental_accuracy",
+    "forgetting_per_task",
     "merge_equal_texts",
+    "multilingual_summary",
     "owner_pairs",
     "pair_metrics",
+    "recall_forgetting",
+    "recall_forgetting_curves",
     "retrieval_metrics",
     "retrieval_ranks",
     "rotation_angles",

@@ -1,5 +1,6 @@
 """Named strategies: a template plus plugins with the paper's defaults."""
 
+from avalanche_clip.training.supervised.cll_clip import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.supervised.mod_x import ModX
 from avalanche_clip.training.supervised.moe_adapters import (
     CLASS_INCREMENTAL,
@@ -32,6 +33,8 @@ from avalanche_clip.training.supervised.zscl import (
 __all__ = [
     "CLASS_INCREMENTAL",
     "MTIL_RATES",
+    "CLLCLIP",
+    "CLL_VARIANTS",
     "TIC_STRATEGIES",
     "ZSCL",
     "ZSCL_CLASS_INCREMENTAL",

@@ -1,0 +1,117 @@
+"""MSCOCO36 and Crossmodal-3600: the benchmark of CLL-CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.data import make_image_text_dataset
+from avalanche_clip.benchmarks.datasets.coco36 import COCO36_LANGUAGES, Coco36
+from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
+from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
+from avalanche_clip.benchmarks.facts import with_facts
+from avalanche_clip.benchmarks.multilingual import multilingual_benchmark
+
+_STREAMS = ("train", "test", "valid", "xm3600")
+_ROWS = 10**7
+"""More than any stream has rows; a sample id is (stream, language, row)."""
+
+
+def multilingual_coco36(
+    root: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    languages: Sequence[str] = EMOJI_LANGUAGES,
+    validation: bool = False,
+    xm3600: str | Path | None = None,
+    xm3600_images: str | Path | None = None,
+) -> CLScenario:
+    """Build the stream of COCO captions in 36 languages, one after the other.
+
+    Streams: ``train`` (566,747 translated captions per language, one per item),
+    ``test`` and, if asked for, ``valid`` (5,000 pictures each with about five
+    captions) and ``xm3600`` (3,600 pictures with captions by people, a zero-shot
+    test). Only the English captions and the names of pictures are read at once;
+    a language's captions are when it is trained on.
+
+    In ``train``, ``image_id`` is the number of the picture by first appearance and
+    ``text_id`` the row of the English caption, which are also the rows of the
+    released features; ``targets`` is ``image_id``. In the other streams both are
+    the released id of the picture. The scenario has ``teacher_source`` (the
+    training data, whose source knows the English captions) and
+    ``teacher_captions`` (English captions by ``text_id``).
+
+    :param root: see :class:`Coco36`.
+    :param image_root: folder of COCO's pictures; None if features are stored and
+        pictures never read.
+    :param languages: codes in the order of learning; default the task order of
+        CLL-CLIP. Integer codes are positions in ``EMOJI_LANGUAGES``, as in
+        :func:`multilingual_emoji`.
+    :param validation: whether to add the stream ``valid``.
+    :param xm3600: see :class:`XM3600`; None for no such stream.
+    :param xm3600_images: folder of its pictures.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: for unknown or repeated languages, or files whose rows do
+        not belong together.
+    :raises FileNotFoundError: naming a missing file.
+
+    Source: Yang et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186).
+    """
+    codes = tuple(languages) if not isinstance(languages, str) else ()
+    unknown = [code for code in codes if code not in COCO36_LANGUAGES]
+    if not codes or unknown or len(set(codes)) < len(codes):
+        raise ValueError(
+            f"languages={languages!r} must be distinct codes out of "
+            f"{', '.join(EMOJI_LANGUAGES)}."
+        )
+    coco = Coco36(root, image_root)
+    train = {c: _training(coco, c) for c in codes}
+    streams: dict[str, Any] = {
+        "test": {c: _testing("test", c, coco.annotations(c, "test")) for c in codes},
+    }
+    if validation:
+        streams["valid"] = {
+            c: _testing("valid", c, coco.annotations(c, "val")) for c in codes
+        }
+    if xm3600 is not None:
+        other = XM3600(xm3600, xm3600_images)
+        streams["xm3600"] = {c: _testing("xm3600", c, other.test(c)) for c in codes}
+    scenario = multilingual_benchmark(
+        train,
+        order=codes,
+        languages={c: EMOJI_LANGUAGES.index(c) for c in codes},
+        **streams,
+    )
+    scenario.teacher_source = scenario.train_stream[0].dataset
+    scenario.teacher_captions = coco.shared(codes[0])[2]
+    return scenario
+
+
+def _training(coco: Coco36, language: str) -> AvalancheDataset:
+    pairs = coco.train(language)
+    return _dataset("train", language, pairs, pairs.image_id, pairs.text_id)
+
+
+def _testing(stream: str, language: str, pairs: Any) -> AvalancheDataset:
+    return _dataset(stream, language, pairs, pairs.image_id, pairs.image_id)
+
+
+def _dataset(
+    stream: str, language: str, pairs: Any, image_ids: np.ndarray, text_ids: np.ndarray
+) -> AvalancheDataset:
+    code = EMOJI_LANGUAGES.index(language)
+    first = (_STREAMS.index(stream) * 100 + code) * _ROWS
+    dataset = make_image_text_dataset(
+        pairs,
+        sample_ids=first + np.arange(len(pairs)),
+        targets=image_ids,
+    )
+    return with_facts(dataset, {"image_id": image_ids, "text_id": text_ids})
+
+
+__all__ = ["multilingual_coco36"]

@@ -1,0 +1,238 @@
+"""Captioned images as columns, read from lists of annotations in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
+from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
+
+LANGUAGES_36 = tuple(sorted(EMOJI_LANGUAGES))
+"""Codes of the languages of XM3600 and MSCOCO36, in alphabetical order."""
+
+
+def check_language(language: str) -> None:
+    """Raise ValueError unless a code is one of the 36 languages."""
+    if language not in LANGUAGES_36:
+        raise ValueError(
+            f"unknown language {language!r}; choose one of {', '.join(LANGUAGES_36)}."
+        )
+
+
+def load_image(root: str | Path | None, name: str) -> Image.Image:
+    """Read a picture as RGB.
+
+    :param root: folder of the pictures.
+    :param name: path below it.
+    :raises ValueError: if there is no folder.
+    """
+    if root is None:
+        raise ValueError(
+            f"The picture {name} cannot be read: no image_root was given. Pass it, or "
+            "leave pictures out with without_images and stored features."
+        )
+    with Image.open(Path(root) / name) as image:
+        return image.convert("RGB")
+
+
+class CaptionedImages:
+    """Map-style data set of pictures with one or several captions each.
+
+    Items are ``(RGB image, caption or list of captions)``; pictures are read when
+    an item is. Captions and names are columns, not objects.
+
+    :param names: path of each picture below ``image_root``.
+    :param captions: all captions, picture after picture.
+    :param counts: captions of each picture, integers, ``(N,)``.
+    :param image_ids: id of each picture, integers, ``(N,)``.
+    :param image_root: folder of the pictures; None if they are never read.
+    :param single: whether items hold a string, which needs one caption each.
+    :raises ValueError: if the columns do not fit together, or a picture has no
+        caption.
+
+    :ivar image_id: int64 ``(N,)``.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        captions: Sequence[str],
+        counts: npt.ArrayLike,
+        image_ids: npt.ArrayLike,
+        image_root: str | Path | None = None,
+        *,
+        single: bool = False,
+    ) -> None:
+        sizes = np.asarray(counts, dtype=np.int64)
+        self.image_id = np.asarray(image_ids, dtype=np.int64)
+        if not len(names) == len(sizes) == len(self.image_id):
+            raise ValueError(
+                f"{len(names)} names, {len(sizes)} counts and {len(self.image_id)} "
+                "image ids given; there must be one of each per picture."
+            )
+        if int(sizes.sum()) != len(captions) or (sizes < 1).any():
+            raise ValueError(
+                f"counts sum to {sizes.sum()} for {len(captions)} captions, the "
+                f"smallest is {sizes.min(initial=1)}; each picture needs at least "
+                "one caption, and each caption a picture."
+            )
+        if single and (sizes != 1).any():
+            raise ValueError(
+                "single=True, but there are pictures with several captions."
+            )
+        self.names = _column(names)
+        self.captions = _column(captions)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.image_root = image_root
+        self.single = single
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, item: int) -> tuple[Image.Image, str | list[str]]:
+        return load_image(self.image_root, self.names[item]), self.text(item)
+
+    def text(self, item: int) -> str | list[str]:
+        """Return the caption or captions of an item without its picture."""
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"item {item} is out of range for {len(self)} pictures.")
+        start, end = self.starts[item % len(self)], self.starts[item % len(self) + 1]
+        found = self.captions[int(start) : int(end)]
+        return found[0] if self.single else found
+
+    def image_name(self, item: int) -> str:
+        """Return the path of a picture below ``image_root``."""
+        return self.names[item]
+
+
+def _column(texts: Sequence[str]) -> TextColumn:
+    return texts if isinstance(texts, TextColumn) else TextColumn.from_texts(texts)
+
+
+def read_annotations(
+    path: str | Path, image_root: str | Path | None = None
+) -> CaptionedImages:
+    """Read a list of ``{"image", "caption", "image_id"}`` objects.
+
+    ``caption`` is a string (one item per caption) in all objects, or a list of
+    strings in all (one item per picture). Carriage returns in captions become
+    spaces.
+
+    :param path: JSON file.
+    :param image_root: folder of the pictures.
+    :return: items in the order of the file.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: naming the object, if one is incomplete or of another kind,
+        or one picture has several ids.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; give the folder that holds the released "
+            "annotations, with their original names."
+        )
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path} holds no list of annotations.")
+    kinds = {type(entry.get("caption")) for entry in content if isinstance(entry, dict)}
+    single = kinds == {str}
+    known: dict[str, int] = {}
+    for number, entry in enumerate(content):
+        wrong = _wrong(entry, single)
+        if (
+            wrong is None
+            and known.setdefault(entry["image"], entry["image_id"])
+            != (entry["image_id"])
+        ):
+            wrong = f"its picture has the id {known[entry['image']]} before"
+        if wrong is not None:
+            raise ValueError(
+                f"{path}, entry {number}: {wrong}. Every entry needs 'image' (a "
+                "path), 'image_id' (an integer, one per picture) and 'caption': a "
+                "string in all entries, or a list of them in all."
+            )
+    lists = [[e["caption"]] if single else e["caption"] for e in content]
+    return CaptionedImages(
+        [entry["image"] for entry in content],
+        [text.replace("\r", " ") for texts in lists for text in texts],
+        [len(texts) for texts in lists],
+        [entry["image_id"] for entry in content],
+        image_root,
+        single=single,
+    )
+
+
+def _wrong(entry: Any, single: bool) -> str | None:
+    if not isinstance(entry, Mapping):
+        return f"it is a {type(entry).__name__}"
+    if not isinstance(entry.get("image"), str):
+        return f"'image' is {entry.get('image')!r}"
+    number = entry.get("image_id")
+    if not isinstance(number, int) or isinstance(number, bool):
+        return f"'image_id' is {number!r}"
+    captions = entry.get("caption")
+    if single:
+        return None
+    if not isinstance(captions, list) or not captions:
+        return f"'caption' is {captions!r}"
+    if not all(isinstance(text, str) for text in captions):
+        return f"'caption' is {captions!r}"
+    return None
+
+
+def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
+    """Read a ``*_gt.json`` file: captions by image id.
+
+    :param path: JSON file with ``annotations`` (``image_id``, ``caption``, ``id``) and
+        ``images`` (``id``).
+    :return: image id -> captions, images in the order of the file.
+    :raises ValueError: if the file has another form, or an annotation names an
+        image that is not listed.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        found: dict[int, list[str]] = {int(i["id"]): [] for i in content["images"]}
+        for entry in content["annotations"]:
+            found[int(entry["image_id"])].append(entry["caption"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not fit: {type(error).__name__} {error}. It needs 'images' "
+            "with ids and 'annotations' with the id of a listed image and a caption."
+        ) from error
+    return found
+
+
+def missing_images(
+    image_root: str | Path, names: Iterable[str], limit: int | None = None
+) -> list[str]:
+    """List the pictures that are not below a folder, each once.
+
+    :param image_root: folder of the pictures.
+    :param names: paths below it.
+    :param limit: stop after so many.
+    """
+    missing: list[str] = []
+    for name in dict.fromkeys(names):
+        if limit is not None and len(missing) >= limit:
+            break
+        if not (Path(image_root) / name).is_file():
+            missing.append(name)
+    return missing
+
+
+__all__ = [
+    "LANGUAGES_36",
+    "CaptionedImages",
+    "check_language",
+    "load_image",
+    "missing_images",
+    "read_annotations",
+    "read_ground_truth",
+]

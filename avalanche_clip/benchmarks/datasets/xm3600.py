@@ -1,0 +1,154 @@
+"""Reader of Crossmodal-3600: 3,600 pictures captioned by people in 36 languages.
+
+Source: Thapliyal et al., EMNLP 2022 (arXiv 2205.12522); a test set only. Two forms
+are read: the original ``captions.jsonl`` and the lists per language released with
+CLL-CLIP (arXiv 2401.17186). The files are not part of this package.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from avalanche_clip.benchmarks.datasets.captioned import (
+    LANGUAGES_36,
+    CaptionedImages,
+    check_language,
+    read_annotations,
+)
+from avalanche_clip.benchmarks.datasets.text_columns import TextColumn, open_lines
+
+XM3600_LANGUAGES = LANGUAGES_36
+XM3600_IMAGES = 3600
+XM3600_CAPTIONS = dict(
+    zip(
+        XM3600_LANGUAGES,
+        (
+            *(7367, 3600, 7207, 7264, 8643, 7204, 7200, 8614, 7245, 7127, 7109, 8562),
+            *(7200, 8503, 7280, 7216, 7126, 8471, 7185, 7650, 4732, 8059, 7213, 7141),
+            *(7243, 7200, 7123, 7200, 7273, 7046, 7200, 7200, 7233, 7215, 7350, 7174),
+        ),
+        strict=True,
+    )
+)
+"""Captions per language in the full data set."""
+
+_FOLDER = Path("annotations/xm3600")
+_FILE = "captions.jsonl"
+
+
+class XM3600:
+    """Crossmodal-3600 in its original form or as released with CLL-CLIP.
+
+    :param root: the file ``captions.jsonl``, a folder that holds it, or a folder
+        with ``annotations/xm3600/{language}/test.json`` (or ``data/annotations``...).
+    :param image_root: folder of the pictures, ``{key}.jpg``; None if they are
+        never read.
+    :raises FileNotFoundError: if there is neither.
+    """
+
+    def __init__(self, root: str | Path, image_root: str | Path | None = None) -> None:
+        root = Path(root)
+        self.image_root = image_root
+        self._sets: dict[str, CaptionedImages] = {}
+        self._file: Path | None = None
+        self._folder: Path | None = None
+        if root.is_file() or (root / _FILE).is_file():
+            self._file = root if root.is_file() else root / _FILE
+        else:
+            folders = [base / _FOLDER for base in (root, root / "data")]
+            found = [folder for folder in (*folders, root) if _has_languages(folder)]
+            if not found:
+                raise FileNotFoundError(
+                    f"{root} holds neither {_FILE} nor {_FOLDER}/<language>/test.json; "
+                    "give the file or the folder of the released data."
+                )
+            self._folder = found[0]
+
+    def test(self, language: str) -> CaptionedImages:
+        """Return the pictures with all captions in one language.
+
+        :param language: one of the 36 codes.
+        :return: items in the order of the file. ``image_id`` is the released one;
+            in the original form the position in the file.
+        :raises ValueError: if the language is unknown or the file does not fit.
+        """
+        check_language(language)
+        if self._file is not None and not self._sets:
+            self._sets = _read_original(self._file, self.image_root)
+        if self._folder is not None and language not in self._sets:
+            path = self._folder / language / "test.json"
+            self._sets[language] = read_annotations(path, self.image_root)
+        if language not in self._sets:
+            raise ValueError(f"{self._file} has no captions in {language!r}.")
+        return self._sets[language]
+
+    def check_sizes(self, languages: Any = XM3600_LANGUAGES) -> None:
+        """Compare the numbers of pictures and captions with the full data set.
+
+        :param languages: codes.
+        :raises ValueError: if one differs.
+        """
+        for language in languages:
+            found = self.test(language)
+            have = (len(found), len(found.captions))
+            if have != (XM3600_IMAGES, XM3600_CAPTIONS[language]):
+                raise ValueError(
+                    f"{language}: {have[0]} pictures and {have[1]} captions found, "
+                    f"{XM3600_IMAGES} and {XM3600_CAPTIONS[language]} expected; the "
+                    "files are incomplete or another version."
+                )
+
+
+def _has_languages(folder: Path) -> bool:
+    return any((folder / code / "test.json").is_file() for code in XM3600_LANGUAGES)
+
+
+def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
+    """Read one object per line: a key, and captions per language."""
+    texts: dict[str, list[str]] = {code: [] for code in XM3600_LANGUAGES}
+    counts: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
+    rows: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
+    names: list[str] = []
+    with open_lines(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                name = f"{entry['image/key']}.jpg"
+                found = {
+                    code: [text.replace("\r", " ") for text in entry[code]["caption"]]
+                    for code in XM3600_LANGUAGES
+                    if code in entry
+                }
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}, line {number} does not fit ({type(error).__name__}: "
+                    f"{error}); a line is an object with 'image/key' and per language "
+                    "an object with a list 'caption'."
+                ) from error
+            for code, captions in found.items():
+                if captions:  # a picture without captions in a language is left out
+                    texts[code] += captions
+                    counts[code].append(len(captions))
+                    rows[code].append(len(names))
+            names.append(name)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} has the picture {twice} more than once.")
+    return {
+        code: CaptionedImages(
+            [names[row] for row in rows[code]],
+            TextColumn.from_texts(texts[code]),
+            counts[code],
+            rows[code],
+            image_root,
+        )
+        for code in XM3600_LANGUAGES
+        if rows[code]
+    }
+
+
+__all__ = ["XM3600", "XM3600_CAPTIONS", "XM3600_IMAGES", "XM3600_LANGUAGES"]

@@ -1,0 +1,159 @@
+"""Add facts to image-text data sets, or take their pictures away.
+
+Avalanche 0.6.0's ``update_data_attribute`` leaves a replaced attribute behind
+as a field, puts new ones after the task label and knows nothing of collates;
+these functions keep all three in order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from avalanche.benchmarks.utils.flat_data import FlatData
+from torch import Tensor
+
+from avalanche_clip.benchmarks.batch import FieldCollate
+from avalanche_clip.benchmarks.data import _check_caption, _CheckedPairs, item_fields
+
+TASK_LABELS = "targets_task_labels"
+
+
+def with_facts(
+    dataset: AvalancheDataset,
+    facts: Mapping[str, Any],
+    *,
+    in_item: bool = True,
+) -> AvalancheDataset:
+    """Return a copy of a data set with further or replaced facts per sample.
+
+    The given data set is unchanged; items, transforms, tokenizer and the other
+    facts are shared. Facts that were there keep their place, new ones come
+    before the task label.
+
+    :param dataset: image-text data.
+    :param facts: name -> column of ``len(dataset)`` numbers or numeric rows,
+        anything with ``len()`` and ``[i]``.
+    :param in_item: whether these facts travel into the batch.
+    :raises ValueError: if a column has another length, or a name is taken by
+        something else.
+    :raises TypeError: if the data set is no Avalanche data set.
+    """
+    if not isinstance(dataset, AvalancheDataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}; give one made by "
+            "make_image_text_dataset."
+        )
+    changed = copy.copy(dataset)
+    attributes = dict(dataset._data_attributes)
+    tail = (
+        {TASK_LABELS: attributes.pop(TASK_LABELS)} if TASK_LABELS in attributes else {}
+    )
+    for name, column in facts.items():
+        if len(column) != len(dataset):
+            raise ValueError(
+                f"Fact {name!r} has {len(column)} values for {len(dataset)} samples; "
+                "give one per sample."
+            )
+        if name in ("image", "text", "owner", TASK_LABELS) or (
+            name not in attributes and hasattr(dataset, name)
+        ):
+            raise ValueError(
+                f"A fact cannot be named {name!r}: data sets or batches use that name "
+                "for something else. Choose another."
+            )
+        attribute = DataAttribute(column, name, use_in_getitem=in_item)
+        attributes[name] = attribute
+    changed._data_attributes = type(dataset._data_attributes)({**attributes, **tail})
+    for name in facts:
+        # `targets` of task-aware data sets is a property of the attributes.
+        if not isinstance(getattr(type(changed), name, None), property):
+            setattr(changed, name, changed._data_attributes[name])
+    collate = dataset.collate_fn
+    if isinstance(collate, FieldCollate):
+        changed.collate_fn = type(collate)(item_fields(changed), collate.tokenizer)
+    return changed
+
+
+class TextsOnly(_CheckedPairs):
+    """Raw items without their picture, which is then never decoded.
+
+    The text comes from ``pairs.text(i)`` where there is such a method, which
+    should touch no picture; else from ``pairs[i][1]``. In place of the picture
+    stands an empty float tensor, so that a batch holds an image tensor ``(B, 0)``.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        read = getattr(self.pairs, "text", None)
+        if not callable(read):
+            text = super().__getitem__(index)[1]
+        else:
+            text = read(index)
+            sample_id = int(self.sample_ids[index])
+            _check_caption(text, index, sample_id, self.empty_captions)
+        return torch.empty(0), text
+
+
+def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
+    """Return a copy of an unprepared data set whose pictures are left out.
+
+    A batch of such data has an image tensor of shape ``(B, 0)``: for training
+    from stored image features.
+
+    :param dataset: image-text data, before :func:`prepare_benchmark`.
+    :raises ValueError: if the data have transforms already, or were not made by
+        :func:`make_image_text_dataset`.
+    """
+    collate = dataset.collate_fn
+    if getattr(collate, "tokenizer", None) is not None:
+        raise ValueError(
+            "The data set is prepared for a model, so its image transforms expect "
+            "pictures. Leave images out first, then call prepare_benchmark."
+        )
+    changed = copy.copy(dataset)
+    changed._flat_data = _replace_leaves(dataset._flat_data, {})
+    if not has_no_images(changed):
+        raise ValueError(
+            "Only data sets made by make_image_text_dataset can go without images."
+        )
+    return changed
+
+
+def has_no_images(dataset: AvalancheDataset) -> bool:
+    """Tell whether all items of a data set have an empty tensor for a picture."""
+    found = list(raw_items(dataset))
+    return bool(found) and all(isinstance(leaf, TextsOnly) for leaf in found)
+
+
+def raw_items(dataset: AvalancheDataset) -> list[Any]:
+    """Return the distinct sources that items of a data set are read from."""
+    found: dict[int, Any] = {}
+
+    def walk(node: Any) -> None:
+        if isinstance(node, FlatData):
+            for part in node._datasets:
+                walk(part)
+        else:
+            found[id(node)] = node
+
+    walk(dataset._flat_data)
+    return list(found.values())
+
+
+def _replace_leaves(node: Any, known: dict[int, Any]) -> Any:
+    if isinstance(node, FlatData):
+        changed = copy.copy(node)
+        changed._datasets = [_replace_leaves(part, known) for part in node._datasets]
+        return changed
+    if not isinstance(node, _CheckedPairs) or isinstance(node, TextsOnly):
+        return node
+    if id(node) not in known:
+        # One copy per source: Avalanche merges parts that share their source.
+        known[id(node)] = TextsOnly(node.pairs, node.sample_ids, node.empty_captions)
+    return known[id(node)]
+
+
+__all__ = ["TextsOnly", "has_no_images", "raw_items", "with_facts", "without_images"]

@@ -1,0 +1,451 @@
+"""Run a teacher once over pictures and English captions, and train from disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.flat_data import FlatData
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.data import _CheckedPairs, attribute_array
+from avalanche_clip.benchmarks.datasets.feature_store import (
+    DTYPES,
+    FORMAT,
+    HEADER,
+    KINDS,
+    TeacherFeatureStore,
+    content_marks,
+    data_fingerprint,
+    file_hash,
+)
+from avalanche_clip.benchmarks.facts import with_facts, without_images
+from avalanche_clip.benchmarks.prepare import (
+    _describe,
+    attach_scenario,
+    clone_experience,
+    copy_scenario_facts,
+)
+
+logger = logging.getLogger(__name__)
+
+_ID_NAMES = {
+    "image": ("image_id", "source_id", "sample_id"),
+    "text": ("text_id", "source_id", "sample_id"),
+}
+_FLUSH = 32  # batches between two notes of the progress
+_CHECKED = 4096
+
+
+def teacher_ids(dataset: AvalancheDataset, kind: str) -> npt.NDArray[np.int64]:
+    """Return the id of each sample's picture or English caption.
+
+    These are the facts ``image_id`` and ``text_id``; where a data set lacks them,
+    ``source_id`` (left by :func:`multilingual_benchmark`), else ``sample_id``.
+
+    :param dataset: image-text data.
+    :param kind: ``"image"`` or ``"text"``.
+    """
+    for name in _ID_NAMES[kind]:
+        if name in dataset._data_attributes:
+            return attribute_array(dataset, name)
+    raise ValueError(f"The data set has none of the facts {_ID_NAMES[kind]}.")
+
+
+def precompute_teacher_features(
+    model: Any,
+    dataset: AvalancheDataset,
+    path: str | Path,
+    *,
+    batch_size: int = 128,
+    dtype: str = "float32",
+    num_workers: int = 0,
+) -> TeacherFeatureStore:
+    """Encode each picture and each English caption once, into a store on disk.
+
+    An unfinished store (``path`` with ``.partial`` added) is continued, a finished
+    one of the same model and data is opened; the folder gets its name in one step
+    when everything is written. Pictures pass ``model.transform(False)``; of items
+    with several captions the first is used. With several processes the main one
+    works and the others wait.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder` with the weights that
+        are to teach; its mode is put back afterwards.
+    :param dataset: pictures with English captions, prepared or not: an English data
+        set, one whose source knows them (method ``english``), or a benchmark's
+        ``teacher_source``. Its ids are those
+        of :func:`teacher_ids`; samples that share one must share the content.
+    :param path: folder to make.
+    :param batch_size: pictures or captions per pass.
+    :param dtype: ``"float32"``, or ``"float16"`` for half the size.
+    :param num_workers: processes that read pictures.
+    :return: the store.
+    :raises ValueError: if there is a store of another model, other data or another
+        type, if samples of one id have different captions or file names, or an
+        option is not among the allowed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
+    if isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    path = Path(path)
+    error: Exception | None = None
+    if distributed.is_main_process():
+        try:
+            job = _Job(model, dataset, path, dtype)
+            if not (path / HEADER).is_file():
+                job.run(batch_size, num_workers)
+            job.check(path)
+        except Exception as failure:
+            error = failure
+    distributed.barrier()
+    if error is not None:
+        raise error
+    return TeacherFeatureStore.open(path)
+
+
+class _Job:
+    """One store in the making."""
+
+    def __init__(self, model: Any, dataset: AvalancheDataset, path: Path, dtype: str):
+        self.model, self.dataset, self.path = model, dataset, path
+        self.partial = path.with_name(path.name + ".partial")
+        self.transform = model.transform(False)
+        self.ids: dict[str, npt.NDArray[np.int64]] = {}
+        self.first: dict[str, npt.NDArray[np.int64]] = {}
+        self.marks: dict[str, npt.NDArray[np.uint64]] = {}
+        for kind in KINDS:
+            self._index(kind)
+        self.header: dict[str, Any] = {
+            "format": FORMAT,
+            "model": {kind: model.state_fingerprint(kind) for kind in KINDS},
+            "vocab_size": int(getattr(model.tokenizer, "vocab_size", 0)),
+            "transform": _describe(self.transform),
+            "data": data_fingerprint(self.ids, self.marks),
+            "dim": int(model.embed_dim),
+            "dtype": dtype,
+            "rows": {kind: len(self.ids[kind]) for kind in KINDS},
+        }
+
+    def _index(self, kind: str) -> None:
+        """Find distinct ids, their first samples and what they stand for."""
+        column = teacher_ids(self.dataset, kind)
+        if not len(column):
+            raise ValueError("The data set is empty; there is nothing to encode.")
+        read = first_caption if kind == "text" else image_name
+        content = content_marks(
+            read(*locate(self.dataset, position)) for position in range(len(column))
+        )
+        ids, first, owner = np.unique(column, return_index=True, return_inverse=True)
+        different = content != content[first][owner]
+        if different.any():
+            wrong = int(np.flatnonzero(different)[0])
+            what = "English captions" if kind == "text" else "pictures"
+            raise ValueError(
+                f"Samples {int(first[owner[wrong]])} and {wrong} have the {kind} id "
+                f"{column[wrong]} but different {what}. Give an English data set whose "
+                f"facts {_ID_NAMES[kind][0]} tell them apart."
+            )
+        self.ids[kind], self.first[kind] = ids, first
+        self.marks[kind] = content[first]
+
+    def check(self, folder: Path) -> None:
+        """Raise ValueError unless the header in a folder is that of this job."""
+        known = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        for key, value in self.header.items():
+            if known.get(key) != value:
+                raise ValueError(
+                    f"{folder} holds features with {key} {known.get(key)!r}, not "
+                    f"{value!r}: it was made of another model, other data or with "
+                    "other options. Choose another path, or delete it."
+                )
+
+    def run(self, batch_size: int, num_workers: int) -> None:
+        """Write what is missing and give the folder its name."""
+        done = dict.fromkeys(KINDS, 0)
+        if (self.partial / HEADER).is_file():
+            self.check(self.partial)
+            progress = self.partial / "progress.json"
+            if progress.is_file():
+                done |= json.loads(progress.read_text())
+                logger.info("Continuing %s after %s rows.", self.partial, done)
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            self._make_files()
+            for kind in KINDS:
+                np.save(self.partial / f"{kind}_ids.npy", self.ids[kind])
+                np.save(self.partial / f"{kind}_marks.npy", self.marks[kind])
+            _write_json(self.partial / HEADER, self.header)
+        was_training = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self._fill("text", done, self._texts(done["text"], batch_size))
+                images = self._images(done["image"], batch_size, num_workers)
+                self._fill("image", done, images)
+        finally:
+            for module, mode in was_training:
+                module.training = mode
+        self._finish()
+
+    def _make_files(self) -> None:
+        """Make both feature files at their full size."""
+        for kind in KINDS:
+            open_memmap(
+                self._features(kind),
+                mode="w+",
+                dtype=self.header["dtype"],
+                shape=(len(self.ids[kind]), self.header["dim"]),
+            ).flush()
+
+    def _features(self, kind: str) -> Path:
+        return self.partial / f"{kind}_features.npy"
+
+    def _fill(self, kind: str, done: dict[str, int], batches: Iterator[Tensor]) -> None:
+        """Write the features of one kind, noting the progress now and then."""
+        rows = open_memmap(self._features(kind), mode="r+")
+        for number, features in enumerate(batches, 1):
+            values = features.float().cpu()
+            if rows.dtype == np.float16:
+                values = values.half()
+            if not torch.isfinite(values).all():
+                raise ValueError(
+                    f"A {kind} feature between rows {done[kind]} and "
+                    f"{done[kind] + len(values)} is not finite in {rows.dtype}; use "
+                    "dtype='float32', or look at the model."
+                )
+            rows[done[kind] : done[kind] + len(values)] = values.numpy()
+            done[kind] += len(values)
+            if number % _FLUSH == 0 or done[kind] == len(rows):
+                rows.flush()
+                _write_json(self.partial / "progress.json", done)
+
+    def _texts(self, start: int, batch_size: int) -> Iterator[Tensor]:
+        device = next(self.model.parameters()).device
+        positions = self.first["text"]
+        for low in range(start, len(positions), batch_size):
+            texts = [
+                first_caption(*locate(self.dataset, int(p)))
+                for p in positions[low : low + batch_size]
+            ]
+            tokens = self.model.tokenizer(texts).to(device)
+            yield self.model.encode_text(tokens, normalize=False)
+
+    def _images(self, start: int, batch_size: int, workers: int) -> Iterator[Tensor]:
+        device = next(self.model.parameters()).device
+        pictures = _Pictures(self.dataset, self.first["image"][start:], self.transform)
+        loader = DataLoader(
+            pictures,
+            batch_size=batch_size,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for images in loader:
+            yield self.model.encode_image(images.to(device), normalize=False)
+
+    def _finish(self) -> None:
+        (self.partial / "progress.json").unlink(missing_ok=True)
+        files = sorted(p for p in self.partial.iterdir() if p.suffix == ".npy")
+        self.header["files"] = {
+            file.name: {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+            for file in files
+        }
+        _write_json(self.partial / HEADER, self.header)
+        del self.header["files"]
+        if self.path.exists() and not any(self.path.iterdir()):
+            self.path.rmdir()
+        os.replace(self.partial, self.path)
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """The pictures of some samples, preprocessed."""
+
+    def __init__(
+        self,
+        dataset: AvalancheDataset,
+        positions: npt.NDArray[np.int64],
+        transform: Callable[[Any], Tensor],
+    ):
+        self.dataset, self.positions, self.transform = dataset, positions, transform
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Tensor:
+        source, position = locate(self.dataset, int(self.positions[index]))
+        image = source[position][0]
+        if isinstance(image, Tensor) and image.numel() == 0:
+            raise ValueError(
+                "The data set's images were left out; give one that has them."
+            )
+        return self.transform(image)
+
+
+def locate(dataset: AvalancheDataset, position: int) -> tuple[Any, int]:
+    """Find the source of a sample and its position there."""
+    node: Any = dataset._flat_data
+    while isinstance(node, FlatData):
+        part, position = node._get_idx(position)
+        node = node._datasets[part]
+    if not isinstance(node, _CheckedPairs):
+        raise ValueError(
+            f"Items come from a {type(node).__name__}; use a data set made by "
+            "make_image_text_dataset."
+        )
+    return node, position
+
+
+def first_caption(source: Any, position: int) -> str:
+    """Return the raw English caption of a sample, the first of several.
+
+    Sources with a method ``english(i)`` are asked for it, whatever their language.
+    """
+    for name in ("english", "text"):
+        read = getattr(source.pairs, name, None)
+        if callable(read):
+            text = read(position)
+            break
+    else:
+        text = source[position][1]
+    found = text[0] if isinstance(text, (list, tuple)) else text
+    if not isinstance(found, str):
+        raise ValueError(
+            "Captions are token ids; a teacher's features are made from strings."
+        )
+    return found
+
+
+def image_name(source: Any, position: int) -> str:
+    """Return a picture's name where its source has names, else an empty text."""
+    read = getattr(source.pairs, "image_name", None)
+    return str(read(position)) if callable(read) else ""
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------- attaching
+def attach_teacher_features(
+    data: Any,
+    store: TeacherFeatureStore,
+    *,
+    streams: Sequence[str] = ("train",),
+    kinds: Sequence[str] = KINDS,
+    images: bool = True,
+    check: int | None = _CHECKED,
+) -> Any:
+    """Let batches carry stored features, so that no teacher has to run.
+
+    Batches get ``teacher_image`` and ``teacher_text``, float32 ``(B, D)``, not
+    normalised. They are facts like others: subsets, splits and replay keep them.
+
+    :param data: a benchmark or a data set, before :func:`prepare_benchmark` if
+        ``images=False``, else before or after it.
+    :param store: with all pictures and captions of the data, see
+        :func:`teacher_ids`.
+    :param streams: of a benchmark, which streams get features.
+    :param kinds: ``"image"``, ``"text"`` or both.
+    :param images: False leaves the pictures out: none is decoded, and the batch's
+        ``image`` has shape ``(B, 0)``.
+    :param check: compare the English captions and file names of so many samples,
+        evenly spread, with those the store was made of, where data and store know
+        them; None for all, 0 for none.
+    :return: a benchmark or data set of the same kind; the given one is unchanged.
+    :raises ValueError: if ids are missing in the store, captions or names differ,
+        or there is no such stream or kind.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds or isinstance(kinds, str):
+        raise ValueError(f"kinds={kinds!r} must be a list out of {KINDS}.")
+    if isinstance(data, AvalancheDataset):
+        return _attach(data, store, kinds, images, check)
+    lost = [name for name in streams if name not in data.streams]
+    if lost:
+        raise ValueError(
+            f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
+        )
+    built = []
+    for name, stream in data.streams.items():
+        experiences = []
+        for experience in stream:
+            dataset = experience.dataset
+            if name in streams:
+                dataset = _attach(dataset, store, kinds, images, check)
+            experiences.append(clone_experience(experience, dataset))
+        built.append(EagerCLStream(name, experiences))
+    scenario: CLScenario = attach_scenario(built)
+    copy_scenario_facts(data, scenario)
+    return scenario
+
+
+def _attach(
+    dataset: AvalancheDataset,
+    store: TeacherFeatureStore,
+    kinds: Sequence[str],
+    images: bool,
+    check: int | None,
+) -> AvalancheDataset:
+    facts = {}
+    for kind in kinds:
+        ids = teacher_ids(dataset, kind)
+        facts[f"teacher_{kind}"] = store.column(kind, ids)
+        _check_content(dataset, store, kind, ids, check)
+    if not images:
+        dataset = without_images(dataset)
+    return with_facts(dataset, facts)
+
+
+def _check_content(
+    dataset: AvalancheDataset,
+    store: TeacherFeatureStore,
+    kind: str,
+    ids: npt.NDArray[np.int64],
+    check: int | None,
+) -> None:
+    """Compare what the ids stand for here and in the store."""
+    count = len(ids) if check is None else min(check, len(ids))
+    if kind not in store.marks or not count:
+        return
+    positions = np.unique(np.linspace(0, len(ids) - 1, count).astype(np.int64))
+    known = store.marks[kind][store.rows(kind, ids[positions])]
+    nameless = content_marks([""])[0]
+    for position, mark in zip(positions.tolist(), known, strict=True):
+        source, place = locate(dataset, position)
+        read = getattr(
+            source.pairs, "english" if kind == "text" else "image_name", None
+        )
+        if not callable(read) or mark == nameless:
+            continue
+        found = read(place)
+        if content_marks([found])[0] != mark:
+            what = "English caption" if kind == "text" else "picture"
+            raise ValueError(
+                f"Sample {position} has the {kind} id {ids[position]}, but its {what} "
+                f"{found[:60]!r} is not what the store has under this id: it was made "
+                "of other data. Make a store of these data."
+            )
+
+
+__all__ = [
+    "attach_teacher_features",
+    "precompute_teacher_features",
+    "teacher_ids",
+]

@@ -1,0 +1,45 @@
+"""Read the captions of a data set without touching its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks.utils import AvalancheDataset
+from torch import Tensor
+
+from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.facts import _replace_leaves
+from avalanche_clip.benchmarks.prepare import _without_groups
+
+
+def read_captions(dataset: AvalancheDataset) -> Iterator[list[Any]]:
+    """Yield all captions of each sample, in order.
+
+    Images are not decoded where the source has a method ``text(index)``, and
+    never transformed. Text transforms (the random choice of a caption) are
+    left out too: every caption that training may draw is there.
+
+    :param dataset: image-text data, prepared or not.
+    :return: one list per sample, of strings or of token-id tensors.
+    """
+    flat = _replace_leaves(_without_groups(dataset._flat_data), {})
+    for index in range(len(dataset)):
+        text = flat[index][1]
+        if isinstance(text, Tensor) and text.ndim == 2:
+            yield list(text)
+        elif isinstance(text, (list, tuple)):
+            yield list(text)
+        else:
+            yield [text]
+
+
+def language_codes(dataset: AvalancheDataset) -> np.ndarray | None:
+    """Return the language code of each sample, or None without the fact."""
+    if "language" not in dataset._data_attributes:
+        return None
+    return attribute_array(dataset, "language")
+
+
+__all__ = ["language_codes", "read_captions"]

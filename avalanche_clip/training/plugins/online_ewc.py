@@ -1,0 +1,122 @@
+"""Online EWC: one running Fisher and one anchor over the whole stream.
+
+Source: Schwarz et al., ICML 2018 (arXiv 1805.06370), as used for languages by Yang
+et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186): the Fisher is the mean over batches
+of the squared gradient of the batch loss, Fishers are summed, the penalty has no
+factor one half, and rows added to a table are free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_clip.training.evaluate import evaluating
+from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
+
+_HALF_SCALE = 2.0**12
+"""Keeps gradients of half precision from underflowing."""
+
+
+class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Pull weights towards those of the last experience, by summed importance.
+
+    Adds ``ewc_lambda * sum_p F_p (theta_p - theta*_p)^2``. After each experience
+    ``F = gamma * F + F_new`` and the anchor moves to the weights of now. A parameter
+    that grows along its first axis keeps the importance of its old rows; new rows
+    have none until they have been trained.
+
+    Memory: two copies of what is trained, a grown token table included; it is
+    then trained as a whole, not by active rows. Time: a pass over the data after each
+    experience, and the penalty per step.
+
+    :param ewc_lambda: weight, ``>= 0``; 0 turns the method off exactly.
+    :param gamma: weight of the old Fisher, in ``[0, 1]``.
+    :param fisher_batch_size: pairs per batch of the Fisher pass.
+    :param fisher_batches: batches of the pass; None for one pass over the data.
+    """
+
+    nominal_cost = 1.0
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1000.0,
+        *,
+        gamma: float = 1.0,
+        fisher_batch_size: int = 128,
+        fisher_batches: int | None = None,
+    ):
+        super().__init__(
+            ewc_lambda,
+            fisher_batch_size=fisher_batch_size,
+            fisher_batches=fisher_batches,
+        )
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma={gamma} must lie in [0, 1].")
+        self.gamma = gamma
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty from the second experience on."""
+        if self.fisher and self.ewc_lambda > 0:
+            strategy.add_loss("ewc", self.ewc_lambda * self.penalty(strategy.model))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the Fisher of this experience; keep the weights."""
+        if self.ewc_lambda == 0:
+            return
+        fisher = self.compute_fisher(strategy)
+        for name, old in self.fisher.items():
+            if name not in fisher:  # frozen now; it may be trained again later
+                fisher[name] = self.gamma * old
+            elif old.shape == fisher[name].shape:
+                fisher[name] += self.gamma * old
+            else:
+                fisher[name][_corner(old)] += self.gamma * old
+        self.fisher = fisher
+        self.anchor = {
+            name: parameter.detach().clone()
+            for name, parameter in strategy.model.named_parameters()
+            if name in fisher
+        }
+
+    def compute_fisher(self, strategy: Any) -> dict[str, Tensor]:
+        """Mean squared batch gradient of the strategy's loss, per parameter.
+
+        Gradients that are not a number count as 0.
+        """
+        model = strategy.model
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        fisher = {n: torch.zeros_like(p) for n, p in named.items()}
+        scale = _HALF_SCALE if strategy.precision == "fp16" else 1.0
+        count = 0
+        with evaluating(model):
+            for batch, targets, *_ in self._loader(strategy):
+                batch, targets = batch.to(strategy.device), targets.to(strategy.device)
+                for route in strategy._hooks("route_batch"):
+                    route(strategy, batch)
+                output = strategy._encode(batch)
+                if "text_raw" in (output.aux or {}):  # as CLLCLIP trains
+                    targets = batch.get("image_id", targets)
+                loss = strategy._criterion(output, targets) * scale
+                gradients = torch.autograd.grad(
+                    loss, list(named.values()), allow_unused=True
+                )
+                for name, gradient in zip(named, gradients, strict=True):
+                    if gradient is not None:
+                        square = (gradient / scale).square()
+                        fisher[name] += square.nan_to_num(nan=0.0)
+                strategy.compute.spend(
+                    "fisher", images=len(batch), texts=len(batch["text"])
+                )
+                count += 1
+        return {name: value / count for name, value in fisher.items()}
+
+
+def _corner(old: Tensor) -> tuple[slice, ...]:
+    """Where a smaller tensor lies in the grown one."""
+    return tuple(slice(0, size) for size in old.shape)
+
+
+__all__ = ["OnlineEWCPlugin"]
