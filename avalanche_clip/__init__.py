@@ -36,6 +36,7 @@ _PUBLIC: dict[str, str] = {
     "transfer_average_last": "avalanche_clip.evaluation.functional",
     "transfer_per_task": "avalanche_clip.evaluation.functional",
     # models
+    "AutoSelector": "avalanche_clip.models",
     "CLIPOutput": "avalanche_clip.models",
     "DualEncoder": "avalanche_clip.models",
     "MoEAdapter": "avalanche_clip.models",
@@ -77,6 +78,7 @@ _PUBLIC: dict[str, str] = {
     "CumulativeEqual": "avalanche_clip.training",
     "CumulativeExp": "avalanche_clip.training",
     "ModX": "avalanche_clip.training",
+    "MoEAdapters": "avalanche_clip.training",
     "Oracle": "avalanche_clip.training",
     "Patching": "avalanche_clip.training",
     "Restart": "avalanche_clip.training",
@@ -89,6 +91,7 @@ _PUBLIC: dict[str, str] = {
     "ConstantCosinePlugin": "avalanche_clip.training.plugins",
     "ContrastiveEWCPlugin": "avalanche_clip.training.plugins",
     "ContrastiveLwFPlugin": "avalanche_clip.training.plugins",
+    "MoEAdaptersPlugin": "avalanche_clip.training.plugins",
     "OffDiagonalAlignmentPlugin": "avalanche_clip.training.plugins",
     "PatchingPlugin": "avalanche_clip.training.plugins",
     "ProgressPlugin": "avalanche_clip.training.plugins",

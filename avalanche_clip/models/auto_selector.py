@@ -68,8 +68,8 @@ class AutoSelector(nn.Module):
     deviation of the reference set, dimension by dimension; ``"alexnet"``
     features are taken as they are (original).
 
-    Memory: ``2 F h + F + h`` numbers per autoencoder, stored as buffers, and
-    the frozen extractor. Time: one fused pass for all autoencoders.
+    Memory: ``2 F h + F + h`` numbers per autoencoder (buffers), and the frozen
+    extractor. Time: one fused pass for all autoencoders.
 
     :param extractor: ``"model"``, ``"alexnet"``, or a :class:`SelectorFeatures`.
     :param model: source of the early layers; or call :meth:`bind` later.
@@ -132,8 +132,8 @@ class AutoSelector(nn.Module):
         self.granularity = granularity
         self.hidden = hidden
         self.seed = seed
-        decay = 10 if is_alexnet else None
-        self.training_plan = training or SelectorTraining(decay_epochs=decay)
+        plan = SelectorTraining(decay_epochs=10 if is_alexnet else None)
+        self.training_plan = training or plan
         #: threshold in use: ``"given"``, ``"global"`` or ``"per_task"``
         self.threshold_kind = "given"
         # in a list, so that neither its weights nor its mode belong to this module
@@ -176,15 +176,11 @@ class AutoSelector(nn.Module):
     @property
     def identity(self) -> dict[str, Any]:
         """Settings that two runs with the same results share, as plain data."""
-        limit = self.given_threshold
-        return {
-            "extractor": self.extractor,
-            "hidden": self.hidden,
-            "threshold": None if math.isinf(limit) else limit,
-            "granularity": self.granularity,
-            "seed": self.seed,
-            "training": asdict(self.training_plan),
-        }
+        names = ("extractor", "hidden", "granularity", "seed")
+        limit = None if math.isinf(self.given_threshold) else self.given_threshold
+        plan = asdict(self.training_plan)
+        del plan["cache_bytes"]
+        return {n: getattr(self, n) for n in names} | {"threshold": limit, **plan}
 
     def _install(self, features: SelectorFeatures) -> None:
         if self._settings is None:
@@ -311,8 +307,7 @@ class AutoSelector(nn.Module):
             old = getattr(self, name)
             setattr(self, name, torch.cat([old, weight.detach()[None]]))
         if index:
-            new = self.calibrated.new_full((1,), math.nan)
-            self.calibrated = torch.cat([self.calibrated, new])
+            self.calibrated = nn.functional.pad(self.calibrated, (0, 1), value=math.nan)
 
     def errors(self, images: Tensor) -> Tensor:
         """Return the reconstruction errors of all learned autoencoders.
@@ -348,11 +343,11 @@ class AutoSelector(nn.Module):
         errors = images_or_errors
         if errors.ndim == 4:
             errors = self.errors(errors)
-        learned = self.num_autoencoders
-        if errors.ndim != 2 or errors.shape[1] not in (learned or errors.shape[1],):
+        learned, found = self.num_autoencoders, tuple(errors.shape)
+        if errors.ndim != 2 or learned not in (0, errors.shape[1]):
             raise ValueError(
                 f"route takes images (B, 3, H, W) or errors (B, {learned}), not"
-                f" {tuple(errors.shape)}."
+                f" {found}."
             )
         limits = self._limits(errors.shape[1])
         return choose_routes(errors, limits, self.granularity)
@@ -389,8 +384,7 @@ class AutoSelector(nn.Module):
     def threshold(self) -> float | tuple[float, ...]:
         """The threshold in use; one per task after ``calibrate(per_task=True)``."""
         limits = self._limits(max(self.num_autoencoders, 2))[1:].tolist()
-        is_single = self.threshold_kind != "per_task"
-        return float(limits[0]) if is_single else tuple(limits)
+        return tuple(limits) if self.threshold_kind == "per_task" else float(limits[0])
 
     def _limits(self, count: int) -> Tensor:
         """Return the largest familiar error for each of ``count`` columns."""
@@ -414,15 +408,15 @@ class AutoSelector(nn.Module):
         A task's threshold is the ``ceil((n + 1) quantile)``-th smallest error
         (at most the largest) of its own autoencoder on ``n`` held-out images, or
         batches with ``granularity="batch"``: a new image of the task exceeds it
-        with a probability of about ``1 - quantile`` (split conformal). Errors of
-        a task never change, so tasks may be calibrated one after the other.
+        with a probability of about ``1 - quantile`` (split conformal). Errors never
+        change, so tasks may be calibrated one after the other.
 
         :param held_out: task id -> images (as for :meth:`fit_reference`) that
             the autoencoder was not trained on; a sequence counts from task 0.
         :param quantile: share of a task's images to be kept, in (0, 1].
         :param per_task: use each task's own threshold; False: the largest for
             all (the form of the original). Tasks without one use the largest.
-        :return: both, and the one given at construction.
+        :return: both, and the given one.
         :raises ValueError: for an unknown task, no images, or a bad quantile.
         """
         if not 0 < quantile <= 1:
@@ -438,14 +432,14 @@ class AutoSelector(nn.Module):
             found[task] = conformal_threshold(torch.cat(own), quantile)
         self.calibrated = found
         self.threshold_kind = "per_task" if per_task else "global"
-        known = {i: v for i, v in enumerate(found.tolist()) if not math.isnan(v)}
+        known = {i: v for i, v in enumerate(found.tolist()) if v == v}
         return Calibration(max(known.values()), known, self.given_threshold)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return settings as plain data, beside the tensors."""
-        layers = self._layers
-        if self._extractor and self._extractor[0].was_trainable:
-            layers = dict(self._extractor[0].state_dict())
+        layers, source = self._layers, next(iter(self._extractor), None)
+        if source is not None and source.was_trainable:
+            layers = dict(source.state_dict())
         return {
             "extractor": self.extractor,
             "hidden": self.hidden,
@@ -457,7 +451,7 @@ class AutoSelector(nn.Module):
             "granularity": self.granularity,
             "seed": self.seed,
             "learned_tasks": list(range(self.num_tasks)),
-            "input": self._extractor[0].input_state() if self._extractor else None,
+            "input": None if source is None else source.input_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -483,28 +477,23 @@ class AutoSelector(nn.Module):
             count, _, size = state_dict[prefix + "encoder_weight"].shape
             device = self.encoder_weight.device
             self._reset(count, size)
-            for name in _BUFFERS:
-                setattr(self, name, getattr(self, name).to(device))
+            self.to(device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_state(self, extra: Any, state: dict[str, Any], prefix: str) -> None:
-        ours = (self.extractor, self.hidden)
-        theirs = (extra["extractor"], extra["hidden"])
-        if ours != theirs:
-            raise ValueError(
-                f"The state belongs to an AutoSelector(extractor={theirs[0]!r},"
-                f" hidden={theirs[1]}), this one has extractor={ours[0]!r},"
-                f" hidden={ours[1]}; build the same."
-            )
+        for name in ("extractor", "hidden"):
+            if extra[name] != getattr(self, name):
+                raise ValueError(
+                    f"The state belongs to an AutoSelector({name}={extra[name]!r}), "
+                    f"this one has {name}={getattr(self, name)!r}; build the same."
+                )
         if self._extractor and extra["settings"] is not None:
-            std = state[prefix + "feature_std"]
             known = (extra["settings"], extra["probe"], extra["layers"])
-            self._adopt(self._extractor[0], *known, std)
+            self._adopt(self._extractor[0], *known, state[prefix + "feature_std"])
 
     def extra_repr(self) -> str:
         """Describe the selector in one line."""
-        kind = f"extractor={self.extractor!r}, granularity={self.granularity!r}"
-        return f"{kind}, tasks={self.num_tasks}, threshold={self.threshold}"
+        return f"extractor={self.extractor!r}, tasks={self.num_tasks}"
 
 
 __all__ = ["EXTRACTORS", "PUBLISHED_THRESHOLD", "AutoSelector"]

@@ -326,8 +326,9 @@ class DualEncoder(nn.Module):
             if tower is None or self.tower_of(name) == tower:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
-        if hasattr(self, "moe_adapters"):
-            self.moe_adapters.restore_trainable()
+        adapters: Any = getattr(self, "moe_adapters", None)
+        if adapters is not None:
+            adapters.restore_trainable()
         self.train(self.training)
 
     def check_trainable(self) -> None:
@@ -430,7 +431,7 @@ class DualEncoder(nn.Module):
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor) or name == "moe_adapters.progress":
+            if not isinstance(tensor, Tensor) or name.endswith(".progress"):
                 continue
             is_scale = name in ("clip.logit_scale", "clip.logit_bias")
             # modules outside the wrapped model may act on either tower

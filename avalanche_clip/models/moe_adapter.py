@@ -153,6 +153,8 @@ class MoEAdapter(nn.Module):
         self.counting = True
         #: whether training passes collect the balance loss
         self.track_balance = False
+        #: whether training passes do neither for now
+        self.paused = False
         self._balance: list[Tensor] = []
         self._active = 0
         self.experts = nn.ModuleList(
@@ -283,7 +285,7 @@ class MoEAdapter(nn.Module):
         clean, noise_std = self._scores(x, ids)
         routing = route(clean, self.top_k, noise_std)
         counts = None
-        if self.training:
+        if self.training and not self.paused:
             again = is_recomputation()
             if self.track_balance:
                 # Recomputed as well, since autograd compares the saved tensors.

@@ -11,8 +11,8 @@ from avalanche_clip.models import moe_storage
 from avalanche_clip.models.moe_block import TowerRouter
 from avalanche_clip.models.router_ids import RouterIds
 
-PROGRESS = "progress"
-"""Entry of the set in the state of a model."""
+PROGRESS = "moe.progress"
+"""Entry of the set in the state of a model; adapters add names with ``.moe.``."""
 _TOWERS = ("image", "text")
 _ABSENT = -2
 

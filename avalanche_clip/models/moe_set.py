@@ -237,14 +237,13 @@ class MoEAdapterSet(AdapterProgress):
     def paused(self, tower: str) -> Iterator[None]:
         """Let passes of one tower neither count nor collect the balance loss."""
         adapters = self._adapters.get(tower, [])
-        before = [(a, a.counting, a.track_balance) for a in adapters]
+        for adapter in adapters:
+            adapter.paused = True
         try:
-            for adapter in adapters:
-                adapter.counting = adapter.track_balance = False
             yield
         finally:
-            for adapter, counting, track in before:
-                adapter.counting, adapter.track_balance = counting, track
+            for adapter in adapters:
+                adapter.paused = False
 
     def restore_trainable(self) -> None:
         """Let train what may: unfrozen experts, and the router of a running task.

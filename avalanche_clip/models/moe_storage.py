@@ -40,7 +40,7 @@ def collect(adapters: MoEAdapterSet) -> dict[str, Any]:
     return {"facts": facts, "tensors": tensors}
 
 
-def identity(adapters: MoEAdapterSet) -> dict[str, Any]:
+def identity(adapters: Any) -> dict[str, Any]:
     """Return what two sets must have in common to exchange state.
 
     :return: ``{"towers": widths of the blocks of each tower, "options": ...}``.
@@ -49,7 +49,7 @@ def identity(adapters: MoEAdapterSet) -> dict[str, Any]:
     return {"towers": widths, "options": adapters.adapters()[0].options()}
 
 
-def check_identity(adapters: MoEAdapterSet, facts: dict[str, Any]) -> None:
+def check_identity(adapters: Any, facts: dict[str, Any]) -> None:
     """Raise ValueError if stored facts are those of other adapters."""
     own = identity(adapters)
     found = {"towers": own["towers"], **own["options"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from avalanche_clip.benchmarks.batch import ImageTextBatch
@@ -37,6 +39,21 @@ class PromptBatch(ImageTextBatch):
         return parts
 
 
+@contextmanager
+def counted_texts(model: Any, batch: Any) -> Iterator[None]:
+    """Keep texts that do not count out of the statistics of expert adapters.
+
+    :param model: with ``model.moe_adapters``, or without.
+    :param batch: to be encoded inside the context.
+    """
+    adapters = getattr(model, "moe_adapters", None)
+    if adapters is None or getattr(batch, "prompts", None) != 0:
+        yield
+        return
+    with adapters.paused("text"):
+        yield
+
+
 def without_filler(output: CLIPOutput, batch: Any) -> CLIPOutput:
     """Drop the texts of a part that do not count."""
     count = getattr(batch, "prompts", None)
@@ -48,4 +65,4 @@ def without_filler(output: CLIPOutput, batch: Any) -> CLIPOutput:
     return output._replace(text_features=output.text_features[:count], aux=aux or None)
 
 
-__all__ = ["PromptBatch", "without_filler"]
+__all__ = ["PromptBatch", "counted_texts", "without_filler"]

@@ -252,7 +252,10 @@ def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
                 f"The checkpoint holds a growing module {name!r}, but the model has "
                 "none of that name with load_growth_state; build the same model."
             )
-        load(stored)
+        try:
+            load(stored)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
 
 def _load_weights(strategy: Any, state: dict[str, Any]) -> None:

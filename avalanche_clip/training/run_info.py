@@ -125,7 +125,8 @@ def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
     """What a resumed run must have in common with the stored one, per plugin.
 
     Of this package's plugins these are the arguments of their constructors, as
-    far as they are plain attributes; of others the class.
+    far as they are plain attributes, or have an ``identity`` of plain data; of
+    others the class.
 
     :param strategy: its plugins in order; those that only watch are left out.
     """
@@ -137,7 +138,7 @@ def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
         settings: dict[str, Any] = {}
         if cls.__module__.startswith("avalanche_clip."):
             names = inspect.signature(cls.__init__).parameters
-            have = vars(plugin)
+            have = {k: getattr(v, "identity", v) for k, v in vars(plugin).items()}
             settings = {k: have[k] for k in names if k in have and _plain(have[k])}
         found[f"{len(found)} {cls.__name__}"] = settings
     return copy.deepcopy(found)
@@ -146,6 +147,8 @@ def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
 def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
     return isinstance(value, (bool, int, float, str, type(None)))
 
 

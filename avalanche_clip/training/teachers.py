@@ -201,6 +201,7 @@ class TeacherService:
         self.frozen_texts = FrozenTexts()
         self.ema_decay = 0.999
         self._decay_given: float | None = None
+        self._forward_state: dict[str, Any] = {}
         self.training = False
         """Whether the running experience has left ``before_training_exp``."""
 
@@ -217,6 +218,7 @@ class TeacherService:
         weights.
         """
         self.training = False
+        self._forward_state = _forward_state(self.strategy.model)
         for kind, teacher in self.teachers.items():
             teacher.forget()
             if kind == "previous":
@@ -296,6 +298,8 @@ class TeacherService:
 
     def _add(self, kind: str) -> None:
         teacher = Teacher(kind, self.strategy.model)
+        if kind != "ema":  # plugins may have switched the model since
+            _load_forward_state(teacher.model, self._forward_state)
         teacher._service = self
         self.teachers[kind] = teacher
 
@@ -327,6 +331,7 @@ class TeacherService:
             torch._foreach_lerp_(average, ours, 1.0 - self.ema_decay)
         for buffer, new in zip(teacher.model.buffers(), model.buffers()):
             buffer.copy_(new)
+        _load_forward_state(teacher.model, _forward_state(model))
         teacher.forget_batch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -366,6 +371,21 @@ class TeacherService:
                 table.rows.copy_(stored["rows"])
                 table.known.copy_(stored["known"])
                 teacher.table = table
+
+
+def _forward_state(model: nn.Module) -> dict[str, Any]:
+    """What modules with ``forward_state`` do beside their weights, by name."""
+    return {
+        name: module.forward_state()
+        for name, module in model.named_modules()
+        if callable(getattr(module, "forward_state", None))
+    }
+
+
+def _load_forward_state(model: nn.Module, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        module: Any = model.get_submodule(name)
+        module.load_forward_state(value)
 
 
 def _grow(teacher: Teacher, model: nn.Module) -> None:

@@ -359,8 +359,21 @@ def test_alexnet__trains_and_selects(tmp_path):
     stored = through_file(selector.state_dict())
     assert not any("layers" in key for key in stored)
     assert torch.equal(selector.feature_std, torch.ones(2304))
+    small.set_input_statistics((0.5,) * 3, (0.25,) * 3)
+    stored, expected = through_file(selector.state_dict()), selector.errors(images[1])
+    twin = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=None, input_size=64)
+    other = AutoSelector(twin, hidden=8, training=SHORT)
+    other.load_state_dict(stored)
+    assert torch.equal(other.errors(images[1]), expected)
 
 
+def test_seed__may_be_negative():
+    one, two = learned(1, seed=-1), learned(1, seed=0)
+    assert not torch.equal(one.encoder_weight, two.encoder_weight)
+    assert torch.equal(one.encoder_weight, learned(1, seed=-1).encoder_weight)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-emoji", "tiny-emoji-vit"])
 def test_emoji__unseen_style_is_sent_to_its_group(name):
     table = load_emoji_table()

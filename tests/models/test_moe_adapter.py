@@ -284,9 +284,9 @@ def test_freeze__most_used_with_ties_to_the_lowest_index():
     assert moe.frozen.tolist() == [False, True, True, False, False]
     assert moe.freeze_most_used(2) == []
     assert moe.freeze_most_used(2, rank_over="unfrozen") == [4, 0]
-    assert moe.freeze_most_used(3, rank_over="unfrozen") == [3]
-    assert moe.frozen.all()
-    assert not any(p.requires_grad for p in moe.experts.parameters())
+    assert moe.freeze_most_used(3, rank_over="unfrozen") == []  # nobody used 3
+    assert moe.frozen.tolist() == [True, True, True, False, True]
+    assert all(p.requires_grad for p in moe.experts[3].parameters())
     assert all(p.requires_grad for p in moe.routers.parameters())
     assert make().freeze_most_used(0) == []
     with pytest.raises(ValueError, match="count=6"):

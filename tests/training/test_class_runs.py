@@ -384,6 +384,6 @@ def test_run_stream__counts_parameters_per_experience(tmp_path):
     found = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert found["parameters"] == expected and frozen > 0
     with pytest.raises(runs.Interrupted):
-        go(tmp_path / "cut", {"evaluation": 8}, plugins=(Freeze,))
+        go(tmp_path / "cut", {"train": 8}, plugins=(Freeze,))
     _, resumed = go(tmp_path / "cut", resume=True, plugins=(Freeze,))
     assert resumed.results["parameters"] == expected

@@ -34,7 +34,6 @@ class RoutedEvaluation:
     _router: int | None  # that of the last experience begun
     _steps: int | None  # length of the training stream
     _routes: Tensor | None  # of the running evaluation batch
-    _training: bool  # whether evaluations are nested in training
     _close: Callable[[], None] | None
 
     def _moe(self, strategy: Any) -> Any:
@@ -53,7 +52,7 @@ class RoutedEvaluation:
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start to count how the images of this experience are routed."""
-        if not self._training:
+        if not strategy.in_training:
             self._table(strategy).clear()
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -64,7 +63,7 @@ class RoutedEvaluation:
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Put the router of training back, and count the routes."""
         self._end_scope()
-        if not self._training and self._routes is not None:
+        if not strategy.in_training and self._routes is not None:
             table = self._table(strategy)
             for router, images in zip(*_counts(self._routes), strict=True):
                 table[str(router)] = table.get(str(router), 0) + images

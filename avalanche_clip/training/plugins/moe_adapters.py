@@ -16,8 +16,8 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
-from avalanche.training.utils import _at_task_boundary
 
 from avalanche_clip import distributed
 from avalanche_clip.models.auto_selector import EXTRACTORS, AutoSelector
@@ -161,9 +161,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         self.routing = {}
         self._router = self._steps = None
         self._routes = None
-        self._training = False
         self._close = None
-        self._before: Any = None  # counters before a step, with several processes
 
     # -------------------------------------------------------------- attaching
     def check_compatible(self, strategy: Any) -> None:
@@ -182,7 +180,17 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
         self._forget()
         self._run = weakref.ref(strategy)
+        had_adapters = getattr(strategy.model, "moe_adapters", None) is not None
         self._attach(strategy)
+        try:
+            self._begin(strategy)
+        except Exception:
+            if not had_adapters:
+                strategy.model.moe_adapters.detach()
+            raise
+
+    def _begin(self, strategy: Any) -> None:
+        """Check what depends on the adapters, and make the selector."""
         moe = self._moe(strategy)
         experts = {adapter.num_experts for adapter in moe.adapters()}
         if self.freeze and self.count > min(experts):
@@ -221,21 +229,16 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         strategy._known = set(optim.trainable(model))
 
     # --------------------------------------------------------------- training
-    def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Note that evaluations are nested from here on."""
-        self._training = True
-
-    def after_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Note that evaluations show complete models from here on."""
-        self._training = False
-
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Activate the experience's router, before the optimiser is rebuilt."""
         self._end_scope()
-        self._training = True
         experience = strategy.experience
-        if not _at_task_boundary(experience, before=True):
-            return
+        if isinstance(experience, OnlineCLExperience):
+            raise ValueError(
+                "MoEAdaptersPlugin learns a router per step and freezes experts at its "
+                "end, but an online stream cuts steps into pieces; train on the steps "
+                "of the original stream."
+            )
         moe = self._moe(strategy)
         stream = getattr(experience, "_origin_stream", None)
         self._steps = None if stream is None else len(stream)
@@ -311,10 +314,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Count the experts that this step's own rows keep."""
-        moe = self._moe(strategy)
-        moe.counting = True
-        if distributed.is_distributed():
-            self._before = torch.stack([a.counts for a in moe.adapters()])
+        self._moe(strategy).counting = True
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Stop before other plugins' passes, or those of gradient accumulation.
@@ -324,12 +324,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         """
         moe = self._moe(strategy)
         moe.counting = False
-        if distributed.is_distributed():
-            adapters = moe.adapters()
-            own = torch.stack([a.counts for a in adapters]) - self._before
-            total = distributed.gather_rows(own[None]).sum(0)
-            for adapter, old, new in zip(adapters, self._before, total, strict=True):
-                adapter.counts = old + new
+        moe.share_counts()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the balance loss."""
@@ -340,9 +335,8 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the experts that were used most, and the router."""
-        if _at_task_boundary(strategy.experience, before=False):
-            count = self.count if self.freeze else 0
-            self._moe(strategy).finish_task(count=count, rank_over=self.rank_over)
+        count = self.count if self.freeze else 0
+        self._moe(strategy).finish_task(count=count, rank_over=self.rank_over)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -360,13 +354,15 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 for stream, rows in self.routing.items()
             },
             "selector": None if chosen is None else chosen.state_dict(),
+            "selector_settings": None if chosen is None else chosen.identity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned.
 
         :raises ValueError: if one of the two runs has a selector and the other
-            has none, or it is that of another model.
+            has none, or it is that of another model or has other settings. The
+            threshold may differ where the stored one was calibrated.
         """
         chosen = self.auto_selector
         if (state["selector"] is None) != (chosen is None):
@@ -375,6 +371,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 f"Of the stored and the resumed run one has a selector, this one has "
                 f"{have}; build it with the same 'selector'."
             )
+        _check_same_selector(chosen, state)
         self.routers = {str(k): int(v) for k, v in state["routers"].items()}
         self._router, self._steps = state["router"], state["steps"]
         self.routing = {
@@ -401,6 +398,21 @@ def attach_seeded(model: Any, options: Mapping[str, Any], seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed & (2**63 - 1))
         attach_moe_adapters(model, **options)
+
+
+def _check_same_selector(selector: Any, state: dict[str, Any]) -> None:
+    """Raise ValueError if a stored selector was built with other settings."""
+    if selector is None:
+        return
+    ours, theirs = dict(selector.identity), dict(state["selector_settings"])
+    if state["selector"]["_extra_state"]["threshold_kind"] != "given":
+        ours["threshold"] = theirs["threshold"] = None
+    for name in theirs:
+        if ours[name] != theirs[name]:
+            raise ValueError(
+                f"The stored selector has {name}={theirs[name]!r}, this one "
+                f"{ours[name]!r}; build it with the same settings."
+            )
 
 
 def _check_selector(

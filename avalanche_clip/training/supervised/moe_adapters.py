@@ -96,23 +96,46 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
             reference_images=reference_images,
             **(plugin_options or {}),
         )
-        if getattr(model, "moe_adapters", None) is None and hasattr(model, "blocks"):
-            sizes = {
-                "num_experts": num_experts,
-                "top_k": top_k,
-                "bottleneck": bottleneck,
-            }
-            options = {**sizes, **(adapter_options or {})}
+        sizes = {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
+        options = {**sizes, **(adapter_options or {})}
+        has_adapters = getattr(model, "moe_adapters", None) is not None
+        if has_adapters:
+            _check_options(model.moe_adapters, options)
+        elif hasattr(model, "blocks"):
             attach_seeded(model, options, int(kwargs.get("seed", 0)))
         if lr is None and kwargs.get("optimizer") is None:
             lr = LEARNING_RATE
-        super().__init__(
-            model=model,
-            lr=lr,
-            label_smoothing=label_smoothing,
-            plugins=[*(plugins or []), self.moe],
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                model=model,
+                lr=lr,
+                label_smoothing=label_smoothing,
+                plugins=[*(plugins or []), self.moe],
+                **kwargs,
+            )
+        except Exception:
+            adapters: Any = getattr(model, "moe_adapters", None)
+            if not has_adapters and adapters is not None:
+                adapters.detach()
+            raise
+
+
+def _check_options(adapters: Any, options: dict[str, Any]) -> None:
+    """Raise ValueError if a model's adapters are not those asked for.
+
+    Values equal to the defaults are not taken as asked for.
+    """
+    defaults = {"num_experts": 22, "top_k": 2, "bottleneck": 64}
+    have = {"towers": list(adapters.towers), **adapters.adapters()[0].options()}
+    for name, value in options.items():
+        if name == "towers":
+            value = [value] if isinstance(value, str) else list(value)
+        if value not in (have.get(name), defaults.get(name)):
+            raise ValueError(
+                f"The model has adapters with {name}={have.get(name)!r}, but {value!r} "
+                "was given; leave it out, or detach the old ones "
+                "(model.moe_adapters.detach())."
+            )
 
 
 __all__ = ["CLASS_INCREMENTAL", "MTIL_RATES", "MoEAdapters"]

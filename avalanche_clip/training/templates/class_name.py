@@ -20,7 +20,11 @@ from avalanche_clip.benchmarks.integers import as_integer
 from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.class_matrix import ClassMatrices
-from avalanche_clip.training.prompt_batch import PromptBatch, without_filler
+from avalanche_clip.training.prompt_batch import (
+    PromptBatch,
+    counted_texts,
+    without_filler,
+)
 from avalanche_clip.training.templates.class_scoring import ClassScoringMixin
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
 from avalanche_clip.training.templates.label_spaces import (
@@ -213,10 +217,12 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         return found[3]
 
     def _encode(self, batch: Any) -> CLIPOutput:
-        return without_filler(super()._encode(batch), batch)
+        with counted_texts(self.model, batch):
+            return without_filler(super()._encode(batch), batch)
 
     def _encode_synced(self, batch: Any) -> CLIPOutput:
-        return without_filler(super()._encode_synced(batch), batch)
+        with counted_texts(self.model, batch):
+            return without_filler(super()._encode_synced(batch), batch)
 
     def gather_output(self, output: CLIPOutput) -> CLIPOutput:
         """Join the images of all processes; the texts are the same on each."""

@@ -176,6 +176,8 @@ class CLIPTemplate(
         self.mb_features: CLIPOutput | None = None
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
+        self.in_training = False
+        """Whether ``train`` is running, nested evaluations included."""
         self.step_phase = ""
         """``"open"`` while a step or the start of an experience changes the run,
         ``"counting"`` while a step is done but the clock has not moved; else empty."""
@@ -209,6 +211,14 @@ class CLIPTemplate(
         self.loss = self.loss + value
 
     # ------------------------------------------------------------- training
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """Train as Avalanche does; see its ``BaseTemplate.train``."""
+        self.in_training = True
+        try:
+            super().train(experiences, eval_streams, **kwargs)
+        finally:
+            self.in_training = False
+
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "open"
         self._seed_experience()

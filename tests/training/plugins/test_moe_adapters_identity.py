@@ -1,0 +1,146 @@
+"""Runs with expert adapters: what must agree on resumption, teachers, failures."""
+
+import pytest
+from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.core import SupervisedPlugin
+
+import avalanche_clip
+from avalanche_clip.checkpointing import CheckpointError, load_state
+from avalanche_clip.training.plugins import MoEAdaptersPlugin
+from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
+from avalanche_clip.training.run_info import plugin_settings
+from avalanche_clip.training.supervised import MoEAdapters
+from avalanche_clip.training.templates import ClassNameTemplate
+from tests.training import moe_runs
+from tests.training.moe_runs import ADAPTERS
+from tests.training.runs import Interrupted, StopPlugin
+
+
+def build(*plugins, adapters=ADAPTERS, selector=None, **given):
+    model = moe_runs.vit()
+    images = None if selector is None else moe_runs.reference()
+    moe = MoEAdaptersPlugin(adapters, selector=selector, reference_images=images)
+    strategy = ClassNameTemplate(
+        model=model, plugins=[*plugins, moe], **moe_runs.options(**given)
+    )
+    return strategy, moe_runs.domains(model), moe
+
+
+def stored(folder, **given):
+    strategy, benchmark, _ = build(CheckpointPlugin(folder), **given)
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    return checkpoints(folder)[-1]
+
+
+def test_resume__other_adapters_are_refused(tmp_path):
+    path = stored(tmp_path)
+    for change in ({"top_k": 1}, {"scale": 5.0}, {"router_input": "mean"}):
+        strategy, benchmark, _ = build(adapters={**ADAPTERS, **change})
+        with pytest.raises(CheckpointError, match=next(iter(change))):
+            load_state(strategy, path, benchmark)
+
+
+def test_resume__another_selector_is_refused(tmp_path):
+    path = stored(tmp_path, selector=moe_runs.selector(threshold=0.01))
+    for change in ({"threshold": 0.5}, {"granularity": "batch"}, {"seed": 7}):
+        chosen = moe_runs.selector(**{"threshold": 0.01, **change})
+        strategy, benchmark, _ = build(selector=chosen)
+        with pytest.raises(CheckpointError, match=next(iter(change))):
+            load_state(strategy, path, benchmark)
+
+
+def test_settings__show_adapters_and_selector():
+    strategy, _, _ = build(selector=moe_runs.selector(seed=5))
+    settings = plugin_settings(strategy)["0 MoEAdaptersPlugin"]
+    assert settings["adapters"] == ADAPTERS
+    assert settings["selector"]["seed"] == 5
+    assert settings["selector"]["task_iterations"] == 150
+
+
+class Ask(SupervisedPlugin):
+    """Asks for a teacher late, and notes routers of teacher and model."""
+
+    stateless = True
+
+    def __init__(self, kind, first):
+        super().__init__()
+        self.kind, self.first, self.seen = kind, first, []
+
+    def before_training_exp(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter >= self.first:
+            strategy.teachers.get(self.kind)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter >= self.first:
+            teacher = strategy.teachers.get(self.kind).model
+            self.seen.append(teacher.moe_adapters.routers["image"])
+
+
+def test_teachers__late_previous_has_the_router_of_before():
+    ask = Ask("previous", 1)
+    strategy, benchmark, _ = build(ask)
+    for number in (0, 1):
+        strategy.train(benchmark.train_stream[number], eval_streams=[])
+    assert set(ask.seen) == {0} and strategy.model.moe_adapters.active_router == 1
+
+
+def test_teachers__average_follows_the_routers():
+    ask = Ask("ema", 0)
+    strategy, benchmark, _ = build(ask)
+    for number in (0, 1, 0):
+        strategy.train(benchmark.train_stream[number], eval_streams=[])
+    assert ask.seen == [0] * 5 + [1] * 5 + [0] * 5
+
+
+def test_filler_prompts__are_not_counted():
+    found = []
+
+    class Note(SupervisedPlugin):
+        stateless = True
+
+        def after_training_iteration(self, strategy, **kwargs):
+            adapters = strategy.model.moe_adapters
+            found.append({t: adapters.adapters(t)[0].counts for t in adapters.towers})
+
+    strategy, benchmark, _ = build(Note(), accumulation_steps=6)
+    strategy.train(benchmark.train_stream[0], eval_streams=[])
+    assert found[0]["image"].sum() == 6 * 2 and found[0]["text"].sum() == 3 * 2
+
+
+def test_failing_constructor__leaves_a_plain_model():
+    model = moe_runs.vit()
+    common = moe_runs.options()
+    common.pop("optimizer")
+    with pytest.raises(ValueError, match="count=9"):
+        MoEAdapters(
+            model=model,
+            selector=None,
+            plugin_options={"count": 9},
+            **ADAPTERS,
+            **common,
+        )
+    assert not hasattr(model, "moe_adapters")
+    assert all(p.requires_grad for p in model.parameters())
+    MoEAdapters(model=model, selector=None, **ADAPTERS, **common)
+    with pytest.raises(ValueError, match="num_experts=6, but 5"):
+        MoEAdapters(model=model, selector=None, num_experts=5, **common)
+
+
+def test_online_stream__is_refused():
+    strategy, benchmark, _ = build()
+    online = split_online_stream(benchmark.train_stream, experience_size=4)
+    with pytest.raises(ValueError, match="online stream"):
+        strategy.train(next(iter(online)), eval_streams=[])
+
+
+def test_routing__is_noted_after_an_aborted_training():
+    strategy, benchmark, plugin = build(StopPlugin(train=2))
+    with pytest.raises(Interrupted):
+        strategy.train(benchmark.train_stream[0], eval_streams=[])
+    strategy.eval(benchmark.test_stream)
+    assert plugin.routing["test"]
+
+
+def test_root__exports():
+    for name in ("AutoSelector", "MoEAdapters", "MoEAdaptersPlugin"):
+        assert getattr(avalanche_clip, name).__name__ == name
