@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.models.fingerprint import FingerprintCache
@@ -99,7 +99,7 @@ class FrozenTexts:
 
 
 @torch.no_grad()
-def encode_texts(strategy: Any, model: nn.Module | Any, texts: Texts) -> Tensor:
+def encode_texts(strategy: Any, model: Any, texts: Texts) -> Tensor:
     """Encode all texts, a share per process.
 
     :param strategy: gives device and autocast.
