@@ -111,6 +111,7 @@ def test_line_and_tables__hand_computed(study, tmp_path):
     assert (tmp_path / "summary.png").is_file() and (tmp_path / "domains.png").is_file()
 
 
+@pytest.mark.slow
 def test_main__all_methods_and_resume(short, tmp_path, capsys):
     arguments = ["--iterations", "2", "--out", str(tmp_path)]
     short.main(arguments)

@@ -107,7 +107,7 @@ def whole():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [3, 9])
+@pytest.mark.parametrize("stop", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_resume__inside_an_experience_ends_the_same(kind, stop, whole, tmp_path):
     strategy, benchmark = build(kind, tmp_path, stop)
     with pytest.raises(Interrupted):
