@@ -1,28 +1,17 @@
 """The MTIL experiment on tiny data in place of the real ones."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from avalanche_clip.training.supervised import MTIL_RATES
+from tests.scripts import load_script
 from tests.training import moe_runs
-
-FOLDER = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="module")
 def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        spec = importlib.util.spec_from_file_location("mtil_study", FOLDER / "mtil.py")
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("experiments/mtil.py")
 
 
 @pytest.fixture

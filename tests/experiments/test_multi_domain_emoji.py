@@ -1,28 +1,17 @@
 """The study of emoji domains: methods, tables and command line."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.scripts import load_script
 from tests.training import moe_runs
-
-FOLDER = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture(scope="module")
 def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        path = FOLDER / "multi_domain_emoji.py"
-        spec = importlib.util.spec_from_file_location("multi_domain_study", path)
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("experiments/multi_domain_emoji.py")
 
 
 @pytest.fixture

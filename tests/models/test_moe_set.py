@@ -1,26 +1,23 @@
 """Expert adapters in two gloo processes."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from avalanche_clip.distributed import SyncedModel
 from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
 from tests.models.experts import make_batch
+from tests.processes import run_in_processes
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = {"num_experts": 9, "top_k": 2, "bottleneck": 4}
 
 
-def work(rank, folder, cfg):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
+def small_run(cfg):
+    rank = dist.get_rank()
     torch.manual_seed(0)
     model = create_dual_encoder(cfg).train()
     moe = attach_moe_adapters(model, **OPTIONS)
@@ -35,7 +32,7 @@ def work(rank, folder, cfg):
         out = parallel(make_batch(model, seed=2 * step + rank))
         (out.image_features @ out.text_features.T).square().sum().backward()
         optimizer.step()
-    facts = {
+    return {
         "counts": [a.counts.tolist() for a in moe.adapters()],
         "frozen": moe.finish_task(),
         "unused": [
@@ -43,13 +40,11 @@ def work(rank, folder, cfg):
         ],
         "weights": [float(p.double().sum()) for p in model.parameters()],
     }
-    (folder / f"{rank}.json").write_text(json.dumps(facts))
-    dist.destroy_process_group()
 
 
 def test_processes__freeze_by_the_counts_of_all(tmp_path, tiny_cfg):
-    mp.spawn(work, (tmp_path, tiny_cfg), nprocs=2)
-    one, two = (json.loads((tmp_path / f"{r}.json").read_text()) for r in (0, 1))
+    jobs = {"run": partial(small_run, tiny_cfg)}
+    one, two = run_in_processes(jobs, tmp_path)["run"]
     assert one["counts"] != two["counts"]
     assert one["frozen"] == two["frozen"]
     assert one["weights"] == two["weights"]

@@ -1,17 +1,13 @@
 """Whole runs on class names: resume, accumulation, processes, results."""
 
 import json
-import os
-import socket
-import traceback
 import warnings
-from datetime import timedelta
+from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from avalanche.training.plugins import ReplayPlugin
 
 from avalanche_clip import distributed
@@ -33,6 +29,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.processes import run_in_processes
 from tests.training import runs
 from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
 
@@ -212,55 +209,21 @@ def small_run(name, batch):
     }
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+def check_device():
     assert distributed.init_distributed().type in ("cpu", "cuda")
-    found = {}
-    for name in CASES:
-        try:
-            found[name] = small_run(name, 3)
-        except Exception:
-            found[name] = traceback.format_exc()
-            break  # the processes are no longer in step
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
+    """Results of both processes, which do all cases in one go."""
+    jobs = {name: partial(small_run, name, 3) for name in CASES}
     folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        runs.context().Process(target=work, args=(rank, port, str(folder)))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
-    return [torch.load(p, weights_only=False) if p.exists() else {} for p in paths]
+    return run_in_processes({"device": check_device, **jobs}, folder)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes__equal_one_with_the_whole_batch(name, pool):
-    for part in pool:
-        assert not isinstance(part.get(name), str), part[name]
-        assert name in part, [v for v in part.values() if isinstance(v, str)]
-    first, second = (part[name] for part in pool)
+    first, second = pool[name]
     whole = small_run(name, 6)
     assert first["losses"] == second["losses"]
     assert first["losses"] == pytest.approx(whole["losses"], rel=1e-3)

@@ -1,22 +1,18 @@
 """Expert adapters in two gloo processes against one process."""
 
-import os
-import socket
-import traceback
-import warnings
-from datetime import timedelta
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import assert_same_weights, weights
-from tests.training import moe_runs, runs
+from tests.processes import run_in_processes
+from tests.training import moe_runs
 
 pytestmark = pytest.mark.slow
 
@@ -94,56 +90,17 @@ def small_run(case, batch):
     }
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    found = {}
-    for case in CASES:
-        try:
-            found[case] = small_run(case, 3)
-        except Exception:
-            found[case] = traceback.format_exc()
-            break  # the processes are no longer in step
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     """Results of both processes, which do all cases in one go."""
-    folder = tmp_path_factory.mktemp("pool")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = runs.context()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(folder))) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(280)
-        if process.is_alive():
-            process.kill()
-    paths = [folder / f"{rank}.pt" for rank in (0, 1)]
-    return [torch.load(p, weights_only=False) if p.exists() else {} for p in paths]
+    jobs = {case: partial(small_run, case, 3) for case in CASES}
+    return run_in_processes(jobs, tmp_path_factory.mktemp("pool"), seconds=280)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes__equal_one_with_the_whole_batch(case, pool):
-    for part in pool:
-        assert not isinstance(part.get(case), str), part[case]
-        assert case in part, [v for v in part.values() if isinstance(v, str)]
-    first, second = (part[case] for part in pool)
+    first, second = pool[case]
     whole = small_run(case, 6)
     assert_same_weights(first["weights"], second["weights"])
     assert first["routing"] == second["routing"]

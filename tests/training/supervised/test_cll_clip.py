@@ -1,14 +1,9 @@
 """CLL-CLIP as a strategy: losses, teachers, temperature, resuming."""
 
-import os
-import socket
-import traceback
-import warnings
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from avalanche_clip.checkpointing import load_state
@@ -18,7 +13,7 @@ from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.plugins.checkpoint import checkpoints
 from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
-from tests.training import runs
+from tests.processes import run_in_processes
 from tests.training.languages import (
     WORDS,
     adamw,
@@ -289,46 +284,10 @@ def small_run(batch):
     return {"weights": weights(model), "tau": model.cross_modal.tau.detach()}
 
 
-def work(rank, port, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=90))
-    try:
-        found = small_run(4)
-    except Exception:
-        found = traceback.format_exc()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes__equal_one_with_the_whole_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = runs.context()
-    processes = [
-        context.Process(target=work, args=(rank, port, str(tmp_path)))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(150)
-        if process.is_alive():
-            process.kill()
-    first, second = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)
-    )
-    assert not isinstance(first, str), first
-    assert not isinstance(second, str), second
+    jobs = {"run": partial(small_run, 4)}
+    first, second = run_in_processes(jobs, tmp_path)["run"]
     whole = small_run(8)
     for name, value in whole["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
