@@ -66,6 +66,7 @@ def test_published__iterations_and_rates(study):
     assert [len(rates) for rates in MTIL_RATES.values()] == [11, 11]
 
 
+@pytest.mark.slow
 def test_main__all_methods_then_again(study, tiny, tmp_path, capsys):
     out = tmp_path / "runs"
     arguments = ["--root", str(tiny), "--out", str(out), "--seeds", "1"]

@@ -12,6 +12,8 @@ from tests.helpers import assert_same_weights, train_stream, weights
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 
+pytestmark = pytest.mark.slow
+
 
 class Keep(SupervisedPlugin):
     """Keep the features of evaluated batches, and the routers of the passes."""

@@ -15,6 +15,8 @@ from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 from tests.training.runs import Interrupted, StopPlugin
 
+pytestmark = pytest.mark.slow
+
 
 def build(*plugins, adapters=ADAPTERS, selector=None, **given):
     model = moe_runs.vit()

@@ -17,6 +17,8 @@ from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 from tests.training.runs import Interrupted, StopPlugin
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("domains", "pairs", "strategy")
 
 

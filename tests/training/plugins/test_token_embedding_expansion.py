@@ -208,7 +208,8 @@ def test_active_rows__give_the_table_of_dense_training(regularize, clip):
     assert all(len(rows) < 60 for rows in watch.actives)
     one, two = (find_token_embedding(s.model).weight for s in (dense, sparse))
     assert one.dtype == torch.float64 and one.shape == two.shape
-    torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-15)
+    # Norms of gradients, and decay in one product, are rounded in another order.
+    torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-13)
     if clip is None and regularize in ("gd", "d"):
         assert torch.equal(one, two)
     assert max(watch.moments) < 0.1 * min(seen.moments)
