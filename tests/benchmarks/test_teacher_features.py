@@ -231,6 +231,9 @@ def test_store__notices_damage(tmp_path):
     (path / "header.json").write_text(json.dumps({**header, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         TeacherFeatureStore.open(path)
+    (path / "header.json").write_text("{")
+    with pytest.raises(ValueError, match=r"header\.json is no JSON.*damaged"):
+        TeacherFeatureStore.open(path)
     with pytest.raises(FileNotFoundError, match="no finished"):
         TeacherFeatureStore.open(tmp_path)
 

@@ -138,7 +138,7 @@ def read_annotations(
             f"{path} does not exist; give the folder that holds the released "
             "annotations, with their original names."
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _read_json(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path} holds no list of annotations.")
     kinds = {type(entry.get("caption")) for entry in content if isinstance(entry, dict)}
@@ -169,6 +169,15 @@ def read_annotations(
     )
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON text ({error}); it is damaged, so get it again."
+        ) from error
+
+
 def _wrong(entry: Any, single: bool) -> str | None:
     if not isinstance(entry, Mapping):
         return f"it is a {type(entry).__name__}"
@@ -196,7 +205,7 @@ def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
     :raises ValueError: if the file has another form, or an annotation names an
         image that is not listed.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = _read_json(Path(path))
     try:
         found: dict[int, list[str]] = {int(i["id"]): [] for i in content["images"]}
         for entry in content["annotations"]:

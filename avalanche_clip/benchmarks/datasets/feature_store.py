@@ -105,7 +105,13 @@ class TeacherFeatureStore:
                 f"{path} holds no finished feature store; make one with "
                 "precompute_teacher_features(model, dataset, path)."
             )
-        header = json.loads((path / HEADER).read_text(encoding="utf-8"))
+        try:
+            header = json.loads((path / HEADER).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path / HEADER} is no JSON text ({error}): the store is damaged. "
+                "Delete it and make it again."
+            ) from error
         if header.get("format") != FORMAT:
             raise ValueError(
                 f"{path} has format {header.get('format')}; this version reads "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -106,12 +107,17 @@ def read_table(path: str | Path, fields: int) -> list[TextColumn]:
     :param fields: number of columns.
     :return: one column per field.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: naming file and line, if a row has another number of fields
-        or is no UTF-8.
+    :raises ValueError: naming the file, and the line if a row has another number of
+        fields or is no UTF-8; also if a gzipped file is damaged.
     """
     path = Path(path)
-    with open_lines(path) as file:
-        content = file.read()
+    try:
+        with open_lines(path) as file:
+            content = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be unpacked ({error}); it is damaged, so get it again."
+        ) from error
     content = content.removeprefix(b"\xef\xbb\xbf")
     if content and not content.endswith(b"\n"):
         content += b"\n"

@@ -105,6 +105,13 @@ def _has_languages(folder: Path) -> bool:
     return any((folder / code / "test.json").is_file() for code in XM3600_LANGUAGES)
 
 
+def _captions(entry: Any) -> list[str]:
+    texts = entry["caption"]
+    if not isinstance(texts, list):
+        raise TypeError(f"'caption' is {texts!r}")
+    return [text.replace("\r", " ") for text in texts]
+
+
 def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
     """Read one object per line: a key, and captions per language."""
     texts: dict[str, list[str]] = {code: [] for code in XM3600_LANGUAGES}
@@ -119,7 +126,7 @@ def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
                 entry = json.loads(line)
                 name = f"{entry['image/key']}.jpg"
                 found = {
-                    code: [text.replace("\r", " ") for text in entry[code]["caption"]]
+                    code: _captions(entry[code])
                     for code in XM3600_LANGUAGES
                     if code in entry
                 }

@@ -317,3 +317,28 @@ def test_xm3600__names_the_line_that_does_not_fit(tmp_path, line, message):
     (tmp_path / "captions.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         XM3600(tmp_path).test("en")
+
+
+# ------------------------------------------------------------- damaged files
+def test_damaged_files__are_named(tmp_path):
+    path = tmp_path / "test.json"
+    path.write_text('[{"image": "a.jpg",')
+    for read in (read_annotations, read_ground_truth):
+        with pytest.raises(ValueError, match=r"test\.json is no JSON"):
+            read(path)
+    whole = tmp_path / "whole.tsv.gz"
+    write_gz(whole, "one\ntwo\n")
+    cut = tmp_path / "cut.tsv.gz"
+    cut.write_bytes(whole.read_bytes()[:-9])
+    plain = tmp_path / "plain.tsv.gz"
+    plain.write_bytes(b"one")
+    for path in (cut, plain):
+        with pytest.raises(ValueError, match=f"{path.name} cannot be unpacked"):
+            read_table(path, 1)
+
+
+def test_xm3600__a_caption_that_is_no_list_is_refused(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"image/key": "a", "en": {"caption": "two cats"}}\n')
+    with pytest.raises(ValueError, match="line 1 does not fit.*two cats"):
+        XM3600(path).test("en")
