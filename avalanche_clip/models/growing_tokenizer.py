@@ -231,7 +231,8 @@ class GrowingTokenizer(CaptionTokenizer):
                     "given. Give languages to make_image_text_dataset (the collate "
                     "passes them on), or set default_language on the tokenizer."
                 )
-            languages = [self.default_language or ""] * count
+            default = self.default_language
+            languages = ["" if default is None else default] * count
         listed = languages.tolist() if isinstance(languages, Tensor) else languages
         return [self._level_of(language) for language in listed]
 

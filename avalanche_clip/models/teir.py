@@ -21,7 +21,8 @@ def table_moments(table: Tensor) -> tuple[float, float]:
 
     :param table: float, ``(V, d)``, at least two entries.
     :return: mean, and standard deviation with divisor ``V * d - 1``.
-    :raises ValueError: for another shape or type, or fewer entries.
+    :raises ValueError: for another shape or type, fewer entries, or entries that
+        are not finite.
 
     >>> table_moments(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
     (1.5, 1.2909944487358056)
@@ -45,9 +46,17 @@ def table_moments(table: Tensor) -> tuple[float, float]:
     squares = torch.stack(second).sum().item()
     mean = total / count
     rest = squares - count * mean * mean
-    if not rest > 0.01 * squares:  # the mean hides the spread: subtract it first
+    # Where the mean hides the spread, or squares leave float32: subtract it first.
+    if not (rest > 0.01 * squares and 1e-30 < squares / count < 1e30):
+        mean = torch.stack([rows.double().sum() for rows in table.split(_CHUNK)])
+        mean = mean.sum().item() / count
         parts = table.split(_CHUNK)
         rest = sum((rows.double() - mean).square().sum().item() for rows in parts)
+    if not math.isfinite(rest):
+        raise ValueError(
+            f"The table {tuple(table.shape)} holds entries that are not finite; load "
+            "its weights again, or look for the step that broke them."
+        )
     return mean, math.sqrt(rest / (count - 1))
 
 
@@ -66,8 +75,8 @@ def teir_init_(
     :param old_table: float, ``(V, d)``.
     :param generator: of the random numbers; they are drawn on its device.
     :return: ``new_rows``.
-    :raises ValueError: if the widths differ or the table has fewer than two
-        entries.
+    :raises ValueError: if the widths differ, the table has fewer than two entries
+        or some that are not finite, or one of both holds no floats.
 
     Source: see the module; section "TEIR initialisation".
 
@@ -79,6 +88,10 @@ def teir_init_(
         raise ValueError(
             f"new_rows {tuple(new_rows.shape)} and old_table {tuple(old_table.shape)} "
             "given; both must be matrices of one width."
+        )
+    if not new_rows.is_floating_point():
+        raise ValueError(
+            f"new_rows {tuple(new_rows.shape)} has type {new_rows.dtype}; give floats."
         )
     mean, std = table_moments(old_table)
     return draw_normal_(new_rows, mean, std, generator)
@@ -152,7 +165,7 @@ def teir_scale(
     kind = earlier_tasks.dtype
     if not earlier_tasks.is_floating_point():
         kind = torch.get_default_dtype()
-    uses = 1 + is_clip_token.to(kind) + earlier_tasks.to(kind)
+    uses = 1 + is_clip_token.bool().to(kind) + earlier_tasks.to(kind)
     return (occurs.bool() & ~is_special.bool()).to(kind) / uses
 
 

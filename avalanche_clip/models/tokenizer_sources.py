@@ -34,7 +34,8 @@ class Dress:
 
     :param clean: name of open_clip's clean-up, or None.
     :param template: whether start and end come from the pipeline's template.
-    :param renamed: special tokens written in captions -> their names here.
+    :param renamed: what is replaced in captions, in this order: special tokens by
+        their names here, and plain text that only looks like them here.
     :param zeroed: id that is replaced by 0, or None.
     :param special_ids: ids that never stand for words.
     """
@@ -83,6 +84,8 @@ def _from_open_clip(tokenizer: OpenCLIPTokenizer) -> tuple[Vocabulary, Dress]:
         )
     inner = tokenizer._inner
     names = {"<start_of_text>": START_TOKEN, "<end_of_text>": END_TOKEN}
+    # To open_clip the names used here are plain text, cut behind "<|" anyway.
+    plain = {name: name.replace("<|", "<| ") for name in names.values()}
     tokens = [names.get(token, token) for token in inner.encoder]
     specials = [tokens[number] for number in inner.all_special_ids]
     pipeline = {
@@ -135,7 +138,7 @@ def _from_open_clip(tokenizer: OpenCLIPTokenizer) -> tuple[Vocabulary, Dress]:
     }
     dress = Dress(
         clean=str(tokenizer.kwargs.get("clean", "lower")),
-        renamed=names,
+        renamed={**plain, **names},
         special_ids=[int(n) for n in inner.all_special_ids],
     )
     assert len(specials) == len(dress.special_ids)

@@ -92,8 +92,8 @@ def test_open_clip__special_ids_and_names_are_the_papers(clip_source):
     assert grown.special_ids == (49406, 49407)
     assert grown.token_to_id(START) == 49406 and grown.token_to_id(END) == 49407
     assert len(grown.vocabulary.merges()) == 48894
-    text = "a <start_of_text> b"
-    assert grown.encode(text) == clip_source.encode(text)
+    for text in ("a <start_of_text> b", "a <|endoftext|> b", "!<|startoftext|>x"):
+        assert grown.encode(text) == clip_source.encode(text), text
 
 
 def test_too_long_captions__are_cut_before_the_end_token(json_source):
@@ -245,6 +245,16 @@ def test_language_scope__needs_languages_once_there_are_some(json_source):
 
 
 # ------------------------------------------------------------------- storage
+def test_language_scope__the_default_language_may_be_code_zero(tmp_path):
+    grown = toy(tmp_path, [("a", "b")], scope="language")
+    grown.add_language("one", codes=[0])
+    learnt = LearntVocabulary(("a", "b", "ab", "c</w>", "abc</w>"), (("ab", "c</w>"),))
+    grown.add_language("two", learnt, codes=[1])
+    grown.default_language = 0
+    assert torch.equal(grown(["abc"]), grown(["abc"], [0]))
+    assert not torch.equal(grown(["abc"]), grown(["abc"], [1]))
+
+
 @pytest.mark.parametrize("scope", ["latest", "language"])
 def test_storage__every_way_gives_the_same_tokenizer(scope, json_source, tmp_path):
     grown = GrowingTokenizer(json_source, scope=scope)

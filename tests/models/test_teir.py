@@ -121,3 +121,39 @@ def test_teir_scale__wrong_input_raises(bad):
         flags, counts = flags[None], counts[None]
     with pytest.raises(ValueError, match="length|>= 0"):
         teir_scale(flags, flags, counts, flags)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_teir_init__broken_tables_raise(value):
+    old = torch.ones(4, 3)
+    old[1, 2] = value
+    with pytest.raises(ValueError, match="not finite"):
+        teir_init_(torch.empty(2, 3), old)
+
+
+def test_teir_init__integer_rows_raise():
+    with pytest.raises(ValueError, match="int64"):
+        teir_init_(torch.empty(2, 3, dtype=torch.int64), torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("unit", [1e-22, 1e20])
+def test_table_moments__squares_may_leave_float32(unit):
+    table = torch.tensor([[1.0, -1.0], [3.0, 0.25]]) * unit
+    mean, std = table_moments(table)
+    assert mean == pytest.approx(table.double().mean().item(), rel=1e-6)
+    assert std == pytest.approx(table.double().std().item(), rel=1e-6)
+
+
+def test_teir_init__fills_views_and_nothing():
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(3000, 16, generator=generator)
+    block = torch.full((500, 32), 7.0)
+    teir_init_(block[:, ::2], old, generator)
+    assert (block[:, 1::2] == 7.0).all()
+    assert block[:, ::2].std().item() == pytest.approx(1.0, abs=0.05)
+    assert teir_init_(torch.empty(0, 16), old, generator).shape == (0, 16)
+
+
+def test_teir_scale__flags_may_be_any_numbers():
+    scale = teir_scale(*(torch.tensor([k]) for k in (7, 5, 1)), torch.tensor([0]))
+    assert scale.tolist() == pytest.approx([1 / 3])

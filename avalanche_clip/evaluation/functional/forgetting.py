@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def forgetting_per_task(R: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:
 def _lower_triangle(R: Any) -> np.ndarray:
     """Return a copy with zeros above the diagonal, float64 ``(T, T)``."""
     if not isinstance(R, np.ndarray) and not hasattr(R, "detach"):
-        rows = list(R)
+        rows = list(R) if isinstance(R, Iterable) and not isinstance(R, str) else []
     else:
         rows = list(as_float64_array("R", R)) if R.ndim == 2 else []
     size = len(rows)

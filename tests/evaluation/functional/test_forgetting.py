@@ -126,7 +126,17 @@ def test_improvement__is_negative_forgetting():
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], [[]], [[1.0], [2.0]], [1.0, 2.0], np.zeros(3), np.zeros((3, 2)), [["a"]]],
+    [
+        [],
+        [[]],
+        [[1.0], [2.0]],
+        [1.0, 2.0],
+        np.zeros(3),
+        np.zeros((3, 2)),
+        [["a"]],
+        None,
+        3,
+    ],
 )
 def test_wrong_shapes__raise(wrong):
     with pytest.raises(ValueError):
