@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.models import architectures, weights
+from avalanche_clip.models import architectures
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.model_folder import save_model
 from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
 from avalanche_clip.models.profile import count_macs
 from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
@@ -28,6 +28,7 @@ from avalanche_clip.models.transforms import (
 
 _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
+_OWN_TOKENIZERS = ("open_clip", "json", "growing")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -74,7 +75,6 @@ class DualEncoder(nn.Module):
         self._still: set[str] = set()
         #: where the weights come from, None while they are random
         self.pretrained = pretrained
-        #: storage type of frozen weights
         self.precision = precision
         #: raw width of the shared space
         self.embed_dim = architectures.embed_dim_of(config, clip)
@@ -82,7 +82,7 @@ class DualEncoder(nn.Module):
         self.features: Tensor | None = None
         #: upper bound when clamping ``logit_scale``, None with a bias
         self.max_log_scale: float | None = None
-        self._reset_scale_bound()
+        self.reset_scale_bound()
         if precision != "fp32":
             self._store_frozen()
 
@@ -136,7 +136,7 @@ class DualEncoder(nn.Module):
                 cache_dir=self._cache_dir,
             )
             rows = architectures.vocab_size_of(self._config)
-            if spec["type"] in ("open_clip", "json") and built.vocab_size > rows:
+            if spec["type"] in _OWN_TOKENIZERS and built.vocab_size > rows:
                 raise ValueError(
                     f"The tokenizer has {built.vocab_size} ids, the token table"
                     f" {rows} rows; set text_cfg['vocab_size'], or name the tokenizer"
@@ -371,7 +371,8 @@ class DualEncoder(nn.Module):
             if is_matrix and not parameter.requires_grad and self.tower_of(name):
                 parameter.data = parameter.data.to(PRECISIONS[self.precision])
 
-    def _reset_scale_bound(self) -> None:
+    def reset_scale_bound(self) -> None:
+        """Let the scale grow to 100, or to the value it has now if that is more."""
         self.max_log_scale = None
         if self.logit_bias is None:
             loaded = float(self.logit_scale.detach().max())
@@ -390,7 +391,7 @@ class DualEncoder(nn.Module):
         :raises ValueError: if adapters or grown tables are attached, which
             the architecture does not have.
         """
-        self._check_plain("reinitialize")
+        self.check_plain("reinitialize")
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the accelerators
             torch.default_generator.manual_seed(seed)
@@ -399,19 +400,25 @@ class DualEncoder(nn.Module):
         for name, tensor in self.clip.state_dict().items():
             tensor.copy_(source[name])
         self.pretrained = None
-        self._reset_scale_bound()
+        self.reset_scale_bound()
 
-    def _check_plain(self, action: str) -> None:
+    def check_plain(self, action: str, *, grown: str | None = None) -> None:
+        """Raise ValueError unless the weights are those of the architecture.
+
+        :param action: what needs that, for the message.
+        :param grown: key of a tensor of ``clip`` that may have another shape.
+        """
         shapes = {k: tuple(v.shape) for k, v in self.clip.state_dict().items()}
-        outside = [n for n, _ in self.named_parameters() if not n.startswith("clip.")]
-        changed = [k for k in shapes if shapes[k] != self._shapes.get(k)]
-        gone = [k for k in self._shapes if k not in shapes]
-        found = outside + changed + gone
+        stored = [k for k in self.state_dict() if not k.startswith("clip.")]
+        outside = [n for n, _ in self.named_parameters() if n in stored]
+        plain = {**self._shapes, **({grown: shapes[grown]} if grown else {})}
+        changed = [k for k in shapes if shapes[k] != plain.get(k)]
+        found = outside + changed + [k for k in plain if k not in shapes]
         if found:
             raise ValueError(
                 f"{action} needs the plain architecture, but {len(found)} tensors"
-                f" differ from it (first: {found[0]}); detach adapters and grown"
-                " tables before, or use save_state for a whole strategy."
+                f" differ from it (first: {found[0]}); detach what was attached, or"
+                " use save_state for a whole strategy."
             )
 
     # ------------------------------------------------------------ measurements
@@ -458,22 +465,15 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and weights into a folder.
 
-        ``create_dual_encoder(folder)`` loads it again.
+        ``create_dual_encoder(folder)`` loads it again, with a grown token table
+        and its vocabulary where there is one.
 
         :param folder: created if missing; files of the same names are
             replaced.
-        :raises ValueError: if adapters or grown tables are attached.
+        :raises ValueError: if adapters are attached, or rows of a growing token
+            table are being trained.
         """
-        self._check_plain("save")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = self.config
-        config["tokenizer"] = self.tokenizer.save(folder)
-        weights.save_text_config(self.clip, config, folder)
-        facts = {"format": 1, "config": config}
-        weights.save_weights(self, folder / weights.WEIGHTS_FILE)
-        path = folder / weights.CONFIG_FILE
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        save_model(self, folder)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -17,6 +17,7 @@ from avalanche_clip.models.agreement import (
     check_tag_activation,
 )
 from avalanche_clip.models.dual_encoder import PRECISIONS, DualEncoder
+from avalanche_clip.models.model_folder import read_growth, restore_growth
 from avalanche_clip.models.presets import (
     PRESET_WEIGHTS,
     PRESETS,
@@ -39,6 +40,7 @@ class _Request:
     weights: Path | None = None
     label: str | None = None
     hf_source: str | None = None
+    growth: dict[str, Any] | None = None
 
 
 def create_dual_encoder(
@@ -84,7 +86,7 @@ def create_dual_encoder(
         clip = _load_transformers(request, cache)
     else:
         clip = architectures.build_clip(request.config)
-        if request.weights is not None:
+        if request.weights is not None and request.growth is None:
             _load_file(clip, request)
     model = DualEncoder(
         clip,
@@ -93,6 +95,10 @@ def create_dual_encoder(
         precision=precision,
         cache_dir=cache,
     )
+    if request.growth is not None:
+        restore_growth(model, request.growth)
+        _load_file(clip, request)
+        model.reset_scale_bound()
     return model.to(device).train()
 
 
@@ -149,6 +155,7 @@ def _from_folder(folder: Path, cache: str | None) -> _Request:
         facts = json.loads((folder / weights.CONFIG_FILE).read_text(encoding="utf-8"))
         config = _anchor(architectures.complete_config(facts["config"]), folder)
         request = _Request(str(folder), config, label=str(folder))
+        request.growth = read_growth(folder)
     elif (folder / _OPEN_CLIP_FILE).is_file():
         config = read_open_clip_config(folder / _OPEN_CLIP_FILE)
         if config["tokenizer"].get("type") == "open_clip_hf":
@@ -300,10 +307,14 @@ def _with_weights(
     if path.is_file():
         request.weights = path
         _check_config_beside(path, request)
+        named = path.name == weights.WEIGHTS_FILE
+        request.growth = read_growth(path.parent) if named else None
     elif path.is_dir():
         request.weights = _weights_in(path, request)
+        request.growth = read_growth(path)
     else:
         request.weights = _tagged(request, str(pretrained), cache)
+        request.growth = None
     request.label = str(pretrained)
     return request
 

@@ -413,7 +413,7 @@ def build_tokenizer(
 ) -> CaptionTokenizer:
     """Build the tokenizer that a model configuration describes.
 
-    :param spec: ``{"type": "open_clip" | "open_clip_hf" | "hf" | "json"}``
+    :param spec: ``{"type": "open_clip" | "open_clip_hf" | "hf" | "json" | "growing"}``
         with ``file`` (path, or hub id for the ``hf`` types) and ``kwargs``;
         ``json`` takes ``preset``, the name of a file of this package, instead.
     :param context_length: longest row of the text tower.
@@ -439,9 +439,13 @@ def build_tokenizer(
             cache_dir=cache_dir,
             **kwargs,
         )
+    if kind == "growing":
+        from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
+
+        return GrowingTokenizer.load(spec["file"])
     raise ValueError(
-        f"Tokenizer type {kind!r} is unknown; use 'open_clip', 'open_clip_hf', 'hf' or"
-        " 'json'."
+        f"Tokenizer type {kind!r} is unknown; use 'open_clip', 'open_clip_hf', 'hf',"
+        " 'json' or 'growing'."
     )
 
 

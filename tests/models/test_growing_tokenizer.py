@@ -343,8 +343,7 @@ def test_count_tokens__counts_and_checks():
 
 
 # -------------------------------------------------------------------- pieces
-@pytest.fixture
-def pieces_folder(tmp_path):
+def make_pieces(folder):
     """A SentencePiece-like transformers tokenizer with a special id at its end."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -375,12 +374,12 @@ def pieces_folder(tmp_path):
         pad_token="<pad>",
         unk_token="<unk>",
         mask_token="<mask>",
-    ).save_pretrained(tmp_path)
-    return tmp_path
+    ).save_pretrained(folder)
 
 
-def test_pieces__grow_with_the_same_guarantees(pieces_folder):
-    source = HFCaptionTokenizer(str(pieces_folder), 16, trim=False)
+def test_pieces__grow_with_the_same_guarantees(tmp_path):
+    make_pieces(tmp_path)
+    source = HFCaptionTokenizer(str(tmp_path), 16, trim=False)
     grown = GrowingTokenizer(source, scope="language", base_languages=["en"])
     texts = ["the cat sat", "die katze schläft", "thé cat", ""]
     assert torch.equal(grown(texts, ["en"] * 4), source(texts))
