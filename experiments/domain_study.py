@@ -180,6 +180,34 @@ def plot_curves(
     save_figure(figure, path)
 
 
+def write_study(
+    parts: Sequence[str],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+    out: Path,
+) -> str:
+    """Write tables and plots over methods; return the text.
+
+    :param parts: what the text begins with.
+    :param runs: per method and seed ``matrix``, ``labels`` and ``routing`` or None.
+    :param lines: figures of the same runs.
+    :param out: folder.
+    """
+    labels = next(iter(runs.values()))[0]["labels"]
+    matrices = {m: [found["matrix"] for found in rows] for m, rows in runs.items()}
+    texts = [*parts, domain_table(matrices, labels)]
+    for method, rows in runs.items():
+        if rows[0]["routing"] is not None:
+            texts.append(f"{method}: routes of test images at the end, first seed")
+            texts.append(routing_table(rows[0]["routing"], labels))
+    text = "\n\n".join(texts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tables.txt").write_text(text + "\n")
+    plot_summary(lines, out / "summary.png")
+    plot_curves(matrices, labels, out / "domains.png")
+    return text
+
+
 __all__ = [
     "ACCURACY",
     "accuracies",
@@ -191,5 +219,6 @@ __all__ = [
     "routing_table",
     "spread_table",
     "summary_line",
+    "write_study",
     "zero_shot",
 ]

@@ -29,13 +29,10 @@ import torch
 from domain_study import (
     ACCURACY,
     constant_matrix,
-    domain_table,
     parameter_counts,
-    plot_curves,
-    plot_summary,
-    routing_table,
     spread_table,
     summary_line,
+    write_study,
     zero_shot,
 )
 
@@ -217,25 +214,12 @@ def line(found: dict[str, Any]) -> dict[str, float]:
 
 def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
     """Write tables and plots over methods; return the text."""
-    labels = next(iter(runs.values()))[0]["labels"]
     lines = {method: [line(found) for found in rows] for method, rows in runs.items()}
-    matrices = {m: [found["matrix"] for found in rows] for m, rows in runs.items()}
-    parts = [
-        spread_table(lines),
+    note = (
         "accuracy in percent, mean ± standard deviation over seeds; trainable: "
-        "numbers trained\nin the first domain",
-        domain_table(matrices, labels),
-    ]
-    for method, rows in runs.items():
-        if rows[0]["routing"] is not None:
-            parts.append(f"{method}: routes of test images at the end, first seed")
-            parts.append(routing_table(rows[0]["routing"], labels))
-    text = "\n\n".join(parts)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.txt").write_text(text + "\n")
-    plot_summary(lines, out / "summary.png")
-    plot_curves(matrices, labels, out / "domains.png")
-    return text
+        "numbers trained\nin the first domain"
+    )
+    return write_study([spread_table(lines), note], runs, lines, out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

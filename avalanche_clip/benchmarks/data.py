@@ -41,7 +41,7 @@ class CorruptSampleError(RuntimeError):
     """Raised when a raw item of an image-text data set cannot be read."""
 
 
-class _CheckedPairs:
+class CheckedPairs:
     """Raw items, with read errors and empty captions named by position."""
 
     def __init__(self, pairs: Any, sample_ids: np.ndarray, empty_captions: str):
@@ -70,11 +70,11 @@ class _CheckedPairs:
             ) from error
         if isinstance(text, Tensor) and text.dim() == 2:
             text = list(text)
-        _check_caption(text, index, self.sample_ids[index], self.empty_captions)
+        check_caption(text, index, self.sample_ids[index], self.empty_captions)
         return image, text
 
 
-def _check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
+def check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
     captions = text if isinstance(text, (list, tuple)) else (text,)
     where = f"Item {index} (sample_id {sample_id})"
     if not captions:
@@ -177,7 +177,7 @@ def make_image_text_dataset(
         # Class-balanced buffers need `task_set`, which only this class has.
         cls = TaskAwareSupervisedClassificationDataset
     return cls(
-        [_CheckedPairs(pairs, ids, empty_captions)],
+        [CheckedPairs(pairs, ids, empty_captions)],
         data_attributes=attributes,
         transform_groups=transform_groups,
         collate_fn=FieldCollate(fields),

@@ -17,7 +17,7 @@ from avalanche.benchmarks.utils.flat_data import FlatData
 from torch import Tensor
 
 from avalanche_clip.benchmarks.batch import FieldCollate
-from avalanche_clip.benchmarks.data import _check_caption, _CheckedPairs, item_fields
+from avalanche_clip.benchmarks.data import CheckedPairs, check_caption, item_fields
 
 TASK_LABELS = "targets_task_labels"
 
@@ -78,7 +78,7 @@ def with_facts(
     return changed
 
 
-class TextsOnly(_CheckedPairs):
+class TextsOnly(CheckedPairs):
     """Raw items without their picture, which is then never decoded.
 
     The text comes from ``pairs.text(i)`` where there is such a method, which
@@ -93,7 +93,7 @@ class TextsOnly(_CheckedPairs):
         else:
             text = read(index)
             sample_id = int(self.sample_ids[index])
-            _check_caption(text, index, sample_id, self.empty_captions)
+            check_caption(text, index, sample_id, self.empty_captions)
         return torch.empty(0), text
 
 
@@ -114,7 +114,7 @@ def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
             "pictures. Leave images out first, then call prepare_benchmark."
         )
     changed = copy.copy(dataset)
-    changed._flat_data = _replace_leaves(dataset._flat_data, {})
+    changed._flat_data = replace_leaves(dataset._flat_data, {})
     if not has_no_images(changed):
         raise ValueError(
             "Only data sets made by make_image_text_dataset can go without images."
@@ -143,12 +143,12 @@ def raw_items(dataset: AvalancheDataset) -> list[Any]:
     return list(found.values())
 
 
-def _replace_leaves(node: Any, known: dict[int, Any]) -> Any:
+def replace_leaves(node: Any, known: dict[int, Any]) -> Any:
     if isinstance(node, FlatData):
         changed = copy.copy(node)
-        changed._datasets = [_replace_leaves(part, known) for part in node._datasets]
+        changed._datasets = [replace_leaves(part, known) for part in node._datasets]
         return changed
-    if not isinstance(node, _CheckedPairs) or isinstance(node, TextsOnly):
+    if not isinstance(node, CheckedPairs) or isinstance(node, TextsOnly):
         return node
     if id(node) not in known:
         # One copy per source: Avalanche merges parts that share their source.

@@ -211,7 +211,7 @@ def prepare_dataset(
             {name: (None, *groups[name].transforms[1:]) for name in ("train", "eval")}
         )
     bare = copy.copy(dataset)
-    bare._flat_data = _without_groups(dataset._flat_data)
+    bare._flat_data = without_groups(dataset._flat_data)
     return type(dataset)(
         [bare],
         data_attributes=None,
@@ -221,7 +221,7 @@ def prepare_dataset(
     ).train()
 
 
-def _without_groups(flat: Any) -> Any:
+def without_groups(flat: Any) -> Any:
     """Rebuild a tree of data without its transform groups.
 
     Avalanche 0.6.0's ``remove_current_transform_group`` drops only the group
@@ -232,7 +232,7 @@ def _without_groups(flat: Any) -> Any:
     bare._transform_groups = EmptyTransformGroups()
     bare._transform_groups.current_group = "train"
     bare._datasets = [
-        _without_groups(part) if isinstance(part, _FlatDataWithTransform) else part
+        without_groups(part) if isinstance(part, _FlatDataWithTransform) else part
         for part in flat._datasets
     ]
     return bare

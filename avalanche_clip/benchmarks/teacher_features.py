@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.data import _CheckedPairs, attribute_array
+from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.datasets.feature_store import (
     DTYPES,
     FORMAT,
@@ -302,7 +302,7 @@ def locate(dataset: AvalancheDataset, position: int) -> tuple[Any, int]:
     while isinstance(node, FlatData):
         part, position = node._get_idx(position)
         node = node._datasets[part]
-    if not isinstance(node, _CheckedPairs):
+    if not isinstance(node, CheckedPairs):
         raise ValueError(
             f"Items come from a {type(node).__name__}; use a data set made by "
             "make_image_text_dataset."

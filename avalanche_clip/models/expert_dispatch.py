@@ -32,10 +32,9 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.models.expert_kernels import (
-    DenseMixture,
-    GatherMixture,
+    KERNELS,
+    Mixture,
     MixtureRule,
-    SegmentsMixture,
     streamable,
 )
 from avalanche_clip.models.gating import Routing
@@ -138,8 +137,8 @@ def mix_experts(
         weights = routing.weights
         if path == "reference":
             return _reference(inputs, weights, slots, chosen, rule).to(x.dtype)
-        function: Any = _FUNCTIONS[path]
-        out = function.apply(inputs, weights, slots, rule, *_flatten(chosen))
+        apply: Any = Mixture.apply
+        out = apply(KERNELS[path], inputs, weights, slots, rule, *_flatten(chosen))
     return out.to(x.dtype)
 
 
@@ -195,12 +194,6 @@ def expert_output(x: Tensor, expert: ExpertTensors, rule: MixtureRule) -> Tensor
     hidden = torch.nn.functional.dropout(hidden, rule.dropout)
     return rule.scale * torch.nn.functional.linear(hidden, up_weight, up_bias)  # type: ignore
 
-
-_FUNCTIONS = {
-    "gather": GatherMixture,
-    "dense": DenseMixture,
-    "segments": SegmentsMixture,
-}
 
 __all__ = [
     "ACTIVATIONS",

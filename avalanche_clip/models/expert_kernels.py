@@ -1,15 +1,15 @@
 """Forward and backward passes of expert mixtures, by shape of the problem.
 
-Each of the three functions saves the input and the hidden activations only and
-rebuilds the rest in its backward pass. Single tensors of single experts are
-inputs of their own, so that experts left out get no gradient.
+All kernels save the input and the hidden activations only and rebuild the rest
+in the backward pass. Single tensors of single experts are inputs of their own,
+so that experts left out get no gradient.
 
 Shapes: B rows, L tokens, D width, n experts given, k kept per row, b bottleneck.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -113,53 +113,101 @@ def _unstack(
     return result
 
 
-# ------------------------------------------------------------------------ dense
-class DenseMixture(torch.autograd.Function):
-    """All active experts as one adapter of width n * b."""
+class Saved(NamedTuple):
+    """What a backward pass starts from."""
+
+    x: Tensor
+    hidden: Tensor
+    mask: Tensor | None
+    weights: Tensor
+    slots: Tensor
+    rule: MixtureRule
+    params: list[Any]
+    wants_x: bool
+    wants_weights: bool
+    needed: list[bool]  # per parameter
+
+
+Params = Sequence[Tensor | None]
+Gradients = tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]
+
+
+class Kernel(NamedTuple):
+    """One way to compute a mixture.
+
+    :param forward: ``(x, weights, slots, rule, params)`` to output, hidden
+        activations and dropout mask.
+    :param backward: ``(saved, grad)`` to gradients of input, weights and params.
+    """
+
+    forward: Callable[
+        [Tensor, Tensor, Tensor, MixtureRule, Params],
+        tuple[Tensor, Tensor, Tensor | None],
+    ]
+    backward: Callable[[Saved, Tensor], Gradients]
+
+
+class Mixture(torch.autograd.Function):
+    """A mixture of experts by one of the kernels."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        kernel: Kernel,
         x: Tensor,
         weights: Tensor,
         slots: Tensor,
         rule: MixtureRule,
         *params: Tensor | None,
     ) -> Tensor:
-        stacks = _stack(params, x.dtype)
-        count, bottleneck, width = stacks.down.shape
-        flat, unflat = _tokens(x)
-        hidden = _affine(flat, stacks.down.view(-1, width), stacks.down_bias)
-        hidden, mask = _activate(hidden, rule)
-        gates = _spread(weights, slots, count).to(x.dtype) * rule.scale
-        gated = _times_gates(unflat(hidden), gates, bottleneck)
-        out = _tokens(gated)[0] @ stacks.up.view(-1, width)
-        out = unflat(out)
-        if stacks.up_bias is not None:
-            out += (gates @ stacks.up_bias)[:, None]
+        out, hidden, mask = kernel.forward(x, weights, slots, rule, params)
         ctx.save_for_backward(x, hidden, mask, weights, slots, *params)
-        ctx.rule = rule
+        ctx.kernel, ctx.rule = kernel, rule
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, hidden, mask, weights, slots, *params = ctx.saved_tensors
+        _, wants_x, wants_weights, _, _, *needed = ctx.needs_input_grad
+        saved = Saved(
+            x,
+            hidden,
+            mask,
+            weights,
+            slots,
+            ctx.rule,
+            params,
+            wants_x,
+            wants_weights,
+            needed,
+        )
         with torch.autocast(x.device.type, enabled=False):
-            return _dense_backward(ctx, grad, x, hidden, mask, weights, slots, params)
+            d_x, d_weights, d_params = ctx.kernel.backward(saved, grad)
+        return None, d_x, d_weights, None, None, *d_params
 
 
-def _dense_backward(
-    ctx: Any,
-    grad: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    mask: Tensor | None,
-    weights: Tensor,
-    slots: Tensor,
-    params: list[Any],
-) -> tuple[Any, ...]:
-    rule, needed = ctx.rule, ctx.needs_input_grad[4:]
+# ------------------------------------------------------------------------ dense
+def _dense_forward(
+    x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All active experts as one adapter of width n * b."""
+    stacks = _stack(params, x.dtype)
+    count, bottleneck, width = stacks.down.shape
+    flat, unflat = _tokens(x)
+    hidden = _affine(flat, stacks.down.view(-1, width), stacks.down_bias)
+    hidden, mask = _activate(hidden, rule)
+    gates = _spread(weights, slots, count).to(x.dtype) * rule.scale
+    gated = _times_gates(unflat(hidden), gates, bottleneck)
+    out = _tokens(gated)[0] @ stacks.up.view(-1, width)
+    out = unflat(out)
+    if stacks.up_bias is not None:
+        out += (gates @ stacks.up_bias)[:, None]
+    return out, hidden, mask
+
+
+def _dense_backward(saved: Saved, grad: Tensor) -> Gradients:
+    x, hidden, mask, weights, slots, rule, params = saved[:7]
     stacks = _stack(params, x.dtype)
     count, bottleneck, width = stacks.down.shape
     grad = _like(grad, x)
@@ -170,14 +218,14 @@ def _dense_backward(
     back = unflat(out @ stacks.up.view(-1, width).T)
     total = grad.sum(1)
     d_weights = None
-    if ctx.needs_input_grad[1]:
+    if saved.wants_weights:
         d_gates = (back * unflat(hidden)).sum(1).view(len(x), count, -1).sum(2)
         if stacks.up_bias is not None:
             d_gates = d_gates + total @ stacks.up_bias.T
         d_weights = (d_gates.gather(1, slots) * rule.scale).to(weights.dtype)
     d_params: list[Tensor | None] = [None] * len(params)
     gated = None
-    if any(needed):
+    if any(saved.needed):
         gated = _tokens(_times_gates(unflat(hidden), scaled, bottleneck))[0]
     factor = scaled * _keep_factor(rule)
     pre = _tokens(_times_gates(back, factor, bottleneck))[0]
@@ -189,11 +237,11 @@ def _dense_backward(
             (gated.T @ out).view(stacks.up.shape),
             None if stacks.up_bias is None else scaled.T @ total,
         )
-        d_params = _unstack(grads, needed, params)
+        d_params = _unstack(grads, saved.needed, params)
     d_x = None
-    if ctx.needs_input_grad[0]:
+    if saved.wants_x:
         d_x = unflat(pre @ stacks.down.view(-1, width))
-    return d_x, d_weights, None, None, *d_params
+    return d_x, d_weights, d_params
 
 
 def _tokens(x: Tensor) -> tuple[Tensor, Any]:
@@ -231,39 +279,22 @@ def _times_gates(hidden: Tensor, gates: Tensor, bottleneck: int) -> Tensor:
 
 
 # ----------------------------------------------------------------------- gather
-class GatherMixture(torch.autograd.Function):
+def _gather_forward(
+    x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weights of each row's experts in one batched product."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        slots: Tensor,
-        rule: MixtureRule,
-        *params: Tensor | None,
-    ) -> Tensor:
-        stacks = _stack(params, x.dtype)
-        bottleneck = stacks.down.shape[1]
-        hidden, mask = _activate(_gathered_hidden(x, slots, stacks), rule)
-        gates = weights.to(x.dtype) * rule.scale
-        gated = _times_gates(hidden, gates, bottleneck)
-        up = _pick(stacks.up, slots)
-        if stacks.up_bias is None:
-            out = torch.bmm(gated, up)
-        else:
-            bias = _spread(gates, slots, len(stacks.up)) @ stacks.up_bias
-            out = torch.baddbmm(bias[:, None], gated, up)
-        ctx.save_for_backward(x, hidden, mask, weights, slots, *params)
-        ctx.rule = rule
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, hidden, mask, weights, slots, *params = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            return _gather_backward(ctx, grad, x, hidden, mask, weights, slots, params)
+    stacks = _stack(params, x.dtype)
+    bottleneck = stacks.down.shape[1]
+    hidden, mask = _activate(_gathered_hidden(x, slots, stacks), rule)
+    gates = weights.to(x.dtype) * rule.scale
+    gated = _times_gates(hidden, gates, bottleneck)
+    up = _pick(stacks.up, slots)
+    if stacks.up_bias is None:
+        out = torch.bmm(gated, up)
+    else:
+        bias = _spread(gates, slots, len(stacks.up)) @ stacks.up_bias
+        out = torch.baddbmm(bias[:, None], gated, up)
+    return out, hidden, mask
 
 
 def _pick(stacked: Tensor, slots: Tensor) -> Tensor:
@@ -280,17 +311,8 @@ def _gathered_hidden(x: Tensor, slots: Tensor, stacks: _Stacks) -> Tensor:
     return torch.baddbmm(bias, x, down)
 
 
-def _gather_backward(
-    ctx: Any,
-    grad: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    mask: Tensor | None,
-    weights: Tensor,
-    slots: Tensor,
-    params: list[Any],
-) -> tuple[Any, ...]:
-    rule, needed = ctx.rule, ctx.needs_input_grad[4:]
+def _gather_backward(saved: Saved, grad: Tensor) -> Gradients:
+    x, hidden, mask, weights, slots, rule, params = saved[:7]
     stacks = _stack(params, x.dtype)
     count, bottleneck, width = stacks.down.shape
     rows, top_k = slots.shape
@@ -299,7 +321,7 @@ def _gather_backward(
     gates = weights.to(x.dtype) * rule.scale
     back = torch.bmm(grad, _pick(stacks.up, slots).transpose(1, 2))
     d_weights = None
-    if ctx.needs_input_grad[1]:
+    if saved.wants_weights:
         d_gates = (back * hidden).sum(1).view(rows, top_k, -1).sum(2)
         if stacks.up_bias is not None:
             d_gates = d_gates + (total @ stacks.up_bias.T).gather(1, slots)
@@ -307,7 +329,7 @@ def _gather_backward(
     pre = _times_gates(back, gates * _keep_factor(rule), bottleneck)
     pre = _to_preactivation(pre, hidden, mask, rule)
     d_params: list[Tensor | None] = [None] * len(params)
-    if any(needed):
+    if any(saved.needed):
         member = x.new_zeros(count, rows * top_k)
         member.scatter_(0, slots.reshape(1, -1), 1.0)
         gated = _times_gates(hidden, gates, bottleneck)
@@ -320,58 +342,39 @@ def _gather_backward(
             (member @ up.view(rows * top_k, -1)).view(stacks.up.shape),
             None if stacks.up_bias is None else _spread(gates, slots, count).T @ total,
         )
-        d_params = _unstack(grads, needed, params)
+        d_params = _unstack(grads, saved.needed, params)
     d_x = None
-    if ctx.needs_input_grad[0]:
+    if saved.wants_x:
         d_x = torch.bmm(pre, _pick(stacks.down, slots))
-    return d_x, d_weights, None, None, *d_params
+    return d_x, d_weights, d_params
 
 
 # --------------------------------------------------------------------- segments
-class SegmentsMixture(torch.autograd.Function):
+def _segments_forward(
+    x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Expert by expert, the rows that keep it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        slots: Tensor,
-        rule: MixtureRule,
-        *params: Tensor | None,
-    ) -> Tensor:
-        stacks = _Kinds.of(params, x.dtype)
-        order, owners, sizes = _segments(slots, len(stacks.down))
-        bottleneck = stacks.down[0].shape[0]
-        hidden = x.new_empty(len(order), x.shape[1], bottleneck)
-        parts = zip(owners, hidden.split(sizes), strict=True)
-        for e, (rows, part) in enumerate(parts):
-            flat, target = x.index_select(0, rows).flatten(0, 1), part.flatten(0, 1)
-            if stacks.down_bias[e] is None:
-                torch.mm(flat, stacks.down[e].T, out=target)
-            else:
-                torch.addmm(stacks.down_bias[e], flat, stacks.down[e].T, out=target)
-        hidden, mask = _activate(hidden, rule)
-        gates = weights.to(x.dtype).reshape(-1)[order] * rule.scale
-        gated = hidden * gates[:, None, None]
-        out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        if stacks.up_bias[0] is not None:
-            dense = _spread(weights, slots, len(sizes)).to(x.dtype) * rule.scale
-            out += (dense @ torch.stack(stacks.up_bias))[:, None]
-        for e, (rows, part) in enumerate(zip(owners, gated.split(sizes), strict=True)):
-            out.index_add_(0, rows, part @ stacks.up[e].T)
-        ctx.save_for_backward(x, hidden, mask, weights, slots, *params)
-        ctx.rule = rule
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, hidden, mask, weights, slots, *params = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            return _segments_backward(
-                ctx, grad, x, hidden, mask, weights, slots, params
-            )
+    stacks = _Kinds.of(params, x.dtype)
+    order, owners, sizes = _segments(slots, len(stacks.down))
+    bottleneck = stacks.down[0].shape[0]
+    hidden = x.new_empty(len(order), x.shape[1], bottleneck)
+    parts = zip(owners, hidden.split(sizes), strict=True)
+    for e, (rows, part) in enumerate(parts):
+        flat, target = x.index_select(0, rows).flatten(0, 1), part.flatten(0, 1)
+        if stacks.down_bias[e] is None:
+            torch.mm(flat, stacks.down[e].T, out=target)
+        else:
+            torch.addmm(stacks.down_bias[e], flat, stacks.down[e].T, out=target)
+    hidden, mask = _activate(hidden, rule)
+    gates = weights.to(x.dtype).reshape(-1)[order] * rule.scale
+    gated = hidden * gates[:, None, None]
+    out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    if stacks.up_bias[0] is not None:
+        dense = _spread(weights, slots, len(sizes)).to(x.dtype) * rule.scale
+        out += (dense @ torch.stack(stacks.up_bias))[:, None]
+    for e, (rows, part) in enumerate(zip(owners, gated.split(sizes), strict=True)):
+        out.index_add_(0, rows, part @ stacks.up[e].T)
+    return out, hidden, mask
 
 
 class _Kinds(NamedTuple):
@@ -398,17 +401,8 @@ def _segments(slots: Tensor, count: int) -> tuple[Tensor, Any, list[int]]:
     return order, rows.split(sizes), sizes
 
 
-def _segments_backward(
-    ctx: Any,
-    grad: Tensor,
-    x: Tensor,
-    hidden: Tensor,
-    mask: Tensor | None,
-    weights: Tensor,
-    slots: Tensor,
-    params: list[Any],
-) -> tuple[Any, ...]:
-    rule, needed = ctx.rule, ctx.needs_input_grad[4:]
+def _segments_backward(saved: Saved, grad: Tensor) -> Gradients:
+    x, hidden, mask, weights, slots, rule, params = saved[:7]
     kinds = _Kinds.of(params, x.dtype)
     count = len(kinds.down)
     order, owners, sizes = _segments(slots, count)
@@ -419,16 +413,16 @@ def _segments_backward(
     for e, (rows, part) in enumerate(zip(owners, back.split(sizes), strict=True)):
         out = grad.index_select(0, rows).flatten(0, 1)
         torch.mm(out, kinds.up[e], out=part.flatten(0, 1))
-        if needed[2 * count + e]:
+        if saved.needed[2 * count + e]:
             d_params[2 * count + e] = out.T @ gated[e].flatten(0, 1)
     total = grad.sum(1)
     dense = _spread(weights, slots, count).to(x.dtype) * rule.scale
     if kinds.up_bias[0] is not None:
         biases = (dense.T @ total).unbind(0)
         for e, bias in enumerate(biases):
-            d_params[3 * count + e] = bias if needed[3 * count + e] else None
+            d_params[3 * count + e] = bias if saved.needed[3 * count + e] else None
     d_weights = None
-    if ctx.needs_input_grad[1]:
+    if saved.wants_weights:
         d_gates = torch.empty_like(gates)
         d_gates[order] = (back * hidden).sum((1, 2))
         d_gates = d_gates.view(slots.shape)
@@ -437,12 +431,12 @@ def _segments_backward(
         d_weights = (d_gates * rule.scale).to(weights.dtype)
     pre = back.mul_((gates * _keep_factor(rule))[:, None, None])
     pre = _to_preactivation(pre, hidden, mask, rule)
-    d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+    d_x = torch.zeros_like(x) if saved.wants_x else None
     for e, (rows, part) in enumerate(zip(owners, pre.split(sizes), strict=True)):
         flat = part.flatten(0, 1)
-        if needed[e]:
+        if saved.needed[e]:
             d_params[e] = flat.T @ x.index_select(0, rows).flatten(0, 1)
-        if needed[count + e] and kinds.down_bias[e] is not None:
+        if saved.needed[count + e] and kinds.down_bias[e] is not None:
             d_params[count + e] = flat.sum(0)
         if d_x is not None:
             d_x.index_add_(0, rows, part @ kinds.down[e])
@@ -450,13 +444,13 @@ def _segments_backward(
         None if g is None else g.to(p.dtype)
         for g, p in zip(d_params, params, strict=True)
     ]
-    return d_x, d_weights, None, None, *cast
+    return d_x, d_weights, cast
 
 
-__all__ = [
-    "DenseMixture",
-    "GatherMixture",
-    "MixtureRule",
-    "SegmentsMixture",
-    "streamable",
-]
+KERNELS = {
+    "gather": Kernel(_gather_forward, _gather_backward),
+    "dense": Kernel(_dense_forward, _dense_backward),
+    "segments": Kernel(_segments_forward, _segments_backward),
+}
+
+__all__ = ["KERNELS", "Kernel", "Mixture", "MixtureRule", "Saved", "streamable"]

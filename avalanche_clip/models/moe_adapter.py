@@ -29,6 +29,7 @@ from avalanche_clip.models.gating import (
     route,
 )
 from avalanche_clip.models.moe_options import (
+    NUM_EXPERTS,
     RANKINGS,
     ROUTER_INPUTS,
     check_options,
@@ -127,7 +128,7 @@ class MoEAdapter(nn.Module):
     def __init__(
         self,
         width: int,
-        num_experts: int = 22,
+        num_experts: int = NUM_EXPERTS,
         top_k: int = 2,
         bottleneck: int = 64,
         scale: float = 0.1,

@@ -19,6 +19,7 @@ from typing import Any
 from avalanche_clip.models import moe_storage
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.moe_block import BlockMoE, TowerRouter
+from avalanche_clip.models.moe_options import NUM_EXPERTS
 from avalanche_clip.models.moe_set import NAME, MoEAdapterSet
 
 TOWERS = ("image", "text")
@@ -28,14 +29,16 @@ def attach_moe_adapters(
     model: DualEncoder,
     *,
     towers: Iterable[str] | str = TOWERS,
-    num_experts: int = 22,
+    num_experts: int = NUM_EXPERTS,
     top_k: int = 2,
     bottleneck: int = 64,
     **options: Any,
 ) -> MoEAdapterSet:
     """Put an expert mixture into every block and freeze everything else.
 
-    The new mixtures give zeros, so features do not change. All experts and
+    The new mixtures give zeros, so features equal those of the frozen model bit
+    for bit. (Freezing alone can change the last bit where PyTorch picks another
+    kernel for frozen weights: seen in SigLIP's pooling, torch 2.15.) All experts and
     router 0 are trainable; the model's own parameters, ``logit_scale``
     included, are frozen until :meth:`MoEAdapterSet.detach`.
 

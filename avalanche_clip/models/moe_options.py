@@ -6,6 +6,8 @@ from numbers import Integral
 
 from avalanche_clip.models.expert_dispatch import ACTIVATIONS
 
+NUM_EXPERTS = 22
+"""Published size of the pool: two experts per data set of MTIL."""
 ROUTER_INPUTS = ("first", "mean")
 RANKINGS = ("all", "unfrozen")
 
@@ -53,4 +55,4 @@ def check_options(
         raise ValueError(f"noise_floor={floor} is negative; choose 0 or more.")
 
 
-__all__ = ["RANKINGS", "ROUTER_INPUTS", "check_options", "check_sizes"]
+__all__ = ["NUM_EXPERTS", "RANKINGS", "ROUTER_INPUTS", "check_options", "check_sizes"]

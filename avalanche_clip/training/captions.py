@@ -10,8 +10,8 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.facts import _replace_leaves
-from avalanche_clip.benchmarks.prepare import _without_groups
+from avalanche_clip.benchmarks.facts import replace_leaves
+from avalanche_clip.benchmarks.prepare import without_groups
 
 
 def read_captions(dataset: AvalancheDataset) -> Iterator[list[Any]]:
@@ -24,7 +24,7 @@ def read_captions(dataset: AvalancheDataset) -> Iterator[list[Any]]:
     :param dataset: image-text data, prepared or not.
     :return: one list per sample, of strings or of token-id tensors.
     """
-    flat = _replace_leaves(_without_groups(dataset._flat_data), {})
+    flat = replace_leaves(without_groups(dataset._flat_data), {})
     for index in range(len(dataset)):
         text = flat[index][1]
         if isinstance(text, Tensor) and text.ndim == 2:

@@ -39,7 +39,8 @@ def text_fingerprint(model: Any) -> str:
     if callable(find):
         found = find("text")
     else:
-        found = FingerprintCache()(model.state_dict(keep_vars=True).items())
+        named = model.state_dict(keep_vars=True).items()
+        found = FingerprintCache()((n, t) for n, t in named if isinstance(t, Tensor))
     size = getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
     return f"{found}-{size}"
 

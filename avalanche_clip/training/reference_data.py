@@ -20,7 +20,7 @@ from avalanche_clip.benchmarks.prepare import is_prepared
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from avalanche_clip.training.teachers import CACHE_BYTES
-from avalanche_clip.training.templates.loader_mixin import _image_side
+from avalanche_clip.training.templates.loader_mixin import image_side
 
 # Keep the orders of images and sentences apart from that of the training data.
 IMAGE_ORDER, TEXT_ORDER = 0x1A6E, 0x7E87
@@ -158,7 +158,7 @@ def _is_fixed(part: AvalancheDataset) -> bool:
 def _eval_transforms(node: Any) -> Iterator[Any]:
     for name in ("_transform_groups", "_frozen_transform_groups"):
         groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from _image_side(groups.get("eval"))
+        yield from image_side(groups.get("eval"))
     for child in getattr(node, "_datasets", ()):
         yield from _eval_transforms(child)
 

@@ -49,7 +49,9 @@ KINDS = [native, custom_text, layer_scale, timm_vit, hf_clip, hf_siglip]
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def model(request, tiny_cfg):
     torch.manual_seed(0)
-    return request.param(tiny_cfg, request)
+    # PyTorch picks some kernels (SigLIP's pooling) by whether weights train, and
+    # attaching freezes them.
+    return request.param(tiny_cfg, request).requires_grad_(False)
 
 
 @pytest.fixture

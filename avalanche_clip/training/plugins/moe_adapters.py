@@ -22,7 +22,9 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip import distributed
 from avalanche_clip.models.auto_selector import EXTRACTORS, AutoSelector
 from avalanche_clip.models.moe_attachment import attach_moe_adapters
+from avalanche_clip.models.moe_options import NUM_EXPERTS
 from avalanche_clip.training import optim
+from avalanche_clip.training.plugins._pseudo_texts import own_randomness
 from avalanche_clip.training.plugins._routed_evaluation import (
     EVAL_ROUTERS,
     ZERO_SHOT,
@@ -180,34 +182,34 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
         self._forget()
         self._run = weakref.ref(strategy)
-        had_adapters = getattr(strategy.model, "moe_adapters", None) is not None
+        # All else is checked first: a refused model has no adapters.
+        chosen = self._checked_selector(strategy)
         self._attach(strategy)
-        try:
-            self._begin(strategy)
-        except Exception:
-            if not had_adapters:
-                strategy.model.moe_adapters.detach()
-            raise
+        self._moe(strategy).track_balance = self.balance_weight > 0
+        self.auto_selector = chosen
 
-    def _begin(self, strategy: Any) -> None:
-        """Check what depends on the adapters, and make the selector."""
-        moe = self._moe(strategy)
-        experts = {adapter.num_experts for adapter in moe.adapters()}
-        if self.freeze and self.count > min(experts):
+    def _checked_selector(self, strategy: Any) -> AutoSelector | None:
+        """Check what depends on the adapters, there or not, and make the selector."""
+        moe = getattr(strategy.model, "moe_adapters", None)
+        if moe is None:
+            experts, learned = (self.adapters or {}).get("num_experts", NUM_EXPERTS), 0
+        else:
+            experts = min(adapter.num_experts for adapter in moe.adapters())
+            learned = len(moe.learned)
+        if self.freeze and self.count > experts:
             raise ValueError(
-                f"count={self.count} exceeds num_experts={min(experts)}; choose count "
+                f"count={self.count} exceeds num_experts={experts}; choose count "
                 "<= num_experts, or freeze=False."
             )
-        moe.track_balance = self.balance_weight > 0
         chosen = self.selector
         if isinstance(chosen, str):
             chosen = AutoSelector(chosen, seed=strategy.seed)
-        if chosen is not None and chosen.num_tasks != len(moe.learned):
+        if chosen is not None and chosen.num_tasks != learned:
             raise ValueError(
                 f"The selector knows {chosen.num_tasks} tasks, the model's adapters "
-                f"{len(moe.learned)}; give a selector and adapters of one run."
+                f"{learned}; give a selector and adapters of one run."
             )
-        self.auto_selector = chosen
+        return chosen
 
     def _attach(self, strategy: Any) -> None:
         model = strategy.model
@@ -223,7 +225,9 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 f"{type(model).__name__} has no residual blocks to attach adapters to; "
                 "use a DualEncoder with transformer towers ('tiny-emoji-vit')."
             )
-        attach_seeded(model, self.adapters or {}, strategy.seed)
+        # Initial weights depend on the seed of the run only.
+        with own_randomness(strategy.seed & (2**63 - 1), torch.device("cpu")):
+            attach_moe_adapters(model, **(self.adapters or {}))
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.
         strategy._known = set(optim.trainable(model))
@@ -386,20 +390,6 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
             chosen.load_state_dict(state["selector"])
 
 
-def attach_seeded(model: Any, options: Mapping[str, Any], seed: int) -> None:
-    """Attach adapters whose initial weights depend on the seed of the run only.
-
-    Global random generators are left as they were.
-
-    :param model: a dual encoder with transformer towers.
-    :param options: of :func:`attach_moe_adapters`.
-    :param seed: of the run.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed & (2**63 - 1))
-        attach_moe_adapters(model, **options)
-
-
 def _check_same_selector(selector: Any, state: dict[str, Any]) -> None:
     """Raise ValueError if a stored selector was built with other settings."""
     if selector is None:
@@ -451,4 +441,4 @@ def _check_selector(
         )
 
 
-__all__ = ["EVAL_ROUTERS", "MoEAdaptersPlugin", "ZERO_SHOT", "attach_seeded"]
+__all__ = ["EVAL_ROUTERS", "MoEAdaptersPlugin", "ZERO_SHOT"]

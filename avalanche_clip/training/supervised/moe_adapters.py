@@ -12,10 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from avalanche_clip.training.plugins.moe_adapters import (
-    MoEAdaptersPlugin,
-    attach_seeded,
-)
+from avalanche_clip.models.moe_options import NUM_EXPERTS
+from avalanche_clip.training.plugins.moe_adapters import MoEAdaptersPlugin
 from avalanche_clip.training.supervised.zscl import LABEL_SMOOTHING, MTILTraining
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 
@@ -81,7 +79,7 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
         model: nn.Module,
         reference_images: Any = None,
         selector: Any = "model",
-        num_experts: int = 22,
+        num_experts: int = NUM_EXPERTS,
         top_k: int = 2,
         bottleneck: int = 64,
         adapter_options: Mapping[str, Any] | None = None,
@@ -91,33 +89,26 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
+        sizes = {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
+        options = {**sizes, **(adapter_options or {})}
+        adapters = getattr(model, "moe_adapters", None)
+        if adapters is not None:
+            _check_options(adapters, options)
         self.moe = MoEAdaptersPlugin(
+            options if adapters is None else None,
             selector=selector,
             reference_images=reference_images,
             **(plugin_options or {}),
         )
-        sizes = {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
-        options = {**sizes, **(adapter_options or {})}
-        has_adapters = getattr(model, "moe_adapters", None) is not None
-        if has_adapters:
-            _check_options(model.moe_adapters, options)
-        elif hasattr(model, "blocks"):
-            attach_seeded(model, options, int(kwargs.get("seed", 0)))
         if lr is None and kwargs.get("optimizer") is None:
             lr = LEARNING_RATE
-        try:
-            super().__init__(
-                model=model,
-                lr=lr,
-                label_smoothing=label_smoothing,
-                plugins=[*(plugins or []), self.moe],
-                **kwargs,
-            )
-        except Exception:
-            adapters: Any = getattr(model, "moe_adapters", None)
-            if not has_adapters and adapters is not None:
-                adapters.detach()
-            raise
+        super().__init__(
+            model=model,
+            lr=lr,
+            label_smoothing=label_smoothing,
+            plugins=[*(plugins or []), self.moe],
+            **kwargs,
+        )
 
 
 def _check_options(adapters: Any, options: dict[str, Any]) -> None:
@@ -125,7 +116,7 @@ def _check_options(adapters: Any, options: dict[str, Any]) -> None:
 
     Values equal to the defaults are not taken as asked for.
     """
-    defaults = {"num_experts": 22, "top_k": 2, "bottleneck": 64}
+    defaults = {"num_experts": NUM_EXPERTS, "top_k": 2, "bottleneck": 64}
     have = {"towers": list(adapters.towers), **adapters.adapters()[0].options()}
     for name, value in options.items():
         if name == "towers":

@@ -17,7 +17,6 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.benchmarks.integers import as_integer
-from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.prompt_batch import (
@@ -143,7 +142,6 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         self._last_prompts: ClassPrompts | None = None
         self._seen = SeenClasses()
         self._matrices = ClassMatrices(text_batch_size)
-        self._hashes = FingerprintCache()
         self._tokenizer: Any = None
         self._forget_spaces()
         super().__init__(

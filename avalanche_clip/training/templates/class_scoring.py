@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip._contexts import evaluating
 from avalanche_clip.benchmarks.integers import as_integer
-from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.models.output import CLIPOutput, unit_features
 from avalanche_clip.training.class_matrix import ClassMatrices
-from avalanche_clip.training.evaluate import evaluating
+from avalanche_clip.training.frozen_texts import text_fingerprint
 from avalanche_clip.training.templates.step_mixin import StepMixin
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]
@@ -27,7 +27,6 @@ class ClassScoringMixin(StepMixin):
     _evaluation_groups: Callable[[], list[tuple[int, ...]]]
     _eval_matrices: dict[Any, Tensor]
     _eval_space: Any
-    _hashes: FingerprintCache
     _key: Callable[[int], Any]
     _matrices: ClassMatrices
     _space_columns: Callable[[], tuple[Any, ...]]
@@ -147,7 +146,7 @@ class ClassScoringMixin(StepMixin):
         if tokenizer is not self._tokenizer:
             self._matrices.forget()
             self._tokenizer = tokenizer
-        mark = self._text_fingerprint() if fingerprint is None else fingerprint
+        mark = text_fingerprint(self.model) if fingerprint is None else fingerprint
         size = getattr(tokenizer, "vocab_size", None)
         state = f"{mark}|{size}|{self.precision}|{self.device}"
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]
@@ -170,13 +169,6 @@ class ClassScoringMixin(StepMixin):
         encode: Any = self.model.encode_text
         with self.autocast():
             return encode(tokens)
-
-    def _text_fingerprint(self) -> str:
-        state: Any = getattr(self.model, "state_fingerprint", None)
-        if callable(state):
-            return state("text")
-        tensors = self.model.state_dict(keep_vars=True).items()
-        return self._hashes((n, t) for n, t in tensors if isinstance(t, Tensor))
 
 
 __all__ = ["ClassScoringMixin", "VariantContext"]

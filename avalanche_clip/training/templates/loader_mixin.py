@@ -106,16 +106,16 @@ def has_deterministic_images(dataset: Any) -> bool:
 def _image_transforms(node: Any) -> Iterator[Any]:
     for name in ("_transform_groups", "_frozen_transform_groups"):
         groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from _image_side(groups.get("train"))
+        yield from image_side(groups.get("train"))
     for child in getattr(node, "_datasets", ()):
         yield from _image_transforms(child)
 
 
-def _image_side(transform: Any) -> Iterator[Any]:
+def image_side(transform: Any) -> Iterator[Any]:
     """What a transform of whole items does to images."""
     if isinstance(transform, MultiParamCompose):
         for part in transform.transforms:
-            yield from _image_side(part)
+            yield from image_side(part)
     elif isinstance(transform, TupleTransform):
         yield from (t for t in transform.transforms[:1] if t is not None)
     elif isinstance(transform, MultiParamTransformCallable):

@@ -174,9 +174,13 @@ class OptimizerMixin:
         if self._ddp is None or ids != self._ddp_ids:
             self._ddp = None
             self._ddp = nn.parallel.DistributedDataParallel(
-                distributed.SyncedModel(self.model), find_unused_parameters=True
+                self._synced_module(), find_unused_parameters=True
             )
             self._ddp_ids = ids
+
+    def _synced_module(self) -> nn.Module:
+        """What several processes wrap: its forward pass encodes a batch."""
+        return distributed.SyncedModel(self.model)
 
     def optimizer_state(self, copy: bool = True) -> dict[str, Any]:
         """Moments by parameter name and options by group, as plain data.
