@@ -15,6 +15,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip import distributed
 from avalanche_clip.benchmarks.batch import ImageTextBatch
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.training.loader import SeededItems, TrainLoader
@@ -51,7 +52,7 @@ def reservoir_slots(
     return slots
 
 
-class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Append samples of earlier experiences to each batch (ER and DER).
 
     Every training sample is offered once to one reservoir over the whole stream.
@@ -74,14 +75,20 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
     The source offers every sample again in each epoch, which ``duplicates=True``
     does too.
 
+    With several processes each holds the same reservoir, of the whole batch's
+    samples, and appends its part of what is drawn.
+
     :param buffer_size: samples held over the whole stream, at least 1.
-    :param replay_size: samples appended per step; default as many as are new.
+    :param replay_size: samples appended per step and process; default as many as
+        are new.
     :param target: ``"teacher"`` (ER) or ``"student"`` (DER).
     :param weight: of the distance on old samples, ``>= 0``.
     :param duplicates: offer a sample again each time it is trained on.
     :param seed: of all draws; default the strategy's.
     :raises ValueError: for values outside these ranges.
     """
+
+    active_rows_safe = True
 
     def __init__(
         self,
@@ -160,14 +167,17 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
         batch = strategy.mbatch[0]
-        self._new = self._batch_seeds(strategy, len(batch))
-        if strategy.clock.train_exp_counter == 0 or not len(self._slots):
-            return
+        world, rank = distributed.world_size(), distributed.rank()
+        self._new = self._batch_seeds(strategy, len(batch) * world)
         wanted = len(batch) if self.replay_size is None else self.replay_size
-        count = min(wanted, len(self._slots))
-        chosen = self._generator(strategy, 0).choice(
-            len(self._slots), size=count, replace=False
+        # Every process appends equally many.
+        count = min(wanted * world, len(self._slots)) // world
+        if strategy.clock.train_exp_counter == 0 or not count:
+            return
+        drawn = self._generator(strategy, 0).choice(
+            len(self._slots), size=count * world, replace=False
         )
+        chosen = drawn[rank * count : (rank + 1) * count]
         old = [part.to(strategy.device) for part in self._read(strategy, chosen)]
         if self.target == "student":
             assert self._targets is not None
@@ -193,7 +203,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
         return strategy.experience.dataset.collate_fn(items)
 
     def _batch_seeds(self, strategy: Any, size: int) -> npt.NDArray[np.uint64]:
-        """Seeds that the items of this batch were read with."""
+        """Seeds that the items of this batch were read with, in all processes."""
         clock, loader = strategy.clock, strategy.dataloader
         if isinstance(loader, TrainLoader):
             order, epoch = loader.order, clock.train_exp_epochs
@@ -220,7 +230,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
             return
         output = strategy.global_features
         aux = output.aux or {}
-        old = batch[FROM_MEMORY].bool()
+        old = distributed.gather_rows(batch[FROM_MEMORY]).bool()
         student = raw_text_features(output)
         teacher = aux.get("teacher_text")
         value = student.new_zeros(())
@@ -229,7 +239,9 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
             share = getattr(strategy._criterion, "cross_lingual_weight", 0.0)
             # The loss of the whole batch becomes that of its new samples.
             value = share * (distance[~old].mean() - distance.mean())
-        target = batch[TARGET] if self.target == "student" else teacher
+        target = teacher
+        if self.target == "student":
+            target = distributed.gather_rows(batch[TARGET])
         if target is not None and self.weight:
             gap = student[old] - target[old].to(student.dtype)
             value = value + self.weight * gap.square().mean()
@@ -238,10 +250,11 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Offer the new samples of this step to the reservoir."""
-        batch, size = strategy.mb_x, len(self._new)
+        size = len(self._new) // distributed.world_size()
         assert self._ids is not None
         ordered, order = self._ids
-        ids = batch["sample_id"][:size].cpu().numpy()
+        new = strategy.mb_x["sample_id"][:size]
+        ids = distributed.gather_rows(new).cpu().numpy()
         found = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
         # Samples that another plugin has pooled are no new ones.
         own = ordered[found] == ids
@@ -263,7 +276,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
         rows: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
     ) -> None:
-        """Put rows of the batch into slots; the last one of a slot stays."""
+        """Put rows of the whole batch into slots; the last one of a slot stays."""
         if not len(slots):
             return
         size = max(len(self._slots), int(slots.max()) + 1)
@@ -279,7 +292,11 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=False):  # ty
         self._seeds[slots] = self._new[rows]
         if self.target == "student":
             features = raw_text_features(strategy.global_features).detach()
-            values = features[torch.from_numpy(rows).to(features.device)].float().cpu()
+            # Each process's part of the features ends with its old samples.
+            size = len(self._new) // distributed.world_size()
+            place = rows // size * len(strategy.mb_x) + rows % size
+            place = torch.from_numpy(place).to(features.device)
+            values = features[place].float().cpu()
             old = values.new_zeros(0, values.shape[1])
             old = old if self._targets is None else self._targets
             if grown:

@@ -128,7 +128,9 @@ class TokenEmbeddingExpansionPlugin(
         ``ROW_WISE``, or moments survive experiences.
     :param clip_after_mask: leave frozen rows out of the norm that is clipped;
         the source counts them.
-    :param count_replay: rows that only replayed captions use may move too.
+    :param count_replay: rows that only replayed captions use may move too; these
+        are captions pooled with the data, and those that a plugin with a method
+        ``replayed_data(strategy)`` may draw.
     :param grow: False keeps the vocabulary as it is.
     :param oracle_vocabulary: captions of all languages, or what was learnt from
         them: added in the first experience, and nothing later.
@@ -268,6 +270,10 @@ class TokenEmbeddingExpansionPlugin(
         pooled = self._occurs
         if len(strategy.adapted_dataset) != len(strategy.experience.dataset):
             pooled = self._used(strategy.adapted_dataset, table)
+        for replayed_data in strategy._hooks("replayed_data"):
+            replayed = replayed_data(strategy)
+            if replayed is not None:
+                pooled = pooled | self._used(replayed, table)
         if self.count_replay:
             self._current = pooled
         if not self.active_rows:
@@ -318,7 +324,7 @@ class TokenEmbeddingExpansionPlugin(
         table = self._table(strategy)
         table.plan(None)
         if self._current is None or len(self._current) != table.num_embeddings:
-            self._choose(strategy)  # a restored run, which is not adapted again
+            self._choose(strategy)  # of a run restored from an older checkpoint
         scale = self._factors(table)
         rows = table.active_rows
         if rows is not None:
@@ -413,12 +419,16 @@ class TokenEmbeddingExpansionPlugin(
         return {
             "oracle_added": self._oracle_added,
             "growth": [vars(growth) for growth in self._growth],
+            # What may be replayed changes during an experience, these do not.
+            "occurs": self._occurs,
+            "current": self._current,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self._oracle_added = bool(state["oracle_added"])
         self._growth = [VocabularyGrowth(**growth) for growth in state["growth"]]
+        self._occurs, self._current = state.get("occurs"), state.get("current")
 
 
 def language_of(experience: Any) -> tuple[str, tuple[int, ...]]:

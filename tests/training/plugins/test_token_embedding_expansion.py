@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from avalanche_clip.checkpointing import load_state
 from avalanche_clip.models import (
     attach_token_embedding,
     find_token_embedding,
@@ -14,9 +15,12 @@ from avalanche_clip.models import (
 from avalanche_clip.training import ContrastiveTemplate
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
+    CheckpointPlugin,
     ContrastiveEWCPlugin,
+    ReservoirReplayPlugin,
     TokenEmbeddingExpansionPlugin,
 )
+from avalanche_clip.training.plugins.checkpoint import checkpoints
 from tests.helpers import quiet_evaluator, train_stream
 from tests.training.languages import (
     adamw,
@@ -315,6 +319,68 @@ def test_replay__moves_old_rows_on_request_without_counting_them(count):
     old = [k for k in usage.nonzero().flatten().tolist() if k not in greek]
     assert bool(moved[old].any()) is count
     assert torch.equal(table.usage[old], usage[old])
+
+
+@pytest.mark.parametrize("count", [False, True])
+def test_reservoir__moves_old_rows_on_request_without_counting_them(count):
+    model = tiny_model()
+    benchmark = language_stream(model)
+    strategy = language_strategy(
+        model,
+        plugins=[ReservoirReplayPlugin(50)],
+        expansion={"count_replay": count, "active_rows": True},
+    )
+    train_stream(strategy, benchmark, 2)
+    usage = find_token_embedding(model).usage.clone()
+    before = find_token_embedding(model).table()
+    strategy.train(benchmark.train_stream[2], eval_streams=[])
+    table = find_token_embedding(model)
+    moved = (table.weight[: len(before)] != before).any(1)
+    greek = used_ids(model, benchmark.train_stream[2].dataset)
+    old = [k for k in usage.nonzero().flatten().tolist() if k not in greek]
+    assert bool(moved[old].any()) is count
+    assert torch.equal(table.usage[old], usage[old])
+
+
+@pytest.mark.parametrize("target", ["teacher", "student"])
+@pytest.mark.parametrize("regularize", ["gd", None])
+def test_reservoir__active_rows_give_the_table_of_dense_training(regularize, target):
+    tables = []
+    for active in (True, False):
+        model = tiny_model()
+        benchmark = language_stream(model)
+        strategy = language_strategy(
+            model,
+            plugins=[ReservoirReplayPlugin(9, target=target)],
+            regularize=regularize,
+            weight_decay=0.3,
+            expansion={"active_rows": active},
+        )
+        model.to(torch.float64)
+        train_stream(strategy, benchmark)
+        tables.append(find_token_embedding(model).weight)
+    torch.testing.assert_close(*tables, rtol=1e-6, atol=1e-8)
+
+
+def test_replayed_rows__are_the_same_after_a_resume(tmp_path):
+    def make(*plugins):
+        model = tiny_model()
+        strategy = language_strategy(
+            model,
+            plugins=[*plugins, ReservoirReplayPlugin(4, duplicates=True)],
+            expansion={"count_replay": True},
+        )
+        return strategy, language_stream(model)
+
+    full, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=3, keep=99))
+    train_stream(full, benchmark)
+    expected = find_token_embedding(full.model).weight
+    inside = [path for path in checkpoints(tmp_path) if "end" not in path.name]
+    later, benchmark = make()
+    start = load_state(later, inside[-1], benchmark)
+    assert start == 2
+    later.train(benchmark.train_stream[2], eval_streams=[])
+    assert torch.equal(find_token_embedding(later.model).weight, expected)
 
 
 def test_oracle_vocabulary__is_added_once():
