@@ -8,7 +8,8 @@ squared batch gradient (our choice); its batch size is a setting.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from avalanche_clip._contexts import evaluating
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
+from avalanche_clip.training.routing import routed
 
 
 class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -31,7 +33,7 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
     :param fisher_batches: batches of the pass; None for one pass over the data
         of the step.
     :param decay: weight of the old Fisher when a new one is added; 0 keeps
-        the last step's only, as TiC-CLIP does.
+        the last step's only, as TiC-CLIP does. Rows that are new have none.
     """
 
     nominal_cost = 1.2
@@ -76,7 +78,7 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
             fisher, anchor = self.fisher[name], self.anchor[name]
             now: Tensor = parameter
             if fisher.shape != now.shape:  # the parameter grew
-                now = now[tuple(slice(0, n) for n in fisher.shape)]
+                now = now[corner(fisher)]
             terms.append((fisher * (now - anchor).square()).sum())
         if not terms:  # everything that was trained is frozen now
             return torch.zeros((), device=next(model.parameters()).device)
@@ -89,8 +91,8 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         fisher = self.compute_fisher(strategy)
         for name, value in fisher.items():
             old = self.fisher.get(name)
-            if old is not None and self.decay > 0 and old.shape == value.shape:
-                fisher[name] = value + self.decay * old
+            if old is not None and self.decay > 0:
+                value[corner(old)] += self.decay * old
         self.fisher = fisher
         self.anchor = {
             n: p.detach().clone()
@@ -104,25 +106,33 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
         count = 0
-        # Squares of half precision gradients underflow without a scaler.
-        half = strategy.precision == "fp16"
-        with evaluating(model):
+        with evaluating(model), _no_half(strategy):
             for batch, targets, *_ in self._loader(strategy):
                 batch, targets = batch.to(strategy.device), targets.to(strategy.device)
-                with nullcontext() if half else strategy.autocast():
-                    output = model(batch)
-                loss = strategy._criterion(output, targets)
+                loss = self.batch_loss(strategy, batch, targets)
                 gradients = torch.autograd.grad(
                     loss, list(named.values()), allow_unused=True
                 )
                 for name, gradient in zip(named, gradients, strict=True):
                     if gradient is not None:
-                        fisher[name] += gradient.square()
-                strategy.compute.spend(
-                    "fisher", images=len(batch), texts=len(batch["text"])
-                )
+                        fisher[name] += self.square(gradient)
                 count += 1
         return {n: value / count for n, value in fisher.items()}
+
+    def batch_loss(self, strategy: Any, batch: Any, targets: Tensor) -> Tensor:
+        """The loss that the strategy trains with, on one batch."""
+        with routed(strategy, batch):
+            output = strategy._encode(batch)
+        images = len(batch)
+        if "text_raw" in (output.aux or {}):  # CLLCLIP: no image was encoded for it
+            targets, images = batch.get("image_id", targets), 0
+        strategy.compute.spend("fisher", images=images, texts=len(batch["text"]))
+        return strategy._criterion(output, targets)
+
+    @staticmethod
+    def square(gradient: Tensor) -> Tensor:
+        """What a batch gradient adds to the Fisher."""
+        return gradient.square()
 
     def _loader(self, strategy: Any) -> TrainLoader:
         dataset = strategy.experience.dataset.train()
@@ -148,4 +158,20 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         self.anchor = dict(state["anchor"])
 
 
-__all__ = ["ContrastiveEWCPlugin"]
+@contextmanager
+def _no_half(strategy: Any) -> Iterator[None]:
+    """Leave fp16 for a while: squares of its gradients underflow without a scaler."""
+    precision = strategy.precision
+    strategy.precision = "fp32" if precision == "fp16" else precision
+    try:
+        yield
+    finally:
+        strategy.precision = precision
+
+
+def corner(old: Tensor) -> tuple[slice, ...]:
+    """Where a smaller tensor lies in the grown one."""
+    return tuple(slice(0, size) for size in old.shape)
+
+
+__all__ = ["ContrastiveEWCPlugin", "corner"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from avalanche_clip.models.language_adapters import attach_language_adapters
 
 
-class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Train one set of adapters per language and choose it by language code.
 
     The adapters of a language are made before its experience, trained with whatever
@@ -57,13 +57,17 @@ class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=False):  # ty
             )
         strategy.model.language_adapters.set_languages(codes[batch["owner"]])
 
+    def end_route(self, strategy: Any) -> None:
+        """Go back to the base tower."""
+        strategy.model.language_adapters.set_languages(None)
+
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Choose the adapters of the batch."""
         self.route_batch(strategy, strategy.mb_x)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Go back to the base tower; chunks are encoded again until here."""
-        strategy.model.language_adapters.set_languages(None)
+        self.end_route(strategy)
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Choose the adapters of the batch."""
@@ -71,11 +75,7 @@ class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=False):  # ty
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Go back to the base tower."""
-        strategy.model.language_adapters.set_languages(None)
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Go back to the base tower after passes of other plugins."""
-        strategy.model.language_adapters.set_languages(None)
+        self.end_route(strategy)
 
 
 __all__ = ["LanguageAdapterPlugin"]

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from avalanche_clip.training.evaluate import evaluating
-from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
-
-_HALF_SCALE = 2.0**12
-"""Keeps gradients of half precision from underflowing."""
+from avalanche_clip.training.plugins.contrastive_ewc import (
+    ContrastiveEWCPlugin,
+    corner,
+)
 
 
 class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -73,7 +71,7 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
             elif old.shape == fisher[name].shape:
                 fisher[name] += self.gamma * old
             else:
-                fisher[name][_corner(old)] += self.gamma * old
+                fisher[name][corner(old)] += self.gamma * old
         self.fisher = fisher
         self.anchor = {
             name: parameter.detach().clone()
@@ -81,42 +79,10 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
             if name in fisher
         }
 
-    def compute_fisher(self, strategy: Any) -> dict[str, Tensor]:
-        """Mean squared batch gradient of the strategy's loss, per parameter.
-
-        Gradients that are not a number count as 0.
-        """
-        model = strategy.model
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        fisher = {n: torch.zeros_like(p) for n, p in named.items()}
-        scale = _HALF_SCALE if strategy.precision == "fp16" else 1.0
-        count = 0
-        with evaluating(model):
-            for batch, targets, *_ in self._loader(strategy):
-                batch, targets = batch.to(strategy.device), targets.to(strategy.device)
-                for route in strategy._hooks("route_batch"):
-                    route(strategy, batch)
-                output = strategy._encode(batch)
-                if "text_raw" in (output.aux or {}):  # as CLLCLIP trains
-                    targets = batch.get("image_id", targets)
-                loss = strategy._criterion(output, targets) * scale
-                gradients = torch.autograd.grad(
-                    loss, list(named.values()), allow_unused=True
-                )
-                for name, gradient in zip(named, gradients, strict=True):
-                    if gradient is not None:
-                        square = (gradient / scale).square()
-                        fisher[name] += square.nan_to_num(nan=0.0)
-                strategy.compute.spend(
-                    "fisher", images=len(batch), texts=len(batch["text"])
-                )
-                count += 1
-        return {name: value / count for name, value in fisher.items()}
-
-
-def _corner(old: Tensor) -> tuple[slice, ...]:
-    """Where a smaller tensor lies in the grown one."""
-    return tuple(slice(0, size) for size in old.shape)
+    @staticmethod
+    def square(gradient: Tensor) -> Tensor:
+        """What a batch gradient adds; one that is not a number counts as 0."""
+        return gradient.square().nan_to_num(nan=0.0)
 
 
 __all__ = ["OnlineEWCPlugin"]

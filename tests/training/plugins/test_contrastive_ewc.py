@@ -1,9 +1,21 @@
 import pytest
 import torch
 
-from avalanche_clip.training import ContrastiveEWC
-from avalanche_clip.training.plugins import ContrastiveEWCPlugin
-from tests.helpers import assert_same_weights, fit, stub_benchmark, weights
+from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
+from avalanche_clip.training import ContrastiveEWC, Sequential
+from avalanche_clip.training.plugins import (
+    ContrastiveEWCPlugin,
+    LanguageAdapterPlugin,
+    OnlineEWCPlugin,
+)
+from tests.helpers import (
+    assert_same_weights,
+    fit,
+    stub_benchmark,
+    train_stream,
+    weights,
+)
+from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.test_optim import GrowingEncoder
 
 
@@ -78,8 +90,6 @@ def test_large_lambda__keeps_the_weights():
 def test_fisher__is_renewed_or_accumulated():
     plain = plugin_of(fit(ContrastiveEWC, steps=2, fisher_batch_size=4))
     summed = ContrastiveEWCPlugin(1.0, fisher_batch_size=4, decay=0.5)
-    from avalanche_clip.training import Sequential
-
     fit(Sequential, steps=2, plugins=[summed])
     first = plugin_of(fit(ContrastiveEWC, steps=1, fisher_batch_size=4))
     for name, value in plain.fisher.items():
@@ -132,3 +142,59 @@ def test_state__round_trip():
 def test_plugin__wrong_values_raise(options):
     with pytest.raises(ValueError):
         ContrastiveEWCPlugin(**options)
+
+
+def test_grown_parameter__keeps_the_old_fisher_of_its_old_rows():
+    found = []
+
+    class Spy(ContrastiveEWCPlugin):
+        def compute_fisher(self, strategy):
+            fisher = super().compute_fisher(strategy)
+            found.append(fisher["token.weight"].clone())
+            return fisher
+
+    plugin = Spy(1.0, fisher_batch_size=4, decay=0.5)
+    fit(Sequential, steps=2, model=GrowingEncoder(), plugins=[plugin])
+    old, new = found
+    assert len(new) > len(old)
+    new[: len(old)] += 0.5 * old
+    torch.testing.assert_close(plugin.fisher["token.weight"], new)
+
+
+@pytest.mark.parametrize("plugin", [ContrastiveEWCPlugin, OnlineEWCPlugin])
+@pytest.mark.parametrize("adapters", [False, True])
+def test_fisher__is_of_the_loss_that_is_trained(plugin, adapters):
+    losses, passes = [], []
+
+    class Note(plugin):
+        def batch_loss(self, strategy, batch, targets):
+            loss = super().batch_loss(strategy, batch, targets)
+            codes = batch["language"] if adapters else None
+            if adapters:
+                strategy.model.language_adapters.set_languages(codes)
+            raw = strategy.model.encode_text(batch["text"], normalize=False)
+            if adapters:
+                strategy.model.language_adapters.set_languages(None)
+            expected = cross_lingual_loss(raw, batch["teacher_text"])
+            expected = expected + 0.01 * cross_modal_loss(
+                raw,
+                batch["teacher_image"],
+                strategy.model.cross_modal.tau,
+                image_ids=targets,
+            )
+            losses.append((loss.item(), expected.item()))
+            return loss
+
+    model = tiny_model()
+    model.clip.visual.register_forward_hook(lambda *a: passes.append(1))
+    extra = [LanguageAdapterPlugin("mla")] if adapters else []
+    ewc = Note(1.0, fisher_batch_size=4)
+    strategy = language_strategy(model, plugins=[*extra, ewc])
+    train_stream(strategy, language_stream(model), 2)
+    assert not passes and len(losses) == 6
+    assert all(found == pytest.approx(value, rel=1e-5) for found, value in losses)
+    fisher = strategy.compute.experiences[1]["fisher"]
+    assert fisher == {"images": 0, "texts": 12, "steps": 0}
+    assert ewc.fisher["clip.token_embedding.weight"].any()
+    if adapters:
+        assert all(part.idle for part in model.language_adapters._parts)
