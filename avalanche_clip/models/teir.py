@@ -48,9 +48,9 @@ def table_moments(table: Tensor) -> tuple[float, float]:
     rest = squares - count * mean * mean
     # Where the mean hides the spread, or squares leave float32: subtract it first.
     if not (rest > 0.01 * squares and 1e-30 < squares / count < 1e30):
-        mean = torch.stack([rows.double().sum() for rows in table.split(_CHUNK)])
-        mean = mean.sum().item() / count
         parts = table.split(_CHUNK)
+        sums = torch.stack([rows.double().sum() for rows in parts])
+        mean = sums.sum().item() / count
         rest = sum((rows.double() - mean).square().sum().item() for rows in parts)
     if not math.isfinite(rest):
         raise ValueError(

@@ -295,8 +295,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             # Each process's part of the features ends with its old samples.
             size = len(self._new) // distributed.world_size()
             place = rows // size * len(strategy.mb_x) + rows % size
-            place = torch.from_numpy(place).to(features.device)
-            values = features[place].float().cpu()
+            values = features[torch.from_numpy(place).to(features.device)].float().cpu()
             old = values.new_zeros(0, values.shape[1])
             old = old if self._targets is None else self._targets
             if grown:
