@@ -99,13 +99,22 @@ class ComputeBudget:
         }
         self.parameters = [*self.parameters[: len(self.experiences) - 1], count]
 
-    def spend(self, kind: str, *, images: int, texts: int, steps: int = 0) -> None:
+    def spend(
+        self,
+        kind: str,
+        *,
+        images: int,
+        texts: int,
+        steps: int = 0,
+        samples: int | None = None,
+    ) -> None:
         """Book forward passes on the running experience.
 
         :param kind: one of :data:`KINDS`.
         :param images: images encoded.
         :param texts: captions encoded.
         :param steps: optimiser steps.
+        :param samples: samples trained on, where these are not the images encoded.
         """
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
@@ -117,6 +126,8 @@ class ComputeBudget:
         entry["images"] += images
         entry["texts"] += texts
         entry["steps"] += steps
+        if samples is not None:
+            entry["samples"] = entry.get("samples", 0) + samples
 
     def report(self, macs: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Summarise what was spent.
@@ -129,7 +140,7 @@ class ComputeBudget:
         """
         train = [e.get("train", {}) for e in self.experiences]
         report: dict[str, Any] = {
-            "samples": [int(t.get("images", 0)) for t in train],
+            "samples": [int(t.get("samples", t.get("images", 0))) for t in train],
             "steps": [int(t.get("steps", 0)) for t in train],
         }
         if macs is None:

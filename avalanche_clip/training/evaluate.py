@@ -51,6 +51,7 @@ def embed(
     device: str | torch.device = "cpu",
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     budget: Any = None,
+    encode: Callable[[Any], Any] | None = None,
 ) -> FeatureBank:
     """Encode a prepared data set once, with all captions of its images.
 
@@ -61,6 +62,8 @@ def embed(
     :param device: where the model is.
     :param autocast: makes the context of the forward passes.
     :param budget: :class:`ComputeBudget` to book the passes on as ``"search"``.
+    :param encode: encodes a batch instead of the model, such as a strategy with
+        stored image features (then no image is booked).
     :return: features on the CPU, float32, normalised.
     """
     dataset = dataset.eval()
@@ -78,11 +81,13 @@ def embed(
             owners.append(batch["owner"] + seen)
             seen += len(batch)
             with autocast():
-                output = model(batch.to(device))
+                output = (encode or model)(batch.to(device))
             images.append(output.image_features.float())
             texts.append(output.text_features.float())
             if budget is not None:
-                budget.spend("search", images=len(batch), texts=len(batch["text"]))
+                stored = encode is not None and "teacher_image" in batch
+                number = 0 if stored else len(batch)
+                budget.spend("search", images=number, texts=len(batch["text"]))
     # One copy at the end, so that a GPU does not wait after each batch.
     image_features, text_features = (torch.cat(p).cpu() for p in (images, texts))
     pad_id = getattr(getattr(model, "tokenizer", None), "pad_id", 0)

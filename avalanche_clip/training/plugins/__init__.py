@@ -1,5 +1,6 @@
 """Methods as plugins, one per file."""
 
+from avalanche_clip.training.plugins.best_epoch import BestEpochPlugin
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
     latest_checkpoint,
@@ -32,6 +33,7 @@ from avalanche_clip.training.plugins.weight_consolidation import (
 )
 
 __all__ = [
+    "BestEpochPlugin",
     "BudgetFactorPlugin",
     "BudgetedReplayPlugin",
     "CheckpointPlugin",
