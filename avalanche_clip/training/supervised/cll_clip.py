@@ -346,8 +346,8 @@ class CLLCLIP(ContrastiveTemplate):
 
     def _count_batch(self) -> None:
         world = distributed.world_size()
-        texts = len(self.mb_x["text"]) * world
-        self.compute.spend("train", images=0, texts=texts, steps=1)
+        texts, samples = len(self.mb_x["text"]) * world, len(self.mb_x) * world
+        self.compute.spend("train", images=0, texts=texts, steps=1, samples=samples)
 
     # --------------------------------------------------------------- teacher
     @torch.no_grad()
