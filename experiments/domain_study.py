@@ -24,11 +24,11 @@ def accuracies(strategy: Any, stream: Any, name: str) -> list[float]:
     return found
 
 
-def zero_shot(
+def once(
     strategy: Any, benchmark: Any, streams: Sequence[str], folder: str | Path
 ) -> dict[str, list[float]]:
-    """Accuracies of the untrained model; kept in ``folder`` for the next time."""
-    path = Path(folder) / "zero_shot.json"
+    """Accuracies of the model as it is; kept in ``folder`` for the next time."""
+    path = Path(folder) / "once.json"
     if path.is_file():
         return json.loads(path.read_text())
     found = {
@@ -85,7 +85,9 @@ def spread_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             spread = f" ±{values.std(ddof=1):.1f}" if len(values) > 1 else ""
             if column == "trainable":
                 spread = ""
-            cells.append(f"{values.mean():.{digits}f}{spread}".rjust(16))
+            known = not np.isnan(values).any()
+            cell = f"{values.mean():.{digits}f}{spread}" if known else "-"
+            cells.append(cell.rjust(16))
         rows.append(f"{method:<{width}}" + "".join(cells))
     return "\n".join(rows)
 
@@ -213,6 +215,7 @@ __all__ = [
     "accuracies",
     "constant_matrix",
     "domain_table",
+    "once",
     "parameter_counts",
     "plot_curves",
     "plot_summary",
@@ -220,5 +223,4 @@ __all__ = [
     "spread_table",
     "summary_line",
     "write_study",
-    "zero_shot",
 ]

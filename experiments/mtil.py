@@ -36,11 +36,11 @@ import torch
 from domain_study import (
     ACCURACY,
     constant_matrix,
+    once,
     parameter_counts,
     spread_table,
     summary_line,
     write_study,
-    zero_shot,
 )
 
 METHODS = ("zero-shot", "fine-tuning", "zscl", "moe-adapters")
@@ -261,7 +261,7 @@ def run(config: Config, out_dir: str | Path) -> dict[str, Any]:
         "routing": None,
     }
     if config.method == "zero-shot":
-        row = zero_shot(strategy, benchmark, ("test",), out_dir)["test"]
+        row = once(strategy, benchmark, ("test",), out_dir)["test"]
         return {**found, "trainable": 0, "matrix": constant_matrix(row)}
     result = run_stream(
         strategy,

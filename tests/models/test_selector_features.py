@@ -330,12 +330,13 @@ def test_alexnet__normalisation_and_size(alexnet_file):
         torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
         torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
     )
+    torch.manual_seed(0)
     pixels = torch.rand(1, 3, 224, 224)
     as_clip, as_imagenet = (pixels - clip_mean) / clip_std, (pixels - mean) / std
     plain = AlexNetFeatures(alexnet_file)
     proper = AlexNetFeatures(alexnet_file, normalization="imagenet")
     torch.testing.assert_close(
-        proper(as_clip), plain(as_imagenet), rtol=1e-4, atol=1e-5
+        proper(as_clip), plain(as_imagenet), rtol=1e-4, atol=1e-4
     )
     # images of a model with other statistics
     plain.set_input_statistics([0.5] * 3, [0.5] * 3)
@@ -343,7 +344,7 @@ def test_alexnet__normalisation_and_size(alexnet_file):
         plain((pixels - 0.5) / 0.5),
         AlexNetFeatures(alexnet_file)(as_clip),
         rtol=1e-4,
-        atol=1e-5,
+        atol=1e-4,
     )
     assert AlexNetFeatures(alexnet_file)(torch.rand(2, 3, 48, 48)).shape == (2, 43264)
     small = AlexNetFeatures(alexnet_file, image_size=None, input_size=64)
