@@ -147,15 +147,42 @@ class CrossLingualCriterion(nn.Module):
         return total
 
 
+def encode_by_length(model: Any, text: Tensor, groups: int = 1) -> Tensor:
+    """Encode texts in groups of similar length, each as long as its longest.
+
+    In a batch of captions most are far shorter than the longest, to which all are
+    padded. Features agree with those of one pass within rounding.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`; towers that read
+        beyond the end token encode all texts in one pass.
+    :param text: token ids ``(M, L)``.
+    :param groups: number of groups, at least 1; 1 is one pass.
+    :return: raw features ``(M, D)`` in the order of the texts.
+    """
+    if groups == 1 or len(text) < 2 or not getattr(model, "is_causal_text", False):
+        return model.encode_text(text, normalize=False)
+    ends = text == model.tokenizer.eot_id
+    whole = torch.full_like(text[:, 0], text.shape[1])
+    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, whole)
+    order = lengths.argsort(stable=True)
+    parts = [
+        model.encode_text(text[rows, : int(lengths[rows[-1]])], normalize=False)
+        for rows in order.chunk(groups)
+    ]
+    return torch.cat(parts)[order.argsort()]
+
+
 class TextStudent(nn.Module):
     """The part of a model that is trained: its text tower and the temperature.
 
     :param model: the dual encoder.
+    :param length_groups: see :func:`encode_by_length`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, length_groups: int = 1) -> None:
         super().__init__()
         self.model = model
+        self.length_groups = length_groups
         #: whether the output is for the loss, with raw features
         self.for_loss = True
 
@@ -165,7 +192,7 @@ class TextStudent(nn.Module):
         :param batch: with ``text``, ``teacher_image`` and, where the loss needs
             it, ``teacher_text``.
         """
-        raw = self.model.encode_text(batch["text"], normalize=False)
+        raw = encode_by_length(self.model, batch["text"], self.length_groups)
         text, text_norm = unit_features(raw)
         given = batch["teacher_image"].to(raw.dtype)
         image, image_norm = unit_features(given)
@@ -228,6 +255,9 @@ class CLLCLIP(ContrastiveTemplate):
     :param expansion: further options of :class:`TokenEmbeddingExpansionPlugin`.
     :param warmup_fraction: part of each experience's steps with a learning rate
         that rises from 0 in the first step.
+    :param length_groups: groups of similar length in which the captions of a batch
+        are encoded, see :func:`encode_by_length`; not with plugins that treat the
+        captions of a batch differently (language adapters with replay).
     :param plugins: further plugins, asked before the own ones.
     :param kwargs: see :class:`ContrastiveTemplate`; defaults are the paper's:
         3 epochs, batches of 128, gradients clipped at 1.
@@ -249,6 +279,7 @@ class CLLCLIP(ContrastiveTemplate):
         teacher_captions: Any = None,
         expansion: dict[str, Any] | None = None,
         warmup_fraction: float = 0.1,
+        length_groups: int = 1,
         plugins: Sequence[Any] | None = None,
         param_groups: optim.GroupRule | None = None,
         train_mb_size: int = 128,
@@ -257,6 +288,9 @@ class CLLCLIP(ContrastiveTemplate):
         **kwargs: Any,
     ):
         _check(trainable, warmup_fraction, cross_lingual_weight, cross_modal_weight)
+        if isinstance(length_groups, bool) or length_groups < 1:
+            raise ValueError(f"length_groups={length_groups!r} must be at least 1.")
+        self.length_groups = length_groups
         self.trainable = trainable
         self.warmup_fraction = warmup_fraction
         self.teacher_captions = teacher_captions
@@ -288,7 +322,7 @@ class CLLCLIP(ContrastiveTemplate):
             clip_grad_norm=clip_grad_norm,
             **kwargs,
         )
-        self._student = TextStudent(model)
+        self._student = TextStudent(model, length_groups)
 
     # -------------------------------------------------------------- training
     def _train_exp(
@@ -323,17 +357,9 @@ class CLLCLIP(ContrastiveTemplate):
         with self.autocast():
             return self._student(batch)
 
-    def _wrap(self) -> None:
-        """Wrap the text student, not the model, for several processes."""
-        if not distributed.is_distributed():
-            return
-        ids = frozenset(id(p) for p in self.model.parameters() if p.requires_grad)
-        if self._ddp is None or ids != self._ddp_ids:
-            self._ddp = None
-            self._ddp = nn.parallel.DistributedDataParallel(
-                self._student, find_unused_parameters=True
-            )
-            self._ddp_ids = ids
+    def _synced_module(self) -> nn.Module:
+        """The text student, not the model."""
+        return self._student
 
     def criterion(self) -> Tensor:
         """Loss of the global batch (training) or the local one (evaluation)."""

@@ -12,6 +12,7 @@ from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.plugins.checkpoint import checkpoints
+from avalanche_clip.training.supervised.cll_clip import encode_by_length
 from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
 from tests.processes import run_in_processes
 from tests.training.languages import (
@@ -274,6 +275,29 @@ def test_resume__inside_and_between_languages_is_bit_identical(
         assert torch.equal(found[1], expected[1]) and found[2] == expected[2]
         assert later.expansion.growth == full.expansion.growth
         assert later.model.cross_modal.tau == full.model.cross_modal.tau
+
+
+# -------------------------------------------------------------- length groups
+@pytest.mark.parametrize("groups", [1, 2, 3, 20])
+def test_length_groups__agree_with_one_pass(groups):
+    model = tiny_model().double()
+    text = model.tokenizer([*WORDS["de"], *WORDS["el"], "a"])
+    text[-1] = 5  # without an end token
+    whole = model.encode_text(text, normalize=False)
+    found = encode_by_length(model, text, groups)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    one = encode_by_length(model, text[:1], groups)
+    assert one.shape == (1, whole.shape[1])
+
+
+def test_length_groups__train_to_the_same_table():
+    tables = []
+    for groups in (1, 3):
+        strategy, look, _ = train(2, length_groups=groups)
+        tables.append(find_token_embedding(strategy.model).weight.detach())
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="length_groups=0"):
+        language_strategy(tiny_model(), length_groups=0)
 
 
 # ------------------------------------------------------------------ processes

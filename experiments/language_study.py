@@ -1,0 +1,298 @@
+"""What the study of languages needs beside its runs: testing, table, plots."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+TEXT_TO_IMAGE = "text_to_image_R@1"
+BOTH = "mean_R@1"
+METRICS = (TEXT_TO_IMAGE, "image_to_text_R@1", BOTH)
+STUDY_FILE = "study.json"
+
+
+# ------------------------------------------------------------------- testing
+def seen_only(benchmark: Any) -> type:
+    """Return a form of ``CLLCLIP`` that is tested on languages learned so far.
+
+    Average recall and forgetting read nothing else. Before the first language it is
+    tested on all. Test items are read once and kept, shortest caption first, so that
+    the captions of a batch are of similar length.
+
+    :param benchmark: the stream to be learned.
+    """
+    from avalanche_clip.training.supervised import CLLCLIP
+
+    learned = [tuple(e.languages) for e in benchmark.train_stream]
+    items: dict[tuple[str, int], list[Any]] = {}
+
+    class SeenLanguages(CLLCLIP):
+        """``CLLCLIP``, tested on the languages learned so far."""
+
+        def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
+            """Evaluate on the languages of a stream that were learned."""
+            done = self.clock.train_exp_counter
+            seen = {name for names in learned[:done] for name in names}
+            tested = [e for e in exp_list if e.language in seen or not done]
+            values = super().eval(tested, **kwargs)
+            # Avalanche also returns the last values of experiences left out
+            ends = tuple(f"/Exp{e.current_experience:03d}" for e in tested)
+            return {
+                key: value
+                for key, value in values.items()
+                if "/Exp" not in key or key.endswith(ends)
+            }
+
+        def make_eval_dataloader(self, **kwargs: Any) -> None:
+            """Read the items of an experience the first time only."""
+            data, experience = self.adapted_dataset, self.experience
+            key = (experience.origin_stream.name, experience.current_experience)
+            if key not in items:
+                read = [data[k] for k in range(len(data))]
+                items[key] = sorted(read, key=lambda item: len(item[1]))
+            self.dataloader = DataLoader(
+                items[key], batch_size=self.eval_mb_size, collate_fn=data.collate_fn
+            )
+
+    return SeenLanguages
+
+
+# ------------------------------------------------------------ runs on the disk
+def save_study(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    result: Any,
+    growth: Iterable[Any],
+) -> dict[str, Any]:
+    """Write what tables and plots need of a finished run, and return it."""
+    stream = next(iter(result.matrices))
+    found = result.matrices[stream]
+    study = {
+        "settings": dict(settings),
+        "labels": list(result.results["data"]["labels"][stream]),
+        "matrices": {name: found[name]["E"].tolist() for name in METRICS},
+        "before": {name: found[name]["before"].tolist() for name in METRICS},
+        "growth": [
+            {
+                "language": part.language,
+                "new": part.num_new_tokens,
+                "reachable": part.reachable,
+                "size": part.new_size,
+            }
+            for part in growth
+        ],
+        "seconds": {key: sum(rows) for key, rows in result.results["seconds"].items()},
+    }
+    path = Path(folder) / STUDY_FILE
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(study, indent=1))
+    os.replace(temporary, path)
+    return _arrays(study)
+
+
+def read_study(
+    folder: str | Path, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What :func:`save_study` has written of a run with these settings, or None."""
+    path = Path(folder) / STUDY_FILE
+    if not path.is_file():
+        return None
+    study = json.loads(path.read_text())
+    free = {"device": None}
+    same = {**study["settings"], **free} == {**settings, **free}
+    return _arrays(study) if same else None
+
+
+def _arrays(study: dict[str, Any]) -> dict[str, Any]:
+    parts = {
+        kind: {name: np.array(rows, dtype=float) for name, rows in study[kind].items()}
+        for kind in ("matrices", "before")
+    }
+    return {**study, **parts}
+
+
+# -------------------------------------------------------------------- figures
+def study_line(found: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one run, recall in percent.
+
+    A stream with a single step (all languages at once) has no forgetting.
+    """
+    recall = {name: 100 * found["matrices"][name] for name in (TEXT_TO_IMAGE, BOTH)}
+    main, both = recall[TEXT_TO_IMAGE], recall[BOTH]
+    values, pooled = _summary(main), _summary(both)
+    growth = found["growth"]
+    new = sum(part["new"] for part in growth)
+    reachable = sum(part["reachable"] for part in growth)
+    nothing = float("nan")
+    return {
+        "AR": values["average_recall"],
+        "F": values["forgetting"],
+        "F en": values["first_task_forgetting"],
+        "en": main[-1, 0],
+        "new": np.diagonal(main).mean() if len(main) > 1 else nothing,
+        "AR both": pooled["average_recall"],
+        "F both": pooled["forgetting"],
+        "F en both": pooled["first_task_forgetting"],
+        "tokens/1000": growth[-1]["size"] / 1000 if growth else nothing,
+        "reachable %": 100 * reachable / new if new else nothing,
+    }
+
+
+def _summary(recall: np.ndarray) -> dict[str, float]:
+    from avalanche_clip.evaluation.functional import recall_forgetting
+
+    if len(recall) > 1 or recall.shape[1] == 1:
+        return recall_forgetting(recall)
+    nothing = dict.fromkeys(("forgetting", "first_task_forgetting"), float("nan"))
+    return {"average_recall": float(recall.mean()), **nothing}
+
+
+def study_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Format mean and spread over seeds."""
+    from avalanche_clip.evaluation.comparison import text_table
+
+    note = (
+        "recall at 1 in percent, text to image (both: mean of both directions), mean\n"
+        "± standard deviation over seeds. AR: mean over languages after the last one;\n"
+        "F: mean drop from the best earlier result since a language was learned;\n"
+        "F en, en: forgetting and recall of English at the end; new: right after each\n"
+        "language was learned; reachable: new tokens that the tokenizer can produce"
+    )
+    return f"{text_table(lines)}\n\n{note}"
+
+
+# ---------------------------------------------------------------------- plots
+def write_plots(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], out: str | Path
+) -> None:
+    """Draw recall of every language over tasks, and summaries over tasks."""
+    from avalanche_clip.evaluation.plots import save_figure
+
+    labels = next(iter(runs.values()))[0]["labels"]
+    streams = {
+        method: np.stack([100 * found["matrices"][TEXT_TO_IMAGE] for found in rows])
+        for method, rows in runs.items()
+    }
+    save_figure(plot_languages(streams, labels), Path(out) / "languages.png")
+    several = {m: E for m, E in streams.items() if E.shape[1] > 1}
+    if several:
+        save_figure(plot_curves(several, labels), Path(out) / "curves.png")
+
+
+def plot_languages(streams: Mapping[str, np.ndarray], labels: Sequence[str]) -> Any:
+    """Draw a heat map per method: rows are tasks, columns languages.
+
+    :param streams: per method percent ``(seeds, T, J)``, NaN where not tested.
+    :param labels: J languages.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(streams), 3)
+    rows = -(-len(streams) // columns)
+    side = max(3.2, 0.125 * len(labels) + 0.9)
+    figure = Figure(
+        figsize=(side * columns + 0.8, side * rows + 0.2), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    colours = colormaps["cividis"].copy()
+    colours.set_bad("#EDEDED")
+    top = max(float(np.nanmax(E.mean(axis=0))) for E in streams.values())
+    size = 7 if len(labels) > 12 else 10
+    for axes in grid.flat[len(streams) :]:
+        axes.set_axis_off()
+    for axes, (method, found) in zip(grid.flat, streams.items(), strict=False):
+        E = found.mean(axis=0)
+        image = axes.imshow(
+            np.ma.masked_invalid(E), cmap=colours, vmin=0, vmax=top, aspect="auto"
+        )
+        names = labels[: len(E)] if len(E) > 1 else ["all"]
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(E)), names, fontsize=size)
+        axes.tick_params(length=0)
+        axes.set_title(method, loc="left", fontsize=11, fontweight="bold")
+        axes.set_ylabel("after learning", fontsize=9)
+    bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.01)
+    bar.set_label("text to image, recall at 1 (%)")
+    return figure
+
+
+def plot_curves(streams: Mapping[str, np.ndarray], labels: Sequence[str]) -> Any:
+    """Draw average recall, forgetting and English recall over the tasks.
+
+    :param streams: per method percent ``(seeds, T, J)``.
+    :param labels: J languages.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from avalanche_clip.evaluation.functional import recall_forgetting_curves
+
+    titles = {
+        "average_recall": "Mean over languages learned so far",
+        "forgetting": "Forgetting",
+        "english": "English",
+    }
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(titles))
+    for number, (method, found) in enumerate(streams.items()):
+        curves = [recall_forgetting_curves(E) for E in found]
+        for key, axes in zip(titles, panels, strict=True):
+            rows = found[:, :, 0] if key == "english" else [c[key] for c in curves]
+            _band(axes, np.asarray(rows), method, number)
+    for (key, title), axes in zip(titles.items(), panels, strict=True):
+        _dress(axes, title, labels)
+        axes.set_ylabel("drop in percent" if key == "forgetting" else "recall at 1 (%)")
+        if key != "forgetting":
+            axes.set_ylim(bottom=0)
+    panels[-1].legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9
+    )
+    return figure
+
+
+def _band(axes: Any, values: np.ndarray, method: str, number: int) -> None:
+    """Draw the mean over seeds, and one standard deviation around it."""
+    x = np.arange(1, values.shape[1] + 1)
+    dash = ("-", "--", ":", "-.")[number // 8 % 4]
+    colour = f"C{number % 8}"
+    mean = values.mean(axis=0)
+    axes.plot(x, mean, dash, color=colour, linewidth=1.6, label=method)
+    if len(values) > 1:
+        spread = values.std(axis=0, ddof=1)
+        axes.fill_between(
+            x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def _dress(axes: Any, title: str, labels: Sequence[str]) -> None:
+    places = range(1, len(labels) + 1)
+    size = 7 if len(labels) > 12 else 10
+    axes.set_xticks(places, labels, rotation=90, fontsize=size)
+    axes.set_xlabel("after learning")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
+    for name in ("top", "right"):
+        axes.spines[name].set_visible(False)
+
+
+__all__ = [
+    "METRICS",
+    "plot_curves",
+    "plot_languages",
+    "read_study",
+    "save_study",
+    "seen_only",
+    "study_line",
+    "study_table",
+    "write_plots",
+]

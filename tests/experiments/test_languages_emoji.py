@@ -1,0 +1,245 @@
+"""The study of emoji in 36 languages: methods, table and command line."""
+
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from avalanche_clip.benchmarks import multilingual_emoji
+from tests.scripts import load_script
+from tests.training.languages import language_stream, tiny_model
+
+GROWTH = [
+    {"language": "en", "new": 60, "reachable": 50, "size": 1500},
+    {"language": "it", "new": 40, "reachable": 10, "size": 2000},
+]
+
+
+@pytest.fixture(scope="module")
+def study():
+    return load_script("experiments/languages_emoji.py")
+
+
+def found(rows, growth=GROWTH):
+    """A finished run with the given recalls."""
+    E = np.array(rows)
+    names = ("text_to_image_R@1", "image_to_text_R@1", "mean_R@1")
+    return {
+        "matrices": {name: E for name in names},
+        "before": {name: E[0] for name in names},
+        "labels": ["en", "it", "de"][: E.shape[1]],
+        "growth": growth,
+        "seconds": {"train": 2.0, "eval": 1.0},
+    }
+
+
+def strategy_of(study, method, config=None):
+    model = tiny_model()
+    config = config or study.Config(vocab_size=300, languages=3)
+    stream = language_stream(model)
+    return study.build_strategy(config, method, model, stream), stream
+
+
+# ------------------------------------------------------------ table and plots
+def test_line__hand_computed(study):
+    nan = float("nan")
+    line = study.study_line(found([[0.5, nan], [0.3, 0.4]]))
+    assert line["AR"] == pytest.approx(35) and line["en"] == pytest.approx(30)
+    assert line["F"] == pytest.approx(20) and line["F en"] == pytest.approx(20)
+    assert line["new"] == pytest.approx(45) and line["AR both"] == pytest.approx(35)
+    assert line["tokens/1000"] == 2 and line["reachable %"] == 60
+
+
+def test_line__of_one_step_has_no_forgetting(study):
+    line = study.study_line(found([[0.5, 0.1, 0.3]], growth=[]))
+    assert line["AR"] == pytest.approx(30) and line["en"] == 50
+    for name in ("F", "F en", "new", "tokens/1000", "reachable %"):
+        assert np.isnan(line[name])
+
+
+def test_tables__mean_and_spread_and_plots(study, tmp_path):
+    nan = float("nan")
+    one, two = found([[0.5, nan], [0.3, 0.4]]), found([[0.5, nan], [0.5, 0.4]])
+    joint = found([[0.5, 0.4]])
+    text = study.write_tables({"teir": [one, two], "joint": [joint, joint]}, tmp_path)
+    row = next(line for line in text.splitlines() if line.startswith("teir"))
+    assert row.split()[1:5] == ["40.0", "±7.1", "10.0", "±14.1"]
+    assert (tmp_path / "tables.txt").read_text() == text + "\n"
+    assert (tmp_path / "languages.png").is_file()
+    assert (tmp_path / "curves.png").is_file()
+
+
+# -------------------------------------------------------------------- methods
+@pytest.mark.parametrize(
+    "method, init, regularize, trainable",
+    [
+        ("cll-clip", "normal", None, "tokens"),
+        ("teir", "teir", "gd", "tokens"),
+        ("init-only", "teir", None, "tokens"),
+        ("regularize-only", "normal", "gd", "tokens"),
+        ("teir-snapshots", "teir", "gd", "tokens"),
+        ("fine-tune", "normal", None, "text"),
+        ("fine-tune+teir", "teir", "gd", "text"),
+        ("frozen", "teir", "gd", "nothing"),
+        ("er", "normal", None, "tokens"),
+        ("er+teir", "teir", "gd", "tokens"),
+        ("oewc", "normal", None, "tokens"),
+        ("mla+teir", "teir", "gd", "tokens"),
+        ("lora", "normal", None, "tokens"),
+    ],
+)
+def test_build_strategy__forms_of_the_method(
+    method, init, regularize, trainable, study
+):
+    strategy, _ = strategy_of(study, method)
+    assert strategy.expansion.init == init
+    assert strategy.expansion.regularize == regularize
+    assert strategy.trainable == trainable
+    scope = "language" if method.endswith("snapshots") else "latest"
+    assert strategy.model.tokenizer.scope == scope
+
+
+@pytest.mark.parametrize("teir", ["", "+teir"])
+@pytest.mark.parametrize(
+    "name, plugin, key, value",
+    [
+        ("er", "ReservoirReplayPlugin", "target", "teacher"),
+        ("der", "ReservoirReplayPlugin", "target", "student"),
+        ("oewc", "OnlineEWCPlugin", "ewc_lambda", 1000.0),
+        ("mla", "LanguageAdapterPlugin", "kind", "mla"),
+        ("lora", "LanguageAdapterPlugin", "kind", "lora"),
+    ],
+)
+def test_build_plugins__of_the_baselines(name, plugin, key, value, teir, study):
+    (made,) = study.build_plugins(study.Config(), name + teir)
+    assert type(made).__name__ == plugin and getattr(made, key) == value
+
+
+def test_rates__of_the_method_or_written(study):
+    config = study.Config(rates={"tokens": 0.1, "fine-tune": 0.2})
+    assert [config.rate(m) for m in ("teir", "er+teir", "fine-tune+teir")] == [
+        0.1,
+        0.1,
+        0.2,
+    ]
+    assert config.rate("fine-tune:0.003") == 0.003
+    strategy, _ = strategy_of(study, "teir:0.004")
+    assert {g["lr"] for g in strategy.optimizer.param_groups} == {0.004}
+
+
+def test_joint__has_all_captions_and_updates(study):
+    config = study.Config(vocab_size=300, languages=3, iterations=5)
+    strategy, _ = strategy_of(study, "joint", config)
+    assert strategy.compute.iterations == 15
+    assert strategy.expansion.vocab_size == 900
+    assert {"red cat", "rote katze", "σπίτι"} <= set(
+        strategy.expansion.oracle_vocabulary
+    )
+
+
+@pytest.fixture
+def few_emoji(monkeypatch):
+    """Forty emoji in place of the 719 of 2010."""
+    few = partial(multilingual_emoji, emoji=np.arange(40))
+    monkeypatch.setattr("avalanche_clip.benchmarks.multilingual_emoji", few)
+
+
+def test_benchmark__has_features_and_no_pictures(
+    study, few_emoji, tmp_path, monkeypatch
+):
+    config = study.Config(languages=2, validation=True)
+    model = study.build_model(config)
+    stream = study.build_benchmark(config, model, tmp_path / "store")
+    monkeypatch.setattr(type(model), "encode_image", None)
+    for name, has_text in (("train", True), ("test", False), ("valid", False)):
+        first = stream.streams[name][1].dataset
+        batch, *_ = first.collate_fn([first[k] for k in range(3)])
+        assert batch["image"].shape == (3, 0)
+        assert batch["teacher_image"].shape == (3, model.embed_dim)
+        assert ("teacher_text" in batch) == has_text
+    sizes = [len(stream.streams[n][1].dataset) for n in ("train", "test", "valid")]
+    assert sizes[0] + sizes[2] == 2 * sizes[1]
+
+
+# -------------------------------------------------------------------- testing
+def test_evaluation__on_languages_learned_so_far(study):
+    config = study.Config(vocab_size=300, languages=3, iterations=1)
+    strategy, stream = strategy_of(study, "teir", config)
+
+    def tested():
+        values = strategy.eval(stream.test_stream)
+        names = [k for k in values if k.startswith("mean_R@1/") and "Exp" in k]
+        return sorted(int(name[-3:]) for name in names)
+
+    assert tested() == [0, 1, 2]
+    strategy.train(stream.train_stream[0])
+    assert tested() == [0]
+    strategy.train(stream.train_stream[1])
+    assert tested() == [0, 1]
+
+
+def test_study__is_found_again_for_the_same_settings(study, tmp_path, monkeypatch):
+    settings = {"method": "teir", **asdict(study.Config(seed=3))}
+    one = found([[0.5, float("nan")], [0.3, 0.4]])
+    result = type("Result", (), {})()
+    result.matrices = {
+        "test": {
+            name: {"E": one["matrices"][name], "before": one["before"][name]}
+            for name in one["matrices"]
+        }
+    }
+    result.results = {
+        "data": {"labels": {"test": one["labels"]}},
+        "seconds": {"train": [1.0, 2.0], "eval": [3.0]},
+    }
+    study.save_study(tmp_path, settings, result, [])
+    again = study.run(replace(study.Config(seed=3), device="cuda"), "teir", tmp_path)
+    for name, E in one["matrices"].items():
+        np.testing.assert_array_equal(again["matrices"][name], E)
+    assert again["seconds"] == {"train": 3.0, "eval": 3.0}
+    assert study.read_study(tmp_path, {**settings, "seed": 4}) is None
+
+
+# --------------------------------------------------------------- command line
+@pytest.mark.slow
+def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "QUICK", 2)
+    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    base = ["--quick", "--iterations", "2", "--methods", "teir,er,fine-tune,frozen"]
+    study.main([*base, "--out", str(tmp_path / "whole")])
+    whole = capsys.readouterr().out.replace("/whole/", "/")
+    assert "\nfine-tune " in whole and (tmp_path / "whole/comparison.html").is_file()
+
+    from avalanche_clip.training import stream
+
+    evaluate = stream._Run.evaluate
+
+    def killed(run, row):
+        if row == 2:
+            raise KeyboardInterrupt
+        evaluate(run, row)
+
+    part = [*base, "--out", str(tmp_path / "part")]
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._Run, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study.main(part)
+    capsys.readouterr()
+    for _ in range(2):  # the second time nothing is left to do
+        study.main(part)
+        assert capsys.readouterr().out.replace("/part/", "/") == whole
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--methods", "teir,joint+teir"], "unknown method joint+teir"),
+        (["--methods", "teir:fast"], "'fast' in 'teir:fast' is no learning rate"),
+        (["--methods", "teir:-1"], "is no learning rate"),
+    ],
+)
+def test_main__wrong_arguments(arguments, message, study, capsys):
+    with pytest.raises(SystemExit):
+        study.main(arguments)
+    assert message in capsys.readouterr().err
