@@ -238,10 +238,10 @@ def plot_curves(streams: Mapping[str, np.ndarray], labels: Sequence[str]) -> Any
 
     titles = {
         "average_recall": "Mean over languages learned so far",
-        "forgetting": "Forgetting",
+        "forgetting": "Forgetting of earlier languages",
         "english": "English",
     }
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    figure = Figure(figsize=(17, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(titles))
     for number, (method, found) in enumerate(streams.items()):

@@ -116,14 +116,11 @@ def test_build_plugins__of_the_baselines(name, plugin, key, value, teir, study):
     assert type(made).__name__ == plugin and getattr(made, key) == value
 
 
-def test_rates__of_the_method_or_written(study):
-    config = study.Config(rates={"tokens": 0.1, "fine-tune": 0.2})
-    assert [config.rate(m) for m in ("teir", "er+teir", "fine-tune+teir")] == [
-        0.1,
-        0.1,
-        0.2,
-    ]
-    assert config.rate("fine-tune:0.003") == 0.003
+def test_learning_rate__of_its_kind_or_behind_the_colon(study):
+    config = study.Config(lr=0.1, text_lr=0.2)
+    assert study.learning_rate(config, "er+teir") == 0.1
+    assert study.learning_rate(config, "fine-tune+teir") == 0.2
+    assert study.learning_rate(config, "fine-tune:0.003") == 0.003
     strategy, _ = strategy_of(study, "teir:0.004")
     assert {g["lr"] for g in strategy.optimizer.param_groups} == {0.004}
 
