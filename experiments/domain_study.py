@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,41 @@ def accuracies(strategy: Any, stream: Any, name: str) -> list[float]:
 
 
 def once(
-    strategy: Any, benchmark: Any, streams: Sequence[str], folder: str | Path
+    strategy: Any,
+    benchmark: Any,
+    streams: Sequence[str],
+    folder: str | Path,
+    settings: Mapping[str, Any],
 ) -> dict[str, list[float]]:
-    """Accuracies of the model as it is; kept in ``folder`` for the next time."""
+    """Accuracies of the model as it is; kept in ``folder`` for the next time.
+
+    :param settings: of the run; what was kept under others is not taken.
+    """
     path = Path(folder) / "once.json"
+    wanted = json.loads(json.dumps({"streams": list(streams), **settings}, default=str))
     if path.is_file():
-        return json.loads(path.read_text())
+        kept = json.loads(path.read_text())
+        if kept.get("settings") == wanted:
+            return kept["accuracies"]
     found = {
         name: accuracies(strategy, benchmark.streams[name], name) for name in streams
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1))
+    _write_json({"settings": wanted, "accuracies": found}, path)
     return found
+
+
+def write_routing(routing: Mapping[str, Any], folder: str | Path) -> None:
+    """Write how images were routed, beside streams that were only tested earlier."""
+    path = Path(folder) / "routing.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    _write_json({**earlier, **routing}, path)
+
+
+def _write_json(content: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def parameter_counts(strategy: Any) -> dict[str, int]:
@@ -222,5 +246,6 @@ __all__ = [
     "routing_table",
     "spread_table",
     "summary_line",
+    "write_routing",
     "write_study",
 ]

@@ -24,11 +24,10 @@ stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from domain_study import (
     parameter_counts,
     spread_table,
     summary_line,
+    write_routing,
     write_study,
 )
 
@@ -186,7 +186,10 @@ def build_selector(config: Config) -> Any:
         "alexnet",
         weights=config.alexnet,
         threshold=0.06 if few else 0.065,
-        training=SelectorTraining(lr=0.003 if few else 0.01),
+        # the published few-shot rate never decays: it counts epochs of the full data
+        training=SelectorTraining(lr=0.003, decay_epochs=None)
+        if few
+        else SelectorTraining(lr=0.01),
         seed=config.seed,
     )
 
@@ -261,7 +264,8 @@ def run(config: Config, out_dir: str | Path) -> dict[str, Any]:
         "routing": None,
     }
     if config.method == "zero-shot":
-        row = once(strategy, benchmark, ("test",), out_dir)["test"]
+        settings = {**asdict(config), "device": None}
+        row = once(strategy, benchmark, ("test",), out_dir, settings)["test"]
         return {**found, "trainable": 0, "matrix": constant_matrix(row)}
     result = run_stream(
         strategy,
@@ -274,8 +278,7 @@ def run(config: Config, out_dir: str | Path) -> dict[str, Any]:
     found["matrix"] = result.matrix(ACCURACY, "test")
     if config.method == "moe-adapters":
         found["routing"] = strategy.moe.routing["test"]
-        path = Path(out_dir) / "routing.json"
-        path.write_text(json.dumps(strategy.moe.routing, indent=1))
+        write_routing(strategy.moe.routing, out_dir)
     return found
 
 

@@ -21,11 +21,10 @@ stopped; commands with other methods or seeds may share a folder and run side by
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from domain_study import (
     parameter_counts,
     spread_table,
     summary_line,
+    write_routing,
     write_study,
 )
 
@@ -266,6 +266,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     moe = getattr(strategy, "moe", None)
     # the base model was trained on OpenMoji drawings of 2010
     final = [] if config.validation else ["reference_test"]
+    settings = {"method": method, **asdict(config), "device": None}
     found: dict[str, Any] = {
         "trainable": parameter_counts(strategy)["trainable"],
         "labels": [e.label for e in benchmark.streams["test"]],
@@ -274,7 +275,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
         "own": None,
     }
     if method == "zero-shot":
-        values = once(strategy, benchmark, ["test", *final], out_dir)
+        values = once(strategy, benchmark, ["test", *final], out_dir, settings)
         base = values.get("reference_test", [None])[0]
         matrix = constant_matrix(values["test"])
         return {method: {**found, "trainable": 0, "matrix": matrix, "base": base}}
@@ -282,7 +283,8 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     result = run_stream(
         strategy, benchmark, out_dir, streams=streams, resume=True, method=method
     )
-    values = once(strategy, benchmark, ["test_own", *final] if moe else final, out_dir)
+    last = ["test_own", *final] if moe else final
+    values = once(strategy, benchmark, last, out_dir, settings)
     rows = {}
     for stream in streams:
         row = {**found, "matrix": result.matrix(ACCURACY, stream)}
@@ -293,8 +295,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
             row["own"] = float(np.mean(values["test_own"]))
         rows[method + VIEWS[stream][2]] = row
     if moe:
-        path = Path(out_dir) / "routing.json"
-        path.write_text(json.dumps(moe.routing, indent=1))
+        write_routing(moe.routing, out_dir)
     return rows
 
 

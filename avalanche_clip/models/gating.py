@@ -58,6 +58,11 @@ def route(
         reaches ``clean`` and ``noise_std`` through the kept scores only.
     :raises ValueError: for other shapes or types, or k out of range.
     """
+    if not isinstance(clean, Tensor):
+        raise ValueError(
+            f"Scores came as {type(clean).__name__}; give a floating point tensor "
+            "(B, E), from an array by torch.from_numpy."
+        )
     if clean.ndim != 2 or not clean.is_floating_point():
         raise ValueError(
             f"Scores came as {tuple(clean.shape)}, {clean.dtype}; give a floating point"
@@ -65,7 +70,7 @@ def route(
         )
     experts = clean.shape[1]
     if isinstance(k, bool) or not isinstance(k, Integral):
-        raise TypeError(f"k={k!r} is no integer; choose 1 <= k <= E={experts}.")
+        raise ValueError(f"k={k!r} is no integer; choose 1 <= k <= E={experts}.")
     if not 1 <= k <= experts:
         raise ValueError(f"k={k} is out of range; choose 1 <= k <= E={experts}.")
     logits = clean if clean.dtype is torch.float64 else clean.float()
@@ -84,7 +89,9 @@ def route(
 def _scale_like(noise_std: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(noise_std, Tensor):
         if not noise_std >= 0:
-            raise ValueError(f"noise_std={noise_std} is negative; give 0 or more.")
+            raise ValueError(
+                f"noise_std={noise_std} is negative or NaN; give 0 or more."
+            )
         return float(noise_std)
     try:
         fits = torch.broadcast_shapes(noise_std.shape, logits.shape) == logits.shape
@@ -124,7 +131,7 @@ def noisy_top_k_gates(
     """
     # Not in route(), which mixtures call: it waits for the device.
     if isinstance(noise_std, Tensor) and not bool((noise_std >= 0).all()):
-        raise ValueError("noise_std holds negative values; give 0 or more.")
+        raise ValueError("noise_std holds negative values or NaN; give 0 or more.")
     return route(logits_or_clean, k, noise_std, generator).gates()
 
 

@@ -370,10 +370,10 @@ class MoEAdapter(nn.Module):
 
         :param count: how many are ranked first, 0 to E.
         :param rank_over: ``"all"`` ranks frozen experts too, so fewer than
-            ``count`` may be added; ``"unfrozen"`` adds ``count`` as long as
-            there are any.
+            ``count`` may be added, and experts that no row kept come last;
+            ``"unfrozen"`` adds ``count`` of those in use as long as there are any.
         :return: experts frozen by this call, most used first. Ties go to the
-            lowest index. Experts that no row kept are never frozen.
+            lowest index. None if no row was counted at all.
         :raises ValueError: if an argument is out of range.
 
         Source: Yu et al., CVPR 2024, section 3.3 (activate-freeze); the
@@ -390,10 +390,10 @@ class MoEAdapter(nn.Module):
             )
         ranked = self.counts.sort(descending=True, stable=True)
         used = int((ranked.values > 0).sum())
-        order = ranked.indices[:used].tolist()
+        order = ranked.indices.tolist() if used else []
         frozen = set(self.frozen.nonzero().flatten().tolist())
         if rank_over == "unfrozen":
-            order = [e for e in order if e not in frozen]
+            order = [e for e in order[:used] if e not in frozen]
         added = [e for e in order[:count] if e not in frozen]
         self.freeze_experts(added)
         return added

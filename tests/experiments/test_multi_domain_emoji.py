@@ -1,6 +1,7 @@
 """The study of emoji domains: methods, tables and command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,22 @@ def test_main__all_methods_and_resume(short, tmp_path, capsys):
     assert sum(routing["test"]["3,0"].values()) == 6
     short.main(arguments)
     assert capsys.readouterr().out == first
+    again = json.loads((tmp_path / "moe-adapters/seed_0/routing.json").read_text())
+    assert again == routing
+
+
+def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
+    import domain_study
+
+    calls = []
+    monkeypatch.setattr(
+        domain_study, "accuracies", lambda *args: calls.append(args) or [0.5]
+    )
+    benchmark = SimpleNamespace(streams={"test": None})
+    for settings in ({"seed": 0}, {"seed": 0}, {"seed": 1}):
+        found = domain_study.once(None, benchmark, ["test"], tmp_path, settings)
+        assert found == {"test": [0.5]}
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,10 @@ def test_freeze__most_used_with_ties_to_the_lowest_index():
     assert moe.frozen.tolist() == [True, True, True, False, True]
     assert all(p.requires_grad for p in moe.experts[3].parameters())
     assert all(p.requires_grad for p in moe.routers.parameters())
-    assert make().freeze_most_used(0) == []
+    assert make().freeze_most_used(0) == make().freeze_most_used(2) == []
+    single = make()
+    single.counts = torch.tensor([0, 0, 5, 0, 0])  # published: always two
+    assert single.freeze_most_used(2) == [2, 0]
     with pytest.raises(ValueError, match="count=6"):
         moe.freeze_most_used(6)
     with pytest.raises(ValueError, match="unfrozen"):
