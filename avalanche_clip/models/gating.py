@@ -90,7 +90,7 @@ def _scale_like(noise_std: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(noise_std, Tensor):
         if not noise_std >= 0:
             raise ValueError(
-                f"noise_std={noise_std} is negative or NaN; give 0 or more."
+                f"noise_std={noise_std} is negative or NaN; give >= 0."
             )
         return float(noise_std)
     try:
