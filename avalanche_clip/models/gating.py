@@ -89,9 +89,7 @@ def route(
 def _scale_like(noise_std: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(noise_std, Tensor):
         if not noise_std >= 0:
-            raise ValueError(
-                f"noise_std={noise_std} is negative or NaN; give >= 0."
-            )
+            raise ValueError(f"noise_std={noise_std} is negative or NaN; give >= 0.")
         return float(noise_std)
     try:
         fits = torch.broadcast_shapes(noise_std.shape, logits.shape) == logits.shape
