@@ -200,7 +200,7 @@ def test_arguments__of_a_wrong_type_are_refused():
     scores = torch.randn(2, 3)
     with pytest.raises(ValueError, match="negative"):
         noisy_top_k_gates(scores, 1, torch.tensor([-1.0, 1.0, 1.0]))
-    with pytest.raises(TypeError, match=r"k=2\.0"):
+    with pytest.raises(ValueError, match=r"k=2\.0"):
         noisy_top_k_gates(scores, 2.0)
 
 
