@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -13,6 +14,10 @@ from avalanche_clip.models.fingerprint import FingerprintCache
 
 TEXTS_PER_PASS = 256
 """Texts that a frozen model encodes at once."""
+
+
+_CACHES: weakref.WeakKeyDictionary[Any, FingerprintCache] = weakref.WeakKeyDictionary()
+"""Of models without a fingerprint of their own."""
 
 
 class Texts(Protocol):
@@ -40,7 +45,8 @@ def text_fingerprint(model: Any) -> str:
         found = find("text")
     else:
         named = model.state_dict(keep_vars=True).items()
-        found = FingerprintCache()((n, t) for n, t in named if isinstance(t, Tensor))
+        cache = _CACHES.setdefault(model, FingerprintCache())
+        found = cache((n, t) for n, t in named if isinstance(t, Tensor))
     size = getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
     return f"{found}-{size}"
 

@@ -68,8 +68,6 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
         for name, old in self.fisher.items():
             if name not in fisher:  # frozen now; it may be trained again later
                 fisher[name] = self.gamma * old
-            elif old.shape == fisher[name].shape:
-                fisher[name] += self.gamma * old
             else:
                 fisher[name][corner(old)] += self.gamma * old
         self.fisher = fisher
