@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import seed_list
 
 STREAMS = ("test", "base", "gallery")
 DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
@@ -296,7 +297,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default=",".join(DEFAULT))
     parser.add_argument("--stream", choices=("time", "domains"), default="time")
-    parser.add_argument("--seeds", default="0", help="comma-separated numbers")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
+    )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, help="per experience; default 60|150")
@@ -325,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(options.out or f"runs/alignment_{kind}")
     runs: dict[str, list[Any]] = {}
     for method in methods:
-        for seed in (int(s) for s in options.seeds.split(",")):
+        for seed in options.seeds:
             config = replace(
                 Config(),
                 iterations=iterations,

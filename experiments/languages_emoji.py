@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import seed_list
 from language_study import (
     read_study,
     save_study,
@@ -275,7 +276,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default=",".join(DEFAULT))
-    parser.add_argument("--seeds", default="0", help="comma-separated numbers")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
+    )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
@@ -297,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(options.out or f"runs/languages_emoji{kind}")
     runs: dict[str, list[dict[str, Any]]] = {}
     folders: dict[str, list[Path]] = {}
-    for seed in (int(s) for s in options.seeds.split(",")):
+    for seed in options.seeds:
         for method in methods:
             config = replace(
                 Config(),

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import seed_list
 from domain_study import (
     ACCURACY,
     constant_matrix,
@@ -301,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--order", choices=("I", "II"), default="I")
     parser.add_argument("--shots", type=int, help="images per class; default all")
-    parser.add_argument("--seeds", default="42", help="comma-separated numbers")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="42", help="comma-separated numbers"
+    )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", help="folder of reference images")
@@ -327,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     runs: dict[str, list[dict[str, Any]]] = {}
     for method in methods:
-        for seed in (int(s) for s in options.seeds.split(",")):
+        for seed in options.seeds:
             config = published(replace(base, method=method, seed=seed))
             folder = out / method / f"seed_{seed}"
             try:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import seed_list
 from domain_study import (
     ACCURACY,
     constant_matrix,
@@ -324,7 +325,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", default="0", help="comma-separated numbers")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
+    )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
@@ -341,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(options.out or f"runs/multi_domain_emoji{kind}")
     runs: dict[str, list[dict[str, Any]]] = {}
     for method in methods:
-        for seed in (int(s) for s in options.seeds.split(",")):
+        for seed in options.seeds:
             config = replace(
                 Config(),
                 iterations=options.iterations,
@@ -359,9 +362,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trained:
         from avalanche_clip.evaluation.report import write_comparison
 
-        seeds = [int(s) for s in options.seeds.split(",")]
         folders = [
-            out / m.replace(":", "_") / f"seed_{s}" for m in trained for s in seeds
+            out / m.replace(":", "_") / f"seed_{s}"
+            for m in trained
+            for s in options.seeds
         ]
         print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
 

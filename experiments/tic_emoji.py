@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import seed_list
 
 METHODS = (
     "sequential",
@@ -300,7 +301,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--methods", help=f"comma-separated: {', '.join(METHODS)}, joint"
     )
-    parser.add_argument("--seeds", default="0", help="comma-separated numbers")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
+    )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32")
@@ -315,10 +318,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(
             f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)} or joint"
         )
-    try:
-        seeds = list(dict.fromkeys(int(s) for s in options.seeds.split(",")))
-    except ValueError:
-        parser.error(f"--seeds {options.seeds!r} must be numbers such as 0,1,2")
     from avalanche_clip import distributed
 
     place = distributed.init_distributed()  # joins the processes of torchrun
@@ -333,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines: dict[str, list[dict[str, float]]] = {}
     folders = []
     for method in methods:
-        for seed in seeds:
+        for seed in options.seeds:
             config = replace(
                 JOINT if method == "joint" else base,
                 seed=seed,

@@ -173,7 +173,10 @@ def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [(["--methods", "moe"], "unknown method moe")],
+    [
+        (["--methods", "moe"], "unknown method moe"),
+        (["--seeds", "0,one"], "'0,one' must be numbers"),
+    ],
 )
 def test_main__wrong_arguments(arguments, message, study, capsys):
     with pytest.raises(SystemExit):
