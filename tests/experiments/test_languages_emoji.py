@@ -1,5 +1,6 @@
 """The study of emoji in 36 languages: methods, table and command line."""
 
+import math
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -114,6 +115,16 @@ def test_build_strategy__forms_of_the_method(
 def test_build_plugins__of_the_baselines(name, plugin, key, value, teir, study):
     (made,) = study.build_plugins(study.Config(), name + teir)
     assert type(made).__name__ == plugin and getattr(made, key) == value
+
+
+def test_weight_decay__published_value_and_the_same_shrinking_of_short_runs(study):
+    published = study.Config(iterations=13_281, lr=5e-5)
+    assert study.weight_decay(published, "teir") == pytest.approx(0.05, rel=1e-3)
+    config = study.Config(iterations=60, lr=2e-3, text_lr=1e-3)
+    for method, rate in (("cll-clip", 2e-3), ("fine-tune", 1e-3), ("er:0.004", 4e-3)):
+        decay = study.weight_decay(config, method)
+        factor = math.prod(1 - rate * min(i / 6, 1) * decay for i in range(60))
+        assert factor == pytest.approx(0.96895, abs=5e-4)
 
 
 def test_learning_rate__of_its_kind_or_behind_the_colon(study):
