@@ -61,7 +61,7 @@ METHODS = (
 )
 QUICK = 6
 WARMUP = 0.1
-"""Share of the updates of a language in which the rate rises (CLLCLIP's own)."""
+"""Share of the updates of a language in which the rate rises, as published."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
             "eval_mb_size": config.eval_mb_size,
             "length_groups": config.length_groups,
             "weight_decay": weight_decay(config, method),
+            "warmup_fraction": WARMUP,
             "device": config.device,
             "seed": config.seed,
             "plugins": [
@@ -292,11 +293,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
+    parser.add_argument(
+        "--task-decay",
+        type=float,
+        default=Config.task_decay,
+        help="share by which rows of the table decay per language",
+    )
     parser.add_argument("--quick", action="store_true", help="six languages")
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args(argv)
     methods = list(dict.fromkeys(options.methods.split(",")))
     wrong = [reason for reason in map(_refused, methods) if reason]
+    if options.iterations < 1:
+        wrong.append(f"--iterations {options.iterations} must be 1 or more")
+    if not 0 <= options.task_decay < 1:
+        wrong.append(f"--task-decay {options.task_decay} is no share; use 0 to 1")
     if wrong:
         parser.error(wrong[0])
     torch.set_flush_denormal(True)
@@ -316,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 Config(),
                 languages=count,
                 iterations=options.iterations,
+                task_decay=options.task_decay,
                 validation=options.validation,
                 device=options.device,
                 seed=seed,

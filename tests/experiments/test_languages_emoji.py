@@ -93,7 +93,10 @@ def test_tables__mean_and_spread_and_plots(study, tmp_path):
 def test_build_strategy__forms_of_the_method(
     method, init, regularize, trainable, study
 ):
-    strategy, _ = strategy_of(study, method)
+    config = study.Config(vocab_size=300, languages=3, task_decay=0.2)
+    strategy, _ = strategy_of(study, method, config)
+    assert strategy.expansion.weight_decay == study.weight_decay(config, method)
+    assert strategy.warmup_fraction == study.WARMUP
     assert strategy.expansion.init == init
     assert strategy.expansion.regularize == regularize
     assert strategy.trainable == trainable
@@ -245,6 +248,9 @@ def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsy
         (["--methods", "teir,joint+teir"], "unknown method joint+teir"),
         (["--methods", "teir:fast"], "'fast' in 'teir:fast' is no learning rate"),
         (["--methods", "teir:-1"], "is no learning rate"),
+        (["--iterations", "0"], "--iterations 0 must be 1 or more"),
+        (["--task-decay", "1"], "--task-decay 1.0 is no share"),
+        (["--task-decay", "nan"], "--task-decay nan is no share"),
     ],
 )
 def test_main__wrong_arguments(arguments, message, study, capsys):
