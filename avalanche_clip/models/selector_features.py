@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avalanche_clip.models.dual_encoder import DualEncoder
 
-POOLINGS = ("mean", "mean_std", "grid")
+POOLINGS = ("mean", "mean_std", "none", "grid")
 GRID = 4  # cells per side of the pooling "grid"
 # where a convolutional tower's stem ends and its first stage begins
 _FIRST_STAGES = ("stages", "layer1", "s1", "blocks")
@@ -187,8 +187,11 @@ class ModelFeatures(SelectorFeatures):
 
     :param model: its early layers are copied; it is left as it is.
     :param pooling: ``"mean"``; ``"mean_std"``, which adds the standard
-        deviations over tokens or places (2C features); or ``"grid"``
-        (convolutional only, 16C features). None: mean or grid, see above.
+        deviations over tokens or places (2C features); ``"none"``, which
+        keeps every token or place, as the published selector does (LC
+        features: 151,296 for ViT-B/16, so each autoencoder is large); or
+        ``"grid"`` (convolutional only, 16C features). None: mean or grid,
+        see above. On the embedded emoji ``"none"`` told 9 groups apart best.
     :raises ValueError: for an unknown pooling, for ``"grid"`` with a
         transformer, and for towers without a known beginning.
     """
@@ -207,7 +210,7 @@ class ModelFeatures(SelectorFeatures):
         stage, later, view = _find_tap(model)
         if pooling is None:
             pooling = "mean" if view is not None else "grid"
-        allowed = POOLINGS if view is None else POOLINGS[:2]
+        allowed = POOLINGS if view is None else POOLINGS[:3]
         if pooling not in allowed:
             raise ValueError(
                 f"pooling={pooling!r} is unknown for this image tower; use one of"
@@ -301,10 +304,25 @@ class ModelFeatures(SelectorFeatures):
             hidden = hidden.flatten(2).transpose(1, 2)
         elif not self._batch_first:
             hidden = hidden.transpose(0, 1)
+        if self.pooling == "none":
+            return self._all_of(hidden)
         mean = hidden.mean(1)
         if self.pooling == "mean":
             return mean
         return torch.cat([mean, hidden.std(1, unbiased=False)], dim=1)
+
+    def _all_of(self, hidden: Tensor) -> Tensor:
+        """Flatten tokens ``(B, L, C)``; refuse images of another size."""
+        features = hidden.flatten(1)
+        expected = getattr(self, "feature_size", features.shape[1])
+        if features.shape[1] != expected:
+            raise ValueError(
+                f"The images give {hidden.shape[1]} tokens instead of"
+                f" {expected // hidden.shape[2]}; with pooling='none' all images must"
+                f" have {self._size[0]} x {self._size[1]} pixels, as"
+                " model.transform(train) makes them."
+            )
+        return features
 
     def settings(self) -> dict[str, Any]:
         """Return the pooling."""

@@ -61,8 +61,8 @@ def test_build_strategy__forms_of_the_adapters(name, study, emoji):
     strategy = study.build_strategy(config, name, model, benchmark)
     assert strategy.moe.freeze == (name != "moe-no-freeze")
     selector = strategy.moe.auto_selector
-    assert (selector.hidden, selector.training_plan.lr) == (32, 0.003)
-    assert selector.extractor_module.settings() == {"pooling": "mean_std"}
+    assert (selector.hidden, selector.training_plan.lr) == (16, 0.003)
+    assert selector.extractor_module.settings() == {"pooling": "none"}
     assert strategy.learning_rates == (config.rates[name],)
     (first, *_) = model.moe_adapters.adapters()
     assert first.num_experts == config.num_experts

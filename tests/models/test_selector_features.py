@@ -68,6 +68,22 @@ def test_convolutional__grid_over_the_stem(conv):
     torch.testing.assert_close(ModelFeatures(conv, "mean")(x), stem.mean((2, 3)))
 
 
+def test_pooling_none__keeps_every_token_and_place(vit, conv):
+    x = images(vit)
+    features = ModelFeatures(vit, "none")
+    expected = block_output(vit, x)  # (3, L, 32)
+    assert torch.equal(features(x).view_as(expected), expected)
+    assert features.feature_size == expected[0].numel()
+    seen, _ = tapped(features, vit, x)
+    torch.testing.assert_close(seen[0], features(x))
+    x = images(conv)
+    stem = conv.clip.visual.trunk.stem(x).detach()  # (3, 32, 12, 12)
+    places = ModelFeatures(conv, "none")
+    torch.testing.assert_close(places(x).view(3, 12, 12, 32), stem.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="240 tokens instead of 144.*48 x 48"):
+        places(torch.zeros(1, 3, 80, 48))
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_transformers__mean_token_after_first_block(
     kind, hf_clip_folder, hf_siglip_folder
