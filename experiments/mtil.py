@@ -5,6 +5,7 @@ Commands (from the repository root):
     python experiments/mtil.py --root data --device cuda
     python experiments/mtil.py --root data --methods moe-adapters --shots 5
     python experiments/mtil.py --root data --order II --alexnet alexnet.pth
+    python experiments/mtil.py --root data --views image,batch --methods moe-adapters
 
 ``--root`` holds the folders of all data sets (the module
 avalanche_clip.benchmarks.datasets.mtil.readers lists them). Two methods need
@@ -19,6 +20,11 @@ ViT-B/16 with OpenAI's weights, which open_clip fetches. The selector reads the
 model's own early features; the paper's AlexNet takes its place with ``--alexnet``
 (torchvision's state dictionary). A killed command, given again, goes on where it
 stopped.
+
+``--views`` tests MoE-Adapters with several choices of routers: ``image`` chooses for
+each image, ``batch`` for each batch (as the authors do), ``newest`` always takes the
+newest, and ``calibrated`` is ``image`` with a threshold from held-out training images,
+on which no method is trained then.
 """
 
 from __future__ import annotations
@@ -43,9 +49,18 @@ from domain_study import (
     write_routing,
     write_study,
 )
+from router_views import RouterView, RouterViewsPlugin, copy_test_stream
 
 METHODS = ("zero-shot", "fine-tuning", "zscl", "moe-adapters")
 REFERENCE = {"moe-adapters": "tiny-imagenet-200/train", "zscl": "imagenet/train"}
+VIEWS = {
+    "image": ("test", RouterView()),
+    "batch": ("test_batch", RouterView(granularity="batch", label=" per batch")),
+    "newest": ("test_newest", RouterView(rule="last", label=" no-ddas")),
+    "calibrated": ("test_calibrated", RouterView(calibrated=True, label=" calibrated")),
+}
+"""Choices of routers: the tested copy of the test stream, and what is chosen there."""
+HELD_OUT = "held_out"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FAST_DOMAINS = ("Aircraft", "MNIST")
 """Data sets with five times ZSCL's learning rate."""
@@ -56,7 +71,9 @@ class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
     ``iterations`` counts the published ones: one more update follows at
-    learning rate zero. ``shots`` None is the full setting.
+    learning rate zero. ``shots`` None is the full setting. ``views`` are keys of
+    ``VIEWS``; for ``"calibrated"`` the share ``held_out`` of the training images of
+    each data set is kept back.
     """
 
     root: str
@@ -77,6 +94,8 @@ class Config:
     reference: str | None = None
     captions: str | None = None
     alexnet: str | None = None
+    views: tuple[str, ...] = ("image",)
+    held_out: float = 0.1
     num_workers: int = 4
     device: str = "cpu"
     seed: int = 42
@@ -233,8 +252,11 @@ def build_strategy(
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True)),
     }
     if config.method == "moe-adapters":
+        options["plugins"].append(RouterViewsPlugin(dict(VIEWS.values())))
+        calibration = HELD_OUT if "calibrated" in config.views else None
         return MoEAdapters(
             selector=build_selector(config),
+            plugin_options={"calibration": calibration},
             num_experts=config.num_experts,
             top_k=config.top_k,
             bottleneck=config.bottleneck,
@@ -247,40 +269,79 @@ def build_strategy(
     return ClassNameFineTuning(**options)
 
 
-def run(config: Config, out_dir: str | Path) -> dict[str, Any]:
-    """Run one method; return its matrix in the order of the stream, and labels."""
-    from avalanche_clip.benchmarks import prepare_benchmark
+def build_benchmark(config: Config, scenario: Any, model: Any) -> Any:
+    """Return the stream for the model, with what the views of the method need."""
+    from avalanche_clip.benchmarks import prepare_benchmark, split_validation
+
+    if "calibrated" in config.views:
+        scenario = split_validation(
+            scenario, config.held_out, seed=config.seed, valid_name=HELD_OUT
+        )
+    names = [VIEWS[view][0] for view in config.views]
+    return prepare_benchmark(copy_test_stream(scenario, names), model)
+
+
+def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """Run one method.
+
+    :return: rows of the table by name, one per view with MoE-Adapters: ``matrix`` in
+        the order of the stream, ``labels``, ``trainable``, ``routing`` and the
+        ``thresholds`` of the selector, both None for other methods.
+    """
     from avalanche_clip.training import run_stream
 
     scenario = build_scenario(config)  # what is missing is told before the model loads
     reference = reference_data(config)
     torch.manual_seed(config.seed)
     model = build_model(config)
-    benchmark = prepare_benchmark(scenario, model)
+    benchmark = build_benchmark(config, scenario, model)
     labels = [experience.label for experience in benchmark.test_stream]
     strategy = build_strategy(config, model, labels, reference)
     found: dict[str, Any] = {
         "labels": labels,
         "trainable": parameter_counts(strategy)["trainable"],
         "routing": None,
+        "thresholds": None,
     }
     if config.method == "zero-shot":
         settings = {**asdict(config), "device": None}
         row = once(strategy, benchmark, ("test",), out_dir, settings)["test"]
-        return {**found, "trainable": 0, "matrix": constant_matrix(row)}
+        return {"zero-shot": {**found, "trainable": 0, "matrix": constant_matrix(row)}}
+    adapters = config.method == "moe-adapters"
+    views = [VIEWS[v] for v in config.views] if adapters else [VIEWS["image"]]
     result = run_stream(
         strategy,
         benchmark,
         out_dir,
+        streams=tuple(stream for stream, _ in views),
         resume=True,
         method=config.method,
         num_workers=config.num_workers,
     )
-    found["matrix"] = result.matrix(ACCURACY, "test")
-    if config.method == "moe-adapters":
-        found["routing"] = strategy.moe.routing["test"]
+    if adapters:
         write_routing(strategy.moe.routing, out_dir)
-    return found
+        found["thresholds"] = thresholds(strategy.moe.auto_selector, labels)
+    rows = {}
+    for stream, view in views:
+        routing = strategy.moe.routing[stream] if adapters else None
+        matrix = result.matrix(ACCURACY, stream)
+        rows[config.method + view.label] = {
+            **found,
+            "matrix": matrix,
+            "routing": routing,
+        }
+    return rows
+
+
+def thresholds(selector: Any, labels: Sequence[str]) -> str:
+    """Say which reconstruction error still is familiar: given, and calibrated."""
+    lines = [f"thresholds of the selector: given {selector.given_threshold:.4g}"]
+    known = selector.calibrated[~selector.calibrated.isnan()]
+    if len(known):
+        each = zip(labels, selector.calibrated.tolist(), strict=False)
+        found = ", ".join(f"{label} {value:.4g}" for label, value in each)
+        lines.append(f"calibrated {known.max():.4g}, the largest of: {found}")
+    return "\n".join(lines)
 
 
 def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
@@ -292,7 +353,9 @@ def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
         ]
         for method, rows in runs.items()
     }
-    return write_study([spread_table(lines)], runs, lines, out)
+    rows = [found for rows in runs.values() for found in rows]
+    said = [found["thresholds"] for found in rows if found["thresholds"] is not None]
+    return write_study([spread_table(lines), *dict.fromkeys(said)], runs, lines, out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -310,11 +373,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", help="folder of reference images")
     parser.add_argument("--captions", help="file of ZSCL's sentences")
     parser.add_argument("--alexnet", help="torchvision's AlexNet weights")
+    parser.add_argument(
+        "--views",
+        default="image",
+        help=f"choices of routers in tests of MoE-Adapters, of {', '.join(VIEWS)}",
+    )
     options = parser.parse_args(argv)
     methods = list(dict.fromkeys(options.methods.split(",")))
     unknown = sorted(set(methods) - set(METHODS))
     if unknown:
         parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    views = tuple(dict.fromkeys(options.views.split(",")))
+    unknown = sorted(set(views) - set(VIEWS))
+    if unknown:
+        parser.error(f"unknown view {', '.join(unknown)}; use {', '.join(VIEWS)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
     shots = "full" if options.shots is None else f"{options.shots}_shot"
@@ -326,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reference=options.reference,
         captions=options.captions,
         alexnet=options.alexnet,
+        views=views,
         device=options.device,
     )
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -334,9 +407,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = published(replace(base, method=method, seed=seed))
             folder = out / method / f"seed_{seed}"
             try:
-                runs.setdefault(method, []).append(run(config, folder))
+                found = run(config, folder)
             except FileNotFoundError as error:
                 parser.error(str(error))
+            for name, row in found.items():
+                runs.setdefault(name, []).append(row)
             print(f"{method}, seed {seed}: {folder}")
     print("\n" + write_tables(runs, out))
 

@@ -41,17 +41,18 @@ from domain_study import (
     write_routing,
     write_study,
 )
+from router_views import RouterView, RouterViewsPlugin, copy_test_stream
 
 METHODS = ("moe-adapters", "moe-no-freeze", "fine-tuning", "zscl", "zero-shot")
 
 VIEWS = {
-    "test": ("auto", "sample", ""),
-    "test_batch": ("auto", "batch", " per batch"),
-    "test_newest": ("last", "sample", " no-ddas"),
-    "test_own": ("own", "sample", ""),
+    "test": RouterView(),
+    "test_batch": RouterView(granularity="batch", label=" per batch"),
+    "test_newest": RouterView(rule="last", label=" no-ddas"),
+    "test_own": RouterView(rule="own"),
 }
-"""Copies of the test stream -> how adapters choose routers there (rule, granularity),
-and what the rows of the table are called. Training does not depend on the choice."""
+"""Copies of the test stream -> how adapters choose routers there, and what the rows
+of the table are called."""
 STREAMS = {
     "moe-adapters": ("test", "test_batch", "test_newest"),
     "moe-no-freeze": ("test", "test_batch"),
@@ -119,27 +120,7 @@ def build_benchmark(config: Config, model: Any) -> Any:
     if config.validation:
         styles = {"styles": ("noto",), "test_style": "openmoji"}
     benchmark = multi_domain_emoji(seed=config.seed, **styles)
-    return prepare_benchmark(with_views(benchmark), model)
-
-
-def with_views(benchmark: Any) -> Any:
-    """Add the copies of the test stream that are named in ``VIEWS``."""
-    from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
-
-    from avalanche_clip.benchmarks.prepare import (
-        attach_scenario,
-        clone_experience,
-        copy_scenario_facts,
-    )
-
-    streams = list(benchmark.streams.values())
-    for name in VIEWS:
-        if name not in benchmark.streams:
-            copies = [clone_experience(e, e.dataset) for e in benchmark.streams["test"]]
-            streams.append(EagerCLStream(name, copies))
-    whole = attach_scenario(streams)
-    copy_scenario_facts(benchmark, whole)
-    return whole
+    return prepare_benchmark(copy_test_stream(benchmark, VIEWS), model)
 
 
 def build_selector(config: Config) -> Any:
@@ -188,7 +169,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         **_quiet(f"{method} seed {config.seed}"),
     }
     if name.startswith("moe"):
-        options["plugins"].append(router_views())
+        options["plugins"].append(RouterViewsPlugin(VIEWS))
         return MoEAdapters(
             selector=build_selector(config),
             reference_images=benchmark.streams["reference"],
@@ -212,24 +193,6 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
             **options,
         )
     return ClassNameFineTuning(**options)
-
-
-def router_views() -> Any:
-    """Return a plugin that chooses routers as ``VIEWS`` says, by stream."""
-    from avalanche.core import SupervisedPlugin
-
-    class RouterViewsPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
-        def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-            stream = getattr(strategy.experience, "_origin_stream", None)
-            rule, granularity, _ = VIEWS.get(getattr(stream, "name", ""), VIEWS["test"])
-            strategy.moe.router_for_eval = rule
-            strategy.moe.auto_selector.granularity = granularity
-
-        def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-            strategy.moe.router_for_eval, granularity, _ = VIEWS["test"]
-            strategy.moe.auto_selector.granularity = granularity
-
-    return RouterViewsPlugin()
 
 
 def _quiet(description: str) -> dict[str, Any]:
@@ -291,7 +254,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
         if moe:
             row["routing"] = moe.routing[stream]
             row["own"] = float(np.mean(values["test_own"]))
-        rows[method + VIEWS[stream][2]] = row
+        rows[method + VIEWS[stream].label] = row
     if moe:
         write_routing(moe.routing, out_dir)
     return rows

@@ -1,5 +1,7 @@
 """The MTIL experiment on tiny data in place of the real ones."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,6 +81,53 @@ def test_main__all_methods_then_again(study, tiny, tmp_path, capsys):
     assert (out / "moe-adapters" / "seed_1" / "routing.json").is_file()
     study.main(arguments)
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.slow
+def test_main__views_of_the_selector(study, tiny, tmp_path, capsys):
+    out = tmp_path / "runs"
+    arguments = ["--root", str(tiny), "--out", str(out), "--methods", "moe-adapters"]
+    views = tuple(study.VIEWS)
+    study.main([*arguments, "--views", ",".join(views)])
+    text = capsys.readouterr().out
+    for label in ("", " per batch", " no-ddas", " calibrated"):
+        assert f"\nmoe-adapters{label} " in text
+    assert "given inf" in text and "calibrated 0." in text
+    routing = json.loads((out / "moe-adapters/seed_42/routing.json").read_text())
+    assert set(routing) == {"test", "test_batch", "test_newest", "test_calibrated"}
+    assert set(routing["test_newest"]["3,1"]) == {"2"}
+    for step in routing["test"]:
+        # a threshold only sends more images to zero-shot
+        given, limited = routing["test"][step], routing["test_calibrated"][step]
+        assert limited.get("-1", 0) >= given.get("-1", 0)
+        assert all(limited[r] <= given[r] for r in limited if r != "-1")
+        assert sum(limited.values()) == sum(given.values())
+
+
+def test_build_benchmark__calibration_keeps_images_back(study, tiny):
+    config = study.Config(root=str(tiny), views=("image", "calibrated"), held_out=0.25)
+    scenario, model = study.build_scenario(config), study.build_model(config)
+    whole = study.build_benchmark(study.Config(root=str(tiny)), scenario, model)
+    parts = study.build_benchmark(config, scenario, model)
+    assert set(parts.streams) == {*whole.streams, "held_out", "test_calibrated"}
+    for index, experience in enumerate(whole.train_stream):
+        pictures = [
+            {image.numpy().tobytes() for image, *_ in dataset.eval()}
+            for dataset in (
+                experience.dataset,
+                parts.train_stream[index].dataset,
+                parts.streams["held_out"][index].dataset,
+            )
+        ]
+        everything, trained, held_out = pictures
+        assert len(held_out) == 3 and not trained & held_out
+        assert trained | held_out == everything
+
+
+def test_main__unknown_view(study, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["--root", "x", "--views", "image,all"])
+    assert "unknown view all; use image, batch" in capsys.readouterr().err
 
 
 def test_main__missing_data_are_named(study, tmp_path, capsys):

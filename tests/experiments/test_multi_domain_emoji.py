@@ -25,7 +25,9 @@ def short(study, monkeypatch):
     monkeypatch.setattr(
         study,
         "build_benchmark",
-        lambda config, model: study.with_views(moe_runs.domains_with_reference(model)),
+        lambda config, model: study.copy_test_stream(
+            moe_runs.domains_with_reference(model), study.VIEWS
+        ),
     )
     monkeypatch.setattr(
         study, "build_selector", lambda config: moe_runs.selector(seed=config.seed)
