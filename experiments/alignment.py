@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import seed_list
+from command_line import device_name, seed_list
 
 STREAMS = ("test", "base", "gallery")
 DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--iterations", type=int, help="per experience; default 60|150")
     parser.add_argument("--lr", type=float, default=Config.lr)
     parser.add_argument("--consolidation", type=float, default=Config.consolidation)

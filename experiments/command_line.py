@@ -17,4 +17,22 @@ def seed_list(text: str) -> list[int]:
         raise ArgumentTypeError(f"{text!r} must be numbers such as 0,1,2") from None
 
 
-__all__ = ["seed_list"]
+def device_name(text: str) -> str:
+    """Read a device that this machine has, for ``add_argument(type=...)``.
+
+    >>> device_name("cpu")
+    'cpu'
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ArgumentTypeError(
+            f"{text!r} is no device of this machine; use cpu, or cuda, cuda:1, mps or"
+            " the like where there is one"
+        ) from None
+    return text
+
+
+__all__ = ["device_name", "seed_list"]

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import seed_list
+from command_line import device_name, seed_list
 from language_study import (
     read_study,
     save_study,
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument(
         "--task-decay",

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import seed_list
+from command_line import device_name, seed_list
 from domain_study import (
     ACCURACY,
     constant_matrix,
@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=seed_list, default="42", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--reference", help="folder of reference images")
     parser.add_argument("--captions", help="file of ZSCL's sentences")
     parser.add_argument("--alexnet", help="torchvision's AlexNet weights")

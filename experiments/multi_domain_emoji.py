@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import seed_list
+from command_line import device_name, seed_list
 from domain_study import (
     ACCURACY,
     constant_matrix,
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument("--validation", action="store_true")
     options = parser.parse_args(argv)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import seed_list
+from command_line import device_name, seed_list
 
 METHODS = (
     "sequential",
@@ -305,7 +305,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--device",
+        type=lambda text: text if text == "auto" else device_name(text),
+        default="auto",
+    )
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--num-workers", type=int, default=0)
     options = parser.parse_args(argv)

@@ -178,6 +178,8 @@ def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
     [
         (["--methods", "moe"], "unknown method moe"),
         (["--seeds", "0,one"], "'0,one' must be numbers"),
+        (["--device", "tpu"], "'tpu' is no device of this machine; use cpu"),
+        (["--device", "meta:"], "'meta:' is no device"),
     ],
 )
 def test_main__wrong_arguments(arguments, message, study, capsys):
