@@ -24,7 +24,7 @@ stopped.
 ``--views`` tests MoE-Adapters with several choices of routers: ``image`` chooses for
 each image, ``batch`` for each batch (as the authors do), ``newest`` always takes the
 newest, and ``calibrated`` is ``image`` with a threshold from held-out training images,
-on which no method is trained then.
+on which no method is trained then. Runs with other views have a folder of their own.
 """
 
 from __future__ import annotations
@@ -390,7 +390,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
     shots = "full" if options.shots is None else f"{options.shots}_shot"
-    out = Path(options.out or f"runs/mtil_{options.order}_{shots}")
+    kind = "" if options.views == "image" else "_" + "_".join(views)
+    out = Path(options.out or f"runs/mtil_{options.order}_{shots}{kind}")
     base = Config(
         root=options.root,
         order=options.order,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from avalanche_clip.models.dual_encoder import DualEncoder
 
-POOLINGS = ("mean", "mean_std", "none", "grid")
+POOLINGS = ("mean", "mean_std", "none", "grid")  # the last for places only
 GRID = 4  # cells per side of the pooling "grid"
-# where a convolutional tower's stem ends and its first stage begins
+# where the first stage of a convolutional tower begins
 _FIRST_STAGES = ("stages", "layer1", "s1", "blocks")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -187,11 +187,10 @@ class ModelFeatures(SelectorFeatures):
 
     :param model: its early layers are copied; it is left as it is.
     :param pooling: ``"mean"``; ``"mean_std"``, which adds the standard
-        deviations over tokens or places (2C features); ``"none"``, which
-        keeps every token or place, as the published selector does (LC
-        features: 151,296 for ViT-B/16, so each autoencoder is large); or
-        ``"grid"`` (convolutional only, 16C features). None: mean or grid,
-        see above. On the embedded emoji ``"none"`` told 9 groups apart best.
+        deviations over tokens or places (2C features); ``"none"``, all
+        tokens or places, as published (151,296 features for ViT-B/16, so
+        autoencoders are large); or ``"grid"`` (convolutional only, 16C
+        features). None: mean or grid, see above.
     :raises ValueError: for an unknown pooling, for ``"grid"`` with a
         transformer, and for towers without a known beginning.
     """
@@ -210,7 +209,7 @@ class ModelFeatures(SelectorFeatures):
         stage, later, view = _find_tap(model)
         if pooling is None:
             pooling = "mean" if view is not None else "grid"
-        allowed = POOLINGS if view is None else POOLINGS[:3]
+        allowed = POOLINGS if view is None else POOLINGS[:-1]
         if pooling not in allowed:
             raise ValueError(
                 f"pooling={pooling!r} is unknown for this image tower; use one of"
@@ -307,22 +306,19 @@ class ModelFeatures(SelectorFeatures):
         if self.pooling == "none":
             return self._all_of(hidden)
         mean = hidden.mean(1)
-        if self.pooling == "mean":
-            return mean
-        return torch.cat([mean, hidden.std(1, unbiased=False)], dim=1)
+        spread = [hidden.std(1, unbiased=False)] if self.pooling == "mean_std" else []
+        return torch.cat([mean, *spread], dim=1)
 
     def _all_of(self, hidden: Tensor) -> Tensor:
         """Flatten tokens ``(B, L, C)``; refuse images of another size."""
-        features = hidden.flatten(1)
-        expected = getattr(self, "feature_size", features.shape[1])
-        if features.shape[1] != expected:
+        count, width = hidden.shape[1:]
+        expected = getattr(self, "feature_size", count * width) // width
+        if count != expected:
             raise ValueError(
-                f"The images give {hidden.shape[1]} tokens instead of"
-                f" {expected // hidden.shape[2]}; with pooling='none' all images must"
-                f" have {self._size[0]} x {self._size[1]} pixels, as"
-                " model.transform(train) makes them."
+                f"The images give {count} tokens instead of {expected}; with pooling="
+                f"'none' all must have {self._size[0]} x {self._size[1]} pixels."
             )
-        return features
+        return hidden.flatten(1)
 
     def settings(self) -> dict[str, Any]:
         """Return the pooling."""
