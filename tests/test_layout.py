@@ -22,6 +22,7 @@ NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
+    "_lock": ("avalanche", "avalanche_clip"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,
