@@ -13,7 +13,6 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip import distributed
 from avalanche_clip.checkpointing import (
     CheckpointError,
-    checksum_path,
     read_state,
     save_state,
 )
@@ -111,7 +110,6 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self._last = time.monotonic()
         if distributed.is_main_process():
             for old in checkpoints(self.folder)[: -self.keep]:
-                checksum_path(old).unlink(missing_ok=True)
                 old.unlink(missing_ok=True)
         return path
 
