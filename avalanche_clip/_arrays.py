@@ -128,8 +128,8 @@ def _verify(
 def _digest(tensor: Tensor) -> str:
     import torch
 
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()[:32]
+    flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(flat).hexdigest()[:32]
 
 
 def _whole(
@@ -180,8 +180,9 @@ def read_npy(path: str | Path, *, mmap: bool = False) -> np.ndarray[Any, Any]:
                 f"it declares {dtype} of shape {shape}, with the header {needed} "
                 f"bytes, but has {size}"
             )
-        mode = "r" if mmap and count else None
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
+        return np.load(
+            path, mmap_mode="r" if mmap and count else None, allow_pickle=False
+        )
     except (ValueError, OSError, EOFError, SyntaxError, KeyError, TypeError) as error:
         raise unreadable(path, "a NumPy array", error) from error
 

@@ -326,7 +326,7 @@ def read_text(path: str | Path, wanted: str = "a UTF-8 text") -> str:
 
 def read_json(
     path: str | Path,
-    kind: type | tuple[type, ...] = object,
+    kind: type[Any] | tuple[type[Any], ...] = object,
     *,
     checksum: bool = False,
     rewrite: str = "write the file again",
@@ -341,7 +341,7 @@ def read_json(
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the file and the cause.
     """
-    content = parse_json(read_text(path, "a JSON text"), path)
+    content: Any = parse_json(read_text(path, "a JSON text"), path)
     kind = dict if checksum else kind
     if not isinstance(content, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -363,7 +363,7 @@ def read_json(
     return content
 
 
-_JSON_NAMES = {dict: "a mapping", list: "a list", str: "a text"}
+_JSON_NAMES: dict[type[Any], str] = {dict: "a mapping", list: "a list", str: "a text"}
 
 
 def parse_json(text: str, path: str | Path) -> Any:
