@@ -234,7 +234,8 @@ def _damage(content: mmap.mmap) -> str:
     """Say what is wrong with the bytes of a checkpoint; empty if nothing is."""
     size = len(_comment(0))
     end = len(content) - size - len(_NO_COMMENT)
-    if content[-_RECORD:].startswith(_END) and content.endswith(_NO_COMMENT):
+    tail = content[-_RECORD:]
+    if tail.startswith(_END) and tail.endswith(_NO_COMMENT):
         return (
             "an archive without the checksum of a checkpoint: another program or an "
             f"earlier version wrote it. {_OTHER_VERSION}"

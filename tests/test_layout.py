@@ -23,6 +23,8 @@ NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_lock": ("avalanche", "avalanche_clip"),
+    "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "_arrays": ("avalanche",),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,
