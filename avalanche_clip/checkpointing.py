@@ -14,16 +14,17 @@ import os
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
 from avalanche_clip import distributed
 from avalanche_clip._files import found_in, replacing
+from avalanche_clip.training import optim
 from avalanche_clip.training.packing import pack, unpack
 from avalanche_clip.training.plugin_state import plain, register_plugin_state
 from avalanche_clip.training.resume import (
@@ -70,6 +71,7 @@ def save_state(strategy: Any, path: str | Path) -> Path:
     :raises RuntimeError: during an evaluation, before ``before_training_epoch``
         of an experience, between the forward pass of a step and
         ``after_training_iteration``, or in ``after_training_exp``.
+    :raises CheckpointError: if weights are not finite; nothing is written.
     """
     path = Path(path)
     if strategy.experience is not None and not strategy.is_training:
@@ -89,6 +91,13 @@ def save_state(strategy: Any, path: str | Path) -> Path:
             "save_state was called in after_training_exp: the hooks of that moment "
             "would run twice in a resumed run. Call it in experience_completed (as "
             "CheckpointPlugin does), or after train() returns."
+        )
+    bad = _broken_weights(strategy)
+    if bad:  # on all processes alike
+        raise CheckpointError(
+            f"{path} is not written: {len(bad)} weights are not finite ("
+            f"{bad[0]}, ...). Go back to an earlier checkpoint, and lower the learning "
+            "rate or clip gradients (clip_grad_norm)."
         )
     if not distributed.is_main_process():
         return path
@@ -123,7 +132,7 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
         with open(temporary, "wb") as file, ThreadPoolExecutor(1) as pool:
             summed = _Summed(file, pool)
             with _without_inner_checksums():
-                torch.save(content, summed)
+                torch.save(content, cast(Any, summed))
             comment = _comment(summed.crc)
             # The last field of an archive is the length of its comment.
             file.seek(-len(_NO_COMMENT), os.SEEK_END)
@@ -250,6 +259,49 @@ def _damage(content: mmap.mmap) -> str:
     return ""
 
 
+def require_finite(state: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that holds weights which are not finite.
+
+    :param state: from :func:`read_state`.
+    :param path: of its file, for the error.
+    :raises CheckpointError: naming the first of them.
+    """
+    bad = _not_finite(state.get("model", {}), set(state.get("known", ())))
+    if bad:
+        raise CheckpointError(
+            f"{path} holds {len(bad)} weights that are not finite ({bad[0]}, ...). "
+            f"{_EARLIER}"
+        )
+
+
+def _broken_weights(strategy: Any) -> list[str]:
+    trained = strategy._known | set(optim.trainable(strategy.model))
+    named = dict(strategy.model.named_parameters())
+    tensors: dict[str, Any] = {k: v for k, v in named.items() if k in trained}
+    return _not_finite({**tensors, **dict(strategy.model.named_buffers())}, trained)
+
+
+def _not_finite(tensors: Mapping[str, Any], trained: set[str]) -> list[str]:
+    """Names of tensors with NaN, or of trained ones also with infinity.
+
+    Masks that a model stores hold minus infinity.
+    """
+    return [
+        name
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and not _finite(value.detach(), masks=name not in trained)
+    ]
+
+
+def _finite(value: torch.Tensor, masks: bool) -> bool:
+    # A sum is finite only if all terms are, and takes a third of the time.
+    if bool(value.sum().isfinite()):
+        return True
+    return not bool((value.isnan() if masks else value.isfinite().logical_not()).any())
+
+
 def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     """Put a fresh strategy where a stored run was.
 
@@ -263,10 +315,16 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     :param benchmark: the same prepared benchmark; gives replay its data.
     :return: index of the experience to train next (the interrupted one, if
         the run stopped inside).
-    :raises CheckpointError: if the file is damaged or was written by another
-        kind of run.
+    :raises CheckpointError: if the file is damaged, holds weights that are not
+        finite, or was written by another kind of run.
     """
-    return restore_state(strategy, read_state(path), benchmark)
+    path = Path(path).expanduser()
+    state = read_state(path)
+    require_finite(state, path)
+    try:
+        return restore_state(strategy, state, benchmark)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _warn_inexact(strategy: Any) -> None:
@@ -288,6 +346,7 @@ __all__ = [
     "load_state",
     "read_state",
     "register_plugin_state",
+    "require_finite",
     "save_state",
     "write_state",
 ]
