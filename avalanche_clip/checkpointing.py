@@ -25,6 +25,7 @@ import torch
 from avalanche_clip import distributed
 from avalanche_clip._files import found_in, replacing
 from avalanche_clip.training import optim
+from avalanche_clip.training.identity import differences
 from avalanche_clip.training.packing import pack, unpack
 from avalanche_clip.training.plugin_state import plain, register_plugin_state
 from avalanche_clip.training.resume import (
@@ -33,6 +34,8 @@ from avalanche_clip.training.resume import (
     capture_state,
     restore_state,
 )
+from avalanche_clip.training.rollback import undone_on_error
+from avalanche_clip.training.run_info import experience_hashes
 from avalanche_clip.training.stock_plugin_state import exact_inside
 
 _ARCHIVE = b"PK\x03\x04"
@@ -259,6 +262,22 @@ def _damage(content: mmap.mmap) -> str:
     return ""
 
 
+def _require_same_data(state: dict[str, Any], benchmark: Any, path: Path) -> None:
+    """Compare the training stream with that of the run, as far as both go."""
+    stored = state["extra"].get("identity", {}).get("experiences", {}).get("train", {})
+    if not stored:
+        return
+    have = experience_hashes(benchmark.streams["train"])
+    both = [key for key in stored if key in have]
+    parts = [{"train": {k: hashes[k] for k in both}} for hashes in (stored, have)]
+    different = differences(parts[0], parts[1], "experiences")
+    if different:
+        raise CheckpointError(
+            f"{path} was written on other data: {'; '.join(different)}. Give the "
+            "benchmark of the stored run."
+        )
+
+
 def require_finite(state: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint that holds weights which are not finite.
 
@@ -308,7 +327,10 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     Model, counters and plugins are restored at once. If the run stopped inside
     an experience, everything but growth is applied again right after that
     experience's ``before_training_exp``, when it is trained next, so nothing
-    is copied, drawn or grown twice.
+    is copied, drawn or grown twice. If it fails, the strategy is as it was before.
+
+    Files written by :func:`run_stream` know the data of the training stream: an
+    experience that holds other data (see :func:`content_hash`) is refused.
 
     :param strategy: built like the one that was stored, not yet trained.
     :param path: written by :func:`save_state`.
@@ -321,10 +343,12 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     path = Path(path).expanduser()
     state = read_state(path)
     require_finite(state, path)
-    try:
-        return restore_state(strategy, state, benchmark)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    _require_same_data(state, benchmark, path)
+    with undone_on_error(strategy):
+        try:
+            return restore_state(strategy, state, benchmark)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def _warn_inexact(strategy: Any) -> None:
