@@ -48,6 +48,12 @@ _EARLIER = "Use an earlier checkpoint."
 _OTHER_VERSION = (
     "Go on with the version that wrote it, or start the run anew in another folder."
 )
+
+
+class OtherVersionError(CheckpointError):
+    """Raised when a whole file is of another version or another program."""
+
+
 _STEP_COUNTERS = (
     "train_iterations",
     "train_exp_iterations",
@@ -222,7 +228,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
-        raise CheckpointError(
+        raise OtherVersionError(
             f"{path} is a checkpoint of format {found!r}, this version reads format "
             f"{FORMAT}. {_OTHER_VERSION}"
         )
@@ -237,28 +243,29 @@ def _verify(path: Path) -> None:
                 f"{path} is no checkpoint: found {found_in(path)}. {_EARLIER}"
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            cause = _damage(content)
+            tail = content[-_RECORD:]
+            bare = tail.startswith(_END) and tail.endswith(_NO_COMMENT)
+            cause = "" if bare else _damage(content)
+    if bare:
+        raise OtherVersionError(
+            f"{path} is an archive without the checksum of a checkpoint: another "
+            f"program or an earlier version wrote it. {_OTHER_VERSION}"
+        )
     if cause:
-        raise CheckpointError(f"{path} is {cause}")
+        raise CheckpointError(f"{path} is damaged: {cause}. {_EARLIER}")
 
 
 def _damage(content: mmap.mmap) -> str:
     """Say what is wrong with the bytes of a checkpoint; empty if nothing is."""
     size = len(_comment(0))
     end = len(content) - size - len(_NO_COMMENT)
-    tail = content[-_RECORD:]
-    if tail.startswith(_END) and tail.endswith(_NO_COMMENT):
-        return (
-            "an archive without the checksum of a checkpoint: another program or an "
-            f"earlier version wrote it. {_OTHER_VERSION}"
-        )
     if end < 0 or content[-size:][: len(_COMMENT)] != _COMMENT:
-        return f"damaged: it does not end as it was written. {_EARLIER}"
+        return "it does not end as it was written"
     with memoryview(content) as view, view[:end] as archive:
         crc = zlib.crc32(_NO_COMMENT, zlib.crc32(archive))
     length = content[end : end + len(_NO_COMMENT)]
     if content[-size:] != _comment(crc) or length != size.to_bytes(2, "little"):
-        return f"damaged: its content does not have its checksum. {_EARLIER}"
+        return "its content does not have its checksum"
     return ""
 
 

@@ -13,6 +13,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip import distributed
 from avalanche_clip.checkpointing import (
     CheckpointError,
+    OtherVersionError,
     read_state,
     require_finite,
     save_state,
@@ -133,7 +134,10 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
     Damaged ones, and those with weights that are not finite, are passed over
     with a warning in the log.
+
+    :raises CheckpointError: if there are only files of other versions.
     """
+    other: CheckpointError | None = None
     for path in reversed(checkpoints(folder)):
         try:
             state = read_state(path)
@@ -141,6 +145,9 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             return path, state
         except CheckpointError as error:
             logger.warning("%s Going back to the one before.", error)
+            other = error if isinstance(error, OtherVersionError) else other
+    if other is not None:
+        raise other
     return None
 
 
