@@ -76,6 +76,7 @@ class RunFolder:
         self.found: Path | None = None
         """Checkpoint that the run goes on from."""
         self._state: dict[str, Any] | None = None
+        self._made: list[Path] = []
 
     @property
     def state_path(self) -> Path:
@@ -124,6 +125,7 @@ class RunFolder:
     def _attach(self, resume: bool) -> None:
         """Open the files; the main process's loggers write them."""
         path = self.path / "metrics.csv"
+        self._made = [p for p in (self.state_path, path) if not p.exists()]
         try:
             self.csv = MetricsCSVLogger(path)
         except ValueError as error:
@@ -136,6 +138,8 @@ class RunFolder:
         if resume and self.found is None:
             self.csv.truncate_to(0)
         remove_leftovers(self.checkpoints.folder)
+        for left in self.path.glob("*.tmp"):
+            left.unlink(missing_ok=True)
         write_json(self.state_path, {"identity": self.identity}, checksum=True)
         board = TensorboardLogger(str(self.path / "tensorboard"))
         self._writer = board.writer
@@ -153,10 +157,9 @@ class RunFolder:
 
     def _forget(self) -> None:
         """Leave no trace of a run that failed before its first checkpoint."""
-        if distributed.is_main_process() and not checkpoints(self.checkpoints.folder):
-            self.state_path.unlink(missing_ok=True)
-            if hasattr(self, "csv"):
-                self.csv.path.unlink(missing_ok=True)
+        if not checkpoints(self.checkpoints.folder):
+            for path in self._made:
+                path.unlink(missing_ok=True)
 
     # --------------------------------------------------------------- looking
     def _look(self, resume: bool) -> str | None:

@@ -178,6 +178,8 @@ class _Run:
         self.done = 0
         """Number of evaluations, the one before the stream included."""
         self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
+        self.next = 0
+        """Experience to train next, or in training."""
         self._begin: float | None = None
         self._spent = 0.0
         # Before training: schedules change the optimiser's learning rates.
@@ -205,10 +207,12 @@ class _Run:
             return 0
         state = self.folder.take_state()
         try:
-            index = restore_state(self.strategy, state, self.benchmark)
+            restore_state(self.strategy, state, self.benchmark)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         extra = state["extra"]
+        # Not what was trained last: a strategy may have been trained before the run.
+        index = self.next = int(extra["next"])
         self.rows, self.done = extra["rows"], extra["done"]
         self.seconds = extra["seconds"]
         spent = float(extra.get("train_seconds", 0.0))
@@ -222,8 +226,10 @@ class _Run:
 
     def extra(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
+        ended = self._begin is not None and self.strategy.experience is None
         extra = {
             "identity": self.identity,
+            "next": self.next + ended,
             "rows": self.rows,
             "done": self.done,
             "seconds": self.seconds,
@@ -244,14 +250,14 @@ class _Run:
     # ---------------------------------------------------- training, evaluating
     def train(self, index: int) -> None:
         """Train one experience."""
-        self._begin = time.perf_counter()
+        self.next, self._begin = index, time.perf_counter()
         experience = self.benchmark.train_stream[index]
         self.strategy.train(
             experience, eval_streams=self._validation(index), **self.options
         )
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
-        self._begin, self._spent = None, 0.0
+        self.next, self._begin, self._spent = index + 1, None, 0.0
 
     def _validation(self, index: int) -> list[Any]:
         """What a strategy with ``eval_every`` is evaluated on in training.

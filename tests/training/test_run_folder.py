@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip import distributed
 from avalanche_clip._contexts import kept_rng
 from avalanche_clip._files import read_json
 from avalanche_clip._lock import FolderLock
@@ -26,6 +28,7 @@ from avalanche_clip.training.plugin_state import plain_rng
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
 from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
 from tests.helpers import Pairs, assert_same_weights, stub_benchmark, weights
+from tests.processes import run_in_processes
 from tests.training.runs import (
     SIZES,
     Interrupted,
@@ -525,3 +528,40 @@ def test_run__killed_run_leaves_the_folder_free(tmp_path, whole):
     assert process.exitcode == -signal.SIGKILL and (tmp_path / ".lock").exists()
     assert_same_runs(whole, go(tmp_path, resume=True))
     assert not (tmp_path / ".lock").exists()
+
+
+def refused_on_all_ranks(folder):
+    """What two processes say of a folder that is in use, and of another run's."""
+    torch.set_num_threads(1)
+    said = []
+    strategy, benchmark = build(budget_iterations=1)
+    lock = FolderLock(folder / "run")
+    if distributed.is_main_process():
+        lock.acquire()
+    distributed.barrier()
+    for options in ({}, {"resume": True}):
+        with pytest.raises(ValueError) as found:
+            run_stream(strategy, benchmark, folder / "run", **options)
+        said.append(str(found.value))
+    distributed.barrier()
+    lock.release()
+    with mock.patch("avalanche_clip.training.stream.write_report"):
+        run_stream(build(budget_iterations=1)[0], benchmark, folder / "run")
+    strategy, benchmark = build(budget_iterations=1, seed=4)
+    before = snapshot(strategy)
+    with pytest.raises(ValueError) as found:
+        run_stream(strategy, benchmark, folder / "run", resume=True)
+    said.append(str(found.value))
+    assert_unchanged(strategy, before)
+    return said
+
+
+def test_run__several_processes_hear_why_the_main_one_stops(tmp_path):
+    job = partial(refused_on_all_ranks, tmp_path)
+    results = tmp_path / "results"
+    results.mkdir()
+    first, second = run_in_processes({"job": job}, results)["job"]
+    assert first == second
+    assert all("run is in use by this process" in text for text in first[:2])
+    assert "holds another run: seed is 3 there and 4 here" in first[2]
+    assert not (tmp_path / "run" / ".lock").exists()
