@@ -307,6 +307,12 @@ def test_newest_state__passes_over_weights_that_are_not_finite(
     assert latest_checkpoint(tmp_path) is None
 
 
+def test_write_state__reserved_key_raises(path):
+    with pytest.raises(ValueError, match="'__packed__' of a state is reserved"):
+        write_state({"format": FORMAT, "a": [{"__packed__": 1}]}, path)
+    assert not path.exists()
+
+
 def test_load_state__of_another_run_names_the_file(stored):
     strategy, benchmark = build(cls=Sequential)
     with pytest.raises(CheckpointError, match="state_000000009.pt: .*CumulativeAll"):
@@ -349,7 +355,14 @@ def test_checkpoint_plugin__saves_by_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
+    "options",
+    [
+        *({"keep": 0}, {"keep": True}, {"keep": 1.5}, {"keep": "2"}),
+        *({"every_iterations": 0}, {"every_iterations": True}),
+        *({"every_iterations": 2.0}, {"every_seconds": 0}, {"every_seconds": True}),
+        {"every_seconds": float("nan")},
+    ],
+    ids=str,
 )
 def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
     with pytest.raises(ValueError, match=next(iter(options))):

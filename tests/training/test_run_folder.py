@@ -231,6 +231,20 @@ def test_resume__other_data_under_the_same_ids_is_refused(
     assert load_state(strategy, path, benchmark) == 1
 
 
+def test_load_state__a_stream_that_is_longer_now_is_the_same_data(tmp_path):
+    cut(tmp_path)
+    path = checkpoints(tmp_path / "checkpoints")[-1]
+    state = read_state(path)
+    del state["extra"]["identity"]["experiences"]["train"]["2"]
+    write_state(state, path)
+    strategy, benchmark = build()
+    assert load_state(strategy, path, benchmark) == 1
+    state["extra"]["identity"]["experiences"]["train"]["1"] = "0" * 16
+    write_state(state, path)
+    with pytest.raises(CheckpointError, match="train.1 is '0000000000000000' there"):
+        load_state(strategy, path, benchmark)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

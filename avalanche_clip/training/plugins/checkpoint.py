@@ -11,6 +11,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.integers import as_integer
 from avalanche_clip.checkpointing import (
     CheckpointError,
     OtherVersionError,
@@ -57,10 +58,15 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         keep: int = 2,
     ):
         super().__init__()
-        if every_iterations is not None and every_iterations < 1:
-            raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
-        if every_seconds is not None and not every_seconds > 0:
+        if every_iterations is not None:
+            every_iterations = as_integer(every_iterations, "every_iterations")
+            if every_iterations < 1:
+                raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
+        if every_seconds is not None and (
+            every_seconds is True or not every_seconds > 0
+        ):
             raise ValueError(f"every_seconds={every_seconds} must be positive.")
+        keep = as_integer(keep, "keep")
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
         self.folder = Path(folder)
@@ -152,7 +158,10 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Newest checkpoint of a folder that can be used, or None."""
+    """Newest checkpoint of a folder that can be used, or None.
+
+    :raises CheckpointError: if there are only files of other versions.
+    """
     found = newest_state(folder)
     return None if found is None else found[0]
 
