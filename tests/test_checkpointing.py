@@ -355,14 +355,7 @@ def test_checkpoint_plugin__saves_by_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        *({"keep": 0}, {"keep": True}, {"keep": 1.5}, {"keep": "2"}),
-        *({"every_iterations": 0}, {"every_iterations": True}),
-        *({"every_iterations": 2.0}, {"every_seconds": 0}, {"every_seconds": True}),
-        {"every_seconds": float("nan")},
-    ],
-    ids=str,
+    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
 )
 def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -11,7 +11,6 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.integers import as_integer
 from avalanche_clip.checkpointing import (
     CheckpointError,
     OtherVersionError,
@@ -58,15 +57,10 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         keep: int = 2,
     ):
         super().__init__()
-        if every_iterations is not None:
-            every_iterations = as_integer(every_iterations, "every_iterations")
-            if every_iterations < 1:
-                raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
-        if every_seconds is not None and (
-            every_seconds is True or not every_seconds > 0
-        ):
+        if every_iterations is not None and every_iterations < 1:
+            raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
+        if every_seconds is not None and not every_seconds > 0:
             raise ValueError(f"every_seconds={every_seconds} must be positive.")
-        keep = as_integer(keep, "keep")
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
         self.folder = Path(folder)
