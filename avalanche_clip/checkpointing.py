@@ -82,7 +82,7 @@ def save_state(strategy: Any, path: str | Path) -> Path:
         ``after_training_iteration``, or in ``after_training_exp``.
     :raises CheckpointError: if weights are not finite; nothing is written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if strategy.experience is not None and not strategy.is_training:
         raise RuntimeError(
             "save_state was called during an evaluation, which cannot be resumed; "
@@ -132,7 +132,7 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     :return: the path.
     :raises TypeError: naming the place of what is not plain data.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not distributed.is_main_process():
         return path
     state = plain(state)

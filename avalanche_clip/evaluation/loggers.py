@@ -52,7 +52,7 @@ class MetricsCSVLogger(BaseLogger):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.experience = -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open_existing()

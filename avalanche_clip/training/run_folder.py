@@ -138,8 +138,9 @@ class RunFolder:
         if resume and self.found is None:
             self.csv.truncate_to(0)
         remove_leftovers(self.checkpoints.folder)
-        for left in self.path.glob("*.tmp"):
-            left.unlink(missing_ok=True)
+        for file in (self.state_path, self.results_path, path):
+            for left in self.path.glob(f"{file.name}.*.tmp"):
+                left.unlink(missing_ok=True)
         write_json(self.state_path, {"identity": self.identity}, checksum=True)
         board = TensorboardLogger(str(self.path / "tensorboard"))
         self._writer = board.writer

@@ -21,12 +21,17 @@ from avalanche_clip.checkpointing import (
     CheckpointError,
     load_state,
     read_state,
+    save_state,
     write_state,
 )
 from avalanche_clip.training import run_folder, run_stream
 from avalanche_clip.training.plugin_state import plain_rng
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
-from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
+from avalanche_clip.training.plugins.checkpoint import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
+)
 from tests.helpers import Pairs, assert_same_weights, stub_benchmark, weights
 from tests.processes import run_in_processes
 from tests.training.runs import (
@@ -524,6 +529,27 @@ def test_failed_load_state__leaves_the_strategy_as_it_was(tmp_path):
         with pytest.raises(ValueError):
             load_state(strategy, path, benchmark)
     assert_unchanged(strategy, before)
+
+
+def test_run__paths_below_home_and_what_a_killed_one_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    left = [
+        tmp_path / "run" / f"{n}.77.tmp" for n in ("results.json", "run_state.json")
+    ]
+    mine = tmp_path / "run" / "mine.tmp"
+    for path in (*left, mine):
+        path.write_text("half")
+    plugin = CheckpointPlugin("~/kept")
+    strategy, result = go("~/run", extra=[plugin])
+    assert result.out_dir == tmp_path / "run"
+    assert mine.exists() and not any(path.exists() for path in left)
+    newest = latest_checkpoint("~/kept")
+    assert newest.parent == tmp_path / "kept"
+    assert save_state(strategy, "~/own.pt") == tmp_path / "own.pt"
+    again, benchmark = build()
+    assert load_state(again, "~/own.pt", benchmark) == 3
+    assert_same_weights(again.model, strategy.model)
 
 
 def test_failed_run__leaves_no_folder_that_it_made(tmp_path):

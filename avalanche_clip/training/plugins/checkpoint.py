@@ -63,7 +63,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(f"every_seconds={every_seconds} must be positive.")
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.every_iterations = every_iterations
         self.every_seconds = every_seconds
         self.keep = keep
@@ -121,7 +121,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """List the checkpoints of a folder, oldest first."""
-    return sorted(Path(folder).glob(_PATTERN), key=_order)
+    return sorted(Path(folder).expanduser().glob(_PATTERN), key=_order)
 
 
 def _order(path: Path) -> str:
@@ -162,7 +162,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 def remove_leftovers(folder: str | Path) -> None:
     """Delete temporary files of a run that was killed while writing."""
-    for path in Path(folder).glob(f"{_PATTERN}*.tmp"):
+    for path in Path(folder).expanduser().glob(f"{_PATTERN}*.tmp"):
         path.unlink(missing_ok=True)
 
 
