@@ -253,7 +253,7 @@ def seal_npy(path: str | Path, facts: Mapping[str, str]) -> str:
     head = npy_head(path)
     with open(path, "r+b") as file:
         data = _hash_range(file, head.start, head.end)
-        known = {**facts, "data": data}
+        known: dict[str, Any] = {"facts": dict(facts), "data": data}
         known["all"] = _seal_hash(file, head, known)
         file.truncate(head.end)
         file.seek(head.end)
@@ -263,8 +263,8 @@ def seal_npy(path: str | Path, facts: Mapping[str, str]) -> str:
     return known["all"]
 
 
-def npy_seal(path: str | Path) -> dict[str, str]:
-    """Return the facts of a sealed array, and its checksum as ``"all"``.
+def npy_seal(path: str | Path) -> dict[str, Any]:
+    """Return the seal of an array: its ``"facts"``, and the checksum of ``"all"``.
 
     :raises ValueError: if there is no seal that can be read.
     """
@@ -293,21 +293,21 @@ def _parts_of(path: Path) -> tuple[NpyHead, bytes | None]:
         return head, file.read()
 
 
-def _seal_text(known: Mapping[str, str]) -> bytes:
+def _seal_text(known: Mapping[str, Any]) -> bytes:
     return b"\n" + json.dumps({KEY: known}, sort_keys=True).encode() + b"\n"
 
 
-def _parse_seal(text: bytes) -> dict[str, str]:
+def _parse_seal(text: bytes) -> dict[str, Any]:
     try:
         known = json.loads(text)[KEY]
-        if _seal_text(known) == text and {"data", "all"} <= known.keys():
+        if _seal_text(known) == text and known.keys() == {"all", "data", "facts"}:
             return known
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError("what follows the array is not a checksum that was written there")
 
 
-def _check_seal(path: Path, head: NpyHead, known: dict[str, str], verify: bool) -> None:
+def _check_seal(path: Path, head: NpyHead, known: dict[str, Any], verify: bool) -> None:
     damaged = ""
     with open(path, "rb") as file:
         if _seal_hash(file, head, known) != known["all"]:
@@ -321,11 +321,11 @@ def _check_seal(path: Path, head: NpyHead, known: dict[str, str], verify: bool) 
         )
 
 
-def _seal_hash(file: IO[bytes], head: NpyHead, known: Mapping[str, str]) -> str:
+def _seal_hash(file: IO[bytes], head: NpyHead, known: Mapping[str, Any]) -> str:
     """Hash the head of a file, the facts and the hash of the array."""
     file.seek(0)
-    facts = {name: text for name, text in known.items() if name != "all"}
-    content = file.read(head.start) + json.dumps(facts, sort_keys=True).encode()
+    facts = json.dumps([known["facts"], known["data"]], sort_keys=True)
+    content = file.read(head.start) + facts.encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 CHECKSUM = "checksum"
 _HEAD = 512
@@ -180,7 +180,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(
-    path: str | Path, content: Any, *, checksum: bool = False, indent: int | None = 1
+    path: str | Path,
+    content: Any,
+    *,
+    checksum: bool = False,
+    indent: Literal[1] | None = 1,
 ) -> None:
     """Write JSON, whole or not at all.
 
@@ -188,6 +192,7 @@ def write_json(
         refused.
     :param checksum: also store the hash of the content (a mapping), which
         :func:`read_json` can ask for.
+    :param indent: 1, or None for a single line.
     :raises ValueError: for numbers that are not finite.
     :raises TypeError: for what is not plain data.
     """
@@ -397,12 +402,13 @@ _JSON_NAMES: dict[type[Any], str] = {dict: "a mapping", list: "a list", str: "a 
 
 
 def _as_written(text: str, content: dict[str, Any], stored: str) -> bool:
-    """Whether a text is the one that was written, but for white space.
+    """Whether a text is, letter by letter, one that :func:`write_json` writes.
 
-    Some changes leave the values alone, such as ``E`` for ``e`` in a number.
+    Some changes leave the values alone, such as ``E`` for ``e`` in a number or an
+    end that is cut off behind the last bracket.
     """
-    whole = json.dumps({**content, CHECKSUM: stored})
-    return "".join(text.split()) == "".join(whole.split())
+    whole = {**content, CHECKSUM: stored}
+    return any(text == json.dumps(whole, indent=i) + "\n" for i in (1, None))
 
 
 def parse_json(text: str, path: str | Path) -> Any:

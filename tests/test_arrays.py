@@ -171,7 +171,7 @@ def test_seal__is_verified_and_others_read_the_array(sealed, mmap):
     assert np.array_equal(read_npy(sealed, mmap=mmap, sealed=True), expected)
     assert np.array_equal(np.load(sealed), expected)
     assert np.array_equal(np.load(sealed, mmap_mode="r"), expected)
-    assert npy_seal(sealed)["kind"] == "text"
+    assert npy_seal(sealed)["facts"] == {"kind": "text"}
     whole = sealed.read_bytes()
     assert seal_npy(sealed, {"kind": "text"}) == npy_seal(sealed)["all"]
     assert sealed.read_bytes() == whole

@@ -63,9 +63,7 @@ def test_json_checksum__sees_changes_that_leave_the_values_alone(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"rate": 1e-5, "name": "\u010a"}, checksum=True)
     text = path.read_text()
-    path.write_text(text.replace("\n", " ") + "\n")  # white space alone
-    assert read_json(path, checksum=True) == {"rate": 1e-5, "name": "\u010a"}
-    for old, new in (("1e-05", "1E-05"), ("u010a", "u010A")):
+    for old, new in (("1e-05", "1E-05"), ("u010a", "u010A"), ("}\n", "}"), ("}", "} ")):
         assert old in text
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=r"x\.json is damaged or was changed"):
