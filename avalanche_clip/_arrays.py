@@ -15,7 +15,7 @@ import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from avalanche_clip._files import replacing, require_file, unreadable
 
@@ -110,6 +110,22 @@ def read_safetensors(
     return tensors, metadata
 
 
+def safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a file as they are, nothing verified.
+
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = require_file(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise unreadable(path, "a valid safetensors file", error) from error
+
+
 def _verify(
     path: Path,
     tensors: dict[str, Tensor],
@@ -184,7 +200,7 @@ def read_npy(
         seal = None if behind is None else _parse_seal(behind)
         if sealed and seal is None:
             raise ValueError("it has no checksum behind its array")
-        mode = "r" if mmap and head.count else None
+        mode: Literal["r"] | None = "r" if mmap and head.count else None
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except _UNREADABLE as error:
         raise unreadable(path, "a NumPy array", error) from error
@@ -349,6 +365,7 @@ __all__ = [
     "npy_seal",
     "read_npy",
     "read_safetensors",
+    "safetensors_metadata",
     "seal_npy",
     "write_safetensors",
     "write_tensors",
