@@ -144,7 +144,13 @@ class TeacherFeatureStore:
         for kind, path in (("text", texts), ("image", images)):
             if path is not None:
                 features[kind] = read_npy(path, mmap=True)
-        store = cls(features, source=(cls.from_released, (texts, images, line_rows)))
+        try:
+            store = cls(
+                features, source=(cls.from_released, (texts, images, line_rows))
+            )
+        except ValueError as error:
+            names = " and ".join(str(p) for p in (texts, images) if p is not None)
+            raise ValueError(f"{names or 'no file'}: {error}") from error
         if line_rows is not None:
             rows = np.asarray(line_rows, dtype=np.int64)
             if "text" not in features or rows.max(initial=-1) >= len(features["text"]):
