@@ -214,8 +214,6 @@ def test_study__is_found_again_for_the_same_settings(study, tmp_path, monkeypatc
     assert study.read_study(tmp_path, {**settings, "seed": 4}) is None
 
 
-# --------------------------------------------------------------- command line
-@pytest.mark.slow
 def test_study__file_is_whole_or_refused(study, tmp_path):
     import language_study
 
@@ -236,6 +234,8 @@ def test_study__file_is_whole_or_refused(study, tmp_path):
     assert not_refused(path, read, folder=False) == []
 
 
+# --------------------------------------------------------------- command line
+@pytest.mark.slow
 def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "QUICK", 2)
     monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)

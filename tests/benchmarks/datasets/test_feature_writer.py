@@ -366,6 +366,30 @@ def test_full_disk__is_an_error_in_words_before_anything_is_computed(tmp_path, n
     TeacherFeatureStore.open(path)
 
 
+def test_full_disk__of_the_system_is_no_signal(tmp_path):
+    script = f"""
+import resource
+from tests.benchmarks.datasets import test_feature_writer as t
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+t.IDS = {{kind: t.np.arange(1000) for kind in t.IDS}}
+t.MARKS = {{kind: ids.astype("uint64") for kind, ids in t.IDS.items()}}
+try:
+    t.write(t.Path({str(tmp_path / "s")!r}))
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the feature store needs 64,000 bytes" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_full_disk__while_writing_keeps_what_is_written(tmp_path):
     path = tmp_path / "s"
 
