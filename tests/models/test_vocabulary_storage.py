@@ -178,6 +178,9 @@ def test_usage__is_verified_and_fits_its_table(tmp_path):
     save_file({"usage": usage}, path)
     with pytest.raises(ValueError, match="no checksum.*rewrite_file"):
         storage.read_usage(path, 40)
+    write_tensors(path, {"usage": usage, "table": torch.ones(40, 2)}, {})
+    with pytest.raises(ValueError, match=r"token_usage\.safetensors.*'table'"):
+        storage.read_usage(path, 40)
 
 
 def test_usage__of_a_model_folder_is_verified(model, tmp_path):
