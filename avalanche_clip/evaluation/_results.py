@@ -85,9 +85,13 @@ def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 def _check_matrices(results: Mapping[str, Any], place: str) -> None:
     """Raise ValueError unless matrices are stored as a run stores them."""
     streams = results["matrices"]
-    tables = streams.values() if isinstance(streams, Mapping) else [None]
+    tables: list[Any] = [None]
+    if isinstance(streams, Mapping):
+        tables = list(streams.values())
     for table in tables:
-        metrics = table if isinstance(table, Mapping) else {"?": None}
+        metrics: Mapping[str, Any] = {"?": None}
+        if isinstance(table, Mapping):
+            metrics = table
         for metric, parts in metrics.items():
             try:
                 np.array(parts["E"], dtype=np.float64)

@@ -123,7 +123,7 @@ class FeatureWriter:
                     path = self.partial / f"{kind}_{part}.npy"
                     with open(path, "wb") as file:
                         _start_array(file, column[kind].dtype, column[kind].shape)
-                        file.write(np.ascontiguousarray(column[kind]))
+                        file.write(column[kind].tobytes())
                     seal_npy(path, array_facts(self.header, kind, part))
         except OSError:
             self._clear()  # gives the space back
