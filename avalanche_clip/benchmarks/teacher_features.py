@@ -104,13 +104,15 @@ def precompute_teacher_features(
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     path = Path(path).expanduser().absolute()
     error: Exception | None = None
-    made = False
+    store: TeacherFeatureStore | None = None
     if distributed.is_main_process():
         try:
             job = _Job(model, dataset, path, dtype)
-            if not (path / HEADER).is_file():
-                made = job.run(batch_size, num_workers)
+            finished = (path / HEADER).is_file()
+            made = not finished and job.run(batch_size, num_workers)
             compare_headers(path, read_header(path), job.header)
+            # What was written a moment ago is not read again.
+            store = TeacherFeatureStore.open(path, verify=not made)
         except Exception as failure:
             error = failure
     told = distributed.broadcast_object(None if error is None else str(error))
@@ -118,9 +120,8 @@ def precompute_teacher_features(
         raise error
     if told is not None:
         raise ValueError(f"No store was made by the main process (rank 0): {told}")
-    # What was written a moment ago, or what the main process reads, is not read again.
-    read = distributed.is_main_process() and not made
-    return TeacherFeatureStore.open(path, verify=read)
+    # What the main process has verified is not read again by each of the others.
+    return store or TeacherFeatureStore.open(path, verify=False)
 
 
 class _Job:
