@@ -20,16 +20,18 @@ from torch.utils.data import DataLoader
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.content import SAMPLED, _hashed_item
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
-from avalanche_clip.benchmarks.datasets.feature_store import (
+from avalanche_clip.benchmarks.datasets.feature_files import (
     DTYPES,
     FORMAT,
     HEADER,
     KINDS,
-    TeacherFeatureStore,
     compare_headers,
+    read_header,
+)
+from avalanche_clip.benchmarks.datasets.feature_store import (
+    TeacherFeatureStore,
     content_marks,
     data_fingerprint,
-    read_header,
 )
 from avalanche_clip.benchmarks.datasets.feature_writer import FeatureWriter
 from avalanche_clip.benchmarks.facts import has_no_images, with_facts, without_images

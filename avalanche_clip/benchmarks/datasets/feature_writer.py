@@ -18,7 +18,7 @@ import numpy.typing as npt
 from avalanche_clip._arrays import npy_head, read_npy, seal_npy
 from avalanche_clip._files import read_json, write_json
 from avalanche_clip._lock import LOCK_FILE, FolderLock
-from avalanche_clip.benchmarks.datasets.feature_store import (
+from avalanche_clip.benchmarks.datasets.feature_files import (
     ARRAYS,
     HEADER,
     KINDS,
@@ -125,10 +125,10 @@ class FeatureWriter:
                         _start_array(file, column[kind].dtype, column[kind].shape)
                         file.write(column[kind].tobytes())
                     seal_npy(path, array_facts(self.header, kind, part))
+            write_json(self.partial / HEADER, self.header, checksum=True)
         except OSError:
             self._clear()  # gives the space back
             raise
-        write_json(self.partial / HEADER, self.header, checksum=True)
 
     def _clear(self) -> None:
         """Remove what an earlier process left; files of others are not touched."""

@@ -17,10 +17,8 @@ from avalanche_clip._arrays import npy_seal, read_npy
 from avalanche_clip._files import json_checksum, read_json, write_json
 from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks.datasets import feature_writer
+from avalanche_clip.benchmarks.datasets.feature_files import ARRAYS, FORMAT, HEADER
 from avalanche_clip.benchmarks.datasets.feature_store import (
-    ARRAYS,
-    FORMAT,
-    HEADER,
     TeacherFeatureStore,
     data_fingerprint,
 )
@@ -174,6 +172,8 @@ def test_unfinished__continues_to_the_same_bytes(tmp_path, until):
     path = tmp_path / "s"
     write(path, until=until)
     assert not path.exists() and (tmp_path / "s.partial" / HEADER).is_file()
+    with pytest.raises(ValueError, match=r"s\.partial is unfinished"):
+        TeacherFeatureStore.open(tmp_path / "s.partial")
     written = []
 
     class Counting(FeatureWriter):
