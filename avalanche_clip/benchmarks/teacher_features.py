@@ -403,7 +403,7 @@ def _attach(
     images: bool,
     check: int | None,
 ) -> AvalancheDataset:
-    facts = {}
+    facts: dict[str, Any] = {}
     for kind in kinds:
         ids = teacher_ids(dataset, kind)
         facts[f"teacher_{kind}"] = store.column(kind, ids)
