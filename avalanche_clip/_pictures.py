@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from avalanche_clip._files import file_limits, found_in_bytes, require_file, unreadable
+from avalanche_clip._files import (
+    file_limits,
+    found_in,
+    found_in_bytes,
+    require_file,
+    unreadable,
+)
 
 _WHITE = (255, 255, 255)
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -32,7 +38,7 @@ _header_lock = threading.Lock()
 
 def read_picture(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Read a picture as RGB, see :func:`open_picture` and :func:`picture_to_rgb`."""
-    return _named(picture_to_rgb, open_picture(source, name), _place(source, name))
+    return picture_to_rgb(open_picture(source, name))
 
 
 def open_picture(source: str | Path | bytes, name: str | None = None) -> Image.Image:
@@ -45,15 +51,12 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Image.I
     :raises ValueError: if it is no picture, damaged, or larger than allowed, see
         :func:`require_size`; the message names the file and the cause.
     """
-    place = _place(source, name)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), place, found_in_bytes(source[:512]))
+        place, found = name or "A picture", found_in_bytes(source[:512])
+        return _decode(io.BytesIO(source), place, found)
     with open(require_file(source), "rb") as file:
-        return _decode(file, place, None)
-
-
-def _place(source: str | Path | bytes, name: str | None) -> str:
-    return name or ("A picture" if isinstance(source, bytes) else str(source))
+        found = None if name is None else found_in(source)
+        return _decode(file, name or str(source), found)
 
 
 def _decode(file: Any, place: str, found: str | None) -> Image.Image:
@@ -63,13 +66,9 @@ def _decode(file: Any, place: str, found: str | None) -> Image.Image:
         raise _damaged(place, found, error) from error
     with image:
         require_size(image, place)
-        if image.format in _REFUSED_FORMATS:
-            raise ValueError(
-                f"{place} is an {image.format} drawing, which another program would "
-                "have to run; convert it to PNG."
-            )
         _load(image, place, found)
         require_size(image, place)  # icons hold several sizes
+        image.filename = place  # type: ignore[attr-defined]
     return image
 
 
@@ -104,14 +103,6 @@ def _damaged(place: str, found: str | None, error: Exception) -> ValueError:
     return ValueError(f"{place} is not a whole picture: {cause}.{found}")
 
 
-def _named(change: Any, image: Image.Image, place: str) -> Image.Image:
-    try:
-        changed: Image.Image = change(image)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    return changed
-
-
 def require_size(image: Image.Image, place: str = "A picture") -> None:
     """Refuse a picture that would take too much memory, before it is decoded.
 
@@ -128,7 +119,7 @@ def require_size(image: Image.Image, place: str = "A picture") -> None:
     if limit is not None and width * height > limit:
         raise ValueError(
             f"{place} has {width} x {height} = {width * height} pixels, more than the "
-            f"limit of {limit}, so it is not decoded. Shrink it or, if its size is "
+            f"limit of {limit}, so it is refused. Shrink it or, if its size is "
             "meant, set avalanche_clip.file_limits.picture_pixels."
         )
 
@@ -151,6 +142,11 @@ def _load(image: Image.Image, place: str, found: str | None) -> None:
     and cuts colours of 16, so that the key would fit no pixel or another one.
     """
     tiles = getattr(image, "tile", None)
+    if tiles and image.format in _REFUSED_FORMATS:
+        raise ValueError(
+            f"{place} is an {image.format} drawing, which another program would have "
+            "to run; convert it to PNG."
+        )
     key = image.info.get("transparency")
     stored = ""
     if tiles and key is not None and image.format == "PNG":
@@ -192,12 +188,15 @@ def picture_to_rgb(image: Image.Image, *, exif_rotation: bool = False) -> Image.
     """
     if 0 in image.size:
         raise ValueError(f"An image has no pixels: size {image.size}.")
-    decoded(image)
+    name = getattr(decoded(image), "filename", "")
     if exif_rotation:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    plain = _reduced(image)
+    try:
+        plain = _reduced(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from error
     plain.info = {k: v for k, v in image.info.items() if k in _EXIF}
     return plain
 

@@ -193,8 +193,9 @@ def test_rule__values_outside_the_range_are_refused(array, message, tmp_path):
         picture_to_rgb(Image.fromarray(array))
     path = tmp_path / "deep.tif"
     Image.fromarray(array).save(path)
-    with pytest.raises(ValueError, match=r"deep\.tif.*" + message):
-        read_picture(path)
+    for way in (read_picture, open_picture, Image.open):
+        with pytest.raises(ValueError, match=r"deep\.tif.*" + message):
+            picture_to_rgb(way(path))
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -289,6 +290,16 @@ def test_open__what_is_no_picture_is_named(content, cause, ending, tmp_path):
         read_picture(path)
     with pytest.raises(ValueError, match=f"row 7 of a.tar.*{cause}"):
         read_picture(content, "row 7 of a.tar")
+    with pytest.raises(ValueError, match=f"a cat.*{cause}"):
+        read_picture(path, "a cat")
+
+
+def test_rule__drawings_that_another_program_would_run_are_refused(tmp_path):
+    path = tmp_path / "drawing.eps"
+    Image.new("RGB", (4, 4)).save(path)
+    for way in (read_picture, Image.open):
+        with pytest.raises(ValueError, match=r"drawing\.eps is an EPS drawing"):
+            picture_to_rgb(way(path))
 
 
 def test_open__flipped_bytes_give_a_picture_or_our_error(tmp_path):
