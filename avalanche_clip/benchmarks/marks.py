@@ -100,6 +100,15 @@ class MarkedPictures:
         return repr(self.transform)
 
 
+def in_evaluation(images: Sequence[Any]) -> bool:
+    """Tell whether items come through an evaluation transform, or have no pictures."""
+    return all(
+        hasattr(image, "picture_digest")
+        or (isinstance(image, Tensor) and not image.numel())
+        for image in images
+    )
+
+
 def picture_marks(images: Sequence[Any]) -> Tensor | None:
     """Return the marks of transformed pictures, int64 ``(B, 2)``.
 
@@ -117,6 +126,7 @@ def _rows(digests: Sequence[Any]) -> Tensor:
 __all__ = [
     "MarkedPictures",
     "caption_marks",
+    "in_evaluation",
     "picture_digest",
     "picture_marks",
 ]
