@@ -103,18 +103,12 @@ def precompute_teacher_features(
     if isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     path = Path(path)
-    error: Exception | None = None
-    if distributed.is_main_process():
-        try:
+    with distributed.together("precompute_teacher_features()"):
+        if distributed.is_main_process():
             job = _Job(model, dataset, path, dtype)
             if not (path / HEADER).is_file():
                 job.run(batch_size, num_workers)
             job.check(path)
-        except Exception as failure:
-            error = failure
-    distributed.barrier()
-    if error is not None:
-        raise error
     return TeacherFeatureStore.open(path)
 
 

@@ -21,6 +21,7 @@ from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
 from avalanche_clip.evaluation._summaries import is_result, stream_summary
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
+from avalanche_clip.training.agreement import check_run
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
     checkpoints,
@@ -93,6 +94,7 @@ class RunResult:
         return self.matrices[name][metric]["E"]
 
 
+@distributed.guarded("run_stream()")
 def run_stream(
     strategy: Any,
     benchmark: Any,
@@ -131,25 +133,32 @@ def run_stream(
     :return: matrices, summaries and cost.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that holds a run
-        when ``resume`` is False, or another run than this one when it is True.
+        when ``resume`` is False, or another run than this one when it is True; in
+        several processes also if they are about to make different runs.
+    :raises RankError: when another process has failed or does not answer.
     """
+    distributed.require_joined()
     if isinstance(streams, str):
         streams = (streams,)
-    unknown = [s for s in streams if s not in benchmark.streams]
-    if unknown or not streams:
-        raise ValueError(
-            f"streams {unknown or list(streams)} are not in the benchmark, which has "
-            f"{sorted(benchmark.streams)}."
-        )
-    for name in ("train", *streams):
-        for experience in benchmark.streams[name]:
-            require_prepared(experience.dataset)
-    for plugin in strategy.plugins:
-        if hasattr(plugin, "check_benchmark"):
-            plugin.check_benchmark(benchmark)
-    run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
-    run.identity["method"] = method or run.identity["method"]
-    run.open(resume, checkpoint_iterations)
+    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
+    given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
+    check_run(strategy, benchmark, given)
+    with distributed.together("the checks of run_stream()"):
+        unknown = [s for s in streams if s not in benchmark.streams]
+        if unknown or not streams:
+            raise ValueError(
+                f"streams {unknown or list(streams)} are not in the benchmark, which "
+                f"has {sorted(benchmark.streams)}."
+            )
+        for name in ("train", *streams):
+            for experience in benchmark.streams[name]:
+                require_prepared(experience.dataset)
+        for plugin in strategy.plugins:
+            if hasattr(plugin, "check_benchmark"):
+                plugin.check_benchmark(benchmark)
+        run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
+        run.identity["method"] = method or run.identity["method"]
+        run.open(resume, checkpoint_iterations)
     try:
         start = run.load() if resume else 0
         if not run.done:

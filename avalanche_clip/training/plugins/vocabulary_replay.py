@@ -153,6 +153,7 @@ class VocabularyReplayPlugin(
         self._drawn_at: int | None = None
         self._images: Iterator[Tensor] | None = None
         self._next_batch = -1
+        self._sizes: list[int] = []
 
     @property
     def token_ids(self) -> Tensor | None:
@@ -336,23 +337,26 @@ class VocabularyReplayPlugin(
         if self.distill_batch == "same":
             known = teacher.features(strategy.mb_x)
             return strategy.global_features.image_features, known.image_features
-        images = self._next_images(strategy)
+        images, sizes = self._next_images(strategy)
         ours = _encode(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
-        total = len(images) * distributed.world_size()
         for kind in ("reference", "teacher"):
-            strategy.compute.spend(kind, images=total, texts=0)
-        return distributed.gather_rows(ours), distributed.gather_rows(theirs)
+            strategy.compute.spend(kind, images=sum(sizes), texts=0)
+        gather = distributed.gather_rows
+        return gather(ours, sizes), gather(theirs, sizes)
 
-    def _next_images(self, strategy: Any) -> Tensor:
-        """The second batch of this step, wherever the experience was entered."""
+    def _next_images(self, strategy: Any) -> tuple[Tensor, list[int]]:
+        """The second batch of this step, and the sizes of all processes' parts."""
         step = strategy.clock.train_exp_iterations
         if self._images is None or self._next_batch != step:
-            self._images = iter(self._image_loader(strategy, step))
+            loader = self._image_loader(strategy, step)
+            world = distributed.world_size()
+            self._sizes = distributed.shares(loader.order.batch_size, world)
+            self._images = iter(loader)
         images = next(self._images)
         self._next_batch = step + 1
-        return images.to(strategy.device, non_blocking=True)
+        return images.to(strategy.device, non_blocking=True), self._sizes
 
     def _image_loader(self, strategy: Any, start: int) -> TrainLoader:
         dataset = strategy.experience.dataset.eval()
@@ -364,7 +368,7 @@ class VocabularyReplayPlugin(
             seed=self._seed(strategy, _IMAGES),
             experience=strategy.experience_index,
             continuous=True,
-            multiple_of=world,
+            processes=world,
         )
         options = {"pin_memory": strategy.device.type == "cuda", **self._workers}
         loader = TrainLoader(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -26,6 +26,7 @@ from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
+from avalanche_clip.training.agreement import check_steps, check_training
 from avalanche_clip.training.compatibility import check_planned, check_plugins
 from avalanche_clip.training.resume import apply_pending
 from avalanche_clip.training.schedules import SCHEDULES
@@ -123,6 +124,7 @@ class CLIPTemplate(
         seed: int = 0,
         **kwargs: Any,
     ):
+        distributed.require_joined()
         _refuse_unknown(self, kwargs)
         settings = {
             "schedule": schedule,
@@ -174,6 +176,8 @@ class CLIPTemplate(
         self._pending: dict[str, Any] | None = None
         self.teachers = TeacherService(self)
         self.mb_features: CLIPOutput | None = None
+        self.batch_sizes: list[int] = []
+        self.text_counts: list[int] = []
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
         self.in_training = False
@@ -212,10 +216,20 @@ class CLIPTemplate(
 
     # ------------------------------------------------------------- training
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        """Train as Avalanche does; see its ``BaseTemplate.train``."""
+        """Train as Avalanche does; see its ``BaseTemplate.train``.
+
+        :raises ValueError: in several processes also if they are about to train
+            other data, with other settings, from other weights, or other steps.
+        :raises RankError: when another process has failed or does not answer.
+        """
+        distributed.require_joined()
+        if isinstance(experiences, Iterator):
+            experiences = list(experiences)
         self.in_training = True
         try:
-            super().train(experiences, eval_streams, **kwargs)
+            with distributed.guarded("train()"):
+                check_training(self, experiences, eval_streams, kwargs)
+                super().train(experiences, eval_streams, **kwargs)
         finally:
             self.in_training = False
 
@@ -229,7 +243,9 @@ class CLIPTemplate(
             self._new_scaler()
         super()._before_training_exp(**kwargs)
         self.deterministic_images = has_deterministic_images(self.adapted_dataset)
-        self.planned_iterations = self._plan()
+        with distributed.together(f"the plan of experience {self.experience_index}"):
+            self.planned_iterations = self._plan()
+        check_steps(self)
         check_planned(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
@@ -270,9 +286,11 @@ class CLIPTemplate(
                 self._stop_training = False
                 break
             self.training_epoch(**kwargs)
+            distributed.broadcast_buffers(self.model)
             self._after_training_epoch(**kwargs)
             logger.debug("experience %d epoch %d", self.experience_index, epoch)
         self._pending = None
+        distributed.exchange(f"the end of experience {self.experience_index}")
         self._require_finite_weights()
 
     def training_epoch(self, **kwargs: Any) -> None:
@@ -341,6 +359,7 @@ class CLIPTemplate(
     @torch.no_grad()
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate on a stream; random generators stay where they were."""
+        distributed.require_joined()
         with kept_rng(self.device):
             return super().eval(exp_list, **kwargs)
 
