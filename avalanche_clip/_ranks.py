@@ -31,7 +31,7 @@ _BACKEND_WORDS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer")
 
 
 class RankError(RuntimeError):
-    """Another process has failed, is gone, or is at another place of the run."""
+    """Another process differs, has failed, is gone, or is elsewhere in the run."""
 
 
 class _State:
@@ -211,7 +211,7 @@ def agree(
         telling first. Not called in a single process.
     :param detail: called with the key of a hash that differs, on all processes;
         returns a sequence in which the first difference is looked for.
-    :raises ValueError: naming the first key that differs, with both values.
+    :raises RankError: naming the first key that differs, with both values.
     """
     if not is_distributed():
         return
@@ -234,7 +234,7 @@ def agree(
         rows = exchange(f"{place}, details", mine)
         if rows[0] is not None and rows[other] is not None:
             key, values = _first_difference(key, values, rows[0], rows[other])
-    raise ValueError(
+    raise RankError(
         f"The processes differ in {key} at {place}: {_shown(*values)} on rank 0, "
         f"{_shown(*values[::-1])} on rank {other}. All must run the same script on the "
         "same data with the same settings, seed and initial weights."

@@ -46,7 +46,12 @@ def free_port() -> int:
 
 
 def run_in_processes(
-    jobs: Jobs, folder: Path, *, count: int = 2, seconds: float = 150
+    jobs: Jobs,
+    folder: Path,
+    *,
+    count: int = 2,
+    seconds: float = 150,
+    timeout: float = 60,
 ) -> Results:
     """Run jobs one after the other in each of some processes.
 
@@ -54,10 +59,13 @@ def run_in_processes(
     :param folder: an empty one, for the results.
     :param count: number of processes, which form one gloo group.
     :param seconds: after this time processes are killed.
+    :param timeout: seconds that a process waits for the others.
     """
     port = free_port()
     processes = [
-        context().Process(target=_work, args=(rank, count, port, dict(jobs), folder))
+        context().Process(
+            target=_work, args=(rank, count, port, dict(jobs), folder, timeout)
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -76,7 +84,9 @@ def run_in_processes(
     return Results(parts)
 
 
-def _work(rank: int, count: int, port: int, jobs: Jobs, folder: Path) -> None:
+def _work(
+    rank: int, count: int, port: int, jobs: Jobs, folder: Path, timeout: float
+) -> None:
     """Join the group as ``torchrun`` would, and run the jobs."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -90,7 +100,7 @@ def _work(rank: int, count: int, port: int, jobs: Jobs, folder: Path) -> None:
     found: dict[str, Any] = {}
     error = ""
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
         for name, job in jobs.items():
             found[name] = job()
     except Exception:  # the processes are no longer in step

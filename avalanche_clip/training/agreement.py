@@ -32,15 +32,19 @@ def check_training(
     :param experiences: what ``train`` was given.
     :param eval_streams: what is evaluated in training.
     :param options: further arguments of ``train``.
-    :raises ValueError: naming what differs, with the values of both ranks.
+    :raises RankError: naming what differs, with the values of both ranks.
     """
     workers = worker_options(options)
-    given = {k: v for k, v in options.items() if k not in workers}
+    given = {k: v for k, v in options.items() if k not in workers and _plain(v)}
+    streams = {"train": experiences, "eval_streams": eval_streams}
+    given["eval_streams"] = None if eval_streams is None else "given"
+        None if eval_streams is None else f"{len(eval_streams)} given"
+    )
     _check(
         "the start of train()",
         strategy,
-        {"train": experiences, "eval_streams": eval_streams},
-        {f"train({k}=...)": v for k, v in given.items() if _plain(v)},
+        streams,
+        {f"train({name}=...)": value for name, value in given.items()},
     )
 
 
@@ -50,7 +54,7 @@ def check_run(strategy: Any, benchmark: Any, options: Facts) -> None:
     :param strategy: the strategy, its model included.
     :param benchmark: all its streams are compared.
     :param options: arguments of ``run_stream``.
-    :raises ValueError: naming what differs, with the values of both ranks.
+    :raises RankError: naming what differs, with the values of both ranks.
     """
     given = {f"run_stream({name}=...)": value for name, value in options.items()}
     _check("the start of run_stream()", strategy, dict(benchmark.streams), given)
@@ -60,7 +64,7 @@ def check_steps(strategy: Any) -> None:
     """Stop all processes unless they are about to make the same steps.
 
     :param strategy: in an experience whose data and steps are planned.
-    :raises ValueError: naming what differs, with the values of both ranks.
+    :raises RankError: naming what differs, with the values of both ranks.
     """
     pool = strategy.adapted_dataset
 

@@ -133,9 +133,9 @@ def run_stream(
     :return: matrices, summaries and cost.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that holds a run
-        when ``resume`` is False, or another run than this one when it is True; in
-        several processes also if they are about to make different runs.
-    :raises RankError: when another process has failed or does not answer.
+        when ``resume`` is False, or another run than this one when it is True.
+    :raises RankError: when another process is about to make another run, fails, ends
+        or does not answer in time.
     """
     distributed.require_joined()
     if isinstance(streams, str):

@@ -218,13 +218,15 @@ class CLIPTemplate(
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         """Train as Avalanche does; see its ``BaseTemplate.train``.
 
-        :raises ValueError: in several processes also if they are about to train
-            other data, with other settings, from other weights, or other steps.
-        :raises RankError: when another process has failed or does not answer.
+        :raises RankError: when another process is about to train other data, with
+            other settings, from other weights or other steps; when it fails, ends
+            or does not answer in time.
         """
         distributed.require_joined()
-        if isinstance(experiences, Iterator):
+        if isinstance(experiences, Iterator):  # they are read more than once
             experiences = list(experiences)
+        if isinstance(eval_streams, Iterator):
+            eval_streams = list(eval_streams)
         self.in_training = True
         try:
             with distributed.guarded("train()"):
