@@ -38,8 +38,6 @@ def check_training(
     given = {k: v for k, v in options.items() if k not in workers and _plain(v)}
     streams = {"train": experiences, "eval_streams": eval_streams}
     given["eval_streams"] = None if eval_streams is None else "given"
-        None if eval_streams is None else f"{len(eval_streams)} given"
-    )
     _check(
         "the start of train()",
         strategy,

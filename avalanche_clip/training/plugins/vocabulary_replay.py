@@ -153,7 +153,7 @@ class VocabularyReplayPlugin(
         self._drawn_at: int | None = None
         self._images: Iterator[Tensor] | None = None
         self._next_batch = -1
-        self._sizes: list[int] = []
+        self._sizes: list[int] = []  # of all processes' parts of a second batch
 
     @property
     def token_ids(self) -> Tensor | None:
@@ -337,17 +337,17 @@ class VocabularyReplayPlugin(
         if self.distill_batch == "same":
             known = teacher.features(strategy.mb_x)
             return strategy.global_features.image_features, known.image_features
-        images, sizes = self._next_images(strategy)
+        images = self._next_images(strategy)
         ours = _encode(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
         for kind in ("reference", "teacher"):
-            strategy.compute.spend(kind, images=sum(sizes), texts=0)
+            strategy.compute.spend(kind, images=sum(self._sizes), texts=0)
         gather = distributed.gather_rows
-        return gather(ours, sizes), gather(theirs, sizes)
+        return gather(ours, self._sizes), gather(theirs, self._sizes)
 
-    def _next_images(self, strategy: Any) -> tuple[Tensor, list[int]]:
-        """The second batch of this step, and the sizes of all processes' parts."""
+    def _next_images(self, strategy: Any) -> Tensor:
+        """The second batch of this step, wherever the experience was entered."""
         step = strategy.clock.train_exp_iterations
         if self._images is None or self._next_batch != step:
             loader = self._image_loader(strategy, step)
@@ -356,7 +356,7 @@ class VocabularyReplayPlugin(
             self._images = iter(loader)
         images = next(self._images)
         self._next_batch = step + 1
-        return images.to(strategy.device, non_blocking=True), self._sizes
+        return images.to(strategy.device, non_blocking=True)
 
     def _image_loader(self, strategy: Any, start: int) -> TrainLoader:
         dataset = strategy.experience.dataset.eval()
