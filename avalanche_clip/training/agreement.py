@@ -15,7 +15,11 @@ from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.models.fingerprint import bit_sums
 from avalanche_clip.training.captions import read_captions
 from avalanche_clip.training.loader import worker_options
-from avalanche_clip.training.run_info import plugin_settings, strategy_config
+from avalanche_clip.training.run_info import (
+    data_summary,
+    plugin_settings,
+    strategy_config,
+)
 
 CAPTIONS = 32
 """Samples of each experience whose captions are compared, spread over it."""
@@ -54,8 +58,12 @@ def check_run(strategy: Any, benchmark: Any, options: Facts) -> None:
     :param options: arguments of ``run_stream``.
     :raises RankError: naming what differs, with the values of both ranks.
     """
+    distributed.require_joined()
     given = {f"run_stream({name}=...)": value for name, value in options.items()}
-    _check("the start of run_stream()", strategy, dict(benchmark.streams), given)
+    place = "the start of run_stream()"
+    _check(place, strategy, dict(benchmark.streams), given)
+    # What the comparison above does not see, such as images.
+    distributed.agree(place, lambda: {"the hash of the data": _hash(benchmark)})
 
 
 def check_steps(strategy: Any) -> None:
@@ -104,6 +112,11 @@ def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> 
 
 
 # -------------------------------------------------------------------------- data
+def _hash(benchmark: Any) -> str:
+    found: str = data_summary(benchmark)["hash"]
+    return found
+
+
 def _data_sets(streams: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Data sets behind experiences, streams, and lists of them, by name."""
     for name, found in streams.items():
@@ -134,16 +147,24 @@ def _captions(dataset: Any) -> list[Any]:
     """Captions of a few samples, the first and the last among them."""
     if not hasattr(dataset, "_flat_data"):
         return []
-    last = len(dataset) - 1
-    positions = np.unique(np.linspace(0, last, CAPTIONS).round().astype(int))
-    found = []
-    for position in positions.tolist() if last >= 0 else ():
-        try:
-            (captions,) = read_captions(dataset, [position])
-        except Exception as error:  # it is met, or skipped, in training
-            captions = [f"cannot be read ({type(error).__name__})"]
-        found.append([c.tolist() if isinstance(c, Tensor) else c for c in captions])
-    return found
+    spread = np.linspace(0, len(dataset) - 1, CAPTIONS).round().astype(int)
+    positions = np.unique(spread).tolist() if len(dataset) else []
+    try:
+        found = list(read_captions(dataset, positions))
+    except Exception:  # an item that is met, or skipped, in training
+        found = [_readable(dataset, position) for position in positions]
+    return [[_listed(caption) for caption in captions] for captions in found]
+
+
+def _readable(dataset: Any, position: int) -> list[Any]:
+    try:
+        return next(read_captions(dataset, [position]))
+    except Exception as error:
+        return [f"cannot be read ({type(error).__name__})"]
+
+
+def _listed(caption: Any) -> Any:
+    return caption.tolist() if isinstance(caption, Tensor) else caption
 
 
 # ---------------------------------------------------------------------- settings

@@ -131,34 +131,32 @@ def run_stream(
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
+    :raises RankError: when another process is about to make another run, fails, ends
+        or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that holds a run
         when ``resume`` is False, or another run than this one when it is True.
-    :raises RankError: when another process is about to make another run, fails, ends
-        or does not answer in time.
     """
-    distributed.require_joined()
     if isinstance(streams, str):
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     check_run(strategy, benchmark, given)
-    with distributed.together("the checks of run_stream()"):
-        unknown = [s for s in streams if s not in benchmark.streams]
-        if unknown or not streams:
-            raise ValueError(
-                f"streams {unknown or list(streams)} are not in the benchmark, which "
-                f"has {sorted(benchmark.streams)}."
-            )
-        for name in ("train", *streams):
-            for experience in benchmark.streams[name]:
-                require_prepared(experience.dataset)
-        for plugin in strategy.plugins:
-            if hasattr(plugin, "check_benchmark"):
-                plugin.check_benchmark(benchmark)
-        run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
-        run.identity["method"] = method or run.identity["method"]
-        run.open(resume, checkpoint_iterations)
+    unknown = [s for s in streams if s not in benchmark.streams]
+    if unknown or not streams:
+        raise ValueError(
+            f"streams {unknown or list(streams)} are not in the benchmark, which has "
+            f"{sorted(benchmark.streams)}."
+        )
+    for name in ("train", *streams):
+        for experience in benchmark.streams[name]:
+            require_prepared(experience.dataset)
+    for plugin in strategy.plugins:
+        if hasattr(plugin, "check_benchmark"):
+            plugin.check_benchmark(benchmark)
+    run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
+    run.identity["method"] = method or run.identity["method"]
+    run.open(resume, checkpoint_iterations)
     try:
         start = run.load() if resume else 0
         if not run.done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -223,10 +223,8 @@ class CLIPTemplate(
             or does not answer in time.
         """
         distributed.require_joined()
-        if isinstance(experiences, Iterator):  # they are read more than once
-            experiences = list(experiences)
-        if isinstance(eval_streams, Iterator):
-            eval_streams = list(eval_streams)
+        if distributed.is_distributed():  # what can be read once is read twice
+            experiences, eval_streams = _kept(experiences), _kept(eval_streams)
         self.in_training = True
         try:
             with distributed.guarded("train()"):
@@ -362,7 +360,7 @@ class CLIPTemplate(
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate on a stream; random generators stay where they were."""
         distributed.require_joined()
-        with kept_rng(self.device):
+        with kept_rng(self.device), distributed.guarded("eval()"):
             return super().eval(exp_list, **kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -378,6 +376,12 @@ class CLIPTemplate(
     def _resume(self) -> None:
         """Put back the state of an interrupted experience (see load_state)."""
         apply_pending(self)
+
+
+def _kept(found: Any) -> Any:
+    """The content of a generator, or of a stream that can be read once."""
+    once = isinstance(found, Iterable) and not hasattr(found, "__len__")
+    return list(found) if once else found
 
 
 def _refuse_unknown(strategy: Any, kwargs: dict[str, Any]) -> None:
