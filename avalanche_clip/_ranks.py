@@ -27,7 +27,7 @@ DEFAULT_TIMEOUT = 1800.0
 _PLACE, _INLINE = 120, 1000
 _HEAD = 9 + _PLACE + _INLINE  # of a message: its size, a flag, the place, content
 _SHOWN = 160  # characters of a value in a message
-_BACKEND_WORDS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer")
+_BACKEND_WORDS = ("gloo", "nccl", "processgroup", "connection closed by peer")
 
 
 class RankError(RuntimeError):
@@ -295,7 +295,7 @@ def guarded(place: str) -> Iterator[None]:
 def _from_backend(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
-    text = str(error)
+    text = str(error).lower()
     return type(error) is RuntimeError and any(w in text for w in _BACKEND_WORDS)
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avalanche_clip import _ranks
 from avalanche_clip._ranks import (
     DEFAULT_TIMEOUT,
     RankError,
     agree,
+    control_group,
     exchange,
     guarded,
     is_distributed,
@@ -27,6 +27,8 @@ from avalanche_clip._ranks import (
 )
 from avalanche_clip.models.output import CLIPOutput
 
+_FOREVER = 10.0**9  # seconds that a timedelta can hold
+
 
 def is_main_process() -> bool:
     """Tell whether this process writes files and logs."""
@@ -34,7 +36,7 @@ def is_main_process() -> bool:
 
 
 def init_distributed(
-    backend: str | None = None, *, timeout: float | None = None
+    backend: str | None = None, *, timeout: float | timedelta | None = None
 ) -> torch.device:
     """Join the process group that ``torchrun`` describes.
 
@@ -49,8 +51,11 @@ def init_distributed(
     :return: the device of this process. Without a launcher nothing is joined.
     :raises ValueError: for a timeout that is not positive, or arguments that come
         too late: the group is already running with others.
+    :raises RankError: if the other processes do not come in time.
     """
-    if timeout is not None and not timeout > 0:
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if timeout is not None and not 0 < timeout < _FOREVER:
         raise ValueError(f"timeout={timeout!r} must be a positive number of seconds.")
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
@@ -60,15 +65,26 @@ def init_distributed(
         # avalanche-lib 0.6.0 makes a logger when it is imported, which it refuses
         # to do in any but the main process of a group: import it before.
         import_module("avalanche.training")
-        wait = timedelta(seconds=timeout or DEFAULT_TIMEOUT)
-        dist.init_process_group(backend or ("nccl" if cuda else "gloo"), timeout=wait)
-        if is_distributed():
-            with guarded("init_distributed"):
-                _ranks.control_group()
+        _join(backend or ("nccl" if cuda else "gloo"), timeout or DEFAULT_TIMEOUT)
     if cuda:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
     return torch.device("cpu")
+
+
+def _join(backend: str, timeout: float) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except dist.DistError as error:
+        raise RankError(
+            f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE', '?')} has "
+            f"waited {timeout:g} s for the others at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')}. Look at the first error in their "
+            "output, and whether all call init_distributed()."
+        ) from error
+    if is_distributed():
+        with guarded("init_distributed()"):
+            control_group()
 
 
 def _refuse_late(backend: str | None, timeout: float | None) -> None:
