@@ -245,7 +245,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             return
         output = strategy.global_features
         aux = output.aux or {}
-        old = strategy.gather_rows(batch[FROM_MEMORY]).bool()
+        old = distributed.gather_rows(batch[FROM_MEMORY]).bool()
         student = raw_text_features(output)
         teacher = aux.get("teacher_text")
         value = student.new_zeros(())
@@ -256,7 +256,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             value = share * (distance[~old].mean() - distance.mean())
         target = teacher
         if self.target == "student":
-            target = strategy.gather_rows(batch[TARGET])
+            target = distributed.gather_rows(batch[TARGET])
         if target is not None and self.weight:
             gap = student[old] - target[old].to(student.dtype)
             value = value + self.weight * gap.square().mean()
