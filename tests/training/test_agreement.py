@@ -3,6 +3,7 @@
 import os
 import re
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
     time_stamped_benchmark,
 )
-from avalanche_clip.training import CumulativeExp, Sequential, run_stream
+from avalanche_clip.training import (
+    CumulativeExp,
+    Sequential,
+    agreement,
+    run_stream,
+)
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     PatchingPlugin,
@@ -293,6 +299,36 @@ def run_on_other_test_set(folder):
     return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
 
 
+class LongerPlan(Recorder):
+    """Plan twice the steps on rank 1."""
+
+    def budget_multiplier(self, strategy):
+        return 1.0 + distributed.rank()
+
+
+class OtherPool(Recorder):
+    """Train on other samples on rank 1 than its experience holds."""
+
+    def after_train_dataset_adaptation(self, strategy, **kwargs):
+        first = distributed.rank()
+        strategy.adapted_dataset = strategy.adapted_dataset.subset(
+            range(first, first + 6)
+        )
+
+
+def planned(plugin):
+    strategy, benchmark = settings({"plugins": [plugin]})(1)
+    return caught(lambda: train_stream(strategy, benchmark))
+
+
+def run_on_other_images(folder):
+    """The hash of the data sees what the facts and captions do not show."""
+    strategy, benchmark = settings({"evaluator": runs.evaluator()})(1)
+    found = {"hash": f"of rank {distributed.rank()}"}
+    with mock.patch.object(agreement, "data_summary", lambda _: found):
+        return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
+
+
 class NormedEncoder(StubDualEncoder):
     """Its image features pass a batch norm."""
 
@@ -348,6 +384,9 @@ def pool(tmp_path_factory):
         "streams": partial(run_with, folder, streams=("test", ("test", "valid"))),
         "unknown": partial(run_with, folder, streams=("test", "nothing")),
         "test set": partial(run_on_other_test_set, folder),
+        "planned": partial(planned, LongerPlan),
+        "pool": partial(planned, OtherPool),
+        "images": partial(run_on_other_images, folder),
         "batch norm": batch_norm,
         "equal": equal_after_all,
     }
@@ -397,9 +436,21 @@ def test_run_stream__different_processes_stop_before_anything_is_written(
         assert "a" not in files and "b" not in files and "run" not in files
 
 
-def test_run_stream__another_test_set_stops_all(pool):
+def test_train__other_plans_and_pools_stop_before_the_first_step(pool):
+    for kind, text, _ in pool["planned"]:
+        assert kind == "RankError" and "differ in the planned iterations" in text
+        assert "5 on rank 0, 10 on rank 1" in text
+    for kind, text, _ in pool["pool"]:
+        assert kind == "RankError" and "the training pool.sample_id, row 0" in text
+        assert "0 on rank 0, 1 on rank 1" in text
+
+
+def test_run_stream__other_data_stop_all(pool):
     for kind, text, _ in pool["test set"]:
         assert kind == "RankError" and "test[0].captions, row 0" in text
+    for kind, text, _ in pool["images"]:
+        assert kind == "RankError" and "the hash of the data" in text
+        assert "'of rank 0' on rank 0, 'of rank 1' on rank 1" in text
 
 
 def test_train__processes_that_refused_go_on_with_what_is_equal(pool):
