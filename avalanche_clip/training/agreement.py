@@ -27,7 +27,7 @@ CAPTIONS = 32
 Facts = dict[str, Any]
 
 
-def check_training(
+def agree_on_training(
     strategy: Any, experiences: Any, eval_streams: Any, options: dict[str, Any]
 ) -> None:
     """Stop all processes unless they are about to train the same.
@@ -50,7 +50,7 @@ def check_training(
     )
 
 
-def check_run(strategy: Any, benchmark: Any, options: Facts) -> None:
+def agree_on_run(strategy: Any, benchmark: Any, options: Facts) -> None:
     """Stop all processes unless they are about to make the same run.
 
     :param strategy: the strategy, its model included.
@@ -66,7 +66,7 @@ def check_run(strategy: Any, benchmark: Any, options: Facts) -> None:
     distributed.agree(place, lambda: {"the hash of the data": _hash(benchmark)})
 
 
-def check_steps(strategy: Any) -> None:
+def agree_on_steps(strategy: Any) -> None:
     """Stop all processes unless they are about to make the same steps.
 
     :param strategy: in an experience whose data and steps are planned.
@@ -264,4 +264,4 @@ def _vocabulary(model: Any) -> str:
     return f"{type(tokenizer).__name__} {getattr(tokenizer, 'vocab_size', None)}"
 
 
-__all__ = ["CAPTIONS", "check_run", "check_steps", "check_training"]
+__all__ = ["CAPTIONS", "agree_on_run", "agree_on_steps", "agree_on_training"]

@@ -21,7 +21,7 @@ from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
 from avalanche_clip.evaluation._summaries import is_result, stream_summary
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
-from avalanche_clip.training.agreement import check_run
+from avalanche_clip.training.agreement import agree_on_run
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
     checkpoints,
@@ -141,7 +141,7 @@ def run_stream(
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
-    check_run(strategy, benchmark, given)
+    agree_on_run(strategy, benchmark, given)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(

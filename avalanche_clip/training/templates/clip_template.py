@@ -26,7 +26,6 @@ from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.agreement import check_steps, check_training
 from avalanche_clip.training.compatibility import check_planned, check_plugins
 from avalanche_clip.training.resume import apply_pending
 from avalanche_clip.training.schedules import SCHEDULES
@@ -124,7 +123,6 @@ class CLIPTemplate(
         seed: int = 0,
         **kwargs: Any,
     ):
-        distributed.require_joined()
         _refuse_unknown(self, kwargs)
         settings = {
             "schedule": schedule,
@@ -216,20 +214,10 @@ class CLIPTemplate(
 
     # ------------------------------------------------------------- training
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        """Train as Avalanche does; see its ``BaseTemplate.train``.
-
-        :raises RankError: when another process is about to train other data, with
-            other settings, from other weights or other steps; when it fails, ends
-            or does not answer in time.
-        """
-        distributed.require_joined()
-        if distributed.is_distributed():  # what can be read once is read twice
-            experiences, eval_streams = _kept(experiences), _kept(eval_streams)
+        """Train as Avalanche does; see its ``BaseTemplate.train``."""
         self.in_training = True
         try:
-            with distributed.guarded("train()"):
-                check_training(self, experiences, eval_streams, kwargs)
-                super().train(experiences, eval_streams, **kwargs)
+            super().train(experiences, eval_streams, **kwargs)
         finally:
             self.in_training = False
 
@@ -245,7 +233,7 @@ class CLIPTemplate(
         self.deterministic_images = has_deterministic_images(self.adapted_dataset)
         with distributed.together(f"the plan of experience {self.experience_index}"):
             self.planned_iterations = self._plan()
-        check_steps(self)
+        self._agree_on_steps()
         check_planned(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
@@ -359,8 +347,7 @@ class CLIPTemplate(
     @torch.no_grad()
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
         """Evaluate on a stream; random generators stay where they were."""
-        distributed.require_joined()
-        with kept_rng(self.device), distributed.guarded("eval()"):
+        with kept_rng(self.device):
             return super().eval(exp_list, **kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -376,12 +363,6 @@ class CLIPTemplate(
     def _resume(self) -> None:
         """Put back the state of an interrupted experience (see load_state)."""
         apply_pending(self)
-
-
-def _kept(found: Any) -> Any:
-    """The content of a generator, or of a stream that can be read once."""
-    once = isinstance(found, Iterable) and not hasattr(found, "__len__")
-    return list(found) if once else found
 
 
 def _refuse_unknown(strategy: Any, kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.training.templates.ranks_mixin import RanksMixin
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,7 @@ class _LossCheck:
         return bool(self.finite)
 
 
-class StepMixin:
+class StepMixin(RanksMixin):
     """Forward, backward and update of the CLIP templates."""
 
     model: nn.Module
