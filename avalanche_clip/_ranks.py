@@ -194,7 +194,7 @@ def together(place: str) -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}".encode()
+    text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
     return text[: _INLINE - 100].decode(errors="ignore")
 
 
@@ -217,7 +217,8 @@ def agree(
         return
     with together(place):
         own = {key: repr(value) for key, value in facts().items()}
-    if len(set(exchange(f"{place}, comparing", hash_of(repr(own).encode())))) == 1:
+    digest = hash_of(repr(sorted(own.items())).encode("utf-8", "backslashreplace"))
+    if len(set(exchange(f"{place}, comparing", digest))) == 1:
         return
     found = exchange(f"{place}, telling", own)
     keys = list(dict.fromkeys(key for one in found for key in one))

@@ -167,6 +167,23 @@ def stops_together():
     return caught(fail), caught(wait), distributed.exchange("afterwards", "in step")
 
 
+def differs_on_the_last():
+    rank = distributed.rank()
+    rows = {"rows": [1, 2, 3 + rank // 2]}
+
+    def facts():
+        return {"equal": 1.5, "rows": f"hash {rank // 2}", "later": rank}
+
+    return caught(lambda: distributed.agree("a place", facts, rows.get))
+
+
+def test_agree__the_first_rank_and_value_that_differ_are_named(tmp_path):
+    job = {"agree": differs_on_the_last}
+    for kind, text, _ in run_in_processes(job, tmp_path, count=3)["agree"]:
+        assert kind == "RankError" and "differ in rows, row 2 at a place" in text
+        assert "3 on rank 0, 4 on rank 2" in text
+
+
 def test_exchange__values_places_and_sizes(tmp_path):
     jobs = {"exchanged": exchanged, "together": stops_together}
     results = run_in_processes(jobs, tmp_path, timeout=60)

@@ -93,7 +93,7 @@ def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> 
     data = dict(_data_sets(streams))
 
     def facts() -> Facts:
-        found = {**given, **_settings(strategy)}
+        found = {**given, **_settings(strategy), **_lengths(streams)}
         for name, dataset in data.items():
             found |= _columns(name, dataset)
             captions = repr(_captions(dataset)).encode("utf-8", "backslashreplace")
@@ -125,6 +125,14 @@ def _data_sets(streams: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         elif isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
             parts = {f"{name}[{k}]": part for k, part in enumerate(found)}
             yield from _data_sets(parts)
+
+
+def _lengths(streams: dict[str, Any]) -> Facts:
+    return {
+        f"the number of experiences of {name}": len(found)
+        for name, found in streams.items()
+        if hasattr(found, "__len__") and not hasattr(found, "dataset")
+    }
 
 
 def _columns(name: str, dataset: Any) -> Facts:

@@ -329,6 +329,14 @@ def run_on_other_images(folder):
         return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
 
 
+def longer_stream(folder):
+    model = stub_model()
+    sizes = (8, 8, 8)[: 2 + distributed.rank()]
+    benchmark = stub_benchmark(sizes, model=model)
+    strategy = build(Sequential, model, evaluator=runs.evaluator())
+    return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
+
+
 class NormedEncoder(StubDualEncoder):
     """Its image features pass a batch norm."""
 
@@ -387,6 +395,7 @@ def pool(tmp_path_factory):
         "planned": partial(planned, LongerPlan),
         "pool": partial(planned, OtherPool),
         "images": partial(run_on_other_images, folder),
+        "longer": partial(longer_stream, folder),
         "batch norm": batch_norm,
         "equal": equal_after_all,
     }
@@ -448,6 +457,9 @@ def test_train__other_plans_and_pools_stop_before_the_first_step(pool):
 def test_run_stream__other_data_stop_all(pool):
     for kind, text, _ in pool["test set"]:
         assert kind == "RankError" and "test[0].captions, row 0" in text
+    for kind, text, _ in pool["longer"]:
+        assert kind == "RankError" and "the number of experiences of train" in text
+        assert "2 on rank 0, 3 on rank 1" in text
     for kind, text, _ in pool["images"]:
         assert kind == "RankError" and "the hash of the data" in text
         assert "'of rank 0' on rank 0, 'of rank 1' on rank 1" in text
