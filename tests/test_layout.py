@@ -24,6 +24,7 @@ FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_lock": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
     "losses": (
         "avalanche",

@@ -30,17 +30,15 @@ T = TypeVar("T")
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Call a function on the main process; all get its result or its error."""
-    outcome: tuple[Any, Exception | None] = (None, None)
-    if distributed.is_main_process():
-        try:
-            outcome = (action(), None)
-        except Exception as error:
-            outcome = (None, error)
-    value, failure = distributed.broadcast_object(outcome)
-    if failure is not None:
-        raise failure
-    return value
+    """Call a function on the main process; all get its result, or stop with it.
+
+    :raises RankError: on the others, with the error of the main process.
+    """
+    value: Any = None
+    with distributed.together("opening the folder of the run"):
+        if distributed.is_main_process():
+            value = action()
+    return distributed.broadcast_object(value)
 
 
 class RunFolder:

@@ -19,6 +19,7 @@ from avalanche_clip.checkpointing import CheckpointError
 from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
 from avalanche_clip.evaluation._summaries import is_result, stream_summary
 from avalanche_clip.evaluation.report import write_report
+from avalanche_clip.training.agreement import agree_on_run
 from avalanche_clip.training.identity import run_identity
 from avalanche_clip.training.resume import restore_state
 from avalanche_clip.training.rollback import undone_on_error
@@ -87,6 +88,7 @@ class RunResult:
         return self.matrices[name][metric]["E"]
 
 
+@distributed.guarded("run_stream()")
 def run_stream(
     strategy: Any,
     benchmark: Any,
@@ -130,6 +132,8 @@ def run_stream(
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
+    :raises RankError: when another process is about to make another run, fails, ends
+        or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that another run is at
         work in, or that holds a run when ``resume`` is False, or another run than
@@ -137,6 +141,9 @@ def run_stream(
     """
     if isinstance(streams, str):
         streams = (streams,)
+    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
+    given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
+    agree_on_run(strategy, benchmark, given)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(
