@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
-from avalanche_clip.benchmarks.integers import as_integers
+from avalanche_clip.benchmarks.integers import as_integers, as_size
 from avalanche_clip.benchmarks.prepare import attach_scenario
 
 RELABEL = ("arrival", "original")
@@ -155,7 +154,7 @@ def multi_domain_benchmark(
     """
     given_domains = list(domains)
     listed = [_domain(domain, index) for index, domain in enumerate(given_domains)]
-    seeds = [_domain_seed(domain, i) for i, domain in enumerate(given_domains)]
+    seeds = [domain_seed(domain, i) for i, domain in enumerate(given_domains)]
     if not listed:
         raise ValueError("There are no domains; give at least one.")
     chosen = _order(order, len(listed))
@@ -215,7 +214,7 @@ def _domain(given: Any, index: int) -> Domain:
     return domain._replace(name=domain.name or f"domain {index}")
 
 
-def _domain_seed(given: Sequence[Any], index: int) -> int:
+def domain_seed(given: Sequence[Any], index: int) -> int:
     """Number that the few-shot choice of a domain starts from."""
     name = given[4] if len(given) > 4 else None
     if not name:
@@ -400,8 +399,7 @@ def _sizes(
 
 
 def _check_size(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must hold integers >= 1.")
+    as_size(value, name)
 
 
 __all__ = [
@@ -409,6 +407,7 @@ __all__ = [
     "LabelledImages",
     "class_incremental_benchmark",
     "class_targets",
+    "domain_seed",
     "few_shot_indices",
     "multi_domain_benchmark",
 ]

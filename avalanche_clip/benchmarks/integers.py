@@ -30,6 +30,30 @@ def as_integer(value: Any, what: str) -> int:
     )
 
 
+def as_size(value: Any, what: str, *, least: int = 1, hint: str = "") -> int:
+    """Return a number of things as Python's integer, at least ``least``.
+
+    :param value: see :func:`as_integer`; neither a flag nor a float.
+    :param what: name of the argument, for the message.
+    :param least: smallest number allowed.
+    :param hint: what else the argument may be, for the message.
+    :raises ValueError: for anything else.
+
+    >>> as_size(4, "chunk_size")
+    4
+    """
+    try:
+        number = as_integer(value, what)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        also = f" ({hint})" if hint else ""
+        raise ValueError(
+            f"{what}={value!r} must be an integer of at least {least}{also}."
+        )
+    return number
+
+
 def as_integers(values: Iterable[Any], what: str) -> list[int]:
     """Return integers as a list, see :func:`as_integer`.
 
@@ -41,4 +65,4 @@ def as_integers(values: Iterable[Any], what: str) -> list[int]:
     return [as_integer(value, f"An entry of {what}") for value in values]
 
 
-__all__ = ["as_integer", "as_integers"]
+__all__ = ["as_integer", "as_integers", "as_size"]

@@ -36,7 +36,7 @@ from avalanche_clip.benchmarks.datasets.mtil.images import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.names import given_names
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
-    CHECKS,
+    check_choice,
     check_counts,
     check_files,
 )
@@ -81,7 +81,7 @@ def read_imagenet(
     Source of the subset of 100: Thengane et al. (Continual-CLIP, arXiv
     2210.03114) and the authors' released code.
     """
-    _check_choice(check)
+    check_choice(check)
     if num_classes not in _IMAGENET:
         raise ValueError(
             f"num_classes={num_classes!r} is not defined; use {sorted(_IMAGENET)}."
@@ -130,7 +130,7 @@ def read_tiny_imagenet(
     :raises FileNotFoundError: if files are missing.
     :raises ValueError: if an argument is not allowed, or a file is malformed.
     """
-    _check_choice(check)
+    check_choice(check)
     base = Path(root).expanduser()
     check_files(TINY_IMAGENET, base)
     wnids = (base / "wnids.txt").read_text(encoding="utf-8").split()
@@ -148,11 +148,6 @@ def read_tiny_imagenet(
     check_counts(TINY_IMAGENET, len(wnids), train, test, check, fault)
     templates = CIL_TEMPLATES["TinyImageNet"]
     return MTILDomain(train, test, names, templates, TINY_IMAGENET.name)
-
-
-def _check_choice(check: str) -> None:
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:

@@ -73,8 +73,7 @@ def read_mtil_domain(
     that the published split cannot be had again).
     """
     facts = DATASETS[dataset_name(name, tuple(DATASETS))]
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+    check_choice(check)
     parts = [facts.train] if facts.test is None else [facts.train, facts.test]
     opened = [_open(facts, Path(root).expanduser(), part, download) for part in parts]
     if facts.test is None:
@@ -103,6 +102,12 @@ def random_80_20(size: int, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndar
     parts = random_split(everything, [count, size - count], generator=generator)
     first, second = (np.asarray(list(p.indices), dtype=np.int64) for p in parts)
     return first, second
+
+
+def check_choice(check: str) -> None:
+    """Raise ValueError unless ``check`` is one of ``CHECKS``."""
+    if check not in CHECKS:
+        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
 
 
 def check_counts(
@@ -247,4 +252,6 @@ def _split_in_two(
     return train, test
 
 
-__all__ = ["check_counts", "check_files", "random_80_20", "read_mtil_domain"]
+__all__ = [
+    "check_choice",
+    "check_counts", "check_files", "random_80_20", "read_mtil_domain"]
