@@ -101,6 +101,8 @@ _PUBLIC: dict[str, str] = {
     "VocabularyReplayPlugin": "avalanche_clip.training.plugins",
     "WeightAveragingPlugin": "avalanche_clip.training.plugins",
     "WeightConsolidationPlugin": "avalanche_clip.training.plugins",
+    # files
+    "file_limits": "avalanche_clip._files",
     # runs
     "ComputeBudget": "avalanche_clip.budget",
     "load_state": "avalanche_clip.checkpointing",

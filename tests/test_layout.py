@@ -22,6 +22,8 @@ NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
+    "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "_arrays": ("avalanche",),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

@@ -1,0 +1,192 @@
+import gzip
+import json
+import os
+
+import pytest
+
+from avalanche_clip._files import (
+    file_limits,
+    found_in,
+    inside,
+    open_bytes,
+    read_bytes,
+    read_json,
+    read_lines,
+    read_text,
+    replacing,
+    write_json,
+    write_text,
+)
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
+PAGE = "\n<!DOCTYPE html><html>not found</html>"
+
+
+# ----------------------------------------------------------------- writing
+def test_replacing__keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "a" / "x.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyError), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["x.txt"]
+
+
+@pytest.mark.parametrize("content", [{}, {"a": [1, 2.5, None, "é"]}, {1: 2, 10: 3}])
+def test_json__comes_back_with_its_checksum(tmp_path, content):
+    write_json(tmp_path / "x.json", content, checksum=True)
+    read = read_json(tmp_path / "x.json", checksum=True)
+    assert read == json.loads(json.dumps(content))
+
+
+def test_json_checksum__sees_every_flipped_bit(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"rows": [0.1, 2], "name": "a b"}, checksum=True)
+    whole = path.read_bytes()
+    known = json.loads(whole)
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
+            )
+            try:
+                assert read_json(path, checksum=True) == {
+                    k: v for k, v in known.items() if k != "checksum"
+                }  # white space alone
+            except ValueError as error:
+                assert str(path) in str(error)
+
+
+def test_json__without_checksum_is_refused_where_one_is_needed(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match=r"no checksum.*call save\(\)"):
+        read_json(tmp_path / "x.json", checksum=True, rewrite="call save()")
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "y.json", {"a": float("nan")})
+    assert not (tmp_path / "y.json").exists()
+
+
+# ----------------------------------------------------------------- reading
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (POINTER.encode(), "git lfs pull"),
+        (PAGE.encode(), "web page"),
+        (b"\x1f\x8b\x08", "gzipped"),
+        (b"\x80\x02}", "pickle"),
+        (b"\0\0\0", "zero bytes"),
+        (b"{'a': 1}", "begin with"),
+        (b"\xff\xfe{\0", "begin with"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1', "begin with"),
+    ],
+)
+def test_read_json__says_what_it_found(tmp_path, content, words):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_read_json__of_another_type_or_place(tmp_path):
+    write_json(tmp_path / "x.json", [1])
+    with pytest.raises(ValueError, match="holds a mapping: it holds a list"):
+        read_json(tmp_path / "x.json", dict)
+    with pytest.raises(FileNotFoundError, match=r"y\.json does not exist"):
+        read_json(tmp_path / "y.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_json(tmp_path)
+    assert found_in(tmp_path) == "a folder"
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.txt.gz"])
+def test_texts__skip_a_byte_order_mark(tmp_path, name):
+    path = tmp_path / name
+    content = "\ufeffa\r\nb\rc\n\u2028d".encode()
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert read_text(path) == "a\r\nb\rc\n\u2028d"
+    assert list(read_lines(path)) == [(1, "a"), (2, "b\rc"), (3, "\u2028d")]
+
+
+def test_read_lines__names_the_line_that_is_no_utf8(tmp_path):
+    (tmp_path / "x").write_bytes(b"a\n\xff\n")
+    lines = read_lines(tmp_path / "x")
+    assert next(lines) == (1, "a")
+    with pytest.raises(ValueError, match="x, line 2 is no UTF-8"):
+        next(lines)
+
+
+@pytest.mark.parametrize("cut", [5, 30, -9, -1])
+def test_gzip__damaged_is_told(tmp_path, cut):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(os.urandom(400))[:cut])
+    with pytest.raises(ValueError, match=r"x\.gz is not a gzipped file"):
+        read_bytes(path)
+
+
+def test_gzip__bomb_is_refused_early(tmp_path, monkeypatch):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"a\n" * 2**22))
+    assert len(read_bytes(path)) == 2**23  # below the size that is looked at
+    monkeypatch.setattr(file_limits, "gzip_bytes", 2**20)
+    read = 0
+    with open_bytes(path) as file, pytest.raises(ValueError, match="gzip_ratio"):
+        while block := file.read(1000):
+            read += len(block)
+    assert read <= 2**20 + 2**18
+    monkeypatch.setattr(file_limits, "gzip_ratio", 1e5)
+    assert len(read_bytes(path)) == 2**23
+
+
+def test_gzip__large_text_of_an_ordinary_ratio_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_limits, "gzip_bytes", 1000)
+    content = os.urandom(50_000).hex().encode()
+    (tmp_path / "x.gz").write_bytes(gzip.compress(content))
+    assert read_bytes(tmp_path / "x.gz") == content
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2**20, True), (2**20 + 1, False)])
+def test_gzip__long_line_is_refused(tmp_path, size, fits):
+    content = b"x\n" + b"y" * size + b"\nz"
+    (tmp_path / "x.gz").write_bytes(gzip.compress(content))
+    if fits:
+        assert [len(text) for _, text in read_lines(tmp_path / "x.gz")] == [1, size, 1]
+    else:
+        with pytest.raises(ValueError, match="line 2 is longer than 1048576"):
+            list(read_lines(tmp_path / "x.gz"))
+    (tmp_path / "x").write_bytes(content)
+    assert len(list(read_lines(tmp_path / "x"))) == 3
+
+
+# ------------------------------------------------------------------- names
+@pytest.mark.parametrize("name", ["a.txt", "b/../a.txt", "./b//c", "..a", "a..", "~"])
+def test_inside__gives_names_in_the_folder(tmp_path, name):
+    assert inside(tmp_path, name, "index.json") == tmp_path / os.path.normpath(name)
+
+
+def test_inside__takes_absolute_names_that_stay_and_follows_links(tmp_path):
+    assert inside(tmp_path, str(tmp_path / "a"), "i") == tmp_path / "a"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").write_text("1")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(other / "x")
+    assert inside(folder, "link", "i").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../a", "b/../../a", "/etc/passwd", "..", ".", "", " ", "a\0b", "..\\a", None, 3],
+)
+def test_inside__refuses_names_that_leave_or_are_none(tmp_path, name):
+    with pytest.raises(ValueError, match=r"index\.json names the file"):
+        inside(tmp_path / "f", name, "index.json")
+
+
+def test_inside__refuses_a_sibling_with_the_same_beginning(tmp_path):
+    with pytest.raises(ValueError, match="lies outside"):
+        inside(tmp_path / "f", str(tmp_path / "f2" / "x"), "index.json")
