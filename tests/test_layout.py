@@ -24,6 +24,7 @@ FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_arrays": ("avalanche",),
+    "_numbers": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

@@ -10,8 +10,8 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
+from avalanche_clip._numbers import as_integer, as_size
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.integers import as_integer, as_size
 
 logger = logging.getLogger(__name__)
 

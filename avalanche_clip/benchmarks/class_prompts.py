@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from avalanche_clip.benchmarks.integers import as_integer
+from avalanche_clip._numbers import as_integer
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 

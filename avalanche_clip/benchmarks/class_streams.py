@@ -12,10 +12,10 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_integers, as_size
 from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
-from avalanche_clip.benchmarks.integers import as_integers, as_size
 from avalanche_clip.benchmarks.prepare import attach_scenario
 
 RELABEL = ("arrival", "original")
@@ -399,7 +399,10 @@ def _sizes(
 
 
 def _check_size(name: str, value: Any) -> None:
-    as_size(value, name)
+    try:
+        as_size(value, name)
+    except ValueError:
+        raise ValueError(f"{name}={value!r} must hold integers >= 1.") from None
 
 
 __all__ = [

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from avalanche.benchmarks import CLScenario
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.class_streams import class_incremental_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.folders import (
     read_imagenet,
@@ -24,7 +25,6 @@ from avalanche_clip.benchmarks.datasets.mtil.names import given_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import class_order
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
 from avalanche_clip.benchmarks.datasets.mtil.templates import CIL_TEMPLATES
-from avalanche_clip.benchmarks.integers import as_size
 
 ClassNames = Sequence[str] | str | Path
 

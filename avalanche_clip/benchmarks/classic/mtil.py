@@ -9,6 +9,7 @@ from typing import Any
 from avalanche.benchmarks import CLScenario
 from torch.utils.data import Subset
 
+from avalanche_clip._numbers import as_integers
 from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
 from avalanche_clip.benchmarks.class_streams import domain_seed, multi_domain_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.coop import read_x_tail_domain
@@ -19,7 +20,6 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import (
     dataset_name,
 )
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
-from avalanche_clip.benchmarks.integers import as_integers
 
 Root = str | Path | Mapping[str, str | Path] | Sequence[Any]
 
@@ -128,9 +128,7 @@ def x_tail(
     ``shots``.
     """
     root, datasets = _sources(root, datasets)
-    listed = _domains(
-        root, datasets, X_TAIL_NAMES, read_x_tail_domain, download, check
-    )
+    listed = _domains(root, datasets, X_TAIL_NAMES, read_x_tail_domain, download, check)
     names = [_name(domain) for domain in listed]
     positions = _positions(order, names, X_TAIL_NAMES)
     if templates is not None:

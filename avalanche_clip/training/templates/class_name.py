@@ -14,9 +14,9 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_integer
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.data import item_fields
-from avalanche_clip.benchmarks.integers import as_integer
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.prompt_batch import (

@@ -91,9 +91,7 @@ class CoopSplit(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_coop_split(
-    path: str | Path, images: str | Path | None = None
-) -> CoopSplit:
+def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopSplit:
     """Read a list of images as CoOp and many few-shot works use them.
 
     No image is opened.

@@ -254,4 +254,8 @@ def _split_in_two(
 
 __all__ = [
     "check_choice",
-    "check_counts", "check_files", "random_80_20", "read_mtil_domain"]
+    "check_counts",
+    "check_files",
+    "random_80_20",
+    "read_mtil_domain",
+]

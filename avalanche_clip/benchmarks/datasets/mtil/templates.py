@@ -3,7 +3,8 @@
 Every template has exactly one ``{}``, which the class name replaces.
 
 Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and the authors' released
-code; Radford et al., ICML 2021 (CLIP, arXiv 2103.00020) for ImageNet; X-TAIL and class-incremental templates after the works named in
+code; Radford et al., ICML 2021 (CLIP, arXiv 2103.00020) for ImageNet; X-TAIL and
+class-incremental templates after the works named in
 :mod:`avalanche_clip.benchmarks.classic`.
 """
 

@@ -11,6 +11,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     MTIL_TEMPLATES,
     ORDER_CHECKSUMS,
     X_TAIL_NAMES,
+    X_TAIL_TEMPLATES,
     class_order,
     dataset_name,
     given_names,
@@ -114,7 +115,18 @@ def test_x_tail__has_ten_domains_in_order():
         *("Aircraft", "Caltech101", "DTD", "EuroSAT", "Flowers", "Food", "MNIST"),
         *("OxfordPet", "StanfordCars", "SUN397"),
     )
-    assert sum(DATASETS[name].classes for name in X_TAIL_NAMES) == 1101
+    assert tuple(X_TAIL_TEMPLATES) == X_TAIL_NAMES
+
+
+def test_imagenet__has_the_eighty_templates_of_clip():
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    found = MTIL_TEMPLATES["ImageNet"]
+    published = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    assert len(found) == 80 and sorted(found) == sorted(published)
+    # ZSCL's training prompt first, the others in the published order.
+    assert found[0] == "a photo of a {}."
+    assert list(found[1:]) == [t for t in published if t != found[0]]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Integers given by users: nothing is cut off or read from text."""
+"""Numbers given by users: nothing is cut off, read from text, or not a number."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -48,9 +49,7 @@ def as_size(value: Any, what: str, *, least: int = 1, hint: str = "") -> int:
         number = least - 1
     if number < least:
         also = f" ({hint})" if hint else ""
-        raise ValueError(
-            f"{what}={value!r} must be an integer of at least {least}{also}."
-        )
+        raise ValueError(f"{what}={value!r} must be an integer >= {least}{also}.")
     return number
 
 
@@ -65,4 +64,44 @@ def as_integers(values: Iterable[Any], what: str) -> list[int]:
     return [as_integer(value, f"An entry of {what}") for value in values]
 
 
-__all__ = ["as_integer", "as_integers", "as_size"]
+def as_finite(
+    value: Any,
+    what: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    hint: str = "",
+) -> float:
+    """Return a number as Python's float, finite and within bounds.
+
+    :param value: a number, of numpy or of a 0-d tensor too; no flag, no text.
+    :param what: name of the argument, for the message.
+    :param low: smallest number allowed.
+    :param high: largest number allowed.
+    :param above: number that it must exceed.
+    :param hint: what else the argument may be, for the message.
+    :raises ValueError: for anything else, NaN and infinity included.
+
+    >>> as_finite(1, "margin", low=0), as_finite(0.5, "fraction", above=0, high=1)
+    (1.0, 0.5)
+    """
+    number = math.nan
+    kind = str(getattr(value, "dtype", type(value).__name__))
+    if "bool" not in kind and not isinstance(value, (str, bytes)):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    # Comparisons with NaN are false.
+    if math.isfinite(number) and low <= number <= high and number > above:
+        return number
+    bounds = [f">= {low:g}"] if math.isfinite(low) else []
+    bounds += [f"> {above:g}"] if math.isfinite(above) else []
+    bounds += [f"<= {high:g}"] if math.isfinite(high) else []
+    wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    also = f" ({hint})" if hint else ""
+    raise ValueError(f"{what}={value!r} must be {wanted}{also}.")
+
+
+__all__ = ["as_finite", "as_integer", "as_integers", "as_size"]
