@@ -125,7 +125,7 @@ def _valid_times(
             f"Stream {name!r} is a {type(dataset).__name__}; give one data set made "
             "by make_image_text_dataset with timestamps."
         )
-    times = timestamp_column(attribute_array(dataset, "timestamp"))
+    times = timestamp_column(attribute_array(dataset, "timestamp"), checked=True)
     finite = np.isfinite(times)
     lost = int((~finite).sum())
     if lost and missing == "raise":
@@ -257,7 +257,7 @@ def _labels(
                 f"labels={labels!r} for {total} steps; give a list of one per step."
             )
         return [str(labels[step]) for step in steps]
-    times = timestamp_column(attribute_array(train, "timestamp"))
+    times = timestamp_column(attribute_array(train, "timestamp"), checked=True)
     ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
     if period is not None:
         return [period_label(first, period) for first, _ in ends]
