@@ -22,13 +22,12 @@ Sources: Zhou et al., IJCV 2022 (CoOp, arXiv 2109.01134); Xu et al., NeurIPS 202
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip._files import read_json, read_lines, unreadable
+from avalanche_clip._files import read_json, unreadable
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
     FolderFiles,
@@ -42,7 +41,7 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
-from avalanche_clip.benchmarks.datasets.names_in_files import check_names
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
 
 _SOURCE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 _PARTS = ("train", "val", "test")
@@ -266,7 +265,8 @@ def _read_aircraft(
             f"{facts.name} of X-TAIL is not whole: {', '.join(missing)} not found in "
             f"{folder}. Expected: {facts.layout}, from {facts.source}."
         )
-    variants = [line.strip() for _, line in read_lines(folder / _AIRCRAFT[0])]
+    text = read_plain(folder / _AIRCRAFT[0], "a list of variants")
+    variants = [line.strip() for line in text.split("\n")]
     variants = [variant for variant in variants if variant]
     labels = {variant: label for label, variant in enumerate(variants)}
     parts = [_aircraft_part(folder, name, labels) for name in _AIRCRAFT[1:]]
@@ -277,7 +277,8 @@ def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImag
     path = folder / name
     files: list[str] = []
     targets: list[int] = []
-    for number, line in read_lines(path):
+    text = read_plain(path, "a list of aircraft")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         image, _, variant = line.strip().partition(" ")
@@ -291,9 +292,8 @@ def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImag
         files.append(f"{image}.jpg")
         targets.append(labels[variant])
     check_names(files, path, folder / "images")
-    images: Sequence[str] = files
     return ClassImages(
-        FolderFiles(folder / "images", images), np.arange(len(files)), targets
+        FolderFiles(folder / "images", files), np.arange(len(files)), targets
     )
 
 

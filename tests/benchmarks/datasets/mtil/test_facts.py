@@ -221,3 +221,95 @@ def test_random_80_20__equals_torch_and_leaves_the_global_seed(size):
     assert len(train) == int(0.8 * size) and len(train) + len(test) == size
     order = torch.randperm(size, generator=torch.Generator().manual_seed(42)).numpy()
     assert (np.concatenate([train, test]) == order).all()
+
+
+NAMES_WITH_IDS = {
+    "number and blank": ["0 tench", "1 goldfish", "2 great white shark"],
+    "from one": ["1 tench", "2 goldfish", "3 shark"],
+    "any order": ["2 tench", "0 goldfish", "1 shark"],
+    "some of them": ["3 tench", "217 goldfish", "950 shark"],
+    "dict": ["0: 'tench'", "1: 'goldfish'", "2: 'shark'"],
+    "python": ["{0: 'tench',", " 1: 'goldfish',", " 2: 'shark'}"],
+    "json": ['{"0": "tench",', '"1": "goldfish",', '"2": "shark"}'],
+    "wordnet": ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"],
+    "wordnet, tab": ["n01440764\ttench", "n01443537\tgoldfish", "n01484850\tshark"],
+    "wordnet, one": ["tench", "goldfish", "n01484850 shark"],
+    "ids alone": ["n01440764", "n01443537", "n01484850"],
+    "csv": ["0,tench", "1,goldfish", "2,shark"],
+    "csv with a head": ["id,name", "0,tench", "1,goldfish"],
+    "csv, id last": ["tench,0", "goldfish,1", "shark,2"],
+    "csv, quoted": ['"0","tench"', '"1","goldfish"', '"2","shark"'],
+    "csv, wordnet last": ["tench,n01440764", "goldfish,n01443537", "shark,n01484850"],
+    "tabs": ["0\ttench", "1\tgoldfish", "2\tshark"],
+    "dots": ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Auk"],
+    "list": ["1. tench", "2. goldfish", "3. shark"],
+    "brackets": ["0) tench", "1) goldfish", "2) shark"],
+    "dashes": ["0 - tench", "1 - goldfish", "2 - shark"],
+    "quotes": ["'tench',", "'goldfish',", "'shark'"],
+    "json list": ['["tench",', '"goldfish",', '"shark"]'],
+}
+
+
+@pytest.mark.parametrize("kind", NAMES_WITH_IDS)
+def test_given_names__ids_do_not_get_into_names(kind, tmp_path):
+    names = NAMES_WITH_IDS[kind]
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(names) + "\n", encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="names.txt holds .*bare names"):
+        given_names(path, 3)
+    with pytest.raises(ValueError, match="class_names holds .*bare names"):
+        given_names(names, 3)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["tench, Tinca tinca", "goldfish", "8-ball, cue"],
+        [f"{k} - {w}" for k, w in enumerate("zero one two three".split())][:1],
+        [
+            f"{k} - {word}"
+            for k, word in enumerate(
+                "zero one two three four five six seven eight nine".split()
+            )
+        ],
+        [str(k) for k in range(10)],
+        ["707-320", "727-200", "737-200", "A300B4"],
+        ["2012 Ram C/V Cargo Van", "2012 smart fortwo", "2000 AM General Hummer"],
+        ["Boeing 707", "Boeing 717", "Boeing 727"],
+        ["5 o'clock shadow", "3 wise men"],
+        ["n-gram", "n1", '"quoted" name', "plain"],
+        ["head of a  crocodile", "apartment building/outdoor"],
+        ["zwölf", "日本", "naïve"],
+    ],
+)
+def test_given_names__names_with_numbers_stay(names, tmp_path):
+    path = tmp_path / "names.txt"
+    for ending in ("\n", "\r\n"):
+        path.write_bytes(ending.join([*names, ""]).encode("utf-8-sig"))
+        assert given_names(path, len(names)) == tuple(names)
+    assert given_names(names, len(names)) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+        b"<!DOCTYPE html>\n<html>\n</html>\n",
+        "a\nb\nc\n".encode("utf-16"),
+        b"a\n\xff\nc\n",
+        b"\0" * 64,
+        b"a\nb\0\nc\n",
+        b"",
+        b"\x1f\x8b\x08\0a",
+    ],
+)
+def test_given_names__other_files_are_refused(content, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="names.txt"):
+        given_names(path, 3)
+
+
+def test_given_names__values_are_texts():
+    with pytest.raises(ValueError, match="holds 3, a int"):
+        given_names(["a", 3], 2)

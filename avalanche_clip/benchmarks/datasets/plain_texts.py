@@ -1,13 +1,42 @@
-"""Names of files that come from other files: they stay in their folder."""
+"""Plain texts in files, and the names of other files that they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from avalanche_clip._files import inside
+from avalanche_clip._files import found_in_bytes, inside, read_text, unreadable
 
+_FOREIGN = ("a Git LFS", "a web page", "only zero")
 _SUSPECT = ("..", "\\", "\0", ":", "//")
+
+
+def read_plain(path: str | Path, wanted: str) -> str:
+    """Read a text that a person or a program wrote, and nothing else.
+
+    What stands in place of a file that was not fetched (a pointer of Git LFS, a web
+    page) is text, too, but is refused. A byte order mark is skipped.
+
+    :param path: UTF-8, gzipped if its name ends with ``.gz``.
+    :param wanted: what the file should be, with its article, for the error.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: naming the file and what was found.
+    """
+    text = read_text(path, wanted)
+    refuse_foreign(path, text[:512].encode(), wanted)
+    if "\0" in text:
+        raise unreadable(path, wanted, "it holds zero bytes")
+    return text
+
+
+def refuse_foreign(path: str | Path, head: bytes, wanted: str) -> None:
+    """Raise ValueError if a text is a pointer of Git LFS or a web page.
+
+    :param head: how it begins, about 512 bytes.
+    """
+    found = found_in_bytes(head)
+    if found.startswith(_FOREIGN):
+        raise unreadable(path, wanted, f"it is {found}")
 
 
 def check_names(
@@ -42,4 +71,4 @@ def _check(name: str, source: str | Path, folder: str | Path | None) -> None:
         )
 
 
-__all__ = ["check_names"]
+__all__ = ["check_names", "read_plain", "refuse_foreign"]
