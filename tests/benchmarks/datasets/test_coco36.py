@@ -324,7 +324,7 @@ def test_damaged_files__are_named(tmp_path):
     path = tmp_path / "test.json"
     path.write_text('[{"image": "a.jpg",')
     for read in (read_annotations, read_ground_truth):
-        with pytest.raises(ValueError, match=r"test\.json is no JSON"):
+        with pytest.raises(ValueError, match=r"test\.json is not a JSON text"):
             read(path)
     whole = tmp_path / "whole.tsv.gz"
     write_gz(whole, "one\ntwo\n")
@@ -333,7 +333,7 @@ def test_damaged_files__are_named(tmp_path):
     plain = tmp_path / "plain.tsv.gz"
     plain.write_bytes(b"one")
     for path in (cut, plain):
-        with pytest.raises(ValueError, match=f"{path.name} cannot be unpacked"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a gzipped file"):
             read_table(path, 1)
 
 

@@ -291,6 +291,8 @@ def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImag
             )
         files.append(f"{image}.jpg")
         targets.append(labels[variant])
+    if not files:
+        raise unreadable(path, "a list of aircraft", "it has no lines")
     check_names(files, path, folder / "images")
     return ClassImages(
         FolderFiles(folder / "images", files), np.arange(len(files)), targets

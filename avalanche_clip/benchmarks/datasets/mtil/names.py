@@ -129,7 +129,7 @@ def _refuse_ids(names: Sequence[str], where: str) -> None:
             for part in (matches, matches[1:]):
                 numbers = [int(m[1]) for m in part if m is not None]
                 # "707-320" may be a name; "0-tench" is none.
-                gaps = not any(m is not None and "-" in m[0] for m in part)
+                gaps = not any(m is not None and re.search(r"\d-", m[0]) for m in part)
                 if len(numbers) == len(part) > 1 and _count_up(numbers, gaps):
                     found = filled[-1]
     if found is None and all(map(_QUOTED.match, filled)):

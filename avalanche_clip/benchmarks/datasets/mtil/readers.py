@@ -27,14 +27,21 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._files import unreadable
 from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
+from avalanche_clip.benchmarks.datasets.mtil.mat_files import check_mat
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import MTIL_TEMPLATES
+from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
 
 SPLIT_SEED = 42
 CHECKS = ("warn", "raise", "ignore")
+
+
+class UnreadableDataError(ValueError, RuntimeError):
+    """Raised when the files of a data set are there but are not what they should be."""
 
 
 def read_mtil_domain(
@@ -64,7 +71,8 @@ def read_mtil_domain(
         and ``check="raise"``, or a download is asked for that does not exist.
     :raises FileNotFoundError: if files are missing; the message names them, the
         expected folder and the source.
-    :raises RuntimeError: if the files are there but torchvision refuses them.
+    :raises UnreadableDataError: if the files are there but damaged; it is a
+        ValueError.
     :raises ImportError: if scipy is missing where annotations are ``.mat`` files.
 
     Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628), section on MTIL, and
@@ -81,6 +89,13 @@ def read_mtil_domain(
     else:
         train, test = (_whole(facts, part) for part in opened)
     names = prompt_names(facts.name, _raw_names(facts, opened))
+    for part in (train, test):
+        if len(part) and not 0 <= part.targets.min() <= part.targets.max() < len(names):
+            raise UnreadableDataError(
+                f"{facts.name} in {root} has labels {part.targets.min()} to "
+                f"{part.targets.max()} for {len(names)} classes; its lists are "
+                f"damaged. Get them again from {facts.source}."
+            )
     check_counts(facts, len(names), train, test, check)
     return MTILDomain(train, test, names, MTIL_TEMPLATES[facts.name], facts.name)
 
@@ -175,20 +190,58 @@ def _open(
     fetch = download and facts.downloadable
     if not fetch:
         check_files(facts, root, download)
+    _check_texts(facts, root)
     from torchvision import datasets
 
     try:
-        return getattr(datasets, facts.torchvision)(
+        found = getattr(datasets, facts.torchvision)(
             str(root), download=fetch, **arguments
         )
-    # It opens lists, pickles and .mat files; any of these errors may come up.
-    except (RuntimeError, OSError, ValueError, LookupError, EOFError) as error:
+    # It opens lists, pickles and .mat files, which raise nearly anything.
+    except Exception as error:
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise RuntimeError(
+        raise UnreadableDataError(
             f"torchvision cannot {'fetch or ' if fetch else ''}read {facts.name} in "
             f"{root} ({said}). Files that are there may be incomplete, damaged or of "
             f"another version. Expected: {facts.layout}, from {facts.source}."
         ) from error
+    _check_paths(facts, found, root)
+    return found
+
+
+def _check_texts(facts: DatasetFacts, root: Path) -> None:
+    """Refuse lists that torchvision would misread, or that end the process."""
+    for name in facts.files:
+        path = root / name
+        if path.suffix == ".mat" and path.is_file():
+            check_mat(path)
+        if path.suffix not in (".txt", ".json") or not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            head = file.read(512)
+        refuse_foreign(path, head, "a list of the data set")
+        if head.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or not head:
+            raise unreadable(
+                path,
+                "a list that torchvision can read",
+                "save it as UTF-8 without a byte order mark" if head else "it is empty",
+            )
+
+
+def _check_paths(facts: DatasetFacts, dataset: Any, root: Path) -> None:
+    """Raise ValueError where a list of the data set leads out of its folder."""
+    start, climbs = str(root), root.parts.count("..")
+    for attribute in ("_image_files", "_images", "_samples"):
+        for entry in getattr(dataset, attribute, ()):
+            path = str(entry[0] if isinstance(entry, tuple) else entry)
+            if path.startswith(start) and ".." not in path:
+                continue
+            if not path.startswith(start) or Path(path).parts.count("..") > climbs:
+                raise UnreadableDataError(
+                    f"A list of {facts.name} names {path}, which leads outside the "
+                    f"folder of its images in {root}. Get the lists again from "
+                    f"{facts.source}."
+                )
 
 
 def _need_scipy(facts: DatasetFacts) -> None:
@@ -217,7 +270,7 @@ def _raw_names(facts: DatasetFacts, opened: list[Any]) -> list[str]:
     listed = [[str(n) for n in _attribute(facts, d, facts.names)] for d in opened]
     if listed[0] != listed[-1]:
         differing = sorted(set(listed[0]) ^ set(listed[-1]))
-        raise RuntimeError(
+        raise UnreadableDataError(
             f"The training and test lists of {facts.name} hold different classes: "
             f"{differing[:5]} are in one only, so that their labels do not mean the "
             f"same. Expected: {facts.layout}, from {facts.source}."
@@ -230,7 +283,13 @@ def _targets(facts: DatasetFacts, dataset: Any) -> np.ndarray:
     values = _attribute(facts, dataset, facts.targets)
     if facts.targets == "_samples":
         values = [label for _, label in values]
-    return np.asarray(values, dtype=np.int64)
+    try:
+        return np.asarray([int(value) for value in values], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnreadableDataError(
+            f"The labels of {facts.name} are no integers ({error}); its lists are "
+            f"damaged. Expected: {facts.layout}, from {facts.source}."
+        ) from error
 
 
 def _whole(facts: DatasetFacts, dataset: Any) -> ClassImages:
@@ -253,6 +312,7 @@ def _split_in_two(
 
 
 __all__ = [
+    "UnreadableDataError",
     "check_choice",
     "check_counts",
     "check_files",
