@@ -71,6 +71,7 @@ def as_finite(
     low: float = -math.inf,
     high: float = math.inf,
     above: float = -math.inf,
+    below: float = math.inf,
     hint: str = "",
 ) -> float:
     """Return a number as Python's float, finite and within bounds.
@@ -80,6 +81,7 @@ def as_finite(
     :param low: smallest number allowed.
     :param high: largest number allowed.
     :param above: number that it must exceed.
+    :param below: number that it must stay below.
     :param hint: what else the argument may be, for the message.
     :raises ValueError: for anything else, NaN and infinity included.
 
@@ -94,14 +96,19 @@ def as_finite(
         except (TypeError, ValueError, OverflowError):
             pass
     # Comparisons with NaN are false.
-    if math.isfinite(number) and low <= number <= high and number > above:
+    if math.isfinite(number) and low <= number <= high and above < number < below:
         return number
-    bounds = [f">= {low:g}"] if math.isfinite(low) else []
-    bounds += [f"> {above:g}"] if math.isfinite(above) else []
-    bounds += [f"<= {high:g}"] if math.isfinite(high) else []
-    wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
     also = f" ({hint})" if hint else ""
-    raise ValueError(f"{what}={value!r} must be {wanted}{also}.")
+    left, right = max(low, above), min(high, below)
+    if math.isfinite(right):
+        start, end = "[" if left == low else "(", "]" if right == high else ")"
+        wanted = f"lie in {start}{left:g}, {right:g}{end}"
+    elif left == 0:
+        wanted = "not be negative, and finite" if low == 0 else "be positive and finite"
+    else:
+        wanted = "be a finite number"
+        wanted += f" of at least {left:g}" if math.isfinite(left) else ""
+    raise ValueError(f"{what}={value!r} must {wanted}{also}.")
 
 
 __all__ = ["as_finite", "as_integer", "as_integers", "as_size"]

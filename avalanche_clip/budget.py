@@ -8,8 +8,9 @@ the same for every time step and method.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
+
+from avalanche_clip._numbers import as_finite, as_size
 
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
@@ -40,10 +41,9 @@ class ComputeBudget:
         if len(given) > 1:
             raise ValueError(f"Give one budget only; got {given}.")
         for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
-                raise ValueError(f"budget_{name}={value!r} must be positive.")
-            if name != "macs" and not isinstance(value, Integral):
-                raise ValueError(f"budget_{name}={value!r} must be an integer.")
+            as_finite(value, f"budget_{name}", above=0)
+            if name != "macs":
+                as_size(value, f"budget_{name}")
         self.iterations = iterations
         self.samples = samples
         self.macs = macs

@@ -63,5 +63,13 @@ def test_finite__flags_and_texts_are_no_numbers(value):
 
 @pytest.mark.parametrize("value", [-0.1, 0, 1.1, -5])
 def test_finite__bounds(value):
-    with pytest.raises(ValueError, match="must be a finite number > 0 and <= 1"):
+    with pytest.raises(ValueError, match=r"share=.* must lie in \(0, 1\]"):
         as_finite(value, "share", above=0, high=1)
+    if value != 1.1:
+        with pytest.raises(ValueError, match="w=.* must be positive and finite"):
+            as_finite(value, "w", above=0)
+    assert as_finite(0, "w", low=0) == 0.0
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        as_finite(1, "w", low=0, below=1)
+    with pytest.raises(ValueError, match="must not be negative, and finite"):
+        as_finite(float("nan"), "w", low=0)

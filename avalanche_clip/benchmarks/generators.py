@@ -11,6 +11,7 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import attach_scenario
 from avalanche_clip.benchmarks.times import (
@@ -173,17 +174,21 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
 
 def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
     starts = np.flatnonzero(np.diff(ordered) > 0) + 1
-    if isinstance(num, bool) or int(num) != num or not 1 <= num <= len(starts) + 1:
+    try:
+        count = as_size(num, "num_experiences")
+    except ValueError:
+        count = 0
+    if not 1 <= count <= len(starts) + 1:
         raise ValueError(
-            f"num_experiences={num}, but there are {len(starts) + 1} different "
+            f"num_experiences={num!r}, but there are {len(starts) + 1} different "
             "timestamps; choose an integer between 1 and that."
         )
     chosen: list[int] = []
     low = 0
-    for k in range(1, int(num)):
+    for k in range(1, count):
         # Leave enough different times for the steps still to come.
-        high = len(starts) - (int(num) - 1 - k)
-        ideal = k * len(ordered) / num
+        high = len(starts) - (count - 1 - k)
+        ideal = k * len(ordered) / count
         best = low + int(np.searchsorted(starts[low:high], ideal))
         if best == high or (
             best > low and ideal - starts[best - 1] <= starts[best] - ideal

@@ -21,6 +21,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
 from avalanche_clip.benchmarks.facts import has_no_images
@@ -38,10 +39,8 @@ class RandomCaption:
     """
 
     def __init__(self, name_probability: float | None = None):
-        if name_probability is not None and not 0.0 <= name_probability <= 1.0:
-            raise ValueError(
-                f"name_probability={name_probability} must lie in [0, 1] or be None."
-            )
+        if name_probability is not None:
+            as_finite(name_probability, "name_probability", low=0, high=1)
         self.name_probability = name_probability
 
     def __call__(self, captions: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
@@ -21,6 +20,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import (
     attach_scenario,
@@ -67,8 +67,8 @@ def split_validation(
     :raises ValueError: if the fraction is not in ``(0, 1)``, an experience has
         fewer than two samples, or ``select`` returns another shape.
     """
-    if select is None and not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction={fraction} must lie between 0 and 1, exclusive.")
+    if select is None:
+        as_finite(fraction, "fraction", above=0, below=1)
     _check_train(benchmark, train_name)
     if valid_name in benchmark.streams:
         raise ValueError(
@@ -157,10 +157,7 @@ def split_online(
         step has no full experience and ``drop_last`` is set.
     """
     _check_train(benchmark, train_name)
-    if isinstance(experience_size, bool) or not isinstance(experience_size, Integral):
-        raise ValueError(f"experience_size={experience_size!r} must be an integer.")
-    if experience_size < 1:
-        raise ValueError(f"experience_size={experience_size} must be at least 1.")
+    experience_size = as_size(experience_size, "experience_size")
     online: list[OnlineCLExperience] = []
     for number, origin in enumerate(benchmark.streams[train_name]):
         size = len(origin.dataset)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.datasets.feature_store import (
     DTYPES,
@@ -100,8 +101,8 @@ def precompute_teacher_features(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
-    if isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    as_size(batch_size, "batch_size")
+    as_size(num_workers, "num_workers", least=0)
     path = Path(path)
     error: Exception | None = None
     if distributed.is_main_process():

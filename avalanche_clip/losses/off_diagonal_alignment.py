@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -119,8 +120,7 @@ def _check_options(
         raise ValueError(
             f"scores {tuple(scores.shape)} given; pass the square matrix of a batch."
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be positive.")
+    as_finite(temperature, "temperature", above=0)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is unknown; use {REDUCTIONS}.")
     if row_filter not in ROW_FILTERS:

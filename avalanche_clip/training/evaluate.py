@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_clip._contexts import evaluating
+from avalanche_clip._numbers import as_size
 from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
 
 
@@ -66,6 +67,7 @@ def embed(
         stored image features (then no image is booked).
     :return: features on the CPU, float32, normalised.
     """
+    batch_size = as_size(batch_size, "batch_size")
     dataset = dataset.eval()
     images, texts, tokens, owners = [], [], [], []
     seen = 0

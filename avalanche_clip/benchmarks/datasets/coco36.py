@@ -154,7 +154,6 @@ class Coco36:
         source = self.data / ANNOTATIONS / "en" / "train.json"
         if self._pictures is None:
             listed = self.annotations("en", "train")
-            self._pictures = listed.names
             differing = next(
                 (
                     row
@@ -170,6 +169,7 @@ class Coco36:
                     f"{listed.captions[differing][:60]!r}. Rows belong together by "
                     "their number."
                 )
+            self._pictures = listed.names
         if len(self._pictures) != len(english):
             raise ValueError(
                 f"{path} has {len(english)} rows, but {source} has "

@@ -33,6 +33,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._numbers import as_finite
+
 if TYPE_CHECKING:
     import torch
 
@@ -421,8 +423,7 @@ def validation_mask(
     >>> int(validation_mask(load_emoji_table().ids).sum())
     372
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction={fraction} is outside [0, 1]; choose a share.")
+    fraction = as_finite(fraction, "fraction", low=0, high=1)
     if isinstance(ids, str):
         raise ValueError("ids is one string; give a sequence of emoji ids.")
     limit = fraction * 2.0**64

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.models.auto_selector import EXTRACTORS, AutoSelector
 from avalanche_clip.models.moe_attachment import attach_moe_adapters
 from avalanche_clip.models.moe_options import NUM_EXPERTS
@@ -126,12 +126,10 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         router_for_eval: EvalRouter = "auto",
     ):
         super().__init__()
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
-            raise ValueError(f"count={count!r} must be an integer >= 0.")
+        as_size(count, "count", least=0)
         if rank_over not in ("all", "unfrozen"):
             raise ValueError(f"rank_over={rank_over!r} must be 'all' or 'unfrozen'.")
-        if not balance_weight >= 0:
-            raise ValueError(f"balance_weight={balance_weight} must not be negative.")
+        as_finite(balance_weight, "balance_weight", low=0)
         if selector_transform not in ("train", "eval"):
             raise ValueError(
                 f"selector_transform={selector_transform!r} must be 'train' or 'eval'."

@@ -16,6 +16,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
@@ -76,13 +77,11 @@ class TokenEmbeddingExpansionSettings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        as_finite(self.weight_decay, "weight_decay", low=0)
         oracle = self.oracle_vocabulary
         if oracle is not None and not isinstance(oracle, LearntVocabulary):
             self.oracle_vocabulary = list(oracle)
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size={self.vocab_size} must be positive.")
+        as_size(self.vocab_size, "vocab_size")
         if self.scale_target == "update" and "g" not in (self.regularize or ""):
             raise ValueError(
                 "scale_target='update' scales the step instead of the gradient, which "

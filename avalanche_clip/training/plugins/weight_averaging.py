@@ -8,12 +8,13 @@ weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
+
+from avalanche_clip._numbers import as_finite, as_size
 
 MODES = ("we", "wise", "we+wise", "ema")
 ANCHORS = ("start", "initial")
@@ -230,12 +231,11 @@ def _check_settings(
     for name, given in unused.items():
         if given:
             raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
-    whole = isinstance(interval, Integral) and not isinstance(interval, bool)
-    if interval is not None and not (whole and interval >= 1):
-        raise ValueError(f"interval={interval} must be an integer >= 1.")
+    if interval is not None:
+        as_size(interval, "interval")
     for name, value in (("alpha", alpha), ("decay", decay)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value} must lie in [0, 1].")
+        if value is not None:
+            as_finite(value, name, low=0, high=1)
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
-from avalanche_clip._numbers import as_integer
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.models.output import CLIPOutput
@@ -126,11 +126,8 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         ):
             if space not in LABEL_SPACES:
                 raise ValueError(f"{name}={space!r} is unknown; use {LABEL_SPACES}.")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
-        text_batch_size = as_integer(text_batch_size, "text_batch_size")
-        if text_batch_size < 1:
-            raise ValueError(f"text_batch_size={text_batch_size} must be at least 1.")
+        as_finite(label_smoothing, "label_smoothing", low=0, below=1)
+        text_batch_size = as_size(text_batch_size, "text_batch_size")
         self.label_space = label_space
         self.eval_label_space: str = eval_label_space or label_space
         self._warned_of_space = False

@@ -6,7 +6,6 @@ import logging
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip._contexts import kept_rng
+from avalanche_clip._numbers import as_finite, as_integer, as_size
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
@@ -135,6 +135,9 @@ class CLIPTemplate(
             "clip_grad_norm": clip_grad_norm,
         }
         _check_options(seed=seed, **settings)
+        if eval_mb_size is not None:
+            as_size(eval_mb_size, "eval_mb_size")
+        as_size(eval_every, "eval_every", least=-1)
         for name, value in settings.items():
             setattr(self, name, value)
         self.seed = int(seed)
@@ -378,17 +381,16 @@ def _check_options(**options: Any) -> None:
             f"{tuple(PRECISIONS)}."
         )
     for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
-        if not isinstance(options[name], Integral) or options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be an integer >= 1.")
+        as_size(options[name], name)
     for name in ("warmup_iterations", "later_warmup_iterations"):
-        if not isinstance(options[name], Integral) or options[name] < 0:
-            raise ValueError(f"{name}={options[name]} must be an integer >= 0.")
-    seed = options["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} must be an integer.")
+        as_size(options[name], name, least=0)
+    try:
+        as_integer(options["seed"], "seed")
+    except ValueError:
+        raise ValueError(f"seed={options['seed']!r} must be an integer.") from None
     clip = options["clip_grad_norm"]
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip_grad_norm={clip} must be positive, or None.")
+    if clip is not None:
+        as_finite(clip, "clip_grad_norm", above=0, hint="None clips nothing")
 
 
 def _warn_batch_norm(model: nn.Module) -> None:

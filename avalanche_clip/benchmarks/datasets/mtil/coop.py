@@ -110,7 +110,7 @@ def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopS
     folder = _image_folder(path, images)
     content = read_json(path, dict)
     names: dict[int, str] = {}
-    parts = [_part(path, content, part, folder, names) for part in _PARTS]
+    train, val, test = (_part(path, content, p, folder, names) for p in _PARTS)
     labels = sorted(names)
     if not labels or labels != list(range(len(labels))):
         missing = sorted(set(range(max(labels, default=0))) - set(labels))
@@ -118,7 +118,7 @@ def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopS
             path, "a list of CoOp", f"the labels {missing[:5]} do not occur"
         )
     class_names = tuple(names[label].replace("_", " ") for label in labels)
-    return CoopSplit(*parts, class_names)
+    return CoopSplit(train, val, test, class_names)
 
 
 def _image_folder(path: Path, images: str | Path | None) -> Path:
