@@ -78,7 +78,7 @@ def with_facts(
             setattr(changed, name, changed._data_attributes[name])
     collate = dataset.collate_fn
     if isinstance(collate, FieldCollate):
-        changed.collate_fn = type(collate)(item_fields(changed), collate.tokenizer)
+        changed.collate_fn = collate.with_fields(item_fields(changed))
     return changed
 
 

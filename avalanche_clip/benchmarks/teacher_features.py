@@ -36,10 +36,10 @@ from avalanche_clip.benchmarks.datasets.feature_store import (
 )
 from avalanche_clip.benchmarks.facts import with_facts, without_images
 from avalanche_clip.benchmarks.prepare import (
-    _describe,
     attach_scenario,
     clone_experience,
     copy_scenario_facts,
+    describe,
 )
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class _Job:
             "format": FORMAT,
             "model": {kind: model.state_fingerprint(kind) for kind in KINDS},
             "vocab_size": int(getattr(model.tokenizer, "vocab_size", 0)),
-            "transform": _describe(self.transform),
+            "transform": describe(self.transform),
             "data": data_fingerprint(self.ids, self.marks),
             "dim": int(model.embed_dim),
             "dtype": dtype,

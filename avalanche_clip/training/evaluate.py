@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_clip._contexts import evaluating
 from avalanche_clip._numbers import as_size
+from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
 
 
@@ -69,6 +70,7 @@ def embed(
     """
     batch_size = as_size(batch_size, "batch_size")
     dataset = dataset.eval()
+    require_prepared(dataset, model)
     images, texts, tokens, owners = [], [], [], []
     seen = 0
     loader = DataLoader(

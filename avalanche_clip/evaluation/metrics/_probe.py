@@ -72,6 +72,7 @@ class Probe:
         :param device: where the batches go.
         :return: normalised features.
         """
+        require_prepared(self._dataset, model)
         images, texts = [], []
         with _untouched(model), kept_rng(device):
             seed_cpu(0)

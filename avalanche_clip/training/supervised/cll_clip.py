@@ -440,7 +440,9 @@ def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
     as_finite(lingual, "cross_lingual_weight", low=0)
     as_finite(modal, "cross_modal_weight", low=0)
     if lingual + modal == 0:
-        raise ValueError("cross_lingual_weight and cross_modal_weight are both 0.")
+        raise ValueError(
+            "cross_lingual_weight and cross_modal_weight must not both be 0."
+        )
 
 
 __all__ = [

@@ -38,7 +38,7 @@ class LoaderMixin:
         """Build the resumable loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset)
+        require_prepared(dataset, getattr(self, "model", None))
         self._check_pool(dataset)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
@@ -81,7 +81,7 @@ class LoaderMixin:
         """Build a plain, unshuffled loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset)
+        require_prepared(dataset, getattr(self, "model", None))
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
         self.dataloader = DataLoader(
