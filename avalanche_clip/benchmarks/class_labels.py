@@ -12,9 +12,11 @@ from torch import Tensor
 
 from avalanche_clip._numbers import as_integer, as_size
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.items import check_item, check_source
 
 logger = logging.getLogger(__name__)
 
+LABELLED = "domain = (pairs, test_pairs, class_names, templates)"
 _TARGET_NAMES = ("targets", "labels", "_labels", "y")
 _SAMPLE_NAMES = ("samples", "_samples")
 
@@ -32,6 +34,7 @@ def class_targets(data: Any) -> np.ndarray:
     :return: int64, ``(len(data),)``.
     :raises ValueError: if labels are no integers or their number is wrong.
     """
+    check_source(data, "label", LABELLED)
     found = _known_targets(data)
     if found is None:
         logger.warning(
@@ -39,7 +42,7 @@ def class_targets(data: Any) -> np.ndarray:
             type(data).__name__,
             len(data),
         )
-        found = [data[index][1] for index in range(len(data))]
+        found = [_label(data[index], index) for index in range(len(data))]
     array = np.asarray(found)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -50,6 +53,11 @@ def class_targets(data: Any) -> np.ndarray:
             "item."
         )
     return array.astype(np.int64)
+
+
+def _label(item: Any, index: int) -> Any:
+    check_item(item, f"Item {index}", "label", LABELLED)
+    return item[1]
 
 
 def _known_targets(data: Any) -> Any:
@@ -129,4 +137,4 @@ def few_shot_indices(
     return np.sort(np.concatenate(chosen))
 
 
-__all__ = ["class_targets", "few_shot_indices"]
+__all__ = ["LABELLED", "class_targets", "few_shot_indices"]

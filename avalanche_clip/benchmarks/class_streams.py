@@ -13,9 +13,14 @@ from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_integers, as_size
-from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
+from avalanche_clip.benchmarks.class_labels import (
+    LABELLED,
+    class_targets,
+    few_shot_indices,
+)
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
+from avalanche_clip.benchmarks.items import check_item, check_source
 from avalanche_clip.benchmarks.prepare import attach_scenario
 
 RELABEL = ("arrival", "original")
@@ -57,6 +62,8 @@ class LabelledImages:
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
         item = self.data[index]
+        if isinstance(item, Mapping):
+            check_item(item, f"Item {index}", "label")
         image = item[0] if isinstance(item, (tuple, list)) else item
         return image, self.prompts[int(self.targets[index])]
 
@@ -172,6 +179,8 @@ def multi_domain_benchmark(
                 f"Stream {name!r} has {len(sets)} data sets for {len(listed)} domains; "
                 "give one per domain."
             )
+        for data in sets:
+            check_source(data, "label", LABELLED)
         first = [first_id + n for n in np.cumsum([0, *map(len, sets)]).tolist()]
         first_id = first[-1]
         experiences = []

@@ -29,6 +29,7 @@ from avalanche.benchmarks.utils.flat_data import (
 from torch import Tensor
 
 from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+from avalanche_clip.benchmarks.items import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.times import timestamp_column
 
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
@@ -53,17 +54,21 @@ class CheckedPairs:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
+        where = f"Item {index} (sample_id {self.sample_ids[index]})"
         try:
             item = self.pairs[index]
+            check_item(item, where)
             image, text = item[0], item[1]
             if hasattr(image, "load") and not isinstance(image, Tensor):
                 # PIL reads lazily; errors should name the item, not a transform.
                 image.load()
+        except ItemsError:
+            raise
         # Decoders raise nearly anything, and an IndexError that got out would end
         # a loop over the data set early, without a word.
         except Exception as error:
             raise CorruptSampleError(
-                f"Item {index} (sample_id {self.sample_ids[index]}) cannot be read: "
+                f"{where} cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
                 "dataset.subset(list_of_positions_to_keep) drops them."
@@ -137,9 +142,12 @@ def make_image_text_dataset(
     :return: an ``AvalancheDataset`` with attributes ``sample_id``,
         ``targets``, ``language``, ``timestamp``, ``targets_task_labels`` (in
         this order, those given) and a :class:`FieldCollate`.
+    :raises ItemsError: when the data are no pairs: rows by name, a table, a
+        generator; the message shows how to convert them.
     :raises ValueError: when a column has a wrong length or type, sample ids
         repeat, or an argument is not among the allowed values.
     """
+    check_source(pairs)
     size = len(pairs)
     if empty_captions not in ("raise", "keep"):
         raise ValueError(
