@@ -375,7 +375,9 @@ def _class_order(given: Sequence[int] | None, count: int) -> list[int]:
 def _sizes(
     sizes: Sequence[int] | None, base: int | None, increment: int | None, count: int
 ) -> list[int]:
-    if (sizes is None) == (increment is None) or (sizes is not None and base):
+    if (sizes is None) == (increment is None) or (
+        sizes is not None and base is not None
+    ):
         raise ValueError(
             f"Give sizes, or increment with or without base; got sizes={sizes}, "
             f"base={base}, increment={increment}."

@@ -376,6 +376,8 @@ def attach_teacher_features(
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds or isinstance(kinds, str):
         raise ValueError(f"kinds={kinds!r} must be a list out of {KINDS}.")
+    if check is not None:
+        as_size(check, "check", least=0, hint="None compares all")
     if isinstance(data, AvalancheDataset):
         return _attach(data, store, kinds, images, check)
     lost = [name for name in streams if name not in data.streams]
