@@ -13,7 +13,6 @@ import json
 import random
 import tracemalloc
 
-import numpy as np
 import pytest
 
 from avalanche_clip import file_limits
@@ -31,10 +30,6 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_x_tail_domain,
 )
 from avalanche_clip.benchmarks.datasets.mtil.readers import UnreadableDataError
-from avalanche_clip.benchmarks.datasets.released_features import (
-    read_feature_pickle,
-    read_line_rows,
-)
 from avalanche_clip.benchmarks.datasets.text_columns import read_table
 from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
 from tests.benchmarks.datasets.coco36_files import (
@@ -99,19 +94,6 @@ def names(folder):
     return folder / "names.txt"
 
 
-def features(folder):
-    import pickle
-
-    content = {"a.jpg": np.ones((1, 3), np.float32), "b.jpg": np.zeros(3, np.float32)}
-    (folder / "x_test.pkl").write_bytes(pickle.dumps(content))
-    return folder / "x_test.pkl"
-
-
-def line_rows(folder):
-    (folder / "line2idx.json").write_text(json.dumps({"0": 1, "1": 0, "2": 1}))
-    return folder / "line2idx.json"
-
-
 def tiny(name):
     def write(folder):
         wnids = ["n02124075", "n04067472", "n04540053"]
@@ -143,8 +125,6 @@ READERS = {
     "xm3600": (lines_of_pictures, lambda path: XM3600(path).test("en")),
     "coop": (coop, read_coop_split),
     "names": (names, lambda path: given_names(path, 3)),
-    "features": (features, read_feature_pickle),
-    "line rows": (line_rows, read_line_rows),
     "wnids": (
         tiny("wnids.txt"),
         lambda path: read_tiny_imagenet(path.parent, check="ignore"),
