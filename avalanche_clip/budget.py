@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from avalanche_clip._suggest import require_choice
+
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
 BACKWARD = ("train", "reference")
@@ -116,8 +118,7 @@ class ComputeBudget:
         :param steps: optimiser steps.
         :param samples: samples trained on, where these are not the images encoded.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        require_choice("kind", kind, KINDS)
         if not self.experiences:
             self.start_experience()
         entry = self.experiences[-1].setdefault(

@@ -13,6 +13,7 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
@@ -306,8 +307,7 @@ def class_incremental_benchmark(
         raise ValueError("There are no class names; give one per class.")
     arrival = _class_order(class_order, count)
     cuts = _sizes(sizes, base, increment, count)
-    if relabel not in RELABEL:
-        raise ValueError(f"relabel={relabel!r} is unknown; use one of {RELABEL}.")
+    require_choice("relabel", relabel, RELABEL)
     ids = np.arange(count)
     if relabel == "arrival":
         ids[arrival] = np.arange(count)  # label -> position in the order

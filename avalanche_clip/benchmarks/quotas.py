@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._suggest import require_choice
+
 
 def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     """Split a replay budget over the earlier time steps.
@@ -31,8 +33,7 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     ([2, 2, 4], [2, 3, 3])
     """
     total, earlier = _whole("total", total, 0), _whole("step", step, 1) - 1
-    if kind not in ("exp", "equal"):
-        raise ValueError(f"kind={kind!r} is unknown; use 'exp' or 'equal'.")
+    require_choice("kind", kind, ("exp", "equal"))
     if earlier == 0:
         return []
     # Exact integer arithmetic: share k is total * weight_k / denominator.

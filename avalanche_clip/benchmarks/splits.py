@@ -21,6 +21,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import (
     attach_scenario,
@@ -111,7 +112,7 @@ def _check_train(benchmark: CLScenario, name: str) -> None:
     if name not in benchmark.streams:
         raise ValueError(
             f"The benchmark has no stream {name!r}; it has {list(benchmark.streams)}. "
-            "Name one of them in train_name."
+            f"Name one of them in train_name.{did_you_mean(name, benchmark.streams)}"
         )
 
 

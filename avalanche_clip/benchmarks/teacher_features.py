@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.datasets.feature_store import (
     DTYPES,
@@ -98,8 +99,7 @@ def precompute_teacher_features(
         type, if samples of one id have different captions or file names, or an
         option is not among the allowed.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
+    require_choice("dtype", dtype, DTYPES)
     if isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     path = Path(path)
@@ -374,13 +374,17 @@ def attach_teacher_features(
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds or isinstance(kinds, str):
-        raise ValueError(f"kinds={kinds!r} must be a list out of {KINDS}.")
+        raise ValueError(
+            f"kinds={kinds!r} must be a list out of {KINDS}."
+            f"{did_you_mean(unknown, KINDS)}"
+        )
     if isinstance(data, AvalancheDataset):
         return _attach(data, store, kinds, images, check)
     lost = [name for name in streams if name not in data.streams]
     if lost:
         raise ValueError(
             f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
+            f"{did_you_mean(lost, data.streams)}"
         )
     built = []
     for name, stream in data.streams.items():

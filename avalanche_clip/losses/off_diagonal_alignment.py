@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -121,10 +122,8 @@ def _check_options(
         )
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive.")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r} is unknown; use {REDUCTIONS}.")
-    if row_filter not in ROW_FILTERS:
-        raise ValueError(f"row_filter={row_filter!r} is unknown; use {ROW_FILTERS}.")
+    require_choice("reduction", reduction, REDUCTIONS)
+    require_choice("row_filter", row_filter, ROW_FILTERS)
 
 
 __all__ = [

@@ -15,6 +15,7 @@ import numpy as np
 from avalanche.logging import TensorboardLogger
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import read_state
 from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
@@ -139,7 +140,7 @@ def run_stream(
     if unknown or not streams:
         raise ValueError(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
-            f"{sorted(benchmark.streams)}."
+            f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:

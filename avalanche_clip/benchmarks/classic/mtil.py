@@ -8,6 +8,7 @@ from typing import Any
 
 from avalanche.benchmarks import CLScenario
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.class_streams import multi_domain_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.orders import (
     MTIL_NAMES,
@@ -219,7 +220,7 @@ def _published_positions(
     if order not in MTIL_ORDERS:
         raise ValueError(
             f"order={order!r} is unknown; use {sorted(MTIL_ORDERS)}, or a list of "
-            "indices or names."
+            f"indices or names.{did_you_mean(order, MTIL_ORDERS)}"
         )
     if order == "I":
         return list(range(len(names)))

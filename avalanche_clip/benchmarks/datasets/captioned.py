@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 
@@ -23,6 +24,7 @@ def check_language(language: str) -> None:
     if language not in LANGUAGES_36:
         raise ValueError(
             f"unknown language {language!r}; choose one of {', '.join(LANGUAGES_36)}."
+            f"{did_you_mean(language, LANGUAGES_36)}"
         )
 
 

@@ -16,6 +16,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import ImageTextBatch
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.training.loader import SeededItems, TrainLoader
@@ -104,8 +105,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         for name, value in (("buffer_size", buffer_size), ("replay_size", replay_size)):
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is unknown; use one of {TARGETS}.")
+        require_choice("target", target, TARGETS)
         if not weight >= 0:
             raise ValueError(f"weight={weight} must not be negative.")
         self.buffer_size = buffer_size

@@ -16,6 +16,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
@@ -74,8 +75,7 @@ class TokenEmbeddingExpansionSettings:
             ("scale_target", self.scale_target, SCALE_TARGETS),
             ("active_rows", self.active_rows, ("auto", True, False)),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, value, allowed)
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
         oracle = self.oracle_vocabulary

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
 from avalanche_clip.models import (
@@ -434,8 +435,7 @@ def _prepare(
 
 
 def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
-    if trainable not in TRAINABLE:
-        raise ValueError(f"trainable={trainable!r} is unknown; use one of {TRAINABLE}.")
+    require_choice("trainable", trainable, TRAINABLE)
     if not 0.0 <= warmup < 1.0:
         raise ValueError(f"warmup_fraction={warmup} must lie in [0, 1).")
     if not (lingual >= 0 and modal >= 0 and lingual + modal > 0):

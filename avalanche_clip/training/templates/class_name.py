@@ -14,6 +14,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.benchmarks.integers import as_integer
@@ -124,8 +125,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             ("label_space", label_space),
             ("eval_label_space", label_space if same else eval_label_space),
         ):
-            if space not in LABEL_SPACES:
-                raise ValueError(f"{name}={space!r} is unknown; use {LABEL_SPACES}.")
+            require_choice(name, space, LABEL_SPACES)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
         text_batch_size = as_integer(text_batch_size, "text_batch_size")

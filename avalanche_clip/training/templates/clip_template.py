@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import warnings
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip._contexts import kept_rng
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
@@ -95,6 +97,11 @@ class CLIPTemplate(
         the model's own randomness in training.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> CLIPTemplate:
+        """Refuse unknown keywords before Avalanche does, which guesses nothing."""
+        _refuse_unknown(cls, sorted(set(kwargs) - _known_options(cls)))
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
@@ -123,7 +130,7 @@ class CLIPTemplate(
         seed: int = 0,
         **kwargs: Any,
     ):
-        _refuse_unknown(self, kwargs)
+        _refuse_unknown(type(self), sorted(kwargs))
         settings = {
             "schedule": schedule,
             "precision": precision,
@@ -359,24 +366,28 @@ class CLIPTemplate(
         apply_pending(self)
 
 
-def _refuse_unknown(strategy: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs:
+def _known_options(cls: type) -> set[str]:
+    """Names of the keywords that the constructors of a strategy take."""
+    parameters = [p for c in cls.__mro__ for p in _parameters(c)]
+    open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {p.name for p in parameters if p.kind not in open_ended} - {"self"}
+
+
+def _refuse_unknown(cls: type, unknown: list[str]) -> None:
+    if unknown:
         raise TypeError(
-            f"{type(strategy).__name__} got unknown argument(s) {sorted(kwargs)}; see "
-            "CLIPTemplate for those that every strategy takes."
+            f"{cls.__name__} got unknown argument(s) {unknown}; see CLIPTemplate for "
+            f"those that every strategy takes.{did_you_mean(unknown, _known_options(cls))}"
         )
+
+
+def _parameters(cls: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(cls.__init__).parameters.values())
 
 
 def _check_options(**options: Any) -> None:
-    if options["schedule"] not in SCHEDULES:
-        raise ValueError(
-            f"schedule={options['schedule']!r} is unknown; use one of {SCHEDULES}."
-        )
-    if options["precision"] not in PRECISIONS:
-        raise ValueError(
-            f"precision={options['precision']!r} is unknown; use one of "
-            f"{tuple(PRECISIONS)}."
-        )
+    require_choice("schedule", options["schedule"], SCHEDULES)
+    require_choice("precision", options["precision"], PRECISIONS)
     for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
         if not isinstance(options[name], Integral) or options[name] < 1:
             raise ValueError(f"{name}={options[name]} must be an integer >= 1.")

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     IMAGE_ENDINGS,
     ClassImages,
@@ -151,8 +152,7 @@ def read_tiny_imagenet(
 
 
 def _check_choice(check: str) -> None:
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+    require_choice("check", check, CHECKS)
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
@@ -73,8 +74,7 @@ def read_mtil_domain(
     that the published split cannot be had again).
     """
     facts = DATASETS[dataset_name(name, tuple(DATASETS))]
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+    require_choice("check", check, CHECKS)
     parts = [facts.train] if facts.test is None else [facts.train, facts.test]
     opened = [_open(facts, Path(root).expanduser(), part, download) for part in parts]
     if facts.test is None:
