@@ -97,7 +97,6 @@ def class_experience(
     dataset: AvalancheDataset,
     position: int,
     *,
-    task: int,
     label: str,
     prompts: ClassPrompts,
     dataset_index: int,
@@ -112,8 +111,6 @@ def class_experience(
     experience.domain = prompts.domain(experience.class_ids[0])
     experience.dataset_index = dataset_index
     experience.label = label
-    experience.task_label = task
-    experience.task_labels = [task]
     return experience
 
 
@@ -190,7 +187,6 @@ def multi_domain_benchmark(
                 class_experience(
                     dataset if name == "train" else dataset.eval(),
                     position,
-                    task=position,
                     label=str(domain.name),
                     prompts=prompts,
                     dataset_index=index,
@@ -337,7 +333,6 @@ def class_incremental_benchmark(
                 class_experience(
                     part if name == "train" else part.eval(),
                     position,
-                    task=0,
                     label=f"{first}" if first == last else f"{first}-{last}",
                     prompts=prompts,
                     dataset_index=0,

@@ -183,6 +183,10 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Go on training with the student."""
         self._restore(strategy)
 
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go on with the student too."""
+        self._restore(strategy)
+
     def _restore(self, strategy: Any) -> None:
         if self._student:
             _load(dict(strategy.model.named_parameters()), self._student)

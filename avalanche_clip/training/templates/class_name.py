@@ -151,7 +151,14 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             evaluator=evaluator,
             **kwargs,
         )
+
+    def check_setup(self) -> None:
+        """Also refuse plugins that both score classes, and retrieval metrics."""
+        super().check_setup()
         _check_combination(self)
+
+    def _column_classes(self) -> Tensor:
+        return self.mb_classes
 
     # -------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -249,6 +256,10 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     def _after_eval_exp(self, **kwargs: Any) -> None:
         super()._after_eval_exp(**kwargs)
+        self._eval_space, self._eval_matrices = None, {}
+
+    def _eval_cleanup(self) -> None:
+        super()._eval_cleanup()  # also after an evaluation that failed
         self._eval_space, self._eval_matrices = None, {}
 
     def _check_eval_space(self) -> None:

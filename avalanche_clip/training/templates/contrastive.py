@@ -93,6 +93,9 @@ class ContrastiveTemplate(CLIPTemplate):
         """Column of each image's own caption: ``arange(B)``."""
         return torch.arange(len(self.mb_x), device=self.device)
 
+    def _column_classes(self) -> Tensor:
+        return self.mb_targets
+
     def _output(self, output: CLIPOutput) -> Tensor:
         first = self._first_captions(output)
         logits = first.logit_scale * first.image_features @ first.text_features.T

@@ -209,8 +209,9 @@ def target_ids(dataset: Any) -> set[int]:
 def declared_ids(experience: Any) -> tuple[int, ...] | None:
     """Class ids that the benchmark gave an experience, or None."""
     ids = getattr(experience, "class_ids", None)
-    if ids is None:  # set by Avalanche's with_classes_timeline
-        ids = getattr(experience, "classes_in_this_experience", None)
+    if ids is None and "classes_in_this_experience" in vars(experience):
+        # Set by Avalanche's with_classes_timeline, not worked out of the data.
+        ids = experience.classes_in_this_experience
     return None if ids is None else tuple(dict.fromkeys(int(i) for i in ids))
 
 
