@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from avalanche.evaluation.metrics import Mean
+from avalanche.evaluation.metrics.acc_matrix import AccuracyMatrixPluginMetric
 from avalanche.evaluation.metrics.amca import AMCAPluginMetric
 from avalanche.evaluation.metrics.class_accuracy import ClassAccuracyPluginMetric
 from avalanche.evaluation.metrics.confusion_matrix import (
@@ -151,6 +153,8 @@ def repair_metrics(metrics: Iterable[Any]) -> None:
     _once(AMCAPluginMetric, "before_eval", _amca_before_eval)
     _once(MeanScoresEvalPluginMetric, "before_eval", _scores_before_eval)
     _once(MeanNewOldScores, "result", lambda stock: _new_and_old)
+    _once(AccuracyMatrixPluginMetric, "before_eval", _own_matrix)
+    _once(AccuracyMatrixPluginMetric, "after_eval_exp", _row_of_training)
     _once(GenericExperienceForgetting, "before_eval", _own_forgetting)
     _once(GenericExperienceForwardTransfer, "before_eval", _own_transfer)
     _once(ForwardTransfer, "result_key", lambda stock: _transfer_of)
@@ -161,6 +165,8 @@ def repair_metrics(metrics: Iterable[Any]) -> None:
             vars(metric).setdefault("by_stream", defaultdict(factory))
         elif isinstance(metric, GenericExperienceForwardTransfer):
             vars(metric).setdefault("by_stream", defaultdict(ForwardTransfer))
+        elif isinstance(metric, AccuracyMatrixPluginMetric):
+            vars(metric).setdefault("by_stream", {})
 
 
 def _once(cls: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -228,6 +234,29 @@ def _new_and_old(self: Any) -> dict[str, float]:
 def _stream_of(strategy: Any) -> str:
     first = next(iter(strategy.current_eval_stream))
     return str(first.origin_stream.name)
+
+
+def _own_matrix(stock: Any) -> Any:
+    def before_eval(self: Any, strategy: Any) -> Any:
+        if hasattr(self, "by_stream"):
+            self.matrix = self.by_stream.get(_stream_of(strategy), torch.zeros(1, 1))
+            self._accuracy.reset()
+        return stock(self, strategy)
+
+    return before_eval
+
+
+def _row_of_training(stock: Any) -> Any:
+    def after_eval_exp(self: Any, strategy: Any) -> Any:
+        if self.num_training_steps is None:  # no row before the first training
+            self._accuracy.reset()
+            return None
+        found = stock(self, strategy)
+        if hasattr(self, "by_stream"):
+            self.by_stream[_stream_of(strategy)] = self.matrix
+        return found
+
+    return after_eval_exp
 
 
 def _own_forgetting(stock: Any) -> Any:

@@ -40,6 +40,7 @@ from avalanche_clip.training.run_info import (
     versions,
     write_json,
 )
+from avalanche_clip.training.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ def run_stream(
     for plugin in strategy.plugins:
         if hasattr(plugin, "check_benchmark"):
             plugin.check_benchmark(benchmark)
+    check_run(strategy, benchmark)
     run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
     run.identity["method"] = method or run.identity["method"]
     run.open(resume, checkpoint_iterations)
@@ -349,7 +351,7 @@ class _Run:
         never a stream that is reported.
         """
         streams = self.benchmark.streams
-        if self.strategy.eval_every < 0 or "valid" not in streams:
+        if not validates(self.strategy, self.benchmark):
             return []
         return [[streams["valid"][index]]]
 

@@ -9,6 +9,7 @@ first epoch included.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric
+
+logger = logging.getLogger(__name__)
 
 _REST = re.compile(r"(?:/Task(?P<task>\d+))?(?:/Exp(?P<exp>\d+))?")
 
@@ -69,6 +72,35 @@ def check_watchers(strategy: Any, evaluated: Iterable[str]) -> None:
         if _early(plugin):
             _check_stream(plugin, streams)
             _check_metric(plugin, strategy)
+
+
+def validates(strategy: Any, benchmark: Any) -> bool:
+    """Whether a whole run evaluates each step on its part of stream ``valid``."""
+    return bool(strategy.eval_every >= 0 and "valid" in benchmark.streams)
+
+
+def check_run(strategy: Any, benchmark: Any) -> None:
+    """Raise if what a whole run evaluates in training fits neither data nor plugins.
+
+    :raises ValueError: see :func:`check_watchers`; or if stream ``valid`` is shorter
+        than the training stream.
+    """
+    strategy.check_setup()
+    given = validates(strategy, benchmark)
+    check_watchers(strategy, ["valid"] if given else [])
+    steps = len(benchmark.train_stream)
+    if given and len(benchmark.streams["valid"]) < steps:
+        raise ValueError(
+            f"eval_every={strategy.eval_every} evaluates each step on its own part of "
+            f"stream 'valid', which has {len(benchmark.streams['valid'])} experiences "
+            f"for {steps} steps; give it one per step, or use eval_every=-1."
+        )
+    if strategy.eval_every >= 0 and not given:
+        logger.warning(
+            "eval_every=%d has no effect: the benchmark has no stream 'valid' to "
+            "evaluate in training (split_validation makes one).",
+            strategy.eval_every,
+        )
 
 
 def _what(plugin: Any) -> str:
@@ -289,11 +321,13 @@ def repair_scheduler(cls: Any) -> None:
 
 
 __all__ = [
+    "check_run",
     "check_step",
     "check_watchers",
     "forget_values",
     "note_values",
     "repair_early_stopping",
     "repair_scheduler",
+    "validates",
     "watchers",
 ]

@@ -187,7 +187,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     def _unpack_minibatch(self) -> None:
         assert self.mbatch is not None
-        self._check_ids(self.mbatch[1])
+        self.check_ids(self.mbatch[1])
         super()._unpack_minibatch()
         if self.is_training:
             batch = PromptBatch(
@@ -196,7 +196,12 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             batch["text"] = self._prompts_of_space()
             self.mbatch[0] = batch
 
-    def _check_ids(self, targets: Tensor) -> None:
+    def check_ids(self, targets: Tensor) -> None:
+        """Raise for a class outside the running label space.
+
+        :param targets: global ids.
+        :raises ValueError: naming the class and the label space.
+        """
         ids = np.asarray(self.label_ids)
         wrong = np.setdiff1d(targets.cpu().numpy(), ids)
         if wrong.size:

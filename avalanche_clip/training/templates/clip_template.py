@@ -246,9 +246,9 @@ class CLIPTemplate(
             return
         self._check_plugin_compatibility()
         self._give_up_schedule()
-        put_own_last(self)
         check_plugins(self)
         check_metrics(self)
+        put_own_last(self)
         self._checked = [*self.plugins, self.evaluator, *self.evaluator.metrics]
 
     def train(
