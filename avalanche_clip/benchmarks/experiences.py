@@ -8,7 +8,6 @@ counts instead.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -142,13 +141,16 @@ def adopt(experience: Any) -> None:
     experience._found = {}
 
 
-@functools.cache
+_ADOPTED: dict[type, type] = {
+    DatasetExperience: ImageTextExperience,
+    OnlineCLExperience: OnlineImageTextExperience,
+}
+
+
 def _with_facts(cls: type) -> type:
-    known = {
-        DatasetExperience: ImageTextExperience,
-        OnlineCLExperience: OnlineImageTextExperience,
-    }
-    return known.get(cls) or type(cls.__name__, (StreamFacts, cls), {})
+    if cls not in _ADOPTED:
+        _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
+    return _ADOPTED[cls]
 
 
 # -------------------------------------------------------------------- reading

@@ -188,7 +188,6 @@ def _reference_streams(
         experience = class_experience(
             dataset.eval(),
             0,
-            task=task,
             label=REFERENCE_DOMAIN,
             prompts=prompts,
             dataset_index=task,

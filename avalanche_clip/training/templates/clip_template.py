@@ -33,7 +33,11 @@ from avalanche_clip.training.compatibility import (
     put_own_last,
 )
 from avalanche_clip.training.resume import apply_pending
-from avalanche_clip.training.stock_metrics import check_classes, check_metrics
+from avalanche_clip.training.stock_metrics import (
+    ClassView,
+    check_classes,
+    check_metrics,
+)
 from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.loader_mixin import (
@@ -219,6 +223,17 @@ class CLIPTemplate(
         """Group ids of the batch, or sample ids where there are none."""
         assert self.mbatch is not None
         return self.mbatch[1]
+
+    def class_view(self, width: int = 0) -> ClassView:
+        """The strategy with ``mb_y`` and ``mb_output`` by global class id.
+
+        :param width: smallest number of columns.
+        """
+        return ClassView(self, self.mb_targets, self._column_classes(), width)
+
+    def _column_classes(self) -> Tensor:
+        """Global id of each column of ``mb_output``."""
+        raise NotImplementedError
 
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a term to the loss of this step (call in ``before_backward``).

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from avalanche.benchmarks import CLExperience
-from torch import Tensor
 
 from avalanche_clip.training.evaluation_state import EvaluatorState
-from avalanche_clip.training.stock_metrics import ClassView
 from avalanche_clip.training.watchers import note_values
 
 
@@ -58,9 +56,6 @@ class EvalMixin:
     current_eval_stream: Any
     evaluator: Any
     experience: Any
-    mb_output: Any
-    mb_targets: Tensor
-    mb_x: Any
     training_experience: Any
     """The experience that is trained, or about to be; None outside ``train``."""
     _hooks: Any
@@ -95,17 +90,6 @@ class EvalMixin:
         step = self.training_experience
         if step is not None:
             note_values(self, step, group, measured)
-
-    def class_view(self, width: int = 0) -> ClassView:
-        """The strategy with ``mb_y`` and ``mb_output`` by global class id.
-
-        :param width: smallest number of columns.
-        """
-        return ClassView(self, self.mb_targets, self._column_classes(), width)
-
-    def _column_classes(self) -> Tensor:
-        """Global id of each column of ``mb_output``."""
-        raise NotImplementedError
 
 
 __all__ = ["EvalMixin", "by_stream"]
