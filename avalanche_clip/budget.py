@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
@@ -116,8 +117,7 @@ class ComputeBudget:
         :param steps: optimiser steps.
         :param samples: samples trained on, where these are not the images encoded.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        require_choice("kind", kind, KINDS)
         if not self.experiences:
             self.start_experience()
         entry = self.experiences[-1].setdefault(

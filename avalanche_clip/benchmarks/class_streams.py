@@ -13,6 +13,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_integers, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.class_labels import (
     LABELLED,
     class_targets,
@@ -102,7 +103,6 @@ def class_experience(
     dataset: AvalancheDataset,
     position: int,
     *,
-    task: int,
     label: str,
     prompts: ClassPrompts,
     dataset_index: int,
@@ -117,8 +117,6 @@ def class_experience(
     experience.domain = prompts.domain(experience.class_ids[0])
     experience.dataset_index = dataset_index
     experience.label = label
-    experience.task_label = task
-    experience.task_labels = [task]
     return experience
 
 
@@ -197,7 +195,6 @@ def multi_domain_benchmark(
                 class_experience(
                     dataset if name == "train" else dataset.eval(),
                     position,
-                    task=position,
                     label=str(domain.name),
                     prompts=prompts,
                     dataset_index=index,
@@ -314,8 +311,7 @@ def class_incremental_benchmark(
         raise ValueError("There are no class names; give one per class.")
     arrival = _class_order(class_order, count)
     cuts = _sizes(sizes, base, increment, count)
-    if relabel not in RELABEL:
-        raise ValueError(f"relabel={relabel!r} is unknown; use one of {RELABEL}.")
+    require_choice("relabel", relabel, RELABEL)
     ids = np.arange(count)
     if relabel == "arrival":
         ids[arrival] = np.arange(count)  # label -> position in the order
@@ -345,7 +341,6 @@ def class_incremental_benchmark(
                 class_experience(
                     part if name == "train" else part.eval(),
                     position,
-                    task=0,
                     label=f"{first}" if first == last else f"{first}-{last}",
                     prompts=prompts,
                     dataset_index=0,

@@ -28,6 +28,7 @@ from avalanche.benchmarks.utils.flat_data import (
 )
 from torch import Tensor
 
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
 from avalanche_clip.benchmarks.items import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.times import timestamp_column
@@ -149,13 +150,13 @@ def make_image_text_dataset(
     """
     check_source(pairs)
     size = len(pairs)
-    if empty_captions not in ("raise", "keep"):
-        raise ValueError(
-            f"empty_captions={empty_captions!r} is unknown; use 'raise' or 'keep'."
-        )
+    require_choice("empty_captions", empty_captions, ("raise", "keep"))
     unknown = sorted(set(in_item) - set(_ATTRIBUTE_ORDER))
     if unknown:
-        raise ValueError(f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}.")
+        raise ValueError(
+            f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}."
+            f"{did_you_mean(unknown, _ATTRIBUTE_ORDER)}"
+        )
     ids = _column("sample_ids", np.arange(size) if sample_ids is None else sample_ids)
     columns = {
         "sample_id": ids,

@@ -12,6 +12,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import attach_scenario
 from avalanche_clip.benchmarks.times import (
@@ -86,8 +87,7 @@ def time_stamped_benchmark(
             f"Give exactly one of {sorted(given)} to say where to cut; got {chosen}."
         )
     for name, value in (("missing", missing), ("empty", empty)):
-        if value not in ("raise", "drop"):
-            raise ValueError(f"{name}={value!r} is unknown; use 'raise' or 'drop'.")
+        require_choice(name, value, ("raise", "drop"))
     datasets = {"train": train, **streams}
     times, kept = {}, {}
     for name, dataset in datasets.items():

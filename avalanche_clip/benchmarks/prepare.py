@@ -24,6 +24,7 @@ from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 from avalanche_clip._numbers import as_finite
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
+from avalanche_clip.benchmarks.experiences import ImageTextScenario, adopt
 from avalanche_clip.benchmarks.facts import has_no_images
 
 
@@ -286,10 +287,15 @@ def is_prepared(dataset: AvalancheDataset) -> bool:
 
 
 def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
-    """Make a scenario whose streams know it (Avalanche 0.6.0 leaves None)."""
-    scenario = CLScenario(list(streams))
+    """Make a scenario whose streams know it (Avalanche 0.6.0 leaves None).
+
+    Its experiences get what stock metrics read, see :class:`StreamFacts`.
+    """
+    scenario = ImageTextScenario(list(streams))
     for stream in scenario.streams.values():
         stream.benchmark = scenario
+        for experience in stream:
+            adopt(experience)
     return scenario
 
 

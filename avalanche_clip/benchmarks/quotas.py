@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 
 
 def replay_quotas(total: int, step: int, kind: str) -> list[int]:
@@ -30,8 +31,7 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     ([2, 2, 4], [2, 3, 3])
     """
     total, earlier = as_size(total, "total", least=0), as_size(step, "step") - 1
-    if kind not in ("exp", "equal"):
-        raise ValueError(f"kind={kind!r} is unknown; use 'exp' or 'equal'.")
+    require_choice("kind", kind, ("exp", "equal"))
     if earlier == 0:
         return []
     # Exact integer arithmetic: share k is total * weight_k / denominator.

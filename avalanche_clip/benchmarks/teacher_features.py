@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.datasets.feature_store import (
     DTYPES,
@@ -99,8 +100,7 @@ def precompute_teacher_features(
         type, if samples of one id have different captions or file names, or an
         option is not among the allowed.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
+    require_choice("dtype", dtype, DTYPES)
     as_size(batch_size, "batch_size")
     as_size(num_workers, "num_workers", least=0)
     path = Path(path)
@@ -375,7 +375,10 @@ def attach_teacher_features(
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds or isinstance(kinds, str):
-        raise ValueError(f"kinds={kinds!r} must be a list out of {KINDS}.")
+        raise ValueError(
+            f"kinds={kinds!r} must be a list out of {KINDS}."
+            f"{did_you_mean(unknown, KINDS)}"
+        )
     if check is not None:
         as_size(check, "check", least=0, hint="None compares all")
     if isinstance(data, AvalancheDataset):
@@ -384,6 +387,7 @@ def attach_teacher_features(
     if lost:
         raise ValueError(
             f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
+            f"{did_you_mean(lost, data.streams)}"
         )
     built = []
     for name, stream in data.streams.items():

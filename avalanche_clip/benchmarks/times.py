@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._suggest import require_choice
+
 PERIODS = ("day", "week", "month", "quarter", "year")
 Time = Any
 """Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
@@ -187,8 +189,7 @@ def period_starts(times: np.ndarray, period: str) -> np.ndarray:
     :raises ValueError: for another period, or times outside the years 1 to
         9999, as milliseconds would be.
     """
-    if period not in PERIODS:
-        raise ValueError(f"period={period!r} is unknown; use one of {PERIODS}.")
+    require_choice("period", period, PERIODS)
     outside = (times < _FIRST) | (times >= _LAST)
     if outside.any():
         raise ValueError(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates.base_sgd import PeriodicEval
+
 from avalanche_clip.training.stock_repairs import repair_plugins
 
 _CLASS_MEANS = (
@@ -97,6 +101,17 @@ def check_plugins(strategy: Any) -> None:
             check(strategy)
 
 
+def put_own_last(strategy: Any) -> None:
+    """Move plugins that were appended later before Avalanche's own.
+
+    Metrics see what other plugins did, and the clock counts after everybody.
+    """
+    plugins = strategy.plugins
+    own = [p for p in plugins if isinstance(p, (EvaluationPlugin, PeriodicEval, Clock))]
+    if own and any(p is not q for p, q in zip(plugins[-len(own) :], own, strict=True)):
+        plugins[:] = [p for p in plugins if all(p is not o for o in own)] + own
+
+
 def check_planned(strategy: Any, planned: int) -> None:
     """Raise if a plugin cannot work with the planned number of iterations."""
     for plugin in strategy.plugins:
@@ -110,4 +125,4 @@ def check_planned(strategy: Any, planned: int) -> None:
             )
 
 
-__all__ = ["REFUSED", "check_planned", "check_plugins"]
+__all__ = ["REFUSED", "check_planned", "check_plugins", "put_own_last"]

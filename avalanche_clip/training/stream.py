@@ -15,6 +15,7 @@ import numpy as np
 from avalanche.logging import TensorboardLogger
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import read_state
 from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
@@ -39,6 +40,7 @@ from avalanche_clip.training.run_info import (
     versions,
     write_json,
 )
+from avalanche_clip.training.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ def run_stream(
     if unknown or not streams:
         raise ValueError(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
-            f"{sorted(benchmark.streams)}."
+            f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:
@@ -147,6 +149,7 @@ def run_stream(
     for plugin in strategy.plugins:
         if hasattr(plugin, "check_benchmark"):
             plugin.check_benchmark(benchmark)
+    check_run(strategy, benchmark)
     run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
     run.identity["method"] = method or run.identity["method"]
     run.open(resume, checkpoint_iterations)
@@ -348,7 +351,7 @@ class _Run:
         never a stream that is reported.
         """
         streams = self.benchmark.streams
-        if self.strategy.eval_every < 0 or "valid" not in streams:
+        if not validates(self.strategy, self.benchmark):
             return []
         return [[streams["valid"][index]]]
 

@@ -10,6 +10,7 @@ from avalanche.benchmarks import CLScenario
 from torch.utils.data import Subset
 
 from avalanche_clip._numbers import as_integers
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
 from avalanche_clip.benchmarks.class_streams import domain_seed, multi_domain_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.coop import read_x_tail_domain
@@ -250,7 +251,7 @@ def _published_positions(
     if order not in MTIL_ORDERS:
         raise ValueError(
             f"order={order!r} is unknown; use {sorted(MTIL_ORDERS)}, or a list of "
-            "indices or names."
+            f"indices or names.{did_you_mean(order, MTIL_ORDERS)}"
         )
     if order == "I":
         return list(range(len(names)))

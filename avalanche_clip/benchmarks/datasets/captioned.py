@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from avalanche_clip._files import read_json, require_file, unreadable
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
@@ -24,6 +25,7 @@ def check_language(language: str) -> None:
     if language not in LANGUAGES_36:
         raise ValueError(
             f"unknown language {language!r}; choose one of {', '.join(LANGUAGES_36)}."
+            f"{did_you_mean(language, LANGUAGES_36)}"
         )
 
 

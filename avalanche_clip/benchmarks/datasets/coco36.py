@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.captioned import (
     LANGUAGES_36,
     CaptionedImages,
@@ -250,8 +251,7 @@ class Coco36:
         :raises ValueError: for another language or split.
         """
         check_language(language)
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"split={split!r} must be 'train', 'val' or 'test'.")
+        require_choice("split", split, ("train", "val", "test"))
         folder = self.data / ANNOTATIONS
         path = folder / "translated" / language / f"{split}.json"
         if language == "en" and not path.is_file():

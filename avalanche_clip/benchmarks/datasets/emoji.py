@@ -34,6 +34,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,7 @@ def _check_choice(value: object, allowed: Sequence[str], what: str) -> None:
     if value not in allowed:
         raise ValueError(
             f"unknown {what} {value!r}; choose one of {', '.join(allowed)}."
+            f"{did_you_mean(value, allowed)}"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -174,8 +175,7 @@ def _full_products() -> Iterator[None]:
 
 def _check_options(ties: str, tie_eps: float, chunk_size: int) -> int:
     """Return ``chunk_size`` as a Python integer, or raise."""
-    if ties not in TIES:
-        raise ValueError(f"ties={ties!r} given; choose one of {TIES}.")
+    require_choice("ties", ties, TIES)
     as_finite(tie_eps, "tie_eps", low=0)
     return as_size(chunk_size, "chunk_size")
 

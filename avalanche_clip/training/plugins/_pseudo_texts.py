@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.quotas import mix64
 
 CHOICES = {
@@ -50,9 +51,7 @@ class VocabularyReplaySettings:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, getattr(self, name), allowed)
         for name in ("num_texts", "text_length", "distill_batch_size"):
             value = getattr(self, name)
             if name != "distill_batch_size" or value is not None:

@@ -50,6 +50,11 @@ class RoutedEvaluation:
         """Take away what an interrupted evaluation left behind."""
         self._end_scope()
 
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Put the router of training back."""
+        self._end_scope()
+        self._routes = None
+
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start to count how the images of this experience are routed."""
         if not strategy.in_training:

@@ -15,6 +15,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.models import ExpandableTokenEmbedding
 from avalanche_clip.training.evaluate import evaluate_retrieval
 from avalanche_clip.training.routing import routed
@@ -139,7 +140,7 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
             raise ValueError(
                 f"BestEpochPlugin chooses on stream {self.validation!r}, but the "
                 f"benchmark has {sorted(streams)}; make one with validation=True or "
-                "split_validation."
+                f"split_validation.{did_you_mean(self.validation, streams)}"
             )
         stream = list(streams[self.validation])
         languages = set(getattr(experience, "languages", ()))

@@ -13,6 +13,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses import off_diagonal_alignment_loss
 from avalanche_clip.losses.off_diagonal_alignment import (
     REDUCTIONS,
@@ -81,8 +82,7 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
             ("row_filter", row_filter, ROW_FILTERS),
             ("teacher", teacher, KINDS),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, value, allowed)
         self.alpha = alpha
         self.logit_scale_mode = logit_scale_mode
         self.teacher = teacher

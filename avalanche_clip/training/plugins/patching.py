@@ -15,6 +15,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.training.evaluate import evaluate_retrieval
 
 GRID = tuple(i / 10 for i in range(11))
@@ -61,8 +62,7 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
             raise ValueError(f"grid={grid!r} must be values in [0, 1].")
         wanted = f"grid={list(grid)} must be values in [0, 1]; one of them"
         self.grid = tuple(as_finite(a, wanted, low=0, high=1) for a in grid)
-        if select_on not in SELECT_ON:
-            raise ValueError(f"select_on={select_on!r} is unknown; use {SELECT_ON}.")
+        require_choice("select_on", select_on, SELECT_ON)
         self.select_on = select_on
         self.validation = validation
         self.metric = metric

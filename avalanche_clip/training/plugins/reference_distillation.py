@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.reference_data import (
     IMAGE_ORDER,
@@ -419,8 +420,7 @@ def _wrapped(given: Any, kind: type) -> Any:
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+    require_choice(name, value, allowed)
 
 
 __all__ = [

@@ -13,6 +13,7 @@ import numpy as np
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.benchmarks.quotas import (
     keep_smallest,
@@ -51,8 +52,7 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         seed: int | None = None,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        require_choice("kind", kind, KINDS)
         if kind != "all":
             try:
                 if buffer_size != "current":

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import ImageTextBatch
-from avalanche_clip.benchmarks.data import attribute_array, concatenate
+from avalanche_clip.benchmarks.data import attribute_array, concatenate, item_fields
 from avalanche_clip.training.loader import SeededItems, TrainLoader
+from avalanche_clip.training.prompt_batch import PromptBatch
 
 TARGETS = ("teacher", "student")
 FROM_MEMORY = "from_memory"
@@ -68,6 +70,11 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     stored (DER). Contrastive losses see the whole batch. With other strategies ER
     adds no term beyond the larger batch, DER that distance.
 
+    On class names (:class:`ClassNameTemplate`) the text of a sample is the prompt of
+    its class, and the label space ``"current"`` holds the classes that may be drawn
+    in the experience: those stored at its start. ``"own"`` has no place for old
+    samples and is refused.
+
     Memory: where each stored sample is and the seed of its augmentation, so that an
     old item is read again as it was, with the same caption, through the tokenizer of
     today; for DER also one feature each. Time: the old items are read in the main
@@ -105,8 +112,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         for name, value in (("buffer_size", buffer_size), ("replay_size", replay_size)):
             if name == "buffer_size" or value is not None:
                 as_size(value, name)
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is unknown; use one of {TARGETS}.")
+        require_choice("target", target, TARGETS)
         as_finite(weight, "weight", low=0)
         self.buffer_size = buffer_size
         self.replay_size = replay_size
@@ -123,6 +129,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._offered = np.empty(0, dtype=bool)
         self._datasets: dict[int, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
+        self._drawable: tuple[int, ...] = ()
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     def __len__(self) -> int:
@@ -163,6 +170,24 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order], order
         self._offered = np.zeros(len(dataset), dtype=bool)
+        self._drawable = self._stored_classes()
+
+    def _stored_classes(self) -> tuple[int, ...]:
+        """Classes of the stored samples, ascending; none without targets."""
+        found: set[int] = set()
+        for experience in np.unique(self._slots[:, 0]).tolist():
+            dataset = self._datasets[experience]
+            if "targets" in item_fields(dataset):
+                rows = self._slots[self._slots[:, 0] == experience, 1]
+                found.update(attribute_array(dataset, "targets")[rows].tolist())
+        return tuple(sorted(found))
+
+    def replayed_classes(self, strategy: Any) -> tuple[int, ...]:
+        """Return the classes that may be drawn in the running experience.
+
+        :param strategy: unused; part of the interface.
+        """
+        return self._drawable
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
@@ -178,7 +203,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             len(self._slots), size=count * world, replace=False
         )
         chosen = drawn[rank * count : (rank + 1) * count]
-        old = [part.to(strategy.device) for part in self._read(strategy, chosen)]
+        old = self._read(strategy, chosen)
+        if isinstance(batch, PromptBatch):
+            strategy.check_ids(old[1])
+        old = [part.to(strategy.device) for part in old]
         if self.target == "student":
             assert self._targets is not None
             target = self._targets[torch.from_numpy(chosen)].to(strategy.device)
@@ -231,7 +259,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         output = strategy.global_features
         aux = output.aux or {}
         old = distributed.gather_rows(batch[FROM_MEMORY]).bool()
-        student = raw_text_features(output)
+        student = _sample_texts(strategy)
         teacher = aux.get("teacher_text")
         value = student.new_zeros(())
         if teacher is not None:
@@ -291,7 +319,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._slots[slots, 1] = positions
         self._seeds[slots] = self._new[rows]
         if self.target == "student":
-            features = raw_text_features(strategy.global_features).detach()
+            features = _sample_texts(strategy).detach()
             # Each process's part of the features ends with its old samples.
             size = len(self._new) // distributed.world_size()
             place = rows // size * len(strategy.mb_x) + rows % size
@@ -312,6 +340,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
             "offered": torch.from_numpy(self._offered.copy()),
+            "drawable": list(self._drawable),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -322,12 +351,21 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
         self._offered = state["offered"].cpu().numpy().copy()
+        self._drawable = tuple(int(i) for i in state["drawable"])
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""
         stream = benchmark.streams["train"]
         for index in range(len(stream)):
             self._datasets.setdefault(index, stream[index].dataset)
+
+
+def _sample_texts(strategy: Any) -> Tensor:
+    """Raw text features of the samples of the whole batch, ``(B, D)``."""
+    features = raw_text_features(strategy.global_features)
+    if isinstance(strategy.mb_x, PromptBatch):  # one text per class
+        features = features[distributed.gather_rows(strategy.mb_y)]
+    return features
 
 
 def raw_text_features(output: Any) -> Tensor:
@@ -356,8 +394,13 @@ def join_batches(
     :param old: another one with the same entries.
     :param pad_id: fills the captions of the batch with the shorter ones.
     :return: one batch with ``from_memory``, int64: 0 for the first, 1 for the second.
+        Prompts of classes, which belong to no sample, stay those of the first.
     :raises ValueError: if the batches hold different entries.
     """
+    prompts = new["text"] if isinstance(new, PromptBatch) else None
+    if prompts is not None:
+        new = type(new)((k, v) for k, v in new.items() if k != "text")
+        old = type(old)((k, v) for k, v in old.items() if k not in ("text", "owner"))
     if set(new) != set(old):
         raise ValueError(
             f"Old items have {sorted(old)}, new ones {sorted(new)}; give the data of "
@@ -372,9 +415,11 @@ def join_batches(
         elif key == "owner":
             other = other + len(new)
         joined[key] = torch.cat([value, other])
-    sizes = torch.tensor([len(new), len(old)], device=joined["owner"].device)
+    sizes = torch.tensor([len(new), len(old)], device=joined["image"].device)
     marks = torch.arange(2, device=sizes.device)
     joined[FROM_MEMORY] = torch.repeat_interleave(marks, sizes)
+    if prompts is not None:
+        joined["text"] = prompts
     return joined
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
@@ -75,8 +76,7 @@ class TokenEmbeddingExpansionSettings:
             ("scale_target", self.scale_target, SCALE_TARGETS),
             ("active_rows", self.active_rows, ("auto", True, False)),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, value, allowed)
         as_finite(self.weight_decay, "weight_decay", low=0)
         oracle = self.oracle_vocabulary
         if oracle is not None and not isinstance(oracle, LearntVocabulary):

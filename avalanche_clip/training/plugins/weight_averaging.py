@@ -15,6 +15,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 
 MODES = ("we", "wise", "we+wise", "ema")
 ANCHORS = ("start", "initial")
@@ -80,8 +81,7 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     ):
         super().__init__()
         _check_settings(mode, interval, alpha, anchor, decay)
-        if score not in SCORES:
-            raise ValueError(f"score={score!r} is unknown; use one of {SCORES}.")
+        require_choice("score", score, SCORES)
         self.mode = mode
         self.interval = (1 if mode == "ema" else 100) if interval is None else interval
         self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
@@ -183,6 +183,10 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Go on training with the student."""
         self._restore(strategy)
 
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go on with the student too."""
+        self._restore(strategy)
+
     def _restore(self, strategy: Any) -> None:
         if self._student:
             _load(dict(strategy.model.named_parameters()), self._student)
@@ -218,10 +222,8 @@ def _check_settings(
     anchor: str,
     decay: float | None,
 ) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is unknown; use one of {MODES}.")
-    if anchor not in ANCHORS:
-        raise ValueError(f"anchor={anchor!r} is unknown; use one of {ANCHORS}.")
+    require_choice("mode", mode, MODES)
+    require_choice("anchor", anchor, ANCHORS)
     unused = {
         "interval": interval is not None and mode == "wise",
         "alpha": alpha is not None and "wise" not in mode,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
 from avalanche_clip.models import (
@@ -434,8 +435,7 @@ def _prepare(
 
 
 def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
-    if trainable not in TRAINABLE:
-        raise ValueError(f"trainable={trainable!r} is unknown; use one of {TRAINABLE}.")
+    require_choice("trainable", trainable, TRAINABLE)
     as_finite(warmup, "warmup_fraction", low=0, below=1)
     as_finite(lingual, "cross_lingual_weight", low=0)
     as_finite(modal, "cross_modal_weight", low=0)

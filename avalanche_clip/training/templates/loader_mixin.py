@@ -99,16 +99,17 @@ def has_deterministic_images(dataset: Any) -> bool:
     True if every image transform of its training group says
     ``deterministic=True``; data without any are not known to be.
     """
-    found = list(_image_transforms(dataset._flat_data))
+    found = list(image_transforms(dataset._flat_data, "train"))
     return bool(found) and all(getattr(t, "deterministic", False) for t in found)
 
 
-def _image_transforms(node: Any) -> Iterator[Any]:
+def image_transforms(node: Any, group: str) -> Iterator[Any]:
+    """What a group of a tree of data does to images."""
     for name in ("_transform_groups", "_frozen_transform_groups"):
         groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from image_side(groups.get("train"))
+        yield from image_side(groups.get(group))
     for child in getattr(node, "_datasets", ()):
-        yield from _image_transforms(child)
+        yield from image_transforms(child, group)
 
 
 def image_side(transform: Any) -> Iterator[Any]:
@@ -124,4 +125,4 @@ def image_side(transform: Any) -> Iterator[Any]:
         yield transform
 
 
-__all__ = ["LoaderMixin", "has_deterministic_images"]
+__all__ = ["LoaderMixin", "has_deterministic_images", "image_transforms"]

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip._files import unreadable
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
 from avalanche_clip.benchmarks.datasets.mtil.mat_files import check_mat
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
@@ -121,8 +122,7 @@ def random_80_20(size: int, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndar
 
 def check_choice(check: str) -> None:
     """Raise ValueError unless ``check`` is one of ``CHECKS``."""
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+    require_choice("check", check, CHECKS)
 
 
 def check_counts(
