@@ -23,6 +23,7 @@ NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
     "_numbers": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "losses": (

@@ -26,8 +26,10 @@ from avalanche.benchmarks.utils.flat_data import (
     LazyIndices,
     LazyRange,
 )
+from PIL import Image
 from torch import Tensor
 
+from avalanche_clip._pictures import decoded
 from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
 from avalanche_clip.benchmarks.items import ItemsError, check_item, check_source
@@ -39,8 +41,12 @@ IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
 _ATTRIBUTE_ORDER = ("sample_id", "targets", "language", "timestamp")
 
 
-class CorruptSampleError(RuntimeError):
+class CorruptSampleError(ValueError, RuntimeError):
     """Raised when a raw item of an image-text data set cannot be read."""
+
+
+class MissingSampleError(CorruptSampleError, FileNotFoundError):
+    """Raised when the file of an item is not there."""
 
 
 class CheckedPairs:
@@ -60,15 +66,17 @@ class CheckedPairs:
             item = self.pairs[index]
             check_item(item, where)
             image, text = item[0], item[1]
-            if hasattr(image, "load") and not isinstance(image, Tensor):
+            if isinstance(image, Image.Image):
                 # PIL reads lazily; errors should name the item, not a transform.
-                image.load()
+                decoded(image)
         except ItemsError:
             raise
         # Decoders raise nearly anything, and an IndexError that got out would end
         # a loop over the data set early, without a word.
         except Exception as error:
-            raise CorruptSampleError(
+            absent = isinstance(error, FileNotFoundError)
+            kind = MissingSampleError if absent else CorruptSampleError
+            raise kind(
                 f"{where} cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
@@ -329,6 +337,7 @@ __all__ = [
     "CorruptSampleError",
     "FieldCollate",
     "ImageTextBatch",
+    "MissingSampleError",
     "attribute_array",
     "concatenate",
     "find_corrupt_samples",

@@ -62,7 +62,7 @@ def with_facts(
             )
         if name == "timestamp":
             column = timestamp_column(column)
-        if name in ("image", "text", "owner", TASK_LABELS) or (
+        if name in ("image", "text", "owner", "caption_key", TASK_LABELS) or (
             name not in attributes and hasattr(dataset, name)
         ):
             raise ValueError(

@@ -166,7 +166,11 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
             f"boundaries={boundaries!r} is a single value; give a list of times, one "
             "less than there are steps."
         )
-    cuts = np.asarray([to_timestamp(b) for b in boundaries], dtype=np.float64)
+    # As one column: single numbers of it may look like years.
+    given = boundaries if hasattr(boundaries, "dtype") else list(boundaries)
+    cuts = timestamp_column(given, "boundaries")
+    if not np.isfinite(cuts).all():
+        raise ValueError(f"boundaries={list(boundaries)} must be finite times.")
     if not (np.diff(cuts) > 0).all():
         raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
     return cuts

@@ -47,7 +47,9 @@ def to_timestamp(value: Time) -> float:
     return seconds
 
 
-def timestamp_column(values: Any, *, checked: bool = False) -> np.ndarray:
+def timestamp_column(
+    values: Any, what: str = "timestamps", *, checked: bool = False
+) -> np.ndarray:
     """Convert one time per sample to float64 seconds since 1970 in UTC.
 
     Missing times (NaN, NaT, None) become NaN; what to do with them is decided
@@ -55,6 +57,7 @@ def timestamp_column(values: Any, *, checked: bool = False) -> np.ndarray:
 
     :param values: numbers, numpy ``datetime64``, or a sequence of strings,
         dates or datetimes (those without a zone are UTC).
+    :param what: what they are, for messages.
     :param checked: the numbers are known to be seconds, not years.
     :return: float64 array of the same shape.
     :raises ValueError: if a value is no time; if all numbers are whole and from 1000
@@ -70,7 +73,7 @@ def timestamp_column(values: Any, *, checked: bool = False) -> np.ndarray:
         _refuse_lost_seconds(array)
         seconds = np.ascontiguousarray(array, dtype=np.float64)
         if not checked:
-            _refuse_years(seconds, "timestamps")
+            _refuse_years(seconds, what)
         return seconds
     if array.dtype.kind not in "OU":
         raise ValueError(
@@ -84,7 +87,7 @@ def timestamp_column(values: Any, *, checked: bool = False) -> np.ndarray:
     )
     if not checked:
         rows = [row for row, value in enumerate(flat) if _is_number(value)]
-        _refuse_years(seconds[rows], "timestamps")
+        _refuse_years(seconds[rows], what)
     return seconds.reshape(array.shape)
 
 

@@ -178,6 +178,20 @@ def test_years__other_numbers_stay_seconds(values):
         assert len(scenario.train_stream) == 2 and len(part) == 1
 
 
+@pytest.mark.parametrize(
+    "boundaries", [[500, 1500, 5000], [1000.5, 1500], [1500, 3000]]
+)
+def test_years__boundaries_are_judged_together(boundaries):
+    dataset = make_image_text_dataset(
+        CountedPairs(4), timestamps=[0, 1000, 1600, 6000.0]
+    )
+    scenario = time_stamped_benchmark(dataset, boundaries=boundaries, empty="drop")
+    starts = [e.time_start for e in scenario.train_stream][1:]
+    assert set(starts) <= set(map(float, boundaries))
+    with pytest.raises(ValueError, match="year"):
+        time_stamped_benchmark(dataset, boundaries=[1500, 1600])
+
+
 def test_years__seconds_can_be_given_in_words():
     seconds = np.asarray([1500, 2500], dtype="datetime64[s]")
     assert timestamp_column(seconds).tolist() == [1500.0, 2500.0]

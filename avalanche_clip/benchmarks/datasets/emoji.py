@@ -22,7 +22,6 @@ import contextlib
 import functools
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from avalanche_clip._numbers import as_finite
+from avalanche_clip._pictures import read_picture
 from avalanche_clip._suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -229,9 +229,9 @@ def load_emoji_table() -> EmojiTable:
 def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
     """Decode a style's sheet to uint8 ``(N, 48, 48, 3)``, once per process."""
     name = f"emoji_{style}.webp"
-    content = io.BytesIO(_read_data(name))
-    with _reading(name), Image.open(content) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    content = _read_data(name)
+    with _reading(name):
+        pixels = np.asarray(read_picture(content, name))
     rows, columns = (n // EMOJI_SIZE for n in pixels.shape[:2])
     tiles = pixels.reshape(rows, EMOJI_SIZE, columns, EMOJI_SIZE, 3)
     # (row, y, column, x, c) -> (row, column, y, x, c)

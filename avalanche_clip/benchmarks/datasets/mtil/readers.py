@@ -28,8 +28,13 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip._files import unreadable
+from avalanche_clip._pictures import read_picture
 from avalanche_clip._suggest import require_choice
-from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
+from avalanche_clip.benchmarks.datasets.mtil.images import (
+    ClassImages,
+    FolderFiles,
+    MTILDomain,
+)
 from avalanche_clip.benchmarks.datasets.mtil.mat_files import check_mat
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
@@ -205,6 +210,8 @@ def _open(
             f"{root} ({said}). Files that are there may be incomplete, damaged or of "
             f"another version. Expected: {facts.layout}, from {facts.source}."
         ) from error
+    if hasattr(found, "loader"):
+        found.loader = read_picture
     _check_paths(facts, found, root)
     return found
 
@@ -294,7 +301,15 @@ def _targets(facts: DatasetFacts, dataset: Any) -> np.ndarray:
 
 def _whole(facts: DatasetFacts, dataset: Any) -> ClassImages:
     targets = _targets(facts, dataset)
-    return ClassImages(dataset, np.arange(len(targets)), targets)
+    return ClassImages(_source(facts, dataset), np.arange(len(targets)), targets)
+
+
+def _source(facts: DatasetFacts, dataset: Any) -> Any:
+    """What the pictures are read from: torchvision knows no loader of the pets."""
+    if facts.torchvision != "OxfordIIITPet":
+        return dataset
+    names = [path.name for path in _attribute(facts, dataset, "_images")]
+    return FolderFiles(_attribute(facts, dataset, "_images_folder"), names)
 
 
 def _split_in_two(
