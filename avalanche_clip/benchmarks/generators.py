@@ -170,7 +170,9 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
     given = boundaries if hasattr(boundaries, "dtype") else list(boundaries)
     cuts = timestamp_column(given, "boundaries")
     if not np.isfinite(cuts).all():
-        raise ValueError(f"boundaries={list(boundaries)} must be finite times.")
+        raise ValueError(
+            f"boundaries={list(boundaries)} holds what is not a finite time."
+        )
     if not (np.diff(cuts) > 0).all():
         raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
     return cuts
@@ -204,9 +206,14 @@ def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
 
 
 def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    sizes = np.asarray(counts)
-    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        raise ValueError(f"counts={counts!r} must be a list of positive integers.")
+    try:
+        sizes = np.asarray([as_size(count, "counts") for count in counts])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"counts={counts!r} must be a list of positive integers."
+        ) from None
+    if not len(sizes):
+        raise ValueError("counts=[] must be a list of positive integers.")
     if int(sizes.sum()) != len(ordered):
         raise ValueError(
             f"counts sum to {int(sizes.sum())}, but there are {len(ordered)} samples "
