@@ -27,8 +27,7 @@ def check_source(data: Any, second: str = "text", maker: str = "") -> None:
     if hasattr(data, "iloc") and hasattr(data, "columns"):
         keys = [str(key) for key in data.columns]
         first, other = _pick(keys, second)
-        columns = f"zip(data[{first!r}], data[{other!r}])"
-        line = f"pairs = [(Image.open(p), t) for p, t in {columns}]"
+        line = f"pairs = list(zip(data[{first!r}], data[{other!r}]))"
         raise _error(f"a table ({name}) was given", line, second, maker)
     if isinstance(data, Mapping):
         first, other = _pick([str(key) for key in data], second)
@@ -58,7 +57,11 @@ def check_item(item: Any, where: str, second: str = "text", maker: str = "") -> 
     """
     if isinstance(item, Mapping):
         raise _rows(f"{where} is a dict", [*item], second, maker)
-    pair = isinstance(item, Sequence) and not isinstance(item, (str, bytes))
+    # Rows of arrays of objects are pairs; images are arrays of numbers.
+    numbers = str(getattr(item, "dtype", "object")) != "object"
+    named = isinstance(item, (str, bytes)) or hasattr(item, "iloc")
+    pair = hasattr(item, "__getitem__") and hasattr(item, "__len__")
+    pair = pair and not numbers and not named
     if not pair or len(item) < 2:
         line = (
             f"pairs = [(image, {second}) for image, {second} in zip(images, {second}s)]"
@@ -76,9 +79,10 @@ def _rows(found: str, keys: Sequence[Any], second: str, maker: str) -> ItemsErro
 def _pick(keys: Sequence[str], second: str) -> tuple[str, str]:
     """Which of the names are likely the image and the other element."""
     likely = _TEXT_KEYS if second == "text" else _LABEL_KEYS
-    first = next((key for key in _IMAGE_KEYS if key in keys), "image")
-    other = next((key for key in likely if key in keys), likely[0])
-    return first, other
+    first = next((key for key in _IMAGE_KEYS if key in keys), None)
+    other = next((key for key in likely if key in keys), None)
+    rest = [key for key in keys if key not in (first, other)]
+    return first or next(iter(rest), "image"), other or next(iter(rest[::-1]), second)
 
 
 def _error(found: str, line: str, second: str, maker: str) -> ItemsError:

@@ -59,7 +59,7 @@ def generator():
             "item 0 is a dict",
             "[(row['jpg'], row['caption']) for row in data]",
         ),
-        (Rows(), "rows by name (Rows)", "[(row['image'], row['text']) for row in"),
+        (Rows(), "rows by name (Rows)", "[(row['image'], row['label']) for row in"),
         (Table(), "a table (Table)", "zip(data['image'], data['caption'])"),
         ({"image": [IMAGE], "text": ["a"]}, "mapping of columns (dict)", "list(zip("),
         (generator(), "a generator was given", "pairs = list(data)"),
@@ -122,6 +122,13 @@ def test_labelled_data__other_forms_are_refused(data):
     ):
         with pytest.raises(ItemsError, match=r"items must be \(image, label\)"):
             build()
+
+
+def test_items__rows_of_other_kinds_are_pairs():
+    rows = np.empty((1, 2), dtype=object)
+    rows[0] = IMAGE, "a"
+    for data in (rows, [[IMAGE, "a"]], ListedPairs([(IMAGE, "a", "more")])):
+        assert make_image_text_dataset(data)[0][1] == "a"
 
 
 def test_labelled_data__dicts_with_known_labels_are_refused_when_read():
