@@ -160,6 +160,7 @@ def test_class_order__unknown_name_is_refused():
         ("cars", "StanfordCars"),
         ("FGVCAircraft", "Aircraft"),
         ("oxford-pet", "OxfordPet"),
+        ("DescribableTextures", "DTD"),
     ],
 )
 def test_dataset_name__understands_other_spellings(given, name):
