@@ -46,6 +46,7 @@ from avalanche_clip.training.templates.loader_mixin import (
 )
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
+    check_keywords,
     check_options,
     known_options,
     refuse_unknown,
@@ -281,6 +282,7 @@ class CLIPTemplate(
             act.
         """
         self.check_setup()
+        check_keywords("train", kwargs, self)
         if not isinstance(experiences, (CLExperience, Sequence)):
             experiences = list(experiences)
         groups = by_stream(experiences if eval_streams is None else eval_streams)
@@ -429,6 +431,7 @@ class CLIPTemplate(
         :return: the newest value of each metric.
         """
         self.check_setup()
+        check_keywords("eval", kwargs, self)
         groups = by_stream(exp_list)
         if not groups:
             raise ValueError("There is nothing to evaluate: no experience was given.")

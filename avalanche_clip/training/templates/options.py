@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Collection, Iterable
 from numbers import Integral
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
-from avalanche_clip._suggest import did_you_mean, require_choice
+from avalanche_clip._suggest import closest, did_you_mean, require_choice
+from avalanche_clip.training.loader import WORKER_OPTIONS
 from avalanche_clip.training.schedules import SCHEDULES
 from avalanche_clip.training.templates.step_mixin import PRECISIONS
 
@@ -33,6 +36,43 @@ def refuse_unknown(cls: type, unknown: list[str]) -> None:
 
 def _parameters(cls: Any) -> list[inspect.Parameter]:
     return list(inspect.signature(cls.__init__).parameters.values())
+
+
+def check_keywords(
+    where: str, given: Collection[str], strategy: Any, also: Iterable[str] = ()
+) -> None:
+    """Raise for keywords of a call that would go nowhere.
+
+    Callbacks of plugins may take any; those of a ``DataLoader`` that the templates set
+    themselves are refused, and those that look like a misspelled one.
+
+    :param where: name of the call.
+    :param given: the keywords.
+    :param strategy: whose loaders, optimiser and plugins take keywords.
+    :param also: further names that the call takes.
+    :raises TypeError: naming the keyword.
+    """
+    if not given:
+        return
+    makers = ("make_train_dataloader", "make_optimizer", "check_model_and_optimizer")
+    takers = [getattr(strategy, name) for name in makers]
+    takers += [
+        hook
+        for plugin in strategy.plugins
+        for name in dir(type(plugin))
+        if name.startswith(("before_", "after_"))
+        and callable(hook := getattr(plugin, name))
+    ]
+    named = {p for taker in takers for p in inspect.signature(taker).parameters}
+    known = {*WORKER_OPTIONS, *named, *also} - {"self", "strategy", "args", "kwargs"}
+    fixed = set(inspect.signature(DataLoader).parameters)
+    for name in sorted(set(given) - known):
+        if name in fixed or closest(name, known) is not None:
+            raise TypeError(
+                f"{where}() got {name!r}, which has no effect; it takes "
+                f"{', '.join(sorted({*WORKER_OPTIONS, 'shuffle', 'drop_last'}))} and "
+                f"keywords of plugins' callbacks.{did_you_mean(name, known)}"
+            )
 
 
 def check_options(**options: Any) -> None:
@@ -64,4 +104,10 @@ def warn_batch_norm(model: nn.Module) -> None:
         )
 
 
-__all__ = ["check_options", "known_options", "refuse_unknown", "warn_batch_norm"]
+__all__ = [
+    "check_keywords",
+    "check_options",
+    "known_options",
+    "refuse_unknown",
+    "warn_batch_norm",
+]
