@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -291,6 +292,8 @@ def repair_early_stopping(cls: Any) -> None:
             self.best_state = deepcopy(strategy.model.state_dict())
             self.best_val = value
             self.best_step = self._get_strategy_counter(strategy)
+            if self.verbose:
+                sys.stdout.write(f"EarlyStopping: new best value: {value}\n")
         return self.best_val
 
     update_best.repaired = True  # type: ignore[attr-defined]

@@ -160,7 +160,9 @@ class CLIPTemplate(
             "later_warmup_iterations": later_warmup_iterations,
             "clip_grad_norm": clip_grad_norm,
         }
-        check_options(seed=seed, **settings)
+        check_options(
+            seed=seed, eval_every=eval_every, peval_mode=peval_mode, **settings
+        )
         for name, value in settings.items():
             setattr(self, name, value)
         self.seed = int(seed)
@@ -285,7 +287,9 @@ class CLIPTemplate(
         check_keywords("train", kwargs, self)
         if not isinstance(experiences, (CLExperience, Sequence)):
             experiences = list(experiences)
-        groups = by_stream(experiences if eval_streams is None else eval_streams)
+        given = experiences if eval_streams is None else eval_streams
+        unused = eval_streams is None and self.eval_every < 0
+        groups = [] if unused else by_stream(given)
         check_watchers(self, [group[0].origin_stream.name for group in groups])
         forget_values(self)
         single = isinstance(experiences, CLExperience)

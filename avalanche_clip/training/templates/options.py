@@ -16,6 +16,9 @@ from avalanche_clip.training.loader import WORKER_OPTIONS
 from avalanche_clip.training.schedules import SCHEDULES
 from avalanche_clip.training.templates.step_mixin import PRECISIONS
 
+PEVAL_MODES = ("epoch", "iteration", "experience")
+"""What Avalanche's periodic evaluation counts."""
+
 
 def known_options(cls: type) -> set[str]:
     """Names of the keywords that the constructors of a strategy take."""
@@ -85,6 +88,10 @@ def check_options(**options: Any) -> None:
     for name in ("warmup_iterations", "later_warmup_iterations"):
         if not isinstance(options[name], Integral) or options[name] < 0:
             raise ValueError(f"{name}={options[name]} must be an integer >= 0.")
+    require_choice("peval_mode", options["peval_mode"], PEVAL_MODES)
+    every = options["eval_every"]
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < -1:
+        raise ValueError(f"eval_every={every!r} must be an integer >= -1 (never).")
     seed = options["seed"]
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ValueError(f"seed={seed!r} must be an integer.")
