@@ -319,8 +319,13 @@ def repair_scheduler(cls: Any) -> None:
             return  # nothing that belongs to the step was evaluated
         end(self, strategy, **kwargs)
 
+    def evaluation_failed(self: Any, strategy: Any) -> None:
+        if self.metric == "val_loss":
+            self.rolling_metric.reset()
+
     after_eval.repaired = True  # type: ignore[attr-defined]
     cls.after_eval_iteration, cls.after_eval = after_eval_iteration, after_eval
+    cls.evaluation_failed = evaluation_failed
 
 
 __all__ = [

@@ -278,6 +278,56 @@ def test_early_stopping__in_a_run_on_pairs_follows_the_measured_values(
             assert_same_weights(ends[step], look.found[step, best])
 
 
+@pytest.mark.parametrize("mode", ["epoch", "iteration"])
+@pytest.mark.parametrize("stop", [3, 4, 9])
+def test_early_stopping__resumed_inside_decides_as_uninterrupted(mode, stop, tmp_path):
+    from avalanche_clip.checkpointing import load_state, save_state
+
+    class Stop(SupervisedPlugin):
+        stateless = True
+
+        def iteration_completed(self, strategy):
+            if strategy.clock.train_iterations == stop:
+                save_state(strategy, tmp_path / "state.pt")
+                raise KeyboardInterrupt
+
+    def fresh():
+        model = stub_model(dropout=0.2)
+        strategy = build(
+            Sequential,
+            model,
+            plugins=[
+                stopper(2 if mode == "epoch" else 3, peval_mode=mode, metric="rsum")
+            ],
+            evaluator=quiet_evaluator([retrieval_plugin_metrics()]),
+            train_epochs=5,
+            budget_iterations=10,
+            eval_every=1,
+            peval_mode=mode,
+        )
+        return strategy, stub_benchmark(model=model)
+
+    def go(strategy, data, start=0):
+        for step in range(start, 3):
+            train(
+                strategy,
+                data.train_stream[step],
+                eval_streams=[data.valid_stream[step]],
+            )
+        return strategy
+
+    full = go(*fresh())
+    broken, data = fresh()
+    broken.plugins.insert(0, Stop())
+    with pytest.raises(KeyboardInterrupt):
+        go(broken, data)
+    again, data = fresh()
+    go(again, data, load_state(again, tmp_path / "state.pt", data))
+    assert full.compute.report()["steps"] == again.compute.report()["steps"]
+    assert min(full.compute.report()["steps"]) < 10
+    assert_same_weights(full.model, again.model)
+
+
 # ------------------------------------------------------------------ never acting
 def never():
     yield "eval_every", stopper(), {"eval_every": -1}, "valid"

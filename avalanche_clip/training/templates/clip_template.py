@@ -262,7 +262,9 @@ class CLIPTemplate(
         have = [*self.plugins, self.evaluator, *self.evaluator.metrics]
         if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
             return
-        self._check_plugin_compatibility()
+        if self._checked:  # Avalanche has looked at those of the constructor
+            self._check_plugin_compatibility()
+            self._distributed_check = False
         self._give_up_schedule()
         check_plugins(self)
         check_metrics(self)
