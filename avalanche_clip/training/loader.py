@@ -224,18 +224,21 @@ class TrainLoader(DataLoader):
         sampler.plan(epoch, start, count)
 
 
+WORKER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "multiprocessing_context",
+    "timeout",
+    "worker_init_fn",
+)
+"""Options of a ``DataLoader`` that ``train`` and ``eval`` take."""
+
+
 def worker_options(options: dict[str, Any]) -> dict[str, Any]:
     """Keep the ``DataLoader`` options among the keywords of ``train``."""
-    allowed = (
-        "num_workers",
-        "pin_memory",
-        "persistent_workers",
-        "prefetch_factor",
-        "multiprocessing_context",
-        "timeout",
-        "worker_init_fn",
-    )
-    kept = {k: v for k, v in options.items() if k in allowed and v is not None}
+    kept = {k: v for k, v in options.items() if k in WORKER_OPTIONS and v is not None}
     for name in ("num_workers", "prefetch_factor"):
         if name in kept:
             kept[name] = as_size(kept[name], name, least=int(name != "num_workers"))
@@ -247,6 +250,7 @@ def worker_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
+    "WORKER_OPTIONS",
     "PlannedBatchSampler",
     "SeededItems",
     "TrainLoader",

@@ -268,7 +268,7 @@ def _set_early(plugin: Any, state: dict[str, Any]) -> None:
     plugin.best_state = state["best_state"]
     plugin.best_val = state["best_val"]
     plugin.best_step = state["best_step"]
-    plugin.own_value = state["own_value"]
+    plugin.own_value = state.get("own_value")
 
 
 # ---------------------------------------------------------------- scheduler

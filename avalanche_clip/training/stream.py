@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
@@ -40,6 +41,7 @@ from avalanche_clip.training.run_info import (
     versions,
     write_json,
 )
+from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,8 @@ def run_stream(
         that a plugin's ``check_benchmark`` refuses, a folder that holds a run
         when ``resume`` is False, or another run than this one when it is True.
     """
+    own = inspect.signature(run_stream).parameters
+    check_keywords("run_stream", train_options, strategy, own)
     if isinstance(streams, str):
         streams = (streams,)
     unknown = [s for s in streams if s not in benchmark.streams]

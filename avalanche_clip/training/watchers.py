@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -291,6 +292,8 @@ def repair_early_stopping(cls: Any) -> None:
             self.best_state = deepcopy(strategy.model.state_dict())
             self.best_val = value
             self.best_step = self._get_strategy_counter(strategy)
+            if self.verbose:
+                sys.stdout.write(f"EarlyStopping: new best value: {value}\n")
         return self.best_val
 
     update_best.repaired = True  # type: ignore[attr-defined]
@@ -316,8 +319,13 @@ def repair_scheduler(cls: Any) -> None:
             return  # nothing that belongs to the step was evaluated
         end(self, strategy, **kwargs)
 
+    def evaluation_failed(self: Any, strategy: Any) -> None:
+        if self.metric == "val_loss":
+            self.rolling_metric.reset()
+
     after_eval.repaired = True  # type: ignore[attr-defined]
     cls.after_eval_iteration, cls.after_eval = after_eval_iteration, after_eval
+    cls.evaluation_failed = evaluation_failed
 
 
 __all__ = [

@@ -221,6 +221,113 @@ def test_early_stopping__in_a_run(tmp_path):
     assert metric.calls == [(k, k) for k in range(3) for _ in range(4)]
 
 
+def stopped_after(values, patience, epochs):
+    """How many epochs early stopping lets pass, and the best one."""
+    best, at = values[0], 0
+    for epoch in range(1, epochs):
+        if values[epoch] > best:
+            best, at = values[epoch], epoch
+        elif epoch - at >= patience:
+            return epoch, at
+    return epochs, None
+
+
+@pytest.mark.parametrize("metric", ["mean_R@1", "Top1_Acc_Exp", "Top1_Acc_Stream"])
+def test_early_stopping__in_a_run_on_pairs_follows_the_measured_values(
+    metric, tmp_path
+):
+    model, look = stub_model(), Weights()
+    evaluator = quiet_evaluator(
+        [
+            retrieval_plugin_metrics(ks=(1,)),
+            accuracy_metrics(experience=True, stream=True),
+        ]
+    )
+    strategy = build(
+        Sequential,
+        model,
+        plugins=[stopper(1, "valid_stream", metric), look],
+        evaluator=evaluator,
+        train_epochs=6,
+        budget_iterations=12,
+        eval_every=1,
+    )
+    ends = {}
+
+    class End(SupervisedPlugin):
+        stateless = True
+
+        def after_training_exp(self, strategy, **kwargs):
+            ends[strategy.experience_index] = weights(strategy.model)
+
+    strategy.plugins.append(End())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = run_stream(strategy, stub_benchmark(model=model), tmp_path / "run")
+    curves, start = evaluator.get_all_metrics(), 0
+    for step, iterations in enumerate(result.compute["steps"]):
+        # One experience is evaluated at a time, so that its mean is its own value.
+        place = "" if metric.endswith("Stream") else f"/Exp00{step}"
+        name = f"{metric}/eval_phase/valid_stream/Task000{place}"
+        values = curves[name][1]
+        values = values[start:] if metric.endswith("Stream") else values
+        done, best = stopped_after(values, 1, 6)
+        assert iterations == 2 * done
+        start += done + 1
+        if best is not None:
+            assert_same_weights(ends[step], look.found[step, best])
+
+
+@pytest.mark.parametrize("mode", ["epoch", "iteration"])
+@pytest.mark.parametrize("stop", [3, 4, 9])
+def test_early_stopping__resumed_inside_decides_as_uninterrupted(mode, stop, tmp_path):
+    from avalanche_clip.checkpointing import load_state, save_state
+
+    class Stop(SupervisedPlugin):
+        stateless = True
+
+        def iteration_completed(self, strategy):
+            if strategy.clock.train_iterations == stop:
+                save_state(strategy, tmp_path / "state.pt")
+                raise KeyboardInterrupt
+
+    def fresh():
+        model = stub_model(dropout=0.2)
+        strategy = build(
+            Sequential,
+            model,
+            plugins=[
+                stopper(2 if mode == "epoch" else 3, peval_mode=mode, metric="rsum")
+            ],
+            evaluator=quiet_evaluator([retrieval_plugin_metrics()]),
+            train_epochs=5,
+            budget_iterations=10,
+            eval_every=1,
+            peval_mode=mode,
+        )
+        return strategy, stub_benchmark(model=model)
+
+    def go(strategy, data, start=0):
+        for step in range(start, 3):
+            train(
+                strategy,
+                data.train_stream[step],
+                eval_streams=[data.valid_stream[step]],
+            )
+        return strategy
+
+    full = go(*fresh())
+    broken, data = fresh()
+    broken.plugins.insert(0, Stop())
+    with pytest.raises(KeyboardInterrupt):
+        go(broken, data)
+    again, data = fresh()
+    go(again, data, load_state(again, tmp_path / "state.pt", data))
+    assert full.compute.report()["steps"] == again.compute.report()["steps"]
+    assert min(full.compute.report()["steps"]) < 10
+    assert_same_weights(full.model, again.model)
+
+
 # ------------------------------------------------------------------ never acting
 def never():
     yield "eval_every", stopper(), {"eval_every": -1}, "valid"
@@ -289,6 +396,14 @@ def test_early_stopping__an_experience_without_counterpart_is_refused():
     with pytest.raises(ValueError, match="experience 1 of it is not evaluated"):
         train(strategy, data.train_stream[1], eval_streams=[valid])
     assert strategy.clock.train_iterations == before
+
+
+def test_strategy__options_of_periodic_evaluation_are_checked():
+    with pytest.raises(ValueError, match="peval_mode='epochs'.*Did you mean 'epoch'"):
+        build(Sequential, peval_mode="epochs")
+    for wrong in (-2, 1.0, True, None):
+        with pytest.raises(ValueError, match="eval_every="):
+            build(Sequential, eval_every=wrong)
 
 
 def test_run__valid_shorter_than_train_is_refused(tmp_path):

@@ -351,7 +351,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
         self._offered = state["offered"].cpu().numpy().copy()
-        self._drawable = tuple(int(i) for i in state["drawable"])
+        self._drawable = tuple(int(i) for i in state.get("drawable", ()))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""

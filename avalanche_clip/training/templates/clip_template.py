@@ -46,6 +46,7 @@ from avalanche_clip.training.templates.loader_mixin import (
 )
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
+    check_keywords,
     check_options,
     known_options,
     refuse_unknown,
@@ -160,7 +161,11 @@ class CLIPTemplate(
             "clip_grad_norm": clip_grad_norm,
         }
         check_options(
-            seed=seed, eval_mb_size=eval_mb_size, eval_every=eval_every, **settings
+            seed=seed,
+            eval_mb_size=eval_mb_size,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **settings,
         )
         for name, value in settings.items():
             setattr(self, name, value)
@@ -261,7 +266,9 @@ class CLIPTemplate(
         have = [*self.plugins, self.evaluator, *self.evaluator.metrics]
         if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
             return
-        self._check_plugin_compatibility()
+        if self._checked:  # Avalanche has looked at those of the constructor
+            self._check_plugin_compatibility()
+            self._distributed_check = False
         self._give_up_schedule()
         check_plugins(self)
         check_metrics(self)
@@ -283,9 +290,12 @@ class CLIPTemplate(
             act.
         """
         self.check_setup()
+        check_keywords("train", kwargs, self)
         if not isinstance(experiences, (CLExperience, Sequence)):
             experiences = list(experiences)
-        groups = by_stream(experiences if eval_streams is None else eval_streams)
+        given = experiences if eval_streams is None else eval_streams
+        unused = eval_streams is None and self.eval_every < 0
+        groups = [] if unused else by_stream(given)
         check_watchers(self, [group[0].origin_stream.name for group in groups])
         forget_values(self)
         single = isinstance(experiences, CLExperience)
@@ -431,6 +441,7 @@ class CLIPTemplate(
         :return: the newest value of each metric.
         """
         self.check_setup()
+        check_keywords("eval", kwargs, self)
         groups = by_stream(exp_list)
         if not groups:
             raise ValueError("There is nothing to evaluate: no experience was given.")

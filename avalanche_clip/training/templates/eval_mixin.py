@@ -20,10 +20,15 @@ def by_stream(given: Any) -> list[list[Any]]:
     :return: groups in the order in which their streams occur first.
     :raises TypeError: for anything else.
     :raises ValueError: if two experiences of one stream name have the same index, so
-        that their metrics would have the same names, or there are none.
+        that their metrics would have the same names, or one belongs to no stream.
     """
     groups: dict[str, dict[int, Any]] = {}
     for experience in _flat(given):
+        if experience._origin_stream is None:
+            raise ValueError(
+                "An experience outside any stream was given to an evaluation, which "
+                "names metrics by the stream; take it from a stream of a benchmark."
+            )
         index = int(experience.logging().current_experience)
         group = groups.setdefault(str(experience.origin_stream.name), {})
         known = group.setdefault(index, experience)

@@ -80,6 +80,13 @@ def test_by_stream__refuses_what_it_cannot_tell_apart_or_know():
     strategy, _ = pairs()
     with pytest.raises(ValueError, match="nothing to evaluate"):
         strategy.eval([])
+    alone = type(left.test_stream[0])(dataset=left.test_stream[0].dataset)
+    with pytest.raises(ValueError, match="outside any stream"):
+        strategy.eval(alone)
+    # Without evaluation in training any experiences can be trained in one call.
+    strategy.train([left.train_stream[0], right.train_stream[0]])
+    strategy.evaluator.strict_checks = True
+    assert strategy.eval(left.test_stream)
 
 
 @pytest.mark.parametrize("make", [pairs, classes])
