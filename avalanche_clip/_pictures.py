@@ -52,11 +52,12 @@ def open_picture(source: str | Path | bytes, name: str | None = None) -> Image.I
         :func:`require_size`; the message names the file and the cause.
     """
     if isinstance(source, bytes):
-        place, found = name or "A picture", found_in_bytes(source[:512])
-        return _decode(io.BytesIO(source), place, found)
+        found = found_in_bytes(source[:512])
+        return _decode(io.BytesIO(source), name or "A picture", found)
     with open(require_file(source), "rb") as file:
-        kind = None if name is None else found_in(source)
-        return _decode(file, name or str(source), kind)
+        if name is None:
+            return _decode(file, str(source), None)
+        return _decode(file, name, found_in(source))
 
 
 def _decode(file: Any, place: str, found: str | None) -> Image.Image:

@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_clip.benchmarks.marks import caption_marks, picture_marks
+from avalanche_clip.benchmarks.marks import (
+    caption_marks,
+    in_evaluation,
+    picture_marks,
+)
 
 
 class ImageTextBatch(dict):
@@ -20,9 +24,9 @@ class ImageTextBatch(dict):
     caption belongs to), ``sample_id`` (int64, ``(B,)``), and where the data
     set has them ``targets``, ``language`` and ``timestamp`` (``(B,)``). With
     one caption per image, ``M == B`` and ``owner`` is ``arange(B)``.
-    ``caption_key`` (int64, ``(M, 2)``) and, in evaluation, ``image_key`` (int64,
-    ``(B, 2)``) are equal where the captions or pictures are, whatever the
-    tokenizer and the image transform leave of them.
+    In evaluation ``caption_key`` (int64, ``(M, 2)``) and ``image_key`` (``(B, 2)``)
+    are equal where the captions or pictures are, whatever the tokenizer and the
+    image transform leave of them.
 
     ``len(batch)`` is the number of images ``B``, which stock plugins use as
     the weight of the batch.
@@ -168,10 +172,11 @@ class FieldCollate:
         texts, owner = _flatten_captions(columns["text"])
         batch["text"] = self._tokenise(texts, owner, facts.get("language"))
         batch["owner"] = torch.as_tensor(owner)
-        batch["caption_key"] = caption_marks(texts, self._pad_id())
-        pictures = picture_marks(columns["image"])
-        if pictures is not None:
-            batch["image_key"] = pictures
+        if in_evaluation(columns["image"]):
+            batch["caption_key"] = caption_marks(texts, self._pad_id())
+            pictures = picture_marks(columns["image"])
+            if pictures is not None:
+                batch["image_key"] = pictures
         batch.update(facts)
         size = len(samples)
         labels = facts.get("targets", facts.get("sample_id", torch.arange(size)))

@@ -46,25 +46,30 @@ def picture_digest(image: Any) -> bytes | None:
     :param image: PIL image, tensor or array.
     :return: 16 bytes; None for another type.
     """
-    if isinstance(image, Image.Image):
-        key = image.info.get("transparency")
-        parts = [image.tobytes()]
-        head = f"{image.mode} {image.size} {key!r}"
-        if image.palette is not None:
-            head += f" {image.palette.mode}"
-            parts.append(bytes(image.getpalette(None) or ()))
-    elif isinstance(image, Tensor):
-        plain = image.detach().cpu().contiguous().view(-1)
-        head = f"{image.dtype} {tuple(image.shape)}"
-        parts = [plain.view(torch.uint8).numpy().tobytes()]
-    elif isinstance(image, np.ndarray):
-        head, parts = f"{image.dtype} {image.shape}", [image.tobytes()]
-    else:
+    pieces = _picture_pieces(image)
+    if pieces is None:
         return None
-    digest = hashlib.sha256(head.encode())  # most processors know it
-    for part in parts:
-        digest.update(part)
+    digest = hashlib.sha256()  # most processors know it
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
     return digest.digest()[:_BYTES]
+
+
+def _picture_pieces(image: Any) -> list[bytes] | None:
+    if isinstance(image, Image.Image):
+        facts = (image.mode, image.size, image.info.get("transparency"))
+        palette = image.palette.mode if image.palette is not None else ""
+        colours = bytes(image.getpalette(None) or ())  # with their alpha
+        return [f"{facts} {palette}".encode(), colours, image.tobytes()]
+    if isinstance(image, Tensor):
+        head = f"{image.dtype} {tuple(image.shape)}".encode()
+        # NumPy lacks some of torch's types.
+        flat = image.detach().cpu().contiguous().reshape(-1)
+        return [head, flat.view(torch.uint8).numpy().tobytes()]
+    if isinstance(image, np.ndarray):
+        return [f"{image.dtype.str} {image.shape}".encode(), image.tobytes()]
+    return None
 
 
 class MarkedPictures:
@@ -95,6 +100,15 @@ class MarkedPictures:
         return repr(self.transform)
 
 
+def in_evaluation(images: Sequence[Any]) -> bool:
+    """Tell whether items come through an evaluation transform, or have no pictures."""
+    return all(
+        hasattr(image, "picture_digest")
+        or (isinstance(image, Tensor) and not image.numel())
+        for image in images
+    )
+
+
 def picture_marks(images: Sequence[Any]) -> Tensor | None:
     """Return the marks of transformed pictures, int64 ``(B, 2)``.
 
@@ -112,6 +126,7 @@ def _rows(digests: Sequence[Any]) -> Tensor:
 __all__ = [
     "MarkedPictures",
     "caption_marks",
+    "in_evaluation",
     "picture_digest",
     "picture_marks",
 ]

@@ -30,10 +30,10 @@ def spatial_transform(
 
     mode = tv.InterpolationMode(interpolation)
     if resize_mode == "squash":
-        return tv.Resize(size, interpolation=mode)
+        return _SquashCrop(size, mode, resize_to)
     if resize_mode == "longest":
         return _ResizePad(size, mode, fill_color)
-    if size[0] == size[1]:
+    if resize_to is not None or size[0] == size[1]:
         return _ShortestCrop(size, mode, resize_to or size[0])
     return _CoverCrop(size, mode)
 
@@ -43,6 +43,17 @@ def height_width(image: Any) -> tuple[int, int]:
     if isinstance(image, Tensor):
         return int(image.shape[-2]), int(image.shape[-1])
     return image.height, image.width
+
+
+class _SquashCrop:
+    """Resize both sides whatever the picture's shape, and crop the centre."""
+
+    def __init__(self, size: tuple[int, int], mode: Any, side: int | None) -> None:
+        self.size, self.mode = size, mode
+        self.target = size if side is None else (side, side)
+
+    def __call__(self, image: Any) -> Any:
+        return resize_and_crop(image, self.target, self.size, self.mode)
 
 
 class _ShortestCrop:

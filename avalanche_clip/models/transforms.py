@@ -41,7 +41,7 @@ class Preprocessing:
         ``"longest"`` (resize the longer side, pad) or ``"squash"``.
     :param fill_color: padding of ``"longest"``, 0 to 255.
     :param resize_to: length of the resized side before the centre crop, where
-        it differs from ``size``.
+        it differs from ``size``; with ``"squash"`` both sides get it.
     :param trim: zoom to what is drawn: the square around everything that is
         not white fills the image, whatever canvas the artist left around it.
     :param exif_rotation: turn photographs as their EXIF orientation says; by
@@ -73,6 +73,11 @@ class Preprocessing:
             raise ValueError(
                 f"resize_mode={self.resize_mode!r} is unknown; use 'shortest',"
                 " 'longest' or 'squash'."
+            )
+
+        if not isinstance(self.exif_rotation, bool):
+            raise ValueError(
+                f"exif_rotation={self.exif_rotation!r} is unknown; use True or False."
             )
 
     @classmethod

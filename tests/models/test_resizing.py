@@ -56,6 +56,18 @@ def test_shortest__is_torchvisions_on_usual_pictures(size, side, mode):
     assert torch.equal(ours(as_tensor(image)), reference(as_tensor(image)))
 
 
+@pytest.mark.parametrize("size", [(50, 70), (33, 500), (32, 32), (500, 40)])
+@pytest.mark.parametrize("crop", [(32, 32), (20, 28)])
+@pytest.mark.parametrize("kind", ["squash", "shortest"])
+def test_resize_to__is_honoured_in_every_mode(size, crop, kind):
+    ours = spatial_transform(crop, "bicubic", kind, resize_to=40)
+    side = (40, 40) if kind == "squash" else 40
+    reference = Compose([Resize(side, InterpolationMode.BICUBIC), CenterCrop(crop)])
+    image = picture(*size)
+    assert np.array_equal(np.asarray(ours(image)), np.asarray(reference(image)))
+    assert torch.equal(ours(as_tensor(image)), reference(as_tensor(image)))
+
+
 @pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (2, 9000), (1, 1)])
 @pytest.mark.parametrize("size", [224, (160, 224)])
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])

@@ -174,6 +174,8 @@ def test_exif__rotation_is_told_and_stored_where_it_is_set():
         build_transform(OPEN_CLIP | {"exif_rotation": value}, False)
         for value in (False, True)
     )
+    with pytest.raises(ValueError, match="exif_rotation='yes'"):
+        build_transform(OPEN_CLIP | {"exif_rotation": "yes"}, False)
     assert repr(plain) == repr(build_transform(OPEN_CLIP, False)) != repr(turned)
     assert "exif_rotation" not in repr(plain)
     assert "exif_rotation" not in plain.preprocessing.to_dict()

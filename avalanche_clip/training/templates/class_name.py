@@ -188,9 +188,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         super()._unpack_minibatch()
         if self.is_training:
             batch = PromptBatch(
-                (k, v)
-                for k, v in self.mbatch[0].items()
-                if k not in ("text", "owner", "caption_key")
+                (k, v) for k, v in self.mbatch[0].items() if k not in ("text", "owner")
             )
             batch["text"] = self._prompts_of_space()
             self.mbatch[0] = batch
