@@ -38,9 +38,11 @@ def check_source(data: Any, second: str = "text", maker: str = "") -> None:
         raise _rows(f"rows by name ({name}) were given", names, second, maker)
     if isinstance(data, (list, tuple)) and data and isinstance(data[0], Mapping):
         raise _rows("item 0 is a dict", [*data[0]], second, maker)
-    if isinstance(data, (str, bytes)) or not hasattr(data, "__getitem__"):
+    text = isinstance(data, (str, bytes))
+    loop = isinstance(data, Iterable) and not hasattr(data, "__getitem__")
+    if text or loop or not (hasattr(data, "__len__") or hasattr(data, "__getitem__")):
         line = "pairs = list(data)"
-        if not isinstance(data, Iterable) or isinstance(data, (str, bytes)):
+        if text or not loop:
             line = f"pairs = [(image_0, {second}_0), (image_1, {second}_1)]"
         raise _error(f"a {name} was given", line, second, maker)
     if not hasattr(data, "__len__"):

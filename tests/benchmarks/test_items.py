@@ -64,6 +64,7 @@ def generator():
         ({"image": [IMAGE], "text": ["a"]}, "mapping of columns (dict)", "list(zip("),
         (generator(), "a generator was given", "pairs = list(data)"),
         (zip([IMAGE], ["a"]), "a zip was given", "pairs = list(data)"),
+        ({(1, "a")}, "a set was given", "pairs = list(data)"),
         ("pictures/", "a str was given", "pairs = [(image_0, text_0)"),
         (None, "a NoneType was given", "pairs = [(image_0, text_0)"),
     ],
