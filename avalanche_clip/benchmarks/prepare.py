@@ -303,12 +303,15 @@ def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
     return scenario
 
 
-def require_prepared(dataset: AvalancheDataset, model: Any = None) -> None:
+def require_prepared(
+    dataset: AvalancheDataset, model: Any = None, *, captions: bool = True
+) -> None:
     """Raise ValueError unless a data set is prepared for a model.
 
     :param model: that is trained or evaluated on the data; another object that
         writes the same token ids and the same pixels will do. Transforms that were
         given to :func:`prepare_benchmark` are the user's own and not compared.
+    :param captions: whether the token ids of the data are used, and so compared.
     """
     if not is_prepared(dataset):
         raise ValueError(
@@ -316,7 +319,8 @@ def require_prepared(dataset: AvalancheDataset, model: Any = None) -> None:
             "prepare_benchmark(benchmark, model) and train on that benchmark."
         )
     collate: Any = dataset.collate_fn
-    fault = tokenizer_fault(collate.tokenizer, getattr(model, "tokenizer", None))
+    theirs = getattr(model, "tokenizer", None) if captions else None
+    fault = tokenizer_fault(collate.tokenizer, theirs)
     group = getattr(dataset._flat_data, "_transform_groups", None)
     name = getattr(group, "current_group", "train")
     known = collate.pixels.get(name)

@@ -368,6 +368,9 @@ def test_require_prepared__own_transforms_are_not_compared():
         counted_benchmark(), OtherModel(pixels=1.0), train_transform=Add(5.0)
     )
     require_prepared(benchmark.train_stream[0].dataset, OtherModel(pixels=2.0))
+    # Prompts of classes replace the captions: their ids do not matter.
+    other = OtherModel(offset=1, pixels=2.0)
+    require_prepared(benchmark.train_stream[0].dataset, other, captions=False)
     # Only the transforms of the group in use matter.
     with pytest.raises(ValueError, match="images pass"):
         require_prepared(benchmark.test_stream[0].dataset, OtherModel(pixels=2.0))

@@ -93,6 +93,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         range, retrieval metrics, or a plugin that needs pairs.
     """
 
+    reads_captions = False
     refused_plugins = {
         "OffDiagonalAlignmentPlugin": (
             "it aligns the square matrix of image-text pairs; use "

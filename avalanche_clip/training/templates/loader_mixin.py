@@ -23,6 +23,10 @@ from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_op
 class LoaderMixin:
     """Build training and evaluation loaders over ``adapted_dataset``."""
 
+    reads_captions = True
+    """Whether the model sees the captions of the data, and not prompts of classes."""
+
+    model: Any
     adapted_dataset: Any
     compute: ComputeBudget
     dataloader: Any
@@ -38,7 +42,7 @@ class LoaderMixin:
         """Build the resumable loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset, getattr(self, "model", None))
+        require_prepared(dataset, self.model, captions=self.reads_captions)
         self._check_pool(dataset)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
@@ -81,7 +85,7 @@ class LoaderMixin:
         """Build a plain, unshuffled loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset, getattr(self, "model", None))
+        require_prepared(dataset, self.model, captions=self.reads_captions)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
         self.dataloader = DataLoader(
