@@ -174,6 +174,8 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 )
             if isinstance(plugin, MoEAdaptersPlugin) and plugin is not self:
                 raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
+        if self._run is not None and self._run() is strategy:
+            return  # asked again, for a plugin that was added later
         self._forget()
         self._run = weakref.ref(strategy)
         # All else is checked first: a refused model has no adapters.
