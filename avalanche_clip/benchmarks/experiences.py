@@ -43,8 +43,7 @@ class Derived:
 class StreamFacts:
     """Facts of an experience: its classes, its tasks and its place in a benchmark."""
 
-    _found: dict[str, tuple[Any, Any]]
-    """Name -> the data set that a fact was read from, and the fact."""
+    # `_found` holds, by name, the data set that a fact was read from, and the fact.
 
     @Derived
     def benchmark(self) -> Any:
@@ -183,10 +182,10 @@ def _where(experience: Any) -> str:
 
 def _remembered(experience: Any, name: str, read: Callable[[Any], Any]) -> Any:
     dataset = experience.dataset
-    known = experience._found.get(name)
-    if known is None or known[0] is not dataset:
-        known = experience._found[name] = (dataset, read(experience))
-    return known[1]
+    found = vars(experience).setdefault("_found", {})
+    if name not in found or found[name][0] is not dataset:
+        found[name] = (dataset, read(experience))
+    return found[name][1]
 
 
 def _tasks(experience: Any) -> list[int]:

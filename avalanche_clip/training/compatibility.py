@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
@@ -101,15 +103,28 @@ def check_plugins(strategy: Any) -> None:
             check(strategy)
 
 
-def put_own_last(strategy: Any) -> None:
-    """Move plugins that were appended later before Avalanche's own.
+def in_order(plugins: Iterable[Any]) -> list[Any]:
+    """Plugins in the order in which they run: Avalanche's own at the end.
 
-    Metrics see what other plugins did, and the clock counts after everybody.
+    Others may have been appended behind them; but metrics see what other plugins
+    did, and the clock counts after everybody.
     """
+    own = (EvaluationPlugin, PeriodicEval, Clock)
+    return sorted(plugins, key=lambda plugin: isinstance(plugin, own))
+
+
+@contextmanager
+def running_order(strategy: Any) -> Iterator[None]:
+    """Put the plugins of a strategy :func:`in_order` while it runs."""
     plugins = strategy.plugins
-    own = [p for p in plugins if isinstance(p, (EvaluationPlugin, PeriodicEval, Clock))]
-    if own and any(p is not q for p, q in zip(plugins[-len(own) :], own, strict=True)):
-        plugins[:] = [p for p in plugins if all(p is not o for o in own)] + own
+    given = list(plugins)
+    plugins[:] = in_order(given)
+    try:
+        yield
+    finally:
+        kept = [p for p in given if any(p is q for q in plugins)]
+        added = [p for p in plugins if all(p is not q for q in kept)]
+        plugins[:] = kept + added
 
 
 def check_planned(strategy: Any, planned: int) -> None:
@@ -125,4 +140,4 @@ def check_planned(strategy: Any, planned: int) -> None:
             )
 
 
-__all__ = ["REFUSED", "check_planned", "check_plugins", "put_own_last"]
+__all__ = ["REFUSED", "check_planned", "check_plugins", "in_order", "running_order"]

@@ -145,7 +145,6 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     :return: index of the experience to train next.
     :raises CheckpointError: if the state is that of another kind of run.
     """
-    strategy.check_setup()  # states of plugins are stored in the order that it makes
     _check_same_run(strategy, state)
     inside = state["inside"]
     _prepare_teachers(strategy, state, benchmark)

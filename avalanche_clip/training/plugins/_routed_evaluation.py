@@ -46,10 +46,6 @@ class RoutedEvaluation:
             return "classes " + ",".join(str(i) for i in ids)
         return f"step {experience.logging().current_experience}"
 
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Take away what an interrupted evaluation left behind."""
-        self._end_scope()
-
     def evaluation_failed(self, strategy: Any) -> None:
         """Put the router of training back."""
         self._end_scope()

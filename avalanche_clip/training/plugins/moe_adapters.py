@@ -135,7 +135,6 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
             require_choice("router_for_eval", router_for_eval, EVAL_ROUTERS)
         _check_selector(selector, reference_images, calibration, shared_router)
         self.adapters = None if adapters is None else dict(adapters)
-        self._attached = 0
         self.selector = selector
         self.reference_images = reference_images
         self.selector_transform = selector_transform
@@ -173,6 +172,8 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 )
             if isinstance(plugin, MoEAdaptersPlugin) and plugin is not self:
                 raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
+        if self._run is not None and self._run() is strategy:
+            return  # asked again, for a plugin that was added later
         self._forget()
         self._run = weakref.ref(strategy)
         # All else is checked first: a refused model has no adapters.
@@ -207,8 +208,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
     def _attach(self, strategy: Any) -> None:
         model = strategy.model
         if getattr(model, "moe_adapters", None) is not None:
-            # Plugins are asked again when others are appended.
-            if self.adapters is not None and self._attached != id(model.moe_adapters):
+            if self.adapters is not None:
                 raise ValueError(
                     "The model already has adapters, so options for new ones have no "
                     "effect; leave 'adapters' out, or detach the old ones."
@@ -222,7 +222,6 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         # Initial weights depend on the seed of the run only.
         with own_randomness(strategy.seed & (2**63 - 1), torch.device("cpu")):
             attach_moe_adapters(model, **(self.adapters or {}))
-        self._attached = id(model.moe_adapters)
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.
         strategy._known = set(optim.trainable(model))

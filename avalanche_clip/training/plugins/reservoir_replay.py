@@ -129,7 +129,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._offered = np.empty(0, dtype=bool)
         self._datasets: dict[int, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
-        self._drawable: tuple[int, ...] = ()
+        self._classes: tuple[int, ...] = ()
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
     def __len__(self) -> int:
@@ -170,24 +170,20 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order], order
         self._offered = np.zeros(len(dataset), dtype=bool)
-        self._drawable = self._stored_classes()
+        self._classes = self._classes_of(self.replayed_data(strategy))
 
-    def _stored_classes(self) -> tuple[int, ...]:
-        """Classes of the stored samples, ascending; none without targets."""
-        found: set[int] = set()
-        for experience in np.unique(self._slots[:, 0]).tolist():
-            dataset = self._datasets[experience]
-            if "targets" in item_fields(dataset):
-                rows = self._slots[self._slots[:, 0] == experience, 1]
-                found.update(attribute_array(dataset, "targets")[rows].tolist())
-        return tuple(sorted(found))
+    def _classes_of(self, dataset: Any) -> tuple[int, ...]:
+        """Classes of a data set, ascending; none without data or targets."""
+        if dataset is None or "targets" not in item_fields(dataset):
+            return ()
+        return tuple(np.unique(attribute_array(dataset, "targets")).tolist())
 
     def replayed_classes(self, strategy: Any) -> tuple[int, ...]:
         """Return the classes that may be drawn in the running experience.
 
         :param strategy: unused; part of the interface.
         """
-        return self._drawable
+        return self._classes
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
@@ -340,7 +336,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
             "offered": torch.from_numpy(self._offered.copy()),
-            "drawable": list(self._drawable),
+            "classes": list(self._classes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -351,7 +347,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
         self._offered = state["offered"].cpu().numpy().copy()
-        self._drawable = tuple(int(i) for i in state.get("drawable", ()))
+        self._classes = tuple(int(i) for i in state.get("classes", ()))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""

@@ -7,6 +7,7 @@ released code, from which this differs where said below.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,6 +152,7 @@ class TokenEmbeddingExpansionPlugin(
         self._before: Tensor | None = None
         self._handles: list[Any] = []
         self._oracle_added = False
+        self._prepared: weakref.ref[Any] | None = None
 
     # --------------------------------------------------------------- set-up
     def check_compatible(self, strategy: Any) -> None:
@@ -158,6 +160,17 @@ class TokenEmbeddingExpansionPlugin(
 
         :raises ValueError: if active rows are asked for where they are not exact.
         """
+        # Asked again for a plugin that was added later, it leaves the model alone.
+        if self._prepared is None or self._prepared() is not strategy:
+            self._prepare(strategy)
+            self._prepared = weakref.ref(strategy)
+        reason = self._inexact(strategy)
+        if self.active_rows is True and reason:
+            raise ValueError(
+                f"active_rows=True is not exact here: {reason}. Use 'auto' or False."
+            )
+
+    def _prepare(self, strategy: Any) -> None:
         table = find_token_embedding(strategy.model)
         if table is None:
             table = attach_token_embedding(strategy.model, **self.tokenizer_options)
@@ -165,11 +178,6 @@ class TokenEmbeddingExpansionPlugin(
         table.seed = strategy.seed if self.table_seed is None else self.table_seed
         if self.freeze:
             train_tokens_only(strategy.model, also=("cross_modal.",))
-        reason = self._inexact(strategy)
-        if self.active_rows is True and reason:
-            raise ValueError(
-                f"active_rows=True is not exact here: {reason}. Use 'auto' or False."
-            )
 
     def _inexact(self, strategy: Any) -> str:
         """Why training only the active rows may differ, empty if it does not."""

@@ -132,7 +132,6 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     # ---------------------------------------------------------------- hooks
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Take the start, when all plugins have set the weights."""
-        self._restore(strategy)  # after an evaluation that was interrupted
         if strategy.clock.train_exp_iterations > 0:
             return
         self.merged = 0

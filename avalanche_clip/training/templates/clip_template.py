@@ -30,7 +30,7 @@ from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.compatibility import (
     check_planned,
     check_plugins,
-    put_own_last,
+    running_order,
 )
 from avalanche_clip.training.resume import apply_pending
 from avalanche_clip.training.stock_metrics import (
@@ -259,7 +259,7 @@ class CLIPTemplate(
         """Check and repair plugins and metrics, if there are others than before.
 
         ``train`` and ``eval`` call it, so that those that are appended after
-        construction are treated like the others, and come before Avalanche's own.
+        construction are treated like the others.
 
         :raises ValueError: naming what cannot work, the reason and the replacement.
         """
@@ -272,7 +272,6 @@ class CLIPTemplate(
         self._give_up_schedule()
         check_plugins(self)
         check_metrics(self)
-        put_own_last(self)
         self._checked = [*self.plugins, self.evaluator, *self.evaluator.metrics]
 
     def train(
@@ -304,7 +303,8 @@ class CLIPTemplate(
             experiences if single else next(iter(experiences), None)
         )
         try:
-            found: dict[str, Any] = super().train(experiences, groups, **kwargs)
+            with running_order(self):
+                found: dict[str, Any] = super().train(experiences, groups, **kwargs)
             return found
         finally:
             self.in_training = False
@@ -446,7 +446,11 @@ class CLIPTemplate(
         if not groups:
             raise ValueError("There is nothing to evaluate: no experience was given.")
         check_classes(self, [e.dataset for group in groups for e in group], "eval")
-        with kept_rng(self.device), self._undone_on_failure():
+        with (
+            kept_rng(self.device),
+            running_order(self),
+            self._undone_on_failure(),
+        ):
             for group in groups:
                 with self._noted(group):
                     super().eval(group, **kwargs)

@@ -364,7 +364,6 @@ def test_interrupted_evaluation__training_goes_on_with_the_student():
                 before = weights(strategy.model)
                 with pytest.raises(KeyboardInterrupt):
                     strategy.eval(benchmark.test_stream)
-                # The average was evaluated; the student is back.
                 assert_same_weights(strategy.model, before)
                 self.seen["student"] = before
 
