@@ -8,8 +8,10 @@ the same for every time step and method.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
+
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
@@ -40,10 +42,9 @@ class ComputeBudget:
         if len(given) > 1:
             raise ValueError(f"Give one budget only; got {given}.")
         for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
-                raise ValueError(f"budget_{name}={value!r} must be positive.")
-            if name != "macs" and not isinstance(value, Integral):
-                raise ValueError(f"budget_{name}={value!r} must be an integer.")
+            as_finite(value, f"budget_{name}", above=0)
+            if name != "macs":
+                as_size(value, f"budget_{name}")
         self.iterations = iterations
         self.samples = samples
         self.macs = macs
@@ -116,8 +117,7 @@ class ComputeBudget:
         :param steps: optimiser steps.
         :param samples: samples trained on, where these are not the images encoded.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        require_choice("kind", kind, KINDS)
         if not self.experiences:
             self.start_experience()
         entry = self.experiences[-1].setdefault(

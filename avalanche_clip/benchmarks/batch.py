@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,14 +120,22 @@ class FieldCollate:
         ``image`` and ``text``, the last may be ``targets_task_labels``.
     :param tokenizer: callable ``(texts, languages) -> LongTensor (N, L)``;
         without one only pre-tokenised captions can be collated.
+    :param pixels: what the model's own image transforms do, by group, where the
+        data use these; for the check that they fit the model that is trained.
     :raises ValueError: while collating, when an item has another number of
         elements than ``fields``, images of a batch differ in size, a fact is no
         number, or captions are mixed (strings and token ids).
     """
 
-    def __init__(self, fields: Sequence[str], tokenizer: Any = None):
+    def __init__(
+        self,
+        fields: Sequence[str],
+        tokenizer: Any = None,
+        pixels: Mapping[str, str] | None = None,
+    ):
         self.fields = tuple(fields)
         self.tokenizer = tokenizer
+        self.pixels = dict(pixels or {})
         wrong = {"image", "text", "owner", "caption_key"} & set(self.fields[2:])
         if self.fields[:2] != ("image", "text") or wrong:
             raise ValueError(
@@ -138,7 +146,11 @@ class FieldCollate:
 
     def with_tokenizer(self, tokenizer: Any) -> FieldCollate:
         """Return a copy that uses another tokenizer."""
-        return type(self)(self.fields, tokenizer)
+        return type(self)(self.fields, tokenizer, self.pixels)
+
+    def with_fields(self, fields: Sequence[str]) -> FieldCollate:
+        """Return a copy for items with other elements."""
+        return type(self)(fields, self.tokenizer, self.pixels)
 
     def __call__(self, samples: Sequence[Sequence[Any]]) -> list[Any]:
         width = len(self.fields)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
+from avalanche_clip._numbers import as_integer, as_size
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.integers import as_integer
+from avalanche_clip.benchmarks.items import check_item, check_source
 
 logger = logging.getLogger(__name__)
 
+LABELLED = "domain = (pairs, test_pairs, class_names, templates)"
 _TARGET_NAMES = ("targets", "labels", "_labels", "y")
 _SAMPLE_NAMES = ("samples", "_samples")
 
@@ -33,6 +34,7 @@ def class_targets(data: Any) -> np.ndarray:
     :return: int64, ``(len(data),)``.
     :raises ValueError: if labels are no integers or their number is wrong.
     """
+    check_source(data, "label", LABELLED)
     found = _known_targets(data)
     if found is None:
         logger.warning(
@@ -40,7 +42,7 @@ def class_targets(data: Any) -> np.ndarray:
             type(data).__name__,
             len(data),
         )
-        found = [data[index][1] for index in range(len(data))]
+        found = [_label(data[index], index) for index in range(len(data))]
     array = np.asarray(found)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -51,6 +53,11 @@ def class_targets(data: Any) -> np.ndarray:
             "item."
         )
     return array.astype(np.int64)
+
+
+def _label(item: Any, index: int) -> Any:
+    check_item(item, f"Item {index}", "label", LABELLED)
+    return item[1]
 
 
 def _known_targets(data: Any) -> Any:
@@ -90,7 +97,11 @@ def _transformed(data: Any, labels: Any) -> Any:
 
 
 def few_shot_indices(
-    targets: np.ndarray, shots: int, *, seed: int | Sequence[int] = 0
+    targets: np.ndarray,
+    shots: int,
+    *,
+    seed: int | Sequence[int] = 0,
+    repeat: bool = False,
 ) -> np.ndarray:
     """Choose exactly ``min(shots, available)`` positions of each class.
 
@@ -100,14 +111,15 @@ def few_shot_indices(
     :param targets: labels, integers >= 0, ``(N,)``.
     :param shots: samples per class, at least 1.
     :param seed: of the choice, one integer or several.
-    :return: ascending positions, int64.
+    :param repeat: draw ``shots`` positions with replacement where a class has fewer,
+        as CoOp's code does, so that every class has the same number.
+    :return: ascending positions, int64; equal ones only with ``repeat``.
     :raises ValueError: if ``shots`` is no integer of at least 1, or the seed none.
 
     >>> few_shot_indices(np.array([0, 1, 0, 0]), 2).shape
     (3,)
     """
-    if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
-        raise ValueError(f"shots={shots!r} must be an integer >= 1, or None for all.")
+    shots = as_size(shots, "shots", hint="None takes all")
     given = seed if isinstance(seed, (list, tuple)) else [seed]
     seeds = [as_integer(s, "seed") & (2**63 - 1) for s in given]  # type: ignore[arg-type]
     labels = np.asarray(targets)
@@ -118,8 +130,11 @@ def few_shot_indices(
     for number, start, end in zip(classes, starts, ends, strict=False):
         rows = order[start:end]
         random = np.random.default_rng([*seeds, int(number)])
-        chosen.append(rows[random.permutation(len(rows))[: int(shots)]])
+        if repeat and len(rows) < shots:
+            chosen.append(rows[random.integers(len(rows), size=shots)])
+        else:
+            chosen.append(rows[random.permutation(len(rows))[:shots]])
     return np.sort(np.concatenate(chosen))
 
 
-__all__ = ["class_targets", "few_shot_indices"]
+__all__ = ["LABELLED", "class_targets", "few_shot_indices"]

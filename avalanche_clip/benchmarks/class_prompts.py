@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from avalanche_clip.benchmarks.integers import as_integer
+from avalanche_clip._numbers import as_integer
+from avalanche_clip._suggest import did_you_mean, require_choice
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -122,6 +123,7 @@ class ClassPrompts:
         if domain not in self._templates:
             raise ValueError(
                 f"Domain {domain!r} is unknown; there are {self.domain_names}."
+                f"{did_you_mean(domain, self.domain_names)}"
             )
 
     # -------------------------------------------------------------- prompts
@@ -145,8 +147,7 @@ class ClassPrompts:
             template; ``"all"`` for a list of prompts per class.
         :raises ValueError: for an unknown id or another value of ``which``.
         """
-        if which not in ("first", "all"):
-            raise ValueError(f"which={which!r} is unknown; use 'first' or 'all'.")
+        require_choice("which", which, ("first", "all"))
         chosen = self.ids if ids is None else tuple(ids)
         if which == "first":
             return [fill(self.templates(i)[0], self.name(i)) for i in chosen]

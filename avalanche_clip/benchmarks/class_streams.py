@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +12,16 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
+from avalanche_clip._numbers import as_integers, as_size
+from avalanche_clip._suggest import require_choice
+from avalanche_clip.benchmarks.class_labels import (
+    LABELLED,
+    class_targets,
+    few_shot_indices,
+)
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
-from avalanche_clip.benchmarks.integers import as_integers
+from avalanche_clip.benchmarks.items import check_item, check_source
 from avalanche_clip.benchmarks.prepare import attach_scenario
 
 RELABEL = ("arrival", "original")
@@ -58,6 +63,8 @@ class LabelledImages:
 
     def __getitem__(self, index: int) -> tuple[Any, str]:
         item = self.data[index]
+        if isinstance(item, Mapping):
+            check_item(item, f"Item {index}", "label")
         image = item[0] if isinstance(item, (tuple, list)) else item
         return image, self.prompts[int(self.targets[index])]
 
@@ -96,7 +103,6 @@ def class_experience(
     dataset: AvalancheDataset,
     position: int,
     *,
-    task: int,
     label: str,
     prompts: ClassPrompts,
     dataset_index: int,
@@ -111,8 +117,6 @@ def class_experience(
     experience.domain = prompts.domain(experience.class_ids[0])
     experience.dataset_index = dataset_index
     experience.label = label
-    experience.task_label = task
-    experience.task_labels = [task]
     return experience
 
 
@@ -155,7 +159,7 @@ def multi_domain_benchmark(
     """
     given_domains = list(domains)
     listed = [_domain(domain, index) for index, domain in enumerate(given_domains)]
-    seeds = [_domain_seed(domain, i) for i, domain in enumerate(given_domains)]
+    seeds = [domain_seed(domain, i) for i, domain in enumerate(given_domains)]
     if not listed:
         raise ValueError("There are no domains; give at least one.")
     chosen = _order(order, len(listed))
@@ -173,6 +177,8 @@ def multi_domain_benchmark(
                 f"Stream {name!r} has {len(sets)} data sets for {len(listed)} domains; "
                 "give one per domain."
             )
+        for data in sets:
+            check_source(data, "label", LABELLED)
         first = [first_id + n for n in np.cumsum([0, *map(len, sets)]).tolist()]
         first_id = first[-1]
         experiences = []
@@ -189,7 +195,6 @@ def multi_domain_benchmark(
                 class_experience(
                     dataset if name == "train" else dataset.eval(),
                     position,
-                    task=position,
                     label=str(domain.name),
                     prompts=prompts,
                     dataset_index=index,
@@ -215,7 +220,7 @@ def _domain(given: Any, index: int) -> Domain:
     return domain._replace(name=domain.name or f"domain {index}")
 
 
-def _domain_seed(given: Sequence[Any], index: int) -> int:
+def domain_seed(given: Sequence[Any], index: int) -> int:
     """Number that the few-shot choice of a domain starts from."""
     name = given[4] if len(given) > 4 else None
     if not name:
@@ -306,8 +311,7 @@ def class_incremental_benchmark(
         raise ValueError("There are no class names; give one per class.")
     arrival = _class_order(class_order, count)
     cuts = _sizes(sizes, base, increment, count)
-    if relabel not in RELABEL:
-        raise ValueError(f"relabel={relabel!r} is unknown; use one of {RELABEL}.")
+    require_choice("relabel", relabel, RELABEL)
     ids = np.arange(count)
     if relabel == "arrival":
         ids[arrival] = np.arange(count)  # label -> position in the order
@@ -337,7 +341,6 @@ def class_incremental_benchmark(
                 class_experience(
                     part if name == "train" else part.eval(),
                     position,
-                    task=0,
                     label=f"{first}" if first == last else f"{first}-{last}",
                     prompts=prompts,
                     dataset_index=0,
@@ -367,7 +370,9 @@ def _class_order(given: Sequence[int] | None, count: int) -> list[int]:
 def _sizes(
     sizes: Sequence[int] | None, base: int | None, increment: int | None, count: int
 ) -> list[int]:
-    if (sizes is None) == (increment is None) or (sizes is not None and base):
+    if (sizes is None) == (increment is None) or (
+        sizes is not None and base is not None
+    ):
         raise ValueError(
             f"Give sizes, or increment with or without base; got sizes={sizes}, "
             f"base={base}, increment={increment}."
@@ -400,8 +405,10 @@ def _sizes(
 
 
 def _check_size(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must hold integers >= 1.")
+    try:
+        as_size(value, name)
+    except ValueError:
+        raise ValueError(f"{name}={value!r} must hold integers >= 1.") from None
 
 
 __all__ = [
@@ -409,6 +416,7 @@ __all__ = [
     "LabelledImages",
     "class_incremental_benchmark",
     "class_targets",
+    "domain_seed",
     "few_shot_indices",
     "multi_domain_benchmark",
 ]

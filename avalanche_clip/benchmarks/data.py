@@ -30,7 +30,9 @@ from PIL import Image
 from torch import Tensor
 
 from avalanche_clip._pictures import decoded
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
+from avalanche_clip.benchmarks.items import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.times import timestamp_column
 
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
@@ -59,19 +61,23 @@ class CheckedPairs:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
+        where = f"Item {index} (sample_id {self.sample_ids[index]})"
         try:
             item = self.pairs[index]
+            check_item(item, where)
             image, text = item[0], item[1]
             if isinstance(image, Image.Image):
                 # PIL reads lazily; errors should name the item, not a transform.
                 decoded(image)
+        except ItemsError:
+            raise
         # Decoders raise nearly anything, and an IndexError that got out would end
         # a loop over the data set early, without a word.
         except Exception as error:
             absent = isinstance(error, FileNotFoundError)
             kind = MissingSampleError if absent else CorruptSampleError
             raise kind(
-                f"Item {index} (sample_id {self.sample_ids[index]}) cannot be read: "
+                f"{where} cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
                 "dataset.subset(list_of_positions_to_keep) drops them."
@@ -145,17 +151,20 @@ def make_image_text_dataset(
     :return: an ``AvalancheDataset`` with attributes ``sample_id``,
         ``targets``, ``language``, ``timestamp``, ``targets_task_labels`` (in
         this order, those given) and a :class:`FieldCollate`.
+    :raises ItemsError: when the data are no pairs: rows by name, a table, a
+        generator; the message shows how to convert them.
     :raises ValueError: when a column has a wrong length or type, sample ids
         repeat, or an argument is not among the allowed values.
     """
+    check_source(pairs)
     size = len(pairs)
-    if empty_captions not in ("raise", "keep"):
-        raise ValueError(
-            f"empty_captions={empty_captions!r} is unknown; use 'raise' or 'keep'."
-        )
+    require_choice("empty_captions", empty_captions, ("raise", "keep"))
     unknown = sorted(set(in_item) - set(_ATTRIBUTE_ORDER))
     if unknown:
-        raise ValueError(f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}.")
+        raise ValueError(
+            f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}."
+            f"{did_you_mean(unknown, _ATTRIBUTE_ORDER)}"
+        )
     ids = _column("sample_ids", np.arange(size) if sample_ids is None else sample_ids)
     columns = {
         "sample_id": ids,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import CheckedPairs, check_caption, item_fields
+from avalanche_clip.benchmarks.times import timestamp_column
 
 TASK_LABELS = "targets_task_labels"
 
@@ -36,7 +37,8 @@ def with_facts(
 
     :param dataset: image-text data.
     :param facts: name -> column of ``len(dataset)`` numbers or numeric rows,
-        anything with ``len()`` and ``[i]``.
+        anything with ``len()`` and ``[i]``; for ``timestamp`` anything that
+        :func:`make_image_text_dataset` takes.
     :param in_item: whether these facts travel into the batch.
     :raises ValueError: if a column has another length, or a name is taken by
         something else.
@@ -58,6 +60,8 @@ def with_facts(
                 f"Fact {name!r} has {len(column)} values for {len(dataset)} samples; "
                 "give one per sample."
             )
+        if name == "timestamp":
+            column = timestamp_column(column)
         if name in ("image", "text", "owner", "caption_key", TASK_LABELS) or (
             name not in attributes and hasattr(dataset, name)
         ):
@@ -74,7 +78,7 @@ def with_facts(
             setattr(changed, name, changed._data_attributes[name])
     collate = dataset.collate_fn
     if isinstance(collate, FieldCollate):
-        changed.collate_fn = type(collate)(item_fields(changed), collate.tokenizer)
+        changed.collate_fn = collate.with_fields(item_fields(changed))
     return changed
 
 

@@ -11,6 +11,8 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import attach_scenario
 from avalanche_clip.benchmarks.times import (
@@ -85,8 +87,7 @@ def time_stamped_benchmark(
             f"Give exactly one of {sorted(given)} to say where to cut; got {chosen}."
         )
     for name, value in (("missing", missing), ("empty", empty)):
-        if value not in ("raise", "drop"):
-            raise ValueError(f"{name}={value!r} is unknown; use 'raise' or 'drop'.")
+        require_choice(name, value, ("raise", "drop"))
     datasets = {"train": train, **streams}
     times, kept = {}, {}
     for name, dataset in datasets.items():
@@ -125,7 +126,7 @@ def _valid_times(
             f"Stream {name!r} is a {type(dataset).__name__}; give one data set made "
             "by make_image_text_dataset with timestamps."
         )
-    times = timestamp_column(attribute_array(dataset, "timestamp"))
+    times = timestamp_column(attribute_array(dataset, "timestamp"), checked=True)
     finite = np.isfinite(times)
     lost = int((~finite).sum())
     if lost and missing == "raise":
@@ -165,7 +166,13 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
             f"boundaries={boundaries!r} is a single value; give a list of times, one "
             "less than there are steps."
         )
-    cuts = np.asarray([to_timestamp(b) for b in boundaries], dtype=np.float64)
+    # As one column: single numbers of it may look like years.
+    given = boundaries if hasattr(boundaries, "dtype") else list(boundaries)
+    cuts = timestamp_column(given, "boundaries")
+    if not np.isfinite(cuts).all():
+        raise ValueError(
+            f"boundaries={list(boundaries)} holds what is not a finite time."
+        )
     if not (np.diff(cuts) > 0).all():
         raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
     return cuts
@@ -173,17 +180,21 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
 
 def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
     starts = np.flatnonzero(np.diff(ordered) > 0) + 1
-    if isinstance(num, bool) or int(num) != num or not 1 <= num <= len(starts) + 1:
+    try:
+        count = as_size(num, "num_experiences")
+    except ValueError:
+        count = 0
+    if not 1 <= count <= len(starts) + 1:
         raise ValueError(
-            f"num_experiences={num}, but there are {len(starts) + 1} different "
+            f"num_experiences={num!r}, but there are {len(starts) + 1} different "
             "timestamps; choose an integer between 1 and that."
         )
     chosen: list[int] = []
     low = 0
-    for k in range(1, int(num)):
+    for k in range(1, count):
         # Leave enough different times for the steps still to come.
-        high = len(starts) - (int(num) - 1 - k)
-        ideal = k * len(ordered) / num
+        high = len(starts) - (count - 1 - k)
+        ideal = k * len(ordered) / count
         best = low + int(np.searchsorted(starts[low:high], ideal))
         if best == high or (
             best > low and ideal - starts[best - 1] <= starts[best] - ideal
@@ -195,9 +206,14 @@ def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
 
 
 def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    sizes = np.asarray(counts)
-    if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        raise ValueError(f"counts={counts!r} must be a list of positive integers.")
+    try:
+        sizes = np.asarray([as_size(count, "counts") for count in counts])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"counts={counts!r} must be a list of positive integers."
+        ) from None
+    if not len(sizes):
+        raise ValueError("counts=[] must be a list of positive integers.")
     if int(sizes.sum()) != len(ordered):
         raise ValueError(
             f"counts sum to {int(sizes.sum())}, but there are {len(ordered)} samples "
@@ -257,7 +273,7 @@ def _labels(
                 f"labels={labels!r} for {total} steps; give a list of one per step."
             )
         return [str(labels[step]) for step in steps]
-    times = timestamp_column(attribute_array(train, "timestamp"))
+    times = timestamp_column(attribute_array(train, "timestamp"), checked=True)
     ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
     if period is not None:
         return [period_label(first, period) for first, _ in ends]

@@ -14,6 +14,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.benchmarks.facts import with_facts
 from avalanche_clip.benchmarks.prepare import (
@@ -74,8 +75,7 @@ def multilingual_benchmark(
     :raises TypeError: if a source is neither an Avalanche data set nor a mapping
         of them.
     """
-    if others not in OTHERS:
-        raise ValueError(f"others={others!r} is unknown; use one of {OTHERS}.")
+    require_choice("others", others, OTHERS)
     sources: dict[str, Source] = {"train": train, **streams}
     codes = _codes(sources, languages)
     parts = {name: _parts(name, source, codes) for name, source in sources.items()}
@@ -305,6 +305,7 @@ def _order(
         if name not in codes:
             raise ValueError(
                 f"order has {entry!r}, but the languages are {', '.join(codes)}."
+                f"{did_you_mean(entry, codes)}"
             )
         chosen.append(str(name))
     twice = sorted({name for name in chosen if chosen.count(name) > 1})

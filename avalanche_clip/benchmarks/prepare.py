@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
+from avalanche_clip.benchmarks.experiences import ImageTextScenario, adopt
 from avalanche_clip.benchmarks.facts import has_no_images
 from avalanche_clip.benchmarks.marks import MarkedPictures
 
@@ -39,10 +41,8 @@ class RandomCaption:
     """
 
     def __init__(self, name_probability: float | None = None):
-        if name_probability is not None and not 0.0 <= name_probability <= 1.0:
-            raise ValueError(
-                f"name_probability={name_probability} must lie in [0, 1] or be None."
-            )
+        if name_probability is not None:
+            as_finite(name_probability, "name_probability", low=0, high=1)
         self.name_probability = name_probability
 
     def __call__(self, captions: Any) -> Any:
@@ -109,11 +109,16 @@ def prepare_benchmark(
             "eval": (MarkedPictures(eval_image), AllCaptions()),
         }
     )
+    own = {"train": train_transform is None, "eval": eval_transform is None}
+    used = {"train": train_image, "eval": eval_image}
+    pixels = {name: describe(used[name]) for name in used if own[name]}
     streams = []
     for name, stream in benchmark.streams.items():
         experiences = []
         for experience in stream:
-            dataset = prepare_dataset(experience.dataset, model.tokenizer, groups)
+            dataset = prepare_dataset(
+                experience.dataset, model.tokenizer, groups, pixels
+            )
             if not _is_training(name):
                 dataset = dataset.eval()
             experiences.append(clone_experience(experience, dataset))
@@ -122,13 +127,13 @@ def prepare_benchmark(
     prepared = attach_scenario(streams)
     copy_scenario_facts(benchmark, prepared)
     prepared.transforms = {
-        "train": [_describe(train_image), _describe(text)],
-        "eval": [_describe(eval_image)],
+        "train": [describe(train_image), describe(text)],
+        "eval": [describe(eval_image)],
     }
     return prepared
 
 
-def _describe(transform: Any) -> str:
+def describe(transform: Any) -> str:
     """Text that says what a transform does, the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
@@ -194,13 +199,17 @@ def _repeat_message(stream: EagerCLStream, repeated: np.ndarray) -> str:
 
 
 def prepare_dataset(
-    dataset: AvalancheDataset, tokenizer: Any, groups: TransformGroups
+    dataset: AvalancheDataset,
+    tokenizer: Any,
+    groups: TransformGroups,
+    pixels: Mapping[str, str] | None = None,
 ) -> AvalancheDataset:
     """Return an image-text data set with transforms and a tokenizer.
 
     Transform groups that it had are replaced; frozen transforms stay. Data whose
     images were left out (:func:`without_images`) get the text transforms only.
 
+    :param pixels: see :class:`FieldCollate`.
     :raises ValueError: if the data set does not collate by
         :class:`FieldCollate`.
     """
@@ -211,6 +220,7 @@ def prepare_dataset(
             "are made by make_image_text_dataset."
         )
     if has_no_images(dataset):
+        pixels = None
         groups = TransformGroups(
             {name: (None, *groups[name].transforms[1:]) for name in ("train", "eval")}
         )
@@ -221,7 +231,7 @@ def prepare_dataset(
         data_attributes=None,
         transform_groups=groups,
         # Decorators may have added attributes, so the fields are read anew.
-        collate_fn=type(collate)(item_fields(dataset), tokenizer),
+        collate_fn=type(collate)(item_fields(dataset), tokenizer, pixels),
     ).train()
 
 
@@ -281,20 +291,94 @@ def is_prepared(dataset: AvalancheDataset) -> bool:
 
 
 def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
-    """Make a scenario whose streams know it (Avalanche 0.6.0 leaves None)."""
-    scenario = CLScenario(list(streams))
+    """Make a scenario whose streams know it (Avalanche 0.6.0 leaves None).
+
+    Its experiences get what stock metrics read, see :class:`StreamFacts`.
+    """
+    scenario = ImageTextScenario(list(streams))
     for stream in scenario.streams.values():
         stream.benchmark = scenario
+        for experience in stream:
+            adopt(experience)
     return scenario
 
 
-def require_prepared(dataset: AvalancheDataset) -> None:
-    """Raise ValueError unless a data set is prepared for a model."""
+def require_prepared(
+    dataset: AvalancheDataset, model: Any = None, *, captions: bool = True
+) -> None:
+    """Raise ValueError unless a data set is prepared for a model.
+
+    :param model: that is trained or evaluated on the data; another object that
+        writes the same token ids and the same pixels will do. Transforms that were
+        given to :func:`prepare_benchmark` are the user's own and not compared.
+    :param captions: whether the token ids of the data are used, and so compared.
+    """
     if not is_prepared(dataset):
         raise ValueError(
             "The data are not bound to a model: no tokenizer is set. Call benchmark = "
             "prepare_benchmark(benchmark, model) and train on that benchmark."
         )
+    collate: Any = dataset.collate_fn
+    theirs = getattr(model, "tokenizer", None) if captions else None
+    fault = tokenizer_fault(collate.tokenizer, theirs)
+    group = getattr(dataset._flat_data, "_transform_groups", None)
+    name = getattr(group, "current_group", "train")
+    known = collate.pixels.get(name)
+    if not fault and known and callable(getattr(model, "transform", None)):
+        found = describe(model.transform(name == "train"))
+        if found != known:
+            fault = f"its images pass {known}, those of this model {found}"
+    if fault:
+        raise ValueError(
+            f"The data are prepared for another model: {fault}. Call benchmark = "
+            "prepare_benchmark(benchmark, model) with the model that is used."
+        )
+
+
+_PROBES = (
+    "a photo of a dog.",
+    "The quick brown fox jumps over the lazy dog",
+    "0123456789 !#$%&()*+,-./:;<=>?@[]^_`{|}~",
+    "Größe, naïve façade; ça où? Ŵ ł ø",
+    "быстрая лиса",
+    "ἀλεπού γρήγορη",
+    "שועל מהיר",
+    "ثعلب سريع",
+    "敏捷的棕色狐狸",
+    "きつねはすばやい",
+    "빠른 갈색 여우",
+    "तेज भूरी लोमड़ी",
+    "\U0001f98a grinning face with big eyes",
+)
+
+
+def tokenizer_fault(ours: Any, theirs: Any) -> str:
+    """Say where two tokenizers differ; an empty string if they do not.
+
+    :param ours: of the data.
+    :param theirs: of the model; None for a model that has none.
+    """
+    if theirs is None or ours is theirs:
+        return ""
+    for name in ("vocab_size", "context_length", "pad_id", "sot_id", "eot_id"):
+        have, want = getattr(ours, name, None), getattr(theirs, name, None)
+        if have != want:
+            return f"its tokenizer has {name}={have}, that of this model {want}"
+    for text in _PROBES:
+        have, want = (_ids(tokenizer, text) for tokenizer in (ours, theirs))
+        if have != want:
+            return (
+                f"its tokenizer writes {text!r} as {have[:12]}, that of this model as "
+                f"{want[:12]}"
+            )
+    return ""
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    encode = getattr(tokenizer, "encode", None)
+    if callable(encode):
+        return [int(number) for number in encode(text)]
+    return [int(number) for number in tokenizer([text])[0]]
 
 
 __all__ = [
@@ -303,8 +387,10 @@ __all__ = [
     "attach_scenario",
     "clone_experience",
     "copy_scenario_facts",
+    "describe",
     "is_prepared",
     "require_prepared",
     "prepare_benchmark",
     "prepare_dataset",
+    "tokenizer_fault",
 ]

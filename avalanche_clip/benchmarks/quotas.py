@@ -6,10 +6,10 @@ and Cumulative-Equal. The rounding and the hash-based choice are ours.
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 import numpy as np
+
+from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 
 
 def replay_quotas(total: int, step: int, kind: str) -> list[int]:
@@ -30,9 +30,8 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     >>> replay_quotas(8, 4, "exp"), replay_quotas(8, 4, "equal")
     ([2, 2, 4], [2, 3, 3])
     """
-    total, earlier = _whole("total", total, 0), _whole("step", step, 1) - 1
-    if kind not in ("exp", "equal"):
-        raise ValueError(f"kind={kind!r} is unknown; use 'exp' or 'equal'.")
+    total, earlier = as_size(total, "total", least=0), as_size(step, "step") - 1
+    require_choice("kind", kind, ("exp", "equal"))
     if earlier == 0:
         return []
     # Exact integer arithmetic: share k is total * weight_k / denominator.
@@ -50,16 +49,6 @@ def replay_quotas(total: int, step: int, kind: str) -> list[int]:
     for k in order[: total - sum(counts)]:
         counts[k] += 1
     return counts
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < low:
-        raise ValueError(f"{name}={value!r} must be an integer of at least {low}.")
-    return number
 
 
 def sample_priorities(sample_ids: np.ndarray, seed: int, step: int) -> np.ndarray:
@@ -97,8 +86,7 @@ def keep_smallest(priorities: np.ndarray, count: int) -> np.ndarray:
 
     :raises ValueError: if ``count`` is negative.
     """
-    if count < 0:
-        raise ValueError(f"count={count} must be at least 0.")
+    count = as_size(count, "count", least=0)
     if count >= len(priorities):
         return np.arange(len(priorities))
     order = np.argsort(priorities, kind="stable")[:count]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
@@ -21,6 +20,8 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.prepare import (
     attach_scenario,
@@ -32,9 +33,10 @@ from avalanche_clip.benchmarks.quotas import keep_smallest, sample_priorities
 EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
 """What generators of this package attach to experiences."""
 
-_TASKS = ("task_label", "task_labels")
-# Lists of classes, true for the whole experience and not for a part of it.
-_CLASS_LISTS = (
+# What is true for the whole experience and not for a part of it, which works it out.
+_PER_DATA = (
+    "task_label",
+    "task_labels",
     "classes_in_this_experience",
     "previous_classes",
     "classes_seen_so_far",
@@ -67,8 +69,8 @@ def split_validation(
     :raises ValueError: if the fraction is not in ``(0, 1)``, an experience has
         fewer than two samples, or ``select`` returns another shape.
     """
-    if select is None and not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction={fraction} must lie between 0 and 1, exclusive.")
+    if select is None:
+        as_finite(fraction, "fraction", above=0, below=1)
     _check_train(benchmark, train_name)
     if valid_name in benchmark.streams:
         raise ValueError(
@@ -111,7 +113,7 @@ def _check_train(benchmark: CLScenario, name: str) -> None:
     if name not in benchmark.streams:
         raise ValueError(
             f"The benchmark has no stream {name!r}; it has {list(benchmark.streams)}. "
-            "Name one of them in train_name."
+            f"Name one of them in train_name.{did_you_mean(name, benchmark.streams)}"
         )
 
 
@@ -151,16 +153,13 @@ def split_online(
         not vanish that way.
     :return: scenario whose training stream holds Avalanche
         ``OnlineCLExperience`` objects with what generators and decorators
-        attached, task labels those of the part, lists of classes left out (apply
-        ``with_classes_timeline`` afterwards); other streams are unchanged.
+        attached, task labels and classes those of the part; other streams are
+        unchanged.
     :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
         step has no full experience and ``drop_last`` is set.
     """
     _check_train(benchmark, train_name)
-    if isinstance(experience_size, bool) or not isinstance(experience_size, Integral):
-        raise ValueError(f"experience_size={experience_size!r} must be an integer.")
-    if experience_size < 1:
-        raise ValueError(f"experience_size={experience_size} must be at least 1.")
+    experience_size = as_size(experience_size, "experience_size")
     online: list[OnlineCLExperience] = []
     for number, origin in enumerate(benchmark.streams[train_name]):
         size = len(origin.dataset)
@@ -203,16 +202,10 @@ def split_online(
 def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
     """Copy what generators and decorators attached to an experience."""
     for name, value in vars(origin).items():
-        if name.startswith("_") or name in vars(part) or name in _CLASS_LISTS:
+        if name.startswith("_") or name in vars(part) or name in _PER_DATA:
             continue
-        if name not in _TASKS:
-            shared = isinstance(value, ExperienceAttribute)
-            setattr(part, name, copy.copy(value) if shared else value)
-    if hasattr(origin, "task_labels"):
-        tasks = np.unique(attribute_array(part.dataset, "targets_task_labels")).tolist()
-        part.task_labels = tasks
-        if len(tasks) == 1:
-            part.task_label = tasks[0]
+        shared = isinstance(value, ExperienceAttribute)
+        setattr(part, name, copy.copy(value) if shared else value)
 
 
 __all__ = ["split_online", "split_validation"]

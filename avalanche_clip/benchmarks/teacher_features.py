@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.content import SAMPLED, _hashed_item
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.datasets.feature_files import (
@@ -36,10 +38,10 @@ from avalanche_clip.benchmarks.datasets.feature_store import (
 from avalanche_clip.benchmarks.datasets.feature_writer import FeatureWriter
 from avalanche_clip.benchmarks.facts import has_no_images, with_facts, without_images
 from avalanche_clip.benchmarks.prepare import (
-    _describe,
     attach_scenario,
     clone_experience,
     copy_scenario_facts,
+    describe,
 )
 
 _ID_NAMES = {
@@ -100,10 +102,9 @@ def precompute_teacher_features(
         have different captions or file names, or an option is not among the allowed.
     :raises OSError: if the disk is too small.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
-    if isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    require_choice("dtype", dtype, DTYPES)
+    as_size(batch_size, "batch_size")
+    as_size(num_workers, "num_workers", least=0)
     path = Path(path).expanduser().absolute()
     error: Exception | None = None
     store: TeacherFeatureStore | None = None
@@ -141,7 +142,7 @@ class _Job:
             "format": FORMAT,
             "model": {kind: model.state_fingerprint(kind) for kind in KINDS},
             "vocab_size": int(getattr(model.tokenizer, "vocab_size", 0)),
-            "transform": _describe(self.transform),
+            "transform": describe(self.transform),
             "data": data_fingerprint(self.ids, self.marks),
             "dim": int(model.embed_dim),
             "dtype": dtype,
@@ -359,13 +360,19 @@ def attach_teacher_features(
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds or isinstance(kinds, str):
-        raise ValueError(f"kinds={kinds!r} must be a list out of {KINDS}.")
+        raise ValueError(
+            f"kinds={kinds!r} must be a list out of {KINDS}."
+            f"{did_you_mean(unknown, KINDS)}"
+        )
+    if check is not None:
+        as_size(check, "check", least=0, hint="None compares all")
     if isinstance(data, AvalancheDataset):
         return _attach(data, store, kinds, images, check)
     lost = [name for name in streams if name not in data.streams]
     if lost:
         raise ValueError(
             f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
+            f"{did_you_mean(lost, data.streams)}"
         )
     built = []
     for name, stream in data.streams.items():

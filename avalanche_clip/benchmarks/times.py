@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._suggest import require_choice
+
 PERIODS = ("day", "week", "month", "quarter", "year")
 Time = Any
 """Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
+
+# Whole numbers of seconds are exact up to here, by the bits of the fraction.
+_EXACT = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}
+_YEARS = (1000, 2999)
 
 # The first second of year 1 and of year 10000: what calendars can name.
 _FIRST, _LAST = -62135596800.0, 253402300800.0
@@ -21,7 +27,9 @@ def to_timestamp(value: Time) -> float:
 
     Dates and times without a zone are taken as UTC.
 
-    :raises ValueError: if the value is not a finite time.
+    :raises ValueError: if the value is not a finite time, looks like a year (a whole
+        number from 1000 to 2999), or is a number of too few bits, see
+        :func:`timestamp_column`.
 
     >>> to_timestamp("1970-01-02"), to_timestamp(dt.date(1970, 1, 2))
     (86400.0, 86400.0)
@@ -29,6 +37,8 @@ def to_timestamp(value: Time) -> float:
     (0.0, -3600.0)
     """
     seconds = _seconds(value)
+    if _is_number(value):
+        _refuse_years(np.asarray([seconds]), repr(value))
     if not math.isfinite(seconds):
         raise ValueError(
             f"{value!r} is not a finite time; give seconds since 1970 in UTC, an ISO "
@@ -37,7 +47,9 @@ def to_timestamp(value: Time) -> float:
     return seconds
 
 
-def timestamp_column(values: Any) -> np.ndarray:
+def timestamp_column(
+    values: Any, what: str = "timestamps", *, checked: bool = False
+) -> np.ndarray:
     """Convert one time per sample to float64 seconds since 1970 in UTC.
 
     Missing times (NaN, NaT, None) become NaN; what to do with them is decided
@@ -45,16 +57,24 @@ def timestamp_column(values: Any) -> np.ndarray:
 
     :param values: numbers, numpy ``datetime64``, or a sequence of strings,
         dates or datetimes (those without a zone are UTC).
+    :param what: what they are, for messages.
+    :param checked: the numbers are known to be seconds, not years.
     :return: float64 array of the same shape.
-    :raises ValueError: if a value is no time.
+    :raises ValueError: if a value is no time; if all numbers are whole and from 1000
+        to 2999, so that they may be years; if floats of less than 64 bits are so
+        large that seconds were lost (from 2**24 on for float32).
     """
-    array = np.asarray(values)
+    array = _as_array(values)
     if array.dtype.kind == "M":
         # Microseconds: nanoseconds would overflow before 1677 and after 2262.
         seconds = array.astype("datetime64[us]").astype(np.int64) / 1e6
         return np.where(np.isnat(array), np.nan, seconds)
     if array.dtype.kind in "iuf":
-        return np.ascontiguousarray(array, dtype=np.float64)
+        _refuse_lost_seconds(array)
+        seconds = np.ascontiguousarray(array, dtype=np.float64)
+        if not checked:
+            _refuse_years(seconds, what)
+        return seconds
     if array.dtype.kind not in "OU":
         raise ValueError(
             f"timestamps have dtype {array.dtype}; give seconds since 1970 in UTC as "
@@ -65,7 +85,61 @@ def timestamp_column(values: Any) -> np.ndarray:
     seconds = np.fromiter(
         (_seconds(v) for v in flat), dtype=np.float64, count=len(flat)
     )
+    if not checked:
+        rows = [row for row, value in enumerate(flat) if _is_number(value)]
+        _refuse_years(seconds[rows], what)
     return seconds.reshape(array.shape)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if "bfloat16" in str(values.dtype):
+            raise ValueError(_lost_seconds("bfloat16", float(values.reshape(-1)[0])))
+    array = np.asarray(values)
+    if array.dtype.kind == "U" and not hasattr(values, "dtype"):
+        # A list of texts and numbers: NumPy would write the numbers as texts.
+        array = np.asarray(values, dtype=object)
+    return array
+
+
+def _is_number(value: Time) -> bool:
+    time = isinstance(value, (str, dt.date, np.datetime64))
+    return value is not None and not time
+
+
+def _refuse_lost_seconds(array: np.ndarray) -> None:
+    """Raise ValueError where floats have too few bits for whole seconds."""
+    limit = _EXACT.get(array.dtype.name)
+    if limit is None:
+        return
+    large = array[np.isfinite(array) & (np.abs(array) >= limit)]
+    if large.size:
+        raise ValueError(_lost_seconds(array.dtype.name, float(large.ravel()[0])))
+
+
+def _lost_seconds(kind: str, example: float) -> str:
+    return (
+        f"timestamps are {kind}, which holds whole seconds only below {_EXACT[kind]} "
+        f"(found {example:.0f}): dates are off by up to minutes. Give them as float64, "
+        "integers or datetime64, from the source on; converting what was rounded "
+        "brings nothing back."
+    )
+
+
+def _refuse_years(seconds: np.ndarray, what: str) -> None:
+    """Raise ValueError for numbers that are as likely years as seconds."""
+    finite = seconds[np.isfinite(seconds)]
+    low, high = _YEARS
+    if not finite.size or (finite % 1 != 0).any():
+        return
+    if finite.min() >= low and finite.max() <= high:
+        raise ValueError(
+            f"{what}: whole numbers from {finite.min():.0f} to {finite.max():.0f} may "
+            "mean a year or seconds since 1970. For years give dates, such as "
+            "[f'{year}-01-01' for year in years]; for seconds "
+            "numpy.asarray(seconds, dtype='datetime64[s]')."
+        )
 
 
 def _seconds(value: Time) -> float:
@@ -85,8 +159,12 @@ def _seconds(value: Time) -> float:
         zoned = value if value.tzinfo else value.replace(tzinfo=dt.timezone.utc)
         return zoned.timestamp()
     try:
+        if "bool" in str(getattr(value, "dtype", type(value).__name__)):
+            raise TypeError("flags are no times")
+        if hasattr(value, "dtype"):
+            _refuse_lost_seconds(_as_array(value))
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(
             f"{value!r} ({type(value).__name__}) is no time; give seconds since 1970 "
             "in UTC, an ISO string, a date, a datetime or a datetime64."
@@ -114,8 +192,7 @@ def period_starts(times: np.ndarray, period: str) -> np.ndarray:
     :raises ValueError: for another period, or times outside the years 1 to
         9999, as milliseconds would be.
     """
-    if period not in PERIODS:
-        raise ValueError(f"period={period!r} is unknown; use one of {PERIODS}.")
+    require_choice("period", period, PERIODS)
     outside = (times < _FIRST) | (times >= _LAST)
     if outside.any():
         raise ValueError(

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.evaluation._drawing import (
     INK,
     SOFT,
@@ -127,8 +128,7 @@ def plot_angle_histograms(
     :return: the figure.
     :raises ValueError: as in :func:`spatial_disorder`, or if ``num_bins`` < 1.
     """
-    if num_bins < 1:
-        raise ValueError(f"num_bins={num_bins} must be at least 1.")
+    as_size(num_bins, "num_bins")
     turns = [rotation_angles(*x) for x in ((v_old, v_new), (t_old, t_new))]
     changes = [topology_change(*x).abs() for x in ((v_old, v_new), (t_old, t_new))]
     figure = new_figure(9.2, 3.9)

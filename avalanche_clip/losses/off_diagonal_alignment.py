@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -119,12 +121,9 @@ def _check_options(
         raise ValueError(
             f"scores {tuple(scores.shape)} given; pass the square matrix of a batch."
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be positive.")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r} is unknown; use {REDUCTIONS}.")
-    if row_filter not in ROW_FILTERS:
-        raise ValueError(f"row_filter={row_filter!r} is unknown; use {ROW_FILTERS}.")
+    as_finite(temperature, "temperature", above=0)
+    require_choice("reduction", reduction, REDUCTIONS)
+    require_choice("row_filter", row_filter, ROW_FILTERS)
 
 
 __all__ = [

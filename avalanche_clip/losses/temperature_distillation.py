@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -44,8 +45,7 @@ def temperature_distillation_loss(
     check_score_pair(
         student_logits, teacher_logits, ("student_logits", "teacher_logits")
     )
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be positive.")
+    as_finite(temperature, "temperature", above=0)
     with full_precision(student_logits):
         student = at_least_float32(student_logits) / temperature
         teacher = at_least_float32(teacher_logits).detach() / temperature

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.class_prompts import fill
 from avalanche_clip.evaluation.functional import class_vectors
 
@@ -44,7 +45,7 @@ class ClassMatrices:
     """
 
     def __init__(self, batch_size: int = 256):
-        self.batch_size = batch_size
+        self.batch_size = as_size(batch_size, "batch_size")
         self._variants: dict[Hashable, _Variant] = {}
 
     def forget(self) -> None:

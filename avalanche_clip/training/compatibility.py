@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates.base_sgd import PeriodicEval
 
 from avalanche_clip.training.stock_repairs import repair_plugins
 
@@ -97,6 +103,30 @@ def check_plugins(strategy: Any) -> None:
             check(strategy)
 
 
+def in_order(plugins: Iterable[Any]) -> list[Any]:
+    """Plugins in the order in which they run: Avalanche's own at the end.
+
+    Others may have been appended behind them; but metrics see what other plugins
+    did, and the clock counts after everybody.
+    """
+    own = (EvaluationPlugin, PeriodicEval, Clock)
+    return sorted(plugins, key=lambda plugin: isinstance(plugin, own))
+
+
+@contextmanager
+def running_order(strategy: Any) -> Iterator[None]:
+    """Put the plugins of a strategy :func:`in_order` while it runs."""
+    plugins = strategy.plugins
+    given = list(plugins)
+    plugins[:] = in_order(given)
+    try:
+        yield
+    finally:
+        kept = [p for p in given if any(p is q for q in plugins)]
+        added = [p for p in plugins if all(p is not q for q in kept)]
+        plugins[:] = kept + added
+
+
 def check_planned(strategy: Any, planned: int) -> None:
     """Raise if a plugin cannot work with the planned number of iterations."""
     for plugin in strategy.plugins:
@@ -110,4 +140,4 @@ def check_planned(strategy: Any, planned: int) -> None:
             )
 
 
-__all__ = ["REFUSED", "check_planned", "check_plugins"]
+__all__ = ["REFUSED", "check_planned", "check_plugins", "in_order", "running_order"]

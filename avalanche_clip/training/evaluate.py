@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_clip._contexts import evaluating
-from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
+from avalanche_clip._numbers import as_size
+from avalanche_clip.benchmarks.prepare import require_prepared
+from avalanche_clip.evaluation.functional import (
+    merge_equal_pairs,
+    retrieval_metrics,
+)
 
 
 class FeatureBank(NamedTuple):
@@ -69,7 +74,9 @@ def embed(
         stored image features (then no image is booked).
     :return: features on the CPU, float32, normalised.
     """
+    batch_size = as_size(batch_size, "batch_size")
     dataset = dataset.eval()
+    require_prepared(dataset, model)
     images, texts = [], []
     marks: dict[str, list[Tensor]] = {}
     seen = 0

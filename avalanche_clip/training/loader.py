@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from avalanche_clip._contexts import kept_rng, seed_cpu
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.distributed import shares
 
@@ -231,18 +232,24 @@ class TrainLoader(DataLoader):
         sampler.plan(epoch, start, count)
 
 
+WORKER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "multiprocessing_context",
+    "timeout",
+    "worker_init_fn",
+)
+"""Options of a ``DataLoader`` that ``train`` and ``eval`` take."""
+
+
 def worker_options(options: dict[str, Any]) -> dict[str, Any]:
     """Keep the ``DataLoader`` options among the keywords of ``train``."""
-    allowed = (
-        "num_workers",
-        "pin_memory",
-        "persistent_workers",
-        "prefetch_factor",
-        "multiprocessing_context",
-        "timeout",
-        "worker_init_fn",
-    )
-    kept = {k: v for k, v in options.items() if k in allowed and v is not None}
+    kept = {k: v for k, v in options.items() if k in WORKER_OPTIONS and v is not None}
+    for name in ("num_workers", "prefetch_factor"):
+        if name in kept:
+            kept[name] = as_size(kept[name], name, least=int(name != "num_workers"))
     if not kept.get("num_workers"):
         for name in ("persistent_workers", "prefetch_factor", "timeout"):
             kept.pop(name, None)
@@ -251,6 +258,7 @@ def worker_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
+    "WORKER_OPTIONS",
     "PlannedBatchSampler",
     "SeededItems",
     "TrainLoader",

@@ -47,6 +47,12 @@ def _is_stateless(plugin: Any) -> bool:
     return not known and not vars(plugin)
 
 
+def _in_order(strategy: Any) -> list[Any]:
+    from avalanche_clip.training.compatibility import in_order
+
+    return in_order(strategy.plugins)
+
+
 def collect(strategy: Any) -> list[dict[str, Any]]:
     """Collect the state of all plugins of a strategy, in order.
 
@@ -54,7 +60,7 @@ def collect(strategy: Any) -> list[dict[str, Any]]:
         state is not plain data.
     """
     states = []
-    for plugin in strategy.plugins:
+    for plugin in _in_order(strategy):
         if _is_stateless(plugin):
             continue
         name = type(plugin).__name__
@@ -85,7 +91,7 @@ def restore(
     :param stored_device: type of the device of the stored run.
     :raises ValueError: if the plugins are others or in another order.
     """
-    owners = [p for p in strategy.plugins if not _is_stateless(p)]
+    owners = [p for p in _in_order(strategy) if not _is_stateless(p)]
     stored = [s["class"] for s in states]
     have = [type(p).__name__ for p in owners]
     if stored != have:

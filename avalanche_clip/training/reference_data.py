@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.prepare import is_prepared
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
@@ -61,11 +62,8 @@ class ReferenceImages(Dataset):
             raise ValueError(
                 f"transform={transform!r} is unknown; give 'model', a callable or None."
             )
-        if cache_bytes < 0 or num_workers < 0:
-            raise ValueError(
-                f"cache_bytes={cache_bytes} and num_workers={num_workers} must not be "
-                "negative."
-            )
+        as_size(cache_bytes, "cache_bytes", least=0)
+        as_size(num_workers, "num_workers", least=0)
         self.parts = [_for_evaluation(part) for part in _data_sets(source)]
         self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
         if not self.ends or self.ends[-1] == 0:
@@ -349,8 +347,8 @@ class RandomTexts:
     """
 
     def __init__(self, count: int = 1000, *, length: int = 10, seed: int = 0):
-        if count < 1 or length < 1:
-            raise ValueError(f"count={count} and length={length} must be >= 1.")
+        as_size(count, "count")
+        as_size(length, "length")
         self.count, self.length, self.seed = count, length, seed
 
     def __call__(self, tokenizer: Any) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from avalanche_clip._suggest import require_choice
+
 SCHEDULES = ("constant", "cosine", "const-cosine")
 
 
@@ -62,7 +64,8 @@ def learning_rate(
         if step < trunk:
             return base
         return cosine_lr(step - trunk, total - trunk, 0, base)
-    raise ValueError(f"schedule={kind!r} is unknown; use one of {SCHEDULES}.")
+    require_choice("schedule", kind, SCHEDULES)
+    raise AssertionError(kind)
 
 
 def trunk_steps(total: int, decay_fraction: float) -> int:

@@ -260,6 +260,7 @@ def _get_early(plugin: Any) -> dict[str, Any]:
         "best_state": None if best is None else dict(best),
         "best_val": None if plugin.best_val is None else float(plugin.best_val),
         "best_step": plugin.best_step,
+        "own_value": getattr(plugin, "own_value", None),
     }
 
 
@@ -267,6 +268,7 @@ def _set_early(plugin: Any, state: dict[str, Any]) -> None:
     plugin.best_state = state["best_state"]
     plugin.best_val = state["best_val"]
     plugin.best_step = state["best_step"]
+    plugin.own_value = state.get("own_value")
 
 
 # ---------------------------------------------------------------- scheduler

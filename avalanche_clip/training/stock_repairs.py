@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from torch import nn
+
+from avalanche_clip.training.watchers import repair_early_stopping, repair_scheduler
 
 
 def repair_plugins(plugins: list[Any]) -> None:
@@ -18,13 +21,18 @@ def repair_plugins(plugins: list[Any]) -> None:
     ``param.detach().cpu().flatten()``, which on the CPU are the weights
     themselves: they always equal the current ones, so that importances and
     penalty stay zero. Its method is replaced, on the class, by one that
-    copies.
+    copies. Early stopping and schedulers watch values of other steps, see
+    :mod:`avalanche_clip.training.watchers`.
     """
     for plugin in plugins:
         for cls in type(plugin).__mro__:
             if cls.__name__ == "SynapticIntelligencePlugin":
                 stock: Any = cls
                 stock.extract_weights = staticmethod(_copy_weights)
+            elif cls is EarlyStoppingPlugin:
+                repair_early_stopping(cls)
+            elif cls is LRSchedulerPlugin:
+                repair_scheduler(cls)
 
 
 @torch.no_grad()

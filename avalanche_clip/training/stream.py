@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from avalanche_clip import distributed
 from avalanche_clip._files import write_json
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.checkpointing import CheckpointError
 from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
@@ -34,6 +36,8 @@ from avalanche_clip.training.run_info import (
     strict,
     versions,
 )
+from avalanche_clip.training.templates.options import check_keywords
+from avalanche_clip.training.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +143,8 @@ def run_stream(
         work in, or that holds a run when ``resume`` is False, or another run than
         this one when it is True.
     """
+    own = inspect.signature(run_stream).parameters
+    check_keywords("run_stream", train_options, strategy, own)
     if isinstance(streams, str):
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
@@ -148,7 +154,7 @@ def run_stream(
     if unknown or not streams:
         raise ValueError(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
-            f"{sorted(benchmark.streams)}."
+            f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:
@@ -158,6 +164,7 @@ def run_stream(
         for plugin in strategy.plugins:
             if hasattr(plugin, "check_benchmark"):
                 plugin.check_benchmark(benchmark)
+        check_run(strategy, benchmark)
         run = _Run(strategy, benchmark, tuple(streams), train_options, method)
         folder = RunFolder(out, strategy, run.identity, checkpoint_iterations)
         with folder.opened(resume, run.extra):
@@ -273,7 +280,7 @@ class _Run:
         never a stream that is reported.
         """
         streams = self.benchmark.streams
-        if self.strategy.eval_every < 0 or "valid" not in streams:
+        if not validates(self.strategy, self.benchmark):
             return []
         return [[streams["valid"][index]]]
 

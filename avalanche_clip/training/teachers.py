@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.frozen_texts import FrozenTexts, Texts, text_fingerprint
@@ -246,11 +248,9 @@ class TeacherService:
             other than that asked for before, or a teacher asked for after
             training has changed the weights.
         """
-        if kind not in KINDS:
-            raise ValueError(f"Teacher {kind!r} is unknown; use one of {KINDS}.")
+        require_choice("teacher", kind, KINDS)
         if decay is not None:
-            if not 0.0 <= decay < 1.0:
-                raise ValueError(f"decay={decay} must lie in [0, 1).")
+            as_finite(decay, "decay", low=0, below=1)
             if self._decay_given not in (None, decay):
                 raise ValueError(
                     f"decay={decay}, but another plugin has asked for an average with "

@@ -143,6 +143,8 @@ def test_period__calendar_in_utc(period, times, sizes):
         ({"counts": [6, -1]}, "positive integers"),
         ({"counts": [2.5, 2.5]}, "positive integers"),
         ({"counts": 5}, "list of positive integers"),
+        ({"counts": [True, 4]}, "list of positive integers"),
+        ({"counts": []}, "list of positive integers"),
         ({"counts": [2, 3]}, r"equal timestamps \(samples 1 to 2.*cut at 1 or 3"),
         ({"period": "decade"}, "'decade'"),
         ({"boundaries": [1.0], "labels": ["a"]}, "2 steps"),

@@ -1,5 +1,6 @@
 """Binding benchmarks to a model."""
 
+import copy
 import pickle
 import warnings
 
@@ -20,9 +21,10 @@ from avalanche_clip.benchmarks import (
     split_validation,
     tic_emoji,
     time_stamped_benchmark,
+    with_facts,
 )
 from avalanche_clip.benchmarks.data import concatenate
-from avalanche_clip.benchmarks.prepare import is_prepared
+from avalanche_clip.benchmarks.prepare import is_prepared, require_prepared
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from tests.benchmarks.streams import (
     CharModel,
@@ -304,3 +306,71 @@ def test_prepare__plain_data_loader_over_emoji():
     loader = DataLoader(dataset, batch_size=3, collate_fn=dataset.collate_fn)
     batch, labels, _ = next(iter(loader))
     assert tuple(batch.shape) == (3, 48, 48, 3) and labels.tolist() == [0, 1, 2]
+
+
+class OtherModel(CharModel):
+    """A model whose ids or pixels may differ."""
+
+    def __init__(self, offset=0, pixels=None, **facts):
+        super().__init__()
+        self.tokenizer.offset = offset
+        self.pixels = pixels
+        for name, value in facts.items():
+            setattr(self.tokenizer, name, value)
+
+    def transform(self, train):
+        return super().transform(train) if self.pixels is None else Add(self.pixels)
+
+
+class Add:
+    """A transform that says what it does."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, image):
+        return image + self.value
+
+    def __repr__(self):
+        return f"Add({self.value})"
+
+
+def test_require_prepared__another_object_with_equal_ids_and_pixels_will_do():
+    benchmark = prepare_benchmark(counted_benchmark(), OtherModel(pixels=1.0))
+    for stream in benchmark.streams.values():
+        for experience in stream:
+            require_prepared(experience.dataset)
+            require_prepared(experience.dataset, OtherModel(pixels=1.0))
+            require_prepared(experience.dataset, copy.deepcopy(OtherModel(pixels=1.0)))
+            require_prepared(experience.dataset, object())
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (OtherModel(offset=1, pixels=1.0), "tokenizer writes 'a photo of a dog.'"),
+        (OtherModel(pixels=2.0), r"images pass Add\(1.0\), those of this model Add"),
+        (OtherModel(pixels=1.0, pad_id=7), "pad_id=-1, that of this model 7"),
+        (OtherModel(pixels=1.0, context_length=9), "context_length=None"),
+    ],
+)
+def test_require_prepared__other_ids_or_pixels_are_refused(model, said):
+    benchmark = prepare_benchmark(counted_benchmark(), OtherModel(pixels=1.0))
+    part = with_facts(benchmark.train_stream[0].dataset, {"extra": [1, 2, 3, 4]})
+    sets = [benchmark.test_stream[0].dataset, part, part.subset([0, 2]), part.eval()]
+    for dataset in sets:
+        with pytest.raises(ValueError, match=f"another model: .*{said}"):
+            require_prepared(dataset, model)
+
+
+def test_require_prepared__own_transforms_are_not_compared():
+    benchmark = prepare_benchmark(
+        counted_benchmark(), OtherModel(pixels=1.0), train_transform=Add(5.0)
+    )
+    require_prepared(benchmark.train_stream[0].dataset, OtherModel(pixels=2.0))
+    # Prompts of classes replace the captions: their ids do not matter.
+    other = OtherModel(offset=1, pixels=2.0)
+    require_prepared(benchmark.train_stream[0].dataset, other, captions=False)
+    # Only the transforms of the group in use matter.
+    with pytest.raises(ValueError, match="images pass"):
+        require_prepared(benchmark.test_stream[0].dataset, OtherModel(pixels=2.0))

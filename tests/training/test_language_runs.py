@@ -109,14 +109,14 @@ def test_metric_names__never_collide():
     seen = {}
     for name in ("test", "far"):
         values = trained.eval(benchmark.streams[name])
-        mine = {k: v for k, v in values.items() if f"/{name}_stream/Exp" in k}
+        mine = {k: v for k, v in values.items() if f"/{name}_stream/Task000/Exp" in k}
         assert not set(mine) & set(seen)
         seen |= mine
         per_language = [k for k in mine if k.startswith("mean_R@1/")]
         assert len(per_language) == len(benchmark.streams[name])
     # one language alone has the name that it has within its stream
     alone = trained.eval(benchmark.streams["test"][1])
-    key = "mean_R@1/eval_phase/test_stream/Exp001"
+    key = "mean_R@1/eval_phase/test_stream/Task000/Exp001"
     assert alone[key] == seen[key]
 
 

@@ -122,7 +122,7 @@ def test_images__wrong_sources_raise(source, error):
 def test_images__wrong_settings_and_items_raise():
     with pytest.raises(ValueError, match="transform='train'"):
         ReferenceImages(Counting(1), transform="train")
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="integer >= 0"):
         ReferenceImages(Counting(1), num_workers=-1)
     with pytest.raises(TypeError, match="not a tensor"):
         ReferenceImages([("no image", "text")], transform=None)[0]

@@ -10,11 +10,11 @@ argument ``eval_label_space="seen"``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 
 from avalanche.benchmarks import CLScenario
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.class_streams import class_incremental_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.folders import (
     read_imagenet,
@@ -34,7 +34,7 @@ def cil_cifar100(
     steps: int = 10,
     *,
     class_names: ClassNames | None = None,
-    keep_underscores: bool = False,
+    keep_underscores: bool | None = None,
     templates: str | Sequence[str] | None = None,
     download: bool = False,
     check: str = "warn",
@@ -44,9 +44,10 @@ def cil_cifar100(
     :param root: directory with ``cifar-100-python``.
     :param steps: number of steps, published 10, 20 and 50; must divide 100.
     :param class_names: one name per class in the original order, or a text file
-        with one name per line; default torchvision's, underscores as blanks.
-    :param keep_underscores: leave "aquarium_fish" as it is (Continual-CLIP's code)
-        instead of "aquarium fish" (ZSCL's).
+        with one name per line; default torchvision's as they are, which is what
+        the released codes of Continual-CLIP and ZSCL write into prompts.
+    :param keep_underscores: False writes "aquarium fish" instead of the released
+        "aquarium_fish"; default as released.
     :param templates: default ``a bad photo of a {}.``
     :param download: let torchvision fetch the data.
     :param check: ``"warn"``, ``"raise"`` or ``"ignore"`` when the numbers of
@@ -57,13 +58,15 @@ def cil_cifar100(
         many, or both ways to set the names are used.
     :raises FileNotFoundError: if the data are missing.
     """
-    if keep_underscores and class_names is not None:
-        raise ValueError("Give class_names or keep_underscores=True, not both.")
+    if keep_underscores is not None and class_names is not None:
+        raise ValueError("Give class_names or keep_underscores, not both.")
+    if keep_underscores not in (None, True, False):
+        raise ValueError(f"keep_underscores={keep_underscores!r} must be a bool.")
     sizes = _equal_steps(100, steps, "CIFAR-100 has 100 classes")
     data = read_mtil_domain("CIFAR100", root, download=download, check=check)
     if class_names is not None:
         data = data._replace(class_names=given_names(class_names, 100))
-    elif keep_underscores:
+    elif keep_underscores is not False:
         # torchvision's own names; the reader replaced the underscores.
         data = data._replace(class_names=tuple(data.train.source.classes))
     return _stream(data, "CIFAR100", sizes, templates)
@@ -155,10 +158,13 @@ def cil_imagenet1k(
 
 
 def _equal_steps(classes: int, steps: int, what: str) -> list[int]:
-    whole = isinstance(steps, Integral) and not isinstance(steps, bool)
-    if not whole or steps < 1 or classes % steps:
+    try:
+        count = as_size(steps, "steps")
+    except ValueError:
+        count = classes + 1
+    if classes % count:
         raise ValueError(f"steps={steps!r}, but {what}; choose a divisor of {classes}.")
-    return [classes // int(steps)] * int(steps)
+    return [classes // count] * count
 
 
 def _stream(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from avalanche.benchmarks import CLScenario
+from torch.utils.data import Subset
 
-from avalanche_clip.benchmarks.class_streams import multi_domain_benchmark
+from avalanche_clip._numbers import as_integers
+from avalanche_clip._suggest import did_you_mean
+from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
+from avalanche_clip.benchmarks.class_streams import domain_seed, multi_domain_benchmark
+from avalanche_clip.benchmarks.datasets.mtil.coop import read_x_tail_domain
 from avalanche_clip.benchmarks.datasets.mtil.orders import (
     MTIL_NAMES,
     MTIL_ORDERS,
@@ -16,8 +21,6 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import (
     dataset_name,
 )
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
-from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
-from avalanche_clip.benchmarks.integers import as_integers
 
 Root = str | Path | Mapping[str, str | Path] | Sequence[Any]
 
@@ -72,7 +75,7 @@ def mtil(
     released code.
     """
     root, datasets = _sources(root, datasets)
-    chosen = _domains(root, datasets, MTIL_NAMES, download, check)
+    chosen = _domains(root, datasets, MTIL_NAMES, read_mtil_domain, download, check)
     positions = _positions(order, [_name(domain) for domain in chosen], MTIL_NAMES)
     return multi_domain_benchmark(chosen, order=positions, shots=shots, seed=seed)
 
@@ -84,38 +87,66 @@ def x_tail(
     seed: int = 42,
     *,
     datasets: Sequence[Any] | None = None,
+    templates: str | Sequence[str] | None = None,
     download: bool = False,
     check: str = "warn",
 ) -> CLScenario:
     """Build X-TAIL: ten domains, few shots, and no hint of the domain in the test.
 
-    The data sets of :func:`mtil` without CIFAR100, 16 training images per class,
-    one template for all: ``a photo of a {}.`` A test image is classified among the
-    classes of **all** domains, seen and unseen: give ``ClassNameTemplate`` the
-    argument ``eval_label_space="all"``. Classes of equal name in two domains
-    ("lotus" in Caltech101 and Flowers) stay two classes; only that of the
-    image's own domain is right.
+    Aircraft, Caltech101, DTD, EuroSAT, Flowers, Food, MNIST, OxfordPet,
+    StanfordCars, SUN397 with the splits and class names of CoOp's lists
+    (:func:`read_x_tail_domain`): 1,100 classes in all, of which Caltech101 has 100.
+    16 training images per class, drawn with replacement where a class has fewer.
+    A test image is classified among the classes of **all** domains, seen and
+    unseen: give ``ClassNameTemplate`` the argument ``eval_label_space="all"``.
+    Classes of equal name in two domains stay two classes; only that of the image's
+    own domain is right.
 
-    :param root: as in :func:`mtil`.
+    The released choice of images hangs on the state of Python's generator and cannot
+    be had again; ours depends on ``seed``, the domain and the class alone.
+
+    :param root: directory with the folders of all data sets, or a mapping from
+        names to directories. The folders are listed in
+        :mod:`avalanche_clip.benchmarks.datasets.mtil.coop`. None if all
+        ``datasets`` are given as objects; a list is taken for ``datasets``.
     :param order: ``"I"``, ``"II"`` (as in MTIL, without CIFAR100; ten unnamed
         data sets are taken as listed in Order I), or all indices or names in the
         order wanted.
     :param shots: training images per class; None takes all.
     :param seed: seed of the choice of these images.
-    :param datasets: as in :func:`mtil`; the templates are replaced.
-    :param download: as in :func:`mtil`.
+    :param datasets: as in :func:`mtil`.
+    :param templates: of all domains; default that of each domain, as released. The
+        authors score zero-shot CLIP with ``"a photo of a {}."`` for all.
+    :param download: let torchvision fetch MNIST; the others cannot be fetched.
     :param check: as in :func:`mtil`.
     :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
-    :raises ValueError: as :func:`mtil`.
-    :raises FileNotFoundError: as :func:`mtil`.
+    :raises ValueError: as :func:`mtil`, or if a list has another form.
+    :raises FileNotFoundError: if a list or a folder is not there; the message names
+        it, and where it comes from.
 
-    Source: Xu et al., NeurIPS 2024 (arXiv 2406.18868).
+    Source: Xu et al., NeurIPS 2024 (arXiv 2406.18868) and the authors' released
+    code. For this protocol on the splits of MTIL give ``mtil`` the ten names and
+    ``shots``.
     """
     root, datasets = _sources(root, datasets)
-    listed = _domains(root, datasets, X_TAIL_NAMES, download, check)
-    chosen = [(*domain[:3], X_TAIL_TEMPLATES, *domain[4:]) for domain in listed]
-    positions = _positions(order, [_name(domain) for domain in listed], X_TAIL_NAMES)
-    return multi_domain_benchmark(chosen, order=positions, shots=shots, seed=seed)
+    listed = _domains(root, datasets, X_TAIL_NAMES, read_x_tail_domain, download, check)
+    names = [_name(domain) for domain in listed]
+    positions = _positions(order, names, X_TAIL_NAMES)
+    if templates is not None:
+        listed = [(*domain[:3], templates, *domain[4:]) for domain in listed]
+    chosen = listed
+    if shots is not None:
+        chosen = [_few(d, index, shots, seed) for index, d in enumerate(listed)]
+    scenario = multi_domain_benchmark(chosen, order=positions)
+    scenario.shots = shots
+    return scenario
+
+
+def _few(domain: Sequence[Any], index: int, shots: int, seed: int) -> tuple[Any, ...]:
+    """A domain with ``shots`` training images per class, some of them repeated."""
+    seeds = (seed, domain_seed(domain, index))
+    rows = few_shot_indices(class_targets(domain[0]), shots, seed=seeds, repeat=True)
+    return (Subset(domain[0], rows.tolist()), *domain[1:])
 
 
 def _sources(
@@ -136,6 +167,7 @@ def _domains(
     root: Root | None,
     datasets: Sequence[Any] | None,
     known: Sequence[str],
+    read: Callable[..., Any],
     download: bool,
     check: str,
 ) -> list[Any]:
@@ -160,7 +192,7 @@ def _domains(
         if isinstance(item, str)
     }
     return [
-        read_mtil_domain(str(name), roots[name], download=download, check=check)
+        read(str(name), roots[name], download=download, check=check)
         if isinstance(item, str)
         else item
         for name, item in zip(names, items)
@@ -219,7 +251,7 @@ def _published_positions(
     if order not in MTIL_ORDERS:
         raise ValueError(
             f"order={order!r} is unknown; use {sorted(MTIL_ORDERS)}, or a list of "
-            "indices or names."
+            f"indices or names.{did_you_mean(order, MTIL_ORDERS)}"
         )
     if order == "I":
         return list(range(len(names)))

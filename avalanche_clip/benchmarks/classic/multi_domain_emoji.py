@@ -9,6 +9,7 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.class_streams import (
     Domain,
@@ -143,7 +144,10 @@ def multi_domain_emoji(
 def _check_styles(styles: Sequence[str], test_style: str, validation: bool) -> None:
     unknown = sorted({*styles, test_style} - set(EMOJI_STYLES))
     if unknown or not styles:
-        raise ValueError(f"styles {unknown or styles} unknown; use {EMOJI_STYLES}.")
+        raise ValueError(
+            f"styles {unknown or styles} unknown; use {EMOJI_STYLES}."
+            f"{did_you_mean(unknown, EMOJI_STYLES)}"
+        )
     if test_style in styles:
         raise ValueError(
             f"test_style={test_style!r} is also trained on; the test is a style never "
@@ -184,7 +188,6 @@ def _reference_streams(
         experience = class_experience(
             dataset.eval(),
             0,
-            task=task,
             label=REFERENCE_DOMAIN,
             prompts=prompts,
             dataset_index=task,

@@ -10,6 +10,7 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.data import make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.coco36 import COCO36_LANGUAGES, Coco36
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
@@ -67,7 +68,7 @@ def multilingual_coco36(
     if not codes or unknown or len(set(codes)) < len(codes):
         raise ValueError(
             f"languages={languages!r} must be distinct codes out of "
-            f"{', '.join(EMOJI_LANGUAGES)}."
+            f"{', '.join(EMOJI_LANGUAGES)}.{did_you_mean(unknown, COCO36_LANGUAGES)}"
         )
     coco = Coco36(root, image_root)
     train = {c: _training(coco, c) for c in codes}

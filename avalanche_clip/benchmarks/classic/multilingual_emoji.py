@@ -11,6 +11,7 @@ import numpy.typing as npt
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_LANGUAGES,
@@ -207,7 +208,7 @@ def _languages(languages: int | Sequence[str] | None) -> tuple[str, ...]:
     if not codes or unknown or len(set(codes)) < len(codes):
         raise ValueError(
             f"languages={languages!r} must be a number, or distinct codes out of "
-            f"{', '.join(EMOJI_LANGUAGES)}."
+            f"{', '.join(EMOJI_LANGUAGES)}.{did_you_mean(unknown, EMOJI_LANGUAGES)}"
         )
     return codes
 
@@ -220,15 +221,14 @@ def _check_options(
     if unknown or not chosen or isinstance(styles, str):
         raise ValueError(
             f"styles={styles!r} and test_style={test_style!r}: give a list of styles "
-            f"and one style out of {EMOJI_STYLES}."
+            f"and one style out of {EMOJI_STYLES}.{did_you_mean(unknown, EMOJI_STYLES)}"
         )
     if test_style in chosen:
         raise ValueError(
             f"test_style={test_style!r} is also trained on; the test is a style never "
             "seen. Leave it out of styles."
         )
-    if unnamed not in UNNAMED:
-        raise ValueError(f"unnamed={unnamed!r} is unknown; use one of {UNNAMED}.")
+    require_choice("unnamed", unnamed, UNNAMED)
     if validation and _VALIDATION_STYLE not in chosen:
         raise ValueError(f"Validation uses {_VALIDATION_STYLE!r}; train on it.")
 

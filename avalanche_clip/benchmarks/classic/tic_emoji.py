@@ -11,6 +11,8 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.data import make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STEPS,
@@ -89,13 +91,17 @@ def tic_emoji(
     """
     unknown = sorted({*styles, test_style} - set(EMOJI_STYLES))
     if unknown or not styles:
-        raise ValueError(f"styles {unknown or styles} unknown; use {EMOJI_STYLES}.")
+        raise ValueError(
+            f"styles {unknown or styles} unknown; use {EMOJI_STYLES}."
+            f"{did_you_mean(unknown, EMOJI_STYLES)}"
+        )
     if test_style in styles:
         raise ValueError(
             f"test_style={test_style!r} is also trained on; the test is a style never "
             "seen. Leave it out of styles."
         )
-    if not 0 <= first_step < len(EMOJI_STEPS):
+    first_step = as_size(first_step, "first_step", least=0)
+    if first_step >= len(EMOJI_STEPS):
         raise ValueError(
             f"first_step={first_step} must lie in 0..{len(EMOJI_STEPS) - 1}."
         )

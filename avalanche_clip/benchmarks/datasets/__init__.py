@@ -24,9 +24,11 @@ from .feature_store import TeacherFeatureStore
 from .mtil import (
     MTIL_NAMES,
     MTILDomain,
+    read_coop_split,
     read_imagenet,
     read_mtil_domain,
     read_tiny_imagenet,
+    read_x_tail_domain,
 )
 from .released_features import read_feature_pickle, read_line_rows
 from .text_columns import TextColumn, read_table
@@ -48,9 +50,11 @@ __all__ = [
     "EmojiTable",
     "MTILDomain",
     "load_emoji_table",
+    "read_coop_split",
     "read_imagenet",
     "read_mtil_domain",
     "read_tiny_imagenet",
+    "read_x_tail_domain",
     "LANGUAGES_36",
     "TeacherFeatureStore",
     "TextColumn",

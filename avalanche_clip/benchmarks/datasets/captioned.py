@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._files import read_json, require_file, unreadable
 from avalanche_clip._pictures import read_picture
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 
 LANGUAGES_36 = tuple(sorted(EMOJI_LANGUAGES))
@@ -24,6 +26,7 @@ def check_language(language: str) -> None:
     if language not in LANGUAGES_36:
         raise ValueError(
             f"unknown language {language!r}; choose one of {', '.join(LANGUAGES_36)}."
+            f"{did_you_mean(language, LANGUAGES_36)}"
         )
 
 
@@ -131,17 +134,14 @@ def read_annotations(
     :return: items in the order of the file.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the object, if one is incomplete or of another kind,
-        or one picture has several ids.
+        one picture has several ids, or its path leaves the folder.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; give the folder that holds the released "
-            "annotations, with their original names."
-        )
-    content = _read_json(path)
+    path = require_file(
+        path, "give the folder of the released annotations, with their original names"
+    )
+    content = read_json(path)
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} holds no list of annotations.")
+        raise unreadable(path, "a list of annotations", "it holds no list of entries")
     kinds = {type(entry.get("caption")) for entry in content if isinstance(entry, dict)}
     single = kinds == {str}
     known: dict[str, int] = {}
@@ -159,6 +159,7 @@ def read_annotations(
                 "path), 'image_id' (an integer, one per picture) and 'caption': a "
                 "string in all entries, or a list of them in all."
             )
+    check_names(known, path, image_root)
     lists = [[e["caption"]] if single else e["caption"] for e in content]
     return CaptionedImages(
         [entry["image"] for entry in content],
@@ -170,31 +171,35 @@ def read_annotations(
     )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON text ({error}); it is damaged, so get it again."
-        ) from error
-
-
 def _wrong(entry: Any, single: bool) -> str | None:
     if not isinstance(entry, Mapping):
         return f"it is a {type(entry).__name__}"
-    if not isinstance(entry.get("image"), str):
+    if not is_text(entry.get("image")):
         return f"'image' is {entry.get('image')!r}"
-    number = entry.get("image_id")
-    if not isinstance(number, int) or isinstance(number, bool):
-        return f"'image_id' is {number!r}"
+    if not is_id(entry.get("image_id")):
+        return f"'image_id' is {entry.get('image_id')!r}"
     captions = entry.get("caption")
-    if single:
-        return None
-    if not isinstance(captions, list) or not captions:
-        return f"'caption' is {captions!r}"
-    if not all(isinstance(text, str) for text in captions):
+    texts = [captions] if single else captions
+    if not isinstance(texts, list) or not texts or not all(map(is_text, texts)):
         return f"'caption' is {captions!r}"
     return None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value from JSON is a text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value from JSON is an integer of 64 bits."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and -(2**63) <= value < 2**63
 
 
 def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
@@ -206,17 +211,28 @@ def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
     :raises ValueError: if the file has another form, or an annotation names an
         image that is not listed.
     """
-    content = _read_json(Path(path))
+    path = Path(path)
+    content = read_json(path, dict)
+    found: dict[int, list[str]] = {}
     try:
-        found: dict[int, list[str]] = {int(i["id"]): [] for i in content["images"]}
+        for image in content["images"]:
+            found[_id(image["id"])] = []
         for entry in content["annotations"]:
-            found[int(entry["image_id"])].append(entry["caption"])
-    except (KeyError, TypeError, ValueError) as error:
+            if not is_text(entry["caption"]):
+                raise TypeError(f"the caption {entry['caption']!r} is no text")
+            found[_id(entry["image_id"])].append(entry["caption"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} does not fit: {type(error).__name__} {error}. It needs 'images' "
             "with ids and 'annotations' with the id of a listed image and a caption."
         ) from error
     return found
+
+
+def _id(value: Any) -> int:
+    if not is_id(value):
+        raise ValueError(f"the id {value!r} is no integer")
+    return int(value)
 
 
 def missing_images(
@@ -241,6 +257,8 @@ __all__ = [
     "LANGUAGES_36",
     "CaptionedImages",
     "check_language",
+    "is_id",
+    "is_text",
     "load_image",
     "missing_images",
     "read_annotations",

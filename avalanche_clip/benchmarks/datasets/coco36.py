@@ -5,7 +5,8 @@ with it. Karpathy's splits: 113,287 pictures with 566,747 captions to train on,
 5,000 with 25,010 each to validate and to test; translated from English by machine.
 The files are not part of this package. Row i of every training file belongs to
 English caption i; row j of the image features to the j-th distinct picture of the
-triplet file.
+triplet file. What the authors' scripts derive from their download (triplets, pairs,
+plain texts) is not needed: the annotations name the pictures row by row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.captioned import (
     LANGUAGES_36,
     CaptionedImages,
@@ -24,6 +26,7 @@ from avalanche_clip.benchmarks.datasets.captioned import (
     load_image,
     read_annotations,
 )
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import (
     TextColumn,
     number_texts,
@@ -57,7 +60,7 @@ class Coco36:
     """
 
     def __init__(self, root: str | Path, image_root: str | Path | None = None) -> None:
-        root = Path(root)
+        root = Path(root).expanduser()
         self.data = root / "data" if (root / "data").is_dir() else root
         if not any((self.data / part).is_dir() for part in (CORPUS, ANNOTATIONS)):
             raise FileNotFoundError(
@@ -67,12 +70,20 @@ class Coco36:
         self.image_root = image_root
         self._shared: tuple[TextColumn, npt.NDArray[np.int64], TextColumn] | None = None
         self._origin = ""
+        self._pictures: TextColumn | None = None
         self._text_ids = np.empty(0, dtype=np.int64)
 
     # -------------------------------------------------------------- train
     def english(self) -> TextColumn:
-        """Return the English captions, ``coco_en.tsv.gz``."""
-        return read_table(self.data / CORPUS / "coco_en.tsv.gz", 1)[0]
+        """Return the English captions, ``coco_en.tsv.gz``.
+
+        Where that file is missing, those of any ``coco_en-{l}.tsv.gz``.
+        """
+        path = self.data / CORPUS / "coco_en.tsv.gz"
+        others = sorted((self.data / CORPUS).glob("coco_en-*.tsv.gz"))
+        if not path.is_file() and others:
+            return read_table(others[0], 2)[0]
+        return read_table(path, 1)[0]
 
     def translations(self, language: str) -> tuple[TextColumn, TextColumn]:
         """Return English captions and translations, ``coco_en-{l}.tsv.gz``."""
@@ -95,10 +106,11 @@ class Coco36:
 
         They come from ``triplet/coco_vision-en-{l}.tsv.gz``; where that is
         missing, from ``vision_text/coco_vision-{l}.tsv.gz`` with the English ones
-        of ``coco_en.tsv.gz``.
+        of ``coco_en.tsv.gz``; where that is missing, too, from
+        ``coco_en-{l}.tsv.gz`` with the pictures of ``annotations/coco/en/train.json``.
 
         :param language: one of the 36 codes.
-        :raises FileNotFoundError: if there is neither file.
+        :raises FileNotFoundError: if there is none of these files.
         :raises ValueError: naming file and row, where pictures or English captions
             differ from those of the files read before.
         """
@@ -109,13 +121,27 @@ class Coco36:
         folder = self.data / CORPUS
         path = folder / "triplet" / f"coco_vision-en-{language}.tsv.gz"
         pair_path = folder / "vision_text" / f"coco_vision-{language}.tsv.gz"
-        if not path.is_file() and pair_path.is_file():
+        text_path = folder / f"coco_en-{language}.tsv.gz"
+        if path.is_file():
+            names, english, captions = read_table(path, 3)
+        elif pair_path.is_file():
             path = pair_path
             names, captions = read_table(path, 2)
             known = self._shared
             english = self.english() if known is None else known[2]
+        elif text_path.is_file() or language == "en":
+            path = text_path
+            if language == "en":
+                english = captions = self.english()
+            else:
+                english, captions = read_table(path, 2)
+            names = self._annotated(path, english)
         else:
-            names, english, captions = read_table(path, 3)
+            raise FileNotFoundError(
+                f"{self.data / CORPUS} has no captions in {language!r}: neither "
+                f"{path.relative_to(folder)} nor {pair_path.relative_to(folder)} nor "
+                f"{text_path.name} is there."
+            )
         if len(names) != len(english):
             raise ValueError(
                 f"{path} has {len(names)} rows, but there are {len(english)} English "
@@ -124,12 +150,41 @@ class Coco36:
         self._check_aligned(path, names, english)
         return captions
 
+    def _annotated(self, path: Path, english: TextColumn) -> TextColumn:
+        """Pictures of the rows of a corpus, from the annotations in their order."""
+        source = self.data / ANNOTATIONS / "en" / "train.json"
+        if self._pictures is None:
+            listed = self.annotations("en", "train")
+            differing = next(
+                (
+                    row
+                    for row, (a, b) in enumerate(zip(listed.captions, english))
+                    if a != b and _letters(a) != _letters(b)
+                ),
+                None,
+            )
+            if differing is not None:
+                raise ValueError(
+                    f"{path} and {source} differ in the English caption of row "
+                    f"{differing} (counted from 0): {english[differing][:60]!r} and "
+                    f"{listed.captions[differing][:60]!r}. Rows belong together by "
+                    "their number."
+                )
+            self._pictures = listed.names
+        if len(self._pictures) != len(english):
+            raise ValueError(
+                f"{path} has {len(english)} rows, but {source} has "
+                f"{len(self._pictures)} entries; rows belong together by their number."
+            )
+        return self._pictures
+
     def _check_aligned(
         self, path: Path, names: TextColumn, english: TextColumn
     ) -> None:
         """Keep what all languages share, or compare with what is kept."""
         distinct, rows = number_texts(names)
         if self._shared is None:
+            check_names(distinct, path, self.image_root)
             self._shared, self._origin = (distinct, rows, english), str(path)
             return
         known_names, known_rows, known_english = self._shared
@@ -196,8 +251,7 @@ class Coco36:
         :raises ValueError: for another language or split.
         """
         check_language(language)
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"split={split!r} must be 'train', 'val' or 'test'.")
+        require_choice("split", split, ("train", "val", "test"))
         folder = self.data / ANNOTATIONS
         path = folder / "translated" / language / f"{split}.json"
         if language == "en" and not path.is_file():
@@ -228,6 +282,11 @@ class Coco36:
                     f"{path} does not exist; check the model's name."
                 )
         return files
+
+
+def _letters(caption: str) -> str:
+    """What is left of a caption when blanks and marks may have been tidied up."""
+    return "".join(c for c in caption.casefold() if c.isalnum())
 
 
 class CocoTriplets:

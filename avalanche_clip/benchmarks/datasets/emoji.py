@@ -18,11 +18,12 @@ little below 1.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,7 +32,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip._pictures import read_picture
+from avalanche_clip._suggest import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -76,14 +79,31 @@ EMOJI_STEPS = (
 )
 
 
+_TABLE = "emoji_table.jsonl.gz"
+
+
 def _read_data(name: str) -> bytes:
     return (resources.files(__package__) / "data" / name).read_bytes()
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what a damaged file of the package raises into one error."""
+    try:
+        yield
+    # Unpacking, parsing and decoding raise nearly anything.
+    except Exception as error:
+        raise ValueError(
+            f"{name} of the installed package is damaged ({type(error).__name__}: "
+            f"{error}); install avalanche_clip again."
+        ) from error
 
 
 def _check_choice(value: object, allowed: Sequence[str], what: str) -> None:
     if value not in allowed:
         raise ValueError(
             f"unknown {what} {value!r}; choose one of {', '.join(allowed)}."
+            f"{did_you_mean(value, allowed)}"
         )
 
 
@@ -180,9 +200,13 @@ class EmojiTable:
     def _language(self, language: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         _check_choice(language, EMOJI_LANGUAGES, "language")
         if language not in self._decoded:
-            content = json.loads(self._languages[language])
-            keywords = tuple(tuple(words) for words in content["keywords"])
-            self._decoded[language] = (tuple(content["names"]), keywords)
+            with _reading(_TABLE):
+                content = json.loads(self._languages[language])
+                keywords = tuple(tuple(words) for words in content["keywords"])
+                names = tuple(content["names"])
+                if not len(names) == len(keywords) == len(self):
+                    raise ValueError(f"{language!r} has {len(names)} names")
+            self._decoded[language] = (names, keywords)
         return self._decoded[language]
 
 
@@ -194,16 +218,20 @@ def load_emoji_table() -> EmojiTable:
     >>> len(table), table.names[0], table.versions[0]
     (1911, 'grinning face with big eyes', '0.6')
     """
-    first, *rest = gzip.decompress(_read_data("emoji_table.jsonl.gz")).splitlines()
-    header = json.loads(first)
-    return EmojiTable(header, dict(zip(header["languages"], rest, strict=True)))
+    content = _read_data(_TABLE)
+    with _reading(_TABLE):
+        first, *rest = gzip.decompress(content).splitlines()
+        header = json.loads(first)
+        return EmojiTable(header, dict(zip(header["languages"], rest, strict=True)))
 
 
 @functools.cache
 def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
     """Decode a style's sheet to uint8 ``(N, 48, 48, 3)``, once per process."""
     name = f"emoji_{style}.webp"
-    pixels = np.asarray(read_picture(_read_data(name), name))
+    content = _read_data(name)
+    with _reading(name):
+        pixels = np.asarray(read_picture(content, name))
     rows, columns = (n // EMOJI_SIZE for n in pixels.shape[:2])
     tiles = pixels.reshape(rows, EMOJI_SIZE, columns, EMOJI_SIZE, 3)
     # (row, y, column, x, c) -> (row, column, y, x, c)
@@ -397,8 +425,7 @@ def validation_mask(
     >>> int(validation_mask(load_emoji_table().ids).sum())
     372
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction={fraction} is outside [0, 1]; choose a share.")
+    fraction = as_finite(fraction, "fraction", low=0, high=1)
     if isinstance(ids, str):
         raise ValueError("ids is one string; give a sequence of emoji ids.")
     limit = fraction * 2.0**64

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from avalanche_clip._files import file_limits, open_bytes, require_file, unreadable
+from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
+
 _LINE_FEED, _TAB = 10, 9
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 class TextColumn(Sequence[str]):
@@ -83,19 +84,6 @@ class TextColumn(Sequence[str]):
         return common
 
 
-def open_lines(path: Path) -> IO[bytes]:
-    """Open a text file, gzipped or not, for reading bytes.
-
-    :raises FileNotFoundError: naming the file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; give the folder that holds the released files, "
-            "with their original names."
-        )
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
-
-
 def read_table(path: str | Path, fields: int) -> list[TextColumn]:
     """Read a tab-separated file as columns.
 
@@ -103,23 +91,22 @@ def read_table(path: str | Path, fields: int) -> list[TextColumn]:
     split its row, as text mode would have it, but becomes a space; one before the
     line feed is dropped. A byte order mark is skipped.
 
-    :param path: file, gzipped if its name ends with ``.gz``.
+    :param path: file, gzipped if its name ends with ``.gz``; within the limits of
+        ``avalanche_clip.file_limits``.
     :param fields: number of columns.
     :return: one column per field.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the file, and the line if a row has another number of
-        fields or is no UTF-8; also if a gzipped file is damaged.
+        fields, is too long or no UTF-8; also if a gzipped file is damaged or swells.
     """
-    path = Path(path)
-    try:
-        with open_lines(path) as file:
-            content = file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} cannot be unpacked ({error}); it is damaged, so get it again."
-        ) from error
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if content and not content.endswith(b"\n"):
+    path = require_file(
+        path, "give the folder that holds the released files, with their original names"
+    )
+    content = _read_lines(path).removeprefix(b"\xef\xbb\xbf")
+    refuse_foreign(path, content[:512], "a table of texts")
+    if not content:
+        raise unreadable(path, "a table of texts", "it has no rows")
+    if not content.endswith(b"\n"):
         content += b"\n"
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
@@ -132,6 +119,27 @@ def read_table(path: str | Path, fields: int) -> list[TextColumn]:
     cuts = tabs.reshape(len(ends), fields - 1)
     edges = np.column_stack([starts - 1, cuts, ends])
     return [_column(data, edges[:, k] + 1, edges[:, k + 1]) for k in range(fields)]
+
+
+def _read_lines(path: Path) -> bytes:
+    """Read a file block by block; lines of a gzipped one have a longest length."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    most = file_limits.line_bytes
+    content = bytearray()
+    start = lines = 0
+    with open_bytes(path) as file:
+        while block := file.read(_BLOCK):
+            content += block
+            while (end := content.find(b"\n", start)) >= 0 and end - start <= most:
+                start, lines = end + 1, lines + 1
+            if len(content) - start > most:
+                raise ValueError(
+                    f"{path}, line {lines + 1} is longer than {most} bytes: it is "
+                    "refused. Raise avalanche_clip.file_limits.line_bytes if that is "
+                    "meant."
+                )
+    return bytes(content)
 
 
 def _column(
@@ -203,4 +211,4 @@ def number_texts(column: TextColumn) -> tuple[TextColumn, npt.NDArray[np.int64]]
     return TextColumn.from_bytes(numbers), rows
 
 
-__all__ = ["TextColumn", "number_texts", "open_lines", "read_table"]
+__all__ = ["TextColumn", "number_texts", "read_table"]

@@ -7,17 +7,19 @@ CLL-CLIP (arXiv 2401.17186). The files are not part of this package.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from avalanche_clip._files import parse_json, read_lines, unreadable
 from avalanche_clip.benchmarks.datasets.captioned import (
     LANGUAGES_36,
     CaptionedImages,
     check_language,
+    is_text,
     read_annotations,
 )
-from avalanche_clip.benchmarks.datasets.text_columns import TextColumn, open_lines
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names
+from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 
 XM3600_LANGUAGES = LANGUAGES_36
 XM3600_IMAGES = 3600
@@ -49,7 +51,7 @@ class XM3600:
     """
 
     def __init__(self, root: str | Path, image_root: str | Path | None = None) -> None:
-        root = Path(root)
+        root = Path(root).expanduser()
         self.image_root = image_root
         self._sets: dict[str, CaptionedImages] = {}
         self._file: Path | None = None
@@ -107,7 +109,7 @@ def _has_languages(folder: Path) -> bool:
 
 def _captions(entry: Any) -> list[str]:
     texts = entry["caption"]
-    if not isinstance(texts, list):
+    if not isinstance(texts, list) or not all(map(is_text, texts)):
         raise TypeError(f"'caption' is {texts!r}")
     return [text.replace("\r", " ") for text in texts]
 
@@ -118,30 +120,34 @@ def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
     counts: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
     rows: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
     names: list[str] = []
-    with open_lines(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                name = f"{entry['image/key']}.jpg"
-                found = {
-                    code: _captions(entry[code])
-                    for code in XM3600_LANGUAGES
-                    if code in entry
-                }
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} does not fit ({type(error).__name__}: "
-                    f"{error}); a line is an object with 'image/key' and per language "
-                    "an object with a list 'caption'."
-                ) from error
-            for code, captions in found.items():
-                if captions:  # a picture without captions in a language is left out
-                    texts[code] += captions
-                    counts[code].append(len(captions))
-                    rows[code].append(len(names))
-            names.append(name)
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line, path)
+            if not is_text(entry["image/key"]):
+                raise TypeError(f"'image/key' is {entry['image/key']!r}")
+            name = f"{entry['image/key']}.jpg"
+            found = {
+                code: _captions(entry[code])
+                for code in XM3600_LANGUAGES
+                if code in entry
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number} does not fit ({type(error).__name__}: "
+                f"{error}); a line is an object with 'image/key' and per language "
+                "an object with a list 'caption'."
+            ) from error
+        for code, captions in found.items():
+            if captions:  # a picture without captions in a language is left out
+                texts[code] += captions
+                counts[code].append(len(captions))
+                rows[code].append(len(names))
+        names.append(name)
+    if not names:
+        raise unreadable(path, "a list of captioned pictures", "it has no lines")
+    check_names(names, path, image_root)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{path} has the picture {twice} more than once.")

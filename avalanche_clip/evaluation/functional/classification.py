@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -50,8 +51,7 @@ def classification_metrics(
     """
     scores = as_float_matrix("scores", scores)
     targets = as_tensor("targets", targets).to(scores.device)
-    if ties not in _TIES:
-        raise ValueError(f"ties={ties!r} is unknown; use one of {_TIES}.")
+    require_choice("ties", ties, _TIES)
     if targets.shape == scores.shape:
         return {"mean_average_precision": _mean_average_precision(scores, targets)}
     _check_class_indices(scores, targets)

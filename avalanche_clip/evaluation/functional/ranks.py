@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -174,14 +175,9 @@ def _full_products() -> Iterator[None]:
 
 def _check_options(ties: str, tie_eps: float, chunk_size: int) -> int:
     """Return ``chunk_size`` as a Python integer, or raise."""
-    if ties not in TIES:
-        raise ValueError(f"ties={ties!r} given; choose one of {TIES}.")
-    if not 0 <= tie_eps < float("inf"):
-        raise ValueError(f"tie_eps={tie_eps} given; choose a finite value >= 0.")
-    is_index = hasattr(chunk_size, "__index__") and not isinstance(chunk_size, bool)
-    if not is_index or chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r} given; choose an integer >= 1.")
-    return operator.index(chunk_size)
+    require_choice("ties", ties, TIES)
+    as_finite(tie_eps, "tie_eps", low=0)
+    return as_size(chunk_size, "chunk_size")
 
 
 def _check_features(images: Tensor, texts: Tensor) -> None:

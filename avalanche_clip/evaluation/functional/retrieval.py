@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.evaluation.functional._inputs import ArrayLike
 from avalanche_clip.evaluation.functional.ranks import retrieval_ranks
 
@@ -86,8 +86,8 @@ def retrieval_metrics(
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:
     try:
-        values = [operator.index(k) for k in ks]
-    except TypeError:
+        values = [as_size(k, "ks") for k in ks]
+    except (TypeError, ValueError):
         values = []
     if not values or min(values) < 1:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from avalanche_clip._contexts import evaluating, kept_rng, seed_cpu
+from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.prepare import require_prepared
 
 
@@ -47,8 +48,7 @@ class Probe:
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be an integer >= {least}.")
+            as_size(value, name, least=least)
         require_prepared(dataset)
         total = len(dataset)
         if total == 0:
@@ -72,6 +72,7 @@ class Probe:
         :param device: where the batches go.
         :return: normalised features.
         """
+        require_prepared(self._dataset, model)
         images, texts = [], []
         with _untouched(model), kept_rng(device):
             seed_cpu(0)

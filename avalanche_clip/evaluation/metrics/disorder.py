@@ -12,6 +12,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.evaluation.functional import rotation_angles, spatial_disorder
 from avalanche_clip.evaluation.metrics._probe import Probe, Snapshot
 
@@ -80,7 +81,10 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         known = spatial_disorder(*[torch.ones(1, 1)] * 4)
         unknown = sorted(set(keys or ()) - known.keys())
         if unknown:
-            raise ValueError(f"keys {unknown} are unknown; choose from {list(known)}.")
+            raise ValueError(
+                f"keys {unknown} are unknown; choose from {list(known)}."
+                f"{did_you_mean(unknown, known)}"
+            )
         if not name or "/" in name:
             raise ValueError(f"name={name!r} must be a word without '/'.")
         self.probe = Probe(

@@ -21,7 +21,7 @@ class LossTermsMetric(PluginMetric[dict[str, float]]):
     names and scalars.
 
     Emitted after each training epoch as floats, named
-    ``loss_alignment/train_phase/train_stream/Exp000``, and after each
+    ``loss_alignment/train_phase/train_stream/Task000/Exp000``, and after each
     iteration on request. Sums stay on the device until then.
 
     :param iteration: whether to emit the values of every iteration too, which

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.quotas import mix64
 
 CHOICES = {
@@ -50,21 +51,14 @@ class VocabularyReplaySettings:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, getattr(self, name), allowed)
         for name in ("num_texts", "text_length", "distill_batch_size"):
             value = getattr(self, name)
-            optional = name == "distill_batch_size" and value is None
-            whole = isinstance(value, Integral) and not isinstance(value, bool)
-            if not optional and not (whole and value >= 1):
-                raise ValueError(f"{name}={value!r} must be an integer >= 1.")
+            if name != "distill_batch_size" or value is not None:
+                as_size(value, name)
         for name in ("image_weight", "text_weight"):
-            if not getattr(self, name) >= 0:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value} must not be negative.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be positive.")
+            as_finite(getattr(self, name), name, low=0)
+        as_finite(self.temperature, "temperature", above=0)
         if self.variant == "wildclip" and self.temperature != 1:
             raise ValueError(
                 f"temperature={self.temperature}: variant='wildclip' has temperature "

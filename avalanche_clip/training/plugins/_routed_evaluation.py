@@ -46,9 +46,10 @@ class RoutedEvaluation:
             return "classes " + ",".join(str(i) for i in ids)
         return f"step {experience.logging().current_experience}"
 
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Take away what an interrupted evaluation left behind."""
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Put the router of training back."""
         self._end_scope()
+        self._routes = None
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start to count how the images of this experience are routed."""

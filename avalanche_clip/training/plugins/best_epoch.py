@@ -15,6 +15,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean
+from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.models import ExpandableTokenEmbedding
 from avalanche_clip.training.evaluate import evaluate_retrieval
 from avalanche_clip.training.routing import routed
@@ -39,7 +41,8 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
     :param validation: stream to choose on.
     :param metrics: of :func:`retrieval_metrics`; default the six recalls, whose mean
         is the source's ``r_mean``.
-    :raises ValueError: if ``metrics`` is empty or a single string.
+    :raises ValueError: if ``metrics`` is empty, a single string, or holds what is no
+        recall.
     """
 
     active_rows_safe = True
@@ -48,6 +51,15 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
         super().__init__()
         if isinstance(metrics, str) or not metrics:
             raise ValueError(f"metrics={metrics!r} must be a list of names.")
+        # Of these a higher value is better, whatever the ranks say.
+        known = retrieval_metrics(torch.eye(1), torch.eye(1))
+        better = [name for name in known if "_R@" in name or name == "rsum"]
+        unknown = [name for name in metrics if name not in better]
+        if unknown:
+            raise ValueError(
+                f"metrics has {unknown}; an epoch is chosen on {better}."
+                f"{did_you_mean(unknown, better)}"
+            )
         self.validation = validation
         self.metrics = tuple(metrics)
         self.chosen: list[int] = []
@@ -139,7 +151,7 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
             raise ValueError(
                 f"BestEpochPlugin chooses on stream {self.validation!r}, but the "
                 f"benchmark has {sorted(streams)}; make one with validation=True or "
-                "split_validation."
+                f"split_validation.{did_you_mean(self.validation, streams)}"
             )
         stream = list(streams[self.validation])
         languages = set(getattr(experience, "languages", ()))

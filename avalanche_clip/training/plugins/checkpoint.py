@@ -11,6 +11,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.checkpointing import (
     CheckpointError,
     OtherVersionError,
@@ -57,12 +58,11 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         keep: int = 2,
     ):
         super().__init__()
-        if every_iterations is not None and every_iterations < 1:
-            raise ValueError(f"every_iterations={every_iterations} must be >= 1.")
-        if every_seconds is not None and not every_seconds > 0:
-            raise ValueError(f"every_seconds={every_seconds} must be positive.")
-        if keep < 1:
-            raise ValueError(f"keep={keep} must be at least 1.")
+        if every_iterations is not None:
+            as_size(every_iterations, "every_iterations")
+        if every_seconds is not None:
+            as_finite(every_seconds, "every_seconds", above=0)
+        as_size(keep, "keep")
         self.folder = Path(folder).expanduser()
         self.every_iterations = every_iterations
         self.every_seconds = every_seconds

@@ -14,6 +14,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import nn
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.training.optim import overlay
 from avalanche_clip.training.schedules import trunk_steps
 
@@ -31,8 +32,7 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     def __init__(self, decay_fraction: float = 0.2):
         super().__init__()
-        if not 0.0 < decay_fraction < 1.0:
-            raise ValueError(f"decay_fraction={decay_fraction} must lie in (0, 1).")
+        as_finite(decay_fraction, "decay_fraction", above=0, below=1)
         self.decay_fraction = decay_fraction
         self.trunk: dict[str, Any] | None = None
 

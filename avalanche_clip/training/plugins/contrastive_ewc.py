@@ -17,6 +17,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip._contexts import evaluating
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from avalanche_clip.training.routing import routed
 
@@ -48,14 +49,11 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         decay: float = 0.0,
     ):
         super().__init__()
-        if not ewc_lambda >= 0:
-            raise ValueError(f"ewc_lambda={ewc_lambda} must not be negative.")
-        if fisher_batch_size < 2:
-            raise ValueError(f"fisher_batch_size={fisher_batch_size} must be >= 2.")
-        if fisher_batches is not None and fisher_batches < 1:
-            raise ValueError(f"fisher_batches={fisher_batches} must be >= 1, or None.")
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay={decay} must lie in [0, 1].")
+        as_finite(ewc_lambda, "ewc_lambda", low=0)
+        as_size(fisher_batch_size, "fisher_batch_size", least=2)
+        if fisher_batches is not None:
+            as_size(fisher_batches, "fisher_batches", hint="None takes all data")
+        as_finite(decay, "decay", low=0, high=1)
         self.ewc_lambda = ewc_lambda
         self.fisher_batch_size = fisher_batch_size
         self.fisher_batches = fisher_batches

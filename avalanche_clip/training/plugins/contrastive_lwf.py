@@ -11,6 +11,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.losses import similarity_distillation_loss
 from avalanche_clip.models.output import CLIPOutput
 
@@ -39,8 +40,7 @@ class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):  # type
         self, lwf_weight: float = 1.0, *, teach_first_experience: bool = False
     ):
         super().__init__()
-        if not lwf_weight >= 0:
-            raise ValueError(f"lwf_weight={lwf_weight} must not be negative.")
+        as_finite(lwf_weight, "lwf_weight", low=0)
         self.lwf_weight = lwf_weight
         self.teach_first_experience = teach_first_experience
 

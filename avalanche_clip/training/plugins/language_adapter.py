@@ -77,5 +77,9 @@ class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Go back to the base tower."""
         self.end_route(strategy)
 
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go back to the base tower."""
+        self.end_route(strategy)
+
 
 __all__ = ["LanguageAdapterPlugin"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.auto_selector import EXTRACTORS, AutoSelector
 from avalanche_clip.models.moe_attachment import attach_moe_adapters
 from avalanche_clip.models.moe_options import NUM_EXPERTS
@@ -126,21 +127,12 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         router_for_eval: EvalRouter = "auto",
     ):
         super().__init__()
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
-            raise ValueError(f"count={count!r} must be an integer >= 0.")
-        if rank_over not in ("all", "unfrozen"):
-            raise ValueError(f"rank_over={rank_over!r} must be 'all' or 'unfrozen'.")
-        if not balance_weight >= 0:
-            raise ValueError(f"balance_weight={balance_weight} must not be negative.")
-        if selector_transform not in ("train", "eval"):
-            raise ValueError(
-                f"selector_transform={selector_transform!r} must be 'train' or 'eval'."
-            )
-        if not callable(router_for_eval) and router_for_eval not in EVAL_ROUTERS:
-            raise ValueError(
-                f"router_for_eval={router_for_eval!r} is unknown; use one of "
-                f"{EVAL_ROUTERS}, or a callable."
-            )
+        as_size(count, "count", least=0)
+        require_choice("rank_over", rank_over, ("all", "unfrozen"))
+        as_finite(balance_weight, "balance_weight", low=0)
+        require_choice("selector_transform", selector_transform, ("train", "eval"))
+        if not callable(router_for_eval):
+            require_choice("router_for_eval", router_for_eval, EVAL_ROUTERS)
         _check_selector(selector, reference_images, calibration, shared_router)
         self.adapters = None if adapters is None else dict(adapters)
         self.selector = selector
@@ -180,6 +172,8 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 )
             if isinstance(plugin, MoEAdaptersPlugin) and plugin is not self:
                 raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
+        if self._run is not None and self._run() is strategy:
+            return  # asked again, for a plugin that was added later
         self._forget()
         self._run = weakref.ref(strategy)
         # All else is checked first: a refused model has no adapters.
@@ -429,8 +423,7 @@ def _check_selector(
     if isinstance(selector, str):
         if selector == "alexnet":
             AutoSelector(selector)  # says that local weights are needed
-        if selector not in EXTRACTORS:
-            raise ValueError(f"selector={selector!r} is unknown; use {EXTRACTORS}.")
+        require_choice("selector", selector, EXTRACTORS)
     elif not isinstance(selector, AutoSelector):
         raise TypeError(
             f"selector is a {type(selector).__name__}; give None, one of {EXTRACTORS}, "

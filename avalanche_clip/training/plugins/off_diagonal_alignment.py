@@ -12,6 +12,8 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses import off_diagonal_alignment_loss
 from avalanche_clip.losses.off_diagonal_alignment import (
     REDUCTIONS,
@@ -71,20 +73,16 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         teach_first_experience: bool | None = None,
     ):
         super().__init__()
-        if not alpha >= 0:
-            raise ValueError(f"alpha={alpha} must not be negative.")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1).")
+        as_finite(alpha, "alpha", low=0)
+        as_finite(temperature, "temperature", above=0)
+        as_finite(ema_decay, "ema_decay", low=0, below=1)
         for name, value, allowed in (
             ("logit_scale_mode", logit_scale_mode, LOGIT_SCALE_MODES),
             ("reduction", reduction, REDUCTIONS),
             ("row_filter", row_filter, ROW_FILTERS),
             ("teacher", teacher, KINDS),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+            require_choice(name, value, allowed)
         self.alpha = alpha
         self.logit_scale_mode = logit_scale_mode
         self.teacher = teacher

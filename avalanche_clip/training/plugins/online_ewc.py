@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.training.plugins.contrastive_ewc import (
     ContrastiveEWCPlugin,
     corner,
@@ -51,8 +52,7 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
             fisher_batch_size=fisher_batch_size,
             fisher_batches=fisher_batches,
         )
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma={gamma} must lie in [0, 1].")
+        as_finite(gamma, "gamma", low=0, high=1)
         self.gamma = gamma
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:

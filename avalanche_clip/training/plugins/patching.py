@@ -14,6 +14,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.training.evaluate import evaluate_retrieval
 
 GRID = tuple(i / 10 for i in range(11))
@@ -56,11 +58,11 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         metric: str = "mean_R@1",
     ):
         super().__init__()
-        self.grid = tuple(float(a) for a in grid)
-        if not self.grid or min(self.grid) < 0 or max(self.grid) > 1:
-            raise ValueError(f"grid={grid} must be values in [0, 1].")
-        if select_on not in SELECT_ON:
-            raise ValueError(f"select_on={select_on!r} is unknown; use {SELECT_ON}.")
+        if isinstance(grid, str) or not len(grid):
+            raise ValueError(f"grid={grid!r} must be values in [0, 1].")
+        wanted = f"grid={list(grid)} must be values in [0, 1]; one of them"
+        self.grid = tuple(as_finite(a, wanted, low=0, high=1) for a in grid)
+        require_choice("select_on", select_on, SELECT_ON)
         self.select_on = select_on
         self.validation = validation
         self.metric = metric

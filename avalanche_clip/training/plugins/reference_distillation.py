@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.reference_data import (
     IMAGE_ORDER,
@@ -103,16 +104,13 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             ("image_weight", image_weight),
             ("text_weight", text_weight),
         ):
-            if not value >= 0:
-                raise ValueError(f"{name}={value} must not be negative.")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
+            as_finite(value, name, low=0)
+        as_finite(temperature, "temperature", above=0)
         for name, size in (
             ("batch_size", batch_size),
             ("sentence_batch", sentence_batch),
         ):
-            if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-                raise ValueError(f"{name}={size!r} must be an integer >= 1.")
+            as_size(size, name)
         _check_choice("text_side", text_side, TEXT_SIDES)
         _check_choice("teacher", teacher, TEACHERS)
         self._given = (
@@ -422,8 +420,7 @@ def _wrapped(given: Any, kind: type) -> Any:
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
+    require_choice(name, value, allowed)
 
 
 __all__ = [

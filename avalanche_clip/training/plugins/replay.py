@@ -7,12 +7,13 @@ pool. Rounding, caps and the hash-based choice inside a step are ours.
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.benchmarks.quotas import (
     keep_smallest,
@@ -51,25 +52,20 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         seed: int | None = None,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+        require_choice("kind", kind, KINDS)
         if kind != "all":
-            valid = buffer_size == "current" or (
-                isinstance(buffer_size, Integral)
-                and not isinstance(buffer_size, bool)
-                and buffer_size >= 0
-            )
-            if not valid:
+            try:
+                if buffer_size != "current":
+                    buffer_size = as_size(buffer_size, "buffer_size", least=0)
+            except ValueError:
                 raise ValueError(
                     f"buffer_size={buffer_size!r}: kind={kind!r} needs the number of "
                     "old samples in the pool (>= 0), or 'current'."
-                )
+                ) from None
         elif buffer_size is not None:
             raise ValueError("kind='all' keeps everything; leave buffer_size out.")
         self.kind = kind
-        self.buffer_size = (
-            int(buffer_size) if isinstance(buffer_size, Integral) else buffer_size
-        )
+        self.buffer_size = buffer_size
         self.redistribute = redistribute
         self.seed = seed
         self.stored: list[int] = []

@@ -16,9 +16,12 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import ImageTextBatch
-from avalanche_clip.benchmarks.data import attribute_array, concatenate
+from avalanche_clip.benchmarks.data import attribute_array, concatenate, item_fields
 from avalanche_clip.training.loader import SeededItems, TrainLoader
+from avalanche_clip.training.prompt_batch import PromptBatch
 
 TARGETS = ("teacher", "student")
 FROM_MEMORY = "from_memory"
@@ -67,6 +70,11 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     stored (DER). Contrastive losses see the whole batch. With other strategies ER
     adds no term beyond the larger batch, DER that distance.
 
+    On class names (:class:`ClassNameTemplate`) the text of a sample is the prompt of
+    its class, and the label space ``"current"`` holds the classes that may be drawn
+    in the experience: those stored at its start. ``"own"`` has no place for old
+    samples and is refused.
+
     Memory: where each stored sample is and the seed of its augmentation, so that an
     old item is read again as it was, with the same caption, through the tokenizer of
     today; for DER also one feature each. Time: the old items are read in the main
@@ -102,12 +110,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     ):
         super().__init__()
         for name, value in (("buffer_size", buffer_size), ("replay_size", replay_size)):
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is unknown; use one of {TARGETS}.")
-        if not weight >= 0:
-            raise ValueError(f"weight={weight} must not be negative.")
+            if name == "buffer_size" or value is not None:
+                as_size(value, name)
+        require_choice("target", target, TARGETS)
+        as_finite(weight, "weight", low=0)
         self.buffer_size = buffer_size
         self.replay_size = replay_size
         self.target = target
@@ -123,6 +129,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._offered = np.empty(0, dtype=bool)
         self._datasets: dict[int, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
+        self._classes: tuple[int, ...] = ()
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
         self._sizes: list[int] = []
 
@@ -164,6 +171,20 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order], order
         self._offered = np.zeros(len(dataset), dtype=bool)
+        self._classes = self._classes_of(self.replayed_data(strategy))
+
+    def _classes_of(self, dataset: Any) -> tuple[int, ...]:
+        """Classes of a data set, ascending; none without data or targets."""
+        if dataset is None or "targets" not in item_fields(dataset):
+            return ()
+        return tuple(np.unique(attribute_array(dataset, "targets")).tolist())
+
+    def replayed_classes(self, strategy: Any) -> tuple[int, ...]:
+        """Return the classes that may be drawn in the running experience.
+
+        :param strategy: unused; part of the interface.
+        """
+        return self._classes
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
@@ -184,7 +205,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         if not len(chosen):
             self._append_none(strategy)
             return
-        old = [part.to(strategy.device) for part in self._read(strategy, chosen)]
+        old = self._read(strategy, chosen)
+        if isinstance(batch, PromptBatch):
+            strategy.check_ids(old[1])
+        old = [part.to(strategy.device) for part in old]
         if self.target == "student":
             assert self._targets is not None
             target = self._targets[torch.from_numpy(chosen)].to(strategy.device)
@@ -246,7 +270,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         output = strategy.global_features
         aux = output.aux or {}
         old = distributed.gather_rows(batch[FROM_MEMORY]).bool()
-        student = raw_text_features(output)
+        student = _sample_texts(strategy)
         teacher = aux.get("teacher_text")
         value = student.new_zeros(())
         if teacher is not None:
@@ -305,7 +329,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._slots[slots, 1] = positions
         self._seeds[slots] = self._new[rows]
         if self.target == "student":
-            features = raw_text_features(strategy.global_features).detach()
+            features = _sample_texts(strategy).detach()
             # Each process's part of the features ends with its old samples.
             starts = np.cumsum([0, *self._sizes])
             owner = np.searchsorted(starts, rows, side="right") - 1
@@ -328,6 +352,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
             "offered": torch.from_numpy(self._offered.copy()),
+            "classes": list(self._classes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -338,12 +363,21 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
         self._offered = state["offered"].cpu().numpy().copy()
+        self._classes = tuple(int(i) for i in state.get("classes", ()))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""
         stream = benchmark.streams["train"]
         for index in range(len(stream)):
             self._datasets.setdefault(index, stream[index].dataset)
+
+
+def _sample_texts(strategy: Any) -> Tensor:
+    """Raw text features of the samples of the whole batch, ``(B, D)``."""
+    features = raw_text_features(strategy.global_features)
+    if isinstance(strategy.mb_x, PromptBatch):  # one text per class
+        features = features[distributed.gather_rows(strategy.mb_y)]
+    return features
 
 
 def raw_text_features(output: Any) -> Tensor:
@@ -372,8 +406,13 @@ def join_batches(
     :param old: another one with the same entries.
     :param pad_id: fills the captions of the batch with the shorter ones.
     :return: one batch with ``from_memory``, int64: 0 for the first, 1 for the second.
+        Prompts of classes, which belong to no sample, stay those of the first.
     :raises ValueError: if the batches hold different entries.
     """
+    prompts = new["text"] if isinstance(new, PromptBatch) else None
+    if prompts is not None:
+        new = type(new)((k, v) for k, v in new.items() if k != "text")
+        old = type(old)((k, v) for k, v in old.items() if k not in ("text", "owner"))
     if set(new) != set(old):
         raise ValueError(
             f"Old items have {sorted(old)}, new ones {sorted(new)}; give the data of "
@@ -388,9 +427,11 @@ def join_batches(
         elif key == "owner":
             other = other + len(new)
         joined[key] = torch.cat([value, other])
-    sizes = torch.tensor([len(new), len(old)], device=joined["owner"].device)
+    sizes = torch.tensor([len(new), len(old)], device=joined["image"].device)
     marks = torch.arange(2, device=sizes.device)
     joined[FROM_MEMORY] = torch.repeat_interleave(marks, sizes)
+    if prompts is not None:
+        joined["text"] = prompts
     return joined
 
 

@@ -14,6 +14,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip._numbers import as_finite
+
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
 
@@ -86,9 +88,10 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
                 raise ValueError(f"factors={factors!r}; use 'step' or a list.")
             self.factors: str | tuple[float, ...] = factors
         else:
-            self.factors = tuple(float(f) for f in factors)
-            if not self.factors or min(self.factors) <= 0:
-                raise ValueError(f"factors={factors} must be positive numbers.")
+            if not len(factors):
+                raise ValueError("factors=() must be positive numbers; it is empty.")
+            wanted = f"factors={list(factors)} must be positive numbers; one of them"
+            self.factors = tuple(as_finite(f, wanted, above=0) for f in factors)
 
     def budget_multiplier(self, strategy: Any) -> float:
         """Multiple of the budget in the running experience."""

@@ -7,6 +7,7 @@ released code, from which this differs where said below.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
@@ -74,15 +77,12 @@ class TokenEmbeddingExpansionSettings:
             ("scale_target", self.scale_target, SCALE_TARGETS),
             ("active_rows", self.active_rows, ("auto", True, False)),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {allowed}.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+            require_choice(name, value, allowed)
+        as_finite(self.weight_decay, "weight_decay", low=0)
         oracle = self.oracle_vocabulary
         if oracle is not None and not isinstance(oracle, LearntVocabulary):
             self.oracle_vocabulary = list(oracle)
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size={self.vocab_size} must be positive.")
+        as_size(self.vocab_size, "vocab_size")
         if self.scale_target == "update" and "g" not in (self.regularize or ""):
             raise ValueError(
                 "scale_target='update' scales the step instead of the gradient, which "
@@ -152,6 +152,7 @@ class TokenEmbeddingExpansionPlugin(
         self._before: Tensor | None = None
         self._handles: list[Any] = []
         self._oracle_added = False
+        self._prepared: weakref.ref[Any] | None = None
 
     # --------------------------------------------------------------- set-up
     def check_compatible(self, strategy: Any) -> None:
@@ -159,6 +160,17 @@ class TokenEmbeddingExpansionPlugin(
 
         :raises ValueError: if active rows are asked for where they are not exact.
         """
+        # Asked again for a plugin that was added later, it leaves the model alone.
+        if self._prepared is None or self._prepared() is not strategy:
+            self._prepare(strategy)
+            self._prepared = weakref.ref(strategy)
+        reason = self._inexact(strategy)
+        if self.active_rows is True and reason:
+            raise ValueError(
+                f"active_rows=True is not exact here: {reason}. Use 'auto' or False."
+            )
+
+    def _prepare(self, strategy: Any) -> None:
         table = find_token_embedding(strategy.model)
         if table is None:
             table = attach_token_embedding(strategy.model, **self.tokenizer_options)
@@ -166,11 +178,6 @@ class TokenEmbeddingExpansionPlugin(
         table.seed = strategy.seed if self.table_seed is None else self.table_seed
         if self.freeze:
             train_tokens_only(strategy.model, also=("cross_modal.",))
-        reason = self._inexact(strategy)
-        if self.active_rows is True and reason:
-            raise ValueError(
-                f"active_rows=True is not exact here: {reason}. Use 'auto' or False."
-            )
 
     def _inexact(self, strategy: Any) -> str:
         """Why training only the active rows may differ, empty if it does not."""

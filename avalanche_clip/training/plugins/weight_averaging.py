@@ -8,12 +8,14 @@ weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
+
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 
 MODES = ("we", "wise", "we+wise", "ema")
 ANCHORS = ("start", "initial")
@@ -79,8 +81,7 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     ):
         super().__init__()
         _check_settings(mode, interval, alpha, anchor, decay)
-        if score not in SCORES:
-            raise ValueError(f"score={score!r} is unknown; use one of {SCORES}.")
+        require_choice("score", score, SCORES)
         self.mode = mode
         self.interval = (1 if mode == "ema" else 100) if interval is None else interval
         self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
@@ -131,7 +132,6 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     # ---------------------------------------------------------------- hooks
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Take the start, when all plugins have set the weights."""
-        self._restore(strategy)  # after an evaluation that was interrupted
         if strategy.clock.train_exp_iterations > 0:
             return
         self.merged = 0
@@ -182,6 +182,10 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Go on training with the student."""
         self._restore(strategy)
 
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go on with the student too."""
+        self._restore(strategy)
+
     def _restore(self, strategy: Any) -> None:
         if self._student:
             _load(dict(strategy.model.named_parameters()), self._student)
@@ -217,10 +221,8 @@ def _check_settings(
     anchor: str,
     decay: float | None,
 ) -> None:
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r} is unknown; use one of {MODES}.")
-    if anchor not in ANCHORS:
-        raise ValueError(f"anchor={anchor!r} is unknown; use one of {ANCHORS}.")
+    require_choice("mode", mode, MODES)
+    require_choice("anchor", anchor, ANCHORS)
     unused = {
         "interval": interval is not None and mode == "wise",
         "alpha": alpha is not None and "wise" not in mode,
@@ -230,12 +232,11 @@ def _check_settings(
     for name, given in unused.items():
         if given:
             raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
-    whole = isinstance(interval, Integral) and not isinstance(interval, bool)
-    if interval is not None and not (whole and interval >= 1):
-        raise ValueError(f"interval={interval} must be an integer >= 1.")
+    if interval is not None:
+        as_size(interval, "interval")
     for name, value in (("alpha", alpha), ("decay", decay)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value} must lie in [0, 1].")
+        if value is not None:
+            as_finite(value, name, low=0, high=1)
 
 
 def _has_statistics(module: nn.Module) -> bool:

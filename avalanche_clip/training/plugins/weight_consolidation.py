@@ -13,6 +13,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_finite
+
 
 class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Add ``weight * sum_p (theta_p - start_p)^2`` to the loss.
@@ -34,8 +36,7 @@ class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  #
 
     def __init__(self, weight: float = 1.0):
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight={weight} must not be negative.")
+        as_finite(weight, "weight", low=0)
         self.weight = weight
         self.start: dict[str, Tensor] = {}
         """Weights at the start of the running experience, else empty."""

@@ -15,6 +15,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
 from avalanche_clip.models import (
@@ -287,8 +289,7 @@ class CLLCLIP(ContrastiveTemplate):
         **kwargs: Any,
     ):
         _check(trainable, warmup_fraction, cross_lingual_weight, cross_modal_weight)
-        if isinstance(length_groups, bool) or length_groups < 1:
-            raise ValueError(f"length_groups={length_groups!r} must be at least 1.")
+        as_size(length_groups, "length_groups")
         self.length_groups = length_groups
         self.trainable = trainable
         self.warmup_fraction = warmup_fraction
@@ -434,14 +435,13 @@ def _prepare(
 
 
 def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
-    if trainable not in TRAINABLE:
-        raise ValueError(f"trainable={trainable!r} is unknown; use one of {TRAINABLE}.")
-    if not 0.0 <= warmup < 1.0:
-        raise ValueError(f"warmup_fraction={warmup} must lie in [0, 1).")
-    if not (lingual >= 0 and modal >= 0 and lingual + modal > 0):
+    require_choice("trainable", trainable, TRAINABLE)
+    as_finite(warmup, "warmup_fraction", low=0, below=1)
+    as_finite(lingual, "cross_lingual_weight", low=0)
+    as_finite(modal, "cross_modal_weight", low=0)
+    if lingual + modal == 0:
         raise ValueError(
-            f"cross_lingual_weight={lingual} and cross_modal_weight={modal} must not "
-            "be negative, nor both be 0."
+            "cross_lingual_weight and cross_modal_weight must not both be 0."
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.training.optim import one_group
 from avalanche_clip.training.plugins.reference_distillation import (
     FrozenLogitScalePlugin,
@@ -314,9 +315,10 @@ def _with_frozen_scale(make: Callable[[], list[Any]]) -> list[Any]:
 
 def _rates(lr: Any) -> tuple[float, ...]:
     rates = (lr,) if isinstance(lr, Real) else tuple(lr)
-    if not rates or not all(rate > 0 for rate in rates):
-        raise ValueError(f"lr={lr} must be a positive number, or one per experience.")
-    return tuple(float(rate) for rate in rates)
+    wanted = f"lr={lr} must be a positive number, or one per experience; one rate"
+    if not rates:
+        raise ValueError(f"{wanted} is needed.")
+    return tuple(as_finite(rate, wanted, above=0) for rate in rates)
 
 
 __all__ = [

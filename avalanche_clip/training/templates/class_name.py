@@ -14,9 +14,10 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.data import item_fields
-from avalanche_clip.benchmarks.integers import as_integer
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.prompt_batch import (
@@ -92,6 +93,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         range, retrieval metrics, or a plugin that needs pairs.
     """
 
+    reads_captions = False
     refused_plugins = {
         "OffDiagonalAlignmentPlugin": (
             "it aligns the square matrix of image-text pairs; use "
@@ -124,13 +126,9 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             ("label_space", label_space),
             ("eval_label_space", label_space if same else eval_label_space),
         ):
-            if space not in LABEL_SPACES:
-                raise ValueError(f"{name}={space!r} is unknown; use {LABEL_SPACES}.")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
-        text_batch_size = as_integer(text_batch_size, "text_batch_size")
-        if text_batch_size < 1:
-            raise ValueError(f"text_batch_size={text_batch_size} must be at least 1.")
+            require_choice(name, space, LABEL_SPACES)
+        as_finite(label_smoothing, "label_smoothing", low=0, below=1)
+        text_batch_size = as_size(text_batch_size, "text_batch_size")
         self.label_space = label_space
         self.eval_label_space: str = eval_label_space or label_space
         self._warned_of_space = False
@@ -151,7 +149,14 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             evaluator=evaluator,
             **kwargs,
         )
+
+    def check_setup(self) -> None:
+        """Also refuse plugins that both score classes, and retrieval metrics."""
+        super().check_setup()
         _check_combination(self)
+
+    def _column_classes(self) -> Tensor:
+        return self.mb_classes
 
     # -------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -180,7 +185,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     def _unpack_minibatch(self) -> None:
         assert self.mbatch is not None
-        self._check_ids(self.mbatch[1])
+        self.check_ids(self.mbatch[1])
         super()._unpack_minibatch()
         if self.is_training:
             batch = PromptBatch(
@@ -189,7 +194,12 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
             batch["text"] = self._prompts_of_space()
             self.mbatch[0] = batch
 
-    def _check_ids(self, targets: Tensor) -> None:
+    def check_ids(self, targets: Tensor) -> None:
+        """Raise for a class outside the running label space.
+
+        :param targets: global ids.
+        :raises ValueError: naming the class and the label space.
+        """
         ids = np.asarray(self.label_ids)
         wrong = np.setdiff1d(targets.cpu().numpy(), ids)
         if wrong.size:
@@ -240,6 +250,10 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     def _after_eval_exp(self, **kwargs: Any) -> None:
         super()._after_eval_exp(**kwargs)
+        self._eval_space, self._eval_matrices = None, {}
+
+    def _eval_cleanup(self) -> None:
+        super()._eval_cleanup()  # also after an evaluation that failed
         self._eval_space, self._eval_matrices = None, {}
 
     def _check_eval_space(self) -> None:

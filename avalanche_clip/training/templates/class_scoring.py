@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip._contexts import evaluating
-from avalanche_clip.benchmarks.integers import as_integer
+from avalanche_clip._numbers import as_integer
 from avalanche_clip.models.output import CLIPOutput, unit_features
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.frozen_texts import text_fingerprint

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks import CLExperience
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
@@ -26,20 +27,40 @@ from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.compatibility import check_planned, check_plugins
+from avalanche_clip.training.compatibility import (
+    check_planned,
+    check_plugins,
+    running_order,
+)
 from avalanche_clip.training.resume import apply_pending
-from avalanche_clip.training.schedules import SCHEDULES
+from avalanche_clip.training.stock_metrics import (
+    ClassView,
+    check_classes,
+    check_metrics,
+)
 from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.loader_mixin import (
     LoaderMixin,
     has_deterministic_images,
 )
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
+from avalanche_clip.training.templates.options import (
+    check_keywords,
+    check_options,
+    known_options,
+    refuse_unknown,
+    warn_batch_norm,
+)
 from avalanche_clip.training.templates.plan_mixin import PlanMixin
 from avalanche_clip.training.templates.step_mixin import (
-    PRECISIONS,
     NonFiniteLossError,
     StepMixin,
+)
+from avalanche_clip.training.watchers import (
+    check_step,
+    check_watchers,
+    forget_values,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,7 +77,7 @@ def default_clip_evaluator() -> EvaluationPlugin:
 
 
 class CLIPTemplate(
-    StepMixin, PlanMixin, OptimizerMixin, LoaderMixin, SupervisedTemplate
+    StepMixin, PlanMixin, EvalMixin, OptimizerMixin, LoaderMixin, SupervisedTemplate
 ):
     """Base of all strategies that train a CLIP-like model.
 
@@ -95,6 +116,11 @@ class CLIPTemplate(
         the model's own randomness in training.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> CLIPTemplate:
+        """Refuse unknown keywords before Avalanche does, which guesses nothing."""
+        refuse_unknown(cls, sorted(set(kwargs) - known_options(cls)))
+        return super().__new__(cls)
+
     def __init__(
         self,
         *,
@@ -123,7 +149,7 @@ class CLIPTemplate(
         seed: int = 0,
         **kwargs: Any,
     ):
-        _refuse_unknown(self, kwargs)
+        refuse_unknown(type(self), sorted(kwargs))
         settings = {
             "schedule": schedule,
             "precision": precision,
@@ -134,7 +160,13 @@ class CLIPTemplate(
             "later_warmup_iterations": later_warmup_iterations,
             "clip_grad_norm": clip_grad_norm,
         }
-        _check_options(seed=seed, **settings)
+        check_options(
+            seed=seed,
+            eval_mb_size=eval_mb_size,
+            eval_every=eval_every,
+            peval_mode=peval_mode,
+            **settings,
+        )
         for name, value in settings.items():
             setattr(self, name, value)
         self.seed = int(seed)
@@ -161,10 +193,9 @@ class CLIPTemplate(
         self._remember_optimizer(model)
         self._new_scaler()
         self._init_state()
-        self._give_up_schedule()
-        check_plugins(self)
+        self.check_setup()
         if accumulation_steps > 1:
-            _warn_batch_norm(model)
+            warn_batch_norm(model)
 
     # ---------------------------------------------------------------- state
     def _init_state(self) -> None:
@@ -180,6 +211,8 @@ class CLIPTemplate(
         self.loss_terms: dict[str, Tensor] = {}
         self.in_training = False
         """Whether ``train`` is running, nested evaluations included."""
+        self.training_experience: Any = None
+        self._checked: list[Any] = []
         self.step_phase = ""
         """``"open"`` while a step or the start of an experience changes the run,
         ``"counting"`` while a step is done but the clock has not moved; else empty."""
@@ -200,6 +233,17 @@ class CLIPTemplate(
         assert self.mbatch is not None
         return self.mbatch[1]
 
+    def class_view(self, width: int = 0) -> ClassView:
+        """The strategy with ``mb_y`` and ``mb_output`` by global class id.
+
+        :param width: smallest number of columns.
+        """
+        return ClassView(self, self.mb_targets, self._column_classes(), width)
+
+    def _column_classes(self) -> Tensor:
+        """Global id of each column of ``mb_output``."""
+        raise NotImplementedError
+
     def add_loss(self, name: str, value: Tensor) -> None:
         """Add a term to the loss of this step (call in ``before_backward``).
 
@@ -213,15 +257,65 @@ class CLIPTemplate(
         self.loss = self.loss + value
 
     # ------------------------------------------------------------- training
-    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        """Train as Avalanche does; see its ``BaseTemplate.train``."""
+    def check_setup(self) -> None:
+        """Check and repair plugins and metrics, if there are others than before.
+
+        ``train`` and ``eval`` call it, so that those that are appended after
+        construction are treated like the others.
+
+        :raises ValueError: naming what cannot work, the reason and the replacement.
+        """
+        have = [*self.plugins, self.evaluator, *self.evaluator.metrics]
+        if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
+            return
+        if self._checked:  # Avalanche has looked at those of the constructor
+            self._check_plugin_compatibility()
+            self._distributed_check = False
+        self._give_up_schedule()
+        check_plugins(self)
+        check_metrics(self)
+        self._checked = [*self.plugins, self.evaluator, *self.evaluator.metrics]
+
+    def train(
+        self, experiences: Any, eval_streams: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Train as Avalanche does; see its ``BaseTemplate.train``.
+
+        :param experiences: one, or several to be trained one after the other.
+        :param eval_streams: what a strategy with ``eval_every`` is evaluated on in
+            training: experiences and streams, grouped by stream; default the
+            training experiences.
+        :param kwargs: for the loaders and callbacks.
+        :return: the newest value of each metric.
+        :raises ValueError: also if a plugin that watches these evaluations can never
+            act.
+        """
+        self.check_setup()
+        check_keywords("train", kwargs, self)
+        if not isinstance(experiences, (CLExperience, Sequence)):
+            experiences = list(experiences)
+        given = experiences if eval_streams is None else eval_streams
+        unused = eval_streams is None and self.eval_every < 0
+        groups = [] if unused else by_stream(given)
+        check_watchers(self, [group[0].origin_stream.name for group in groups])
+        forget_values(self)
+        single = isinstance(experiences, CLExperience)
         self.in_training = True
+        self.training_experience = (
+            experiences if single else next(iter(experiences), None)
+        )
         try:
-            super().train(experiences, eval_streams, **kwargs)
+            with running_order(self):
+                found: dict[str, Any] = super().train(experiences, groups, **kwargs)
+            return found
         finally:
             self.in_training = False
+            self.training_experience = None
 
     def _before_training_exp(self, **kwargs: Any) -> None:
+        self.training_experience = self.experience
+        check_step(self, self.experience, self._eval_streams or [])
+        check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
         self._seed_experience()
         self.compute.start_experience()
@@ -254,10 +348,6 @@ class CLIPTemplate(
     def _train_exp(
         self, experience: Any, eval_streams: Any = None, **kwargs: Any
     ) -> None:
-        eval_streams = [experience] if eval_streams is None else list(eval_streams)
-        for i, stream in enumerate(eval_streams):
-            if not isinstance(stream, Iterable):
-                eval_streams[i] = [stream]
         # A stop in the last epoch of one experience must not end the next one.
         self._stop_training = False
         for epoch in range(self.clock.train_exp_epochs, self.train_epochs):
@@ -346,14 +436,38 @@ class CLIPTemplate(
     # ----------------------------------------------------------- evaluation
     @torch.no_grad()
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
-        """Evaluate on a stream; random generators stay where they were."""
-        with kept_rng(self.device):
-            return super().eval(exp_list, **kwargs)
+        """Evaluate on experiences and streams, one stream after the other.
+
+        Random generators stay where they were. An evaluation that fails or is
+        interrupted leaves the strategy, its metrics and its loggers as before.
+
+        :param exp_list: an experience, a stream, or a list of them, which are grouped
+            by stream as ``train`` groups ``eval_streams``.
+        :param kwargs: for the loader and callbacks.
+        :return: the newest value of each metric.
+        """
+        self.check_setup()
+        check_keywords("eval", kwargs, self)
+        groups = by_stream(exp_list)
+        if not groups:
+            raise ValueError("There is nothing to evaluate: no experience was given.")
+        check_classes(self, [e.dataset for group in groups for e in group], "eval")
+        with (
+            kept_rng(self.device),
+            running_order(self),
+            self._undone_on_failure(),
+        ):
+            for group in groups:
+                with self._noted(group):
+                    super().eval(group, **kwargs)
+        found: dict[str, Any] = self.evaluator.get_last_metrics()
+        return found
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"
         super()._after_training_exp(**kwargs)
         self.step_phase = ""
+        forget_values(self)
         experience, self.experience = self.experience, None
         for hook in self._hooks("experience_completed"):
             hook(self)
@@ -363,48 +477,6 @@ class CLIPTemplate(
     def _resume(self) -> None:
         """Put back the state of an interrupted experience (see load_state)."""
         apply_pending(self)
-
-
-def _refuse_unknown(strategy: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs:
-        raise TypeError(
-            f"{type(strategy).__name__} got unknown argument(s) {sorted(kwargs)}; see "
-            "CLIPTemplate for those that every strategy takes."
-        )
-
-
-def _check_options(**options: Any) -> None:
-    if options["schedule"] not in SCHEDULES:
-        raise ValueError(
-            f"schedule={options['schedule']!r} is unknown; use one of {SCHEDULES}."
-        )
-    if options["precision"] not in PRECISIONS:
-        raise ValueError(
-            f"precision={options['precision']!r} is unknown; use one of "
-            f"{tuple(PRECISIONS)}."
-        )
-    for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
-        if not isinstance(options[name], Integral) or options[name] < 1:
-            raise ValueError(f"{name}={options[name]} must be an integer >= 1.")
-    for name in ("warmup_iterations", "later_warmup_iterations"):
-        if not isinstance(options[name], Integral) or options[name] < 0:
-            raise ValueError(f"{name}={options[name]} must be an integer >= 0.")
-    seed = options["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} must be an integer.")
-    clip = options["clip_grad_norm"]
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip_grad_norm={clip} must be positive, or None.")
-
-
-def _warn_batch_norm(model: nn.Module) -> None:
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if any(isinstance(m, norms) for m in model.modules()):
-        warnings.warn(
-            "The model has batch normalisation: statistics of chunks differ from those "
-            "of the whole batch, so accumulation does not equal the big batch.",
-            stacklevel=3,
-        )
 
 
 __all__ = ["CLIPTemplate", "NonFiniteLossError", "default_clip_evaluator"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import contrastive_loss, siglip_loss
 from avalanche_clip.models.output import CLIPOutput
@@ -31,8 +32,7 @@ class ContrastiveCriterion(nn.Module):
 
     def __init__(self, positives: str = "diagonal"):
         super().__init__()
-        if positives not in POSITIVES:
-            raise ValueError(f"positives={positives!r} is unknown; use {POSITIVES}.")
+        require_choice("positives", positives, POSITIVES)
         self.positives = positives
 
     def forward(self, output: CLIPOutput, targets: Tensor | None = None) -> Tensor:
@@ -92,6 +92,9 @@ class ContrastiveTemplate(CLIPTemplate):
     def mb_y(self) -> Tensor:
         """Column of each image's own caption: ``arange(B)``."""
         return torch.arange(len(self.mb_x), device=self.device)
+
+    def _column_classes(self) -> Tensor:
+        return self.mb_targets
 
     def _output(self, output: CLIPOutput) -> Tensor:
         first = self._first_captions(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class LabelSpaceMixin:
     device: torch.device
     eval_label_space: str
     experience: Any
+    _hooks: Callable[[str], Sequence[Any]]
     is_training: bool
     label_space: str
     mb_targets: Tensor
@@ -126,9 +127,14 @@ class LabelSpaceMixin:
 
     def _training_ids(self) -> tuple[int, ...]:
         # Replay replaces the loader, when the plugins before it have run.
-        source = (self.experience, self.adapted_dataset, self.dataloader)
+        drawn = [hook(self) for hook in self._hooks("replayed_classes")]
+        source = (self.experience, self.adapted_dataset, self.dataloader, *drawn)
         space = self._train_space
-        if space is None or any(a is not b for a, b in zip(space[0], source)):
+        if (
+            space is None
+            or len(space[0]) != len(source)
+            or any(a is not b for a, b in zip(space[0], source, strict=True))
+        ):
             ids = set(experience_ids(self.experience))
             if self.label_space == "all":
                 ids = set(self.class_prompts.ids)
@@ -136,6 +142,7 @@ class LabelSpaceMixin:
                 datasets = list(getattr(self.dataloader, "datasets", ()))
                 for dataset in (self.adapted_dataset, *datasets):
                     ids |= target_ids(dataset)
+                ids.update(*drawn)
                 if self.label_space == "seen":
                     ids |= set(self.seen_classes)
             space = self._train_space = (source, tuple(sorted(ids)))
@@ -209,8 +216,9 @@ def target_ids(dataset: Any) -> set[int]:
 def declared_ids(experience: Any) -> tuple[int, ...] | None:
     """Class ids that the benchmark gave an experience, or None."""
     ids = getattr(experience, "class_ids", None)
-    if ids is None:  # set by Avalanche's with_classes_timeline
-        ids = getattr(experience, "classes_in_this_experience", None)
+    if ids is None and "classes_in_this_experience" in vars(experience):
+        # Set by Avalanche's with_classes_timeline, not worked out of the data.
+        ids = experience.classes_in_this_experience
     return None if ids is None else tuple(dict.fromkeys(int(i) for i in ids))
 
 

@@ -23,6 +23,10 @@ from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_op
 class LoaderMixin:
     """Build training and evaluation loaders over ``adapted_dataset``."""
 
+    reads_captions = True
+    """Whether the model sees the captions of the data, and not prompts of classes."""
+
+    model: Any
     adapted_dataset: Any
     compute: ComputeBudget
     dataloader: Any
@@ -38,7 +42,7 @@ class LoaderMixin:
         """Build the resumable loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset)
+        require_prepared(dataset, self.model, captions=self.reads_captions)
         self._check_pool(dataset)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
@@ -81,7 +85,7 @@ class LoaderMixin:
         """Build a plain, unshuffled loader over ``adapted_dataset``."""
         dataset = self.adapted_dataset
         assert dataset is not None
-        require_prepared(dataset)
+        require_prepared(dataset, self.model, captions=self.reads_captions)
         options = worker_options(kwargs)
         options.setdefault("pin_memory", self.device.type == "cuda")
         self.dataloader = DataLoader(
@@ -99,16 +103,17 @@ def has_deterministic_images(dataset: Any) -> bool:
     True if every image transform of its training group says
     ``deterministic=True``; data without any are not known to be.
     """
-    found = list(_image_transforms(dataset._flat_data))
+    found = list(image_transforms(dataset._flat_data, "train"))
     return bool(found) and all(getattr(t, "deterministic", False) for t in found)
 
 
-def _image_transforms(node: Any) -> Iterator[Any]:
+def image_transforms(node: Any, group: str) -> Iterator[Any]:
+    """What a group of a tree of data does to images."""
     for name in ("_transform_groups", "_frozen_transform_groups"):
         groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from image_side(groups.get("train"))
+        yield from image_side(groups.get(group))
     for child in getattr(node, "_datasets", ()):
-        yield from _image_transforms(child)
+        yield from image_transforms(child, group)
 
 
 def image_side(transform: Any) -> Iterator[Any]:
@@ -124,4 +129,4 @@ def image_side(transform: Any) -> Iterator[Any]:
         yield transform
 
 
-__all__ = ["LoaderMixin", "has_deterministic_images"]
+__all__ = ["LoaderMixin", "has_deterministic_images", "image_transforms"]

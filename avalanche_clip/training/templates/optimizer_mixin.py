@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.training import optim
 
 
@@ -246,7 +247,10 @@ def _claim(
     taken = {n for g in extra for n in g["names"]}
     unknown = sorted(taken - set(named))
     if unknown:
-        raise ValueError(f"A plugin's param_groups name unknown parameters {unknown}.")
+        raise ValueError(
+            f"A plugin's param_groups name unknown parameters {unknown}."
+            f"{did_you_mean(unknown, named)}"
+        )
     rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
     return rest + extra
 

@@ -135,7 +135,7 @@ class PlanMixin:
     def _give_up_schedule(self) -> None:
         """Leave the learning rate to a stock scheduler plugin, if there is one."""
         names = {cls.__name__ for p in self.plugins for cls in type(p).__mro__}
-        if "LRSchedulerPlugin" not in names:
+        if "LRSchedulerPlugin" not in names or self.schedule is None:
             return
         if (
             self.schedule != "constant"

@@ -64,7 +64,7 @@ def check_stream(benchmark, sizes, order, names):
 def test_cifar100__steps_labels_and_names(cifar, steps):
     folder, (train, test) = cifar
     built = cil_cifar100(folder, steps, check="ignore")
-    names = ["apple", "aquarium fish", *(n.replace("_", " ") for n in disk.FINE)]
+    names = ["apple", "aquarium_fish", *disk.FINE]
     order = class_order("CIFAR100")
     check_stream(built, [100 // steps] * steps, order, names)
     assert sum(len(e.dataset) for e in built.train_stream) == len(train)
@@ -90,14 +90,17 @@ def test_cifar100__names_and_templates_may_be_given(cifar):
         label = class_order("CIFAR100").index(1)
         return built.class_prompts.name(label), built.class_prompts.templates(label)
 
-    assert first_names() == ("aquarium fish", ("a bad photo of a {}.",))
+    # As in the released codes of Continual-CLIP and ZSCL.
+    assert first_names() == ("aquarium_fish", ("a bad photo of a {}.",))
     assert first_names(keep_underscores=True)[0] == "aquarium_fish"
+    assert first_names(keep_underscores=False)[0] == "aquarium fish"
     names = [f"name {k}" for k in range(100)]
     assert first_names(class_names=names)[0] == "name 1"
     assert first_names(templates=["a {}.", "the {}."])[1] == ("a {}.", "the {}.")
     assert first_names(templates="a {}.")[1] == ("a {}.",)
-    with pytest.raises(ValueError, match="not both"):
-        first_names(class_names=names, keep_underscores=True)
+    for keep in (True, False):
+        with pytest.raises(ValueError, match="not both"):
+            first_names(class_names=names, keep_underscores=keep)
     with pytest.raises(ValueError, match="holds 99 names"):
         first_names(class_names=names[1:])
 

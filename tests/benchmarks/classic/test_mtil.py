@@ -15,9 +15,10 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     MTIL_ORDERS,
     MTIL_TEMPLATES,
     X_TAIL_NAMES,
+    X_TAIL_TEMPLATES,
     read_mtil_domain,
 )
-from tests.benchmarks.datasets.mtil import disk
+from tests.benchmarks.datasets.mtil import coop_files, disk
 from tests.benchmarks.streams import CharModel
 
 LOTUS = "lotus"
@@ -28,10 +29,13 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
     for name in MTIL_NAMES:
         disk.WRITERS[name](folder)
-    # A class whose name another domain has, too.
-    base = folder / "caltech101" / "101_ObjectCategories"
-    for number in range(5):
-        disk.save(base / LOTUS / f"image_{number + 1:04d}.jpg", 5, number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def x_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("x_tail")
+    coop_files.write_x_tail(folder)
     return folder
 
 
@@ -41,14 +45,14 @@ def accept(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def benchmarks(root):
+def benchmarks(root, x_root):
     """Both orders and X-TAIL; building them decodes nothing."""
     with pytest.MonkeyPatch.context() as patch:
         disk.accept_any_checksum(patch)
         return {
             "I": mtil(root, check="ignore"),
             "II": mtil(root, "II", check="ignore"),
-            "x": x_tail(root, check="ignore"),
+            "x": x_tail(x_root, check="ignore"),
         }
 
 
@@ -232,39 +236,103 @@ def test_mtil__unpublished_sizes(root):
         mtil(root, datasets=["DTD"], check="raise")
 
 
-def test_x_tail__domains_and_template(benchmarks):
+def test_x_tail__domains_templates_and_names(benchmarks):
     built = benchmarks["x"]
     assert domains(built) == list(X_TAIL_NAMES) and len(built.train_stream) == 10
     for experience in built.test_stream:
-        assert experience.templates == ("a photo of a {}.",)
+        assert experience.templates == (X_TAIL_TEMPLATES[experience.domain],)
+    first = {
+        e.domain: built.class_prompts.prompts(e.class_ids)[0] for e in built.test_stream
+    }
+    assert first["MNIST"] == 'a photo of a number: "0 - zero".'
+    assert first["DTD"] == "banded texture."
+    assert first["EuroSAT"] == (
+        "a centered satellite photo of Annual Crop Land satellite location."
+    )
+    assert first["Food"] == "a photo of apple pie, a type of food."
+    assert first["Aircraft"] == "a photo of a 707-320, a type of aircraft."
+    assert built.shots == 16 and built.protocol == "multi_domain"
+
+
+def test_x_tail__one_template_for_all(x_root):
+    built = x_tail(
+        x_root, datasets=["DTD", "MNIST"], templates="a photo of a {}.", check="ignore"
+    )
+    assert built.class_prompts.prompts()[:3] == [
+        "a photo of a banded.",
+        "a photo of a polka-dotted.",
+        'a photo of a number: "0 - zero".',
+    ]
 
 
 def test_x_tail__equal_names_stay_two_classes(benchmarks):
     prompts = benchmarks["x"].class_prompts
     lotus = [i for i in prompts.ids if prompts.name(i) == LOTUS]
     assert [prompts.domain(i) for i in lotus] == ["Caltech101", "Flowers"]
-    first, second = prompts.prompts(lotus)
-    assert first == second == "a photo of a lotus."
     experiences = {e.domain: e for e in benchmarks["x"].test_stream}
     assert lotus[0] in experiences["Caltech101"].class_ids
     assert lotus[1] in experiences["Flowers"].class_ids
     assert lotus[1] not in experiences["Caltech101"].class_ids
-    # In MTIL each has the templates of its domain.
-    assert benchmarks["I"].class_prompts.domain_names == MTIL_NAMES
 
 
-def test_x_tail__sixteen_shots_order_and_subset(root, tmp_path):
-    for number in range(20):
-        path = tmp_path / "eurosat" / "2750" / "Forest" / f"Forest_{number}.jpg"
-        disk.save(path, 0, number)
+def pictures(experience):
+    """Colours of all training pictures of an experience."""
+    items = [experience.dataset[k][0] for k in range(len(experience.dataset))]
+    return [item.getpixel((3, 3)) for item in items]
+
+
+@pytest.mark.parametrize("shots", [1, 3, 16])
+def test_x_tail__every_class_has_all_its_shots(x_root, shots):
+    names = ["Caltech101", "Flowers", "Aircraft"]
+    built = x_tail(x_root, shots=shots, datasets=names, check="ignore")
+    for experience in built.train_stream:
+        counts = np.unique(targets(experience), return_counts=True)[1]
+        assert counts.tolist() == [shots] * len(experience.class_ids)
+        # Three images per class are there (one in Aircraft): more are repeats.
+        there = 1 if experience.domain == "Aircraft" else 3
+        distinct = len(set(pictures(experience))) / len(experience.class_ids)
+        assert distinct <= min(there, shots)
+        if shots <= there:
+            assert distinct == shots
+        ids = attribute_array(experience.dataset, "sample_id")
+        assert len(np.unique(ids)) == len(ids)
+    prepared = prepare_benchmark(built, CharModel())  # ids are unique everywhere
+    assert len(prepared.train_stream) == 3
+
+
+def test_x_tail__draws_depend_on_the_seed_alone(x_root):
+    def drawn(order="I", seed=42, names=("Flowers", "SUN397")):
+        built = x_tail(x_root, order, seed=seed, datasets=names, check="ignore")
+        return {e.domain: pictures(e) for e in built.train_stream}
+
+    first = drawn()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    assert drawn("II") == first
+    assert drawn(names=("Flowers",))["Flowers"] == first["Flowers"]
+    assert drawn(seed=1) != first
+
+
+def test_x_tail__enough_images_are_drawn_without_replacement(tmp_path):
+    coop_files.write_list(tmp_path, "EuroSAT", train=17)
     built = x_tail(tmp_path, datasets=["EuroSAT"], check="ignore")
-    assert len(built.train_stream[0].dataset) == 16 == int(0.8 * 20)
-    built = x_tail(root, "II", shots=1, datasets=["Food", "EuroSAT"], check="ignore")
+    assert len(built.train_stream[0].dataset) == 32
+    assert len(set(pictures(built.train_stream[0]))) == 32
+    whole = x_tail(tmp_path, shots=None, datasets=["EuroSAT"], check="ignore")
+    assert len(whole.train_stream[0].dataset) == 34 and whole.shots is None
+
+
+def test_x_tail__orders_and_subsets(x_root, root):
+    built = x_tail(x_root, "II", datasets=["Food", "EuroSAT"], check="ignore")
     assert domains(built) == ["Food", "EuroSAT"]
-    sizes = [len(experience.dataset) for experience in built.train_stream]
-    assert sizes[0] == 3 and sizes[1] <= 10
     with pytest.raises(ValueError, match="Unknown data set 'CIFAR100'"):
-        x_tail(root, datasets=["CIFAR100"], check="ignore")
+        x_tail(x_root, datasets=["CIFAR100"], check="ignore")
+    # MTIL's files are not X-TAIL's.
+    with pytest.raises(FileNotFoundError, match="split_zhou_Caltech101.json"):
+        x_tail(root, datasets=["Caltech101"], check="ignore")
+    for wrong in (0, True, 2.0):
+        with pytest.raises(ValueError, match="shots"):
+            x_tail(x_root, shots=wrong, datasets=["DTD"], check="ignore")
 
 
 def test_mtil__is_ready_for_a_model(root):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -324,7 +325,7 @@ def test_damaged_files__are_named(tmp_path):
     path = tmp_path / "test.json"
     path.write_text('[{"image": "a.jpg",')
     for read in (read_annotations, read_ground_truth):
-        with pytest.raises(ValueError, match=r"test\.json is no JSON"):
+        with pytest.raises(ValueError, match=r"test\.json is not a JSON text"):
             read(path)
     whole = tmp_path / "whole.tsv.gz"
     write_gz(whole, "one\ntwo\n")
@@ -333,7 +334,7 @@ def test_damaged_files__are_named(tmp_path):
     plain = tmp_path / "plain.tsv.gz"
     plain.write_bytes(b"one")
     for path in (cut, plain):
-        with pytest.raises(ValueError, match=f"{path.name} cannot be unpacked"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a gzipped file"):
             read_table(path, 1)
 
 
@@ -342,3 +343,70 @@ def test_xm3600__a_caption_that_is_no_list_is_refused(tmp_path):
     path.write_text('{"image/key": "a", "en": {"caption": "two cats"}}\n')
     with pytest.raises(ValueError, match="line 1 does not fit.*two cats"):
         XM3600(path).test("en")
+
+
+# ------------------------------------------------------------- as downloaded
+def as_downloaded(root, english=True):
+    """Take away what the authors' scripts derive."""
+    write_coco(root)
+    corpus = root / "data/corpus/multilingual_coco/36langs"
+    for folder in ("triplet", "vision_text", "plain_text", "embeddings"):
+        shutil.rmtree(corpus / folder)
+    (corpus / "coco_en-en.tsv.gz").unlink()
+    if not english:
+        (corpus / "coco_en.tsv.gz").unlink()
+    return corpus
+
+
+@pytest.mark.parametrize("english", [True, False])
+@pytest.mark.parametrize("order", [("en", "de"), ("de", "en"), ("de",)])
+def test_downloaded_files__are_enough(tmp_path, english, order):
+    as_downloaded(tmp_path, english)
+    write_pictures(tmp_path / "pictures")
+    source = Coco36(tmp_path, tmp_path / "pictures")
+    for code in order:
+        data = source.train(code)
+        captions = GERMAN if code == "de" else ENGLISH
+        assert [data.text(row) for row in range(3)] == list(captions)
+        assert [data.english(row) for row in range(3)] == list(ENGLISH)
+        assert [data.image_name(row) for row in range(3)] == [PICTURES[r] for r in ROWS]
+        assert data.image_id.tolist() == list(ROWS)
+        assert data.text_id.tolist() == [0, 1, 2]
+        assert data[2][0].size == (6, 4)
+        assert list(source.plain_text(code)) == list(captions)
+    assert source.check(order) == 3
+    assert source.annotations("de", "test").text(1) == [GERMAN[2]]
+
+
+def test_downloaded_files__rows_must_belong_together(tmp_path):
+    corpus = as_downloaded(tmp_path)
+    path = corpus / "coco_en-de.tsv.gz"
+    # Blanks and marks may have been tidied up.
+    write_gz(path, lines(["A red  dog.", "the dog runs", "two cats"], GERMAN))
+    assert Coco36(tmp_path).train("de").text(0) == GERMAN[0]
+    write_gz(path, lines([ENGLISH[k] for k in (1, 0, 2)], GERMAN))
+    with pytest.raises(ValueError, match=r"coco_en-de.*train\.json differ.*row 0"):
+        Coco36(tmp_path).train("de")
+    for rows in (ENGLISH[:2], (*ENGLISH, "more")):
+        write_gz(path, lines(rows, (*GERMAN, "mehr")[: len(rows)]))
+        with pytest.raises(ValueError, match=f"has {len(rows)} rows.*3 entries"):
+            Coco36(tmp_path).train("de")
+    # A language that does not fit the one that was read before.
+    write_gz(path, lines(["A red dog", *ENGLISH[1:]], GERMAN))
+    source = Coco36(tmp_path)
+    source.train("en")
+    with pytest.raises(ValueError, match="English caption of row 0"):
+        source.train("de").text(0)
+
+
+def test_downloaded_files__say_what_is_missing(tmp_path):
+    corpus = as_downloaded(tmp_path)
+    with pytest.raises(FileNotFoundError, match="coco_en-fr.tsv.gz"):
+        Coco36(tmp_path).train("fr").text(0)
+    (tmp_path / "data/annotations/coco/en/train.json").unlink()
+    with pytest.raises(FileNotFoundError, match="en/train.json"):
+        Coco36(tmp_path).train("de")
+    (corpus / "coco_en-de.tsv.gz").unlink()
+    (corpus / "coco_en.tsv.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="coco_en.tsv.gz"):
+        Coco36(tmp_path).train("en")

@@ -251,7 +251,7 @@ def test_validation_mask__bounds_and_bad_input():
     assert not validation_mask(["a", "b"], fraction=0.0).any()
     assert validation_mask(["a", "b"], fraction=1.0).all()
     assert validation_mask([]).shape == (0,)
-    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         validation_mask(["a"], fraction=20)
     with pytest.raises(ValueError, match="one string"):
         validation_mask("1F600")

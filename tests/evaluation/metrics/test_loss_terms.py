@@ -9,7 +9,7 @@ from avalanche_clip.training import ContrastiveLwF, Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
 from tests.helpers import build, fit, quiet_evaluator, stub_benchmark, train_stream
 
-END = "/train_phase/train_stream/Exp00"
+END = "/train_phase/train_stream/Task000/Exp00"
 
 
 def metrics(**options):

@@ -248,7 +248,7 @@ def test_step_values__are_logged_with_the_terms():
     strategy.train(benchmark.train_stream[0], eval_streams=[])
     strategy.train(benchmark.train_stream[1], eval_streams=[])
     found = evaluator.get_all_metrics()
-    end = "/train_phase/train_stream/Exp001"
+    end = "/train_phase/train_stream/Task000/Exp001"
     names = ["loss_criterion", "loss_alignment", "loss_alignment_ratio"]
     names += ["alignment_unweighted", "alignment_kept_image_to_text"]
     last = {n: found[n + end][1][-1] for n in names}
@@ -259,7 +259,7 @@ def test_step_values__are_logged_with_the_terms():
     ratio = last["loss_alignment"] / last["loss_criterion"]
     assert last["loss_alignment_ratio"] == pytest.approx(ratio)
     assert 0 <= last["alignment_kept_image_to_text"] <= 1
-    first = "loss_alignment/train_phase/train_stream/Exp000"
+    first = "loss_alignment/train_phase/train_stream/Task000/Exp000"
     assert first not in found
 
 

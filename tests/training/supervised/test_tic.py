@@ -108,7 +108,7 @@ def test_default_evaluator__reports_retrieval(capsys):
 
     strategy = fit(Sequential, steps=1, evaluator=default_clip_evaluator)
     values = strategy.eval(stub_benchmark().test_stream)
-    assert "mean_R@1/eval_phase/test_stream/Exp000" in values
+    assert "mean_R@1/eval_phase/test_stream/Task000/Exp000" in values
     assert "Epoch" in capsys.readouterr().out
 
 

@@ -207,8 +207,8 @@ def test_several_captions__work_in_evaluation():
     strategy.plugins.insert(0, Look())
     values = strategy.eval(data.test_stream)
     assert shapes[:2] == [((4, 4), 12), ((2, 2), 6)]
-    assert values["mean_R@1/eval_phase/test_stream/Exp000"] >= 0
-    assert values["Top1_Acc_Exp/eval_phase/test_stream/Exp000"] >= 0
+    assert values["mean_R@1/eval_phase/test_stream/Task000/Exp000"] >= 0
+    assert values["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"] >= 0
 
 
 def test_several_captions__in_training_raise():
@@ -249,8 +249,8 @@ def test_stock_metrics__run():
     for experience in data.train_stream:
         strategy.train(experience, eval_streams=[])
         values = strategy.eval(data.test_stream)
-    assert 0 <= values["Top1_Acc_Stream/eval_phase/test_stream"] <= 1
-    assert math.isfinite(values["Loss_Epoch/train_phase/train_stream"])
+    assert 0 <= values["Top1_Acc_Stream/eval_phase/test_stream/Task000"] <= 1
+    assert math.isfinite(values["Loss_Epoch/train_phase/train_stream/Task000"])
     assert "StreamForgetting/eval_phase/test_stream" in values
 
 

@@ -110,9 +110,9 @@ def test_class_prompts__of_the_experience_where_the_benchmark_lacks_classes():
     ("options", "message"),
     [
         ({"eval_label_space": ""}, "eval_label_space='' is unknown"),
-        ({"text_batch_size": 1.5}, "text_batch_size is 1.5.*give an integer"),
-        ({"text_batch_size": True}, "give an integer"),
-        ({"text_batch_size": 0}, "at least 1"),
+        ({"text_batch_size": 1.5}, "text_batch_size=1.5 must be an integer"),
+        ({"text_batch_size": True}, "must be an integer"),
+        ({"text_batch_size": 0}, "integer >= 1"),
     ],
 )
 def test_arguments__are_refused(options, message):

@@ -4,6 +4,7 @@ Importing this package loads NumPy and Pillow only; torch and torchvision load
 when a data set is read.
 """
 
+from .coop import CoopSplit, read_coop_split, read_x_tail_domain
 from .folders import read_imagenet, read_tiny_imagenet
 from .images import ClassImages, FolderFiles, MTILDomain
 from .names import given_names, prompt_names
@@ -29,6 +30,7 @@ __all__ = [
     "ORDER_CHECKSUMS",
     "X_TAIL_NAMES",
     "X_TAIL_TEMPLATES",
+    "CoopSplit",
     "DatasetFacts",
     "FolderFiles",
     "ClassImages",
@@ -39,7 +41,9 @@ __all__ = [
     "order_checksum",
     "prompt_names",
     "random_80_20",
+    "read_coop_split",
     "read_imagenet",
     "read_mtil_domain",
     "read_tiny_imagenet",
+    "read_x_tail_domain",
 ]

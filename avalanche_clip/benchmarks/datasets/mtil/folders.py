@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avalanche_clip._files import unreadable
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     IMAGE_ENDINGS,
     ClassImages,
@@ -36,7 +37,7 @@ from avalanche_clip.benchmarks.datasets.mtil.images import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.names import given_names
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
-    CHECKS,
+    check_choice,
     check_counts,
     check_files,
 )
@@ -49,6 +50,7 @@ from avalanche_clip.benchmarks.datasets.mtil.templates import (
     CIL_TEMPLATES,
     MTIL_TEMPLATES,
 )
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
 
 _TINY_IMAGENET_START = ("n02124075", "n04067472", "n04540053", "n04099969")
 _IMAGENET = {100: IMAGENET_100, 1000: IMAGENET_1K}
@@ -81,7 +83,7 @@ def read_imagenet(
     Source of the subset of 100: Thengane et al. (Continual-CLIP, arXiv
     2210.03114) and the authors' released code.
     """
-    _check_choice(check)
+    check_choice(check)
     if num_classes not in _IMAGENET:
         raise ValueError(
             f"num_classes={num_classes!r} is not defined; use {sorted(_IMAGENET)}."
@@ -96,7 +98,7 @@ def read_imagenet(
         )
     wnids = wnids[:num_classes]
     if class_names is None:
-        names = _published_names(wnids, {})
+        names = _published_names(wnids, {}, base / "train")
     else:
         names = given_names(class_names, num_classes)
     train, test = (_class_folders(base / part, wnids, "") for part in ("train", "val"))
@@ -130,16 +132,19 @@ def read_tiny_imagenet(
     :raises FileNotFoundError: if files are missing.
     :raises ValueError: if an argument is not allowed, or a file is malformed.
     """
-    _check_choice(check)
+    check_choice(check)
     base = Path(root).expanduser()
     check_files(TINY_IMAGENET, base)
-    wnids = (base / "wnids.txt").read_text(encoding="utf-8").split()
+    wnids = read_plain(base / "wnids.txt", "a list of WordNet ids").split()
+    check_names(wnids, base / "wnids.txt", base / "train")
+    if not wnids:
+        raise unreadable(base / "wnids.txt", "a list of WordNet ids", "it has none")
     if len(set(wnids)) < len(wnids):
         raise ValueError(
             f"{base / 'wnids.txt'} names an id twice; use the official file."
         )
     if class_names is None:
-        names = _published_names(wnids, _lemmas(base / "words.txt"))
+        names = _published_names(wnids, _lemmas(base / "words.txt"), base / "wnids.txt")
     else:
         names = given_names(class_names, len(wnids))
     train = _class_folders(base / "train", wnids, "images")
@@ -148,11 +153,6 @@ def read_tiny_imagenet(
     check_counts(TINY_IMAGENET, len(wnids), train, test, check, fault)
     templates = CIL_TEMPLATES["TinyImageNet"]
     return MTILDomain(train, test, names, templates, TINY_IMAGENET.name)
-
-
-def _check_choice(check: str) -> None:
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
@@ -200,7 +200,7 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
     path = folder / "val_annotations.txt"
     present = set(os.listdir(folder / "images"))
     names, targets = [], []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_plain(path, "a list of pictures and classes").split("\n")
     for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
@@ -212,6 +212,8 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
             )
         names.append(f"images/{fields[0]}")
         targets.append(labels[fields[1]])
+    if not names:
+        raise unreadable(path, "a list of pictures and classes", "it has no lines")
     return ClassImages(FolderFiles(folder, names), np.arange(len(names)), targets)
 
 
@@ -221,13 +223,15 @@ def _lemmas(path: Path) -> dict[str, str]:
         return {}
     pairs = (
         line.split("\t", 1)
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in read_plain(path, "a list of WordNet ids and words").split("\n")
         if "\t" in line
     )
     return {wnid.strip(): words.split(",")[0].strip() for wnid, words in pairs}
 
 
-def _published_names(wnids: Sequence[str], lemmas: dict[str, str]) -> tuple[str, ...]:
+def _published_names(
+    wnids: Sequence[str], lemmas: dict[str, str], source: Path
+) -> tuple[str, ...]:
     """CLIP's name of each WordNet id, else the given lemma."""
     from avalanche_clip.models.imagenet_names import (
         imagenet_class_names,
@@ -238,7 +242,7 @@ def _published_names(wnids: Sequence[str], lemmas: dict[str, str]) -> tuple[str,
     unnamed = [wnid for wnid in wnids if wnid not in known]
     if unnamed:
         raise ValueError(
-            f"{len(unnamed)} classes have no published name (for example "
+            f"{source}: {len(unnamed)} classes have no published name (for example "
             f"{unnamed[:3]}): they are not in ImageNet-1K nor in words.txt. Pass "
             "class_names, in the order of the classes."
         )

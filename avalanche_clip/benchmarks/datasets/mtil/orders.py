@@ -99,6 +99,7 @@ def order_checksum(order: Sequence[int]) -> str:
 
 _ALIASES = {
     "fgvcaircraft": "Aircraft",
+    "describabletextures": "DTD",
     "flowers102": "Flowers",
     "oxfordflowers": "Flowers",
     "food101": "Food",

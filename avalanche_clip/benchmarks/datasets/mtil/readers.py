@@ -27,19 +27,27 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._files import unreadable
 from avalanche_clip._pictures import read_picture
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
     FolderFiles,
     MTILDomain,
 )
+from avalanche_clip.benchmarks.datasets.mtil.mat_files import check_mat
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import MTIL_TEMPLATES
+from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
 
 SPLIT_SEED = 42
 CHECKS = ("warn", "raise", "ignore")
+
+
+class UnreadableDataError(ValueError, RuntimeError):
+    """Raised when the files of a data set are there but are not what they should be."""
 
 
 def read_mtil_domain(
@@ -69,7 +77,8 @@ def read_mtil_domain(
         and ``check="raise"``, or a download is asked for that does not exist.
     :raises FileNotFoundError: if files are missing; the message names them, the
         expected folder and the source.
-    :raises RuntimeError: if the files are there but torchvision refuses them.
+    :raises UnreadableDataError: if the files are there but damaged; it is a
+        ValueError.
     :raises ImportError: if scipy is missing where annotations are ``.mat`` files.
 
     Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628), section on MTIL, and
@@ -78,8 +87,7 @@ def read_mtil_domain(
     that the published split cannot be had again).
     """
     facts = DATASETS[dataset_name(name, tuple(DATASETS))]
-    if check not in CHECKS:
-        raise ValueError(f"check={check!r} is unknown; use one of {CHECKS}.")
+    check_choice(check)
     parts = [facts.train] if facts.test is None else [facts.train, facts.test]
     opened = [_open(facts, Path(root).expanduser(), part, download) for part in parts]
     if facts.test is None:
@@ -87,6 +95,13 @@ def read_mtil_domain(
     else:
         train, test = (_whole(facts, part) for part in opened)
     names = prompt_names(facts.name, _raw_names(facts, opened))
+    for part in (train, test):
+        if len(part) and not 0 <= part.targets.min() <= part.targets.max() < len(names):
+            raise UnreadableDataError(
+                f"{facts.name} in {root} has labels {part.targets.min()} to "
+                f"{part.targets.max()} for {len(names)} classes; its lists are "
+                f"damaged. Get them again from {facts.source}."
+            )
     check_counts(facts, len(names), train, test, check)
     return MTILDomain(train, test, names, MTIL_TEMPLATES[facts.name], facts.name)
 
@@ -108,6 +123,11 @@ def random_80_20(size: int, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndar
     parts = random_split(everything, [count, size - count], generator=generator)
     first, second = (np.asarray(list(p.indices), dtype=np.int64) for p in parts)
     return first, second
+
+
+def check_choice(check: str) -> None:
+    """Raise ValueError unless ``check`` is one of ``CHECKS``."""
+    require_choice("check", check, CHECKS)
 
 
 def check_counts(
@@ -175,23 +195,60 @@ def _open(
     fetch = download and facts.downloadable
     if not fetch:
         check_files(facts, root, download)
+    _check_texts(facts, root)
     from torchvision import datasets
 
     try:
         found = getattr(datasets, facts.torchvision)(
             str(root), download=fetch, **arguments
         )
-    # It opens lists, pickles and .mat files; any of these errors may come up.
-    except (RuntimeError, OSError, ValueError, LookupError, EOFError) as error:
+    # It opens lists, pickles and .mat files, which raise nearly anything.
+    except Exception as error:
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
-        raise RuntimeError(
+        raise UnreadableDataError(
             f"torchvision cannot {'fetch or ' if fetch else ''}read {facts.name} in "
             f"{root} ({said}). Files that are there may be incomplete, damaged or of "
             f"another version. Expected: {facts.layout}, from {facts.source}."
         ) from error
     if hasattr(found, "loader"):
         found.loader = read_picture
+    _check_paths(facts, found, root)
     return found
+
+
+def _check_texts(facts: DatasetFacts, root: Path) -> None:
+    """Refuse lists that torchvision would misread, or that end the process."""
+    for name in facts.files:
+        path = root / name
+        if path.suffix == ".mat" and path.is_file():
+            check_mat(path)
+        if path.suffix not in (".txt", ".json") or not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            head = file.read(512)
+        refuse_foreign(path, head, "a list of the data set")
+        if head.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or not head:
+            raise unreadable(
+                path,
+                "a list that torchvision can read",
+                "save it as UTF-8 without a byte order mark" if head else "it is empty",
+            )
+
+
+def _check_paths(facts: DatasetFacts, dataset: Any, root: Path) -> None:
+    """Raise ValueError where a list of the data set leads out of its folder."""
+    start, climbs = str(root), root.parts.count("..")
+    for attribute in ("_image_files", "_images", "_samples"):
+        for entry in getattr(dataset, attribute, ()):
+            path = str(entry[0] if isinstance(entry, tuple) else entry)
+            if path.startswith(start) and ".." not in path:
+                continue
+            if not path.startswith(start) or Path(path).parts.count("..") > climbs:
+                raise UnreadableDataError(
+                    f"A list of {facts.name} names {path}, which leads outside the "
+                    f"folder of its images in {root}. Get the lists again from "
+                    f"{facts.source}."
+                )
 
 
 def _need_scipy(facts: DatasetFacts) -> None:
@@ -220,7 +277,7 @@ def _raw_names(facts: DatasetFacts, opened: list[Any]) -> list[str]:
     listed = [[str(n) for n in _attribute(facts, d, facts.names)] for d in opened]
     if listed[0] != listed[-1]:
         differing = sorted(set(listed[0]) ^ set(listed[-1]))
-        raise RuntimeError(
+        raise UnreadableDataError(
             f"The training and test lists of {facts.name} hold different classes: "
             f"{differing[:5]} are in one only, so that their labels do not mean the "
             f"same. Expected: {facts.layout}, from {facts.source}."
@@ -233,7 +290,13 @@ def _targets(facts: DatasetFacts, dataset: Any) -> np.ndarray:
     values = _attribute(facts, dataset, facts.targets)
     if facts.targets == "_samples":
         values = [label for _, label in values]
-    return np.asarray(values, dtype=np.int64)
+    try:
+        return np.asarray([int(value) for value in values], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnreadableDataError(
+            f"The labels of {facts.name} are no integers ({error}); its lists are "
+            f"damaged. Expected: {facts.layout}, from {facts.source}."
+        ) from error
 
 
 def _whole(facts: DatasetFacts, dataset: Any) -> ClassImages:
@@ -263,4 +326,11 @@ def _split_in_two(
     return train, test
 
 
-__all__ = ["check_counts", "check_files", "random_80_20", "read_mtil_domain"]
+__all__ = [
+    "UnreadableDataError",
+    "check_choice",
+    "check_counts",
+    "check_files",
+    "random_80_20",
+    "read_mtil_domain",
+]

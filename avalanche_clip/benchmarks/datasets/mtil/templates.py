@@ -3,7 +3,8 @@
 Every template has exactly one ``{}``, which the class name replaces.
 
 Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and the authors' released
-code; X-TAIL and class-incremental templates after the works named in
+code; Radford et al., ICML 2021 (CLIP, arXiv 2103.00020) for ImageNet; X-TAIL and
+class-incremental templates after the works named in
 :mod:`avalanche_clip.benchmarks.classic`.
 """
 
@@ -53,6 +54,88 @@ _CIFAR = _both_articles(
     )
 )
 
+_IMAGENET = (
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+
 MTIL_TEMPLATES: dict[str, tuple[str, ...]] = {
     "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
     "Caltech101": _CALTECH,
@@ -84,12 +167,27 @@ MTIL_TEMPLATES: dict[str, tuple[str, ...]] = {
         "a photo of my old {}.",
     ),
     "SUN397": ("a photo of a {}.", "a photo of the {}."),
-    "ImageNet": ("a photo of a {}.",),
+    "ImageNet": ("a photo of a {}.", *_IMAGENET),
 }
-"""Templates by name of the data set, in the order of the released code."""
+"""Templates by name of the data set, in the order of the released code.
 
-X_TAIL_TEMPLATES = ("a photo of a {}.",)
-"""The only template of X-TAIL, for every domain."""
+ImageNet has the 80 of CLIP's evaluation; the one that ZSCL trains with comes first,
+which changes no mean over them."""
+
+X_TAIL_TEMPLATES: dict[str, str] = {
+    "Aircraft": "a photo of a {}, a type of aircraft.",
+    "Caltech101": "a photo of a {}.",
+    "DTD": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "Flowers": "a photo of a {}, a type of flower.",
+    "Food": "a photo of {}, a type of food.",
+    # On names such as: number: "0 - zero".
+    "MNIST": "a photo of a {}.",
+    "OxfordPet": "a photo of a {}, a type of pet.",
+    "StanfordCars": "a photo of a {}.",
+    "SUN397": "a photo of a {}.",
+}
+"""The template of each domain of X-TAIL, as released."""
 
 CIL_TEMPLATES: dict[str, tuple[str, ...]] = {
     "CIFAR100": ("a bad photo of a {}.",),

@@ -11,6 +11,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     MTIL_TEMPLATES,
     ORDER_CHECKSUMS,
     X_TAIL_NAMES,
+    X_TAIL_TEMPLATES,
     class_order,
     dataset_name,
     given_names,
@@ -114,7 +115,18 @@ def test_x_tail__has_ten_domains_in_order():
         *("Aircraft", "Caltech101", "DTD", "EuroSAT", "Flowers", "Food", "MNIST"),
         *("OxfordPet", "StanfordCars", "SUN397"),
     )
-    assert sum(DATASETS[name].classes for name in X_TAIL_NAMES) == 1101
+    assert tuple(X_TAIL_TEMPLATES) == X_TAIL_NAMES
+
+
+def test_imagenet__has_the_eighty_templates_of_clip():
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    found = MTIL_TEMPLATES["ImageNet"]
+    published = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    assert len(found) == 80 and sorted(found) == sorted(published)
+    # ZSCL's training prompt first, the others in the published order.
+    assert found[0] == "a photo of a {}."
+    assert list(found[1:]) == [t for t in published if t != found[0]]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +160,7 @@ def test_class_order__unknown_name_is_refused():
         ("cars", "StanfordCars"),
         ("FGVCAircraft", "Aircraft"),
         ("oxford-pet", "OxfordPet"),
+        ("DescribableTextures", "DTD"),
     ],
 )
 def test_dataset_name__understands_other_spellings(given, name):
@@ -209,3 +222,95 @@ def test_random_80_20__equals_torch_and_leaves_the_global_seed(size):
     assert len(train) == int(0.8 * size) and len(train) + len(test) == size
     order = torch.randperm(size, generator=torch.Generator().manual_seed(42)).numpy()
     assert (np.concatenate([train, test]) == order).all()
+
+
+NAMES_WITH_IDS = {
+    "number and blank": ["0 tench", "1 goldfish", "2 great white shark"],
+    "from one": ["1 tench", "2 goldfish", "3 shark"],
+    "any order": ["2 tench", "0 goldfish", "1 shark"],
+    "some of them": ["3 tench", "217 goldfish", "950 shark"],
+    "dict": ["0: 'tench'", "1: 'goldfish'", "2: 'shark'"],
+    "python": ["{0: 'tench',", " 1: 'goldfish',", " 2: 'shark'}"],
+    "json": ['{"0": "tench",', '"1": "goldfish",', '"2": "shark"}'],
+    "wordnet": ["n01440764 tench", "n01443537 goldfish", "n01484850 shark"],
+    "wordnet, tab": ["n01440764\ttench", "n01443537\tgoldfish", "n01484850\tshark"],
+    "wordnet, one": ["tench", "goldfish", "n01484850 shark"],
+    "ids alone": ["n01440764", "n01443537", "n01484850"],
+    "csv": ["0,tench", "1,goldfish", "2,shark"],
+    "csv with a head": ["id,name", "0,tench", "1,goldfish"],
+    "csv, id last": ["tench,0", "goldfish,1", "shark,2"],
+    "csv, quoted": ['"0","tench"', '"1","goldfish"', '"2","shark"'],
+    "csv, wordnet last": ["tench,n01440764", "goldfish,n01443537", "shark,n01484850"],
+    "tabs": ["0\ttench", "1\tgoldfish", "2\tshark"],
+    "dots": ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Auk"],
+    "list": ["1. tench", "2. goldfish", "3. shark"],
+    "brackets": ["0) tench", "1) goldfish", "2) shark"],
+    "dashes": ["0 - tench", "1 - goldfish", "2 - shark"],
+    "quotes": ["'tench',", "'goldfish',", "'shark'"],
+    "json list": ['["tench",', '"goldfish",', '"shark"]'],
+}
+
+
+@pytest.mark.parametrize("kind", NAMES_WITH_IDS)
+def test_given_names__ids_do_not_get_into_names(kind, tmp_path):
+    names = NAMES_WITH_IDS[kind]
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(names) + "\n", encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="names.txt holds .*bare names"):
+        given_names(path, 3)
+    with pytest.raises(ValueError, match="class_names holds .*bare names"):
+        given_names(names, 3)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["tench, Tinca tinca", "goldfish", "8-ball, cue"],
+        [f"{k} - {w}" for k, w in enumerate("zero one two three".split())][:1],
+        [
+            f"{k} - {word}"
+            for k, word in enumerate(
+                "zero one two three four five six seven eight nine".split()
+            )
+        ],
+        [str(k) for k in range(10)],
+        ["707-320", "727-200", "737-200", "A300B4"],
+        ["2012 Ram C/V Cargo Van", "2012 smart fortwo", "2000 AM General Hummer"],
+        ["Boeing 707", "Boeing 717", "Boeing 727"],
+        ["5 o'clock shadow", "3 wise men"],
+        ["n-gram", "n1", '"quoted" name', "plain"],
+        ["head of a  crocodile", "apartment building/outdoor"],
+        ["zwölf", "日本", "naïve"],
+    ],
+)
+def test_given_names__names_with_numbers_stay(names, tmp_path):
+    path = tmp_path / "names.txt"
+    for ending in ("\n", "\r\n"):
+        path.write_bytes(ending.join([*names, ""]).encode("utf-8-sig"))
+        assert given_names(path, len(names)) == tuple(names)
+    assert given_names(names, len(names)) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+        b"<!DOCTYPE html>\n<html>\n</html>\n",
+        "a\nb\nc\n".encode("utf-16"),
+        b"a\n\xff\nc\n",
+        b"\0" * 64,
+        b"a\nb\0\nc\n",
+        b"",
+        b"\x1f\x8b\x08\0a",
+    ],
+)
+def test_given_names__other_files_are_refused(content, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="names.txt"):
+        given_names(path, 3)
+
+
+def test_given_names__values_are_texts():
+    with pytest.raises(ValueError, match="holds 3, a int"):
+        given_names(["a", 3], 2)

@@ -1,0 +1,260 @@
+"""What stock metrics and the usual loop read from experiences and benchmarks.
+
+Avalanche 0.6.0 attaches task labels and lists of classes by decorators, which make
+new scenarios; here every experience of a scenario of this package works them out of
+its data when they are read. An attribute that has been set, as the decorators do,
+counts instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+
+from avalanche_clip.benchmarks.data import attribute_array
+
+TASK_LABELS = "targets_task_labels"
+
+
+class NoClassesError(AttributeError, ValueError):
+    """Raised when the classes of data without targets are asked for."""
+
+
+class Derived:
+    """An attribute that is worked out while nobody has set it.
+
+    Unlike a property it can be set on one object, and unlike a cached property it
+    leaves no trace there that a copy around other data would take over.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else self.function(instance)
+
+
+class StreamFacts:
+    """Facts of an experience: its classes, its tasks and its place in a benchmark."""
+
+    # `_found` holds, by name, the data set that a fact was read from, and the fact.
+
+    @Derived
+    def benchmark(self) -> Any:
+        """The benchmark that the experience is a part of."""
+        return getattr(_stream(self), "benchmark", None)
+
+    @Derived
+    def n_experiences(self) -> int:
+        """Length of the stream that the experience is a part of."""
+        return _full_length(_stream(self))
+
+    @Derived
+    def task_labels(self) -> list[int]:
+        """Task labels that occur in the data, ascending; ``[0]`` without any."""
+        return list(_remembered(self, TASK_LABELS, _tasks))
+
+    @Derived
+    def task_label(self) -> int:
+        """The task label, where there is only one.
+
+        :raises AttributeError: if there are several.
+        """
+        found = self.task_labels
+        if len(found) != 1:
+            raise AttributeError(
+                f"{_where(self)} has the task labels {found}; read task_labels."
+            )
+        return int(found[0])
+
+    @Derived
+    def classes_in_this_experience(self) -> set[int]:
+        """The targets that occur in the data.
+
+        :raises NoClassesError: if the data have no targets.
+        """
+        return set(_classes(self).tolist())
+
+    @Derived
+    def previous_classes(self) -> set[int]:
+        """The targets that occur before this experience of the stream."""
+        return _met(self, lambda first, place: first < place)
+
+    @Derived
+    def classes_seen_so_far(self) -> set[int]:
+        """The targets that occur up to this experience of the stream."""
+        return _met(self, lambda first, place: first <= place)
+
+    @Derived
+    def future_classes(self) -> set[int]:
+        """The targets that occur after this experience for the first time."""
+        return _met(self, lambda first, place: first > place)
+
+
+class ImageTextExperience(StreamFacts, DatasetExperience):
+    """A data set of a stream, with what stock metrics read."""
+
+
+class OnlineImageTextExperience(StreamFacts, OnlineCLExperience):
+    """A part of an experience that is seen once, with what stock metrics read."""
+
+
+class ImageTextScenario(CLScenario):
+    """A benchmark with the facts that Avalanche's older ones have."""
+
+    @Derived
+    def n_experiences(self) -> int:
+        """Length of the training stream, or of the first one without any."""
+        return _full_length(_main_stream(self))
+
+    @Derived
+    def task_labels(self) -> list[list[int]]:
+        """Task labels of each training experience."""
+        return [list(e.task_labels) for e in _main_stream(self)]
+
+    @Derived
+    def classes_in_experience(self) -> dict[str, list[set[int]]]:
+        """Stream -> targets that occur in each experience; streams with targets."""
+        return {
+            stream.name: [set(e.classes_in_this_experience) for e in stream]
+            for stream in _with_classes(self)
+        }
+
+    @Derived
+    def n_classes(self) -> int:
+        """Number of different targets in all streams."""
+        found = [_first_places(stream)[0] for stream in _with_classes(self)]
+        return len(np.unique(np.concatenate(found)))
+
+
+def adopt(experience: Any) -> None:
+    """Make an experience of any class one with :class:`StreamFacts`."""
+    if not isinstance(experience, StreamFacts):
+        experience.__class__ = _with_facts(type(experience))
+    experience._found = {}
+
+
+_ADOPTED: dict[type, type] = {
+    DatasetExperience: ImageTextExperience,
+    OnlineCLExperience: OnlineImageTextExperience,
+}
+
+
+def _with_facts(cls: type) -> type:
+    if cls not in _ADOPTED:
+        _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
+    return _ADOPTED[cls]
+
+
+# -------------------------------------------------------------------- reading
+def _stream(experience: Any) -> Any:
+    stream = experience._origin_stream
+    if stream is None:
+        raise AttributeError(
+            "The experience is not a part of a stream yet; take it from one of the "
+            "streams of a benchmark."
+        )
+    return stream
+
+
+def _full_length(stream: Any) -> int:
+    # Experiences know the whole stream, also when they are taken from a slice.
+    full = getattr(stream, "_full_length", None)
+    return int(full() if callable(full) else len(stream))
+
+
+def _main_stream(benchmark: Any) -> Any:
+    streams = benchmark.streams
+    return streams.get("train") or next(iter(streams.values()))
+
+
+def _where(experience: Any) -> str:
+    logged = experience.logging()
+    name = getattr(experience._origin_stream, "name", None)
+    return f"Experience {logged._current_experience} of stream {name!r}"
+
+
+def _remembered(experience: Any, name: str, read: Callable[[Any], Any]) -> Any:
+    dataset = experience.dataset
+    found = vars(experience).setdefault("_found", {})
+    if name not in found or found[name][0] is not dataset:
+        found[name] = (dataset, read(experience))
+    return found[name][1]
+
+
+def _tasks(experience: Any) -> list[int]:
+    dataset = experience.dataset
+    if TASK_LABELS not in getattr(dataset, "_data_attributes", ()):
+        return [0]
+    found = np.unique(attribute_array(dataset, TASK_LABELS)).tolist()
+    return [int(label) for label in found] or [0]
+
+
+def _classes(experience: Any) -> np.ndarray:
+    return _remembered(experience, "targets", _read_classes)
+
+
+def _read_classes(experience: Any) -> np.ndarray:
+    dataset = experience.dataset
+    if not has_targets(dataset):
+        raise NoClassesError(
+            f"{_where(experience)} has no classes: its data are pairs without targets. "
+            "Give targets to make_image_text_dataset."
+        )
+    return np.unique(attribute_array(dataset, "targets"))
+
+
+def _first_places(stream: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Classes of a stream, ascending, and where each occurs first."""
+    columns = [_classes(e) for e in _whole(stream)]
+    places = np.repeat(np.arange(len(columns)), [len(c) for c in columns])
+    classes = np.concatenate([np.empty(0, dtype=np.int64), *columns])
+    found, index = np.unique(classes, return_index=True)
+    return found, places[index]
+
+
+def _with_classes(benchmark: Any) -> list[Any]:
+    """The streams whose data have targets.
+
+    :raises NoClassesError: if there are none.
+    """
+    streams = list(benchmark.streams.values())
+    found = [s for s in streams if all(has_targets(e.dataset) for e in s)]
+    if not found:
+        raise NoClassesError(
+            "No stream of the benchmark has classes: its data are pairs without "
+            "targets. Give targets to make_image_text_dataset."
+        )
+    return found
+
+
+def has_targets(dataset: Any) -> bool:
+    """Whether the samples of a data set have a class or group."""
+    return "targets" in getattr(dataset, "_data_attributes", ())
+
+
+def _whole(stream: Any) -> list[Any]:
+    return list(getattr(stream, "_exps", None) or stream)
+
+
+def _met(experience: Any, when: Callable[[np.ndarray, int], np.ndarray]) -> set[int]:
+    classes, first = _first_places(_stream(experience))
+    place = int(experience.logging().current_experience)
+    return set(classes[when(first, place)].tolist())
+
+
+__all__ = [
+    "ImageTextExperience",
+    "ImageTextScenario",
+    "NoClassesError",
+    "OnlineImageTextExperience",
+    "StreamFacts",
+    "adopt",
+    "has_targets",
+]

@@ -1,0 +1,119 @@
+"""Options of the CLIP templates, checked when a strategy is built."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from avalanche_clip._numbers import as_finite, as_integer, as_size
+from avalanche_clip._suggest import closest, did_you_mean, require_choice
+from avalanche_clip.training.loader import WORKER_OPTIONS
+from avalanche_clip.training.schedules import SCHEDULES
+from avalanche_clip.training.templates.step_mixin import PRECISIONS
+
+PEVAL_MODES = ("epoch", "iteration", "experience")
+"""What Avalanche's periodic evaluation counts."""
+
+
+def known_options(cls: type) -> set[str]:
+    """Names of the keywords that the constructors of a strategy take."""
+    parameters = [p for c in cls.__mro__ for p in _parameters(c)]
+    open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {p.name for p in parameters if p.kind not in open_ended} - {"self"}
+
+
+def refuse_unknown(cls: type, unknown: list[str]) -> None:
+    """Raise TypeError naming keywords that a strategy does not take."""
+    if unknown:
+        meant = did_you_mean(unknown, known_options(cls))
+        raise TypeError(
+            f"{cls.__name__} got unknown argument(s) {unknown}; see CLIPTemplate for "
+            f"those that every strategy takes.{meant}"
+        )
+
+
+def _parameters(cls: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(cls.__init__).parameters.values())
+
+
+def check_keywords(
+    where: str, given: Collection[str], strategy: Any, also: Iterable[str] = ()
+) -> None:
+    """Raise for keywords of a call that would go nowhere.
+
+    Callbacks of plugins may take any; those of a ``DataLoader`` that the templates set
+    themselves are refused, and those that look like a misspelled one.
+
+    :param where: name of the call.
+    :param given: the keywords.
+    :param strategy: whose loaders, optimiser and plugins take keywords.
+    :param also: further names that the call takes.
+    :raises TypeError: naming the keyword.
+    """
+    if not given:
+        return
+    makers = ("make_train_dataloader", "make_optimizer", "check_model_and_optimizer")
+    takers = [getattr(strategy, name) for name in makers]
+    takers += [
+        hook
+        for plugin in strategy.plugins
+        for name in dir(type(plugin))
+        if name.startswith(("before_", "after_"))
+        and callable(hook := getattr(plugin, name))
+    ]
+    named = {p for taker in takers for p in inspect.signature(taker).parameters}
+    known = {*WORKER_OPTIONS, *named, *also} - {"self", "strategy", "args", "kwargs"}
+    fixed = set(inspect.signature(DataLoader).parameters)
+    for name in sorted(set(given) - known):
+        if name in fixed or closest(name, known) is not None:
+            raise TypeError(
+                f"{where}() got {name!r}, which has no effect; it takes "
+                f"{', '.join(sorted({*WORKER_OPTIONS, 'shuffle', 'drop_last'}))} and "
+                f"keywords of plugins' callbacks.{did_you_mean(name, known)}"
+            )
+
+
+def check_options(**options: Any) -> None:
+    """Raise ValueError for an option of :class:`CLIPTemplate` outside its range."""
+    require_choice("schedule", options["schedule"], SCHEDULES)
+    require_choice("precision", options["precision"], PRECISIONS)
+    for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
+        as_size(options[name], name)
+    for name in ("warmup_iterations", "later_warmup_iterations"):
+        as_size(options[name], name, least=0)
+    if options["eval_mb_size"] is not None:
+        as_size(options["eval_mb_size"], "eval_mb_size")
+    require_choice("peval_mode", options["peval_mode"], PEVAL_MODES)
+    as_size(options["eval_every"], "eval_every", least=-1, hint="-1 is never")
+    try:
+        as_integer(options["seed"], "seed")
+    except ValueError:
+        raise ValueError(f"seed={options['seed']!r} must be an integer.") from None
+    clip = options["clip_grad_norm"]
+    if clip is not None:
+        as_finite(clip, "clip_grad_norm", above=0, hint="None clips nothing")
+
+
+def warn_batch_norm(model: nn.Module) -> None:
+    """Warn where the parts of a batch do not equal the whole one."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if any(isinstance(m, norms) for m in model.modules()):
+        warnings.warn(
+            "The model has batch normalisation: statistics of chunks differ from those "
+            "of the whole batch, so accumulation does not equal the big batch.",
+            stacklevel=3,
+        )
+
+
+__all__ = [
+    "check_keywords",
+    "check_options",
+    "known_options",
+    "refuse_unknown",
+    "warn_batch_norm",
+]

@@ -1,0 +1,348 @@
+"""Every reader on damaged and foreign files: our error, or a right value.
+
+Files are cut, have bits flipped, or are replaced by what often stands in their place.
+What is raised must be ours: a plain ValueError that names the file (or, for lists that
+torchvision reads, the folder), or a FileNotFoundError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import tracemalloc
+
+import pytest
+
+from avalanche_clip import file_limits
+from avalanche_clip.benchmarks.datasets import emoji
+from avalanche_clip.benchmarks.datasets.captioned import (
+    read_annotations,
+    read_ground_truth,
+)
+from avalanche_clip.benchmarks.datasets.coco36 import Coco36
+from avalanche_clip.benchmarks.datasets.mtil import (
+    given_names,
+    read_coop_split,
+    read_mtil_domain,
+    read_tiny_imagenet,
+    read_x_tail_domain,
+)
+from avalanche_clip.benchmarks.datasets.mtil.readers import UnreadableDataError
+from avalanche_clip.benchmarks.datasets.text_columns import read_table
+from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
+from tests.benchmarks.datasets.coco36_files import (
+    GERMAN,
+    write_coco,
+    write_gz,
+    write_xm3600,
+)
+from tests.benchmarks.datasets.mtil import coop_files, disk
+
+OURS = (ValueError, UnreadableDataError, FileNotFoundError)
+CORPUS = "data/corpus/multilingual_coco/36langs"
+FOREIGN = {
+    "empty": b"",
+    "zeros": bytes(600),
+    "web page": b"<!DOCTYPE html>\n<html><body>404</body></html>\n",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n",
+    "other encoding": "[1, 2]\nabc\n".encode("utf-16"),
+    "not UTF-8": b"caf\xe9\n" * 5,
+    "gzipped": gzip.compress(b"abc\n"),
+    "nested": b"[" * 200_000,
+    "a number": b"1",
+    "a list": b'[1, "a", null]',
+    "a mapping": b'{"a": {"b": []}}',
+    "large numbers": b'[{"image": "a", "caption": "x", "image_id": 1e400}]',
+    "half a pair": b'[{"image": "a", "caption": "\\ud800", "image_id": 1}]',
+}
+
+
+def annotations(folder):
+    write_coco(folder)
+    return folder / "data/annotations/coco/translated/de/test.json"
+
+
+def truth(folder):
+    return annotations(folder).with_name("test_gt.json")
+
+
+def table(folder):
+    write_coco(folder)
+    return folder / CORPUS / "triplet/coco_vision-en-de.tsv.gz"
+
+
+def plain(folder):
+    write_coco(folder)
+    return folder / CORPUS / "plain_text/de.txt"
+
+
+def lines_of_pictures(folder):
+    texts = {"en": [["a dog", "dogs"], ["cat"]], "de": [["Hund"], ["Katze"]]}
+    write_xm3600(folder / "captions.jsonl", texts)
+    return folder / "captions.jsonl"
+
+
+def coop(folder):
+    return coop_files.write_list(folder, "EuroSAT")
+
+
+def names(folder):
+    (folder / "names.txt").write_text("tench\ngoldfish\nshark\n")
+    return folder / "names.txt"
+
+
+def tiny(name):
+    def write(folder):
+        wnids = ["n02124075", "n04067472", "n04540053"]
+        disk.tiny_imagenet(folder, wnids, dict.fromkeys(wnids, "a thing"))
+        return folder / name
+
+    return write
+
+
+def torchvision(name, file):
+    def write(folder):
+        disk.WRITERS[name](folder)
+        return folder / file
+
+    return write
+
+
+def aircraft(folder):
+    coop_files.write_aircraft(folder)
+    return folder / "fgvc_aircraft" / "images_variant_train.txt"
+
+
+READERS = {
+    "annotations": (annotations, read_annotations),
+    "ground truth": (truth, read_ground_truth),
+    "table": (table, lambda path: read_table(path, 3)),
+    "plain text": (plain, lambda path: read_table(path, 1)),
+    "coco": (table, lambda path: Coco36(path.parents[5]).train("de").text(0)),
+    "xm3600": (lines_of_pictures, lambda path: XM3600(path).test("en")),
+    "coop": (coop, read_coop_split),
+    "names": (names, lambda path: given_names(path, 3)),
+    "wnids": (
+        tiny("wnids.txt"),
+        lambda path: read_tiny_imagenet(path.parent, check="ignore"),
+    ),
+    "words": (
+        tiny("words.txt"),
+        lambda path: read_tiny_imagenet(path.parent, check="ignore"),
+    ),
+    "val": (
+        tiny("val/val_annotations.txt"),
+        lambda path: read_tiny_imagenet(path.parents[1], check="ignore"),
+    ),
+    "aircraft": (
+        aircraft,
+        lambda path: read_x_tail_domain("Aircraft", path.parents[1], check="ignore"),
+    ),
+}
+LISTS = {
+    "Aircraft": "fgvc-aircraft-2013b/data/images_variant_train.txt",
+    "DTD": "dtd/dtd/labels/train1.txt",
+    "Food": "food-101/meta/train.json",
+    "OxfordPet": "oxford-iiit-pet/annotations/trainval.txt",
+    "Flowers": "flowers-102/imagelabels.mat",
+    "StanfordCars": "stanford_cars/devkit/cars_train_annos.mat",
+    "CIFAR100": "cifar-100-python/meta",
+    "MNIST": "MNIST/raw/train-labels-idx1-ubyte",
+}
+
+
+def read_list(name, path):
+    root = path
+    for _ in LISTS[name].split("/"):
+        root = root.parent
+    return read_mtil_domain(name, root, check="ignore")
+
+
+for dataset_, file_ in LISTS.items():
+    READERS[dataset_] = (
+        torchvision(dataset_, file_),
+        lambda path, name=dataset_: read_list(name, path),
+    )
+
+
+def damaged(content: bytes, count: int):
+    """Cuts and flips of a file, the same each time."""
+    chance = random.Random(len(content))
+    for cut in sorted({1, len(content) // 3, len(content) // 2, len(content) - 1}):
+        yield f"cut at {cut}", content[:cut]
+    for _ in range(count):
+        place, bit = chance.randrange(len(content)), chance.randrange(8)
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        yield f"bit {bit} of byte {place}", bytes(changed)
+    yield from FOREIGN.items()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", READERS)
+def test_readers__raise_their_own_errors_or_read(name, tmp_path, monkeypatch):
+    disk.accept_any_checksum(monkeypatch)
+    write, read = READERS[name]
+    path = write(tmp_path)
+    content = path.read_bytes()
+    read(path)  # whole files are read
+    wrong = []
+    refused = set()
+    for what, changed in damaged(content, 60 if name not in LISTS else 25):
+        path.write_bytes(changed)
+        try:
+            read(path)
+        except OURS as error:
+            refused.add(what)
+            if type(error) not in OURS:
+                wrong.append(f"{what}: {type(error).__name__}: {error}")
+            elif path.name not in str(error) and str(tmp_path) not in str(error):
+                wrong.append(f"{what} does not name the file: {error}")
+        except Exception as error:
+            wrong.append(f"{what}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong[:5])
+    # What stands in place of a file is never read as one.
+    assert refused >= {"empty", "zeros", "web page", "pointer", "other encoding"} - (
+        # TinyImageNet is read without its words, too.
+        {"empty"} if name == "words" else set()
+    )
+
+
+@pytest.mark.parametrize("file", ["emoji_table.jsonl.gz", "emoji_noto.webp"])
+def test_emoji__damaged_package_data_are_named(file, monkeypatch):
+    content = emoji._read_data(file)
+    half = bytearray(content)
+    half[len(half) // 2] ^= 16
+    for changed in (b"", b"<html>", content[: len(content) // 2], bytes(half)):
+        monkeypatch.setattr(
+            emoji, "_read_data", lambda name, c=changed: c if name == file else None
+        )
+        read = emoji.load_emoji_table.__wrapped__
+        if file.endswith("webp"):
+            read = lambda: emoji._load_sheet.__wrapped__("noto")  # noqa: E731
+            if changed == bytes(half):
+                continue  # a picture holds no checksum
+        with pytest.raises(ValueError, match=f"{file} .* is damaged"):
+            read()
+
+
+# ------------------------------------------------------------ swelling files
+def bomb(size: int, block: bytes) -> bytes:
+    stream = io.BytesIO()
+    with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=9) as file:
+        for _ in range(size // 2**20):
+            file.write(block)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["table", "xm3600"])
+def test_gzip__swelling_files_are_refused_in_bounded_memory(name, tmp_path):
+    path = tmp_path / ("x.tsv.gz" if name == "table" else "captions.jsonl.gz")
+    line = bytes(2**20 - 1) if name == "table" else b" " * (2**16 - 1)
+    block = (line + b"\n") * (2**20 // (len(line) + 1))
+    path.write_bytes(bomb(160 * 2**20, block))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"gz.*(over 100 times|longer than)"):
+        read_table(path, 1) if name == "table" else XM3600(path).test("en")
+    assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [2**20, 2**20 + 1])
+def test_gzip__long_lines_are_refused(length, tmp_path, monkeypatch):
+    path = tmp_path / "x.tsv.gz"
+    text = random.Random(0).randbytes(length // 2).hex()
+    write_gz(path, "short\n" + text + "a" * (length - len(text)) + "\n")
+    if length <= 2**20:
+        assert len(read_table(path, 1)[0][1]) == length
+        return
+    with pytest.raises(ValueError, match="x.tsv.gz, line 2 is longer than 1048576"):
+        read_table(path, 1)
+    monkeypatch.setattr(file_limits, "line_bytes", 2**21)
+    assert len(read_table(path, 1)[0][1]) == length
+
+
+# ------------------------------------------------------ names of other files
+OUTSIDE = ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "..", "..\\secret.jpg"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names__that_leave_the_folder_are_refused(name, tmp_path, monkeypatch):
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps([{"image": name, "caption": "x", "image_id": 1}]))
+    with pytest.raises(ValueError, match="test.json names the file"):
+        read_annotations(path, tmp_path / "pictures")
+    lines = tmp_path / "captions.jsonl"
+    entry = {"image/key": name, "image/locale": "en", "en": {"caption": ["x"]}}
+    lines.write_text(json.dumps(entry) + "\n")
+    if name != "..":  # the ending makes it a name
+        with pytest.raises(ValueError, match="captions.jsonl names the file"):
+            XM3600(lines).test("en")
+    triplets = table(tmp_path)
+    write_gz(triplets, f"{name}\tone\teins\n")
+    with pytest.raises(ValueError, match="coco_vision-en-de.tsv.gz names the file"):
+        Coco36(tmp_path).train("de")
+
+
+@pytest.mark.parametrize("name", ["Food", "DTD", "Aircraft"])
+def test_names__in_lists_that_torchvision_reads(name, tmp_path):
+    path = torchvision(name, LISTS[name])(tmp_path)
+    path.write_text(
+        {
+            "Food": json.dumps({n: ["../../../secret"] for n in disk.FOODS}),
+            "DTD": "".join(f"../{n}.jpg\n" for n in disk.TEXTURES),
+            "Aircraft": "".join(f"../../../../x {n}\n" for n in disk.AIRCRAFT),
+        }[name]
+    )
+    with pytest.raises(ValueError, match="outside|classes"):
+        read_mtil_domain(name, tmp_path, check="ignore")
+
+
+def test_names__links_on_disk_are_followed(tmp_path):
+    far, near = tmp_path / "far", tmp_path / "near"
+    disk.save(far / "a.jpg", 3, 1)
+    near.mkdir()
+    (near / "train2014").symlink_to(far)
+    path = near / "x.json"
+    entry = {"image": "train2014/a.jpg", "caption": "x", "image_id": 1}
+    path.write_text(json.dumps([entry]))
+    assert read_annotations(path, near)[0][0].size == (8, 8)
+
+
+def test_marks__are_skipped_everywhere(tmp_path):
+    """A byte order mark before the text changes nothing."""
+    for name in (
+        "annotations",
+        "ground truth",
+        "plain text",
+        "xm3600",
+        "coop",
+        "names",
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        write, read = READERS[name]
+        path = write(folder)
+        before = read(path)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        after = read(path)
+        if name == "plain text":
+            assert list(after[0]) == list(before[0]) == list(GERMAN)
+        elif name in ("ground truth", "names"):
+            assert after == before
+        elif name == "coop":
+            assert after.class_names == before.class_names
+        else:
+            assert list(after.captions) == list(before.captions)
+            assert list(after.names) == list(before.names)
+    path = tiny("wnids.txt")(tmp_path / "tiny")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_tiny_imagenet(path.parent, check="ignore").class_names) == 3
+    # torchvision knows no mark: its lists are refused in words.
+    path = torchvision("DTD", LISTS["DTD"])(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(ValueError, match="train1.txt .*byte order mark"):
+        read_mtil_domain("DTD", tmp_path, check="ignore")

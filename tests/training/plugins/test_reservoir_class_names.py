@@ -1,0 +1,193 @@
+"""Replay from a reservoir on class names."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from avalanche_clip.checkpointing import load_state, save_state
+from avalanche_clip.training.plugins import ReservoirReplayPlugin
+from tests.helpers import (
+    Recorder,
+    assert_same_weights,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.processes import run_in_processes
+from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
+
+
+class Keep(Recorder):
+    """Notes what each step saw, and the loss of its logits."""
+
+    def __init__(self):
+        self.spaces, self.targets, self.memory, self.losses = [], [], [], []
+
+    def before_backward(self, strategy, **kwargs):
+        batch = strategy.mb_x
+        self.spaces.append(tuple(strategy.mb_classes.tolist()))
+        self.targets.append(strategy.mb_targets.tolist())
+        marks = batch.get("from_memory", torch.zeros(len(batch)))
+        self.memory.append(marks.tolist())
+        assert len(batch["text"]) == len(strategy.mb_classes)
+        # The loss is that of each image among the prompts of the space.
+        output = strategy.global_features
+        logits = output.logit_scale * output.image_features @ output.text_features.T
+        places = [self.spaces[-1].index(t) for t in self.targets[-1]]
+        expected = F.cross_entropy(logits.detach(), torch.tensor(places))
+        self.losses.append(float(strategy.loss_terms["criterion"]))
+        assert self.losses[-1] == pytest.approx(float(expected), rel=1e-5)
+
+
+STREAMS = {
+    "classes": class_benchmark,
+    "other ids": partial(
+        class_benchmark, relabel="original", class_order=[5, 2, 0, 4, 1, 3]
+    ),
+    "domains": domain_benchmark,
+}
+
+
+def stored_classes(plugin, data):
+    """Classes of the stored samples, read without the plugin's help."""
+    found = set()
+    for experience, position in plugin.stored.tolist():
+        column = data.train_stream[experience].dataset.targets
+        found.add(int(column[position]))
+    return found
+
+
+def run(plugin, stream="classes", steps=3, keep=None, **options):
+    model = stub_model()
+    data = STREAMS[stream](model)
+    plugins = [plugin, *([keep] if keep else [])]
+    strategy = class_strategy(model, plugins=plugins, **options)
+    starts = []
+    for experience in list(data.train_stream)[:steps]:
+        starts.append(stored_classes(plugin, data))
+        strategy.train(experience, eval_streams=[])
+    return strategy, data, starts
+
+
+@pytest.mark.parametrize(
+    ("stream", "size", "space"),
+    [
+        ("classes", 4, "current"),
+        ("other ids", 50, "current"),
+        ("domains", 4, "current"),
+        ("other ids", 4, "seen"),
+        ("domains", 50, "all"),
+    ],
+)
+def test_label_space__holds_the_classes_that_may_be_drawn(stream, size, space):
+    keep = Keep()
+    plugin = ReservoirReplayPlugin(size)
+    strategy, data, starts = run(plugin, stream, keep=keep, label_space=space)
+    own = [e.classes_in_this_experience for e in data.train_stream]
+    for number, found in enumerate(keep.spaces):
+        step = number // 5
+        expected = {
+            "current": own[step] | starts[step],
+            "seen": set().union(*own[: step + 1]),
+            "all": set().union(*own),
+        }[space]
+        assert set(found) == expected and list(found) == sorted(found)
+        assert set(keep.targets[number]) <= set(found)
+        old = sum(keep.memory[number])
+        assert old == (0 if step == 0 else min(size, 6))
+
+
+def test_own_label_space__has_no_place_for_old_classes():
+    with pytest.raises(ValueError, match="label_space='own'.*'current' or 'seen'"):
+        run(ReservoirReplayPlugin(20), label_space="own")
+
+
+def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
+    class Targets(Recorder):
+        def __init__(self):
+            self.found = []
+
+        def before_backward(self, strategy, **kwargs):
+            batch = strategy.mb_x
+            if "from_memory" not in batch:
+                return
+            old = batch["from_memory"].bool()
+            output = strategy.global_features
+            raw = output.text_features * output.aux["text_norm"]
+            gap = raw[strategy.mb_y][old] - batch["replay_target"][old]
+            self.found.append(
+                (float(strategy.loss_terms["replay"]), float(gap.square().mean()))
+            )
+
+    look = Targets()
+    plugin = ReservoirReplayPlugin(50, target="student", weight=2.0)
+    run(plugin, keep=look)
+    assert len(look.found) == 10
+    for term, gap in look.found:
+        assert term == pytest.approx(2 * gap, rel=1e-5)
+    assert max(term for term, _ in look.found) > 0
+
+
+@pytest.mark.parametrize("target", ["teacher", "student"])
+@pytest.mark.parametrize("stop", [7, 12])
+def test_resumed_inside__equals_uninterrupted(tmp_path, target, stop):
+    def fresh():
+        plugin = ReservoirReplayPlugin(5, target=target)
+        model = stub_model(dropout=0.2)
+        data = class_benchmark(model)
+        return class_strategy(model, plugins=[plugin], label_space="current"), data
+
+    class Stop(Recorder):
+        def iteration_completed(self, strategy):
+            if strategy.clock.train_iterations == stop:
+                save_state(strategy, tmp_path / "state.pt")
+                raise KeyboardInterrupt
+
+    full, data = fresh()
+    train_stream(full, data)
+    broken, data = fresh()
+    broken.plugins.insert(0, Stop())
+    with pytest.raises(KeyboardInterrupt):
+        train_stream(broken, data)
+    again, data = fresh()
+    start = load_state(again, tmp_path / "state.pt", data)
+    for experience in list(data.train_stream)[start:]:
+        again.train(experience, eval_streams=[])
+    assert_same_weights(full.model, again.model)
+    left, right = (s.plugins[0].state_dict() for s in (full, again))
+    for name, value in left.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, right[name]), name
+        else:
+            assert value == right[name], name
+
+
+# ------------------------------------------------------------------- processes
+def small_run(processes, target="student"):
+    plugin = ReservoirReplayPlugin(6, 4 // processes, target=target)
+    model = stub_model()
+    strategy = class_strategy(
+        model,
+        plugins=[plugin],
+        train_mb_size=6 // processes,
+        budget_iterations=3,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
+    data = class_benchmark(model)
+    train_stream(strategy, data)
+    return {"weights": weights(model), "stored": plugin.stored}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes__equal_one_with_the_whole_batch(tmp_path):
+    first, second = run_in_processes({"run": partial(small_run, 2)}, tmp_path)["run"]
+    whole = small_run(1)
+    for name, value in whole["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        torch.testing.assert_close(
+            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
+        )
+    assert np.array_equal(whole["stored"], first["stored"])

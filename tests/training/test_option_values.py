@@ -1,0 +1,146 @@
+"""NaN, infinity, flags and zero as options: refused in words, never taken for 1."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from avalanche_clip.benchmarks import RandomCaption, split_online, split_validation
+from avalanche_clip.benchmarks.class_labels import few_shot_indices
+from avalanche_clip.benchmarks.quotas import replay_quotas
+from avalanche_clip.budget import ComputeBudget
+from avalanche_clip.evaluation.functional import retrieval_metrics
+from avalanche_clip.evaluation.metrics import RetrievalMetric
+from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training.class_matrix import ClassMatrices
+from avalanche_clip.training.loader import worker_options
+from avalanche_clip.training.plugins import (
+    BudgetedReplayPlugin,
+    BudgetFactorPlugin,
+    CheckpointPlugin,
+    ConstantCosinePlugin,
+    ContrastiveEWCPlugin,
+    ContrastiveLwFPlugin,
+    MoEAdaptersPlugin,
+    OffDiagonalAlignmentPlugin,
+    OnlineEWCPlugin,
+    PatchingPlugin,
+    ReservoirReplayPlugin,
+    TokenEmbeddingExpansionPlugin,
+    VocabularyReplayPlugin,
+    WeightAveragingPlugin,
+    WeightConsolidationPlugin,
+)
+from avalanche_clip.training.reference_data import RandomTexts
+from tests.benchmarks.streams import counted_benchmark
+
+ONE = torch.ones(1, 1)
+scores = partial(retrieval_metrics, ONE, ONE)
+# Call -> names of numbers that must be finite, of sizes, of sizes that may be 0.
+OPTIONS = {
+    BudgetedReplayPlugin: ((), (), ("buffer_size",), {"kind": "exp"}),
+    ReservoirReplayPlugin: (("weight",), ("buffer_size", "replay_size"), (), {}),
+    CheckpointPlugin: (
+        ("every_seconds",),
+        ("every_iterations", "keep"),
+        (),
+        {"folder": "x"},
+    ),
+    ConstantCosinePlugin: (("decay_fraction",), (), (), {}),
+    ContrastiveLwFPlugin: (("lwf_weight",), (), (), {}),
+    ContrastiveEWCPlugin: (
+        ("ewc_lambda", "decay"),
+        ("fisher_batch_size", "fisher_batches"),
+        (),
+        {},
+    ),
+    OnlineEWCPlugin: (("ewc_lambda", "gamma"), ("fisher_batches",), (), {}),
+    OffDiagonalAlignmentPlugin: (("alpha", "temperature", "ema_decay"), (), (), {}),
+    WeightConsolidationPlugin: (("weight",), (), (), {}),
+    WeightAveragingPlugin: (("alpha",), ("interval",), (), {"mode": "we+wise"}),
+    VocabularyReplayPlugin: (
+        ("image_weight", "text_weight", "temperature"),
+        ("num_texts", "text_length"),
+        (),
+        {},
+    ),
+    MoEAdaptersPlugin: (("balance_weight",), (), ("count",), {}),
+    TokenEmbeddingExpansionPlugin: (("weight_decay",), ("vocab_size",), (), {}),
+    ComputeBudget: (("macs",), ("iterations", "samples"), (), {}),
+    RandomCaption: (("name_probability",), (), (), {}),
+    RandomTexts: ((), ("count", "length"), (), {}),
+    ClassMatrices: ((), ("batch_size",), (), {}),
+    RetrievalMetric: (("tie_eps",), ("chunk_size",), (), {}),
+    scores: (("tie_eps",), ("chunk_size",), (), {}),
+    partial(temperature_distillation_loss, ONE, ONE): (("temperature",), (), (), {}),
+    lambda **options: worker_options(options): (
+        (),
+        ("prefetch_factor",),
+        ("num_workers",),
+        {},
+    ),
+    replay_quotas: ((), ("step",), ("total",), {"total": 4, "step": 2, "kind": "exp"}),
+    partial(few_shot_indices, np.array([0, 1])): ((), ("shots",), (), {}),
+    lambda **options: split_validation(counted_benchmark(), **options): (
+        ("fraction",),
+        (),
+        (),
+        {},
+    ),
+    lambda **options: split_online(counted_benchmark(), **options): (
+        (),
+        ("experience_size",),
+        (),
+        {},
+    ),
+}
+CASES = [
+    (call, {**fixed, name: value}, name)
+    for call, (numbers, sizes, counts, fixed) in OPTIONS.items()
+    for names, values in (
+        (numbers, (math.nan, math.inf, -1.0, True, "1", np.float32("nan"))),
+        (sizes, (0, -1, True, 1.5, math.nan, "2", np.True_)),
+        (counts, (-1, True, False, 1.5, math.nan)),
+    )
+    for name in names
+    for value in values
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "name"), CASES, ids=[f"{n}-{o[n]}" for _, o, n in CASES]
+)
+def test_options__are_refused_in_words(call, options, name):
+    with pytest.raises(ValueError, match=f"{name}="):
+        call(**options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, -0.1, "a"])
+def test_lists_of_numbers__hold_numbers_only(value):
+    with pytest.raises(ValueError, match=r"grid=.*values in \[0, 1\]"):
+        PatchingPlugin([0.5, value])
+    with pytest.raises(ValueError, match="factors=.*positive numbers"):
+        BudgetFactorPlugin([1.0, value])
+    for empty in ([], ()):
+        with pytest.raises(ValueError, match="grid="):
+            PatchingPlugin(empty)
+        with pytest.raises(ValueError, match="factors"):
+            BudgetFactorPlugin(empty)
+
+
+@pytest.mark.parametrize("ks", [[0], [True], [1.5], [], [math.nan], [1, -1]])
+def test_ks__are_sizes(ks):
+    with pytest.raises(ValueError, match="ks="):
+        scores(ks=ks)
+    with pytest.raises(ValueError, match="ks="):
+        RetrievalMetric(ks=ks)
+
+
+def test_options__numpys_numbers_are_taken():
+    plugin = BudgetedReplayPlugin("exp", np.int64(3))
+    assert plugin.buffer_size == 3 and type(plugin.buffer_size) is int
+    assert PatchingPlugin(np.linspace(0, 1, 3)).grid == (0.0, 0.5, 1.0)
+    assert BudgetFactorPlugin(torch.tensor([1.0, 2.0])).factors == (1.0, 2.0)
+    assert replay_quotas(np.int32(8), np.uint8(4), "equal") == [2, 3, 3]
