@@ -83,7 +83,7 @@ def save_state(strategy: Any, path: str | Path) -> Path:
         return path
     if inside:
         _warn_inexact(strategy)
-    index = strategy.experience_index if inside else strategy.clock.train_exp_counter
+    index = strategy.experience_index
     state = capture_state(strategy, inside=inside, experience=index)
     if inside and strategy.step_phase == "counting":
         # The clock counts a step after all plugins have run.
@@ -190,8 +190,13 @@ def read_state(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint.") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}.")
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of format {FORMAT}, but of format {found!r}. "
+            "Finish its run with the version of avalanche_clip that wrote it, or start "
+            "it anew in another folder."
+        )
     return unpack(state)
 
 
@@ -216,9 +221,10 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
 
     :param strategy: built like the one that was stored, not yet trained.
     :param path: written by :func:`save_state`.
-    :param benchmark: the same prepared benchmark; gives replay its data.
-    :return: index of the experience to train next (the interrupted one, if
-        the run stopped inside).
+    :param benchmark: the same prepared benchmark, with every step that was trained;
+        gives replay its data.
+    :return: index of the experience to train next: the interrupted one, if the run
+        stopped inside, else the one behind that which was trained last.
     :raises CheckpointError: if the file is damaged or was written by another
         kind of run.
     """

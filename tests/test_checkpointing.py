@@ -23,6 +23,7 @@ from avalanche_clip.training.plugins.checkpoint import (
     checkpoints,
     latest_checkpoint,
 )
+from avalanche_clip.training.resume import FORMAT
 from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.helpers import (
     StubDualEncoder,
@@ -146,12 +147,12 @@ def test_save_state__only_the_main_process_writes(path, monkeypatch):
 
 
 def test_write_state__failure_leaves_the_old_file(path):
-    write_state({"format": 1, "n": 1}, path)
+    write_state({"format": FORMAT, "n": 1}, path)
     with (
         mock.patch.object(checkpointing.torch, "save", side_effect=OSError("full")),
         pytest.raises(OSError, match="full"),
     ):
-        write_state({"format": 1, "n": 2}, path)
+        write_state({"format": FORMAT, "n": 2}, path)
     assert read_state(path)["n"] == 1
 
 
@@ -170,7 +171,9 @@ def test_read_state__other_files_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         read_state(tmp_path / "none.pt")
     torch.save({"format": 99}, tmp_path / "new.pt")
-    with pytest.raises(CheckpointError, match="format 1"):
+    with pytest.raises(
+        CheckpointError, match="format 2.*version of avalanche_clip that wrote it"
+    ):
         read_state(tmp_path / "new.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -196,8 +196,63 @@ def group_names(
     ]
 
 
+def built_options(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """Options that the groups of an optimiser were built with, by owner.
+
+    :param optimizer: every group has an ``owner``.
+    """
+    return {
+        group["owner"]: {
+            k: v for k, v in group.items() if k not in ("params", "owner", "initial_lr")
+        }
+        for group in optimizer.param_groups
+    }
+
+
+def check_same_groups(
+    built: dict[str, dict[str, Any]], names: list[list[str]], stored: dict[str, Any]
+) -> None:
+    """Raise unless stored groups belong to an optimiser that was built alike.
+
+    :param built: :func:`built_options` of the optimiser to be loaded.
+    :param names: its parameters by group, plugins' groups apart.
+    :param stored: ``built`` and ``names`` of the stored one.
+    :raises ValueError: naming the first option or parameter that differs.
+    """
+    advice = "Build the optimizer with the groups and options of the stored run."
+    theirs = stored["built"]
+    if list(theirs) != list(built):
+        raise ValueError(
+            f"The stored optimizer was built with {len(theirs)} parameter groups, this "
+            f"one with {len(built)}. {advice}"
+        )
+    for place, (owner, options) in enumerate(theirs.items()):
+        for key, value in options.items():
+            if key in built[owner] and not _equal(value, built[owner][key]):
+                raise ValueError(
+                    f"optimizer: groups.{place}.{key} is {value!r} in the stored run "
+                    f"and {built[owner][key]!r} here. {advice}"
+                )
+    homes = {n: i for i, group in enumerate(stored["names"]) for n in group}
+    for place, group in enumerate(names):
+        for name in group:
+            if homes.get(name, place) != place:
+                raise ValueError(
+                    f"optimizer: {name!r} is in groups.{homes[name]} of the stored run "
+                    f"and in groups.{place} here. {advice}"
+                )
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return bool(torch.equal(torch.as_tensor(left), torch.as_tensor(right).cpu()))
+    return bool(left == right)
+
+
 __all__ = [
     "assign_names",
+    "built_options",
+    "check_same_groups",
     "clip_param_groups",
     "default_optimizer",
     "fit_moment",

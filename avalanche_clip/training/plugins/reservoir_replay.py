@@ -19,6 +19,7 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.batch import ImageTextBatch
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.training.loader import SeededItems, TrainLoader
+from avalanche_clip.training.visits import Step, find_step, read_step
 
 TARGETS = ("teacher", "student")
 FROM_MEMORY = "from_memory"
@@ -57,7 +58,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     Every training sample is offered once to one reservoir over the whole stream.
     From the second experience on, as many samples as a batch has are drawn from it
-    and appended to the batch; the number of steps stays. The batch then has the
+    (of other experiences only) and appended to the batch; the number of steps stays. The batch then has the
     entry ``from_memory`` (0 or 1 per sample).
 
     With a cross-lingual loss (strategy :class:`CLLCLIP`), the distance to the
@@ -74,6 +75,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     The source offers every sample again in each epoch, which ``duplicates=True``
     does too.
+
+    Steps may come in any order and again. Samples of the running step are never
+    drawn, and what was offered in an earlier visit is not offered again (unless
+    ``duplicates``).
 
     With several processes each holds the same reservoir, of the whole batch's
     samples, and appends its part of what is drawn.
@@ -116,12 +121,15 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self.seed = seed
         self.seen = 0
         """Samples offered to the reservoir so far."""
-        # Per slot: experience, position in its data, seed of its augmentation.
+        # Per slot: step (its place in the list), position in its data, seed of its
+        # augmentation.
+        self._steps: list[Step] = []
         self._slots = np.empty((0, 2), dtype=np.int64)
         self._seeds = np.empty(0, dtype=np.uint64)
         self._targets: Tensor | None = None
-        self._offered = np.empty(0, dtype=bool)
-        self._datasets: dict[int, Any] = {}
+        # Per step: which samples were offered.
+        self._offered: dict[Step, npt.NDArray[np.bool_]] = {}
+        self._datasets: dict[Step, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
@@ -133,8 +141,14 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     @property
     def stored(self) -> npt.NDArray[np.int64]:
-        """Experience and position of each stored sample, int64 ``(N, 2)``."""
-        return self._slots.copy()
+        """Index of its experience and position there of each stored sample.
+
+        int64 ``(N, 2)``.
+        """
+        stored = self._slots.copy()
+        indices = np.array([step.index for step in self._steps], dtype=np.int64)
+        stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
+        return stored
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a second reservoir, which would append to its own samples."""
@@ -144,25 +158,33 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def replayed_data(self, strategy: Any) -> Any:
         """Return what may be drawn in the coming experience, None if nothing.
 
-        :param strategy: unused; part of the interface.
-        :return: one data set with the stored samples, for those who have to know
-            which captions will occur.
+        :param strategy: says which step is running.
+        :return: one data set with the stored samples of other steps, for those who
+            have to know which captions will occur.
         """
-        parts = []
-        for experience in np.unique(self._slots[:, 0]).tolist():
-            rows = np.unique(self._slots[self._slots[:, 0] == experience, 1])
-            parts.append(self._datasets[experience].subset(rows.tolist()))
+        parts, slots = [], self._slots[self._drawable(strategy)]
+        for place in np.unique(slots[:, 0]).tolist():
+            rows = np.unique(slots[slots[:, 0] == place, 1])
+            parts.append(self._datasets[self._steps[place]].subset(rows.tolist()))
         return concatenate(parts) if parts else None
+
+    def _drawable(self, strategy: Any) -> npt.NDArray[np.int64]:
+        """Slots with samples of other steps than the running one."""
+        current = strategy.visits.current
+        own = self._steps.index(current) if current in self._steps else -1
+        return np.flatnonzero(self._slots[:, 0] != own)
 
     # ------------------------------------------------------------- training
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note where the samples of this experience are."""
-        dataset = strategy.experience.dataset
-        self._datasets[strategy.experience_index] = dataset
+        dataset, step = strategy.experience.dataset, strategy.visits.current
+        self._datasets[step] = dataset
+        if step not in self._steps:
+            self._steps.append(step)
         ids = attribute_array(dataset, "sample_id")
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order], order
-        self._offered = np.zeros(len(dataset), dtype=bool)
+        self._offered.setdefault(step, np.zeros(len(dataset), dtype=bool))
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
@@ -170,13 +192,15 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         world, rank = distributed.world_size(), distributed.rank()
         self._new = self._batch_seeds(strategy, len(batch) * world)
         wanted = len(batch) if self.replay_size is None else self.replay_size
+        slots = self._drawable(strategy)
         # Every process appends equally many.
-        count = min(wanted * world, len(self._slots)) // world
-        if strategy.clock.train_exp_counter == 0 or not count:
+        count = min(wanted * world, len(slots)) // world
+        if not count:
             return
         drawn = self._generator(strategy, 0).choice(
-            len(self._slots), size=count * world, replace=False
+            len(slots), size=count * world, replace=False
         )
+        drawn = slots[drawn]
         chosen = drawn[rank * count : (rank + 1) * count]
         old = [part.to(strategy.device) for part in self._read(strategy, chosen)]
         if self.target == "student":
@@ -197,8 +221,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Read stored samples again, as they were."""
         items = []
         for slot in chosen.tolist():
-            experience, position = self._slots[slot].tolist()
-            data = SeededItems(self._datasets[experience].train())
+            place, position = self._slots[slot].tolist()
+            data = SeededItems(self._datasets[self._steps[place]].train())
             items.append(data[position, int(self._seeds[slot])])
         return strategy.experience.dataset.collate_fn(items)
 
@@ -220,7 +244,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def _generator(self, strategy: Any, purpose: int) -> np.random.Generator:
         seed = strategy.seed if self.seed is None else self.seed
         step = strategy.clock.train_exp_iterations
-        parts = [seed & (2**63 - 1), strategy.experience_index, step, purpose]
+        number = strategy.visits.seed_number
+        parts = [seed & (2**63 - 1), number, step, purpose]
         return np.random.default_rng(parts)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
@@ -259,9 +284,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         # Samples that another plugin has pooled are no new ones.
         own = ordered[found] == ids
         positions = order[found]
+        offered = self._offered[strategy.visits.current]
         if not self.duplicates:
-            own &= ~self._offered[positions]
-        self._offered[positions[own]] = True
+            own &= ~offered[positions]
+        offered[positions[own]] = True
         rows = np.flatnonzero(own)
         generator = self._generator(strategy, 1)
         slots = reservoir_slots(self.seen, len(rows), self.buffer_size, generator)
@@ -287,7 +313,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         last = {slot: k for k, slot in enumerate(slots.tolist())}
         keep = np.array(list(last.values()))
         slots, rows, positions = slots[keep], rows[keep], positions[keep]
-        self._slots[slots, 0] = strategy.experience_index
+        self._slots[slots, 0] = self._steps.index(strategy.visits.current)
         self._slots[slots, 1] = positions
         self._seeds[slots] = self._new[rows]
         if self.target == "student":
@@ -308,26 +334,35 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Return what is stored, as places in the benchmark's data."""
         return {
             "seen": self.seen,
+            "steps": [list(step) for step in self._steps],
             "slots": torch.from_numpy(self._slots.copy()),
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
-            "offered": torch.from_numpy(self._offered.copy()),
+            "sizes": [len(self._offered[step]) for step in self._steps],
+            "offered": [
+                torch.from_numpy(np.packbits(self._offered[step]))
+                for step in self._steps
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.seen = int(state["seen"])
+        self._steps = [read_step(step) for step in state["steps"]]
         self._slots = state["slots"].cpu().numpy().copy()
         self._seeds = state["seeds"].cpu().numpy().astype(np.uint64)
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
-        self._offered = state["offered"].cpu().numpy().copy()
+        rows = zip(self._steps, state["offered"], state["sizes"], strict=True)
+        self._offered = {
+            step: np.unpackbits(bits.cpu().numpy(), count=size).astype(bool)
+            for step, bits, size in rows
+        }
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""
-        stream = benchmark.streams["train"]
-        for index in range(len(stream)):
-            self._datasets.setdefault(index, stream[index].dataset)
+        for step in self._steps:
+            self._datasets[step] = find_step(benchmark, step).dataset
 
 
 def raw_text_features(output: Any) -> Tensor:

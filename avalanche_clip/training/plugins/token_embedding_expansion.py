@@ -28,6 +28,7 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.token_embedding import INITS
 from avalanche_clip.training.captions import language_codes, read_captions
+from avalanche_clip.training.visits import seed_number
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +228,12 @@ class TokenEmbeddingExpansionPlugin(
 
     def _grow_tokenizer(self, strategy: Any, tokenizer: Any) -> None:
         language, codes = language_of(strategy.experience)
+        step = strategy.visits.current
+        other = strategy.visits.number_of(step)
+        table = self._table(strategy)
+        table.draws = seed_number(step.index, other) - step.index
+        if other and getattr(strategy.experience, "language", None) is None:
+            language = f"{language} ({other + 1})"  # of another stream or benchmark
         if language in tokenizer.snapshots:
             tokenizer.add_language(language, codes=codes)
             return

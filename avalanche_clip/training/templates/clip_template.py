@@ -27,8 +27,9 @@ from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import optim
 from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.compatibility import check_planned, check_plugins
-from avalanche_clip.training.resume import apply_pending
+from avalanche_clip.training.resume import apply_pending, check_interrupted
 from avalanche_clip.training.schedules import SCHEDULES
+from avalanche_clip.training.stock_plugin_state import forget_step
 from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.loader_mixin import (
     LoaderMixin,
@@ -41,6 +42,7 @@ from avalanche_clip.training.templates.step_mixin import (
     NonFiniteLossError,
     StepMixin,
 )
+from avalanche_clip.training.visits import Visits
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,8 @@ class CLIPTemplate(
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._pending: dict[str, Any] | None = None
+        self.visits = Visits()
+        """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)
         self.mb_features: CLIPOutput | None = None
         self.global_features: CLIPOutput | None = None
@@ -189,7 +193,7 @@ class CLIPTemplate(
         """Index of the running experience in its stream."""
         experience = self.experience
         if experience is None:
-            return self.clock.train_exp_counter
+            return self.visits.next_index
         return int(experience.logging().current_experience)
 
     @property
@@ -221,6 +225,9 @@ class CLIPTemplate(
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "open"
+        self.visits.begin(self.experience)
+        check_interrupted(self)
+        forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
         if self._pending is None:  # else the teachers are those of the stored run
@@ -238,9 +245,9 @@ class CLIPTemplate(
         self.step_phase = ""
 
     def _seed_experience(self) -> None:
-        """Seed all generators from the run's seed and the experience."""
+        """Seed all generators from the run's seed, the experience and its visit."""
         state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        state = mix64(state ^ np.uint64(self.experience_index))
+        state = mix64(state ^ np.uint64(self.visits.seed_number))
         number = int(state >> np.uint64(1))
         torch.manual_seed(number)
         # Stock buffers draw from these two.
@@ -347,6 +354,7 @@ class CLIPTemplate(
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"
         super()._after_training_exp(**kwargs)
+        self.visits.end()
         self.step_phase = ""
         experience, self.experience = self.experience, None
         for hook in self._hooks("experience_completed"):
