@@ -171,9 +171,7 @@ def test_read_state__other_files_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         read_state(tmp_path / "none.pt")
     torch.save({"format": 99}, tmp_path / "new.pt")
-    with pytest.raises(
-        CheckpointError, match="format 2.*version of avalanche_clip that wrote it"
-    ):
+    with pytest.raises(CheckpointError, match="format 2.*version of avalanche_clip"):
         read_state(tmp_path / "new.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -216,20 +216,19 @@ def _forget_in_policy(plugin: Any, sample_ids: np.ndarray) -> None:
             f"{type(plugin).__name__}, from which it cannot be taken out; use "
             f"{', '.join(k.__name__ for k in _POLICIES)} or BudgetedReplayPlugin."
         )
-    groups = getattr(policy, "buffer_groups", {0: policy})
-    emptied = []
-    for key, buffer in groups.items():
+    groups = getattr(policy, "buffer_groups", None)
+    kept = {}
+    for key, buffer in ({0: policy} if groups is None else groups).items():
         held = len(buffer.buffer)
         buffer.buffer, rows = _without(buffer.buffer, sample_ids)
         buffer._buffer_weights = buffer._buffer_weights[rows]
-        if held and not len(rows):
-            emptied.append(key)
-    if groups is getattr(policy, "buffer_groups", None):
-        for key in emptied:
-            del groups[key]
+        if len(rows) or not held:
+            kept[key] = buffer
     if isinstance(policy, ExperienceBalancedBuffer):
-        policy.buffer_groups = dict(enumerate(groups.values()))
-        policy._num_exps -= len(emptied)
+        policy._num_exps -= len(policy.buffer_groups) - len(kept)
+        policy.buffer_groups = dict(enumerate(kept.values()))
+    elif groups is not None:
+        policy.buffer_groups = kept
 
 
 def _get_gdumb(plugin: Any) -> dict[str, Any]:

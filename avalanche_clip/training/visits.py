@@ -28,14 +28,14 @@ class Step(NamedTuple):
 
     stream: str
     """Name of the stream that the experience comes from, empty for none."""
-    index: int
+    place: int
     """``current_experience``: its place in that stream."""
     data: str
     """Checksum of the facts of its samples."""
 
     def __str__(self) -> str:
         stream = f" of stream {self.stream!r}" if self.stream else ""
-        return f"experience {self.index}{stream}"
+        return f"experience {self.place}{stream}"
 
 
 def step_of(experience: Any) -> Step:
@@ -78,13 +78,13 @@ def find_step(benchmark: Any, step: Step) -> Any:
         "their streams into one scenario."
     )
     experiences = list(benchmark.streams.get(step.stream, ()))
-    if not 0 <= step.index < len(experiences):
+    if not 0 <= step.place < len(experiences):
         have = {name: len(list(stream)) for name, stream in benchmark.streams.items()}
         raise ValueError(
             f"The stored run has trained {step}, which the benchmark does not have "
             f"(streams and their lengths: {have}). {advice}"
         )
-    experience = experiences[step.index]
+    experience = experiences[step.place]
     if _checksum(experience.dataset) != step.data:
         raise ValueError(
             f"The stored run has trained {step} on other samples than the benchmark "
@@ -148,12 +148,12 @@ class Visits:
         """See :func:`seed_number`; of the running visit."""
         if self.current is None:
             return self.next_index
-        return seed_number(self.current.index, self.earlier_visits)
+        return seed_number(self.current.place, self.earlier_visits)
 
     @property
     def next_index(self) -> int:
         """Index behind that of the step that was trained last, 0 at the start."""
-        return self.finished[-1].index + 1 if self.finished else 0
+        return self.finished[-1].place + 1 if self.finished else 0
 
     @property
     def others(self) -> list[Step]:
@@ -170,7 +170,7 @@ class Visits:
         0 unless steps of several streams or benchmarks are trained; tells such
         steps apart where they are named by their index.
         """
-        alike = [s for s in dict.fromkeys(self.finished) if s.index == step.index]
+        alike = [s for s in dict.fromkeys(self.finished) if s.place == step.place]
         return alike.index(step) if step in alike else len(alike)
 
     def trained(self) -> list[Step]:

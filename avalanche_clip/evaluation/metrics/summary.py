@@ -28,9 +28,9 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
     ``mean_R@1_forgetting/eval_phase/test_stream``. Column j belongs to the training
     experience with that index, in whatever order these were trained; averages count
     the trained ones only. Without such a column, or after training on several
-    streams, there are no summaries. Experiences that were not evaluated are NaN and make the
-    values they enter NaN. Evaluations nested in training (``eval_every``) show
-    half-trained models and are left out.
+    streams, there are no summaries. Experiences that were not evaluated are NaN and
+    make the values they enter NaN. Evaluations nested in training (``eval_every``)
+    show half-trained models and are left out.
 
     Memory: the matrices only.
 
@@ -133,10 +133,8 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
         experience = strategy.experience.logging()
         own = hasattr(experience, "_origin_stream")
         stream = experience._origin_stream if own else experience.origin_stream
-        name, visits = (
-            str(getattr(stream, "name", "")),
-            getattr(strategy, "visits", None),
-        )
+        name = str(getattr(stream, "name", ""))
+        visits = getattr(strategy, "visits", None)
         if visits is not None and (other := visits.number_of(visits.current)):
             name = f"{name} ({other + 1})"  # a stream of another benchmark
         step = (name, int(experience.current_experience))

@@ -131,13 +131,13 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
             )
         stream = list(streams[self.validation])
         for step in steps:
-            if not belongs(step, benchmark) or step.index >= len(stream):
+            if not belongs(step, benchmark) or step.place >= len(stream):
                 raise ValueError(
                     f"PatchingPlugin searches on stream {self.validation!r}, which has "
                     f"no experience for {step}; give it one per training experience, "
                     "or give a grid of one value."
                 )
-        return [stream[step.index].dataset for step in steps]
+        return [stream[step.place].dataset for step in steps]
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a plugin that continues from other weights."""

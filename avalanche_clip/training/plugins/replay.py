@@ -145,7 +145,7 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         step = self.steps[place]
         ids = attribute_array(self._datasets[step], "sample_id")
         seed = run_seed if self.seed is None else self.seed
-        priorities = sample_priorities(ids, seed, step.index)
+        priorities = sample_priorities(ids, seed, step.place)
         return keep_smallest(priorities, count).tolist()
 
     def kept_sample_ids(self, place: int, count: int, run_seed: int) -> np.ndarray:

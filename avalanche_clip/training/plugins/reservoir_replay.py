@@ -57,9 +57,9 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     """Append samples of earlier experiences to each batch (ER and DER).
 
     Every training sample is offered once to one reservoir over the whole stream.
-    From the second experience on, as many samples as a batch has are drawn from it
-    (of other experiences only) and appended to the batch; the number of steps stays. The batch then has the
-    entry ``from_memory`` (0 or 1 per sample).
+    From the second experience on, as many samples as a batch has are drawn from it,
+    of other experiences only, and appended to the batch; the number of steps stays.
+    The batch then has the entry ``from_memory`` (0 or 1 per sample).
 
     With a cross-lingual loss (strategy :class:`CLLCLIP`), the distance to the
     teacher is taken over the new samples only, and ``weight`` times the mean squared
@@ -146,7 +146,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         int64 ``(N, 2)``.
         """
         stored = self._slots.copy()
-        indices = np.array([step.index for step in self._steps], dtype=np.int64)
+        indices = np.array([step.place for step in self._steps], dtype=np.int64)
         stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
         return stored
 

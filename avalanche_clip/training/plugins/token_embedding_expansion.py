@@ -231,7 +231,7 @@ class TokenEmbeddingExpansionPlugin(
         step = strategy.visits.current
         other = strategy.visits.number_of(step)
         table = self._table(strategy)
-        table.draws = seed_number(step.index, other) - step.index
+        table.draws = seed_number(step.place, other) - step.place
         if other and getattr(strategy.experience, "language", None) is None:
             language = f"{language} ({other + 1})"  # of another stream or benchmark
         if language in tokenizer.snapshots:
