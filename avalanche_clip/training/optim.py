@@ -196,51 +196,59 @@ def group_names(
     ]
 
 
-def built_options(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """Options that the groups of an optimiser were built with, by owner.
+def describe_groups(
+    optimizer: Optimizer, groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Describe the groups that an optimiser was built with, as plain data.
 
-    :param optimizer: every group has an ``owner``.
+    :param optimizer: of the user, or built for a strategy.
+    :param groups: names per group, as from :func:`group_names`.
+    :return: options and ``names`` of each group.
     """
-    return {
-        group["owner"]: {
-            k: v for k, v in group.items() if k not in ("params", "owner", "initial_lr")
-        }
-        for group in optimizer.param_groups
-    }
+    own = ("params", "owner", "initial_lr")
+    return [
+        {k: v for k, v in options.items() if k not in own} | {"names": g["names"]}
+        for options, g in zip(optimizer.param_groups, groups, strict=True)
+    ]
 
 
 def check_same_groups(
-    built: dict[str, dict[str, Any]], names: list[list[str]], stored: dict[str, Any]
+    built: list[dict[str, Any]], stored: list[dict[str, Any]]
 ) -> None:
-    """Raise unless stored groups belong to an optimiser that was built alike.
+    """Raise unless a stored optimiser was built with the same groups.
 
-    :param built: :func:`built_options` of the optimiser to be loaded.
-    :param names: its parameters by group, plugins' groups apart.
-    :param stored: ``built`` and ``names`` of the stored one.
+    :param built: :func:`describe_groups` of the optimiser to be loaded.
+    :param stored: that of the stored one.
     :raises ValueError: naming the first option or parameter that differs.
     """
     advice = "Build the optimizer with the groups and options of the stored run."
-    theirs = stored["built"]
-    if list(theirs) != list(built):
+    if len(stored) != len(built):
         raise ValueError(
-            f"The stored optimizer was built with {len(theirs)} parameter groups, this "
+            f"The stored optimizer was built with {len(stored)} parameter groups, this "
             f"one with {len(built)}. {advice}"
         )
-    for place, (owner, options) in enumerate(theirs.items()):
-        for key, value in options.items():
-            if key in built[owner] and not _equal(value, built[owner][key]):
+    for place, (theirs, ours) in enumerate(zip(stored, built, strict=True)):
+        for key in theirs.keys() & ours.keys() - {"names"}:
+            if not _equal(theirs[key], ours[key]):
                 raise ValueError(
-                    f"optimizer: groups.{place}.{key} is {value!r} in the stored run "
-                    f"and {built[owner][key]!r} here. {advice}"
+                    f"optimizer: groups.{place}.{key} is {theirs[key]!r} in the stored "
+                    f"run and {ours[key]!r} here. {advice}"
                 )
-    homes = {n: i for i, group in enumerate(stored["names"]) for n in group}
-    for place, group in enumerate(names):
-        for name in group:
-            if homes.get(name, place) != place:
+    homes = {n: place for place, group in enumerate(stored) for n in group["names"]}
+    for place, group in enumerate(built):
+        for name in group["names"]:
+            if homes.get(name) != place:
+                where = f"in groups.{homes[name]}" if name in homes else "in no group"
                 raise ValueError(
-                    f"optimizer: {name!r} is in groups.{homes[name]} of the stored run "
-                    f"and in groups.{place} here. {advice}"
+                    f"optimizer: {name!r} is {where} of the stored run and in "
+                    f"groups.{place} here. {advice}"
                 )
+    if missing := homes.keys() - {n for group in built for n in group["names"]}:
+        name = min(missing)
+        raise ValueError(
+            f"optimizer: {name!r} is in groups.{homes[name]} of the stored run and in "
+            f"no group here. {advice}"
+        )
 
 
 def _equal(left: Any, right: Any) -> bool:
@@ -251,10 +259,10 @@ def _equal(left: Any, right: Any) -> bool:
 
 __all__ = [
     "assign_names",
-    "built_options",
     "check_same_groups",
     "clip_param_groups",
     "default_optimizer",
+    "describe_groups",
     "fit_moment",
     "group_names",
     "home_of",

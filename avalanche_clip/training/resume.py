@@ -60,7 +60,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "optimizer": {
             "class": type(strategy.optimizer).__name__,
             "names": [list(group["names"]) for group in strategy._groups],
-            "built": strategy._built_options,
+            "built": strategy._built,
             **strategy.optimizer_state(copied=False),
         },
         "scaler": None if strategy._scaler is None else strategy._scaler.state_dict(),
@@ -383,18 +383,33 @@ def restore_running(strategy: Any, state: dict[str, Any]) -> None:
 def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     """Load the optimiser, which may have had more groups and grown parameters."""
     with _as_checkpoint_error():
-        ours = [list(group["names"]) for group in strategy._groups]
-        optim.check_same_groups(strategy._built_options, ours, stored)
-        have = {group["owner"] for group in strategy.optimizer.param_groups}
-        for options in stored["groups"]:
-            if options["owner"] not in have:
-                strategy.optimizer.add_param_group({"params": [], **options})
+        optim.check_same_groups(strategy._built, stored["built"])
+        _match_groups(strategy, [options["owner"] for options in stored["groups"]])
         strategy.load_optimizer_state(stored)
     named = optim.trainable(strategy.model)
     strategy._groups = [{"names": list(names)} for names in stored["names"]]
     strategy._known |= set(named)
     # Moments are found by the names of the parameters as they are now.
     strategy._optimizer_names = {id(p): n for n, p in named.items()}
+
+
+def _match_groups(strategy: Any, owners: list[str]) -> None:
+    """Add empty groups where the stored optimiser had more.
+
+    Between experiences those of plugins go where it had fewer: the next experience
+    makes them again.
+    """
+    optimizer = strategy.optimizer
+    if strategy._pending is None:
+        optimizer.param_groups[:] = [
+            group
+            for group in optimizer.param_groups
+            if group["owner"] in owners or group["owner"].startswith("rule ")
+        ]
+    have = {group["owner"] for group in optimizer.param_groups}
+    for owner in owners:
+        if owner not in have:
+            optimizer.add_param_group({"params": [], "owner": owner})
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from tests.helpers import stub_benchmark, stub_model
 from tests.training import classes, languages, moe_runs
 from tests.training.runs import evaluator
 
-SIZES = (16, 12)
+SIZES = (16, 12, 10)
 ITERATIONS = 4
 IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 REFERENCE = {
@@ -21,7 +21,7 @@ REFERENCE = {
     "warmup_iterations": 0,
 }
 OPTIONS = {
-    "CumulativeAllStar": {"budget_factors": [1, 1.5]},
+    "CumulativeAllStar": {"budget_factors": [1, 1.5, 1]},
     "CumulativeEqual": {"buffer_size": 10},
     "CumulativeExp": {"buffer_size": 10},
     "ContrastiveEWC": {"ewc_lambda": 100.0, "fisher_batch_size": 8},
@@ -61,8 +61,8 @@ def strategies():
     return {name: cls for name, cls in found.items() if isinstance(cls, type)}
 
 
-def make(name, *plugins, **given):
-    """A strategy of three groups with the benchmark it is for."""
+def make(name, *plugins, steps=2, **given):
+    """A strategy of three groups with the benchmark it is for, of 2 or 3 steps."""
     cls = strategies()[name]
     options = {**OPTIONS.get(name, {}), **given}
     own = options.pop("plugins", [])
@@ -76,24 +76,24 @@ def make(name, *plugins, **given):
     }
     options = {**common, **options}
     if name == "MoEAdapters":
-        return _experts(cls, options)
+        return _experts(cls, options, steps)
     if name == "CLLCLIP":
         model = languages.tiny_model()
-        benchmark = languages.language_stream(model, ("en", "de"))
+        benchmark = languages.language_stream(model, ("en", "de", "el")[:steps])
         options["evaluator"] = evaluator()
         return languages.language_strategy(model, **options), benchmark
     model = stub_model(dropout=0.2, noise=0.1)
     model.pretrained = "stub"
     if name.startswith("ClassName"):
-        benchmark = classes.domain_benchmark(model, (3, 4))
+        benchmark = classes.domain_benchmark(model, (3, 4, 2)[:steps])
         return classes.class_strategy(model, cls, **options), benchmark
     options = {"train_mb_size": 8, "evaluator": evaluator(), **options}
-    return cls(model=model, **options), stub_benchmark(SIZES, model=model)
+    return cls(model=model, **options), stub_benchmark(SIZES[:steps], model=model)
 
 
-def _experts(cls, options):
+def _experts(cls, options, steps):
     model = moe_runs.vit()
-    benchmark = moe_runs.domains(model, 2, noise=0.1)
+    benchmark = moe_runs.domains(model, steps, noise=0.1)
     strategy = cls(
         model=model,
         selector=moe_runs.selector(),

@@ -30,7 +30,7 @@ class OptimizerMixin:
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
     _pending: dict[str, Any] | None
-    _built_options: dict[str, dict[str, Any]]
+    _built: list[dict[str, Any]]
     # For strategies with values of their own: the optimiser where the user gives
     # none, and its groups where the user gives no rule either.
     _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
@@ -84,7 +84,8 @@ class OptimizerMixin:
         for place, group in enumerate(self.optimizer.param_groups):
             # What options are stored and found by, from the first checkpoint on.
             group["owner"] = f"rule {place}"
-        self._built_options = copy.deepcopy(optim.built_options(self.optimizer))
+        found = optim.describe_groups(self.optimizer, self._groups)
+        self._built = copy.deepcopy(found)
         for group, names in zip(self.optimizer.param_groups, self._groups):
             group.setdefault("initial_lr", float(group["lr"]))
             # Frozen parameters of a user's optimiser leave it at once.
