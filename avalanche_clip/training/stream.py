@@ -189,6 +189,8 @@ class _Run:
         self.done = 0
         """Number of evaluations, the one before the stream included."""
         self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
+        self.next = 0
+        """Experience to train next, or in training."""
         self._begin: float | None = None
         self._spent = 0.0
         # Before training: schedules change the optimiser's learning rates.
@@ -301,7 +303,9 @@ class _Run:
             raise ValueError(
                 f"{newest[0]} was not written by run_stream; go on with load_state."
             )
-        index = restore_state(self.strategy, state, self.benchmark)
+        restore_state(self.strategy, state, self.benchmark)
+        # Not what was trained last: a strategy may have been trained before the run.
+        index = self.next = int(extra["next"])
         self.rows, self.done = extra["rows"], extra["done"]
         self.seconds = extra["seconds"]
         spent = float(extra.get("train_seconds", 0.0))
@@ -315,7 +319,9 @@ class _Run:
 
     def _extra(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
+        ended = self._begin is not None and self.strategy.experience is None
         extra = {"rows": self.rows, "done": self.done, "seconds": self.seconds}
+        extra["next"] = self.next + ended
         if self._begin is not None:
             extra["train_seconds"] = self._train_seconds()
         return extra
@@ -332,14 +338,14 @@ class _Run:
     # ---------------------------------------------------- training, evaluating
     def train(self, index: int) -> None:
         """Train one experience."""
-        self._begin = time.perf_counter()
+        self.next, self._begin = index, time.perf_counter()
         experience = self.benchmark.train_stream[index]
         self.strategy.train(
             experience, eval_streams=self._validation(index), **self.options
         )
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
-        self._begin, self._spent = None, 0.0
+        self.next, self._begin, self._spent = index + 1, None, 0.0
 
     def _validation(self, index: int) -> list[Any]:
         """What a strategy with ``eval_every`` is evaluated on in training.

@@ -458,3 +458,52 @@ def test_fresh_weights__differ_between_visits():
     train(build(Restart, plugins=[Start()]), stub_benchmark(SIZES), [0, 1, 1, 1])
     pairs = itertools.combinations(seen, 2)
     assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+def test_token_usage__earlier_tasks_count_once_and_never_the_running_one(monkeypatch):
+    from avalanche_clip.training.plugins import token_embedding_expansion as module
+
+    model, given, usage = tiny_model(), [], []
+    kernel = module.teir_scale
+
+    def noting(occurs, original, earlier, special):
+        given.append(earlier.clone())
+        return kernel(occurs, original, earlier, special)
+
+    monkeypatch.setattr(module, "teir_scale", noting)
+    strategy = language_strategy(model)
+    data = language_stream(model, ("en", "de", "el"))
+    table = strategy.expansion._table(strategy)
+    for index in (0, 1, 0, 0, 2):
+        train(strategy, data, [index])
+        usage.append(table.usage.double())
+    first = torch.nn.functional.pad(usage[0], (0, len(usage[1]) - len(usage[0])))
+    assert torch.equal(given[1], first) and usage[0].any()
+    # In the second visit of the first step only the other one is an earlier task.
+    wide = torch.nn.functional.pad(usage[1], (0, len(usage[4]) - len(usage[1])))
+    assert torch.equal(given[4], wide)
+    for earlier in given[2:4]:
+        assert torch.equal(earlier, usage[1] - first)
+    assert torch.equal(usage[3], usage[1] + 2 * first)  # which counts visits
+
+
+def test_run_stream__of_a_strategy_trained_before_starts_at_the_first_step(tmp_path):
+    from avalanche_clip.training import run_stream
+    from tests.training.runs import Interrupted, StopPlugin
+    from tests.training.runs import build as small_run
+
+    def go(out, stop, resume=False):
+        strategy, data = small_run(stop=stop, schedule="constant")
+        if not resume:
+            train(strategy, data, [2])
+        options = {"resume": resume, "checkpoint_iterations": 2}
+        return strategy, run_stream(strategy, data, out, **options)
+
+    whole, expected = go(tmp_path / "whole", StopPlugin())
+    for iteration in (6, 8, 12):  # before the first checkpoint inside, after it, later
+        out = tmp_path / str(iteration)
+        with pytest.raises(Interrupted):
+            go(out, StopPlugin(train=iteration))
+        again, found = go(out, StopPlugin(), resume=True)
+        assert_same_weights(whole.model, again.model)
+        np.testing.assert_array_equal(expected.E, found.E)
