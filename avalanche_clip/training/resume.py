@@ -156,7 +156,7 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     _check_same_run(strategy, state)
     inside = state["inside"]
     strategy.visits.load_state_dict(state["visits"])
-    trained = _trained(state, benchmark)
+    trained = _trained(strategy, state, benchmark)
     _prepare_teachers(strategy, state, trained)
     restore_model(strategy, state, trained)
     plugin_state.apply_numbers(strategy.clock, state["clock"])
@@ -182,13 +182,19 @@ def _as_checkpoint_error() -> Iterator[None]:
         raise CheckpointError(str(error)) from error
 
 
-def _trained(state: dict[str, Any], benchmark: Any) -> list[Any]:
-    """Experiences that the stored model has gone through, repeats included."""
+def _trained(strategy: Any, state: dict[str, Any], benchmark: Any) -> list[Any]:
+    """Experiences that the stored model has gone through, repeats included.
+
+    Those of streams that the benchmark does not have are left out, unless growth
+    needs them; replay looks for its data itself.
+    """
     visits = Visits()
     visits.load_state_dict(state["visits"])
     current = state["visits"]["current"]
     visits.current = None if current is None else read_step(current)
     steps = visits.trained()
+    if not any(_adapts(module) for module in strategy.model.modules()):
+        steps = [step for step in steps if step.stream in benchmark.streams]
     with _as_checkpoint_error():
         found = {step: find_step(benchmark, step) for step in dict.fromkeys(steps)}
     return [found[step] for step in steps]
@@ -278,10 +284,15 @@ def _adapt_again(model: nn.Module, experiences: Iterable[Any]) -> None:
     """Call ``adaptation`` of growing modules that store no growth."""
     for experience in experiences:
         for module in list(model.modules()):
-            adapt = getattr(module, "adaptation", None)
-            own = callable(getattr(module, "load_growth_state", None))
-            if callable(adapt) and not own and getattr(module, "_auto_adapt", True):
-                adapt(experience)
+            if _adapts(module):
+                module.adaptation(experience)  # type: ignore[operator]
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module grows by experiences and stores no growth of its own."""
+    own = callable(getattr(module, "load_growth_state", None))
+    auto = getattr(module, "_auto_adapt", True)
+    return callable(getattr(module, "adaptation", None)) and not own and auto
 
 
 def _grow(model: nn.Module, growth: dict[str, Any]) -> None:

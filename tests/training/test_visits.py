@@ -401,6 +401,27 @@ def test_step_of_another_stream__is_another_step_also_after_a_resume(tmp_path):
         load_state(bare, path, stub_benchmark(SIZES, valid=False))
 
 
+def test_step_of_a_stream_that_is_gone__is_missed_only_where_it_is_needed(tmp_path):
+    def make_one(grows):
+        model = GrowingEncoder()
+        if grows:
+            model.table = PlainGrowing()
+        return build(Sequential, model)
+
+    data = stub_benchmark(SIZES)
+    for grows in (False, True):
+        strategy = make_one(grows)
+        strategy.train(data.streams["valid"][1], eval_streams=[])
+        path = save_state(strategy, tmp_path / f"{grows}.pt")
+        other, bare = make_one(grows), stub_benchmark(SIZES, valid=False)
+        if grows:
+            with pytest.raises(CheckpointError, match="of stream 'valid', which the"):
+                load_state(other, path, bare)
+        else:
+            assert load_state(other, path, bare) == 2
+            assert_same_weights(strategy.model, other.model)
+
+
 def test_step_of_another_benchmark__is_another_step_and_refused_on_resume(tmp_path):
     first, second = stub_benchmark(SIZES), stub_benchmark((10, 8, 8))
     look = Look()
