@@ -224,7 +224,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["avalanche_clip.training.supervised"])
+    context.set_forkserver_preload(["avalanche_clip.training.supervised", "open_clip"])
     return context
 
 

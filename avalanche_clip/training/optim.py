@@ -19,6 +19,9 @@ Named = Iterable[tuple[str, nn.Parameter]]
 GroupRule = Callable[[Named], Sequence[Any]]
 
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")
+_NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
+"""Entries of a group that are no setting of the method; how it is computed may differ
+between devices."""
 
 
 def clip_param_groups(
@@ -205,9 +208,9 @@ def describe_groups(
     :param groups: names per group, as from :func:`group_names`.
     :return: options and ``names`` of each group.
     """
-    own = ("params", "owner", "initial_lr")
     return [
-        {k: v for k, v in options.items() if k not in own} | {"names": g["names"]}
+        {k: v for k, v in options.items() if k not in _NOT_COMPARED}
+        | {"names": g["names"]}
         for options, g in zip(optimizer.param_groups, groups, strict=True)
     ]
 

@@ -159,6 +159,8 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     trained = _trained(strategy, state, benchmark)
     _prepare_teachers(strategy, state, trained)
     restore_model(strategy, state, trained)
+    with _as_checkpoint_error():
+        optim.check_same_groups(strategy._built, state["optimizer"]["built"])
     plugin_state.apply_numbers(strategy.clock, state["clock"])
     strategy.compute.load_state_dict(state["compute"])
     # What is applied again later must not be what plugins work on until then.
@@ -178,6 +180,8 @@ def _as_checkpoint_error() -> Iterator[None]:
     """Turn what is wrong with a stored value into a :class:`CheckpointError`."""
     try:
         yield
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(str(error)) from error
 
@@ -394,7 +398,6 @@ def restore_running(strategy: Any, state: dict[str, Any]) -> None:
 def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     """Load the optimiser, which may have had more groups and grown parameters."""
     with _as_checkpoint_error():
-        optim.check_same_groups(strategy._built, stored["built"])
         _match_groups(strategy, [options["owner"] for options in stored["groups"]])
         strategy.load_optimizer_state(stored)
     named = optim.trainable(strategy.model)

@@ -187,13 +187,15 @@ def forget_step(strategy: Any) -> None:
 
     :raises ValueError: if a memory is of a kind that cannot be taken apart.
     """
-    if not strategy.visits.earlier_visits:
+    kinds = (ReplayPlugin, GDumbPlugin, AGEMPlugin)
+    memories = [plugin for plugin in strategy.plugins if isinstance(plugin, kinds)]
+    if not memories or not strategy.visits.earlier_visits:
         return
     own = attribute_array(strategy.experience.dataset, "sample_id")
-    for plugin in strategy.plugins:
-        if isinstance(plugin, (ReplayPlugin, GDumbPlugin)):
+    for plugin in memories:
+        if not isinstance(plugin, AGEMPlugin):
             _forget_in_policy(plugin, own)
-        elif isinstance(plugin, AGEMPlugin):
+        else:
             kept = [_without(b, own)[0] for b in plugin.buffers]
             plugin.buffers = [b for b in kept if len(b)]
             _load_agem(plugin)

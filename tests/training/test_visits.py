@@ -450,6 +450,27 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
             strategy.train(wrong, eval_streams=[])
 
 
+def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
+    def make_one():
+        strategy, data = make("MoEAdapters", steps=2)
+        first, valid = data.train_stream[0], data.streams["valid"][0]
+        return strategy, data, [first, valid, first]
+
+    strategy, data, order = make_one()
+    for experience in order[:2]:
+        strategy.train(experience, eval_streams=[])
+    path = save_state(strategy, tmp_path / "state.pt")
+    again, data, order = make_one()
+    load_state(again, path, data)
+    for one in (strategy, again):
+        one.train(order[2], eval_streams=[])
+        assert one.moe.routers == {"classes 0,1,2": 0, "classes 0,1,2 (2)": 1}
+        assert one.moe._router == 0 and one.moe.auto_selector.num_tasks == 2
+    one.moe.router_for_eval, one.moe.auto_selector = "own", None
+    one.experience = data.test_stream[0]
+    assert one.moe._own(one, 7) == 0
+
+
 def test_unnamed_languages__of_two_streams_are_two_languages():
     model = tiny_model()
     strategy, growth = language_strategy(model), []

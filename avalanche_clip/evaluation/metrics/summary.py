@@ -93,7 +93,12 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
         return result
 
     def _columns(self, trained: int) -> list[int] | None:
-        """Columns of the steps behind the rows; None if they are not known."""
+        """Columns of the steps behind the rows; None if they are not known.
+
+        Rows that were added by hand count as those of a stream in its order.
+        """
+        if not self._steps:
+            return list(range(trained))
         known = [self._steps.get(number) for number in range(1, trained + 1)]
         steps = [step for step in known if step is not None]
         if len(steps) < len(known) or len({name for name, _ in steps}) > 1:

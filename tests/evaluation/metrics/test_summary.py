@@ -155,3 +155,12 @@ def test_continual_summary_metric__no_column_or_several_streams_give_no_summary(
     strategy.train_stream.name = "valid"
     strategy.train(1)
     assert not [n for n in strategy.eval() if "average_accuracy" in n]
+
+
+def test_continual_summary_metric__rows_added_by_hand_are_in_stream_order():
+    metric = make_strategy().evaluator.metrics[1]
+    E = [[0.5, 0.2], [0.4, 0.6]]
+    for trained, values in enumerate(E, 1):
+        metric.add("test", trained, values)
+    expected = continual_summary(E) | time_transfer(E)
+    assert metric.result()["test"] == pytest.approx(expected, nan_ok=True)
