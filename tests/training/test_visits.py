@@ -201,16 +201,17 @@ def test_budgeted_replay__quota_of_a_step_grows_again_when_it_comes_again():
 
 
 @pytest.mark.parametrize("target", ["teacher", "student"])
-def test_reservoir__draws_other_steps_and_holds_each_sample_once(target):
+def test_reservoir__draws_no_step_that_comes_again_and_holds_samples_once(target):
     look, plugin = Look(), ReservoirReplayPlugin(50, target=target)
     strategy = build(Sequential, plugins=[plugin, look])
-    train(strategy, stub_benchmark(SIZES), [0, 2, 0, 1])
-    for batches, step in zip(look.batches, (0, 2, 0, 1), strict=True):
+    train(strategy, stub_benchmark(SIZES), [0, 2, 0, 2, 1])
+    for batches, step in zip(look.batches, (0, 2, 0, 2, 1), strict=True):
+        assert all({i // 8 for i in batch[:4]} == {step} for batch in batches)
+    for batches, step in zip(look.batches[2:4], (0, 2), strict=True):
         for batch in batches:
-            assert {i // 8 for i in batch[:4]} == {step}
             assert step not in {i // 8 for i in batch[4:]}
             assert len(set(batch)) == len(batch)
-    assert [len(b[0]) for b in look.batches] == [4, 8, 8, 8]
+    assert [len(b[0]) for b in look.batches] == [4, 8, 8, 8, 8]
     rows = [tuple(row) for row in plugin.stored.tolist()]
     assert len(set(rows)) == len(rows) == plugin.seen == 24
 

@@ -57,9 +57,9 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     """Append samples of earlier experiences to each batch (ER and DER).
 
     Every training sample is offered once to one reservoir over the whole stream.
-    From the second experience on, as many samples as a batch has are drawn from it,
-    of other experiences only, and appended to the batch; the number of steps stays.
-    The batch then has the entry ``from_memory`` (0 or 1 per sample).
+    From the second experience on, as many samples as a batch has are drawn from it
+    and appended to the batch; the number of steps stays. The batch then has the
+    entry ``from_memory`` (0 or 1 per sample).
 
     With a cross-lingual loss (strategy :class:`CLLCLIP`), the distance to the
     teacher is taken over the new samples only, and ``weight`` times the mean squared
@@ -76,8 +76,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     The source offers every sample again in each epoch, which ``duplicates=True``
     does too.
 
-    Steps may come in any order and again. Samples of the running step are never
-    drawn, and what was offered in an earlier visit is not offered again (unless
+    Steps may come in any order. When one comes again, samples of it are not drawn,
+    and what was offered in an earlier visit is not offered again (unless
     ``duplicates``).
 
     With several processes each holds the same reservoir, of the whole batch's
@@ -159,8 +159,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Return what may be drawn in the coming experience, None if nothing.
 
         :param strategy: says which step is running.
-        :return: one data set with the stored samples of other steps, for those who
-            have to know which captions will occur.
+        :return: one data set with the stored samples, for those who have to know
+            which captions will occur.
         """
         parts, slots = [], self._slots[self._drawable(strategy)]
         for place in np.unique(slots[:, 0]).tolist():
@@ -169,10 +169,11 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         return concatenate(parts) if parts else None
 
     def _drawable(self, strategy: Any) -> npt.NDArray[np.int64]:
-        """Slots with samples of other steps than the running one."""
-        current = strategy.visits.current
-        own = self._steps.index(current) if current in self._steps else -1
-        return np.flatnonzero(self._slots[:, 0] != own)
+        """Slots to draw from: all, but for those of a step that comes again."""
+        visits = strategy.visits
+        if not visits.earlier_visits or visits.current not in self._steps:
+            return np.arange(len(self._slots))
+        return np.flatnonzero(self._slots[:, 0] != self._steps.index(visits.current))
 
     # ------------------------------------------------------------- training
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -195,7 +196,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         slots = self._drawable(strategy)
         # Every process appends equally many.
         count = min(wanted * world, len(slots)) // world
-        if not count:
+        if strategy.clock.train_exp_counter == 0 or not count:
             return
         drawn = self._generator(strategy, 0).choice(
             len(slots), size=count * world, replace=False
@@ -332,17 +333,16 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     # --------------------------------------------------------------- storage
     def state_dict(self) -> dict[str, Any]:
         """Return what is stored, as places in the benchmark's data."""
+        sizes = [len(self._offered[step]) for step in self._steps]
+        offered = np.concatenate([np.empty(0, bool), *self._offered.values()])
         return {
             "seen": self.seen,
             "steps": [list(step) for step in self._steps],
             "slots": torch.from_numpy(self._slots.copy()),
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
-            "sizes": [len(self._offered[step]) for step in self._steps],
-            "offered": [
-                torch.from_numpy(np.packbits(self._offered[step]))
-                for step in self._steps
-            ],
+            "sizes": sizes,
+            "offered": torch.from_numpy(np.packbits(offered)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -353,11 +353,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._seeds = state["seeds"].cpu().numpy().astype(np.uint64)
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
-        rows = zip(self._steps, state["offered"], state["sizes"], strict=True)
-        self._offered = {
-            step: np.unpackbits(bits.cpu().numpy(), count=size).astype(bool)
-            for step, bits, size in rows
-        }
+        sizes = state["sizes"]
+        bits = np.unpackbits(state["offered"].cpu().numpy(), count=sum(sizes))
+        parts = np.split(bits.astype(bool), np.cumsum(sizes)[:-1])
+        self._offered = dict(zip(self._steps, parts, strict=False))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""
