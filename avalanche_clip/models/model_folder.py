@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avalanche_clip.models import weights
+from avalanche_clip.models import vocabulary_storage, weights
 from avalanche_clip.models.token_embedding import (
     ExpandableTokenEmbedding,
     attach_token_embedding,
@@ -63,9 +63,7 @@ def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str |
 def _growth_facts(
     table: ExpandableTokenEmbedding, tokenizer: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    from safetensors.torch import save_file
-
-    save_file({"usage": table.usage.contiguous()}, str(folder / USAGE_FILE))
+    vocabulary_storage.write_usage(table.usage, folder / USAGE_FILE)
     return {
         "base_rows": table.base_rows,
         "rows": table.num_embeddings,
@@ -104,8 +102,6 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
     :param growth: from :func:`read_growth`.
     :raises ValueError: if the table began with another number of rows.
     """
-    from safetensors.torch import load_file
-
     tokenizer = build_tokenizer(
         growth["tokenizer"], model.context_length, trim=model.is_causal_text
     )
@@ -120,7 +116,9 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
         {
             "rows": growth["rows"],
             "base_rows": growth["base_rows"],
-            "usage": load_file(str(Path(growth["folder"], USAGE_FILE)))["usage"],
+            "usage": vocabulary_storage.read_usage(
+                Path(growth["folder"], USAGE_FILE), growth["rows"]
+            ),
             "active": None,
             "factor": 1.0,
             "tokenizer": None,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks import (
     make_image_text_dataset,
     multilingual_benchmark,
@@ -32,6 +33,8 @@ from avalanche_clip.benchmarks.teacher_features import (
     teacher_ids,
 )
 from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training.evaluate import embed
 from tests.benchmarks.datasets.coco36_files import write_coco, write_pictures
 from tests.helpers import IMAGE_SIZE, StubDualEncoder
 
@@ -62,7 +65,8 @@ class Teacher(StubDualEncoder):
 class Triplets:
     """Six samples of three pictures, captioned in another language."""
 
-    def __init__(self, language="en", english=WORDS, pictures="abc"):
+    def __init__(self, language="en", english=WORDS, pictures="abc", seed=0):
+        self.seed = seed
         self.language, self.words, self.pictures = language, english, pictures
         self.decoded = 0
 
@@ -71,7 +75,7 @@ class Triplets:
 
     def __getitem__(self, index):
         self.decoded += 1
-        generator = torch.Generator().manual_seed(index // 2)
+        generator = torch.Generator().manual_seed(index // 2 + 10 * self.seed)
         image = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
         return image, self.text(index)
 
@@ -157,6 +161,11 @@ def test_store__of_another_model_or_data_is_refused(tmp_path):
         precompute_teacher_features(Teacher(0), data, path)
     with pytest.raises(ValueError, match="holds features with data"):
         precompute_teacher_features(Teacher(0), triplets(pictures="abd"), path)
+    with pytest.raises(ValueError, match="holds features with pictures"):
+        precompute_teacher_features(Teacher(0), triplets(seed=1), path)
+    # whoever has the store needs no pictures
+    again = precompute_teacher_features(Teacher(0), without_images(triplets()), path)
+    assert again.header == store.header
     with pytest.raises(ValueError, match="holds features with dtype"):
         precompute_teacher_features(Teacher(0), triplets(), path, dtype="float16")
     with pytest.raises(ValueError, match="another image tower"):
@@ -169,6 +178,45 @@ def test_store__of_another_model_or_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another text tower"):
         store.check_model(student)
     store.check_model(student, ["image"])
+
+
+def test_store__of_random_pictures_is_continued_and_opened(tmp_path):
+    class Drawn(Triplets):
+        def __getitem__(self, index):
+            image = torch.from_numpy(np.random.default_rng().normal(size=(3, 8, 8)))
+            return image.float(), self.text(index)
+
+    data = with_facts(
+        make_image_text_dataset(Drawn()),
+        {"image_id": [3, 3, 1, 1, 2], "text_id": [4, 3, 2, 1, 0]},
+    )
+    store = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert store.header["pictures"] == "random"
+    again = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert torch.equal(again.images([1]), store.images([1]))
+
+
+def test_store__that_another_process_writes_is_refused(tmp_path):
+    path = tmp_path / "s"
+    with FolderLock(tmp_path / "s.partial"):
+        with pytest.raises(ValueError, match=r"s\.partial is in use by this process"):
+            precompute_teacher_features(Teacher(), triplets(), path)
+    precompute_teacher_features(Teacher(), triplets(), path)
+    with FolderLock(path):  # opening needs no lock
+        precompute_teacher_features(Teacher(), triplets(), path)
+
+
+def test_store__is_verified_when_it_is_opened_again(tmp_path):
+    path = tmp_path / "s"
+    store = precompute_teacher_features(Teacher(), triplets(), path)
+    file = path / "image_features.npy"
+    whole = bytearray(file.read_bytes())
+    whole[140] ^= 1
+    file.write_bytes(whole)
+    again = pickle.loads(pickle.dumps(store))  # not read a second time
+    assert again.features["text"].shape == (5, 8)
+    with pytest.raises(ValueError, match=r"image_features\.npy is damaged"):
+        precompute_teacher_features(Teacher(), triplets(), path)
 
 
 def test_store__of_equal_ids_with_different_content_is_refused(tmp_path):
@@ -221,9 +269,8 @@ def test_store__notices_damage(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    TeacherFeatureStore.open(path)
     with pytest.raises(ValueError, match="checksum"):
-        TeacherFeatureStore.open(path, verify=True)
+        TeacherFeatureStore.open(path)
     file.write_bytes(content[:-4])
     with pytest.raises(ValueError, match="damaged"):
         TeacherFeatureStore.open(path)
@@ -312,6 +359,24 @@ def test_attaching__works_on_prepared_data_and_chosen_kinds(tmp_path):
         attach_teacher_features(prepared, store, images=False)
     single = attach_teacher_features(triplets("de"), store)
     assert len(single) == 5 and hasattr(single, "teacher_text")
+
+
+def test_attaching__rows_of_one_picture_are_merged_without_seeing_it(tmp_path):
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+
+    def stored(batch):
+        normal = torch.nn.functional.normalize
+        texts = normal(batch["teacher_text"], dim=1)
+        return CLIPOutput(normal(batch["teacher_image"], dim=1), texts, torch.ones(()))
+
+    for streams, images in (("train", "test"), False), (("test",), True):
+        data = two_languages()
+        data = attach_teacher_features(data, store, streams=streams, images=images)
+        test = prepare_benchmark(data, model).test_stream[1].dataset
+        bank = embed(model, test, encode=stored, batch_size=2)
+        assert len(bank.image_features) == 3 and len(bank.text_features) == 5
+        assert bank.owner.tolist() == [[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]]
 
 
 def test_attaching__refuses_what_does_not_belong_together(tmp_path):

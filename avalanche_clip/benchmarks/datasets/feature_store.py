@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from avalanche_clip._arrays import read_npy
+from avalanche_clip.benchmarks.datasets.feature_files import (
+    DTYPES,
+    KINDS,
+    read_arrays,
+    read_header,
+)
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("image", "text")
-DTYPES = ("float32", "float16")
-FORMAT = 1
-HEADER = "header.json"
 _MISSING_SHOWN = 5
 
 
@@ -27,17 +30,18 @@ class TeacherFeatureStore:
     On disk a store is a folder: ``header.json`` (which model, which data, sizes
     and checksums) and per kind the features ``{kind}_features.npy`` ``(N, D)``,
     their ids ``{kind}_ids.npy`` and marks ``{kind}_marks.npy``, a hash of each
-    caption or file name. Features are mapped into memory, so that opening costs
-    nothing and worker processes share the pages. Copies and pickles refer to the
-    files. :func:`precompute_teacher_features` makes stores.
+    caption or file name. Each file holds its own checksum. Features are mapped into
+    memory, so that worker processes share the pages. Copies and pickles refer to the
+    files, which they do not read again. :func:`precompute_teacher_features` makes
+    stores.
 
     :param features: arrays ``(N, D)`` of kinds ``"image"`` and ``"text"``, float16 or
         float32; one of them may be missing.
     :param ids: ids of the rows, ascending; a kind without has ids 0..N-1.
     :param marks: uint64 hashes of the rows' contents, 0 where unknown.
     :param header: what is known of the origin; empty for released arrays.
-    :param source: how to make the store again, for pickles: a classmethod's name and
-        its arguments; None stores the arrays themselves.
+    :param source: how to make the store again, for pickles: a function and its
+        arguments; None stores the arrays themselves.
     :raises ValueError: if shapes do not fit together.
     """
 
@@ -48,7 +52,7 @@ class TeacherFeatureStore:
         ids: dict[str, npt.NDArray[np.int64]] | None = None,
         marks: dict[str, npt.NDArray[np.uint64]] | None = None,
         header: dict[str, Any] | None = None,
-        source: tuple[str, tuple[Any, ...]] | None = None,
+        source: tuple[Any, tuple[Any, ...]] | None = None,
     ) -> None:
         self.features, self.ids, self.marks = features, ids or {}, marks or {}
         self.header = header or {}
@@ -86,7 +90,7 @@ class TeacherFeatureStore:
         *,
         model: Any = None,
         data: str | None = None,
-        verify: bool = False,
+        verify: bool = True,
     ) -> TeacherFeatureStore:
         """Open a finished store.
 
@@ -94,57 +98,21 @@ class TeacherFeatureStore:
         :param model: the teacher that must have made it, see :meth:`check_model`.
         :param data: the fingerprint of the data it must hold, see
             :meth:`check_data`.
-        :param verify: read all files and compare their checksums.
+        :param verify: read all features and compare their checksums; False leaves
+            them out (all else is compared).
         :raises FileNotFoundError: if there is no store.
         :raises ValueError: if a file is damaged, or the store is of another model
             or of other data.
         """
-        path = Path(path)
-        if not (path / HEADER).is_file():
-            raise FileNotFoundError(
-                f"{path} holds no finished feature store; make one with "
-                "precompute_teacher_features(model, dataset, path)."
-            )
-        try:
-            header = json.loads((path / HEADER).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path / HEADER} is no JSON text ({error}): the store is damaged. "
-                "Delete it and make it again."
-            ) from error
-        if header.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has format {header.get('format')}; this version reads "
-                f"{FORMAT}. Make the store again."
-            )
-        for name, known in header["files"].items():
-            size = (path / name).stat().st_size if (path / name).is_file() else -1
-            if size != known["bytes"]:
-                raise ValueError(
-                    f"{path / name} has {max(size, 0)} bytes, not {known['bytes']}: "
-                    "the store is damaged. Delete it and make it again."
-                )
-            if verify and file_hash(path / name) != known["sha256"]:
-                raise ValueError(
-                    f"{path / name} does not have the checksum it was written with. "
-                    "Delete the store and make it again."
-                )
-        read = {
-            part: {
-                kind: np.load(
-                    path / f"{kind}_{part}.npy",
-                    mmap_mode="r" if part == "features" else None,
-                )
-                for kind in KINDS
-            }
-            for part in ("features", "ids", "marks")
-        }
+        path = Path(path).expanduser()
+        header = read_header(path)
+        read = read_arrays(path, header, verify)
         store = cls(
             read["features"],
             ids=read["ids"],
             marks=read["marks"],
             header=header,
-            source=("open", (str(path.resolve()),)),
+            source=(_open_again, (str(path.resolve()), header["data"])),
         )
         if model is not None:
             store.check_model(model)
@@ -167,13 +135,20 @@ class TeacherFeatureStore:
         :param images: ``*_vision_embeddings.npy`` ``(distinct pictures, D)``.
         :param line_rows: where equal captions share a row of ``texts``: row of each
             caption line (see :func:`read_line_rows`); -1 for none.
-        :raises ValueError: if an array is no matrix of floats.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if a file is damaged, or its array is no matrix of floats.
         """
         features = {}
         for kind, path in (("text", texts), ("image", images)):
             if path is not None:
-                features[kind] = np.load(path, mmap_mode="r", allow_pickle=False)
-        store = cls(features, source=("from_released", (texts, images, line_rows)))
+                features[kind] = read_npy(path, mmap=True)
+        try:
+            store = cls(
+                features, source=(cls.from_released, (texts, images, line_rows))
+            )
+        except ValueError as error:
+            names = " and ".join(str(p) for p in (texts, images) if p is not None)
+            raise ValueError(f"{names or 'no file'}: {error}") from error
         if line_rows is not None:
             rows = np.asarray(line_rows, dtype=np.int64)
             if "text" not in features or rows.max(initial=-1) >= len(features["text"]):
@@ -190,7 +165,7 @@ class TeacherFeatureStore:
         if self._source is None:
             arrays = {k: np.asarray(v) for k, v in self.features.items()}
             return _rebuild, (arrays, self.ids, self.marks, self.header)
-        return _reopen, self._source
+        return self._source
 
     def __deepcopy__(self, memo: Any) -> TeacherFeatureStore:
         return self
@@ -312,21 +287,13 @@ class StoredRows(Sequence[np.ndarray]):
         return self.store.features[self.kind][self._rows[index]].astype(np.float32)
 
 
-def _reopen(method: str, arguments: tuple[Any, ...]) -> TeacherFeatureStore:
-    return getattr(TeacherFeatureStore, method)(*arguments)
+def _open_again(path: str, data: str) -> TeacherFeatureStore:
+    """Open a store in another process, which need not read it all once more."""
+    return TeacherFeatureStore.open(path, data=data, verify=False)
 
 
 def _rebuild(features: Any, ids: Any, marks: Any, header: Any) -> TeacherFeatureStore:
     return TeacherFeatureStore(features, ids=ids, marks=marks, header=header)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def content_marks(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -365,5 +332,4 @@ __all__ = [
     "TeacherFeatureStore",
     "content_marks",
     "data_fingerprint",
-    "file_hash",
 ]
