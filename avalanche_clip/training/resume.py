@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError, RuntimeError):
     """Raised when a checkpoint is damaged or does not fit."""
 
 
