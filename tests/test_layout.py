@@ -26,7 +26,6 @@ FORBIDDEN = {
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
-    "_lock": ("avalanche", "avalanche_clip"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,
