@@ -84,7 +84,8 @@ def test_step_of__tells_streams_benchmarks_and_data_apart():
     assert [step_of(e) for e in stub_benchmark(SIZES).train_stream] == steps
     others = [data.streams["valid"][0], data.streams["test"][0]]
     others.append(stub_benchmark((8, 9, 8), targets=True).train_stream[0])
-    assert len({steps[0], *map(step_of, others)}) == 4
+    others.append(stub_benchmark(SIZES, groups=5).train_stream[0])  # other pictures
+    assert len({steps[0], *map(step_of, others)}) == 5
     assert read_step(list(steps[2])) == steps[2]
 
 
