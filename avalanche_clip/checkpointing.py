@@ -112,7 +112,7 @@ def save_state(strategy: Any, path: str | Path) -> Path:
         return path
     if inside:
         _warn_inexact(strategy)
-    index = strategy.experience_index if inside else strategy.clock.train_exp_counter
+    index = strategy.experience_index
     state = capture_state(strategy, inside=inside, experience=index)
     if inside and strategy.step_phase == "counting":
         # The clock counts a step after all plugins have run.
@@ -341,9 +341,10 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
 
     :param strategy: built like the one that was stored, not yet trained.
     :param path: written by :func:`save_state`.
-    :param benchmark: the same prepared benchmark; gives replay its data.
-    :return: index of the experience to train next (the interrupted one, if
-        the run stopped inside).
+    :param benchmark: the same prepared benchmark, with every step that was trained;
+        gives replay its data.
+    :return: index of the experience to train next: the interrupted one, if the run
+        stopped inside, else the one behind that which was trained last.
     :raises CheckpointError: if the file is damaged, holds weights that are not
         finite, or was written by another kind of run.
     """

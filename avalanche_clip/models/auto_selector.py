@@ -121,7 +121,6 @@ class AutoSelector(nn.Module):
             extractor = AlexNetFeatures(weights)
         if hidden < 1:
             raise ValueError(f"hidden={hidden} must be at least 1.")
-        #: name of the extractor
         self.extractor = extractor if isinstance(extractor, str) else extractor.name
         is_alexnet = self.extractor == "alexnet"
         if threshold is None:
@@ -343,11 +342,10 @@ class AutoSelector(nn.Module):
         errors = images_or_errors
         if errors.ndim == 4:
             errors = self.errors(errors)
-        learned, found = self.num_autoencoders, tuple(errors.shape)
+        learned, got = self.num_autoencoders, tuple(errors.shape)
         if errors.ndim != 2 or learned not in (0, errors.shape[1]):
             raise ValueError(
-                f"route takes images (B, 3, H, W) or errors (B, {learned}), not"
-                f" {found}."
+                f"route takes images (B, 3, H, W) or errors (B, {learned}), not {got}."
             )
         limits = self._limits(errors.shape[1])
         return choose_routes(errors, limits, self.granularity)
@@ -476,8 +474,11 @@ class AutoSelector(nn.Module):
             self._check_state(extra, state_dict, prefix)
             count, _, size = state_dict[prefix + "encoder_weight"].shape
             device = self.encoder_weight.device
-            self._reset(count, size)
+            early = extra["settings"] is None and self._extractor  # had no model yet
+            self._reset(count, self.extractor_module.feature_size if early else size)
             self.to(device)
+            if early:
+                state_dict.update((prefix + n, getattr(self, n)) for n in _BUFFERS)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_state(self, extra: Any, state: dict[str, Any], prefix: str) -> None:

@@ -72,6 +72,9 @@ class ExpandableTokenEmbedding(nn.Module):
         self.init = init
         self.std = std
         self.seed = seed
+        #: added to the number of an experience to seed its new rows, where several
+        #: experiences have the same
+        self.draws = 0
         #: number of rows before any growth
         self.base_rows = len(embedding.weight)
         #: tasks that used each row so far, int32 ``(V,)``, on the CPU
@@ -160,7 +163,7 @@ class ExpandableTokenEmbedding(nn.Module):
                     "vocabulary. Use save_vocabulary and load_vocabulary."
                 )
             task = int(getattr(experience, "current_experience", 0) or 0)
-            self.expand(rows, seeded(self.seed, task))
+            self.expand(rows, seeded(self.seed, task + self.draws))
         if self._planned is not None:
             choose, self._planned = self._planned, None
             chosen = choose()

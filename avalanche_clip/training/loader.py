@@ -1,9 +1,10 @@
 """Training order as a pure function, and a loader that can start anywhere.
 
 Which samples make up global batch ``k``, and the random numbers that augment
-them, depend on ``(seed, experience, k)`` only: not on the number of workers or
-processes, nor on what ran before. So a run resumed in the middle draws the
-batches that the uninterrupted run would have drawn.
+them, depend on ``(seed, experience, visit, k)`` only: not on the number of workers
+or processes, nor on what ran before. So a run resumed in the middle draws the
+batches that the uninterrupted run would have drawn, and a step that is trained
+again draws others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class TrainingOrder:
     :param batch_size: global batch size ``B``; when ``B > N`` a batch is the
         whole data set.
     :param seed: seed of the run.
-    :param experience: index of the experience.
+    :param experience: index of the experience, or what :func:`seed_number` makes of
+        it when the experience comes again.
     :param shuffle: without it the order of the data is kept.
     :param continuous: see above.
     :param drop_last: leave out the smaller tail of each epoch.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.training import optim, plugin_state
 from avalanche_clip.training.teachers import Teacher
+from avalanche_clip.training.visits import Visits, find_step, read_step
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
 
     :param strategy: a strategy of this package.
     :param inside: whether ``experience`` has begun.
-    :param experience: index of the interrupted or next experience.
+    :param experience: index of the interrupted experience, or the one behind that
+        which was trained last.
     :raises TypeError: if a plugin has state that cannot be stored.
     """
     model = strategy.model
@@ -46,6 +49,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "method": type(strategy).__name__,
         "experience": experience,
         "inside": inside,
+        "visits": strategy.visits.state_dict(),
         "seed": strategy.seed,
         "device": strategy.device.type,
         "growth": _growth(model),
@@ -56,7 +60,8 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "optimizer": {
             "class": type(strategy.optimizer).__name__,
             "names": [list(group["names"]) for group in strategy._groups],
-            **strategy.optimizer_state(copy=False),
+            "built": strategy._built,
+            **strategy.optimizer_state(copied=False),
         },
         "scaler": None if strategy._scaler is None else strategy._scaler.state_dict(),
         "clock": plugin_state.number_fields(strategy.clock),
@@ -141,20 +146,28 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
 
     :param strategy: built like the one that was stored.
     :param state: from :func:`capture_state`; not changed.
-    :param benchmark: gives replay plugins their data.
-    :return: index of the experience to train next.
-    :raises CheckpointError: if the state is that of another kind of run.
+    :param benchmark: has every experience that was trained: growth is gone through
+        again by them, and replay plugins find their data there.
+    :return: index of the experience to train next: the interrupted one, or the one
+        behind that which was trained last.
+    :raises CheckpointError: if the state is that of another kind of run, or of one
+        that trained steps which the benchmark does not have.
     """
     _check_same_run(strategy, state)
     inside = state["inside"]
-    _prepare_teachers(strategy, state, benchmark)
-    restore_model(strategy, state, benchmark)
+    strategy.visits.load_state_dict(state["visits"])
+    trained = _trained(strategy, state, benchmark)
+    _prepare_teachers(strategy, state, trained)
+    restore_model(strategy, state, trained)
+    with _as_checkpoint_error():
+        optim.check_same_groups(strategy._built, state["optimizer"]["built"])
     plugin_state.apply_numbers(strategy.clock, state["clock"])
     strategy.compute.load_state_dict(state["compute"])
     # What is applied again later must not be what plugins work on until then.
     plugins = copy.deepcopy(state["plugins"]) if inside else state["plugins"]
     _restore_plugins(strategy, plugins, state)
-    plugin_state.restore_data(strategy, benchmark)
+    with _as_checkpoint_error():
+        plugin_state.restore_data(strategy, benchmark)
     _restore_teachers(strategy, state)
     strategy._pending = state if inside else None
     if not inside:
@@ -162,15 +175,55 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     return int(state["experience"])
 
 
+@contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
+    """Turn what is wrong with a stored value into a :class:`CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _trained(strategy: Any, state: dict[str, Any], benchmark: Any) -> list[Any]:
+    """Experiences that the stored model has gone through, repeats included.
+
+    Those of streams that the benchmark does not have are left out, unless growth
+    needs them; replay looks for its data itself.
+    """
+    visits = Visits()
+    visits.load_state_dict(state["visits"])
+    current = state["visits"]["current"]
+    visits.current = None if current is None else read_step(current)
+    steps = visits.trained()
+    if not any(_adapts(module) for module in strategy.model.modules()):
+        steps = [step for step in steps if step.stream in benchmark.streams]
+    with _as_checkpoint_error():
+        found = {step: find_step(benchmark, step) for step in dict.fromkeys(steps)}
+    return [found[step] for step in steps]
+
+
+def check_interrupted(strategy: Any) -> None:
+    """Raise if another step than the interrupted one is about to be trained.
+
+    :raises CheckpointError: naming both.
+    """
+    if strategy._pending is None:
+        return
+    stored = read_step(strategy._pending["visits"]["current"])
+    current = strategy.visits.current
+    if current != stored:
+        other = "the same with other data" if str(current) == str(stored) else current
+        raise CheckpointError(
+            f"The checkpoint stopped inside {stored}, but {other} is being trained; go "
+            "on with the experience whose index load_state returned."
+        )
+
+
 def apply_pending(strategy: Any) -> None:
     """Apply the rest of a stored state to its interrupted experience."""
     state = strategy._pending
-    if strategy.experience_index != state["experience"]:
-        raise CheckpointError(
-            f"The checkpoint stopped inside experience {state['experience']}, but "
-            f"experience {strategy.experience_index} is being trained; go on with the "
-            "index that load_state returned."
-        )
     # The model grew in load_state; growing again would replace its parameters.
     _load_weights(strategy, state)
     plugin_state.apply_numbers(strategy.clock, state["clock"])
@@ -211,16 +264,18 @@ def _check_same_run(strategy: Any, state: dict[str, Any]) -> None:
         )
 
 
-def restore_model(strategy: Any, state: dict[str, Any], benchmark: Any) -> None:
+def restore_model(strategy: Any, state: dict[str, Any], trained: Iterable[Any]) -> None:
     """Grow the model as stored, then load its weights.
 
     Modules with ``growth_state`` are grown from that; others go through the
     adaptations that they had again.
 
+    :param strategy: built like the one that was stored.
+    :param state: from :func:`capture_state`.
+    :param trained: the experiences that the stored model was adapted to, in order.
     :raises CheckpointError: if the weights are those of another model.
     """
-    grown = int(state["experience"]) + int(state["inside"])
-    _adapt_again(strategy.model, benchmark.train_stream[:grown])
+    _adapt_again(strategy.model, trained)
     _grow(strategy.model, state["growth"])
     strategy.model.to(strategy.device)
     _load_weights(strategy, state)
@@ -233,10 +288,15 @@ def _adapt_again(model: nn.Module, experiences: Iterable[Any]) -> None:
     """Call ``adaptation`` of growing modules that store no growth."""
     for experience in experiences:
         for module in list(model.modules()):
-            adapt = getattr(module, "adaptation", None)
-            own = callable(getattr(module, "load_growth_state", None))
-            if callable(adapt) and not own and getattr(module, "_auto_adapt", True):
-                adapt(experience)
+            if _adapts(module):
+                module.adaptation(experience)  # type: ignore[operator]
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module grows by experiences and stores no growth of its own."""
+    own = callable(getattr(module, "load_growth_state", None))
+    auto = getattr(module, "_auto_adapt", True)
+    return callable(getattr(module, "adaptation", None)) and not own and auto
 
 
 def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
@@ -252,10 +312,8 @@ def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
                 f"The checkpoint holds a growing module {name!r}, but the model has "
                 "none of that name with load_growth_state; build the same model."
             )
-        try:
+        with _as_checkpoint_error():
             load(stored)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from error
 
 
 def _load_weights(strategy: Any, state: dict[str, Any]) -> None:
@@ -297,26 +355,23 @@ def _with_base(
 
 
 def _restore_plugins(strategy: Any, entries: list[Any], state: dict[str, Any]) -> None:
-    try:
+    with _as_checkpoint_error():
         plugin_state.restore(strategy, entries, stored_device=state["device"])
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
 
 
-def _prepare_teachers(strategy: Any, state: dict[str, Any], benchmark: Any) -> None:
+def _prepare_teachers(strategy: Any, state: dict[str, Any], trained: list[Any]) -> None:
     """Make teachers of the sizes they had, before the model itself grows."""
     service = strategy.teachers
-    index = int(state["experience"])
     # Each was copied from the model before (the moving average: and grown with
     # it in) the experience that was trained last.
-    last = index if state["inside"] else max(index - 1, 0)
+    last = max(len(trained) - 1, 0)
     grown = {"initial": 0, "previous": last, "ema": last + 1}
     for kind, growth in state["teacher_growth"].items():
         if kind not in service.teachers:
             teacher = Teacher(kind, strategy.model)
             teacher._service = service
             service.teachers[kind] = teacher
-        experiences = benchmark.train_stream[: grown.get(kind, last)]
+        experiences = trained[: grown.get(kind, last)]
         _adapt_again(service.teachers[kind].model, experiences)
         _grow(service.teachers[kind].model, growth)
         service.teachers[kind].model.to(strategy.device).requires_grad_(False)
@@ -342,10 +397,9 @@ def restore_running(strategy: Any, state: dict[str, Any]) -> None:
 
 def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     """Load the optimiser, which may have had more groups and grown parameters."""
-    groups = strategy.optimizer.param_groups
-    for options in stored["groups"][len(groups) :]:
-        strategy.optimizer.add_param_group({"params": [], **options})
-    strategy.load_optimizer_state(stored)
+    with _as_checkpoint_error():
+        _match_groups(strategy, [options["owner"] for options in stored["groups"]])
+        strategy.load_optimizer_state(stored)
     named = optim.trainable(strategy.model)
     strategy._groups = [{"names": list(names)} for names in stored["names"]]
     strategy._known |= set(named)
@@ -353,11 +407,31 @@ def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     strategy._optimizer_names = {id(p): n for n, p in named.items()}
 
 
+def _match_groups(strategy: Any, owners: list[str]) -> None:
+    """Add empty groups where the stored optimiser had more.
+
+    Between experiences those of plugins go where it had fewer: the next experience
+    makes them again.
+    """
+    optimizer = strategy.optimizer
+    if strategy._pending is None:
+        optimizer.param_groups[:] = [
+            group
+            for group in optimizer.param_groups
+            if group["owner"] in owners or group["owner"].startswith("rule ")
+        ]
+    have = {group["owner"] for group in optimizer.param_groups}
+    for owner in owners:
+        if owner not in have:
+            optimizer.add_param_group({"params": [], "owner": owner})
+
+
 __all__ = [
     "FORMAT",
     "CheckpointError",
     "apply_pending",
     "capture_state",
+    "check_interrupted",
     "remember_base",
     "restore_model",
     "restore_running",

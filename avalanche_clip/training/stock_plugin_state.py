@@ -36,6 +36,7 @@ from avalanche.training.storage_policy import (
 from avalanche.training.utils import ParamData
 
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
+from avalanche_clip.training.visits import find_step
 
 
 def register_all(
@@ -71,14 +72,16 @@ def exact_inside(strategy: Any) -> bool:
 
 
 # ------------------------------------------------------------------- replay
+_POLICIES = (ExperienceBalancedBuffer, ClassBalancedBuffer, ReservoirSamplingBuffer)
+
+
 def _get_replay(plugin: Any) -> dict[str, Any]:
     policy = plugin.storage_policy
-    known = (ExperienceBalancedBuffer, ClassBalancedBuffer, ReservoirSamplingBuffer)
-    if type(policy) not in known:
+    if type(policy) not in _POLICIES:
         raise TypeError(
             f"{type(plugin).__name__} uses a {type(policy).__name__}, whose state "
             "checkpoints do not know; use "
-            f"{', '.join(k.__name__ for k in known)} or BudgetedReplayPlugin."
+            f"{', '.join(k.__name__ for k in _POLICIES)} or BudgetedReplayPlugin."
         )
     groups = getattr(policy, "buffer_groups", None)
     buffers = {0: policy} if groups is None else groups
@@ -112,27 +115,35 @@ def _set_later(plugin: Any, state: dict[str, Any]) -> None:
 def restore_buffers(plugin: Any, strategy: Any, benchmark: Any) -> None:
     """Rebuild memories from stored sample ids, and copies of the model.
 
-    :raises ValueError: if a sample is not in the benchmark's training stream.
+    :raises ValueError: if a sample is in no step that was trained.
     """
     state = vars(plugin).pop("_stored_state", None)
     if state is None:
         return
     if isinstance(plugin, ReplayPlugin):
-        _fill_policy(plugin.storage_policy, state, _Pool(benchmark))
+        _fill_policy(plugin.storage_policy, state, _Pool(strategy, benchmark))
     elif isinstance(plugin, GDumbPlugin):
-        _fill_policy(plugin.storage_policy, state["memory"], _Pool(benchmark))
+        pool = _Pool(strategy, benchmark)
+        _fill_policy(plugin.storage_policy, state["memory"], pool)
         plugin.init_model = _model_copy(strategy, state["init_model"])
     elif isinstance(plugin, FeatureDistillationPlugin):
         plugin.prev_model = _model_copy(strategy, state["prev_model"])
     elif isinstance(plugin, AGEMPlugin):
-        _fill_agem(plugin, state, _Pool(benchmark))
+        _fill_agem(plugin, state, _Pool(strategy, benchmark))
 
 
 class _Pool:
-    """The training data of a benchmark, found by sample id."""
+    """Data that a run may have trained on, found by sample id.
 
-    def __init__(self, benchmark: Any):
-        self.data = concatenate([e.dataset for e in benchmark.streams["train"]])
+    That of the training stream, and of other steps that were trained.
+    """
+
+    def __init__(self, strategy: Any, benchmark: Any):
+        parts = [e.dataset for e in benchmark.streams.get("train", ())]
+        for step in dict.fromkeys(strategy.visits.finished):
+            if step.stream != "train":
+                parts.append(find_step(benchmark, step).dataset)
+        self.data = concatenate(parts)
         self.ids = attribute_array(self.data, "sample_id")
         self.order = np.argsort(self.ids, kind="stable")
 
@@ -168,6 +179,60 @@ def _fill_policy(policy: Any, state: dict[str, Any], pool: _Pool) -> None:
             policy._buffer_weights = buffer._buffer_weights
 
 
+def forget_step(strategy: Any) -> None:
+    """Take the running step out of stock memories when it comes again.
+
+    Its samples are the new data then: none may be in a batch twice, nor count for
+    two experiences.
+
+    :raises ValueError: if a memory is of a kind that cannot be taken apart.
+    """
+    kinds = (ReplayPlugin, GDumbPlugin, AGEMPlugin)
+    memories = [plugin for plugin in strategy.plugins if isinstance(plugin, kinds)]
+    if not memories or not strategy.visits.earlier_visits:
+        return
+    own = attribute_array(strategy.experience.dataset, "sample_id")
+    for plugin in memories:
+        if not isinstance(plugin, AGEMPlugin):
+            _forget_in_policy(plugin, own)
+        else:
+            kept = [_without(b, own)[0] for b in plugin.buffers]
+            plugin.buffers = [b for b in kept if len(b)]
+            _load_agem(plugin)
+
+
+def _without(dataset: Any, sample_ids: np.ndarray) -> tuple[Any, torch.Tensor]:
+    """What is left of a memory without some samples, and where that was."""
+    left = ~np.isin(_sample_ids(dataset).numpy(), sample_ids)
+    rows = np.flatnonzero(left)
+    if len(rows) == len(left):
+        return dataset, torch.from_numpy(rows)
+    return dataset.subset(rows.tolist()), torch.from_numpy(rows)
+
+
+def _forget_in_policy(plugin: Any, sample_ids: np.ndarray) -> None:
+    policy = plugin.storage_policy
+    if type(policy) not in _POLICIES:
+        raise ValueError(
+            f"The step that is trained again may be in the {type(policy).__name__} of "
+            f"{type(plugin).__name__}, from which it cannot be taken out; use "
+            f"{', '.join(k.__name__ for k in _POLICIES)} or BudgetedReplayPlugin."
+        )
+    groups = getattr(policy, "buffer_groups", None)
+    kept = {}
+    for key, buffer in ({0: policy} if groups is None else groups).items():
+        held = len(buffer.buffer)
+        buffer.buffer, rows = _without(buffer.buffer, sample_ids)
+        buffer._buffer_weights = buffer._buffer_weights[rows]
+        if len(rows) or not held:
+            kept[key] = buffer
+    if isinstance(policy, ExperienceBalancedBuffer):
+        policy._num_exps -= len(policy.buffer_groups) - len(kept)
+        policy.buffer_groups = dict(enumerate(kept.values()))
+    elif groups is not None:
+        policy.buffer_groups = kept
+
+
 def _get_gdumb(plugin: Any) -> dict[str, Any]:
     return {
         "memory": _get_replay(plugin),
@@ -197,6 +262,10 @@ def _get_agem(plugin: Any) -> dict[str, Any]:
 
 def _fill_agem(plugin: Any, state: dict[str, Any], pool: _Pool) -> None:
     plugin.buffers = [pool.subset(ids) for ids in state["buffers"]]
+    _load_agem(plugin)
+
+
+def _load_agem(plugin: Any) -> None:
     if not plugin.buffers:
         return
     # What is drawn does not depend on the number of workers.
@@ -301,4 +370,4 @@ def _is_plain_value(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str, type(None)))
 
 
-__all__ = ["exact_inside", "register_all", "restore_buffers"]
+__all__ = ["exact_inside", "forget_step", "register_all", "restore_buffers"]

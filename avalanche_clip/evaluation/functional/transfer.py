@@ -10,18 +10,23 @@ import numpy as np
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
 
 
-def time_transfer(E: ArrayLike) -> dict[str, float]:
+def time_transfer(E: ArrayLike, steps: Sequence[int] | None = None) -> dict[str, float]:
     """Compute in-domain score, backward and forward transfer as levels.
 
     Nothing is subtracted: the three values are means of the diagonal, of the
-    part below it and of the part above it, each entry with equal weight.
+    part below it and of the part above it, each entry with equal weight. Where steps
+    came in another order, or again, these parts are the entries of the step just
+    trained, of those trained before, and of those not trained yet.
 
     :param E: results, ``(T, T)``; ``E[i, j]`` belongs to the model after step i
         on the test set of step j.
+    :param steps: column of the step that was trained before each row, ``(K,)`` for
+        ``E`` of shape ``(K, T)``; each column at least once. Default ``0..T-1``.
     :return: Python floats ``in_domain``, ``backward`` and ``forward`` in the
         unit of ``E``. For T = 1 the last two are NaN. A missing (NaN) entry
         makes every value it enters NaN.
-    :raises ValueError: if ``E`` is not a square matrix with at least one row.
+    :raises ValueError: if ``E`` is not a square matrix with at least one row, or
+        ``steps`` do not fit.
 
     Source: Garg et al., ICLR 2024 (TiC-CLIP, arXiv 2310.16226), section 3.
 
@@ -29,18 +34,46 @@ def time_transfer(E: ArrayLike) -> dict[str, float]:
     35.0
     """
     matrix = as_float64_array("E", E)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if matrix.ndim != 2 or matrix.size == 0 or not (square or steps is not None):
         raise ValueError(
             f"E of shape {matrix.shape} given; pass a square matrix (T, T). Use "
             "fold_columns first if test sets are finer than steps."
         )
-    lower = np.tril_indices_from(matrix, -1)
-    upper = np.triu_indices_from(matrix, 1)
+    trained = _trained_columns(matrix, steps)
+    if len(set(trained)) < matrix.shape[1]:
+        raise ValueError(
+            f"steps={trained} leave out some of {matrix.shape[1]} columns; pass the "
+            "columns of trained steps only."
+        )
+    now, seen = _parts(matrix, trained)
     return {
-        "in_domain": _mean(np.diagonal(matrix)),
-        "backward": _mean(matrix[lower]),
-        "forward": _mean(matrix[upper]),
+        "in_domain": _mean(matrix[now]),
+        "backward": _mean(matrix[seen & ~now]),
+        "forward": _mean(matrix[~seen]),
     }
+
+
+def _trained_columns(matrix: np.ndarray, steps: Sequence[int] | None) -> list[int]:
+    """Column that was trained before each row, checked."""
+    rows, columns = matrix.shape
+    if steps is None:
+        return list(range(rows))
+    found = np.asarray(steps)
+    if found.shape != (rows,) or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(
+            f"steps={steps!r} given for {rows} rows; pass one column number per row."
+        )
+    if found.min() < 0 or found.max() >= columns:
+        raise ValueError(f"steps={steps!r} must lie in 0..{columns - 1}.")
+    return [int(step) for step in found]
+
+
+def _parts(matrix: np.ndarray, trained: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the entries of the step just trained, and of all trained so far."""
+    now = np.zeros(matrix.shape, dtype=bool)
+    now[np.arange(len(trained)), trained] = True
+    return now, np.maximum.accumulate(now, axis=0)
 
 
 def fold_columns(E: ArrayLike, steps: Sequence[int]) -> np.ndarray:
@@ -75,7 +108,9 @@ def fold_columns(E: ArrayLike, steps: Sequence[int]) -> np.ndarray:
 
 
 def continual_summary(
-    E: ArrayLike, before: ArrayLike | None = None
+    E: ArrayLike,
+    before: ArrayLike | None = None,
+    steps: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Compute accuracy, forgetting and transfer as differences.
 
@@ -89,15 +124,22 @@ def continual_summary(
       before training on j;
     * ``retention``: mean of ``E[K, j] - before[j]`` over all j.
 
+    With ``steps``, ``j <= K`` are the columns of trained steps and ``j < K`` those
+    but the last one's; ``E[j, j]`` is the row after the last visit of j, and the
+    forward transfer is over the rows before its first.
+
     :param E: results, ``(K, J)`` with J >= K: one row per experience trained so
         far, one column per test set.
     :param before: results of the model before the stream, ``(J,)``; without it
         ``forward_transfer`` and ``retention`` are NaN.
+    :param steps: column of the step that was trained before each row, ``(K,)``,
+        where steps were left out, came in another order, or came again (then K may
+        exceed J). Default ``0..K-1``.
     :return: Python floats in the unit of ``E``; NaN where a mean is over no
         entry (forgetting and backward transfer after one experience) or over a
         missing (NaN) one.
     :raises ValueError: if ``E`` is empty, not a matrix, or has more rows than
-        columns, or ``before`` does not fit.
+        columns, or ``before`` or ``steps`` do not fit.
 
     Source: Chaudhry et al., ECCV 2018 (forgetting), Lopez-Paz and Ranzato,
     NeurIPS 2017 (transfer); ``retention`` and the use of ``before`` are our
@@ -110,24 +152,29 @@ def continual_summary(
      'forward_transfer': 0.1, 'retention': 0.4}
     """
     matrix = as_float64_array("E", E)
-    if matrix.ndim != 2 or matrix.size == 0 or matrix.shape[0] > matrix.shape[1]:
+    wide = matrix.ndim == 2 and (steps is not None or len(matrix) <= matrix.shape[1])
+    if matrix.size == 0 or not wide:
         raise ValueError(
             f"E of shape {matrix.shape} given; pass one row per trained experience "
             "and at least as many columns (test sets)."
         )
-    rows, columns = matrix.shape
+    trained = _trained_columns(matrix, steps)
+    columns = matrix.shape[1]
     start = np.full(columns, np.nan) if before is None else _row(before, columns)
     history = matrix if before is None else np.vstack([start, matrix])
     last = matrix[-1]
-    old = slice(0, rows - 1)
+    # Last row that a step was trained before, by column.
+    visits = {column: row for row, column in enumerate(trained)}
+    old = sorted(column for column in visits if column != trained[-1])
     earlier = history[:-1, old]
     best = earlier.max(axis=0) if earlier.size else np.empty(0)
-    above = np.triu_indices(rows, 1, columns)
+    learned = matrix[[visits[column] for column in old], old]
+    _, seen = _parts(matrix, trained)
     return {
-        "average_accuracy": _mean(last[:rows]),
+        "average_accuracy": _mean(last[sorted(visits)]),
         "forgetting": _mean(best - last[old]),
-        "backward_transfer": _mean(last[old] - np.diagonal(matrix)[old]),
-        "forward_transfer": _mean((matrix - start)[above]),
+        "backward_transfer": _mean(last[old] - learned),
+        "forward_transfer": _mean((matrix - start)[~seen]),
         "retention": _mean(last - start),
     }
 

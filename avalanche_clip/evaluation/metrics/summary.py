@@ -23,11 +23,14 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
     Each complete evaluation adds a row to a matrix per stream: row "before" if
     nothing was trained yet, else row i after the i-th training experience. A
     repeated evaluation replaces its row. After each one the values of
-    :func:`continual_summary`, and as soon as the matrix is square also those of
-    :func:`time_transfer`, are emitted as ``mean_R@1_forgetting/eval_phase/
-    test_stream``. Experiences that were not evaluated are NaN and make the
-    values they enter NaN. Evaluations nested in training (``eval_every``) show
-    half-trained models and are left out.
+    :func:`continual_summary`, and as soon as every experience of the stream was
+    trained also those of :func:`time_transfer`, are emitted as
+    ``mean_R@1_forgetting/eval_phase/test_stream``. Column j belongs to the training
+    experience with that index, in whatever order these were trained; averages count
+    the trained ones only. Without such a column, or after training on several
+    streams, there are no summaries. Experiences that were not evaluated are NaN and
+    make the values they enter NaN. Evaluations nested in training (``eval_every``)
+    show half-trained models and are left out.
 
     Memory: the matrices only.
 
@@ -48,6 +51,8 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
         """Forget all rows."""
         # stream -> number of experiences trained -> one value per experience
         self._rows: dict[str, dict[int, list[float]]] = {}
+        # number of experiences trained -> stream and index of the last of them
+        self._steps: dict[int, tuple[str, int]] = {}
 
     def add(self, stream: str, trained: int, row: list[float]) -> None:
         """Store the results of one evaluation.
@@ -79,12 +84,26 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
         result = {}
         for stream in self._rows:
             before, matrix = self.matrix(stream)
-            if not matrix or len(matrix) > len(matrix[0]):
+            steps = self._columns(len(matrix))
+            if not matrix or steps is None or max(steps) >= len(matrix[0]):
                 continue
-            result[stream] = continual_summary(matrix, before)
-            if len(matrix) == len(matrix[0]):
-                result[stream] |= time_transfer(matrix)
+            result[stream] = continual_summary(matrix, before, steps)
+            if len(set(steps)) == len(matrix[0]):
+                result[stream] |= time_transfer(matrix, steps)
         return result
+
+    def _columns(self, trained: int) -> list[int] | None:
+        """Columns of the steps behind the rows; None if they are not known.
+
+        Rows that were added by hand count as those of a stream in its order.
+        """
+        if not self._steps:
+            return list(range(trained))
+        known = [self._steps.get(number) for number in range(1, trained + 1)]
+        steps = [step for step in known if step is not None]
+        if len(steps) < len(known) or len({name for name, _ in steps}) > 1:
+            return None
+        return [index for _, index in steps]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the collected rows as plain data."""
@@ -92,7 +111,8 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
             "rows": {
                 stream: {trained: list(row) for trained, row in rows.items()}
                 for stream, rows in self._rows.items()
-            }
+            },
+            "steps": {number: list(step) for number, step in self._steps.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,10 +124,26 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
             stream: {int(trained): list(row) for trained, row in rows.items()}
             for stream, rows in state["rows"].items()
         }
+        self._steps = {
+            int(number): (str(name), int(index))
+            for number, (name, index) in state["steps"].items()
+        }
 
     def before_training(self, strategy: Any) -> None:
         """Note that evaluations are nested from here on."""
         self._training = True
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Note which step the coming rows are about."""
+        experience = strategy.experience.logging()
+        own = hasattr(experience, "_origin_stream")
+        stream = experience._origin_stream if own else experience.origin_stream
+        name = str(getattr(stream, "name", ""))
+        visits = getattr(strategy, "visits", None)
+        if visits is not None and (other := visits.number_of(visits.current)):
+            name = f"{name} ({other + 1})"  # a stream of another benchmark
+        step = (name, int(experience.current_experience))
+        self._steps[strategy.clock.train_exp_counter + 1] = step
 
     def after_training(self, strategy: Any) -> None:
         """Note that evaluations show complete models from here on."""

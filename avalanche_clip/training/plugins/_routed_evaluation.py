@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.models.auto_selector import AutoSelector
+from avalanche_clip.training.visits import Step, belongs
 
 EVAL_ROUTERS = ("auto", "own", "last", "zero-shot")
 ZERO_SHOT = -1
@@ -28,6 +29,8 @@ class RoutedEvaluation:
     """The selector of the run, None without one."""
     routers: dict[str, int]
     """Router of each experience that was begun, by its classes or place."""
+    owners: dict[str, Step]
+    """The step that each of these routers was made for."""
     routing: dict[str, dict[str, dict[str, int]]]
     """``[stream][f"{trained},{experience}"][router]`` -> images: how the images of a
     complete evaluation were routed, after ``trained`` experiences."""
@@ -45,6 +48,19 @@ class RoutedEvaluation:
         if ids is not None:
             return "classes " + ",".join(str(i) for i in ids)
         return f"step {experience.logging().current_experience}"
+
+    def _name(self, strategy: Any) -> str:
+        """Name of the running step's router.
+
+        Steps of other streams or benchmarks with the same classes or place are
+        other steps, and get names of their own.
+        """
+        base, step = self._key(strategy.experience), strategy.visits.current
+        name, number = base, 1
+        while self.owners.get(name, step) != step:
+            number += 1
+            name = f"{base} ({number})"
+        return name
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Put the router of training back."""
@@ -137,7 +153,12 @@ class RoutedEvaluation:
             stream = getattr(experience, "_origin_stream", None)
             if stream is None or len(stream) != self._steps:
                 return last  # a gallery of all steps, for example
-        return self.routers.get(self._key(experience), ZERO_SHOT)
+        base = self._key(experience)
+        names = [n for n in self.routers if n == base or n.startswith(f"{base} (")]
+        if len(names) > 1:  # steps of several streams or benchmarks
+            benchmark = experience.logging().origin_stream.benchmark
+            names = [n for n in names if belongs(self.owners[n], benchmark)]
+        return self.routers[names[0]] if names else ZERO_SHOT
 
     def _open_scope(self, strategy: Any) -> None:
         """Route the model's passes until the batch is done or one of them fails."""

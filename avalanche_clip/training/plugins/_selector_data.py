@@ -105,7 +105,7 @@ def task_loader(
         images,
         batch_size,
         seed=strategy.seed,
-        experience=strategy.experience_index,
+        experience=strategy.visits.seed_number,
         deterministic=deterministic,
         options=options,
     )

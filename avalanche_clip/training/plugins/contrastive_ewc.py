@@ -138,7 +138,7 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
             len(dataset),
             self.fisher_batch_size,
             seed=strategy.seed,
-            experience=10**6 + strategy.experience_index,
+            experience=10**6 + strategy.visits.seed_number,
             continuous=self.fisher_batches is not None,
         )
         loader = TrainLoader(dataset, order, collate_fn=dataset.collate_fn)

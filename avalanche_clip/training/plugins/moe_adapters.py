@@ -37,6 +37,7 @@ from avalanche_clip.training.plugins._selector_data import (
     selector_images,
     task_loader,
 )
+from avalanche_clip.training.visits import read_step
 
 _OTHER_WEIGHTS = ("RestartPlugin", "PatchingPlugin", "ConstantCosinePlugin")
 
@@ -152,6 +153,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         """Drop what belongs to an earlier run with this plugin."""
         self.auto_selector = None
         self.routers = {}
+        self.owners = {}
         self.routing = {}
         self._router = self._steps = None
         self._routes = None
@@ -240,9 +242,10 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         moe = self._moe(strategy)
         stream = getattr(experience, "_origin_stream", None)
         self._steps = None if stream is None else len(stream)
-        key = self._key(experience)
+        key = self._name(strategy)
         router = 0 if self.shared_router else self.routers.get(key)
         self._router = self.routers[key] = moe.start_task(router)
+        self.owners[key] = strategy.visits.current
         # Only the step's own forward pass counts, see before_forward.
         moe.counting = False
 
@@ -347,6 +350,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         chosen = self.auto_selector
         return {
             "routers": dict(self.routers),
+            "owners": {name: list(step) for name, step in self.owners.items()},
             "router": self._router,
             "steps": self._steps,
             "routing": {
@@ -373,6 +377,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
             )
         _check_same_selector(chosen, state)
         self.routers = {str(k): int(v) for k, v in state["routers"].items()}
+        self.owners = {k: read_step(step) for k, step in state["owners"].items()}
         self._router, self._steps = state["router"], state["steps"]
         self.routing = {
             stream: {key: dict(counts) for key, counts in rows.items()}

@@ -17,6 +17,7 @@ from torch import Tensor
 from avalanche_clip._numbers import as_finite
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.training.evaluate import evaluate_retrieval
+from avalanche_clip.training.visits import belongs
 
 GRID = tuple(i / 10 for i in range(11))
 SELECT_ON = ("previous", "previous+current")
@@ -37,11 +38,15 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         model, 1 the trained one.
     :param select_on: score ``"previous"`` steps only (as the paper, which
         tends to a = 0), or ``"previous+current"``.
-    :param validation: name of the stream of the benchmark to score on. Do not
-        use the stream that you report.
+    :param validation: name of the stream of the benchmark to score on, with one
+        experience per training experience. Do not use the stream that you report.
     :param metric: key of :func:`retrieval_metrics` to average over steps.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
         another ``select_on``.
+
+    Scores are those of the steps that were trained, whatever their order; a step
+    that comes again is the current one. Where no previous step is left, the trained
+    weights stay.
 
     Strategies call this plugin before all others, so that what they copy after
     a step (anchors, teachers) are the patched weights.
@@ -73,7 +78,7 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the weights that training starts from."""
         if len(self.grid) > 1:
-            self._stream(strategy)  # a missing stream is reported before training
+            self._data(strategy)  # a missing stream is reported before training
         if strategy.clock.train_exp_counter > 0:
             self.previous = _copy_state(strategy.model)
 
@@ -84,26 +89,26 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
             return
         trained = _copy_state(strategy.model)
         best = self.grid[0]
-        if len(self.grid) > 1:
+        datasets = self._data(strategy) if len(self.grid) > 1 else []
+        if len(self.grid) > 1 and not datasets:
+            best = 1.0
+        elif datasets:
             best, top = max(self.grid), -1.0
             for coefficient in sorted(self.grid, reverse=True):
                 _load(strategy.model, mix(self.previous, trained, coefficient))
-                score = self._score(strategy)
+                score = self._score(strategy, datasets)
                 if score > top:
                     best, top = coefficient, score
         _load(strategy.model, mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}
 
-    def _score(self, strategy: Any) -> float:
-        step = strategy.experience_index
-        last = step + 1 if self.select_on == "previous+current" else step
-        stream = self._stream(strategy)
+    def _score(self, strategy: Any, datasets: list[Any]) -> float:
         scores = []
-        for experience in list(stream)[:last]:
+        for dataset in datasets:
             result = evaluate_retrieval(
                 strategy.model,
-                experience.dataset,
+                dataset,
                 batch_size=strategy.eval_mb_size,
                 device=strategy.device,
                 autocast=strategy.autocast,
@@ -112,7 +117,12 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
             scores.append(result[self.metric])
         return sum(scores) / len(scores)
 
-    def _stream(self, strategy: Any) -> Any:
+    def _data(self, strategy: Any) -> list[Any]:
+        """Validation data of the steps to score on."""
+        visits = strategy.visits
+        steps = [*visits.others]
+        if self.select_on == "previous+current":
+            steps.append(visits.current)
         benchmark = strategy.experience.logging().origin_stream.benchmark
         streams = getattr(benchmark, "streams", {})
         if self.validation not in streams:
@@ -121,7 +131,15 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
                 f"benchmark has {sorted(streams)}; make one with split_validation, or "
                 "give a grid of one value."
             )
-        return streams[self.validation]
+        stream = list(streams[self.validation])
+        for step in steps:
+            if not belongs(step, benchmark) or step.place >= len(stream):
+                raise ValueError(
+                    f"PatchingPlugin searches on stream {self.validation!r}, which has "
+                    f"no experience for {step}; give it one per training experience, "
+                    "or give a grid of one value."
+                )
+        return [stream[step.place].dataset for step in steps]
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a plugin that continues from other weights."""

@@ -228,7 +228,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             count,
             size,
             seed=order_seed(seed, kind),
-            experience=strategy.experience_index,
+            experience=strategy.visits.seed_number,
         )
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from avalanche_clip.benchmarks.batch import ImageTextBatch
 from avalanche_clip.benchmarks.data import attribute_array, concatenate, item_fields
 from avalanche_clip.training.loader import SeededItems, TrainLoader
 from avalanche_clip.training.prompt_batch import PromptBatch
+from avalanche_clip.training.visits import Step, find_step, read_step
 
 TARGETS = ("teacher", "student")
 FROM_MEMORY = "from_memory"
@@ -83,6 +84,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     The source offers every sample again in each epoch, which ``duplicates=True``
     does too.
 
+    Steps may come in any order. When one comes again, samples of it are not drawn,
+    and what was offered in an earlier visit is not offered again (unless
+    ``duplicates``).
+
     With several processes each holds the same reservoir, of the whole batch's
     samples, and appends its part of what is drawn.
 
@@ -122,12 +127,15 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self.seed = seed
         self.seen = 0
         """Samples offered to the reservoir so far."""
-        # Per slot: experience, position in its data, seed of its augmentation.
+        # Per slot: step (its place in the list), position in its data, seed of its
+        # augmentation.
+        self._steps: list[Step] = []
         self._slots = np.empty((0, 2), dtype=np.int64)
         self._seeds = np.empty(0, dtype=np.uint64)
         self._targets: Tensor | None = None
-        self._offered = np.empty(0, dtype=bool)
-        self._datasets: dict[int, Any] = {}
+        # Per step: which samples were offered.
+        self._offered: dict[Step, npt.NDArray[np.bool_]] = {}
+        self._datasets: dict[Step, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
         self._classes: tuple[int, ...] = ()
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
@@ -141,8 +149,14 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     @property
     def stored(self) -> npt.NDArray[np.int64]:
-        """Experience and position of each stored sample, int64 ``(N, 2)``."""
-        return self._slots.copy()
+        """Index of its experience and position there of each stored sample.
+
+        int64 ``(N, 2)``.
+        """
+        stored = self._slots.copy()
+        indices = np.array([step.place for step in self._steps], dtype=np.int64)
+        stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
+        return stored
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a second reservoir, which would append to its own samples."""
@@ -152,25 +166,34 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def replayed_data(self, strategy: Any) -> Any:
         """Return what may be drawn in the coming experience, None if nothing.
 
-        :param strategy: unused; part of the interface.
+        :param strategy: says which step is running.
         :return: one data set with the stored samples, for those who have to know
             which captions will occur.
         """
-        parts = []
-        for experience in np.unique(self._slots[:, 0]).tolist():
-            rows = np.unique(self._slots[self._slots[:, 0] == experience, 1])
-            parts.append(self._datasets[experience].subset(rows.tolist()))
+        parts, slots = [], self._slots[self._drawable(strategy)]
+        for place in np.unique(slots[:, 0]).tolist():
+            rows = np.unique(slots[slots[:, 0] == place, 1])
+            parts.append(self._datasets[self._steps[place]].subset(rows.tolist()))
         return concatenate(parts) if parts else None
+
+    def _drawable(self, strategy: Any) -> npt.NDArray[np.int64]:
+        """Slots to draw from: all, but for those of a step that comes again."""
+        visits = strategy.visits
+        if not visits.earlier_visits or visits.current not in self._steps:
+            return np.arange(len(self._slots))
+        return np.flatnonzero(self._slots[:, 0] != self._steps.index(visits.current))
 
     # ------------------------------------------------------------- training
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note where the samples of this experience are."""
-        dataset = strategy.experience.dataset
-        self._datasets[strategy.experience_index] = dataset
+        dataset, step = strategy.experience.dataset, strategy.visits.current
+        self._datasets[step] = dataset
+        if step not in self._steps:
+            self._steps.append(step)
         ids = attribute_array(dataset, "sample_id")
         order = np.argsort(ids, kind="stable")
         self._ids = ids[order], order
-        self._offered = np.zeros(len(dataset), dtype=bool)
+        self._offered.setdefault(step, np.zeros(len(dataset), dtype=bool))
         self._classes = self._classes_of(self.replayed_data(strategy))
 
     def _classes_of(self, dataset: Any) -> tuple[int, ...]:
@@ -194,14 +217,15 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         new, world = sum(self._sizes), len(self._sizes)
         self._new = self._batch_seeds(strategy, new)
         wanted = new if self.replay_size is None else self.replay_size * world
-        count = min(wanted, len(self._slots))
+        slots = self._drawable(strategy)
+        count = min(wanted, len(slots))
         if strategy.clock.train_exp_counter == 0 or not count:
             return
         drawn = self._generator(strategy, 0).choice(
-            len(self._slots), size=count, replace=False
+            len(slots), size=count, replace=False
         )
         parts = distributed.shares(count, world)
-        chosen = drawn[sum(parts[:rank]) :][: parts[rank]]
+        chosen = slots[drawn[sum(parts[:rank]) :][: parts[rank]]]
         if not len(chosen):
             self._append_none(strategy)
             return
@@ -236,8 +260,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         """Read stored samples again, as they were."""
         items = []
         for slot in chosen.tolist():
-            experience, position = self._slots[slot].tolist()
-            data = SeededItems(self._datasets[experience].train())
+            place, position = self._slots[slot].tolist()
+            data = SeededItems(self._datasets[self._steps[place]].train())
             items.append(data[position, int(self._seeds[slot])])
         return strategy.experience.dataset.collate_fn(items)
 
@@ -259,7 +283,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def _generator(self, strategy: Any, purpose: int) -> np.random.Generator:
         seed = strategy.seed if self.seed is None else self.seed
         step = strategy.clock.train_exp_iterations
-        parts = [seed & (2**63 - 1), strategy.experience_index, step, purpose]
+        number = strategy.visits.seed_number
+        parts = [seed & (2**63 - 1), number, step, purpose]
         return np.random.default_rng(parts)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
@@ -297,9 +322,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         # Samples that another plugin has pooled are no new ones.
         own = ordered[found] == ids
         positions = order[found]
+        offered = self._offered[strategy.visits.current]
         if not self.duplicates:
-            own &= ~self._offered[positions]
-        self._offered[positions[own]] = True
+            own &= ~offered[positions]
+        offered[positions[own]] = True
         rows = np.flatnonzero(own)
         generator = self._generator(strategy, 1)
         slots = reservoir_slots(self.seen, len(rows), self.buffer_size, generator)
@@ -325,7 +351,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         last = {slot: k for k, slot in enumerate(slots.tolist())}
         keep = np.array(list(last.values()))
         slots, rows, positions = slots[keep], rows[keep], positions[keep]
-        self._slots[slots, 0] = strategy.experience_index
+        self._slots[slots, 0] = self._steps.index(strategy.visits.current)
         self._slots[slots, 1] = positions
         self._seeds[slots] = self._new[rows]
         if self.target == "student":
@@ -346,30 +372,37 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     # --------------------------------------------------------------- storage
     def state_dict(self) -> dict[str, Any]:
         """Return what is stored, as places in the benchmark's data."""
+        sizes = [len(self._offered[step]) for step in self._steps]
+        offered = np.concatenate([np.empty(0, bool), *self._offered.values()])
         return {
             "seen": self.seen,
+            "steps": [list(step) for step in self._steps],
             "slots": torch.from_numpy(self._slots.copy()),
             "seeds": torch.from_numpy(self._seeds.astype(np.int64)),
             "targets": None if self._targets is None else self._targets.clone(),
-            "offered": torch.from_numpy(self._offered.copy()),
+            "sizes": sizes,
+            "offered": torch.from_numpy(np.packbits(offered)),
             "classes": list(self._classes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.seen = int(state["seen"])
+        self._steps = [read_step(step) for step in state["steps"]]
         self._slots = state["slots"].cpu().numpy().copy()
         self._seeds = state["seeds"].cpu().numpy().astype(np.uint64)
         targets = state["targets"]
         self._targets = None if targets is None else targets.cpu().clone()
-        self._offered = state["offered"].cpu().numpy().copy()
-        self._classes = tuple(int(i) for i in state.get("classes", ()))
+        sizes = state["sizes"]
+        bits = np.unpackbits(state["offered"].cpu().numpy(), count=sum(sizes))
+        parts = np.split(bits.astype(bool), np.cumsum(sizes)[:-1])
+        self._offered = dict(zip(self._steps, parts, strict=False))
+        self._classes = tuple(int(i) for i in state["classes"])
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of stored samples in the benchmark of a resumed run."""
-        stream = benchmark.streams["train"]
-        for index in range(len(stream)):
-            self._datasets.setdefault(index, stream[index].dataset)
+        for step in self._steps:
+            self._datasets[step] = find_step(benchmark, step).dataset
 
 
 def _sample_texts(strategy: Any) -> Tensor:

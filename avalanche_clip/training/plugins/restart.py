@@ -24,7 +24,8 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     """Replace the weights by fresh random ones before each later experience.
 
     The first experience keeps the model as it is, so that all methods share
-    their first model. Later ones draw new weights from ``(seed, experience)``.
+    their first model. Later ones draw new weights from the seed, the
+    experience and its visit.
     Frozen parameters stay. Memory: one temporary copy of the frozen ones.
 
     Every experience warms up like the first one: that warm-up hurts later steps
@@ -41,13 +42,13 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Draw new weights, in place; optimiser state is cleared."""
-        index = strategy.experience_index
+        number = strategy.visits.seed_number
         if strategy.clock.train_exp_counter == 0:
             return
         seed = strategy.seed if self.seed is None else self.seed
         model = strategy.model
         frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
-        model.reinitialize((seed * 1_000_003 + index) % 2**63)
+        model.reinitialize((seed * 1_000_003 + number) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
                 parameter.copy_(value)
@@ -76,8 +77,9 @@ def _frozen(parameter: Tensor) -> bool:
 class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Multiply the compute budget of each experience.
 
-    :param factors: ``"step"`` for ``1, 2, 3, ...`` (Oracle), or one positive
-        number per experience.
+    :param factors: ``"step"`` for the number of distinct steps trained so far, the
+        running one included: ``1, 2, 3, ...`` (Oracle); or one positive number per
+        experience of the stream, whenever that is trained.
     :raises ValueError: for another string or a factor that is not positive.
     """
 
@@ -95,15 +97,15 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
 
     def budget_multiplier(self, strategy: Any) -> float:
         """Multiple of the budget in the running experience."""
-        step = strategy.clock.train_exp_counter
         if isinstance(self.factors, str):
-            return float(step + 1)
-        if step >= len(self.factors):
+            return float(len(strategy.visits.others) + 1)
+        index = strategy.experience_index
+        if index >= len(self.factors):
             raise ValueError(
                 f"There are {len(self.factors)} budget factors, but this is experience "
-                f"number {step + 1}; give one per experience."
+                f"number {index + 1}; give one per experience."
             )
-        return self.factors[step]
+        return self.factors[index]
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise when there is no budget to multiply."""

@@ -31,6 +31,7 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.token_embedding import INITS
 from avalanche_clip.training.captions import language_codes, read_captions
+from avalanche_clip.training.visits import Step, read_step, seed_number
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ class TokenEmbeddingExpansionPlugin(
         self._handles: list[Any] = []
         self._oracle_added = False
         self._prepared: weakref.ref[Any] | None = None
+        #: rows that each step has used, again for each of its visits
+        self._rows: dict[Step, Tensor] = {}
 
     # --------------------------------------------------------------- set-up
     def check_compatible(self, strategy: Any) -> None:
@@ -234,6 +237,11 @@ class TokenEmbeddingExpansionPlugin(
 
     def _grow_tokenizer(self, strategy: Any, tokenizer: Any) -> None:
         language, codes = language_of(strategy.experience)
+        step = strategy.visits.current
+        other = strategy.visits.number_of(step)
+        self._table(strategy).draws = seed_number(step.place, other) - step.place
+        if other and getattr(strategy.experience, "language", None) is None:
+            language = f"{language} ({other + 1})"  # of another stream or benchmark
         if language in tokenizer.snapshots:
             tokenizer.add_language(language, codes=codes)
             return
@@ -313,16 +321,21 @@ class TokenEmbeddingExpansionPlugin(
         used[sorted(found)] = True
         return used
 
-    def _factors(self, table: ExpandableTokenEmbedding) -> Tensor:
+    def _factors(self, table: ExpandableTokenEmbedding, step: Step) -> Tensor:
         """``s_k`` of all rows, float64 on the CPU."""
         count = table.num_embeddings
+        usage = table.usage.double()
+        for other, rows in self._rows.items():
+            # An earlier task counts once, however often it came; the own one never.
+            counts = torch.bincount(rows.long(), minlength=count).double()
+            usage -= counts if other == step else (counts - 1).clamp_min(0)
         special = torch.zeros(count, dtype=torch.bool)
         special[list(table.tokenizer.special_ids)] = True
         assert self._current is not None
         return teir_scale(
             self._current,
             torch.arange(count) < table.base_rows,
-            table.usage.double(),
+            usage,
             special,
         )
 
@@ -332,7 +345,7 @@ class TokenEmbeddingExpansionPlugin(
         table.plan(None)
         if self._current is None or len(self._current) != table.num_embeddings:
             self._choose(strategy)  # of a run restored from an older checkpoint
-        scale = self._factors(table)
+        scale = self._factors(table, strategy.visits.current)
         rows = table.active_rows
         if rows is not None:
             scale = scale[rows.cpu()]
@@ -418,6 +431,8 @@ class TokenEmbeddingExpansionPlugin(
         table.settle()
         assert self._occurs is not None
         table.usage[: len(self._occurs)] += self._occurs
+        step, rows = strategy.visits.current, self._occurs.nonzero().squeeze(1).int()
+        self._rows[step] = torch.cat([self._rows.get(step, rows[:0]), rows])
         self._occurs = self._current = self._scale = None
 
     # ---------------------------------------------------------------- storage
@@ -427,6 +442,7 @@ class TokenEmbeddingExpansionPlugin(
             "oracle_added": self._oracle_added,
             "growth": [vars(growth) for growth in self._growth],
             # What may be replayed changes during an experience, these do not.
+            "rows": [[list(step), rows] for step, rows in self._rows.items()],
             "occurs": self._occurs,
             "current": self._current,
         }
@@ -435,7 +451,8 @@ class TokenEmbeddingExpansionPlugin(
         """Put back what :meth:`state_dict` returned."""
         self._oracle_added = bool(state["oracle_added"])
         self._growth = [VocabularyGrowth(**growth) for growth in state["growth"]]
-        self._occurs, self._current = state.get("occurs"), state.get("current")
+        self._rows = {read_step(step): rows for step, rows in state["rows"]}
+        self._occurs, self._current = state["occurs"], state["current"]
 
 
 def language_of(experience: Any) -> tuple[str, tuple[int, ...]]:

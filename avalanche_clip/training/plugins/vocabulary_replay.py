@@ -366,7 +366,7 @@ class VocabularyReplayPlugin(
             len(dataset),
             size * world,
             seed=self._seed(strategy, _IMAGES),
-            experience=strategy.experience_index,
+            experience=strategy.visits.seed_number,
             continuous=True,
             processes=world,
         )
@@ -385,7 +385,7 @@ class VocabularyReplayPlugin(
     # ------------------------------------------------------------------- state
     def _seed(self, strategy: Any, *parts: int) -> int:
         seed = strategy.seed if self.replay_seed is None else self.replay_seed
-        return named_seed(seed, strategy.experience_index, *parts)
+        return named_seed(seed, strategy.visits.seed_number, *parts)
 
     def _student_seed(self, strategy: Any) -> int:
         step = strategy.clock.train_exp_iterations

@@ -32,12 +32,13 @@ from avalanche_clip.training.compatibility import (
     check_plugins,
     running_order,
 )
-from avalanche_clip.training.resume import apply_pending
+from avalanche_clip.training.resume import apply_pending, check_interrupted
 from avalanche_clip.training.stock_metrics import (
     ClassView,
     check_classes,
     check_metrics,
 )
+from avalanche_clip.training.stock_plugin_state import forget_step
 from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.loader_mixin import (
@@ -57,6 +58,7 @@ from avalanche_clip.training.templates.step_mixin import (
     NonFiniteLossError,
     StepMixin,
 )
+from avalanche_clip.training.visits import Visits
 from avalanche_clip.training.watchers import (
     check_step,
     check_watchers,
@@ -203,6 +205,8 @@ class CLIPTemplate(
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._pending: dict[str, Any] | None = None
+        self.visits = Visits()
+        """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)
         self.mb_features: CLIPOutput | None = None
         self.batch_sizes: list[int] = []
@@ -224,7 +228,7 @@ class CLIPTemplate(
         """Index of the running experience in its stream."""
         experience = self.experience
         if experience is None:
-            return self.clock.train_exp_counter
+            return self.visits.next_index
         return int(experience.logging().current_experience)
 
     @property
@@ -317,6 +321,9 @@ class CLIPTemplate(
         check_step(self, self.experience, self._eval_streams or [])
         check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
+        self.visits.begin(self.experience)
+        check_interrupted(self)
+        forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
         if self._pending is None:  # else the teachers are those of the stored run
@@ -336,9 +343,9 @@ class CLIPTemplate(
         self.step_phase = ""
 
     def _seed_experience(self) -> None:
-        """Seed all generators from the run's seed and the experience."""
+        """Seed all generators from the run's seed, the experience and its visit."""
         state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        state = mix64(state ^ np.uint64(self.experience_index))
+        state = mix64(state ^ np.uint64(self.visits.seed_number))
         number = int(state >> np.uint64(1))
         torch.manual_seed(number)
         # Stock buffers draw from these two.
@@ -466,6 +473,7 @@ class CLIPTemplate(
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"
         super()._after_training_exp(**kwargs)
+        self.visits.end()
         self.step_phase = ""
         forget_values(self)
         experience, self.experience = self.experience, None

@@ -18,6 +18,7 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.prepare import require_prepared
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_options
+from avalanche_clip.training.visits import Visits
 
 
 class LoaderMixin:
@@ -35,6 +36,7 @@ class LoaderMixin:
     experience_index: int
     seed: int
     train_mb_size: int
+    visits: Visits
 
     def make_train_dataloader(
         self, shuffle: bool = True, drop_last: bool = True, **kwargs: Any
@@ -51,7 +53,7 @@ class LoaderMixin:
             len(dataset),
             self.train_mb_size * world,
             seed=self.seed,
-            experience=self.experience_index,
+            experience=self.visits.seed_number,
             shuffle=shuffle,
             continuous=self.compute.limited,
             drop_last=drop_last,

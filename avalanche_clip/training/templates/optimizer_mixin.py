@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,7 @@ class OptimizerMixin:
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
     _pending: dict[str, Any] | None
+    _built: list[dict[str, Any]]
     # For strategies with values of their own: the optimiser where the user gives
     # none, and its groups where the user gives no rule either.
     _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
@@ -79,6 +82,11 @@ class OptimizerMixin:
         self._left_out = set(named) - held
         self._known = set(named)  # every name that was ever trainable
         self._optimizer_names = {id(p): n for n, p in named.items()}
+        for place, group in enumerate(self.optimizer.param_groups):
+            # What options are stored and found by, from the first checkpoint on.
+            group["owner"] = f"rule {place}"
+        found = optim.describe_groups(self.optimizer, self._groups)
+        self._built = copy.deepcopy(found)
         for group, names in zip(self.optimizer.param_groups, self._groups):
             group.setdefault("initial_lr", float(group["lr"]))
             # Frozen parameters of a user's optimiser leave it at once.
@@ -95,10 +103,13 @@ class OptimizerMixin:
             groups = self._extend_groups(named)
         self._groups = groups
         groups = [{**g, "owner": f"rule {i}"} for i, g in enumerate(groups)]
-        for number, plugin in enumerate(self.plugins):
+        numbers: Counter[str] = Counter()
+        for plugin in self.plugins:
             rule = getattr(plugin, "param_groups", None)
             if callable(rule):
-                owner = f"{type(plugin).__name__} {number}"
+                name = type(plugin).__name__
+                owner = f"{name} {numbers[name]}"
+                numbers[name] += 1
                 groups = _claim(groups, rule(self), named, owner)
         self._check_scheduler(len(groups))
         optim.rebuild(
@@ -183,16 +194,16 @@ class OptimizerMixin:
         """What several processes wrap: its forward pass encodes a batch."""
         return distributed.SyncedModel(self.model)
 
-    def optimizer_state(self, copy: bool = True) -> dict[str, Any]:
+    def optimizer_state(self, *, copied: bool = True) -> dict[str, Any]:
         """Moments by parameter name and options by group, as plain data.
 
-        :param copy: False gives the optimiser's own tensors, to be written
+        :param copied: False gives the optimiser's own tensors, to be written
             before the next step.
         """
         named = self._optimizer_names
         state = {
             named[id(p)]: {
-                k: v.detach().clone() if copy and isinstance(v, Tensor) else v
+                k: v.detach().clone() if copied and isinstance(v, Tensor) else v
                 for k, v in entry.items()
             }
             for p, entry in self.optimizer.state.items()
@@ -207,17 +218,20 @@ class OptimizerMixin:
     def load_optimizer_state(self, stored: dict[str, Any]) -> None:
         """Put back what :meth:`optimizer_state` returned.
 
-        :raises ValueError: if the number of groups differs.
+        :raises ValueError: if there are other groups, naming them.
         """
-        groups = self.optimizer.param_groups
-        if len(stored["groups"]) != len(groups):
+        groups = {group["owner"]: group for group in self.optimizer.param_groups}
+        known = {options["owner"]: options for options in stored["groups"]}
+        if groups.keys() != known.keys():
             raise ValueError(
-                f"The stored optimiser has {len(stored['groups'])} parameter groups, "
-                f"this one {len(groups)}; build it in the same way."
+                f"The stored optimizer has {len(known)} parameter groups "
+                f"{list(known)}, this one {len(groups)} {list(groups)}; build it with "
+                "the same groups and plugins."
             )
-        by_owner = {options.get("owner"): options for options in stored["groups"]}
-        for group, options in zip(groups, stored["groups"], strict=True):
-            group.update(by_owner.get(group.get("owner"), options))
+        # The order counts: a norm over all gradients is a sum in this order.
+        self.optimizer.param_groups[:] = [groups[owner] for owner in known]
+        for owner, options in known.items():
+            groups[owner].update(options)
         named = optim.trainable(self.model)
         self.optimizer.state.clear()
         for name, entry in stored["state"].items():

@@ -118,3 +118,59 @@ def test_continual_summary__refuses_other_shapes():
         continual_summary([[0.5], [0.5]])
     with pytest.raises(ValueError, match=r"before of shape \(2,\)"):
         continual_summary([[0.5]], before=[0.1, 0.2])
+
+
+STEPS = [[0, 2], [2, 0], [0, 1, 0, 2], [1, 1]]
+
+
+@pytest.mark.parametrize("steps", STEPS, ids=str)
+def test_continual_summary__with_steps_equals_loops(steps):
+    rng = np.random.default_rng(len(steps))
+    E, before = rng.random((len(steps), 3)), rng.random(3)
+    K, last = len(steps) - 1, steps[-1]
+    seen = [set(steps[: k + 1]) for k in range(len(steps))]
+    old = sorted(seen[K] - {last})
+    expected = {
+        "average_accuracy": np.mean([E[K, j] for j in sorted(seen[K])]),
+        "retention": np.mean(E[K] - before),
+        "forward_transfer": np.mean(
+            [E[k, j] - before[j] for k in range(K + 1) for j in {0, 1, 2} - seen[k]]
+        )
+        if seen[0] != {0, 1, 2}
+        else np.nan,
+        "forgetting": np.mean([max(before[j], *E[:K, j]) - E[K, j] for j in old])
+        if old
+        else np.nan,
+        "backward_transfer": np.mean(
+            [E[K, j] - E[max(k for k in range(K + 1) if steps[k] == j), j] for j in old]
+        )
+        if old
+        else np.nan,
+    }
+    found = continual_summary(E, before, steps)
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_summaries__with_steps_in_order_are_the_same_bit_for_bit():
+    E, before = np.random.default_rng(0).random((4, 4)), np.ones(4)
+    steps = [0, 1, 2, 3]
+    assert time_transfer(E, steps) == time_transfer(E)
+    assert continual_summary(E, before, steps) == continual_summary(E, before)
+    part = continual_summary(E[:2], before, steps[:2])
+    assert part == continual_summary(E[:2], before)
+
+
+def test_time_transfer__with_steps_in_another_order_is_that_of_the_columns():
+    E = np.random.default_rng(1).random((3, 3))
+    order = [2, 0, 1]
+    assert time_transfer(E, order) == pytest.approx(time_transfer(E[:, order]))
+
+
+@pytest.mark.parametrize("steps", [[0], [0, 3], [-1, 0], [0.5, 1.0]], ids=str)
+@pytest.mark.parametrize("function", [time_transfer, continual_summary])
+def test_summaries__steps_that_do_not_fit_raise(function, steps):
+    options = {} if function is time_transfer else {"before": None}
+    with pytest.raises(ValueError, match="steps"):
+        function(np.ones((2, 2)), steps=steps, **options)
+    with pytest.raises(ValueError, match="leave out"):
+        time_transfer(np.ones((2, 3)), [0, 1])

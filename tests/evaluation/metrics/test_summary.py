@@ -81,3 +81,86 @@ def test_continual_summary_metric__resumes_from_plain_data():
         whole.evaluator.metrics[1].result()
     )
     assert f"{KEY}_forgetting/eval_phase/test_stream" in last
+
+
+def trained_in(order, evaluated=None):
+    """Values by row after training on steps in some order, and the strategy."""
+    strategy = make_strategy()
+    before, rows = row(strategy.eval()), []
+    for place, index in enumerate(order):
+        strategy.train(index)
+        if evaluated is None or place in evaluated:
+            last = strategy.eval()
+        rows.append(row(last))
+    found = {
+        name.removeprefix(f"{KEY}_").removesuffix("/eval_phase/test_stream"): value
+        for name, value in last.items()
+        if name.startswith(f"{KEY}_")
+    }
+    return before, rows, found, strategy
+
+
+def test_continual_summary_metric__gap_counts_trained_steps_only():
+    before, (first, second), found, _ = trained_in([0, 2])
+    assert found["average_accuracy"] == pytest.approx((second[0] + second[2]) / 2)
+    best = max(before[0], first[0])
+    assert found["forgetting"] == pytest.approx(best - second[0])
+    assert found["backward_transfer"] == pytest.approx(second[0] - first[0])
+    gains = [first[1] - before[1], first[2] - before[2], second[1] - before[1]]
+    assert found["forward_transfer"] == pytest.approx(sum(gains) / 3)
+    assert "in_domain" not in found
+
+
+def test_continual_summary_metric__any_order_is_that_of_the_columns():
+    before, rows, found, _ = trained_in([2, 0, 1])
+    columns = [2, 0, 1]
+    E = [[values[c] for c in columns] for values in rows]
+    expected = continual_summary(E, [before[c] for c in columns]) | time_transfer(E)
+    assert found == pytest.approx(expected)
+
+
+def test_continual_summary_metric__repeats_are_visits_of_one_step():
+    before, rows, found, _ = trained_in([0, 1, 0, 2])
+    assert found["average_accuracy"] == pytest.approx(sum(rows[3]) / 3)
+    losses = [max(before[j], *(r[j] for r in rows[:3])) - rows[3][j] for j in (0, 1)]
+    assert found["forgetting"] == pytest.approx(sum(losses) / 2)
+    since = [rows[3][0] - rows[2][0], rows[3][1] - rows[1][1]]
+    assert found["backward_transfer"] == pytest.approx(sum(since) / 2)
+    ahead = [rows[0][1] - before[1]] + [r[2] - before[2] for r in rows[:3]]
+    assert found["forward_transfer"] == pytest.approx(sum(ahead) / 4)
+    now = [rows[0][0], rows[1][1], rows[2][0], rows[3][2]]
+    assert found["in_domain"] == pytest.approx(sum(now) / 4)
+    old = [rows[1][0], rows[2][1], rows[3][0], rows[3][1]]
+    assert found["backward"] == pytest.approx(sum(old) / 4)
+    unseen = [rows[0][1], *(r[2] for r in rows[:3])]
+    assert found["forward"] == pytest.approx(sum(unseen) / 4)
+
+
+def test_continual_summary_metric__gap_survives_plain_data():
+    _, _, _, whole = trained_in([2])
+    metric = make_strategy().evaluator.metrics[1]
+    state = json.loads(json.dumps(whole.evaluator.metrics[1].state_dict()))
+    metric.load_state_dict(state)
+    expected = whole.evaluator.metrics[1].result()
+    assert repr(metric.result()) == repr(expected) and expected["test"]
+
+
+def test_continual_summary_metric__no_column_or_several_streams_give_no_summary():
+    strategy = make_strategy()
+    strategy.train(2)
+    strategy.test_stream = strategy.test_stream.__class__("test", 2)
+    assert not [n for n in strategy.eval() if "average_accuracy" in n]
+    strategy = make_strategy()
+    strategy.train(0)
+    strategy.train_stream.name = "valid"
+    strategy.train(1)
+    assert not [n for n in strategy.eval() if "average_accuracy" in n]
+
+
+def test_continual_summary_metric__rows_added_by_hand_are_in_stream_order():
+    metric = make_strategy().evaluator.metrics[1]
+    E = [[0.5, 0.2], [0.4, 0.6]]
+    for trained, values in enumerate(E, 1):
+        metric.add("test", trained, values)
+    expected = continual_summary(E) | time_transfer(E)
+    assert metric.result()["test"] == pytest.approx(expected, nan_ok=True)

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 
@@ -156,3 +158,49 @@ def test_logit_scale__is_patched_as_a_logarithm():
     strategy.train(data.train_stream[1], eval_streams=[])
     expected = (before + trained[-1]) / 2
     assert float(model.logit_scale.detach()) == pytest.approx(expected)
+
+
+def scored(order, **options):
+    """Validation steps scored at each coefficient of the last visit."""
+    import avalanche_clip.training.plugins.patching as module
+
+    data, calls = stub_benchmark(), []
+    plugin = PatchingPlugin([0.5, 1.0], **options)
+    places = {id(e.dataset): k for k, e in enumerate(data.streams["valid"])}
+
+    def fake(model, dataset, **kwargs):
+        calls.append(places[id(dataset)])
+        return {"mean_R@1": 0.0}
+
+    strategy = build(Sequential, plugins=[plugin])
+    with mock.patch.object(module, "evaluate_retrieval", fake):
+        for index in order:
+            calls.clear()
+            strategy.train(data.train_stream[index], eval_streams=[])
+    return calls[: len(calls) // 2], plugin.chosen
+
+
+@pytest.mark.parametrize(
+    "order, current, previous",
+    [
+        ([0, 2], [0, 2], [0]),
+        ([2, 0], [2, 0], [2]),
+        ([0, 1, 0, 2], [1, 0, 2], [1, 0]),
+        ([1, 1], [1], []),
+    ],
+    ids=str,
+)
+def test_search__scores_the_steps_that_were_trained(order, current, previous):
+    assert scored(order)[0] == current
+    found, chosen = scored(order, select_on="previous")
+    assert found == previous
+    if not previous:  # nothing to keep: the trained weights stay
+        assert chosen == [1.0, 1.0]
+
+
+def test_search__step_without_validation_data_is_reported_before_training():
+    data = stub_benchmark()
+    strategy = build(Sequential, plugins=[PatchingPlugin([0.5, 1.0])])
+    strategy.train(data.streams["test"][0], eval_streams=[])
+    with pytest.raises(ValueError, match="no experience for"):
+        strategy.train(stub_benchmark((9, 9)).train_stream[1], eval_streams=[])

@@ -1,0 +1,222 @@
+"""Runs resumed from their very first checkpoints, whatever the groups are."""
+
+from unittest import mock
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import LRSchedulerPlugin
+
+from avalanche_clip.checkpointing import CheckpointError, load_state, save_state
+from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
+from avalanche_clip.training.plugins import CheckpointPlugin
+from tests.helpers import (
+    assert_same_weights,
+    quiet_evaluator,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+)
+from tests.test_checkpointing import GrowingEncoder
+from tests.training.runs import Interrupted, StopPlugin
+from tests.training.strategies import RATES, adamw, make, strategies, three_groups
+
+
+def go(name, out, *plugins, resume=False, **run):
+    """One run; left-over random numbers of earlier tests must not matter."""
+    torch.manual_seed(len(plugins))
+    strategy, benchmark = make(name, *plugins)
+    with mock.patch("avalanche_clip.training.stream.write_report"):
+        result = run_stream(strategy, benchmark, out, resume=resume, **run)
+    return strategy, result
+
+
+@pytest.mark.parametrize("name", strategies())
+def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path):
+    whole, expected = go(name, tmp_path / "whole", StopPlugin())
+    for inner in (None, 1):  # from the checkpoint of row 0, and after one iteration
+        out, run = tmp_path / str(inner), {"checkpoint_iterations": inner}
+        with pytest.raises(Interrupted):
+            go(name, out, StopPlugin(train=1 if inner else 2), **run)
+        written = sorted(p.name for p in (out / "checkpoints").glob("*.pt"))
+        inside = ["state_000000001.pt"] if inner else []
+        assert written == ["state_000000000_eval.pt", *inside]
+        again, result = go(name, out, StopPlugin(), resume=True, **run)
+        assert_same_weights(whole.model, again.model)
+        for stream, metrics in expected.matrices.items():
+            for metric, parts in metrics.items():
+                for key, values in parts.items():
+                    found = result.matrices[stream][metric][key]
+                    assert values.tobytes() == found.tobytes(), (metric, key)
+
+
+@pytest.mark.parametrize("name", ["CLLCLIP", "CumulativeExp", "MoEAdapters", "ZSCL"])
+def test_named_strategy__state_is_loaded_over_a_later_one(name, tmp_path):
+    """What a strategy has learned or made since leaves no trace."""
+
+    def train(strategy, benchmark, start=0):
+        for experience in list(benchmark.train_stream)[start:]:
+            strategy.train(experience, eval_streams=[])
+        return strategy
+
+    whole = train(*make(name))
+    part, benchmark = make(name, CheckpointPlugin(tmp_path, every_iterations=3, keep=9))
+    first = save_state(part, tmp_path / "first.pt")
+    train(part, benchmark)
+    inside, last = (tmp_path / f"state_00000000{n}.pt" for n in ("3", "8_end"))
+    again, benchmark = make(name)
+    for path, start in ((last, 2), (first, 0), (inside, 0)):
+        assert load_state(again, path, benchmark) == start
+    assert_same_weights(train(again, benchmark).model, whole.model)
+    assert load_state(again, first, benchmark) == 0
+    assert_same_weights(train(again, benchmark).model, whole.model)
+
+
+# ------------------------------------------------------------------ forms of groups
+class OwnGroup(SupervisedPlugin):
+    """Claims one parameter for a group of its own."""
+
+    stateless = True
+
+    def __init__(self, lr=0.05):
+        super().__init__()
+        self.lr = lr
+
+    def param_groups(self, strategy):
+        return [{"names": ["text_proj.weight"], "lr": self.lr, "weight_decay": 0.1}]
+
+
+def instance(model, swapped=False):
+    """An optimiser of the user's with three groups."""
+    named = dict(model.named_parameters())
+    groups = three_groups(list(named.items()))
+    if swapped:
+        groups[0]["names"], groups[1]["names"] = groups[1]["names"], groups[0]["names"]
+    return torch.optim.AdamW(
+        [
+            {"params": [named[n] for n in g.pop("names")], **g}
+            for g in [dict(group) for group in groups]
+        ],
+        lr=0.5,
+    )
+
+
+def build(form, *plugins, cls=Sequential, **options):
+    """A strategy whose three groups were given in one of several ways."""
+    model = GrowingEncoder(dropout=0.1) if form == "growing" else stub_model()
+    given = {"optimizer": adamw, "param_groups": three_groups}
+    own = []
+    if form in ("instance", "scheduler"):
+        given = {"optimizer": instance(model)}
+    if form == "callable":  # OpenCLIP's two groups, told apart by their decay
+        given = {"optimizer": adamw}
+    if form == "scheduler":
+        halving = torch.optim.lr_scheduler.StepLR(given["optimizer"], 1, gamma=0.5)
+        own = [LRSchedulerPlugin(halving, step_granularity="iteration")]
+    if form == "plugin":
+        own = [OwnGroup()]
+    defaults = {
+        "train_mb_size": 4,
+        "budget_iterations": 3,
+        "schedule": "constant",
+        "evaluator": quiet_evaluator(),
+        "reset_optimizer_state": False,
+    }
+    strategy = cls(
+        model=model, plugins=[*own, *plugins], **{**defaults, **given, **options}
+    )
+    return strategy, stub_benchmark(model=model)
+
+
+FORMS = ("instance", "callable", "rule", "scheduler", "plugin", "growing")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_groups__keep_their_options_from_any_checkpoint(form, tmp_path):
+    whole, benchmark = build(form)
+    train_stream(whole, benchmark)
+    writer = CheckpointPlugin(tmp_path, every_iterations=1, keep=99)
+    part, benchmark = build(form, writer)
+    first = save_state(part, tmp_path / "state_000000000.pt")
+    train_stream(part, benchmark, 2)
+    names = ("000001", "000003_end", "000004", "000006_end")
+    for path in (first, *(tmp_path / f"state_000{n}.pt" for n in names)):
+        again, benchmark = build(form)
+        start = load_state(again, path, benchmark)
+        for experience in list(benchmark.train_stream)[start:]:
+            again.train(experience, eval_streams=[])
+        assert_same_weights(whole.model, again.model)
+        ours, theirs = (
+            [
+                {k: v for k, v in g.items() if k != "params"}
+                for g in s.optimizer.param_groups
+            ]
+            for s in (whole, again)
+        )
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("cls", [Restart, Oracle])
+def test_groups__of_strategies_that_start_anew(cls, tmp_path):
+    whole, benchmark = build("rule", cls=cls)
+    train_stream(whole, benchmark)
+    part, _ = build("rule", cls=cls)
+    again, benchmark = build("rule", cls=cls)
+    path = save_state(part, tmp_path / "first.pt")
+    assert load_state(again, path, benchmark) == 0
+    rows = [(g["lr"], g["weight_decay"]) for g in again.optimizer.param_groups]
+    assert rows == list(RATES)
+    train_stream(again, benchmark)
+    assert_same_weights(whole.model, again.model)
+
+
+def test_load__other_options_are_refused_by_name(tmp_path):
+    path = save_state(build("rule")[0], tmp_path / "state.pt")
+
+    def rule(lr=1e-3, decay=0.0, count=3):
+        def groups(named):
+            rows = three_groups(named)
+            rows[1].update(lr=lr, weight_decay=decay)
+            if count == 2:
+                rows[0]["names"] += rows.pop()["names"]
+            return rows
+
+        return groups
+
+    for wrong, message in (
+        (rule(lr=1e-4), r"groups\.1\.lr is 0\.001 in the stored run and 0\.0001 here"),
+        (rule(decay=0.3), r"groups\.1\.weight_decay is 0\.0 .* 0\.3 here"),
+        (rule(count=2), "3 parameter groups, this one with 2"),
+    ):
+        other, benchmark = build("rule", param_groups=wrong)
+        with pytest.raises(CheckpointError, match=message):
+            load_state(other, path, benchmark)
+
+
+def test_load__parameters_in_other_groups_are_refused_by_name(tmp_path):
+    path = save_state(build("instance")[0], tmp_path / "state.pt")
+    other, benchmark = build("instance")
+    model = other.model
+    wrong = Sequential(
+        model=model,
+        optimizer=instance(model, swapped=True),
+        evaluator=quiet_evaluator(),
+        schedule="constant",
+    )
+    with pytest.raises(CheckpointError, match=r"'image_proj.weight' is in groups\.1"):
+        load_state(wrong, path, benchmark)
+
+
+def test_load__group_of_another_plugin_is_refused_inside_an_experience(tmp_path):
+    strategy, benchmark = build("plugin")
+    train_stream(strategy, benchmark, 1)
+    path = save_state(strategy, tmp_path / "state.pt")
+    other, benchmark = build("rule")
+    assert load_state(other, path, benchmark) == 1  # the group stays, empty
+    writer = CheckpointPlugin(tmp_path, every_iterations=1, keep=9)
+    strategy, benchmark = build("rule", writer)
+    train_stream(strategy, benchmark, 1)
+    other, benchmark = build("plugin")
+    load_state(other, tmp_path / "state_000000002.pt", benchmark)
+    with pytest.raises(CheckpointError, match="this one 4 .*OwnGroup 0 0"):
+        train_stream(other, benchmark)
