@@ -12,6 +12,7 @@ from avalanche_clip.models.language_adapters import (
     attach_language_adapters,
 )
 from avalanche_clip.models.moe_adapter import MoEAdapter
+from avalanche_clip.models.model_folder import rewrite_model
 from avalanche_clip.models.moe_attachment import (
     MoEAdapterSet,
     attach_moe_adapters,
@@ -81,6 +82,7 @@ __all__ = [
     "create_dual_encoder",
     "find_token_embedding",
     "load_vocabulary",
+    "rewrite_model",
     "save_vocabulary",
     "save_weights",
     "teir_init_",

@@ -47,6 +47,7 @@ class DualEncoder(nn.Module):
         towers trainable again with :meth:`unfreeze`, which returns them to
         float32.
     :param cache_dir: download folder for the tokenizer.
+    :param preprocessing_source: what said how pictures are prepared.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class DualEncoder(nn.Module):
         pretrained: str | None = None,
         precision: str = "fp32",
         cache_dir: str | None = None,
+        preprocessing_source: str = "the configuration given",
     ) -> None:
         super().__init__()
         self.clip: Any
@@ -76,6 +78,8 @@ class DualEncoder(nn.Module):
         #: where the weights come from, None while they are random
         self.pretrained = pretrained
         self.precision = precision
+        #: what says how pictures are prepared: a file, a tag, a name, the default
+        self.preprocessing_source = preprocessing_source
         #: raw width of the shared space
         self.embed_dim = architectures.embed_dim_of(config, clip)
         #: both features of the last forward pass, ``(B, 2D)``, or None

@@ -39,7 +39,7 @@ class Preprocessing:
         ``"longest"`` (resize the longer side, pad) or ``"squash"``.
     :param fill_color: padding of ``"longest"``, 0 to 255.
     :param resize_to: length of the resized side before the centre crop, where
-        it differs from ``size``.
+        it differs from ``size``; with ``"squash"`` both sides get it.
     :param trim: zoom to what is drawn: the square around everything that is
         not white fills the image, whatever canvas the artist left around it.
 
@@ -239,10 +239,13 @@ def _spatial(cfg: Preprocessing, train: bool) -> Callable[[Any], Any]:
             cfg.size, scale=(0.9, 1.0), interpolation=tv.InterpolationMode.BICUBIC
         )
     if cfg.resize_mode == "squash":
-        return tv.Resize(cfg.size, interpolation=mode)
+        if cfg.resize_to is None:
+            return tv.Resize(cfg.size, interpolation=mode)
+        square = tv.Resize((cfg.resize_to,) * 2, interpolation=mode)
+        return tv.Compose([square, tv.CenterCrop(cfg.size)])
     if cfg.resize_mode == "longest":
         return _ResizePad(cfg.size, mode, cfg.fill_color)
-    if cfg.size[0] == cfg.size[1]:
+    if cfg.resize_to is not None or cfg.size[0] == cfg.size[1]:
         side = cfg.resize_to or cfg.size[0]
         resize: Callable[[Any], Any] = tv.Resize(side, interpolation=mode)
     else:
