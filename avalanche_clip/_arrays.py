@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import tokenize
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from avalanche_clip._files import replacing, require_file, unreadable
 
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 KEY = "avalanche_clip.checksum"
 SMALL = 2**20
 """Tensors up to this many bytes are verified even with ``verify=False``."""
+_SEAL_BYTES = 4096
+# NumPy parses what an array declares as Python text.
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, SyntaxError, KeyError, TypeError),
+    *(RecursionError, MemoryError, tokenize.TokenError),
+)
 
 
 def write_safetensors(
@@ -35,11 +44,18 @@ def write_safetensors(
     :param metadata: texts by name; ``format`` is added.
     :raises ValueError: for another suffix, or metadata that are no texts.
     """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path} must end with .safetensors.")
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Do what :func:`write_safetensors` does, under any name."""
     from safetensors.torch import save_file
 
     path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must end with .safetensors.")
     wrong = [k for k, v in metadata.items() if not isinstance(v, str) or k == KEY]
     if wrong:
         raise ValueError(
@@ -94,6 +110,22 @@ def read_safetensors(
     return tensors, metadata
 
 
+def safetensors_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a file as they are, nothing verified.
+
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = require_file(path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise unreadable(path, "a valid safetensors file", error) from error
+
+
 def _verify(
     path: Path,
     tensors: dict[str, Tensor],
@@ -145,11 +177,18 @@ def _whole(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_npy(path: str | Path, *, mmap: bool = False) -> np.ndarray[Any, Any]:
+# ------------------------------------------------------------- numpy arrays
+def read_npy(
+    path: str | Path, *, mmap: bool = False, sealed: bool = False, verify: bool = True
+) -> np.ndarray[Any, Any]:
     """Read a ``.npy`` array; what it declares is compared with its size first.
+
+    A seal of :func:`seal_npy` behind the array is compared too.
 
     :param path: the file.
     :param mmap: map it read-only instead of reading it.
+    :param sealed: refuse a file without a seal.
+    :param verify: False skips the bytes of the array, never what declares them.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is damaged, or holds Python objects.
     """
@@ -157,34 +196,177 @@ def read_npy(path: str | Path, *, mmap: bool = False) -> np.ndarray[Any, Any]:
 
     path = require_file(path)
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise ValueError(f"its format {version} is not supported")
-            shape, _, dtype = read(file)
-            if dtype.hasobject:
-                raise ValueError("it holds Python objects, which would run code")
-            count = 1
-            for length in shape:  # Python integers cannot overflow
-                if length < 0:
-                    raise ValueError(f"it declares the shape {shape}")
-                count *= int(length)
-            needed = file.tell() + count * dtype.itemsize
-        size = os.path.getsize(path)
-        if size != needed:
-            raise ValueError(
-                f"it declares {dtype} of shape {shape}, with the header {needed} "
-                f"bytes, but has {size}"
-            )
-        return np.load(
-            path, mmap_mode="r" if mmap and count else None, allow_pickle=False
-        )
-    except (ValueError, OSError, EOFError, SyntaxError, KeyError, TypeError) as error:
+        head, behind = _parts_of(path)
+        seal = None if behind is None else _parse_seal(behind)
+        if sealed and seal is None:
+            raise ValueError("it has no checksum behind its array")
+        mode: Literal["r"] | None = "r" if mmap and head.count else None
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except _UNREADABLE as error:
         raise unreadable(path, "a NumPy array", error) from error
+    if seal is not None:
+        _check_seal(path, head, seal, verify)
+    return array
 
 
-__all__ = ["KEY", "SMALL", "read_npy", "read_safetensors", "write_safetensors"]
+@dataclass
+class NpyHead:
+    """What the beginning of a ``.npy`` file declares.
+
+    :param shape: of the array.
+    :param dtype: of the array.
+    :param start: first byte of the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def count(self) -> int:
+        """Number of elements; Python integers cannot overflow."""
+        return math.prod(int(length) for length in self.shape)
+
+    @property
+    def end(self) -> int:
+        """First byte behind the array."""
+        return self.start + self.count * self.dtype.itemsize
+
+
+def npy_head(path: str | Path) -> NpyHead:
+    """Read what a ``.npy`` file declares.
+
+    :raises ValueError: if that is damaged, or the array holds Python objects.
+    """
+    import numpy as np
+
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f"its format {version} is not supported")
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which would run code")
+        if any(length < 0 for length in shape):
+            raise ValueError(f"it declares the shape {shape}")
+        return NpyHead(shape, dtype, file.tell())
+
+
+def seal_npy(path: str | Path, facts: Mapping[str, str]) -> str:
+    """Put a checksum behind the array of a ``.npy`` file, in place.
+
+    Other readers do not look at it. It covers what the file declares, the bytes of
+    the array and the facts.
+
+    :param path: an array without a seal.
+    :param facts: texts by name, what the array is.
+    :return: the checksum of all of it, 64 hexadecimal digits.
+    """
+    head = npy_head(path)
+    with open(path, "r+b") as file:
+        data = _hash_range(file, head.start, head.end)
+        known: dict[str, Any] = {"facts": dict(facts), "data": data}
+        known["all"] = _seal_hash(file, head, known)
+        file.truncate(head.end)
+        file.seek(head.end)
+        file.write(_seal_text(known))
+        file.flush()
+        os.fsync(file.fileno())
+    return known["all"]
+
+
+def npy_seal(path: str | Path) -> dict[str, Any]:
+    """Return the seal of an array: its ``"facts"``, and the checksum of ``"all"``.
+
+    :raises ValueError: if there is no seal that can be read.
+    """
+    try:
+        seal = _parts_of(Path(path))[1]
+        if seal is None:
+            raise ValueError("it has no checksum behind its array")
+        return _parse_seal(seal)
+    except _UNREADABLE as error:
+        raise unreadable(path, "a sealed NumPy array", error) from error
+
+
+def _parts_of(path: Path) -> tuple[NpyHead, bytes | None]:
+    """Return what a file declares and what lies behind the array."""
+    head = npy_head(path)
+    size = os.path.getsize(path)
+    if size == head.end:
+        return head, None
+    if not head.end < size <= head.end + _SEAL_BYTES:
+        raise ValueError(
+            f"it declares {head.dtype} of shape {head.shape}, {head.end} bytes with "
+            f"the header, but has {size}"
+        )
+    with open(path, "rb") as file:
+        file.seek(head.end)
+        return head, file.read()
+
+
+def _seal_text(known: Mapping[str, Any]) -> bytes:
+    return b"\n" + json.dumps({KEY: known}, sort_keys=True).encode() + b"\n"
+
+
+def _parse_seal(text: bytes) -> dict[str, Any]:
+    try:
+        known = json.loads(text)[KEY]
+        if _seal_text(known) == text and known.keys() == {"all", "data", "facts"}:
+            return known
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError("what follows the array is not a checksum that was written there")
+
+
+def _check_seal(path: Path, head: NpyHead, known: dict[str, Any], verify: bool) -> None:
+    damaged = ""
+    with open(path, "rb") as file:
+        if _seal_hash(file, head, known) != known["all"]:
+            damaged = "what it declares does not have the checksum it was"
+        elif verify and _hash_range(file, head.start, head.end) != known["data"]:
+            damaged = "its values do not have the checksum they were"
+    if damaged:
+        raise ValueError(
+            f"{path} is damaged: {damaged} written with. Use another copy, or write it "
+            "again."
+        )
+
+
+def _seal_hash(file: IO[bytes], head: NpyHead, known: Mapping[str, Any]) -> str:
+    """Hash the head of a file, the facts and the hash of the array."""
+    file.seek(0)
+    facts = json.dumps([known["facts"], known["data"]], sort_keys=True)
+    content = file.read(head.start) + facts.encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _hash_range(file: IO[bytes], start: int, end: int) -> str:
+    digest = hashlib.sha256()
+    file.seek(start)
+    while start < end:
+        block = file.read(min(2**22, end - start))
+        if not block:
+            raise ValueError("it became shorter while it was read")
+        digest.update(block)
+        start += len(block)
+    return digest.hexdigest()
+
+
+__all__ = [
+    "KEY",
+    "SMALL",
+    "NpyHead",
+    "npy_head",
+    "npy_seal",
+    "read_npy",
+    "read_safetensors",
+    "safetensors_metadata",
+    "seal_npy",
+    "write_safetensors",
+    "write_tensors",
+]

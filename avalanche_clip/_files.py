@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 CHECKSUM = "checksum"
 _HEAD = 512
@@ -180,20 +180,54 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(
-    path: str | Path, content: Any, *, checksum: bool = False, indent: int | None = 1
+    path: str | Path,
+    content: Any,
+    *,
+    checksum: bool = False,
+    indent: Literal[1] | None = 1,
 ) -> None:
     """Write JSON, whole or not at all.
 
-    :param content: plain data; NaN and infinity are refused.
+    :param content: plain data, numbers of NumPy included; NaN and infinity are
+        refused.
     :param checksum: also store the hash of the content (a mapping), which
         :func:`read_json` can ask for.
+    :param indent: 1, or None for a single line.
     :raises ValueError: for numbers that are not finite.
+    :raises TypeError: for what is not plain data.
     """
     if checksum:
         # As it will be read: keys are texts, tuples are lists.
-        content = json.loads(json.dumps(content, allow_nan=False))
+        content = json.loads(json_text(content, path))
         content[CHECKSUM] = json_checksum(content)
-    write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
+    write_text(path, json_text(content, path, indent=indent) + "\n")
+
+
+def json_text(content: Any, place: str | Path, **options: Any) -> str:
+    """Turn plain data into strict JSON.
+
+    :param content: plain data; numbers of NumPy become Python's.
+    :param place: what the text is for, named by errors.
+    :param options: of :func:`json.dumps`.
+    :raises ValueError: for numbers that are not finite.
+    :raises TypeError: for what is not plain data.
+
+    >>> json_text({"a": (1, 2.5)}, "x.json")
+    '{"a": [1, 2.5]}'
+    """
+    try:
+        return json.dumps(content, allow_nan=False, default=_number, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{place} cannot hold what was to be written: {error}."
+        ) from error
+
+
+def _number(value: Any) -> Any:
+    """Return the number in a scalar of NumPy or torch."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is not plain data")
 
 
 def json_checksum(content: dict[str, Any]) -> str:
@@ -341,7 +375,8 @@ def read_json(
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the file and the cause.
     """
-    content: Any = parse_json(read_text(path, "a JSON text"), path)
+    text = read_text(path, "a JSON text")
+    content: Any = parse_json(text, path)
     kind = dict if checksum else kind
     if not isinstance(content, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -355,7 +390,7 @@ def read_json(
         raise ValueError(
             f"{path} has no checksum, so it cannot be told whole; {rewrite}."
         )
-    if stored != json_checksum(content):
+    if stored != json_checksum(content) or not _as_written(text, content, stored):
         raise ValueError(
             f"{path} is damaged or was changed: its content does not have the checksum "
             f"it was written with; {rewrite}."
@@ -364,6 +399,16 @@ def read_json(
 
 
 _JSON_NAMES: dict[type[Any], str] = {dict: "a mapping", list: "a list", str: "a text"}
+
+
+def _as_written(text: str, content: dict[str, Any], stored: str) -> bool:
+    """Whether a text is, letter by letter, one that :func:`write_json` writes.
+
+    Some changes leave the values alone, such as ``E`` for ``e`` in a number or an
+    end that is cut off behind the last bracket.
+    """
+    whole = {**content, CHECKSUM: stored}
+    return any(text == json.dumps(whole, indent=i) + "\n" for i in (1, None))
 
 
 def parse_json(text: str, path: str | Path) -> Any:
@@ -388,6 +433,7 @@ __all__ = [
     "found_in_bytes",
     "inside",
     "json_checksum",
+    "json_text",
     "open_bytes",
     "parse_json",
     "read_bytes",

@@ -9,8 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from avalanche_clip._arrays import (
     KEY,
+    npy_head,
+    npy_seal,
     read_npy,
     read_safetensors,
+    seal_npy,
     write_safetensors,
 )
 
@@ -152,3 +155,60 @@ def test_npy__never_unpickles(tmp_path):
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="holds Python objects"):
         read_npy(path)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(12, dtype=np.float32).reshape(3, 4))
+    seal_npy(path, {"kind": "text"})
+    return path
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_seal__is_verified_and_others_read_the_array(sealed, mmap):
+    expected = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert np.array_equal(read_npy(sealed, mmap=mmap, sealed=True), expected)
+    assert np.array_equal(np.load(sealed), expected)
+    assert np.array_equal(np.load(sealed, mmap_mode="r"), expected)
+    assert npy_seal(sealed)["facts"] == {"kind": "text"}
+    whole = sealed.read_bytes()
+    assert seal_npy(sealed, {"kind": "text"}) == npy_seal(sealed)["all"]
+    assert sealed.read_bytes() == whole
+
+
+def test_seal__no_flipped_bit_loads(sealed):
+    whole = sealed.read_bytes()
+    head = npy_head(sealed)
+    for place in range(len(whole)):
+        flipped = bytes([whole[place] ^ 1 << place % 8])
+        sealed.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        for mmap in (False, True):
+            with pytest.raises(ValueError, match=r"x\.npy"):
+                read_npy(sealed, mmap=mmap, sealed=True)
+        if head.start <= place < head.end:
+            read_npy(sealed, sealed=True, verify=False)
+        else:
+            with pytest.raises(ValueError, match=r"x\.npy"):
+                read_npy(sealed, sealed=True, verify=False)
+
+
+def test_seal__cut_lengthened_or_absent_is_refused(sealed):
+    whole = sealed.read_bytes()
+    end = npy_head(sealed).end
+    for content in (
+        whole[:-1],
+        whole[:end],
+        whole[: end - 1],
+        whole[:end] + b"\0" * 40,
+        whole + b"\n",
+        whole + b"\0" * 5000,
+        whole + whole[end:],
+    ):
+        sealed.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.npy is not a NumPy array: "):
+            read_npy(sealed, sealed=True)
+    sealed.write_bytes(whole[:end])
+    assert read_npy(sealed).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"x\.npy is not a sealed"):
+        npy_seal(sealed)

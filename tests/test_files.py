@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pytest
 
 from avalanche_clip._files import (
@@ -56,6 +57,33 @@ def test_json_checksum__sees_every_flipped_bit(tmp_path):
                 }  # white space alone
             except ValueError as error:
                 assert str(path) in str(error)
+
+
+def test_json_checksum__sees_changes_that_leave_the_values_alone(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"rate": 1e-5, "name": "\u010a"}, checksum=True)
+    text = path.read_text()
+    for old, new in (("1e-05", "1E-05"), ("u010a", "u010A"), ("}\n", "}"), ("}", "} ")):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=r"x\.json is damaged or was changed"):
+            read_json(path, checksum=True)
+
+
+def test_json__numbers_of_numpy_are_numbers_and_others_are_refused(tmp_path):
+    path = tmp_path / "x.json"
+    content = {"a": np.float32(0.5), "b": np.int64(3), "c": [np.bool_(True)]}
+    for checksum in (False, True):
+        write_json(path, content, checksum=checksum)
+        read = read_json(path, checksum=checksum)
+        assert read == {"a": 0.5, "b": 3, "c": [True]} and read["c"][0] is True
+        for wrong in (np.float32("nan"), np.float64("inf"), float("-inf")):
+            with pytest.raises(ValueError, match=r"x\.json cannot hold"):
+                write_json(path, {"a": wrong}, checksum=checksum)
+        for strange in (np.zeros(2), {1, 2}, object()):
+            with pytest.raises(TypeError, match=r"x\.json cannot hold.*not plain"):
+                write_json(path, {"a": strange}, checksum=checksum)
+        assert read_json(path, checksum=checksum) == read
 
 
 def test_json__without_checksum_is_refused_where_one_is_needed(tmp_path):

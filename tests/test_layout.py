@@ -24,6 +24,7 @@ FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_arrays": ("avalanche",),
+    "_lock": ("avalanche", "avalanche_clip"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

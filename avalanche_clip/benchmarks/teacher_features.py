@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import FlatData
-from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,10 +24,12 @@ from avalanche_clip.benchmarks.datasets.feature_store import (
     HEADER,
     KINDS,
     TeacherFeatureStore,
+    compare_headers,
     content_marks,
     data_fingerprint,
-    file_hash,
+    read_header,
 )
+from avalanche_clip.benchmarks.datasets.feature_writer import FeatureWriter
 from avalanche_clip.benchmarks.facts import with_facts, without_images
 from avalanche_clip.benchmarks.prepare import (
     _describe,
@@ -40,8 +37,6 @@ from avalanche_clip.benchmarks.prepare import (
     clone_experience,
     copy_scenario_facts,
 )
-
-logger = logging.getLogger(__name__)
 
 _ID_NAMES = {
     "image": ("image_id", "source_id", "sample_id"),
@@ -77,9 +72,10 @@ def precompute_teacher_features(
 ) -> TeacherFeatureStore:
     """Encode each picture and each English caption once, into a store on disk.
 
-    An unfinished store (``path`` with ``.partial`` added) is continued, a finished
-    one of the same model and data is opened; the folder gets its name in one step
-    when everything is written. Pictures pass ``model.transform(False)``; of items
+    An unfinished store (``path`` with ``.partial`` added) is checked and continued, a
+    finished one of the same model and data is opened; the folder gets its name in one
+    step when everything is written. One process writes a store at a time, and its
+    space is reserved first. Pictures pass ``model.transform(False)``; of items
     with several captions the first is used. With several processes the main one
     works and the others wait.
 
@@ -95,27 +91,33 @@ def precompute_teacher_features(
     :param num_workers: processes that read pictures.
     :return: the store.
     :raises ValueError: if there is a store of another model, other data or another
-        type, if samples of one id have different captions or file names, or an
-        option is not among the allowed.
+        type, or a damaged one, if another process is writing it, if samples of one id
+        have different captions or file names, or an option is not among the allowed.
+    :raises OSError: if the disk is too small.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
     if isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    path = Path(path)
+    path = Path(path).expanduser()
     error: Exception | None = None
+    made = False
     if distributed.is_main_process():
         try:
             job = _Job(model, dataset, path, dtype)
             if not (path / HEADER).is_file():
-                job.run(batch_size, num_workers)
-            job.check(path)
+                made = job.run(batch_size, num_workers)
+            compare_headers(path, read_header(path), job.header)
         except Exception as failure:
             error = failure
-    distributed.barrier()
+    told = distributed.broadcast_object(None if error is None else str(error))
     if error is not None:
         raise error
-    return TeacherFeatureStore.open(path)
+    if told is not None:
+        raise ValueError(f"No store was made by the main process (rank 0): {told}")
+    # What was written a moment ago, or what the main process reads, is not read again.
+    read = distributed.is_main_process() and not made
+    return TeacherFeatureStore.open(path, verify=read)
 
 
 class _Job:
@@ -123,7 +125,6 @@ class _Job:
 
     def __init__(self, model: Any, dataset: AvalancheDataset, path: Path, dtype: str):
         self.model, self.dataset, self.path = model, dataset, path
-        self.partial = path.with_name(path.name + ".partial")
         self.transform = model.transform(False)
         self.ids: dict[str, npt.NDArray[np.int64]] = {}
         self.first: dict[str, npt.NDArray[np.int64]] = {}
@@ -163,77 +164,47 @@ class _Job:
         self.ids[kind], self.first[kind] = ids, first
         self.marks[kind] = content[first]
 
-    def check(self, folder: Path) -> None:
-        """Raise ValueError unless the header in a folder is that of this job."""
-        known = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        for key, value in self.header.items():
-            if known.get(key) != value:
-                raise ValueError(
-                    f"{folder} holds features with {key} {known.get(key)!r}, not "
-                    f"{value!r}: it was made of another model, other data or with "
-                    "other options. Choose another path, or delete it."
-                )
+    def run(self, batch_size: int, num_workers: int) -> bool:
+        """Write what is missing and give the folder its name.
 
-    def run(self, batch_size: int, num_workers: int) -> None:
-        """Write what is missing and give the folder its name."""
-        done = dict.fromkeys(KINDS, 0)
-        if (self.partial / HEADER).is_file():
-            self.check(self.partial)
-            progress = self.partial / "progress.json"
-            if progress.is_file():
-                done |= json.loads(progress.read_text())
-                logger.info("Continuing %s after %s rows.", self.partial, done)
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-            self._make_files()
-            for kind in KINDS:
-                np.save(self.partial / f"{kind}_ids.npy", self.ids[kind])
-                np.save(self.partial / f"{kind}_marks.npy", self.marks[kind])
-            _write_json(self.partial / HEADER, self.header)
-        was_training = [(m, m.training) for m in self.model.modules()]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                self._fill("text", done, self._texts(done["text"], batch_size))
-                images = self._images(done["image"], batch_size, num_workers)
-                self._fill("image", done, images)
-        finally:
-            for module, mode in was_training:
-                module.training = mode
-        self._finish()
+        :return: whether the store was made here.
+        """
+        with FeatureWriter(self.path, self.header, self.ids, self.marks) as writer:
+            if writer.finished:
+                return False
+            was_training = [(m, m.training) for m in self.model.modules()]
+            self.model.eval()
+            try:
+                with torch.no_grad():
+                    texts = self._texts(writer.done["text"], batch_size)
+                    self._fill("text", writer, texts)
+                    done = writer.done["image"]
+                    images = self._images(done, batch_size, num_workers)
+                    self._fill("image", writer, images)
+            finally:
+                for module, mode in was_training:
+                    module.training = mode
+            writer.finish()
+        return True
 
-    def _make_files(self) -> None:
-        """Make both feature files at their full size."""
-        for kind in KINDS:
-            open_memmap(
-                self._features(kind),
-                mode="w+",
-                dtype=self.header["dtype"],
-                shape=(len(self.ids[kind]), self.header["dim"]),
-            ).flush()
-
-    def _features(self, kind: str) -> Path:
-        return self.partial / f"{kind}_features.npy"
-
-    def _fill(self, kind: str, done: dict[str, int], batches: Iterator[Tensor]) -> None:
+    def _fill(
+        self, kind: str, writer: FeatureWriter, batches: Iterator[Tensor]
+    ) -> None:
         """Write the features of one kind, noting the progress now and then."""
-        rows = open_memmap(self._features(kind), mode="r+")
         for number, features in enumerate(batches, 1):
             values = features.float().cpu()
-            if rows.dtype == np.float16:
+            if self.header["dtype"] == "float16":
                 values = values.half()
+            done = writer.done[kind]
             if not torch.isfinite(values).all():
                 raise ValueError(
-                    f"A {kind} feature between rows {done[kind]} and "
-                    f"{done[kind] + len(values)} is not finite in {rows.dtype}; use "
-                    "dtype='float32', or look at the model."
+                    f"A {kind} feature between rows {done} and {done + len(values)} "
+                    f"is not finite in {self.header['dtype']}; use dtype='float32', or "
+                    "look at the model."
                 )
-            rows[done[kind] : done[kind] + len(values)] = values.numpy()
-            done[kind] += len(values)
-            if number % _FLUSH == 0 or done[kind] == len(rows):
-                rows.flush()
-                _write_json(self.partial / "progress.json", done)
+            writer.append(kind, values.numpy())
+            if number % _FLUSH == 0 or writer.done[kind] == len(self.ids[kind]):
+                writer.note(kind)
 
     def _texts(self, start: int, batch_size: int) -> Iterator[Tensor]:
         device = next(self.model.parameters()).device
@@ -257,19 +228,6 @@ class _Job:
         )
         for images in loader:
             yield self.model.encode_image(images.to(device), normalize=False)
-
-    def _finish(self) -> None:
-        (self.partial / "progress.json").unlink(missing_ok=True)
-        files = sorted(p for p in self.partial.iterdir() if p.suffix == ".npy")
-        self.header["files"] = {
-            file.name: {"bytes": file.stat().st_size, "sha256": file_hash(file)}
-            for file in files
-        }
-        _write_json(self.partial / HEADER, self.header)
-        del self.header["files"]
-        if self.path.exists() and not any(self.path.iterdir()):
-            self.path.rmdir()
-        os.replace(self.partial, self.path)
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -334,12 +292,6 @@ def image_name(source: Any, position: int) -> str:
     """Return a picture's name where its source has names, else an empty text."""
     read = getattr(source.pairs, "image_name", None)
     return str(read(position)) if callable(read) else ""
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
 
 
 # ---------------------------------------------------------------- attaching

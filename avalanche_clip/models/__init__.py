@@ -12,7 +12,6 @@ from avalanche_clip.models.language_adapters import (
     attach_language_adapters,
 )
 from avalanche_clip.models.moe_adapter import MoEAdapter
-from avalanche_clip.models.model_folder import rewrite_model
 from avalanche_clip.models.moe_attachment import (
     MoEAdapterSet,
     attach_moe_adapters,
@@ -20,6 +19,7 @@ from avalanche_clip.models.moe_attachment import (
 )
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.models.presets import PRESETS
+from avalanche_clip.models.rewriting import rewrite_file
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
 from avalanche_clip.models.selector_features import ModelFeatures, SelectorFeatures
 from avalanche_clip.models.selector_training import SelectorTraining
@@ -75,6 +75,7 @@ __all__ = [
     "create_dual_encoder",
     "load_moe_adapters",
     "noisy_top_k_gates",
+    "rewrite_file",
     "VocabularyGrowth",
     "attach_language_adapters",
     "attach_token_embedding",
@@ -82,7 +83,6 @@ __all__ = [
     "create_dual_encoder",
     "find_token_embedding",
     "load_vocabulary",
-    "rewrite_model",
     "save_vocabulary",
     "save_weights",
     "teir_init_",

@@ -253,7 +253,7 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
     if facts.get("format") == 1:
         raise ValueError(
             f"{path} was written by an earlier version, without hashes of the files "
-            f"beside it; avalanche_clip.models.rewrite_model({str(path.parent)!r}) "
+            f"beside it; avalanche_clip.models.rewrite_file({str(path.parent)!r}) "
             "rewrites a folder that you trust."
         )
     if facts.get("format") != FORMAT or isinstance(facts["format"], bool):

@@ -7,13 +7,13 @@ and the wider word pattern are our choice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from avalanche_clip._files import read_json, write_json
 from avalanche_clip.models.bpe_training import (
     LearntVocabulary,
     count_words,
@@ -34,8 +34,10 @@ from avalanche_clip.models.vocabulary import (
     Vocabulary,
     VocabularyGrowth,
     count_tokens,
+    read_snapshots,
     snapshot_state,
 )
+from avalanche_clip.models.vocabulary_storage import REWRITE, naming
 
 SCOPES = ("latest", "language")
 FILE_NAME = "growing_tokenizer.json"
@@ -421,13 +423,15 @@ class GrowingTokenizer(CaptionTokenizer):
         self._load(state, stored)
 
     def _load(self, state: dict[str, Any], vocabulary: Vocabulary) -> None:
+        snapshots, codes = read_snapshots(state, vocabulary)
+        dress = Dress(**state["dress"])
+        if state["scope"] not in SCOPES or state["pretokenizer"] not in PRETOKENIZERS:
+            raise ValueError(
+                f"scope={state['scope']!r} or pretokenizer={state['pretokenizer']!r} "
+                "is unknown."
+            )
         self.vocabulary = vocabulary
-        self.snapshots = {
-            s["language"]: Snapshot(**{**s, "codes": tuple(s["codes"])})
-            for s in state["snapshots"]
-        }
-        self._codes = {int(code): str(name) for code, name in state["codes"]}
-        self._dress = Dress(**state["dress"])
+        self.snapshots, self._codes, self._dress = snapshots, codes, dress
         for name in ("scope", "pretokenizer", "prune_unreachable", "default_language"):
             setattr(self, name, state[name])
         self._prepare()
@@ -454,15 +458,21 @@ class GrowingTokenizer(CaptionTokenizer):
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write ``growing_tokenizer.json`` and describe it."""
         path = Path(folder) / FILE_NAME
-        path.write_text(json.dumps(self.state_dict()), encoding="utf-8")
+        write_json(path, self.state_dict(), checksum=True, indent=None)
         return {"type": "growing", "file": FILE_NAME}
 
     @classmethod
     def load(cls, path: str | Path) -> GrowingTokenizer:
-        """Read a file written by :meth:`save`, or the folder that holds it."""
+        """Read a file written by :meth:`save`, or the folder that holds it.
+
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if it is damaged.
+        """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
-        return cls.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        state = read_json(path, checksum=True, rewrite=REWRITE)
+        with naming(path, "a growing tokenizer"):
+            return cls.from_state_dict(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GrowingTokenizer:
         twin = super().__deepcopy__(memo)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avalanche_clip._arrays import read_safetensors, write_safetensors
 from avalanche_clip._files import read_json, write_json
-from avalanche_clip.models import weights
+from avalanche_clip.models import vocabulary_storage, weights
 from avalanche_clip.models.config_schema import FORMAT, check_model_file
 from avalanche_clip.models.hf_loading import plain_hf_config
 from avalanche_clip.models.token_embedding import (
@@ -16,13 +15,12 @@ from avalanche_clip.models.token_embedding import (
     attach_token_embedding,
     find_token_embedding,
 )
-from avalanche_clip.models.tokenizers import build_tokenizer, portable_spec
+from avalanche_clip.models.tokenizers import build_tokenizer
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder
 
 USAGE_FILE = "token_usage.safetensors"
-GROWING_FILE = "growing_tokenizer.json"
 
 
 def save_model(model: DualEncoder, folder: str | Path) -> None:
@@ -59,7 +57,7 @@ def save_model(model: DualEncoder, folder: str | Path) -> None:
     facts = json.loads(json.dumps(facts))
     check_model_file(facts, folder / weights.CONFIG_FILE)
     weights.save_weights(model, folder / weights.WEIGHTS_FILE)
-    write_json(folder / weights.CONFIG_FILE, facts, indent=2)
+    write_json(folder / weights.CONFIG_FILE, facts)
 
 
 def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -79,48 +77,23 @@ def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
     }
 
 
-def rewrite_model(path: str | Path) -> None:
-    """Add checksums to a model that an earlier version saved.
+def renew_model_file(folder: Path) -> None:
+    """Bring the configuration file of an earlier version into the present form.
 
-    What the files hold now is taken as right: it cannot be told from here whether
-    they are damaged.
-
-    :param path: folder of ``DualEncoder.save``, or file of ``save_weights``.
-    :raises ValueError: if it holds no such model.
+    :param folder: whose other files have checksums already.
+    :raises ValueError: if the file says what it may not.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        _rewrite_arrays(path)
-        return
-    facts = read_json(path / weights.CONFIG_FILE, dict)
-    if not isinstance(facts.get("config"), dict):
-        raise ValueError(f"{path / weights.CONFIG_FILE} holds no configuration.")
-    facts["format"] = FORMAT
-    library = facts["config"].get("library")
-    if library == "transformers":
-        facts["config"]["hf_config"] = plain_hf_config(facts["config"]["hf_config"])
-    facts["files"] = _hashes(facts["config"], path)
-    facts.setdefault("growth", None)
-    check_model_file(facts, path / weights.CONFIG_FILE)
-    for name in (weights.WEIGHTS_FILE, USAGE_FILE):
-        if (path / name).is_file():
-            _rewrite_arrays(path / name)
-    tokenizer = path / (facts["config"]["tokenizer"] or {}).get("file", "")
-    if tokenizer.name == GROWING_FILE:
-        write_json(tokenizer, read_json(tokenizer, dict), checksum=True, indent=None)
-        facts["files"] = _hashes(facts["config"], path)
-    write_json(path / weights.CONFIG_FILE, facts, indent=2)
-
-
-def _rewrite_arrays(path: Path) -> None:
-    """Write one file again, with a checksum and without names of other machines."""
-    tensors, metadata = read_safetensors(path, required=False)
-    metadata.pop("format", None)
-    if "config" in metadata:
-        config = json.loads(metadata["config"])
-        config["tokenizer"] = portable_spec(config.get("tokenizer"))
-        metadata["config"] = json.dumps(config, sort_keys=True)
-    write_safetensors(path, tensors, metadata)
+    path = folder / weights.CONFIG_FILE
+    facts = read_json(path, dict)
+    config = facts.get("config")
+    if isinstance(config, dict) and isinstance(config.get("hf_config"), dict):
+        config["hf_config"] = plain_hf_config(config["hf_config"])
+    if facts.get("format") == 1:
+        facts["format"] = FORMAT
+    facts.setdefault("files", {})
+    check_model_file(facts, path)
+    facts["files"] = _hashes(config or {}, folder)
+    write_json(path, facts)
 
 
 def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str | None:
@@ -134,7 +107,7 @@ def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str |
 def _growth_facts(
     table: ExpandableTokenEmbedding, tokenizer: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
-    write_safetensors(folder / USAGE_FILE, {"usage": table.usage}, {})
+    vocabulary_storage.write_usage(table.usage, folder / USAGE_FILE)
     return {
         "base_rows": table.base_rows,
         "rows": table.num_embeddings,
@@ -154,12 +127,9 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
     :param growth: entry of the configuration file, with the ``folder`` it lies in.
     :raises ValueError: if the table began with another number of rows.
     """
-    folder = growth["folder"]
-    usage, _ = read_safetensors(
-        Path(folder, USAGE_FILE), rewrite=weights.REWRITE.format(folder)
+    usage = vocabulary_storage.read_usage(
+        Path(growth["folder"], USAGE_FILE), growth["rows"]
     )
-    if "usage" not in usage:
-        raise ValueError(f"{Path(folder, USAGE_FILE)} holds no usage counts.")
     tokenizer = build_tokenizer(
         growth["tokenizer"], model.context_length, trim=model.is_causal_text
     )
@@ -174,7 +144,7 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
         {
             "rows": growth["rows"],
             "base_rows": growth["base_rows"],
-            "usage": usage["usage"],
+            "usage": usage,
             "active": None,
             "factor": 1.0,
             "tokenizer": None,
@@ -182,4 +152,4 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
     )
 
 
-__all__ = ["USAGE_FILE", "restore_growth", "rewrite_model", "save_model"]
+__all__ = ["USAGE_FILE", "renew_model_file", "restore_growth", "save_model"]

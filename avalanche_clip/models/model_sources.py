@@ -77,6 +77,7 @@ def _read_ours(path: Path) -> Stored:
                 f"{path.name} lists. Use another copy, or save the model again."
             )
     config = architectures.complete_config(facts["config"], str(path))
+    _check_listed(config, facts["files"], folder, path)
     _anchor(config, folder, path)
     growth = facts.get("growth")
     if growth is not None:
@@ -86,6 +87,20 @@ def _read_ours(path: Path) -> Stored:
     return Stored(
         path, config, config["preprocess_cfg"], str(path), True, growth=growth
     )
+
+
+def _check_listed(
+    config: dict[str, Any], files: dict[str, str], folder: Path, path: Path
+) -> None:
+    name = (config.get("tokenizer") or {}).get("file")
+    if name is None or not inside(folder, name, path).exists():
+        return
+    listed = any(known == name or known.startswith(f"{name}/") for known in files)
+    if not listed:
+        raise ValueError(
+            f"{path} lists no hash of the tokenizer {name} under 'files'; add its "
+            "SHA-256 there, or save the model again."
+        )
 
 
 def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:

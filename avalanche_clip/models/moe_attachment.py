@@ -80,27 +80,43 @@ def attach_moe_adapters(
 
 
 def load_moe_adapters(
-    model: DualEncoder, path: str | Path, check_base: bool = True
+    model: DualEncoder,
+    path: str | Path,
+    check_base: bool = True,
+    *,
+    verify: bool = True,
 ) -> MoEAdapterSet:
     """Attach the adapters of a file to a model that has none.
 
     :param model: the base they were trained on.
     :param path: file written by :meth:`MoEAdapterSet.save`.
     :param check_base: refuse adapters that were trained on other weights.
+    :param verify: compare the checksums of all tensors, even of large ones.
     :return: the set, also ``model.moe_adapters``.
-    :raises ValueError: if the file does not fit; the model is then unchanged.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file is damaged or does not fit; the model is then
+        unchanged.
     """
-    state = moe_storage.read(path)
+    if getattr(model, NAME, None) is not None:
+        raise ValueError(
+            "The model has expert adapters already; use model.moe_adapters.load, or"
+            " detach them before."
+        )
+    state = moe_storage.read(path, verify=verify)
     facts, _ = moe_storage.checked(state)
     try:
         adapters = attach_moe_adapters(
             model, towers=list(facts["towers"]), **facts["options"]
         )
-    except TypeError as error:
-        raise ValueError(f"The options in {path} are damaged ({error}).") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The adapters in {path} cannot be attached to this model, or their options"
+            f" are damaged ({error})."
+        ) from error
     try:
-        adapters.load_adapter_state_dict(state, check_base)
-    except ValueError:
+        with moe_storage.naming(path, "adapters of this model"):
+            adapters.load_adapter_state_dict(state, check_base)
+    except BaseException:
         adapters.detach()
         raise
     return adapters

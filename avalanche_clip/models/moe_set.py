@@ -368,14 +368,20 @@ class MoEAdapterSet(AdapterProgress):
         """
         moe_storage.write(self.adapter_state_dict(), path)
 
-    def load(self, path: str | Path, check_base: bool = True) -> None:
+    def load(
+        self, path: str | Path, check_base: bool = True, *, verify: bool = True
+    ) -> None:
         """Read a file written by :meth:`save`.
 
         :param path: the file.
         :param check_base: refuse adapters that were trained on other weights.
-        :raises ValueError: as :meth:`load_adapter_state_dict`.
+        :param verify: compare the checksums of all tensors, even of large ones.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if it is damaged, else as :meth:`load_adapter_state_dict`.
         """
-        self.load_adapter_state_dict(moe_storage.read(path), check_base)
+        state = moe_storage.read(path, verify=verify)
+        with moe_storage.naming(path, "adapters of this model"):
+            self.load_adapter_state_dict(state, check_base)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

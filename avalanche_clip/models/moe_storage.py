@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
+
+from avalanche_clip._arrays import write_safetensors
+from avalanche_clip._files import json_text
+from avalanche_clip.models.vocabulary_storage import naming, read_own
 
 if TYPE_CHECKING:
     from avalanche_clip.models.moe_set import MoEAdapterSet
@@ -200,41 +202,24 @@ def write(state: dict[str, Any], path: str | Path) -> None:
     :param state: from :func:`collect`.
     :param path: ends with ``.safetensors``.
     """
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must end with .safetensors.")
-    tensors = {k: v.cpu().contiguous() for k, v in state["tensors"].items()}
-    metadata = {"format": "pt", _KEY: json.dumps(state["facts"], sort_keys=True)}
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, str(partial), metadata=metadata)
-    os.replace(partial, path)
+    facts = json_text(state["facts"], path, sort_keys=True)
+    write_safetensors(path, state["tensors"], {_KEY: facts})
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     """Read a file of :func:`write`; tensors come on the CPU.
 
     :param path: the file.
-    :raises ValueError: if it is no file of adapters.
+    :param verify: False skips the bytes of large tensors.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if it is damaged, or no file of adapters.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            facts = (file.metadata() or {}).get(_KEY)
-            names = list(file.keys())
-            tensors: dict[str, torch.Tensor] = {n: file.get_tensor(n) for n in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no valid safetensors file ({error}).") from error
-    if facts is None:
-        raise ValueError(
-            f"{path} holds no expert adapters; give a file of MoEAdapterSet.save."
-        )
-    try:
-        return {"facts": json.loads(facts), "tensors": tensors}
-    except ValueError as error:
-        raise ValueError(f"The facts in {path} are damaged ({error}).") from error
+    nothing = "holds no expert adapters; give a file of MoEAdapterSet.save."
+    tensors, facts = read_own(path, _KEY, nothing, verify)
+    with naming(path, "expert adapters"):
+        state = {"facts": json.loads(facts), "tensors": tensors}
+        checked(state)
+        return state
 
 
 __all__ = [

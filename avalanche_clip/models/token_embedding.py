@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip.models import vocabulary_storage
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.teir import draw_normal_, teir_init_
 
@@ -405,37 +406,42 @@ def save_vocabulary(model: nn.Module, path: str | Path) -> Path:
     """Write the grown vocabulary of a model: tokenizer, counts and table.
 
     :param model: with a growing token table.
-    :param path: file to write; it holds plain data.
+    :param path: file to write, replaced at once; the content is safetensors with a
+        checksum, whatever its name.
     :return: the path.
     :raises ValueError: if the model has no growing table.
     """
     table = _required(model)
     state = {**table.growth_state(), "active": None, "factor": 1.0}
     state["table"] = table.table().cpu()
-    torch.save({"format": 1, "vocabulary": state}, path)
+    vocabulary_storage.write(state, path)
     return Path(path)
 
 
-def load_vocabulary(model: nn.Module, path: str | Path) -> ExpandableTokenEmbedding:
+def load_vocabulary(
+    model: nn.Module, path: str | Path, *, verify: bool = True
+) -> ExpandableTokenEmbedding:
     """Read what :func:`save_vocabulary` wrote into a model of the base size.
 
     :param model: the architecture that was saved; the vocabulary is attached
         where it is not yet.
     :param path: the file.
+    :param verify: compare the checksum of the table, even of a large one.
     :return: the growing table.
-    :raises ValueError: if the file belongs to another base vocabulary or width.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file is damaged, or belongs to another base vocabulary
+        or width.
     """
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(stored, dict) or stored.get("format") != 1:
-        raise ValueError(f"{path} was not written by save_vocabulary.")
-    state = stored["vocabulary"]
+    state = vocabulary_storage.read(path, verify=verify)
     table = find_token_embedding(model) or attach_token_embedding(model)
-    if state["table"].shape[1] != table.embedding_dim:
-        raise ValueError(
-            f"The stored table has width {state['table'].shape[1]}, the model "
-            f"{table.embedding_dim}; build the model that was saved."
-        )
-    table.load_growth_state(state)
+    width = state["table"].shape[1]
+    with vocabulary_storage.naming(path, "the vocabulary of this model"):
+        if width != table.embedding_dim:
+            raise ValueError(
+                f"the stored table has width {width}, the model {table.embedding_dim}; "
+                "build the model that was saved."
+            )
+        table.load_growth_state(state)
     with torch.no_grad():
         table.weight.copy_(state["table"])
     return table

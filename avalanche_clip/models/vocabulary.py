@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -271,7 +272,10 @@ class Vocabulary:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Vocabulary:
-        """Rebuild a vocabulary from :meth:`state_dict`."""
+        """Rebuild a vocabulary from :meth:`state_dict`.
+
+        :raises ValueError: if its parts do not fit each other.
+        """
         twin = cls(
             json.loads(state["pipeline"]), (), merge_order=str(state["merge_order"])
         )
@@ -280,7 +284,63 @@ class Vocabulary:
         parts = json.loads(state["merges"])
         twin.parts = [[(a, b) for a, b in part] for part in parts]
         twin.sizes = [int(n) for n in state["sizes"]]
+        twin._check()
         return twin
+
+    def _check(self) -> None:
+        """Raise ValueError if the parts do not fit each other."""
+        count, sizes, scores = len(self.tokens), self.sizes, self.scores
+        merged = [token for part in self.parts for merge in part for token in merge]
+        if not _are_texts(self.tokens) or len(set(self.tokens)) != count:
+            fault = "its tokens are no distinct texts"
+        elif sizes != sorted(sizes) or sizes[-1:] != [count] or sizes[0] < 1:
+            fault = f"sizes {sizes} do not lead to {count} tokens"
+        elif len(self.parts) != len(sizes) or not _are_texts(merged):
+            fault = f"its merges are no pairs of texts in {len(sizes)} parts"
+        elif scores and (len(scores) != count or not all(map(_is_finite, scores))):
+            fault = f"its scores are no {count} finite numbers"
+        elif not isinstance(self.pipeline, dict) or "model" not in self.pipeline:
+            fault = "its pipeline has no model"
+        else:
+            return
+        raise ValueError(f"The stored vocabulary is damaged: {fault}.")
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def read_snapshots(
+    state: dict[str, Any], vocabulary: Vocabulary
+) -> tuple[dict[str, Snapshot], dict[int, str]]:
+    """Read what a stored tokenizer says of its languages.
+
+    :param state: with ``"snapshots"`` and ``"codes"``.
+    :param vocabulary: the one stored with them.
+    :return: snapshots by language, and languages by code.
+    :raises ValueError: if they do not fit the vocabulary.
+    """
+    snapshots = {
+        s["language"]: Snapshot(**{**s, "codes": tuple(s["codes"])})
+        for s in state["snapshots"]
+    }
+    codes = {int(code): name for code, name in state["codes"]}
+    for name, snapshot in snapshots.items():
+        level = snapshot.level
+        known = type(level) is int and 0 <= level <= vocabulary.level
+        if not known or not 0 < snapshot.vocab_size <= vocabulary.sizes[level]:
+            raise ValueError(
+                f"The snapshot of {name!r} is damaged: level {level!r} with "
+                f"{snapshot.vocab_size!r} ids, among sizes {vocabulary.sizes}."
+            )
+    strange = sorted(set(codes.values()) - snapshots.keys())
+    if strange:
+        raise ValueError(f"Codes stand for {strange[0]!r}, which was never added.")
+    return snapshots, codes
 
 
 def symbols(token: str, suffix: str) -> list[str]:
@@ -326,6 +386,7 @@ __all__ = [
     "Vocabulary",
     "VocabularyGrowth",
     "count_tokens",
+    "read_snapshots",
     "snapshot_state",
     "symbols",
 ]

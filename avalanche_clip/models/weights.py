@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from avalanche_clip._arrays import KEY, read_safetensors, write_safetensors
+from avalanche_clip._arrays import (
+    KEY,
+    read_safetensors,
+    safetensors_metadata,
+    write_safetensors,
+)
 from avalanche_clip._files import (
     found_in,
     inside,
@@ -34,7 +39,7 @@ CONFIG_FILE = "dual_encoder.json"
 OPEN_CLIP_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "model.safetensors"
 TEXT_CONFIG_FOLDER = "text_config"
-REWRITE = "avalanche_clip.models.rewrite_model({!r}) adds it to files you trust"
+REWRITE = "avalanche_clip.models.rewrite_file({!r}) adds it to files you trust"
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _OPEN_CLIP_NAMES = (
@@ -202,18 +207,10 @@ def _read_safetensors(path: Path, required: bool, verify: bool) -> LoadedWeights
         config = None  # somebody else's word for something else
     if not isinstance(config, dict) or "library" not in config:
         return LoadedWeights(state)
-    if not required and not has_checksum(path):
+    if not required and KEY not in safetensors_metadata(path):
         # ours, by an earlier version: says what to do
         read_safetensors(path, rewrite=REWRITE.format(str(path)))
     return LoadedWeights(state, config)
-
-
-def has_checksum(path: Path) -> bool:
-    """Tell whether a safetensors file carries a checksum of ours."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt", device="cpu") as file:
-        return KEY in (file.metadata() or {})
 
 
 def _read_torch(path: Path) -> LoadedWeights:
@@ -305,7 +302,6 @@ __all__ = [
     "config_files",
     "file_hash",
     "find_weights",
-    "has_checksum",
     "portable_config",
     "read_weights",
     "save_text_config",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from avalanche_clip._arrays import npy_seal, read_npy
+from avalanche_clip._files import found_in, read_json
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 KINDS = ("image", "text")
 DTYPES = ("float32", "float16")
-FORMAT = 1
+FORMAT = 2
 HEADER = "header.json"
+PARTS = ("features", "ids", "marks")
+ARRAYS = tuple(f"{kind}_{part}.npy" for kind in KINDS for part in PARTS)
+_AGAIN = "Delete it and make it again with precompute_teacher_features."
 _MISSING_SHOWN = 5
 
 
@@ -27,17 +32,18 @@ class TeacherFeatureStore:
     On disk a store is a folder: ``header.json`` (which model, which data, sizes
     and checksums) and per kind the features ``{kind}_features.npy`` ``(N, D)``,
     their ids ``{kind}_ids.npy`` and marks ``{kind}_marks.npy``, a hash of each
-    caption or file name. Features are mapped into memory, so that opening costs
-    nothing and worker processes share the pages. Copies and pickles refer to the
-    files. :func:`precompute_teacher_features` makes stores.
+    caption or file name. Each file holds its own checksum. Features are mapped into
+    memory, so that worker processes share the pages. Copies and pickles refer to the
+    files, which they do not read again. :func:`precompute_teacher_features` makes
+    stores.
 
     :param features: arrays ``(N, D)`` of kinds ``"image"`` and ``"text"``, float16 or
         float32; one of them may be missing.
     :param ids: ids of the rows, ascending; a kind without has ids 0..N-1.
     :param marks: uint64 hashes of the rows' contents, 0 where unknown.
     :param header: what is known of the origin; empty for released arrays.
-    :param source: how to make the store again, for pickles: a classmethod's name and
-        its arguments; None stores the arrays themselves.
+    :param source: how to make the store again, for pickles: a function and its
+        arguments; None stores the arrays themselves.
     :raises ValueError: if shapes do not fit together.
     """
 
@@ -48,7 +54,7 @@ class TeacherFeatureStore:
         ids: dict[str, npt.NDArray[np.int64]] | None = None,
         marks: dict[str, npt.NDArray[np.uint64]] | None = None,
         header: dict[str, Any] | None = None,
-        source: tuple[str, tuple[Any, ...]] | None = None,
+        source: tuple[Any, tuple[Any, ...]] | None = None,
     ) -> None:
         self.features, self.ids, self.marks = features, ids or {}, marks or {}
         self.header = header or {}
@@ -86,7 +92,7 @@ class TeacherFeatureStore:
         *,
         model: Any = None,
         data: str | None = None,
-        verify: bool = False,
+        verify: bool = True,
     ) -> TeacherFeatureStore:
         """Open a finished store.
 
@@ -94,57 +100,21 @@ class TeacherFeatureStore:
         :param model: the teacher that must have made it, see :meth:`check_model`.
         :param data: the fingerprint of the data it must hold, see
             :meth:`check_data`.
-        :param verify: read all files and compare their checksums.
+        :param verify: read all features and compare their checksums; False leaves
+            them out (all else is compared).
         :raises FileNotFoundError: if there is no store.
         :raises ValueError: if a file is damaged, or the store is of another model
             or of other data.
         """
-        path = Path(path)
-        if not (path / HEADER).is_file():
-            raise FileNotFoundError(
-                f"{path} holds no finished feature store; make one with "
-                "precompute_teacher_features(model, dataset, path)."
-            )
-        try:
-            header = json.loads((path / HEADER).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path / HEADER} is no JSON text ({error}): the store is damaged. "
-                "Delete it and make it again."
-            ) from error
-        if header.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has format {header.get('format')}; this version reads "
-                f"{FORMAT}. Make the store again."
-            )
-        for name, known in header["files"].items():
-            size = (path / name).stat().st_size if (path / name).is_file() else -1
-            if size != known["bytes"]:
-                raise ValueError(
-                    f"{path / name} has {max(size, 0)} bytes, not {known['bytes']}: "
-                    "the store is damaged. Delete it and make it again."
-                )
-            if verify and file_hash(path / name) != known["sha256"]:
-                raise ValueError(
-                    f"{path / name} does not have the checksum it was written with. "
-                    "Delete the store and make it again."
-                )
-        read = {
-            part: {
-                kind: np.load(
-                    path / f"{kind}_{part}.npy",
-                    mmap_mode="r" if part == "features" else None,
-                )
-                for kind in KINDS
-            }
-            for part in ("features", "ids", "marks")
-        }
+        path = Path(path).expanduser()
+        header = read_header(path)
+        read = read_arrays(path, header, verify)
         store = cls(
             read["features"],
             ids=read["ids"],
             marks=read["marks"],
             header=header,
-            source=("open", (str(path.resolve()),)),
+            source=(_open_again, (str(path.resolve()), header["data"])),
         )
         if model is not None:
             store.check_model(model)
@@ -167,13 +137,14 @@ class TeacherFeatureStore:
         :param images: ``*_vision_embeddings.npy`` ``(distinct pictures, D)``.
         :param line_rows: where equal captions share a row of ``texts``: row of each
             caption line (see :func:`read_line_rows`); -1 for none.
-        :raises ValueError: if an array is no matrix of floats.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if a file is damaged, or its array is no matrix of floats.
         """
         features = {}
         for kind, path in (("text", texts), ("image", images)):
             if path is not None:
-                features[kind] = np.load(path, mmap_mode="r", allow_pickle=False)
-        store = cls(features, source=("from_released", (texts, images, line_rows)))
+                features[kind] = read_npy(path, mmap=True)
+        store = cls(features, source=(cls.from_released, (texts, images, line_rows)))
         if line_rows is not None:
             rows = np.asarray(line_rows, dtype=np.int64)
             if "text" not in features or rows.max(initial=-1) >= len(features["text"]):
@@ -190,7 +161,7 @@ class TeacherFeatureStore:
         if self._source is None:
             arrays = {k: np.asarray(v) for k, v in self.features.items()}
             return _rebuild, (arrays, self.ids, self.marks, self.header)
-        return _reopen, self._source
+        return self._source
 
     def __deepcopy__(self, memo: Any) -> TeacherFeatureStore:
         return self
@@ -312,21 +283,165 @@ class StoredRows(Sequence[np.ndarray]):
         return self.store.features[self.kind][self._rows[index]].astype(np.float32)
 
 
-def _reopen(method: str, arguments: tuple[Any, ...]) -> TeacherFeatureStore:
-    return getattr(TeacherFeatureStore, method)(*arguments)
+def _open_again(path: str, data: str) -> TeacherFeatureStore:
+    """Open a store in another process, which need not read it all once more."""
+    return TeacherFeatureStore.open(path, data=data, verify=False)
 
 
 def _rebuild(features: Any, ids: Any, marks: Any, header: Any) -> TeacherFeatureStore:
     return TeacherFeatureStore(features, ids=ids, marks=marks, header=header)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+# ------------------------------------------------------------- files of a store
+def read_header(folder: Path, unfinished: bool = False) -> dict[str, Any]:
+    """Read and check what a store says of itself.
+
+    :param folder: of the store.
+    :param unfinished: whether it may be in the making, without a list of files.
+    :raises FileNotFoundError: if there is no store.
+    :raises ValueError: if the header is damaged, or of another version.
+    """
+    path = folder / HEADER
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is {found_in(path)}: the store is damaged. {_AGAIN}")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no finished feature store; make one with "
+            "precompute_teacher_features(model, dataset, path)."
+        )
+    try:
+        header = read_json(path, dict)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON text: the store is damaged ({error}). {_AGAIN}"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {header.get('format')!r} in {HEADER}; this version "
+            f"reads {FORMAT}, whose files hold checksums. {_AGAIN}"
+        )
+    header = read_json(path, checksum=True, rewrite=_AGAIN[0].lower() + _AGAIN[1:-1])
+    wrong = [name for name, right in _RULES.items() if not right(header.get(name))]
+    if not unfinished and not _is_file_list(header.get("files")):
+        wrong.append("files")
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong[0]!r} is missing or wrong ({header.get(wrong[0])!r:.80}): "
+            f"the store is damaged. {_AGAIN}"
+        )
+    return header
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_table(value: Any, check: Any) -> bool:
+    known = isinstance(value, dict) and value.keys() == set(KINDS)
+    return known and all(check(value[kind]) for kind in KINDS)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_file_list(value: Any) -> bool:
+    known = isinstance(value, dict) and value.keys() == set(ARRAYS)
+    return known and all(
+        isinstance(entry, dict)
+        and _is_count(entry.get("bytes"))
+        and _is_text(entry.get("sha256"))
+        for entry in value.values()
+    )
+
+
+_RULES = {
+    "model": lambda v: _is_table(v, _is_text),
+    "rows": lambda v: _is_table(v, _is_count),
+    "data": _is_text,
+    "dim": _is_count,
+    "dtype": lambda v: v in DTYPES,
+}
+
+
+def compare_headers(
+    folder: Path, known: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    """Raise ValueError unless a store is made of what it should be.
+
+    :param folder: of the store, for the message.
+    :param known: its header.
+    :param wanted: entries that it must have.
+    """
+    for key, value in wanted.items():
+        if known.get(key) != value:
+            raise ValueError(
+                f"{folder} holds features with {key} {known.get(key)!r}, not "
+                f"{value!r}: it was made of another model, other data or with "
+                "other options. Choose another path, or delete it."
+            )
+
+
+def array_facts(header: dict[str, Any], kind: str, part: str) -> dict[str, str]:
+    """What a file of a store says of itself, so that it is known anywhere."""
+    model, data = header["model"][kind], header["data"]
+    return {"kind": kind, "part": part, "model": model, "data": data}
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a header says of a file: its size and its checksum."""
+    return {"bytes": path.stat().st_size, "sha256": npy_seal(path)["all"]}
+
+
+def read_arrays(
+    folder: Path, header: dict[str, Any], verify: bool
+) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """Read the files of a store, features mapped into memory.
+
+    :param folder: of the store.
+    :param header: of :func:`read_header`.
+    :param verify: compare the bytes of the features too.
+    :return: arrays by part and kind.
+    :raises ValueError: if one is damaged or does not belong to the store.
+    """
+    read: dict[str, dict[str, npt.NDArray[Any]]] = {part: {} for part in PARTS}
+    for kind in KINDS:
+        for part in PARTS:
+            path = folder / f"{kind}_{part}.npy"
+            _check_entry(path, header, kind, part)
+            large = part == "features"
+            read[part][kind] = read_npy(
+                path, mmap=large, sealed=True, verify=verify or not large
+            )
+            rows, dim = header["rows"][kind], header["dim"]
+            shape = (rows, dim) if large else (rows,)
+            dtype = {"features": header["dtype"], "ids": "int64", "marks": "uint64"}
+            found = read[part][kind]
+            if found.shape != shape or found.dtype != dtype[part]:
+                raise ValueError(
+                    f"{path} holds {found.dtype} of shape {found.shape}, not "
+                    f"{dtype[part]} of shape {shape}: the store is damaged. {_AGAIN}"
+                )
+    return read
+
+
+def _check_entry(path: Path, header: dict[str, Any], kind: str, part: str) -> None:
+    """Raise ValueError unless a file is the one that was written here."""
+    known = header["files"][path.name]
+    size = path.stat().st_size if path.is_file() else -1
+    if size != known["bytes"]:
+        found = f"has {size} bytes" if size >= 0 else f"is {found_in(path)}"
+        raise ValueError(
+            f"{path} {found}, not {known['bytes']} bytes: the store is damaged. "
+            f"{_AGAIN}"
+        )
+    seal = npy_seal(path)
+    ours = seal["facts"] == array_facts(header, kind, part)
+    if seal["all"] != known["sha256"] or not ours:
+        raise ValueError(
+            f"{path} does not have the checksum that {HEADER} names for it: it comes "
+            f"from another store, or the store is damaged. {_AGAIN}"
+        )
 
 
 def content_marks(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -363,7 +478,11 @@ __all__ = [
     "KINDS",
     "StoredRows",
     "TeacherFeatureStore",
+    "array_facts",
+    "compare_headers",
     "content_marks",
     "data_fingerprint",
-    "file_hash",
+    "file_entry",
+    "read_arrays",
+    "read_header",
 ]
