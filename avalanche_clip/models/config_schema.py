@@ -207,7 +207,9 @@ class Schema:
     def config(self, values: Any, key: str = "config") -> None:
         """Check a whole model configuration."""
         library = values.get("library") if isinstance(values, dict) else None
-        part = {"open_clip": "model_cfg", "transformers": "hf_config"}.get(library or "")
+        part = {"open_clip": "model_cfg", "transformers": "hf_config"}.get(
+            library or ""
+        )
         if part is None:
             raise self.refused(
                 f"{key}.library", library, "use 'open_clip' or 'transformers'"
@@ -257,7 +259,9 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
             "rewrites a folder that you trust."
         )
     if facts.get("format") != FORMAT or isinstance(facts["format"], bool):
-        raise schema.refused("format", facts.get("format"), f"this version reads {FORMAT}")
+        raise schema.refused(
+            "format", facts.get("format"), f"this version reads {FORMAT}"
+        )
     schema.known("", facts, _TOP)
     schema.config(facts.get("config"))
     if facts.get("growth") is not None:
@@ -268,7 +272,9 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
     for name, digest in files.items():
         inside(path.parent, name, path)
         if not _is_hash(digest):
-            raise schema.refused(f"files.{name}", digest, "give a SHA-256, 64 hex digits")
+            raise schema.refused(
+                f"files.{name}", digest, "give a SHA-256, 64 hex digits"
+            )
 
 
 def _is_hash(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from avalanche_clip._suggest import did_you_mean
+from avalanche_clip._suggest import closest, did_you_mean
 from avalanche_clip.models import architectures, model_sources, weights
 from avalanche_clip.models.agreement import (
     check_same_architecture,
@@ -189,9 +189,10 @@ def _open_clip_names() -> list[str]:
 
 
 def _unknown_name(name: str) -> ValueError:
+    close = closest(name, [*PRESETS, *_open_clip_names()])
+    hint = f" Did you mean {close}?" if close else ""
     return ValueError(
-        f"No model or folder is called {name!r}."
-        f"{did_you_mean(name, [*PRESETS, *_open_clip_names()])} Names are open_clip's"
+        f"No model or folder is called {name!r}.{hint} Names are open_clip's"
         f" (open_clip.list_models()), {', '.join(PRESETS)}, 'hf:<folder or id>',"
         " 'hf-hub:<id>' or an existing folder."
     )
@@ -339,9 +340,7 @@ def _with_weights(
 
 def _beside(path: Path, request: _Request) -> None:
     """Read the configuration that was saved next to a weight file."""
-    request.stored = model_sources.stored_beside(
-        path.parent, request.config["library"]
-    )
+    request.stored = model_sources.stored_beside(path.parent, request.config["library"])
     if request.stored is not None and path.name == weights.WEIGHTS_FILE:
         request.growth = request.stored.growth
     if request.stored is None:

@@ -178,8 +178,8 @@ def check_text_tower(name: str) -> None:
             )
     except Exception as error:  # of transformers, its checks and the hub client
         raise ValueError(
-            f"The text tower {name!r} cannot be built ({_words(error)}). Code that lies "
-            "beside a configuration is never run; give a local folder of a model that "
+            f"The text tower {name!r} cannot be built ({_words(error)}). Code beside a "
+            "configuration is never run; give a local folder of a model that "
             "transformers itself supports."
         ) from error
 
@@ -204,7 +204,6 @@ _HF_SETTINGS: dict[str, tuple[type, ...]] = {
     "do_lower_case": _SWITCH,
     "keep_accents": _SWITCH,
     "legacy": _SWITCH,
-    "use_fast": _SWITCH,
     "extra_ids": (int,),
     "revision": _TEXT,
     "subfolder": _TEXT,

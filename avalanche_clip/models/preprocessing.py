@@ -59,8 +59,8 @@ def of_name(name: str) -> tuple[dict[str, Any], str]:
 def warn_of_default(name: str, source: str) -> None:
     """Say that weights may have been trained with other preprocessing."""
     warnings.warn(
-        f"The preprocessing of {name} is {source}. Give the tag of the weights, a folder "
-        "with their configuration, or a configuration with 'preprocess_cfg'.",
+        f"The preprocessing of {name} is {source}. Give the tag of the weights, a "
+        "folder with their configuration, or a configuration with 'preprocess_cfg'.",
         UserWarning,
         stacklevel=4,
     )
@@ -101,9 +101,7 @@ def check_preprocess(values: Any, source: str) -> dict[str, Any]:
     if "trim" in values and not isinstance(values["trim"], bool):
         raise _refused(source, "trim", values["trim"], "give true or false")
     if not isinstance(values.get("augmentation", {}), dict):
-        raise _refused(
-            source, "augmentation", values["augmentation"], "give a mapping"
-        )
+        raise _refused(source, "augmentation", values["augmentation"], "give a mapping")
     return values
 
 

@@ -126,9 +126,9 @@ def read_torch_file(path: Path) -> Any:
             "model.state_dict() instead."
         ) from error
     except _ERRORS as error:
-        raise unreadable(path, "a file of weights as torch.save writes it", error) from (
-            error
-        )
+        raise unreadable(
+            path, "a file of weights as torch.save writes it", error
+        ) from (error)
 
 
 class Refused(Exception):
@@ -142,11 +142,11 @@ def _read_archive(archive: zipfile.ZipFile, size: int) -> Any:
     if len(roots) != 1:
         raise ValueError("the archive holds no data.pkl, so no tensors")
     most = max(file_limits.gzip_bytes, file_limits.gzip_ratio * size)
-    if sum(info.file_size for info in members.values()) > most:
+    declared = sum(info.file_size for info in members.values())
+    if declared > most:
         raise ValueError(
-            f"its parts declare {sum(i.file_size for i in members.values())} bytes, the "
-            f"file has {size}; raise avalanche_clip.file_limits.gzip_ratio if that is "
-            "meant"
+            f"its parts declare {declared} bytes, the file has {size}; raise "
+            "avalanche_clip.file_limits.gzip_ratio if that is meant"
         )
     root = roots[0].removesuffix("data.pkl")
     if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
