@@ -220,7 +220,8 @@ def _fill(part: IO[bytes], count: int) -> torch.UntypedStorage:
 def _fill_into(part: IO[bytes], whole: torch.UntypedStorage) -> None:
     if not whole.nbytes():
         return
-    target = memoryview(torch.tensor([], dtype=torch.uint8).set_(whole).numpy())
+    view: Any = torch.tensor([], dtype=torch.uint8).set_(whole).numpy()
+    target = memoryview(view)
     done = 0
     while done < len(target):
         data = part.read(min(_CHUNK, len(target) - done))
