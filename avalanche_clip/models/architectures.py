@@ -22,6 +22,7 @@ from avalanche_clip.models.config_schema import Schema
 from avalanche_clip.models.hf_loading import (
     HF_MODEL_TYPES,
     check_text_tower,
+    check_tokenizer_settings,
     hf_config_object,
     plain_hf_config,
 )
@@ -98,18 +99,23 @@ def _complete_open_clip(config: dict[str, Any], source: str) -> dict[str, Any]:
     preprocess = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
     preprocess.update(stated_preprocess(config, source))
     preprocess["size"] = model_cfg["vision_cfg"].get("image_size", 224)
+    spec = config.get("tokenizer") or open_clip_tokenizer_spec(model_cfg, source)
+    schema.tokenizer(spec)
     return {
         "library": "open_clip",
         "model_cfg": model_cfg,
         "preprocess_cfg": preprocess,
-        "tokenizer": config.get("tokenizer") or open_clip_tokenizer_spec(model_cfg),
+        "tokenizer": spec,
     }
 
 
-def open_clip_tokenizer_spec(model_cfg: dict[str, Any]) -> dict[str, Any]:
+def open_clip_tokenizer_spec(
+    model_cfg: dict[str, Any], source: str = "The configuration"
+) -> dict[str, Any]:
     """Describe the tokenizer that an open_clip configuration implies."""
     text_cfg = model_cfg["text_cfg"]
-    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    kind = "open_clip_hf" if text_cfg.get("hf_tokenizer_name") else "open_clip"
+    kwargs = check_tokenizer_settings(kind, text_cfg.get("tokenizer_kwargs"), source)
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
         return {"type": "open_clip", "kwargs": kwargs}
@@ -128,6 +134,7 @@ def _complete_transformers(config: dict[str, Any], source: str) -> dict[str, Any
         preprocess = {k: v for k, v in SIGLIP.items() if k != "interpolation"}
     preprocess.update(stated_preprocess(config, source))
     preprocess["size"] = hf_config["vision_config"].get("image_size", 224)
+    schema.tokenizer(config.get("tokenizer"))
     return {
         "library": "transformers",
         "hf_config": hf_config,

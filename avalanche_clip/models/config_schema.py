@@ -188,7 +188,8 @@ class Schema:
         for name in ("file", "preset"):
             if name in values and not isinstance(values[name], str):
                 raise self.refused(f"{key}.{name}", values[name], "give a text")
-        if kind != "open_clip" and not ("file" in values or "preset" in values):
+        named = kind == "open_clip" or "file" in values or "preset" in values
+        if self.strict and not named:
             raise self.refused(f"{key}.file", None, "name the tokenizer's file")
         check_tokenizer_settings(kind, values.get("kwargs"), f"{self.source}: {key}")
 
