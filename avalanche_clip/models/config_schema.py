@@ -253,13 +253,14 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
     :raises ValueError: naming file and key.
     """
     schema = Schema(path, strict=True)
-    if facts.get("format") == 1:
+    form = facts.get("format")
+    if form == 1 and not isinstance(form, bool):
         raise ValueError(
             f"{path} was written by an earlier version, without hashes of the files "
             f"beside it; avalanche_clip.models.rewrite_file({str(path.parent)!r}) "
             "rewrites a folder that you trust."
         )
-    if facts.get("format") != FORMAT or isinstance(facts["format"], bool):
+    if form != FORMAT or not _is_integer(form):
         raise schema.refused(
             "format", facts.get("format"), f"this version reads {FORMAT}"
         )

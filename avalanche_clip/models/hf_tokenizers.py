@@ -117,6 +117,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
         )
         if "language" in self.kwargs:
             self._require_language(self._wrapper.tokenizer, self.kwargs["language"])
+            # open_clip's own call is undone when the next caption is cut
+            _speak(self._wrapper.tokenizer, self.kwargs["language"])
         self._clean = self._wrapper.clean_fn
         return self._wrapper.tokenizer
 
@@ -234,14 +236,13 @@ class HFCaptionTokenizer(CaptionTokenizer):
             )
 
     def _encode_in(self, text: str, language: str) -> list[int]:
-        inner = self._inner
-        before = getattr(inner, "src_lang", None)
+        before = getattr(self._inner, "src_lang", None)
         try:
-            inner.set_src_lang_special_tokens(language)
+            _speak(self._inner, language)
             return self.encode(text)
         finally:
             if before is not None:
-                inner.set_src_lang_special_tokens(before)
+                _speak(self._inner, before)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of one caption, uncut, special tokens included."""
@@ -276,6 +277,14 @@ class HFCaptionTokenizer(CaptionTokenizer):
         for key in ("revision", "subfolder"):
             kwargs.pop(key, None)  # of where it came from
         return {"type": kind, "file": "tokenizer", "kwargs": kwargs}
+
+
+def _speak(inner: Any, language: str) -> None:
+    """Let a tokenizer of transformers mark this language from now on."""
+    if hasattr(inner, "src_lang"):
+        inner.src_lang = language
+    else:
+        inner.set_src_lang_special_tokens(language)
 
 
 # ------------------------------------------------------------------- SigLIP

@@ -32,7 +32,7 @@ def plant(folder, marker):
     """Put code into a folder that its configuration files ask for."""
     (folder / "evil.py").write_text(
         f"open({str(marker)!r}, 'w').close()\n"
-        "from transformers import PreTrainedTokenizerFast, PretrainedConfig, CLIPConfig\n"
+        "from transformers import PreTrainedTokenizerFast, CLIPConfig\n"
         "class T(PreTrainedTokenizerFast): pass\n"
         "class C(CLIPConfig): model_type = 'clip'\n"
         "class M: pass\n"
