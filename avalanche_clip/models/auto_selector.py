@@ -44,6 +44,7 @@ from avalanche_clip.models.selector_training import (
     private_random_numbers,
     train_autoencoder,
 )
+from avalanche_clip.models.sizes import as_size
 
 EXTRACTORS = ("model", "alexnet")
 #: the authors' constant for AlexNet features (full data)
@@ -119,8 +120,7 @@ class AutoSelector(nn.Module):
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":
             extractor = AlexNetFeatures(weights)
-        if hidden < 1:
-            raise ValueError(f"hidden={hidden} must be at least 1.")
+        hidden = as_size(hidden, "hidden")
         #: name of the extractor
         self.extractor = extractor if isinstance(extractor, str) else extractor.name
         is_alexnet = self.extractor == "alexnet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +56,8 @@ class ExpandableTokenEmbedding(nn.Module):
         super().__init__()
         if init not in INITS:
             raise ValueError(f"init={init!r} is unknown; use one of {INITS}.")
+        if not 0 <= std < math.inf:
+            raise ValueError(f"std={std} must be a number, 0 or more.")
         odd = [
             name
             for name in ("max_norm", "scale_grad_by_freq", "sparse")
