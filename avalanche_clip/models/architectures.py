@@ -127,7 +127,10 @@ def open_clip_tokenizer_spec(
 def _complete_transformers(config: dict[str, Any], source: str) -> dict[str, Any]:
     schema = Schema(source)
     schema.known("hf_config", config["hf_config"], ())
-    hf_config = plain_hf_config(config["hf_config"])
+    try:
+        hf_config = plain_hf_config(config["hf_config"])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     schema.hf_config(hf_config)
     preprocess: dict[str, Any] = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
     if hf_config["model_type"] == "siglip":
@@ -232,9 +235,14 @@ def _build_transformers(hf_config: dict[str, Any]) -> nn.Module:
     import transformers
 
     config = hf_config_object(hf_config)
-    if hf_config["model_type"] == "clip":
-        return transformers.CLIPModel(config).train()
-    return transformers.SiglipModel(config).train()
+    kinds = {"clip": transformers.CLIPModel, "siglip": transformers.SiglipModel}
+    try:
+        return kinds[hf_config["model_type"]](config).train()
+    except _BUILD_ERRORS as error:
+        raise ValueError(
+            f"transformers cannot build the configured model ({error}); check the"
+            " sizes in its configuration."
+        ) from error
 
 
 __all__ = [

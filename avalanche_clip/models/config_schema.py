@@ -181,7 +181,7 @@ class Schema:
             return
         self.known(key, values, _TOKENIZER)
         kind = values.get("type")
-        if kind not in TOKENIZER_SETTINGS:
+        if not isinstance(kind, str) or kind not in TOKENIZER_SETTINGS:
             raise self.refused(
                 f"{key}.type", kind, f"use one of {', '.join(TOKENIZER_SETTINGS)}"
             )
@@ -208,9 +208,8 @@ class Schema:
     def config(self, values: Any, key: str = "config") -> None:
         """Check a whole model configuration."""
         library = values.get("library") if isinstance(values, dict) else None
-        part = {"open_clip": "model_cfg", "transformers": "hf_config"}.get(
-            library or ""
-        )
+        parts = {"open_clip": "model_cfg", "transformers": "hf_config"}
+        part = parts.get(library) if isinstance(library, str) else None
         if part is None:
             raise self.refused(
                 f"{key}.library", library, "use 'open_clip' or 'transformers'"

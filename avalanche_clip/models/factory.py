@@ -121,7 +121,7 @@ def create_dual_encoder(
     if request.hf_source is not None and loaded is None:
         clip = _load_transformers(request, cache)
     else:
-        clip = architectures.build_clip(request.config)
+        clip = _build(request)
         if loaded is not None and request.growth is None:
             load_into(clip, loaded.state, str(request.weights))
     model = DualEncoder(
@@ -137,6 +137,15 @@ def create_dual_encoder(
         load_into(clip, loaded.state, str(request.weights))
         model.reset_scale_bound()
     return model.to(device).train()
+
+
+def _build(request: _Request) -> torch.nn.Module:
+    try:
+        return architectures.build_clip(request.config)
+    except ValueError as error:
+        if request.stored is None:
+            raise
+        raise ValueError(f"{request.stored.path}: {error}") from error
 
 
 def _resolve(name: Any, pretrained: str | Path | None, cache: str | None) -> _Request:

@@ -63,7 +63,11 @@ class HFCaptionTokenizer(CaptionTokenizer):
             _check_folder(self.name)
             self._inner = loader(self.name, context_length, cache_dir)
             eot = self._end_id()
-        except Exception as error:  # of transformers, tokenizers and the hub client
+            length = self._length(context_length, open_clip, trim)
+            self.encode("a photo")  # damaged vocabularies show when they are used
+        except BaseException as error:  # panics of tokenizers are no Exceptions
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise ValueError(
                 f"No tokenizer could be loaded from {name!r}"
                 f" ({_words(error)}{_found(self.name)}); put the"
@@ -71,7 +75,7 @@ class HFCaptionTokenizer(CaptionTokenizer):
             ) from error
         pad = self._inner.pad_token_id
         super().__init__(
-            context_length=self._length(context_length, open_clip, trim),
+            context_length=length,
             sot_id=self._start_id(),
             eot_id=eot,
             pad_id=eot if pad is None else pad,
@@ -136,13 +140,18 @@ class HFCaptionTokenizer(CaptionTokenizer):
 
     def _length(self, context_length: int, open_clip: bool, trim: bool) -> int:
         longest = getattr(self._inner, "model_max_length", None)
-        if open_clip or not isinstance(longest, int) or longest >= context_length:
+        if longest is None:
+            return context_length
+        is_number = isinstance(longest, (int, float)) and not isinstance(longest, bool)
+        if not is_number or not longest >= 2:
+            raise self._refused("model_max_length", longest, "that is no length")
+        if open_clip or longest >= context_length:
             return context_length
         if not trim:
             raise self._refused(
                 "model_max_length", longest, f"the text tower reads {context_length}"
             )
-        return longest
+        return int(longest)
 
     def _check_sides(self) -> None:
         for key in ("padding_side", "truncation_side"):

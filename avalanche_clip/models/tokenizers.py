@@ -327,8 +327,12 @@ def _read_json_tokenizer(path: str | Path) -> Any:
 
     path = require_file(path, "give the path of a tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain exceptions
+        inner = Tokenizer.from_file(str(path))
+        inner.encode("a photo")  # damaged vocabularies show when they are used
+        return inner
+    except BaseException as error:  # panics of the library are no Exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise unreadable(path, "a tokenizer.json", error) from error
 
 
@@ -393,7 +397,7 @@ def build_tokenizer(
         ``TOKENIZER_SETTINGS``, and for damaged files.
     """
     kind = spec.get("type")
-    if kind not in TOKENIZER_SETTINGS:
+    if not isinstance(kind, str) or kind not in TOKENIZER_SETTINGS:
         raise ValueError(
             f"Tokenizer type {kind!r} is unknown; use"
             f" {', '.join(map(repr, TOKENIZER_SETTINGS))}."
