@@ -48,6 +48,7 @@ _SIZES = {
     "num_channels",
     "max_position_embeddings",
 }
+_LARGEST = 10**7  # ten times the largest vocabulary that was published
 _SHARES = {"patch_dropout", "timm_drop", "timm_drop_path", "attention_dropout"}
 _TOP = ("format", "config", "growth", "files")
 _GROWTH = ("base_rows", "rows", "init", "std", "seed", "tokenizer")
@@ -97,8 +98,10 @@ class Schema:
     def size(self, key: str, value: Any, *, many: bool = False) -> None:
         """Refuse what is no whole number above 0."""
         values = value if many and isinstance(value, (list, tuple)) else [value]
-        if not values or not all(_is_integer(v) and v > 0 for v in values):
-            raise self.refused(key, value, "give a whole number above 0")
+        if not values or not all(_is_integer(v) and 0 < v <= _LARGEST for v in values):
+            raise self.refused(
+                key, value, f"give a whole number above 0 and up to {_LARGEST}"
+            )
 
     def typed(self, key: str, value: Any, allowed: Any) -> None:
         """Refuse a value of another type than an annotation says."""
@@ -197,13 +200,13 @@ class Schema:
         """Check preprocessing, its augmentation included."""
         names = [f.name for f in fields(Preprocessing)]
         self.known(key, values, [*names, "augmentation", "mode"])
-        check_preprocess(values, self.source)
-        if values.get("size") is not None:
-            self.size(f"{key}.size", values["size"], many=True)
         augmentation = values.get("augmentation")
         if augmentation is not None:
             names = [f.name for f in fields(TinyAugmentation)]
             self.known(f"{key}.augmentation", augmentation, names)
+        check_preprocess(values, self.source)
+        if values.get("size") is not None:
+            self.size(f"{key}.size", values["size"], many=True)
 
     def config(self, values: Any, key: str = "config") -> None:
         """Check a whole model configuration."""

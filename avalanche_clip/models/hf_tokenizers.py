@@ -62,6 +62,7 @@ class HFCaptionTokenizer(CaptionTokenizer):
         try:
             _check_folder(self.name)
             self._inner = loader(self.name, context_length, cache_dir)
+            _check_code(getattr(self._inner, "init_kwargs", {}))
             eot = self._end_id()
             length = self._length(context_length, open_clip, trim)
             self.encode("a photo")  # damaged vocabularies show when they are used
@@ -351,15 +352,18 @@ def _check_folder(name: str) -> None:
     if not any((folder / file).is_file() for file in HF_TOKENIZER_FILES):
         # transformers 5 would make an empty vocabulary of such a folder
         raise ValueError(f"it holds none of {', '.join(HF_TOKENIZER_FILES)}")
-    config = _config(name)
+    _check_code(_config(name))
+    for file in ("config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / file).is_file():
+            read_json(folder / file, dict)
+
+
+def _check_code(config: Mapping[str, Any]) -> None:
     if config.get("auto_map"):
         raise ValueError(
             f"its {_CONFIG} asks for code that lies beside it (auto_map), which is "
             "never run"
         )
-    for file in ("config.json", "special_tokens_map.json", "added_tokens.json"):
-        if (folder / file).is_file():
-            read_json(folder / file, dict)
 
 
 def _found(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip._files import read_json
+from avalanche_clip.models.augmentation import TinyAugmentation
 
 OPENAI = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -100,8 +101,11 @@ def check_preprocess(values: Any, source: str) -> dict[str, Any]:
         raise _refused(source, "resize_to", values["resize_to"], "give pixels, above 0")
     if "trim" in values and not isinstance(values["trim"], bool):
         raise _refused(source, "trim", values["trim"], "give true or false")
-    if not isinstance(values.get("augmentation", {}), dict):
-        raise _refused(source, "augmentation", values["augmentation"], "give a mapping")
+    augmentation = values.get("augmentation", {})
+    try:
+        TinyAugmentation(**augmentation)
+    except (TypeError, ValueError) as error:
+        raise _refused(source, "augmentation", augmentation, str(error)) from error
     return values
 
 
