@@ -193,12 +193,15 @@ def write_json(
     :param checksum: also store the hash of the content (a mapping), which
         :func:`read_json` can ask for.
     :param indent: 1, or None for a single line.
-    :raises ValueError: for numbers that are not finite.
+    :raises ValueError: for numbers that are not finite, or an entry of the checksum's
+        name.
     :raises TypeError: for what is not plain data.
     """
     if checksum:
         # As it will be read: keys are texts, tuples are lists.
         content = json.loads(json_text(content, path))
+        if CHECKSUM in content:
+            raise ValueError(f"{path} cannot hold an entry {CHECKSUM!r} of its own.")
         content[CHECKSUM] = json_checksum(content)
     write_text(path, json_text(content, path, indent=indent) + "\n")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from avalanche_clip._files import read_json, write_json, write_text
 
 ACCURACY = "Top1_Acc_Exp"
 SUMMARY = ("transfer", "average", "last", "seen", "unseen", "harmonic")
@@ -39,28 +40,23 @@ def once(
     path = Path(folder) / "once.json"
     wanted = json.loads(json.dumps({"streams": list(streams), **settings}, default=str))
     if path.is_file():
-        kept = json.loads(path.read_text())
+        kept = read_json(path, checksum=True, rewrite="delete it and run it again")
         if kept.get("settings") == wanted:
             return kept["accuracies"]
     found = {
         name: accuracies(strategy, benchmark.streams[name], name) for name in streams
     }
-    _write_json({"settings": wanted, "accuracies": found}, path)
+    write_json(path, {"settings": wanted, "accuracies": found}, checksum=True)
     return found
 
 
 def write_routing(routing: Mapping[str, Any], folder: str | Path) -> None:
     """Write how images were routed, beside streams that were only tested earlier."""
     path = Path(folder) / "routing.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    _write_json({**earlier, **routing}, path)
-
-
-def _write_json(content: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
+    earlier = {}
+    if path.is_file():
+        earlier = read_json(path, dict)
+    write_json(path, {**earlier, **routing})
 
 
 def parameter_counts(strategy: Any) -> dict[str, int]:
@@ -227,8 +223,7 @@ def write_study(
             texts.append(f"{method}: routes of test images at the end, first seed")
             texts.append(routing_table(rows[0]["routing"], labels))
     text = "\n\n".join(texts)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.txt").write_text(text + "\n")
+    write_text(out / "tables.txt", text + "\n")
     plot_summary(lines, out / "summary.png")
     plot_curves(matrices, labels, out / "domains.png")
     return text

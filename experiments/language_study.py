@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
+
+from avalanche_clip._files import read_json, write_json
 
 TEXT_TO_IMAGE = "text_to_image_R@1"
 BOTH = "mean_R@1"
@@ -76,8 +76,8 @@ def save_study(
     study = {
         "settings": dict(settings),
         "labels": list(result.results["data"]["labels"][stream]),
-        "matrices": {name: found[name]["E"].tolist() for name in METRICS},
-        "before": {name: found[name]["before"].tolist() for name in METRICS},
+        "matrices": {name: _numbers(found[name]["E"]) for name in METRICS},
+        "before": {name: _numbers(found[name]["before"]) for name in METRICS},
         "growth": [
             {
                 "language": part.language,
@@ -89,10 +89,7 @@ def save_study(
         ],
         "seconds": {key: sum(rows) for key, rows in result.results["seconds"].items()},
     }
-    path = Path(folder) / STUDY_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(study, indent=1))
-    os.replace(temporary, path)
+    write_json(Path(folder) / STUDY_FILE, study, checksum=True)
     return _arrays(study)
 
 
@@ -103,10 +100,15 @@ def read_study(
     path = Path(folder) / STUDY_FILE
     if not path.is_file():
         return None
-    study = json.loads(path.read_text())
+    study = read_json(path, checksum=True, rewrite="delete it and run it again")
     free = {"device": None}
     same = {**study["settings"], **free} == {**settings, **free}
     return _arrays(study) if same else None
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    """Lists of numbers, None where nothing was measured."""
+    return np.where(np.isnan(values), None, values).tolist()
 
 
 def _arrays(study: dict[str, Any]) -> dict[str, Any]:

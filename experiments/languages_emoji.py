@@ -42,6 +42,8 @@ from language_study import (
     write_plots,
 )
 
+from avalanche_clip._files import write_text
+
 DEFAULT = (
     "cll-clip",
     "teir",
@@ -265,8 +267,7 @@ def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
     """Write the table and the plots over methods; return the text."""
     lines = {method: [study_line(f) for f in rows] for method, rows in runs.items()}
     text = study_table(lines)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tables.txt").write_text(text + "\n")
+    write_text(out / "tables.txt", text + "\n")
     write_plots(runs, out)
     return text
 

@@ -44,6 +44,7 @@ def not_refused(
     *,
     count: int = 60,
     words: tuple[str, ...] = (),
+    folder: bool = True,
 ) -> list[str]:
     """Damage a file in all ways, read it each time, and list what went wrong.
 
@@ -51,13 +52,14 @@ def not_refused(
     :param read: reads it, or the folder it lies in; must work on the whole file.
     :param count: how many bits are flipped.
     :param words: that each message must hold, beside the name of the file.
+    :param folder: whether a folder of its name is refused as well.
     :return: damages that were read, or raised something else than ValueError, or
         whose message does not name the file.
     """
     whole = path.read_bytes()
     read()
     wrong = []
-    cases = [*damages(whole, count), ("a folder", None)]
+    cases = [*damages(whole, count), *([("a folder", None)] if folder else [])]
     for label, content in cases:
         if content is None:
             path.unlink()
@@ -72,7 +74,8 @@ def not_refused(
             wrong += [f"{label}: {word!r} is not in {error}" for word in lost]
         except Exception as error:
             wrong.append(f"{label}: {type(error).__name__}: {error}")
-    path.rmdir()
+    if folder:
+        path.rmdir()
     path.write_bytes(whole)
     read()
     return wrong

@@ -1,6 +1,9 @@
 import gzip
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -218,3 +221,39 @@ def test_inside__refuses_names_that_leave_or_are_none(tmp_path, name):
 def test_inside__refuses_a_sibling_with_the_same_beginning(tmp_path):
     with pytest.raises(ValueError, match="lies outside"):
         inside(tmp_path / "f", str(tmp_path / "f2" / "x"), "index.json")
+
+
+# ------------------------------------------------------------- killed writers
+KILLED = """
+import os, signal, sys
+from avalanche_clip._arrays import write_safetensors
+from avalanche_clip._files import write_json, write_text
+os.{point} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+path = sys.argv[1]
+if path.endswith(".json"):
+    write_json(path, {{"new": 1}}, checksum=True)
+elif path.endswith(".txt"):
+    write_text(path, "new")
+else:
+    import torch
+    write_safetensors(path, {{"new": torch.ones(3)}}, {{}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [
+        ("a.json", "fsync"),
+        ("a.json", "replace"),
+        ("a.txt", "replace"),
+        ("a.safetensors", "replace"),
+    ],
+)
+def test_writers__killed_before_the_end_leave_the_old_file(tmp_path, name, point):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    script = KILLED.format(point=point)
+    done = subprocess.run([sys.executable, "-c", script, str(path)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert sum(p.name == name for p in tmp_path.iterdir()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.content import SAMPLED, _hashed_item
 from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
-from avalanche_clip.benchmarks.datasets.feature_store import (
+from avalanche_clip.benchmarks.datasets.feature_files import (
     DTYPES,
     FORMAT,
     HEADER,
     KINDS,
-    TeacherFeatureStore,
     compare_headers,
-    content_marks,
-    data_fingerprint,
     read_header,
 )
+from avalanche_clip.benchmarks.datasets.feature_store import (
+    TeacherFeatureStore,
+    content_marks,
+    data_fingerprint,
+)
 from avalanche_clip.benchmarks.datasets.feature_writer import FeatureWriter
-from avalanche_clip.benchmarks.facts import with_facts, without_images
+from avalanche_clip.benchmarks.facts import has_no_images, with_facts, without_images
 from avalanche_clip.benchmarks.prepare import (
     _describe,
     attach_scenario,
@@ -76,8 +80,9 @@ def precompute_teacher_features(
     finished one of the same model and data is opened; the folder gets its name in one
     step when everything is written. One process writes a store at a time, and its
     space is reserved first. Pictures pass ``model.transform(False)``; of items
-    with several captions the first is used. With several processes the main one
-    works and the others wait.
+    with several captions the first is used. The pixels of some pictures, spread over
+    the data, are remembered, so that others under the same ids are found. With several
+    processes the main one works and the others wait.
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder` with the weights that
         are to teach; its mode is put back afterwards.
@@ -99,15 +104,17 @@ def precompute_teacher_features(
         raise ValueError(f"dtype={dtype!r} is unknown; use one of {DTYPES}.")
     if isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()
     error: Exception | None = None
-    made = False
+    store: TeacherFeatureStore | None = None
     if distributed.is_main_process():
         try:
             job = _Job(model, dataset, path, dtype)
-            if not (path / HEADER).is_file():
-                made = job.run(batch_size, num_workers)
+            finished = (path / HEADER).is_file()
+            made = not finished and job.run(batch_size, num_workers)
             compare_headers(path, read_header(path), job.header)
+            # What was written a moment ago is not read again.
+            store = TeacherFeatureStore.open(path, verify=not made)
         except Exception as failure:
             error = failure
     told = distributed.broadcast_object(None if error is None else str(error))
@@ -115,9 +122,8 @@ def precompute_teacher_features(
         raise error
     if told is not None:
         raise ValueError(f"No store was made by the main process (rank 0): {told}")
-    # What was written a moment ago, or what the main process reads, is not read again.
-    read = distributed.is_main_process() and not made
-    return TeacherFeatureStore.open(path, verify=read)
+    # What the main process has verified is not read again by each of the others.
+    return store or TeacherFeatureStore.open(path, verify=False)
 
 
 class _Job:
@@ -141,6 +147,29 @@ class _Job:
             "dtype": dtype,
             "rows": {kind: len(self.ids[kind]) for kind in KINDS},
         }
+        count = len(self.ids["image"])
+        self.places = np.unique(np.linspace(0, count - 1, SAMPLED).round().astype(int))
+        pictures = self._sample()
+        if pictures is not None:  # a finished store may be opened without pictures
+            self.header["pictures"] = pictures
+
+    def _sample(self) -> str | None:
+        """Hash some pictures, spread over the data: ids and names may stay alike.
+
+        :return: hexadecimal digits; ``"random"`` if pictures are others at each
+            reading, None if there are none or they cannot be read.
+        """
+        if has_no_images(self.dataset):
+            return None
+        read = []
+        for position in self.first["image"][self.places].tolist():
+            item = _hashed_item(self.dataset, position)
+            if item is None:
+                return None
+            read.append((item[0][0], item[1][0]))
+        if any(one != two for one, two in read):
+            return "random"
+        return hashlib.sha256(b"".join(one for one, _ in read)).hexdigest()[:32]
 
     def _index(self, kind: str) -> None:
         """Find distinct ids, their first samples and what they stand for."""
@@ -172,6 +201,10 @@ class _Job:
         with FeatureWriter(self.path, self.header, self.ids, self.marks) as writer:
             if writer.finished:
                 return False
+            if "pictures" not in self.header:  # say why, before anything is computed
+                pictures = _Pictures(self.dataset, self.first["image"], self.transform)
+                for place in self.places.tolist():
+                    pictures[place]
             was_training = [(m, m.training) for m in self.model.modules()]
             self.model.eval()
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._files import CHECKSUM, read_json
 from avalanche_clip.evaluation._summaries import is_result, protocol_summary
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 
@@ -70,13 +70,43 @@ def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"{path} does not exist; pass the folder of a finished run."
             )
-        results = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(results, dict) or not results.get("matrices"):
+        results = read_json(path, dict)
+        if CHECKSUM in results:  # earlier versions wrote none
+            results = read_json(path, checksum=True, rewrite="finish the run again")
+    name = source if not isinstance(source, Mapping) else "a dict"
+    if not results.get("matrices"):
         raise ValueError(
-            f"The results in {source if not isinstance(source, Mapping) else 'a dict'} "
-            "hold no matrices; pass the results.json of a run."
+            f"The results in {name} hold no matrices; pass the results.json of a run."
         )
+    _check_matrices(results, f"The results in {name}")
     return results
+
+
+def _check_matrices(results: Mapping[str, Any], place: str) -> None:
+    """Raise ValueError unless matrices are stored as a run stores them."""
+    streams = results["matrices"]
+    tables: list[Any] = [None]
+    if isinstance(streams, Mapping):
+        tables = list(streams.values())
+    for table in tables:
+        metrics: Mapping[str, Any] = {"?": None}
+        if isinstance(table, Mapping):
+            metrics = table
+        for metric, parts in metrics.items():
+            try:
+                np.array(parts["E"], dtype=np.float64)
+                np.array(parts.get("before"), dtype=np.float64)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{place} have no matrix of numbers under {metric!r} ({error}); "
+                    "pass the results.json of a run."
+                ) from error
+    for key in ("data", "config"):
+        if not isinstance(results.get(key, {}), Mapping):
+            raise ValueError(
+                f"{place} hold no mapping under {key!r}; pass the results.json of a "
+                "run."
+            )
 
 
 def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._files import write_json, write_text
 from avalanche_clip.evaluation import _html, plots
 from avalanche_clip.evaluation._results import (
     Matrix,
@@ -36,7 +36,8 @@ def write_comparison(
 
     Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
     means, deviations and single values, and PNG plots: bars over methods, final
-    score against budget, and the mean matrix of each method.
+    score against budget, and the mean matrix of each method. Files are replaced at
+    once; the JSON holds its checksum.
 
     :param out_dir: folder to write to; made if missing.
     :param results: one entry per run: the content of ``results.json``, its
@@ -71,10 +72,9 @@ def write_comparison(
     content = {
         s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
     }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    write_json(folder / "comparison.json", content, checksum=True)
     path = folder / "comparison.html"
-    path.write_text(_html.page("Comparison of methods", lead, *parts), encoding="utf-8")
+    write_text(path, _html.page("Comparison of methods", lead, *parts))
     return path
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from avalanche_clip._files import replacing
 from avalanche_clip.evaluation._drawing import (
     INK,
     MISSING,
@@ -343,15 +344,14 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     """Write a figure as PNG.
 
     :param figure: the figure.
-    :param path: file to write; missing folders are created.
+    :param path: file to write, replaced at once; missing folders are created.
     :param dpi: dots per inch.
     :return: the path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the time of writing would make equal figures different files
-    figure.savefig(path, dpi=dpi, format="png", metadata={"Software": None})
-    return path
+    with replacing(path) as temporary:
+        # the time of writing would make equal figures different files
+        figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
+    return Path(path)
 
 
 def _matrix(E: ArrayLike) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip._files import write_text
 from avalanche_clip.evaluation import _html, _languages, plots
 from avalanche_clip.evaluation._results import (
     Matrix,
@@ -100,7 +101,7 @@ def write_report(out_dir: str | Path) -> Path:
     lead = f"Seed {results.get('seed', 'unknown')}, {_shape_of(streams)}"
     path = folder / "report.html"
     page = _html.page(f"{method}: continual run", lead, *parts)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

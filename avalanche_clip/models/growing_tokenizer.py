@@ -470,7 +470,8 @@ class GrowingTokenizer(CaptionTokenizer):
         :raises ValueError: if it is damaged.
         """
         path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        if path.is_dir() and path.name != FILE_NAME:
+            path = path / FILE_NAME
         state = read_json(path, checksum=True, rewrite=REWRITE)
         with naming(path, "a growing tokenizer"):
             return cls.from_state_dict(state)

@@ -90,7 +90,7 @@ def read(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     tensors, text = read_own(path, _KEY, nothing, verify)
     with naming(path, "a vocabulary"):
         facts = json.loads(text)
-        if facts.pop("format") != FORMAT:
+        if facts.pop("format") != FORMAT or tensors.keys() != {"table", "usage"}:
             raise ValueError(f"its format is not {FORMAT}")
         return {**checked({**facts, **tensors}), "active": None, "factor": 1.0}
 
@@ -142,6 +142,8 @@ def read_usage(path: str | Path, rows: int) -> Tensor:
     """
     tensors, _ = read_safetensors(path, rewrite=REWRITE)
     with naming(path, "the usage of a token table"):
+        if tensors.keys() != {"usage"}:
+            raise ValueError(f"it holds {sorted(tensors)[:5]}")
         return checked_usage(tensors["usage"], rows)
 
 

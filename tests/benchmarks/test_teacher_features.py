@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks import (
     make_image_text_dataset,
     multilingual_benchmark,
@@ -62,7 +63,8 @@ class Teacher(StubDualEncoder):
 class Triplets:
     """Six samples of three pictures, captioned in another language."""
 
-    def __init__(self, language="en", english=WORDS, pictures="abc"):
+    def __init__(self, language="en", english=WORDS, pictures="abc", seed=0):
+        self.seed = seed
         self.language, self.words, self.pictures = language, english, pictures
         self.decoded = 0
 
@@ -71,7 +73,7 @@ class Triplets:
 
     def __getitem__(self, index):
         self.decoded += 1
-        generator = torch.Generator().manual_seed(index // 2)
+        generator = torch.Generator().manual_seed(index // 2 + 10 * self.seed)
         image = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
         return image, self.text(index)
 
@@ -157,6 +159,11 @@ def test_store__of_another_model_or_data_is_refused(tmp_path):
         precompute_teacher_features(Teacher(0), data, path)
     with pytest.raises(ValueError, match="holds features with data"):
         precompute_teacher_features(Teacher(0), triplets(pictures="abd"), path)
+    with pytest.raises(ValueError, match="holds features with pictures"):
+        precompute_teacher_features(Teacher(0), triplets(seed=1), path)
+    # whoever has the store needs no pictures
+    again = precompute_teacher_features(Teacher(0), without_images(triplets()), path)
+    assert again.header == store.header
     with pytest.raises(ValueError, match="holds features with dtype"):
         precompute_teacher_features(Teacher(0), triplets(), path, dtype="float16")
     with pytest.raises(ValueError, match="another image tower"):
@@ -169,6 +176,45 @@ def test_store__of_another_model_or_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another text tower"):
         store.check_model(student)
     store.check_model(student, ["image"])
+
+
+def test_store__of_random_pictures_is_continued_and_opened(tmp_path):
+    class Drawn(Triplets):
+        def __getitem__(self, index):
+            image = torch.from_numpy(np.random.default_rng().normal(size=(3, 8, 8)))
+            return image.float(), self.text(index)
+
+    data = with_facts(
+        make_image_text_dataset(Drawn()),
+        {"image_id": [3, 3, 1, 1, 2], "text_id": [4, 3, 2, 1, 0]},
+    )
+    store = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert store.header["pictures"] == "random"
+    again = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert torch.equal(again.images([1]), store.images([1]))
+
+
+def test_store__that_another_process_writes_is_refused(tmp_path):
+    path = tmp_path / "s"
+    with FolderLock(tmp_path / "s.partial"):
+        with pytest.raises(ValueError, match=r"s\.partial is in use by this process"):
+            precompute_teacher_features(Teacher(), triplets(), path)
+    precompute_teacher_features(Teacher(), triplets(), path)
+    with FolderLock(path):  # opening needs no lock
+        precompute_teacher_features(Teacher(), triplets(), path)
+
+
+def test_store__is_verified_when_it_is_opened_again(tmp_path):
+    path = tmp_path / "s"
+    store = precompute_teacher_features(Teacher(), triplets(), path)
+    file = path / "image_features.npy"
+    whole = bytearray(file.read_bytes())
+    whole[140] ^= 1
+    file.write_bytes(whole)
+    again = pickle.loads(pickle.dumps(store))  # not read a second time
+    assert again.features["text"].shape == (5, 8)
+    with pytest.raises(ValueError, match=r"image_features\.npy is damaged"):
+        precompute_teacher_features(Teacher(), triplets(), path)
 
 
 def test_store__of_equal_ids_with_different_content_is_refused(tmp_path):

@@ -1,11 +1,15 @@
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
+from unittest import mock
 
 import pytest
 
+from avalanche_clip._files import write_json
 from avalanche_clip.evaluation.report import write_report
+from tests.damage import PAGE, POINTER
 from tests.evaluation.results import make_results
 
 VOID = {"meta", "img"}
@@ -111,3 +115,47 @@ def test_report__says_what_is_missing(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="no matrices"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty file"),
+        (b"{", "not a JSON text"),
+        (PAGE, "web page"),
+        (POINTER, "git lfs pull"),
+        (b"[1]", "holds a list"),
+        (b"{}", "no matrices"),
+        (b'{"matrices": [1]}', "no matrix of numbers"),
+        (b'{"matrices": {"test": 3}}', "no matrix of numbers"),
+        (b'{"matrices": {"test": {"R": {}}}}', "no matrix of numbers under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": "x"}}}}', "under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": [[1], [1, 2]]}}}}', "under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": [[1]]}}}, "data": 3}', "under 'data'"),
+    ],
+)
+def test_report__of_a_damaged_file_names_it(tmp_path, content, words):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        write_report(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_report__compares_the_checksum_of_a_file_that_has_one(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, make_results(), checksum=True)
+    write_report(tmp_path)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"results\.json is damaged or was changed"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["fsync", "replace"])
+def test_report__an_interrupted_one_leaves_the_old_files(tmp_path, fault):
+    write_json(tmp_path / "results.json", make_results(), checksum=True)
+    write_report(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with mock.patch.object(os, fault, side_effect=KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

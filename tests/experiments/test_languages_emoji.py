@@ -3,11 +3,13 @@
 import math
 from dataclasses import asdict, replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks import multilingual_emoji
+from tests.damage import not_refused
 from tests.scripts import load_script
 from tests.training.languages import language_stream, tiny_model
 
@@ -210,6 +212,26 @@ def test_study__is_found_again_for_the_same_settings(study, tmp_path, monkeypatc
         np.testing.assert_array_equal(again["matrices"][name], E)
     assert again["seconds"] == {"train": 3.0, "eval": 3.0}
     assert study.read_study(tmp_path, {**settings, "seed": 4}) is None
+
+
+def test_study__file_is_whole_or_refused(study, tmp_path):
+    import language_study
+
+    nan = math.nan
+    E = np.array([[0.5, nan], [0.3, 0.4]])
+    names = language_study.METRICS
+    result = SimpleNamespace(
+        matrices={"test": {name: {"E": E, "before": E[0]} for name in names}},
+        results={"data": {"labels": {"test": ["en", "it"]}}, "seconds": {"train": [1]}},
+    )
+    kept = study.save_study(tmp_path, {"seed": 0}, result, [])
+    read = study.read_study(tmp_path, {"seed": 0})
+    for values in (kept, read):
+        assert np.array_equal(values["matrices"][names[0]], E, equal_nan=True)
+        assert np.array_equal(values["before"][names[0]], E[0], equal_nan=True)
+    path = tmp_path / language_study.STUDY_FILE
+    read = lambda: study.read_study(tmp_path, {"seed": 0})  # noqa: E731
+    assert not_refused(path, read, folder=False) == []
 
 
 # --------------------------------------------------------------- command line

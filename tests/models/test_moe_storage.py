@@ -1,5 +1,8 @@
 import json
+import os
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -9,7 +12,9 @@ from avalanche_clip.models import (
     attach_moe_adapters,
     create_dual_encoder,
     load_moe_adapters,
+    moe_storage,
 )
+from tests.damage import not_refused
 from tests.models.experts import (
     OPTIONS,
     features,
@@ -215,3 +220,80 @@ def test_fingerprint__changes_with_what_a_router_uses(learned):
     assert moe.base_fingerprint() != base
     with pytest.raises(ValueError, match="does not exist"):
         moe.fingerprint("text", 7)
+
+
+def test_file__no_damage_is_read(learned, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    learned.moe_adapters.save(path)
+    read = lambda: moe_storage.read(path)  # noqa: E731
+    assert not_refused(path, read, count=150) == []
+    copied = tmp_path / "elsewhere.bin"
+    copied.write_bytes(path.read_bytes())
+    state = moe_storage.read(copied)
+    for name, tensor in learned.moe_adapters.adapter_state_dict()["tensors"].items():
+        assert torch.equal(state["tensors"][name], tensor)
+
+
+def test_file__damage_leaves_the_model_plain(learned, tiny_cfg, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    learned.moe_adapters.save(path)
+    fresh = build(tiny_cfg)
+    batch = make_batch(fresh)
+    before = features(fresh, batch)
+
+    def read():
+        load_moe_adapters(fresh, path).detach()
+
+    assert not_refused(path, read, count=8) == []
+    assert not hasattr(fresh, "moe_adapters")
+    assert torch.equal(features(fresh, batch), before)
+
+
+def test_file__of_other_adapters_is_named(learned, tiny_cfg, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    learned.moe_adapters.save(path)
+    state = learned.moe_adapters.adapter_state_dict()
+    other = attach_moe_adapters(build(tiny_cfg), **OPTIONS)
+    with pytest.raises(ValueError, match=r"adapters\.safetensors.*router_input='mean'"):
+        other.load(path)
+    state["facts"]["learned"] = [7]
+    moe_storage.write(state, path)
+    with pytest.raises(ValueError, match=r"adapters\.safetensors.*routers"):
+        load_moe_adapters(build(tiny_cfg), path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_moe_adapters(build(tiny_cfg), tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="already"):
+        load_moe_adapters(learned, path)
+
+
+@pytest.mark.parametrize(
+    "scale", [np.float32(0.5), np.float64(0.25), torch.tensor(0.5)]
+)
+def test_file__numbers_of_numpy_are_numbers(tiny_cfg, tmp_path, scale):
+    path = tmp_path / "adapters.safetensors"
+    options = {**OPTIONS, "bottleneck": np.int64(4), "scale": scale}
+    moe = attach_moe_adapters(build(tiny_cfg), **options)
+    moe.save(path)
+    facts = moe_storage.read(path)["facts"]["options"]
+    assert facts["bottleneck"] == 4 and type(facts["bottleneck"]) is int
+    assert facts["scale"] == float(scale) and type(facts["scale"]) is float
+    load_moe_adapters(build(tiny_cfg), path)
+    state = moe.adapter_state_dict()
+    state["facts"]["options"]["scale"] = float("nan")
+    whole = path.read_bytes()
+    with pytest.raises(ValueError, match="cannot hold"):
+        moe_storage.write(state, path)
+    assert path.read_bytes() == whole
+
+
+def test_file__an_interrupted_save_leaves_the_old_one(learned, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    learned.moe_adapters.save(path)
+    whole = path.read_bytes()
+    randomize(learned)
+    for name in ("fsync", "replace"):
+        with mock.patch.object(os, name, side_effect=KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                learned.moe_adapters.save(path)
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+        assert path.read_bytes() == whole

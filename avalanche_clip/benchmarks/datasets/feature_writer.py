@@ -18,7 +18,7 @@ import numpy.typing as npt
 from avalanche_clip._arrays import npy_head, read_npy, seal_npy
 from avalanche_clip._files import read_json, write_json
 from avalanche_clip._lock import LOCK_FILE, FolderLock
-from avalanche_clip.benchmarks.datasets.feature_store import (
+from avalanche_clip.benchmarks.datasets.feature_files import (
     ARRAYS,
     HEADER,
     KINDS,
@@ -121,12 +121,14 @@ class FeatureWriter:
             for kind in KINDS:
                 for part, column in (("ids", self.ids), ("marks", self.marks)):
                     path = self.partial / f"{kind}_{part}.npy"
-                    np.save(path, column[kind])
+                    with open(path, "wb") as file:
+                        _start_array(file, column[kind].dtype, column[kind].shape)
+                        file.write(column[kind].tobytes())
                     seal_npy(path, array_facts(self.header, kind, part))
+            write_json(self.partial / HEADER, self.header, checksum=True)
         except OSError:
             self._clear()  # gives the space back
             raise
-        write_json(self.partial / HEADER, self.header, checksum=True)
 
     def _clear(self) -> None:
         """Remove what an earlier process left; files of others are not touched."""
@@ -147,14 +149,7 @@ class FeatureWriter:
         shape = (len(self.ids[kind]), self.header["dim"])
         dtype = np.dtype(self.header["dtype"])
         with open(path, "wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file,
-                {
-                    "descr": np.lib.format.dtype_to_descr(dtype),
-                    "fortran_order": False,
-                    "shape": shape,
-                },
-            )
+            _start_array(file, dtype, shape)
             file.flush()
             start, size = file.tell(), shape[0] * shape[1] * dtype.itemsize
             _allocate(file, start, size)
@@ -326,6 +321,13 @@ class FeatureWriter:
 def _whole_name(path: Path) -> str:
     """Name of the file that a temporary one was to become, else its own."""
     return path.name.rsplit(".", 2)[0] if path.suffix == ".tmp" else path.name
+
+
+def _start_array(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Write what a ``.npy`` file declares."""
+    descr = np.lib.format.dtype_to_descr(dtype)
+    facts = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
 
 
 def _allocate(file: IO[bytes], start: int, size: int) -> None:

@@ -17,10 +17,8 @@ from avalanche_clip._arrays import npy_seal, read_npy
 from avalanche_clip._files import json_checksum, read_json, write_json
 from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks.datasets import feature_writer
+from avalanche_clip.benchmarks.datasets.feature_files import ARRAYS, FORMAT, HEADER
 from avalanche_clip.benchmarks.datasets.feature_store import (
-    ARRAYS,
-    FORMAT,
-    HEADER,
     TeacherFeatureStore,
     data_fingerprint,
 )
@@ -174,6 +172,8 @@ def test_unfinished__continues_to_the_same_bytes(tmp_path, until):
     path = tmp_path / "s"
     write(path, until=until)
     assert not path.exists() and (tmp_path / "s.partial" / HEADER).is_file()
+    with pytest.raises(ValueError, match=r"s\.partial is unfinished"):
+        TeacherFeatureStore.open(tmp_path / "s.partial")
     written = []
 
     class Counting(FeatureWriter):
@@ -364,6 +364,30 @@ def test_full_disk__is_an_error_in_words_before_anything_is_computed(tmp_path, n
     assert list(tmp_path.iterdir()) == []
     write(path)
     TeacherFeatureStore.open(path)
+
+
+def test_full_disk__of_the_system_is_no_signal(tmp_path):
+    script = f"""
+import resource
+from tests.benchmarks.datasets import test_feature_writer as t
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+t.IDS = {{kind: t.np.arange(1000) for kind in t.IDS}}
+t.MARKS = {{kind: ids.astype("uint64") for kind, ids in t.IDS.items()}}
+try:
+    t.write(t.Path({str(tmp_path / "s")!r}))
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the feature store needs 64,000 bytes" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk__while_writing_keeps_what_is_written(tmp_path):
