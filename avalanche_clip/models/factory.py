@@ -231,6 +231,8 @@ def _from_folder(folder: Path) -> _Request:
             request = _of_stored(str(folder), model_sources.read_stored(file), "")
             request.label, request.weights = str(folder), found
             return request
+        if file.name == weights.CONFIG_FILE:
+            break  # what else lies there is not the model that was saved
     for file in files:
         model_sources.read_stored(file)
     raise _no_weights(folder, files[0].name)

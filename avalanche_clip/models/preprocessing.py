@@ -246,8 +246,9 @@ class _Processor:
         if not self.values.get("do_rescale", True) or not scaled:
             key = "rescale_factor" if not scaled else "do_rescale"
             raise self.refused(key, "pixels are always divided by 255")
-        if "crop_pct" in self.values:
-            raise self.refused("crop_pct", "state the size and the crop in pixels")
+        for key in ("crop_pct", "use_square_size"):
+            if self.values.get(key):
+                raise self.refused(key, "state the size and the crop in pixels")
 
     def resizing(self, wanted: tuple[int, int] | None) -> dict[str, Any]:
         """Return how pictures get their size."""

@@ -338,8 +338,12 @@ def _read_json_tokenizer(path: str | Path) -> Any:
 
 def _json_path(spec: dict[str, Any]) -> Path | None:
     if spec.get("preset") is not None:
-        # a name of this package, never a path
-        return DATA_FOLDER / Path(spec["preset"]).name
+        if Path(spec["preset"]).name != spec["preset"]:
+            raise ValueError(
+                f"The tokenizer preset {spec['preset']!r} is a path; name a file of "
+                "this package, or give 'file'."
+            )
+        return DATA_FOLDER / spec["preset"]
     return None if spec.get("file") is None else Path(spec["file"]).expanduser()
 
 

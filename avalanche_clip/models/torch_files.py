@@ -305,6 +305,9 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
     ("_codecs", "encode"): Inert(),
+    # settings that people keep beside weights
+    ("argparse", "Namespace"): Inert,
+    ("pathlib", "PosixPath"): Inert,
     ("torch", "Size"): tuple,
     ("torch", "device"): Inert,
     ("torch._utils", "_rebuild_tensor"): _tensor,

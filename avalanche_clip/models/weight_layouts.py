@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from avalanche_clip.models.torch_files import Inert
+
 # numbers that OpenAI's archives keep beside the weights
 OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
 _KEYS = ("state_dict", "model_state_dict", "model")
@@ -39,9 +41,10 @@ def take_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     strange += [k for k in content if not isinstance(k, str)]
     if strange:
         found = content[strange[0]]
+        kind = "value of NumPy" if isinstance(found, Inert) else type(found).__name__
         raise ValueError(
             f"{path} holds more than tensors ({strange[0]!r} is a"
-            f" {type(found).__name__}); give a state dictionary or a"
+            f" {kind}); give a state dictionary or a"
             f" checkpoint with the key {' or '.join(map(repr, _KEYS))}."
         )
     return dict(content)

@@ -271,6 +271,8 @@ def test_processor__equals_transformers(values, expected, tmp_path):
         ({**CROP, "do_rescale": False}, "do_rescale"),
         ({**CROP, "rescale_factor": 1.0}, "rescale_factor"),
         ({**CROP, "do_pad": True}, "do_pad"),
+        ({**CROP, "crop_pct": 0.9}, "crop_pct"),
+        ({**CROP, "use_square_size": True}, "use_square_size"),
         ({**CROP, "image_std": [0.5, 0.0, 0.5]}, "std="),
         ({**CROP, "image_mean": [0.5, 0.5]}, "mean="),
         ({"size": {"shortest_edge": 40}, "do_center_crop": False}, "do_center_crop"),

@@ -1,11 +1,13 @@
 """PyTorch's files are read, never run, and never believed about their sizes."""
 
+import argparse
 import io
 import os
 import pickle
 import random
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,8 @@ def everything():
         "number": torch.tensor(2.5),
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "set": {1, 2},
+        "args": argparse.Namespace(lr=0.1),
+        "path": Path("a"),
     }
 
 

@@ -156,7 +156,7 @@ def test_checkpoint__with_numbers_of_numpy_loads(trained, tmp_path):
     assert same(create_dual_encoder(trained.config, path), trained)
     state = {**trained.clip.state_dict(), "logit_scale": np.float64(3.0)}
     torch.save(state, path)
-    with pytest.raises(ValueError, match="logit_scale.*Inert"):
+    with pytest.raises(ValueError, match="logit_scale.*of NumPy"):
         create_dual_encoder(trained.config, path)
 
 
@@ -313,3 +313,11 @@ def test_foreign_files__are_told_what_they_are(
     with pytest.raises(ValueError, match=match) as info:
         create_dual_encoder(trained.config, path)
     assert str(path) in str(info.value)
+
+
+def test_folder__of_ours_without_its_weights_is_no_other_model(trained, hf_clip_folder):
+    trained.save(hf_clip_folder)
+    assert same(create_dual_encoder(hf_clip_folder), trained)
+    (hf_clip_folder / "model.safetensors").rename(hf_clip_folder / "x.safetensors")
+    with pytest.raises(ValueError, match=r"dual_encoder\.json.*no weights"):
+        create_dual_encoder(hf_clip_folder)
