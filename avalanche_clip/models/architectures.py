@@ -40,6 +40,10 @@ _BUILD_ERRORS = (
     AttributeError,
     ZeroDivisionError,
     ImportError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
 )
 
 
