@@ -146,8 +146,8 @@ class DualEncoder(nn.Module):
             if spec["type"] in _OWN_TOKENIZERS and built.vocab_size > rows:
                 raise ValueError(
                     f"The tokenizer has {built.vocab_size} ids, the token table"
-                    f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'], or name the tokenizer"
-                    " that belongs to the model."
+                    f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'],"
+                    " or name the tokenizer that belongs to the model."
                 )
             self._tokenizer = built
         return self._tokenizer
