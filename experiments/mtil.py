@@ -144,10 +144,9 @@ class ImageFiles(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        from PIL import Image
+        from avalanche_clip._pictures import read_picture
 
-        with Image.open(self.files[index]) as image:
-            return image.convert("RGB")
+        return read_picture(self.files[index])
 
 
 def reference_images(config: Config) -> ImageFiles:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from avalanche_clip import distributed
 from tests.training.runs import context
 
 Jobs = Mapping[str, Callable[[], Any]]
@@ -46,7 +47,12 @@ def free_port() -> int:
 
 
 def run_in_processes(
-    jobs: Jobs, folder: Path, *, count: int = 2, seconds: float = 150
+    jobs: Jobs,
+    folder: Path,
+    *,
+    count: int = 2,
+    seconds: float = 150,
+    timeout: float | None = None,
 ) -> Results:
     """Run jobs one after the other in each of some processes.
 
@@ -54,10 +60,14 @@ def run_in_processes(
     :param folder: an empty one, for the results.
     :param count: number of processes, which form one gloo group.
     :param seconds: after this time processes are killed.
+    :param timeout: seconds that a process waits for the others; the group is then
+        joined as scripts do, else by torch alone.
     """
     port = free_port()
     processes = [
-        context().Process(target=_work, args=(rank, count, port, dict(jobs), folder))
+        context().Process(
+            target=_work, args=(rank, count, port, dict(jobs), folder, timeout)
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -76,7 +86,20 @@ def run_in_processes(
     return Results(parts)
 
 
-def _work(rank: int, count: int, port: int, jobs: Jobs, folder: Path) -> None:
+def caught(call: Callable[[], Any]) -> tuple[str, str, float]:
+    """Call; return the error's class and text, and the seconds that it took."""
+    begin = time.monotonic()
+    kind, text = "nothing", ""
+    try:
+        call()
+    except Exception as error:
+        kind, text = type(error).__name__, str(error)
+    return kind, text, time.monotonic() - begin
+
+
+def _work(
+    rank: int, count: int, port: int, jobs: Jobs, folder: Path, timeout: float | None
+) -> None:
     """Join the group as ``torchrun`` would, and run the jobs."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -86,11 +109,15 @@ def _work(rank: int, count: int, port: int, jobs: Jobs, folder: Path) -> None:
         LOCAL_RANK=str(rank),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES="",
     )
     found: dict[str, Any] = {}
     error = ""
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        if timeout is None:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        else:
+            distributed.init_distributed("gloo", timeout=timeout)
         for name, job in jobs.items():
             found[name] = job()
     except Exception:  # the processes are no longer in step

@@ -13,7 +13,9 @@ from avalanche_clip import distributed
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training import supervised
 from avalanche_clip.training.plugins.checkpoint import checkpoints
+from tests.benchmarks.test_marks import metric_values, noise, prepared
 from tests.helpers import (
+    WORDS,
     StubDualEncoder,
     quiet_evaluator,
     stub_benchmark,
@@ -122,12 +124,20 @@ def stream_case(folder):
     }
 
 
+def retrieval_case():
+    """Repeated pictures, and captions that differ after the cut only."""
+    model = stub_model()
+    pairs = [(noise(n % 4), f"abcd{WORDS[n % 6]}") for n in range(12)]
+    return metric_values(model, prepared(pairs, model)[1])
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     """Results of both processes, which do all jobs of this file in one go."""
     folder = tmp_path_factory.mktemp("pool")
     jobs = {
         "gather": gather_case,
+        "retrieval": retrieval_case,
         **{name: partial(small_run, name, 4) for name in CASES},
         "stream": partial(stream_case, f"{folder}/run"),
     }
@@ -148,6 +158,14 @@ def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
             *[[10, 13], [11, 14], [12, 15]],
         ]
     assert whole["told"] == "rank 0" and whole["ranks"] == (0, True)
+
+
+def test_retrieval__of_each_process_is_that_of_one(pool):
+    first, second = pool["retrieval"]
+    assert first == second == pytest.approx(retrieval_case())
+    # four pictures, each with three of six captions that the model sees as one
+    assert first["text_to_image_mean_rank"] < 4
+    assert first["image_to_text_R@1"] == 0
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -23,6 +23,7 @@ NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
     "_lock": ("avalanche", "avalanche_clip"),
     "losses": (

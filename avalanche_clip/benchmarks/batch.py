@@ -9,6 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_clip.benchmarks.marks import (
+    caption_marks,
+    in_evaluation,
+    picture_marks,
+)
+
 
 class ImageTextBatch(dict):
     """A mini-batch of images with their captions.
@@ -18,6 +24,9 @@ class ImageTextBatch(dict):
     caption belongs to), ``sample_id`` (int64, ``(B,)``), and where the data
     set has them ``targets``, ``language`` and ``timestamp`` (``(B,)``). With
     one caption per image, ``M == B`` and ``owner`` is ``arange(B)``.
+    In evaluation ``caption_key`` (int64, ``(M, 2)``) and ``image_key`` (``(B, 2)``)
+    are equal where the captions or pictures are, whatever the tokenizer and the
+    image transform leave of them.
 
     ``len(batch)`` is the number of images ``B``, which stock plugins use as
     the weight of the batch.
@@ -84,7 +93,7 @@ class ImageTextBatch(dict):
             for key, value in self.items():
                 if key == "owner":
                     part[key] = value[rows] - start
-                elif key == "text":
+                elif key in ("text", "caption_key"):
                     part[key] = value[rows]
                 else:
                     part[key] = value[start:stop]
@@ -119,12 +128,12 @@ class FieldCollate:
     def __init__(self, fields: Sequence[str], tokenizer: Any = None):
         self.fields = tuple(fields)
         self.tokenizer = tokenizer
-        wrong = {"image", "text", "owner"} & set(self.fields[2:])
+        wrong = {"image", "text", "owner", "caption_key"} & set(self.fields[2:])
         if self.fields[:2] != ("image", "text") or wrong:
             raise ValueError(
                 f"fields={self.fields!r} must begin with 'image', 'text' and go on "
-                "with other names than these and 'owner'; pass the names of the "
-                "item's elements in order."
+                "with other names than these, 'owner' and 'caption_key'; pass the "
+                "names of the item's elements in order."
             )
 
     def with_tokenizer(self, tokenizer: Any) -> FieldCollate:
@@ -151,18 +160,26 @@ class FieldCollate:
         texts, owner = _flatten_captions(columns["text"])
         batch["text"] = self._tokenise(texts, owner, facts.get("language"))
         batch["owner"] = torch.as_tensor(owner)
+        if in_evaluation(columns["image"]):
+            batch["caption_key"] = caption_marks(texts, self._pad_id())
+            pictures = picture_marks(columns["image"])
+            if pictures is not None:
+                batch["image_key"] = pictures
         batch.update(facts)
         size = len(samples)
         labels = facts.get("targets", facts.get("sample_id", torch.arange(size)))
         task = columns.get("targets_task_labels", (0,) * size)
         return [batch, labels, torch.as_tensor(np.asarray(task, dtype=np.int64))]
 
+    def _pad_id(self) -> int:
+        return int(getattr(self.tokenizer, "pad_id", 0) or 0)
+
     def _tokenise(
         self, texts: list[Any], owner: list[int], languages: Tensor | None
     ) -> Tensor:
         tensors = sum(isinstance(text, Tensor) for text in texts)
         if tensors == len(texts):
-            return _pad_tokens(texts, int(getattr(self.tokenizer, "pad_id", 0) or 0))
+            return _pad_tokens(texts, self._pad_id())
         if tensors:
             raise ValueError(
                 f"{tensors} of the {len(texts)} captions of a batch are token ids, the "

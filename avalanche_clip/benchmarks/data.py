@@ -26,8 +26,10 @@ from avalanche.benchmarks.utils.flat_data import (
     LazyIndices,
     LazyRange,
 )
+from PIL import Image
 from torch import Tensor
 
+from avalanche_clip._pictures import decoded
 from avalanche_clip.benchmarks.batch import FieldCollate, ImageTextBatch
 from avalanche_clip.benchmarks.times import timestamp_column
 
@@ -37,8 +39,12 @@ IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
 _ATTRIBUTE_ORDER = ("sample_id", "targets", "language", "timestamp")
 
 
-class CorruptSampleError(RuntimeError):
+class CorruptSampleError(ValueError, RuntimeError):
     """Raised when a raw item of an image-text data set cannot be read."""
+
+
+class MissingSampleError(CorruptSampleError, FileNotFoundError):
+    """Raised when the file of an item is not there."""
 
 
 class CheckedPairs:
@@ -56,13 +62,15 @@ class CheckedPairs:
         try:
             item = self.pairs[index]
             image, text = item[0], item[1]
-            if hasattr(image, "load") and not isinstance(image, Tensor):
+            if isinstance(image, Image.Image):
                 # PIL reads lazily; errors should name the item, not a transform.
-                image.load()
+                decoded(image)
         # Decoders raise nearly anything, and an IndexError that got out would end
         # a loop over the data set early, without a word.
         except Exception as error:
-            raise CorruptSampleError(
+            absent = isinstance(error, FileNotFoundError)
+            kind = MissingSampleError if absent else CorruptSampleError
+            raise kind(
                 f"Item {index} (sample_id {self.sample_ids[index]}) cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
@@ -320,6 +328,7 @@ __all__ = [
     "CorruptSampleError",
     "FieldCollate",
     "ImageTextBatch",
+    "MissingSampleError",
     "attribute_array",
     "concatenate",
     "find_corrupt_samples",

@@ -58,7 +58,7 @@ def with_facts(
                 f"Fact {name!r} has {len(column)} values for {len(dataset)} samples; "
                 "give one per sample."
             )
-        if name in ("image", "text", "owner", TASK_LABELS) or (
+        if name in ("image", "text", "owner", "caption_key", TASK_LABELS) or (
             name not in attributes and hasattr(dataset, name)
         ):
             raise ValueError(

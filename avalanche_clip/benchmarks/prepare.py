@@ -24,6 +24,7 @@ from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
 from avalanche_clip.benchmarks.facts import has_no_images
+from avalanche_clip.benchmarks.marks import MarkedPictures
 
 
 class RandomCaption:
@@ -103,7 +104,10 @@ def prepare_benchmark(
     eval_image = model.transform(False) if eval_transform is None else eval_transform
     text = RandomCaption() if train_text_transform is None else train_text_transform
     groups = TransformGroups(
-        {"train": (train_image, text), "eval": (eval_image, AllCaptions())}
+        {
+            "train": (train_image, text),
+            "eval": (MarkedPictures(eval_image), AllCaptions()),
+        }
     )
     streams = []
     for name, stream in benchmark.streams.items():

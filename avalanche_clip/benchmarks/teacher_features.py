@@ -388,13 +388,15 @@ def _attach(
     images: bool,
     check: int | None,
 ) -> AvalancheDataset:
-    facts = {}
+    facts: dict[str, Any] = {}
     for kind in kinds:
         ids = teacher_ids(dataset, kind)
         facts[f"teacher_{kind}"] = store.column(kind, ids)
         _check_content(dataset, store, kind, ids, check)
     if not images:
         dataset = without_images(dataset)
+        # evaluation merges rows of one picture, which it cannot see any more
+        facts["image_key"] = teacher_ids(dataset, "image")[:, None]
     return with_facts(dataset, facts)
 
 

@@ -41,6 +41,16 @@ def _bit_sum(tensor: Tensor) -> Tensor:
     return (sums * (places * places + 7 * places + 1)).sum()
 
 
+def bit_sums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Sum the bit patterns of named tensors, weighted by position.
+
+    Equal tensors have equal sums on all devices; it costs one reduction each.
+    """
+    named = list(tensors)
+    sums = _gather([_bit_sum(tensor) for _, tensor in named])
+    return {name: total for (name, _), total in zip(named, sums, strict=True)}
+
+
 def _digest(name: str, tensor: Tensor) -> bytes:
     plain = tensor.detach().cpu().contiguous().view(-1)
     head = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode()
@@ -62,16 +72,16 @@ class FingerprintCache:
     def __call__(self, tensors: Iterable[tuple[str, Tensor]]) -> str:
         """Return the hash of all given tensors with their names, 32 hex digits."""
         named = list(tensors)
-        sums = _gather([_bit_sum(tensor) for _, tensor in named])
+        sums = bit_sums(named)
         total = hashlib.sha256()
-        for (name, tensor), bits in zip(named, sums, strict=True):
+        for name, tensor in named:
             key = (
                 tensor.data_ptr(),
                 # tensors made in inference mode count no versions
                 -1 if tensor.is_inference() else tensor._version,
                 tuple(tensor.shape),
                 tensor.dtype,
-                bits,
+                sums[name],
             )
             known = self._known.get(name)
             if known is None or known[0] != key:
@@ -94,4 +104,4 @@ def _gather(values: list[Tensor]) -> list[int]:
     return result
 
 
-__all__ = ["FingerprintCache"]
+__all__ = ["FingerprintCache", "bit_sums"]

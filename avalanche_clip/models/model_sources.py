@@ -11,7 +11,7 @@ from avalanche_clip._files import inside, read_json
 from avalanche_clip.models import architectures, weights
 from avalanche_clip.models.config_schema import check_model_file
 from avalanche_clip.models.hf_loading import CONFIG_NAME, anchor, read_hf_config
-from avalanche_clip.models.preprocessing import KEYS, read_image_processor
+from avalanche_clip.models.preprocessing import read_image_processor
 
 # one of them is in every tokenizer folder of transformers
 HF_TOKENIZER_FILES = (
@@ -222,7 +222,9 @@ def adopt(
     :param whole: whether ``stated`` is complete; else what it leaves open stays.
     """
     now = config["preprocess_cfg"]
-    kept = {} if whole else {k: now[k] for k in KEYS if k in now}
+    kept = {} if whole else dict(now)
+    if "resize_mode" in stated:
+        kept.pop("resize_to", None)  # it belongs to the mode
     config["preprocess_cfg"] = {**kept, **stated, "size": now["size"]}
 
 

@@ -99,8 +99,9 @@ def check_preprocess(values: Any, source: str) -> dict[str, Any]:
         raise _refused(source, "fill_color", fill, "give an integer from 0 to 255")
     if "resize_to" in values and not _is_size(values["resize_to"]):
         raise _refused(source, "resize_to", values["resize_to"], "give pixels, above 0")
-    if "trim" in values and not isinstance(values["trim"], bool):
-        raise _refused(source, "trim", values["trim"], "give true or false")
+    for key in ("trim", "exif_rotation"):
+        if key in values and not isinstance(values[key], bool):
+            raise _refused(source, key, values[key], "give true or false")
     augmentation = values.get("augmentation", {})
     try:
         TinyAugmentation(**augmentation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from avalanche_clip._pictures import picture_to_rgb
 from avalanche_clip.models.augmentation import TinyAugmentation
 from avalanche_clip.models.preprocessing import check_preprocess
+from avalanche_clip.models.resizing import spatial_transform
 from avalanche_clip.models.sizes import as_size
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -44,9 +46,12 @@ class Preprocessing:
         it differs from ``size``; with ``"squash"`` both sides get it.
     :param trim: zoom to what is drawn: the square around everything that is
         not white fills the image, whatever canvas the artist left around it.
+    :param exif_rotation: turn photographs as their EXIF orientation says; by
+        default pixels are taken as stored, as open_clip and transformers do.
 
     Source: the fields of open_clip's ``PreprocessCfg``; ``resize_to`` is ours,
-    for transformers' image processors, and ``trim``, for drawings on white.
+    for transformers' image processors, ``trim``, for drawings on white, and
+    ``exif_rotation``.
     """
 
     size: tuple[int, int]
@@ -57,6 +62,8 @@ class Preprocessing:
     fill_color: int = 0
     resize_to: int | None = None
     trim: bool = False
+    # not part of the text that runs and feature stores are compared by, unless set
+    exif_rotation: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for side in self.size:
@@ -82,31 +89,41 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that ``from_dict`` reads."""
-        return {
+        values = {
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
         }
+        if not self.exif_rotation:
+            del values["exif_rotation"]
+        return values
+
+    def describe(self) -> str:
+        """Return all settings that differ from a plain picture's, as text."""
+        return f"{self}{', exif_rotation=True' if self.exif_rotation else ''}"
 
 
-def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
+def to_rgb(
+    image: Image.Image | Tensor, *, exif_rotation: bool = False
+) -> Image.Image | Tensor:
     """Bring any image to three channels.
 
-    Transparent pixels become white, as on paper. Byte tensors become PIL
-    images, so that they take the same path as files.
+    Pictures follow :func:`avalanche_clip._pictures.picture_to_rgb`, as the readers
+    of files do: transparent pixels become white, as on paper. Byte tensors become
+    PIL images, so that they take the same path as files.
 
     :param image: PIL image of any mode, or tensor ``(C, H, W)`` with one,
         three or four channels, uint8 or float in [0, 1].
+    :param exif_rotation: turn PIL images as their EXIF orientation says.
     :return: PIL image in RGB, or float tensor ``(3, H, W)``.
     :raises TypeError: for another type.
-    :raises ValueError: for another shape, or no pixels.
+    :raises ValueError: for another shape, no pixels, or values outside the range.
     """
     if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ValueError(f"An image has no pixels: size {image.size}.")
-        return _pil_to_rgb(image)
+        return picture_to_rgb(image, exif_rotation=exif_rotation)
     if not isinstance(image, Tensor):
         raise TypeError(
-            f"An image came as {type(image).__name__}; give a PIL image or a tensor"
-            " of shape (3, H, W)."
+            f"An image came as {type(image).__name__}; give a PIL image (of a file "
+            "Image.open(path), of an array Image.fromarray(array)) or a tensor of "
+            "shape (3, H, W)."
         )
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(
@@ -115,7 +132,7 @@ def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
         )
     if image.dtype == torch.uint8:
         array = image.permute(1, 2, 0).cpu().numpy()
-        return _pil_to_rgb(
+        return picture_to_rgb(
             Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
         )
     if not image.is_floating_point():
@@ -123,24 +140,16 @@ def to_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
             f"An image tensor has type {image.dtype}; give uint8, or float in [0, 1]."
         )
     image = image.float()
+    low, high = (float(value) for value in image.aminmax())
+    if not (low >= 0 and high <= 1):  # written so that NaN is refused
+        raise ValueError(
+            f"A float image tensor holds values from {low:g} to {high:g}; they must "
+            "lie in [0, 1]. Divide bytes by 255, and leave out a normalisation: the "
+            "transform does it."
+        )
     if image.shape[0] == 4:
         return image[:3] * image[3:] + (1 - image[3:])
     return image.expand(3, -1, -1)
-
-
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGB", image.size, _WHITE)
-        paper.paste(image, mask=image.getchannel("A"))
-        return paper
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit greys would be clipped, not scaled, by convert
-        array = np.asarray(image).astype(np.float32) / 257.0
-        image = Image.fromarray(array.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def content_square(drawing: Image.Image, margin: float = 1.0) -> tuple[float, ...]:
@@ -188,7 +197,8 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
-        placed = self._spatial(to_rgb(image))
+        rotation = self.preprocessing.exif_rotation
+        placed = self._spatial(to_rgb(image, exif_rotation=rotation))
         if self.preprocessing.trim:
             placed = _trimmed(_as_pil(placed))
         if isinstance(placed, Tensor):
@@ -198,7 +208,7 @@ class ImageTransform:
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.preprocessing},"
+            f"{type(self).__name__}({self.preprocessing.describe()},"
             f" train={not self.deterministic})"
         )
 
@@ -228,71 +238,19 @@ def _planes(image: Image.Image) -> np.ndarray:
 
 
 def _spatial(cfg: Preprocessing, train: bool) -> Callable[[Any], Any]:
+    if not train:
+        return spatial_transform(
+            cfg.size,
+            cfg.interpolation,
+            cfg.resize_mode,
+            resize_to=cfg.resize_to,
+            fill_color=cfg.fill_color,
+        )
     from torchvision import transforms as tv
 
-    mode = tv.InterpolationMode(cfg.interpolation)
-    if train:
-        return tv.RandomResizedCrop(
-            cfg.size, scale=(0.9, 1.0), interpolation=tv.InterpolationMode.BICUBIC
-        )
-    if cfg.resize_mode == "squash":
-        if cfg.resize_to is None:
-            return tv.Resize(cfg.size, interpolation=mode)
-        square = tv.Resize((cfg.resize_to,) * 2, interpolation=mode)
-        return tv.Compose([square, tv.CenterCrop(cfg.size)])
-    if cfg.resize_mode == "longest":
-        return _ResizePad(cfg.size, mode, cfg.fill_color)
-    if cfg.resize_to is not None or cfg.size[0] == cfg.size[1]:
-        side = cfg.resize_to or cfg.size[0]
-        resize: Callable[[Any], Any] = tv.Resize(side, interpolation=mode)
-    else:
-        resize = _Cover(cfg.size, mode)
-    return tv.Compose([resize, tv.CenterCrop(cfg.size)])
-
-
-def _height_width(image: Any) -> tuple[int, int]:
-    if isinstance(image, Tensor):
-        return int(image.shape[-2]), int(image.shape[-1])
-    return image.height, image.width
-
-
-class _Cover:
-    """Resize so that a box of the given size is just covered."""
-
-    def __init__(self, size: tuple[int, int], mode: Any, largest: bool = False) -> None:
-        self.size = size
-        self.mode = mode
-        self.pick = max if largest else min
-
-    def __call__(self, image: Any) -> Any:
-        from torchvision.transforms.functional import resize
-
-        height, width = _height_width(image)
-        ratio = self.pick(height / self.size[0], width / self.size[1])
-        return resize(image, [round(height / ratio), round(width / ratio)], self.mode)
-
-
-class _ResizePad(_Cover):
-    """Resize so that the image fits into the given size, and pad the rest."""
-
-    def __init__(self, size: tuple[int, int], mode: Any, fill: int) -> None:
-        super().__init__(size, mode, largest=True)
-        self.fill = fill
-
-    def __call__(self, image: Any) -> Any:
-        from torchvision.transforms.functional import center_crop, pad
-
-        image = super().__call__(image)
-        height, width = _height_width(image)
-        missing = (max(self.size[0] - height, 0), max(self.size[1] - width, 0))
-        fill = self.fill / 255 if isinstance(image, Tensor) else (self.fill,) * 3
-        border = [
-            missing[1] // 2,
-            missing[0] // 2,
-            (missing[1] + 1) // 2,
-            (missing[0] + 1) // 2,
-        ]
-        return center_crop(pad(image, border, fill=fill), list(self.size))
+    return tv.RandomResizedCrop(
+        cfg.size, scale=(0.9, 1.0), interpolation=tv.InterpolationMode.BICUBIC
+    )
 
 
 class TinyTransform:
@@ -333,7 +291,8 @@ class TinyTransform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
-        drawing = _as_pil(to_rgb(image))
+        rotation = self.preprocessing.exif_rotation
+        drawing = _as_pil(to_rgb(image, exif_rotation=rotation))
         side = self.preprocessing.size[0]
         if drawing.size != (side, side):
             drawing = self._fit(drawing)
@@ -417,7 +376,8 @@ class TinyTransform:
         return mixed.reshape(planes.shape)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.preprocessing}, {self.augmentation})"
+        settings = self.preprocessing.describe()
+        return f"{type(self).__name__}({settings}, {self.augmentation})"
 
 
 def build_transform(

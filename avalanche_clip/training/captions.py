@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from avalanche_clip.benchmarks.facts import replace_leaves
 from avalanche_clip.benchmarks.prepare import without_groups
 
 
-def read_captions(dataset: AvalancheDataset) -> Iterator[list[Any]]:
+def read_captions(
+    dataset: AvalancheDataset, positions: Iterable[int] | None = None
+) -> Iterator[list[Any]]:
     """Yield all captions of each sample, in order.
 
     Images are not decoded where the source has a method ``text(index)``, and
@@ -22,10 +24,11 @@ def read_captions(dataset: AvalancheDataset) -> Iterator[list[Any]]:
     left out too: every caption that training may draw is there.
 
     :param dataset: image-text data, prepared or not.
+    :param positions: of the samples; default all.
     :return: one list per sample, of strings or of token-id tensors.
     """
     flat = replace_leaves(without_groups(dataset._flat_data), {})
-    for index in range(len(dataset)):
+    for index in range(len(dataset)) if positions is None else positions:
         text = flat[index][1]
         if isinstance(text, Tensor) and text.ndim == 2:
             yield list(text)

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_clip._contexts import evaluating
-from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
+from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
 
 
 class FeatureBank(NamedTuple):
-    """Features of a data set: images ``(N, D)``, distinct texts ``(M, D)``.
+    """Features of a data set: distinct images ``(N, D)`` and texts ``(M, D)``.
 
     ``owner`` holds (text, image) pairs ``(P, 2)``: equal captions are one text
-    owned by several images.
+    owned by several images, equal pictures one image with the captions of all its
+    samples, see :func:`merge_equal_pairs`.
     """
 
     image_features: Tensor
@@ -29,17 +30,19 @@ class FeatureBank(NamedTuple):
 def merge_captions(
     tokens: list[Tensor], owners: list[Tensor], pad_id: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Find captions with equal tokens.
+    """Find equal captions.
 
-    :param tokens: token ids per batch, ``(M_b, L_b)``.
+    :param tokens: what tells captions apart, per batch: marks or token ids,
+        ``(M_b, L_b)``.
     :param owners: image of each caption in the whole data set, ``(M_b,)``.
     :param pad_id: fills short rows at the end and does not count.
     :return: position of the first of each distinct caption, and the distinct
         (text, image) pairs.
     """
     owner = torch.cat(owners)
-    first, pairs = merge_equal_texts(torch.arange(len(owner)), owner, tokens, pad_id)
-    return first, torch.unique(pairs, dim=0)
+    size = int(owner.max()) + 1
+    _, first, pairs = merge_equal_pairs(owner, size, captions=tokens, pad_id=pad_id)
+    return first, pairs
 
 
 @torch.no_grad()
@@ -67,7 +70,8 @@ def embed(
     :return: features on the CPU, float32, normalised.
     """
     dataset = dataset.eval()
-    images, texts, tokens, owners = [], [], [], []
+    images, texts = [], []
+    marks: dict[str, list[Tensor]] = {}
     seen = 0
     loader = DataLoader(
         dataset,
@@ -77,8 +81,9 @@ def embed(
     )
     with evaluating(model):
         for batch, *_ in loader:
-            tokens.append(batch["text"])
-            owners.append(batch["owner"] + seen)
+            for name, rows in _marks(batch).items():
+                marks.setdefault(name, []).append(rows)
+            marks.setdefault("owner", []).append(batch["owner"] + seen)
             seen += len(batch)
             with autocast():
                 output = (encode or model)(batch.to(device))
@@ -90,9 +95,25 @@ def embed(
                 budget.spend("search", images=number, texts=len(batch["text"]))
     # One copy at the end, so that a GPU does not wait after each batch.
     image_features, text_features = (torch.cat(p).cpu() for p in (images, texts))
-    pad_id = getattr(getattr(model, "tokenizer", None), "pad_id", 0)
-    first, pairs = merge_captions(tokens, owners, pad_id)
-    return FeatureBank(image_features, text_features[first], pairs)
+    shown, said, pairs = merge_equal_pairs(
+        torch.cat(marks["owner"]),
+        seen,
+        pictures=marks.get("pictures"),
+        captions=marks["captions"],
+        languages=torch.cat(marks["languages"]) if "languages" in marks else None,
+        pad_id=getattr(getattr(model, "tokenizer", None), "pad_id", 0),
+    )
+    return FeatureBank(image_features[shown], text_features[said], pairs)
+
+
+def _marks(batch: Any) -> dict[str, Tensor]:
+    """What tells the captions and pictures of a batch apart."""
+    found = {"captions": batch.get("caption_key", batch["text"])}
+    if "image_key" in batch:
+        found["pictures"] = batch["image_key"]
+    if "language" in batch:
+        found["languages"] = batch["language"][batch["owner"]]
+    return found
 
 
 def evaluate_retrieval(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip.benchmarks.quotas import mix64
+from avalanche_clip.distributed import shares
 
 
 class TrainingOrder:
@@ -30,13 +31,15 @@ class TrainingOrder:
 
     :param num_samples: size ``N`` of the data, at least 1.
     :param batch_size: global batch size ``B``; when ``B > N`` a batch is the
-        whole data set (rounded down to a multiple of ``multiple_of``).
+        whole data set.
     :param seed: seed of the run.
     :param experience: index of the experience.
     :param shuffle: without it the order of the data is kept.
     :param continuous: see above.
     :param drop_last: leave out the smaller tail of each epoch.
-    :param multiple_of: number of processes that share a batch.
+    :param processes: number of those that share a batch, each at least one
+        sample of it.
+    :raises ValueError: if a batch has fewer samples than there are processes.
     """
 
     def __init__(
@@ -49,14 +52,13 @@ class TrainingOrder:
         shuffle: bool = True,
         continuous: bool = False,
         drop_last: bool = True,
-        multiple_of: int = 1,
+        processes: int = 1,
     ):
         self.num_samples = num_samples
-        capped = min(batch_size, num_samples)
-        self.batch_size = capped - capped % multiple_of
-        if self.batch_size < 1:
+        self.batch_size = min(batch_size, num_samples)
+        if self.batch_size < processes or not self.batch_size:
             raise ValueError(
-                f"{num_samples} sample(s) cannot fill a batch on {multiple_of} "
+                f"{self.batch_size} sample(s) cannot fill a batch on {processes} "
                 "process(es); use fewer processes or more data."
             )
         self.seed = seed
@@ -64,12 +66,17 @@ class TrainingOrder:
         self.shuffle = shuffle
         self.continuous = continuous
         self.drop_last = drop_last
-        # Every process needs the same share of a smaller last batch.
-        self.usable = num_samples - num_samples % multiple_of
+        tail = num_samples % self.batch_size
+        if 0 < tail < processes and not (continuous or drop_last):
+            raise ValueError(
+                f"The last batch of an epoch has {tail} of {num_samples} samples, too "
+                f"few for {processes} processes; use drop_last=True, or another batch "
+                "size."
+            )
 
     def batches_per_epoch(self) -> int:
         """Number of batches in one pass (of a run without a budget)."""
-        full, rest = divmod(self.usable, self.batch_size)
+        full, rest = divmod(self.num_samples, self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
     def permutation(self, number: int) -> np.ndarray:
@@ -90,7 +97,7 @@ class TrainingOrder:
         if self.continuous:
             yield from self._endless(start, count)
             return
-        order = self.permutation(epoch)[: self.usable]
+        order = self.permutation(epoch)
         for k in range(start, start + count):
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
 
@@ -157,8 +164,9 @@ class PlannedBatchSampler(Sampler[list[tuple[int, int]]]):
         batches = self.order.batches(self.epoch, self.start, self.count)
         for k, batch in enumerate(batches, self.start):
             seeds = self.order.sample_seeds(self.epoch, k, len(batch))
-            low = len(batch) * self.rank // self.world_size
-            high = len(batch) * (self.rank + 1) // self.world_size
+            sizes = shares(len(batch), self.world_size)
+            low = sum(sizes[: self.rank])
+            high = low + sizes[self.rank]
             yield list(
                 zip(batch[low:high].tolist(), seeds[low:high].tolist(), strict=True)
             )

@@ -21,6 +21,7 @@ from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
 from avalanche_clip.evaluation._summaries import is_result, stream_summary
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
+from avalanche_clip.training.agreement import agree_on_run
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
     checkpoints,
@@ -93,6 +94,7 @@ class RunResult:
         return self.matrices[name][metric]["E"]
 
 
+@distributed.guarded("run_stream()")
 def run_stream(
     strategy: Any,
     benchmark: Any,
@@ -129,12 +131,17 @@ def run_stream(
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
+    :raises RankError: when another process is about to make another run, fails, ends
+        or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that holds a run
         when ``resume`` is False, or another run than this one when it is True.
     """
     if isinstance(streams, str):
         streams = (streams,)
+    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
+    given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
+    agree_on_run(strategy, benchmark, given)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(

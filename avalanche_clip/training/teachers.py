@@ -134,11 +134,9 @@ class Teacher:
         known = None
         if keep and self.table is not None:
             known = self.table.get(batch["sample_id"])
-        world = distributed.world_size()
-        images = 0 if known is not None else len(batch)
-        strategy.compute.spend(
-            "teacher", images=images * world, texts=len(batch["text"]) * world
-        )
+        images, texts = strategy.batch_totals(batch)
+        images = 0 if known is not None else images
+        strategy.compute.spend("teacher", images=images, texts=texts)
         with strategy.autocast():
             if known is not None:
                 return self._encode_texts(batch, known)

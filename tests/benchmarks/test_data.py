@@ -10,7 +10,9 @@ import pytest
 import torch
 from avalanche.benchmarks.utils import DataAttribute
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from avalanche_clip._pictures import read_picture
 from avalanche_clip.benchmarks import (
     CorruptSampleError,
     FieldCollate,
@@ -162,6 +164,34 @@ def test_item__truncated_image_names_position_id_and_remedy(tmp_path):
         dataset[1]
     subset = dataset.subset([1, 0])
     assert [position for position, _ in find_corrupt_samples(subset)] == [0]
+
+
+class PictureFiles(ListedPairs):
+    """Pictures read from files, each with one caption."""
+
+    def __getitem__(self, index):
+        return read_picture(self.items[index]), "a picture"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("content", "kinds", "cause"),
+    [
+        (None, (FileNotFoundError, ValueError), "does not exist"),
+        (b"", (ValueError,), "empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", (ValueError,), "Git LFS"),
+    ],
+)
+def test_item__errors_are_those_of_all_files(content, kinds, cause, workers, tmp_path):
+    path = tmp_path / "cat.png"
+    if content is not None:
+        path.write_bytes(content)
+    dataset = make_image_text_dataset(PictureFiles([path]))
+    loader = DataLoader(dataset, num_workers=workers)
+    message = rf"(?s)sample_id 0.*cat\.png.*{cause}"
+    with pytest.raises(CorruptSampleError, match=message) as caught:
+        next(iter(loader))
+    assert all(isinstance(caught.value, kind) for kind in (*kinds, RuntimeError))
 
 
 @pytest.mark.parametrize("error", [IndexError, KeyError, OSError, RuntimeError])

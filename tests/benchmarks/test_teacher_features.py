@@ -33,6 +33,8 @@ from avalanche_clip.benchmarks.teacher_features import (
     teacher_ids,
 )
 from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.training.evaluate import embed
 from tests.benchmarks.datasets.coco36_files import write_coco, write_pictures
 from tests.helpers import IMAGE_SIZE, StubDualEncoder
 
@@ -357,6 +359,24 @@ def test_attaching__works_on_prepared_data_and_chosen_kinds(tmp_path):
         attach_teacher_features(prepared, store, images=False)
     single = attach_teacher_features(triplets("de"), store)
     assert len(single) == 5 and hasattr(single, "teacher_text")
+
+
+def test_attaching__rows_of_one_picture_are_merged_without_seeing_it(tmp_path):
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+
+    def stored(batch):
+        normal = torch.nn.functional.normalize
+        texts = normal(batch["teacher_text"], dim=1)
+        return CLIPOutput(normal(batch["teacher_image"], dim=1), texts, torch.ones(()))
+
+    for streams, images in (("train", "test"), False), (("test",), True):
+        data = two_languages()
+        data = attach_teacher_features(data, store, streams=streams, images=images)
+        test = prepare_benchmark(data, model).test_stream[1].dataset
+        bank = embed(model, test, encode=stored, batch_size=2)
+        assert len(bank.image_features) == 3 and len(bank.text_features) == 5
+        assert bank.owner.tolist() == [[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]]
 
 
 def test_attaching__refuses_what_does_not_belong_together(tmp_path):

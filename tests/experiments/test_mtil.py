@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from avalanche_clip.training.supervised import MTIL_RATES
@@ -30,7 +31,8 @@ def tiny(study, monkeypatch, tmp_path):
     (root / "captions.txt").write_text("ab\n\ncd\n ef \n")
 
     def scenario(config):
-        return moe_runs.raw_domains(names=("Aircraft", "MNIST", "Cars"))
+        names = ("Aircraft", "MNIST", "Cars")
+        return moe_runs.raw_domains(names=names, change=torch.sigmoid)
 
     # plots of single runs take longer than the runs
     monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)

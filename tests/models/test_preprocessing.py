@@ -321,3 +321,23 @@ def test_preprocess_cfg__impossible_values_are_refused(values, names):
         check_preprocess(values, "here")
     with pytest.raises(ValueError, match=key):
         create_dual_encoder({"model_cfg": names, "preprocess_cfg": values})
+
+
+def test_order__what_the_weights_leave_open_stays(names, tmp_path):
+    path = tmp_path / "open_clip_model.safetensors"
+    state = create_dual_encoder(names).clip.state_dict()
+    save_file({k: v.clone() for k, v in state.items()}, str(path))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": names, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}})
+    )
+    own = {"exif_rotation": True, "resize_to": 40, "trim": True}
+    given = {"model_cfg": names, "preprocess_cfg": own}
+    cfg = create_dual_encoder(given, tmp_path).transform(False).preprocessing
+    assert (cfg.mean[0], cfg.resize_to) == (0.1, 40)
+    assert cfg.exif_rotation and cfg.trim
+    stated = {"resize_mode": "squash", "mode": "RGB", "size": 99}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": names, "preprocess_cfg": stated})
+    )
+    cfg = create_dual_encoder(given, tmp_path).transform(False).preprocessing
+    assert (cfg.resize_mode, cfg.resize_to, cfg.size) == ("squash", None, (32, 32))

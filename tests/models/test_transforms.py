@@ -90,6 +90,8 @@ def test_tensors__bytes_equal_pil_and_floats_are_close(train, tiny, square):
 def test_modes__every_pil_mode_is_accepted(mode, train, square):
     source = square.convert("L") if mode in ("I;16", "LA") else square
     image = source.convert("I").convert("I;16") if mode == "I;16" else None
+    if mode == "F":
+        image = Image.fromarray(np.asarray(source.convert("L"), np.float32) / 255)
     image = image or source.convert(mode)
     assert build_transform(OPEN_CLIP, train)(image).shape == (3, 32, 32)
 
@@ -126,6 +128,14 @@ def test_to_rgb__grey_tensors_get_three_channels():
         (torch.zeros(1, 3, 4, 4), ValueError),
         (torch.zeros(3, 0, 4), ValueError),
         (Image.new("RGB", (0, 4)), ValueError),
+        (np.zeros((4, 4), np.uint8), TypeError),
+        (torch.zeros(3, 4, 4, dtype=torch.uint16), TypeError),
+        (torch.zeros(3, 4, 4, dtype=torch.bool), TypeError),
+        (torch.full((3, 4, 4), 1.01), ValueError),
+        (torch.full((1, 4, 4), -0.01), ValueError),
+        (torch.full((4, 4, 4), 255.0), ValueError),
+        (torch.full((3, 4, 4), float("nan")), ValueError),
+        (torch.full((3, 4, 4), 2.0, dtype=torch.float16), ValueError),
     ],
 )
 def test_to_rgb__other_inputs_are_refused(value, error):
@@ -133,6 +143,44 @@ def test_to_rgb__other_inputs_are_refused(value, error):
         value = torch.zeros(5, 4, 3)
     with pytest.raises(error):
         to_rgb(value)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_exif__rotation_is_an_option_of_every_transform(train, augmented, image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = image.copy()
+    photo.info["exif"] = exif.tobytes()
+    values = dict(OPEN_CLIP, exif_rotation=True)
+    if augmented:
+        values["augmentation"] = {"degrees": 20.0}
+    results = []
+    for given, settings in (
+        (photo, values),
+        (image.transpose(Image.Transpose.ROTATE_270), values),
+        (photo, values | {"exif_rotation": False}),
+        (image, values),
+    ):
+        torch.manual_seed(0)
+        results.append(build_transform(settings, train)(given))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[2], results[3])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_exif__rotation_is_told_and_stored_where_it_is_set():
+    plain, turned = (
+        build_transform(OPEN_CLIP | {"exif_rotation": value}, False)
+        for value in (False, True)
+    )
+    with pytest.raises(ValueError, match="exif_rotation='yes'"):
+        build_transform(OPEN_CLIP | {"exif_rotation": "yes"}, False)
+    assert repr(plain) == repr(build_transform(OPEN_CLIP, False)) != repr(turned)
+    assert "exif_rotation" not in repr(plain)
+    assert "exif_rotation" not in plain.preprocessing.to_dict()
+    again = Preprocessing.from_dict(turned.preprocessing.to_dict())
+    assert again == turned.preprocessing
 
 
 def tiny(augmentation, **changes):

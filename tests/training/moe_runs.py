@@ -67,29 +67,33 @@ def pictures(targets, seed, spread=0.3):
     return rows + spread * torch.randn(rows.shape, generator=own)
 
 
-def labelled(first, classes, per_class, seed):
+def labelled(first, classes, per_class, seed, change=None):
     """A labelled data set of ``classes`` classes, labels from 0."""
     targets = torch.arange(classes).repeat(per_class)
-    data = TensorDataset(pictures(targets + first, seed), targets)
+    images = pictures(targets + first, seed)
+    data = TensorDataset(images if change is None else change(images), targets)
     data.targets = targets
     return data
 
 
-def raw_domains(count=3, *, classes=3, per_class=4, names=None, **options):
-    """``count`` domains of a few classes each, not prepared."""
+def raw_domains(count=3, *, classes=3, per_class=4, names=None, change=None, **options):
+    """``count`` domains of a few classes each, not prepared.
+
+    :param change: applied to all images; real transforms take [0, 1] only.
+    """
     parts = []
     for k in range(count):
         first = k * classes
         parts.append(
             (
-                labelled(first, classes, per_class, 10 + k),
-                labelled(first, classes, 2, 20 + k),
+                labelled(first, classes, per_class, 10 + k, change),
+                labelled(first, classes, 2, 20 + k, change),
                 NAMES[first : first + classes],
                 ["a {}", "b {}"],
                 names[k] if names else f"domain {k}",
             )
         )
-    valid = [labelled(k * classes, classes, 2, 30 + k) for k in range(count)]
+    valid = [labelled(k * classes, classes, 2, 30 + k, change) for k in range(count)]
     return multi_domain_benchmark(parts, valid=valid, **options)
 
 

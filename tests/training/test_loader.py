@@ -67,21 +67,34 @@ def test_order__without_shuffle_keeps_the_order():
     assert batches == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
 
 
-def test_order__tail_is_shared_evenly_by_processes():
-    order = endless(11, 4, continuous=False, drop_last=False, multiple_of=2)
+@pytest.mark.parametrize("size", [7, 11, 50])
+def test_order__batches_do_not_depend_on_the_number_of_processes(size):
+    def batches(processes):
+        order = endless(size, 8, continuous=False, processes=processes)
+        return [b.tolist() for b in order.batches(1, 0, order.batches_per_epoch())]
+
+    assert batches(1) == batches(2) == batches(3)
+
+
+def test_order__tail_too_small_for_the_processes_raises():
+    options = {"continuous": False, "drop_last": False, "processes": 2}
+    order = endless(11, 4, **options)
     sizes = [len(b) for b in order.batches(0, 0, order.batches_per_epoch())]
-    assert sizes == [4, 4, 2]
+    assert sizes == [4, 4, 3]
+    with pytest.raises(ValueError, match="last batch of an epoch has 1 of 9"):
+        endless(9, 4, **options)
+    assert endless(9, 4, **{**options, "drop_last": True}).batches_per_epoch() == 2
 
 
 def test_order__too_few_samples_for_the_processes_raise():
     with pytest.raises(ValueError, match="cannot fill a batch on 4"):
-        endless(3, 8, multiple_of=4)
+        endless(3, 8, processes=4)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_sampler__ranks_together_give_the_single_process_batches(world):
     def batches(rank, size):
-        sampler = PlannedBatchSampler(endless(50, 8, multiple_of=size), rank, size)
+        sampler = PlannedBatchSampler(endless(50, 8, processes=size), rank, size)
         sampler.plan(0, 3, 6)
         return list(sampler)
 

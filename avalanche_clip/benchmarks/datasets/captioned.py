@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip._pictures import read_picture
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 
@@ -31,15 +32,15 @@ def load_image(root: str | Path | None, name: str) -> Image.Image:
 
     :param root: folder of the pictures.
     :param name: path below it.
-    :raises ValueError: if there is no folder.
+    :raises ValueError: if there is no folder, or the file is no picture or too large.
+    :raises FileNotFoundError: if there is no such file.
     """
     if root is None:
         raise ValueError(
             f"The picture {name} cannot be read: no image_root was given. Pass it, or "
             "leave pictures out with without_images and stored features."
         )
-    with Image.open(Path(root) / name) as image:
-        return image.convert("RGB")
+    return read_picture(Path(root) / name)
 
 
 class CaptionedImages:

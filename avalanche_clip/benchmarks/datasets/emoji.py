@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime, timezone
@@ -31,6 +30,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from avalanche_clip._pictures import read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -201,8 +202,8 @@ def load_emoji_table() -> EmojiTable:
 @functools.cache
 def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
     """Decode a style's sheet to uint8 ``(N, 48, 48, 3)``, once per process."""
-    with Image.open(io.BytesIO(_read_data(f"emoji_{style}.webp"))) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    name = f"emoji_{style}.webp"
+    pixels = np.asarray(read_picture(_read_data(name), name))
     rows, columns = (n // EMOJI_SIZE for n in pixels.shape[:2])
     tiles = pixels.reshape(rows, EMOJI_SIZE, columns, EMOJI_SIZE, 3)
     # (row, y, column, x, c) -> (row, column, y, x, c)

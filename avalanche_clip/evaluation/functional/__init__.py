@@ -26,7 +26,10 @@ from avalanche_clip.evaluation.functional.ranks import (
     retrieval_ranks,
 )
 from avalanche_clip.evaluation.functional.retrieval import retrieval_metrics
-from avalanche_clip.evaluation.functional.texts import merge_equal_texts
+from avalanche_clip.evaluation.functional.texts import (
+    merge_equal_pairs,
+    merge_equal_texts,
+)
 from avalanche_clip.evaluation.functional.transfer import (
     continual_summary,
     fold_columns,
@@ -49,6 +52,7 @@ __all__ = [
     "fold_columns",
     "incremental_accuracy",
     "forgetting_per_task",
+    "merge_equal_pairs",
     "merge_equal_texts",
     "multilingual_summary",
     "owner_pairs",

@@ -24,6 +24,9 @@ ROTATION_BINS = (0.0, 15.0, 20.0, 25.0, 30.0, 180.0)
 TOPOLOGY_BINS = (0.0, 5.0, 10.0, 15.0, 20.0, 180.0)
 """Edges in degrees of the bins of absolute changes of self-angles."""
 
+# Angles so close to an edge, in degrees, are on it: features in float32 give angles
+# with errors of some 1e-5.
+_ON_EDGE = 1e-4
 # Largest condition number (Frobenius) of the features' Gram matrices and of the
 # product of old and new ones. The first is a ratio of singular values of 1e-6, which
 # lies between rounding in float32 (1e-7) and the features of models (1e-3 and more).
@@ -44,7 +47,8 @@ def spatial_disorder(
     - ``m_rotation_mean``, ``_median``, ``_std`` (over all N, not N - 1): of the
       angles between old and new vector of each sample; and
       ``m_rotation_share_0_15`` ... ``_30_180``: shares of them in
-      :data:`ROTATION_BINS`.
+      :data:`ROTATION_BINS`. Rounding moves no angle across an edge of these bins
+      or those below: angles within 1e-4 of an edge count as on it.
     - ``m_topology_change``: mean absolute change of the angle between two
       samples of one modality, over the N(N-1)/2 pairs (the paper's self-angle
       matrix); ``m_topology_signed_mean``: its mean with sign, positive when
@@ -174,10 +178,14 @@ def angle_histogram(
     values = as_tensor("angles", angles).double().flatten()
     if bool(values.isnan().any()):
         raise ValueError(f"angles hold NaN in {int(values.isnan().sum())} places.")
-    limits = bounds.tolist()
+    return _histogram(values, bounds.tolist())
+
+
+def _histogram(values: Tensor, edges: Sequence[float], near: float = 0.0) -> Tensor:
+    """Shares of bins; values less than ``near`` from an edge count as on it."""
     # counting below each edge is faster than finding the bin of each value
-    below = [int((values < edge).sum()) for edge in limits[:-1]]
-    below.append(int((values <= limits[-1]).sum()))
+    below = [int((values < edge - near).sum()) for edge in edges[:-1]]
+    below.append(int((values <= edges[-1] + near).sum()))
     counts = torch.tensor(below, dtype=torch.float64, device=values.device).diff()
     return counts / values.numel()
 
@@ -234,7 +242,7 @@ def _topology(modality: str, changes: Tensor) -> dict[str, float]:
 
 
 def _shares(prefix: str, angles: Tensor, edges: Sequence[float]) -> dict[str, float]:
-    shares = angle_histogram(angles, edges).tolist()
+    shares = _histogram(angles, edges, _ON_EDGE).tolist()
     return {
         f"{prefix}_share_{low:g}_{high:g}": share
         for low, high, share in zip(edges[:-1], edges[1:], shares)
@@ -243,7 +251,7 @@ def _shares(prefix: str, angles: Tensor, edges: Sequence[float]) -> dict[str, fl
 
 def _deviation(images: Tensor, texts: Tensor) -> dict[str, float]:
     """Compare the rotation angles of the two modalities."""
-    shares = [angle_histogram(angles, ROTATION_BINS) for angles in (images, texts)]
+    shares = [_histogram(angles, ROTATION_BINS, _ON_EDGE) for angles in (images, texts)]
     return {
         "imd_mean": (images - texts).abs().mean().item(),
         "imd_gap": abs((images.mean() - texts.mean()).item()),

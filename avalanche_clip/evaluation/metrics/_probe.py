@@ -97,6 +97,7 @@ def _first_captions(batch: Any) -> Any:
     first = torch.full((size,), len(owner), dtype=torch.int64)
     first.scatter_reduce_(0, owner, torch.arange(len(owner)), "amin")
     batch = batch.copy()
+    batch.pop("caption_key", None)
     batch["text"], batch["owner"] = batch["text"][first], torch.arange(size)
     return batch
 

@@ -11,7 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_clip.evaluation.functional import merge_equal_texts, retrieval_metrics
+from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
 
 StreamResults = dict[str, dict[int, dict[str, float]]]
@@ -21,10 +21,11 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
     """Image-text retrieval on each test experience and its mean over a stream.
 
     During evaluation the features of one test experience are collected on the
-    CPU as float32, together with the token ids of its captions: 4 * D bytes per
-    image and caption. Captions with equal token ids count as one caption that
-    belongs to several images. ``stream_results[stream][index]`` keeps the values
-    of the last evaluation.
+    CPU as float32, together with the marks of its captions and pictures: 4 * D + 16
+    bytes per image and caption. Equal captions count as one that belongs to several
+    images, and equal pictures (rows with one caption each that repeat the picture)
+    as one that owns the captions of all its rows; see :func:`merge_equal_pairs`.
+    ``stream_results[stream][index]`` keeps the values of the last evaluation.
 
     Emitted are the values of :func:`retrieval_metrics` as Python floats, named
     ``image_to_text_R@1/eval_phase/test_stream/Task000/Exp000`` for each
@@ -32,13 +33,16 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
     the experiences of a stream.
 
     The strategy has to provide ``mb_features`` (image and text features) and
-    ``mb_x`` with the keys ``owner`` and, to find equal captions, ``text``.
+    ``mb_x`` with the keys ``owner`` and, to find equal captions and pictures,
+    ``caption_key``, ``language`` and ``image_key``. Where captions have no marks
+    (batches of another collate) they are told apart by their token ids in ``text``,
+    so that captions which differ after the cut only would count as one.
 
     :param ks: numbers of results looked at.
     :param ties: tie policy, see :func:`retrieval_metrics`.
     :param tie_eps: largest difference of two scores that counts as a tie.
     :param chunk_size: side of the score tiles; affects memory and speed only.
-    :param deduplicate: whether equal captions count as one.
+    :param deduplicate: whether equal captions, and equal pictures, count as one.
     :param stream: whether to emit the means over each evaluated stream.
     """
 
@@ -73,6 +77,8 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         self._texts: list[Tensor] = []
         self._owners: list[Tensor] = []
         self._tokens: list[Tensor] = []
+        self._pictures: list[Tensor] = []
+        self._languages: list[Tensor] = []
         self._num_images = 0
         self._pad_id = 0
 
@@ -82,6 +88,9 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         text_features: Tensor,
         owner: Tensor | None = None,
         tokens: Tensor | None = None,
+        *,
+        pictures: Tensor | None = None,
+        languages: Tensor | None = None,
     ) -> None:
         """Add one batch.
 
@@ -89,10 +98,14 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         :param text_features: ``(M, D)``.
         :param owner: image of each text within the batch, integers ``(M,)`` in
             0..B-1; None: text i belongs to image i.
-        :param tokens: token ids of the texts, ``(M, L)``; L may differ between
-            batches. None: all texts count as different.
+        :param tokens: what tells the texts apart, ``(M, L)``: marks
+            (``caption_key``) or token ids; L may differ between batches. None: all
+            texts count as different.
+        :param pictures: what tells the pictures apart, ``(B, L)``; None: all
+            count as different.
+        :param languages: codes of the images' languages, ``(B,)``.
         :raises ValueError: if the shapes do not fit, or some batches come with
-            token ids and others without.
+            one of these and others without.
         """
         num_images, num_texts = image_features.shape[0], text_features.shape[0]
         if owner is None:
@@ -107,14 +120,30 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
                 f"owner holds {owner.min()} to {owner.max()}; within a batch of "
                 f"{num_images} images it must lie in 0..{num_images - 1}."
             )
-        if self._images and (tokens is None) != (not self._tokens):
-            raise ValueError("token ids given for some batches only; give all or none.")
+        owner = owner.detach().cpu().long()
+        if languages is not None:
+            languages = languages.cpu()[owner]
+        self._keep("token ids", self._tokens, tokens, num_texts)
+        self._keep("marks of pictures", self._pictures, pictures, num_images)
+        self._keep("languages", self._languages, languages, num_texts)
         self._images.append(_stored(image_features))
         self._texts.append(_stored(text_features))
-        self._owners.append(owner.detach().cpu().long() + self._num_images)
-        if tokens is not None:
-            self._tokens.append(tokens.detach().cpu())
+        self._owners.append(owner + self._num_images)
         self._num_images += num_images
+
+    def _keep(
+        self, what: str, kept: list[Tensor], rows: Tensor | None, size: int
+    ) -> None:
+        if self._images and (rows is None) != (not kept):
+            raise ValueError(f"{what} given for some batches only; give all or none.")
+        if rows is None:
+            return
+        if len(rows) != size:
+            raise ValueError(
+                f"{what} of shape {tuple(rows.shape)} given for {size} features; pass "
+                "one row each."
+            )
+        kept.append(rows.detach().cpu())
 
     def result(self) -> dict[str, float]:
         """Return the metrics of everything added since the last reset.
@@ -124,11 +153,20 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         """
         if not self._images:
             return {}
-        texts, owner = torch.cat(self._texts), torch.cat(self._owners)
-        if self.deduplicate and self._tokens:
-            texts, owner = merge_equal_texts(texts, owner, self._tokens, self._pad_id)
+        images, texts = torch.cat(self._images), torch.cat(self._texts)
+        owner = torch.cat(self._owners)
+        if self.deduplicate:
+            shown, said, owner = merge_equal_pairs(
+                owner,
+                len(images),
+                pictures=self._pictures or None,
+                captions=self._tokens or None,
+                languages=torch.cat(self._languages) if self._languages else None,
+                pad_id=self._pad_id,
+            )
+            images, texts = images[shown], texts[said]
         return retrieval_metrics(
-            torch.cat(self._images),
+            images,
             texts,
             owner,
             ks=self.ks,
@@ -164,12 +202,14 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         """Collect the features of one batch."""
         self._pad_id = _pad_id(strategy)
         features, batch = strategy.mb_features, strategy.mb_x
-        tokens = batch.get("text")
+        marks = batch.get("caption_key", batch.get("text"))
         self.update(
             features.image_features,
             features.text_features,
             batch.get("owner"),
-            tokens if isinstance(tokens, Tensor) else None,
+            marks if isinstance(marks, Tensor) else None,
+            pictures=batch.get("image_key"),
+            languages=batch.get("language"),
         )
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:

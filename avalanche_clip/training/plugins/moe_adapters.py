@@ -334,7 +334,9 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
         """Add the balance loss."""
         if self.balance_weight > 0:
             own = strategy.mb_features.aux["balance_loss"]
-            mean = distributed.gather_rows(own.reshape(1)).mean()
+            sizes = own.new_tensor(strategy.batch_sizes)
+            each = distributed.gather_rows(own.reshape(1), [1] * len(sizes))
+            mean = (each * sizes / sizes.sum()).sum()
             strategy.add_loss("balance", self.balance_weight * mean)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:

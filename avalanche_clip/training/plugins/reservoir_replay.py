@@ -124,6 +124,7 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         self._datasets: dict[int, Any] = {}
         self._ids: tuple[np.ndarray, np.ndarray] | None = None
         self._new: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
+        self._sizes: list[int] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -167,17 +168,22 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Append stored samples to the batch."""
         batch = strategy.mbatch[0]
-        world, rank = distributed.world_size(), distributed.rank()
-        self._new = self._batch_seeds(strategy, len(batch) * world)
-        wanted = len(batch) if self.replay_size is None else self.replay_size
-        # Every process appends equally many.
-        count = min(wanted * world, len(self._slots)) // world
+        rank = distributed.rank()
+        self._sizes = distributed.exchange("the new samples of a step", len(batch))
+        new, world = sum(self._sizes), len(self._sizes)
+        self._new = self._batch_seeds(strategy, new)
+        wanted = new if self.replay_size is None else self.replay_size * world
+        count = min(wanted, len(self._slots))
         if strategy.clock.train_exp_counter == 0 or not count:
             return
         drawn = self._generator(strategy, 0).choice(
-            len(self._slots), size=count * world, replace=False
+            len(self._slots), size=count, replace=False
         )
-        chosen = drawn[rank * count : (rank + 1) * count]
+        parts = distributed.shares(count, world)
+        chosen = drawn[sum(parts[:rank]) :][: parts[rank]]
+        if not len(chosen):
+            self._append_none(strategy)
+            return
         old = [part.to(strategy.device) for part in self._read(strategy, chosen)]
         if self.target == "student":
             assert self._targets is not None
@@ -192,6 +198,15 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
                 for pair in zip(strategy.mbatch[1:], old[1:], strict=True)
             ),
         ]
+
+    def _append_none(self, strategy: Any) -> None:
+        """Mark the batch of a process that gets no stored sample as the others'."""
+        batch = strategy.mbatch[0]
+        batch[FROM_MEMORY] = torch.zeros_like(strategy.mbatch[1])
+        if self.target == "student":
+            assert self._targets is not None
+            shape = len(batch), self._targets.shape[1]
+            batch[TARGET] = self._targets.new_zeros(shape).to(strategy.device)
 
     def _read(self, strategy: Any, chosen: npt.NDArray[np.int64]) -> list[Any]:
         """Read stored samples again, as they were."""
@@ -250,11 +265,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Offer the new samples of this step to the reservoir."""
-        size = len(self._new) // distributed.world_size()
         assert self._ids is not None
         ordered, order = self._ids
-        new = strategy.mb_x["sample_id"][:size]
-        ids = distributed.gather_rows(new).cpu().numpy()
+        new = strategy.mb_x["sample_id"][: self._sizes[distributed.rank()]]
+        ids = distributed.gather_rows(new, self._sizes).cpu().numpy()
         found = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
         # Samples that another plugin has pooled are no new ones.
         own = ordered[found] == ids
@@ -293,8 +307,10 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         if self.target == "student":
             features = raw_text_features(strategy.global_features).detach()
             # Each process's part of the features ends with its old samples.
-            size = len(self._new) // distributed.world_size()
-            place = rows // size * len(strategy.mb_x) + rows % size
+            starts = np.cumsum([0, *self._sizes])
+            owner = np.searchsorted(starts, rows, side="right") - 1
+            parts = np.cumsum([0, *strategy.batch_sizes])
+            place = parts[owner] + rows - starts[owner]
             values = features[torch.from_numpy(place).to(features.device)].float().cpu()
             old = values.new_zeros(0, values.shape[1])
             old = old if self._targets is None else self._targets

@@ -153,6 +153,7 @@ class VocabularyReplayPlugin(
         self._drawn_at: int | None = None
         self._images: Iterator[Tensor] | None = None
         self._next_batch = -1
+        self._sizes: list[int] = []  # of all processes' parts of a second batch
 
     @property
     def token_ids(self) -> Tensor | None:
@@ -340,16 +341,19 @@ class VocabularyReplayPlugin(
         ours = _encode(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
-        total = len(images) * distributed.world_size()
         for kind in ("reference", "teacher"):
-            strategy.compute.spend(kind, images=total, texts=0)
-        return distributed.gather_rows(ours), distributed.gather_rows(theirs)
+            strategy.compute.spend(kind, images=sum(self._sizes), texts=0)
+        gather = distributed.gather_rows
+        return gather(ours, self._sizes), gather(theirs, self._sizes)
 
     def _next_images(self, strategy: Any) -> Tensor:
         """The second batch of this step, wherever the experience was entered."""
         step = strategy.clock.train_exp_iterations
         if self._images is None or self._next_batch != step:
-            self._images = iter(self._image_loader(strategy, step))
+            loader = self._image_loader(strategy, step)
+            world = distributed.world_size()
+            self._sizes = distributed.shares(loader.order.batch_size, world)
+            self._images = iter(loader)
         images = next(self._images)
         self._next_batch = step + 1
         return images.to(strategy.device, non_blocking=True)
@@ -364,7 +368,7 @@ class VocabularyReplayPlugin(
             seed=self._seed(strategy, _IMAGES),
             experience=strategy.experience_index,
             continuous=True,
-            multiple_of=world,
+            processes=world,
         )
         options = {"pin_memory": strategy.device.type == "cuda", **self._workers}
         loader = TrainLoader(

@@ -15,7 +15,6 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_clip import distributed
 from avalanche_clip.benchmarks.data import item_fields
 from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
 from avalanche_clip.models import (
@@ -344,9 +343,11 @@ class CLLCLIP(ContrastiveTemplate):
     def forward(self) -> Any:
         """Encode the texts; complete the batch by the teacher's features."""
         self._student.for_loss = self.is_training
-        if self.is_training:
-            self._complete(self.mb_x)
         return super().forward()
+
+    def _meet(self) -> None:
+        super()._meet()
+        self._complete(self.mb_x)
 
     def _encode(self, batch: Any) -> CLIPOutput:
         if not self.is_training and "teacher_image" not in batch:
@@ -367,12 +368,11 @@ class CLLCLIP(ContrastiveTemplate):
             return super().criterion()
         assert self.global_features is not None
         ids = self.mb_x.get("image_id")
-        targets = distributed.gather_rows(self.mb_targets if ids is None else ids)
+        targets = self.gather_rows(self.mb_targets if ids is None else ids)
         return self._criterion(self.global_features, targets)
 
     def _count_batch(self) -> None:
-        world = distributed.world_size()
-        texts, samples = len(self.mb_x["text"]) * world, len(self.mb_x) * world
+        samples, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=0, texts=texts, steps=1, samples=samples)
 
     # --------------------------------------------------------------- teacher
@@ -383,10 +383,10 @@ class CLLCLIP(ContrastiveTemplate):
         if not missing:
             return
         teacher = self.teachers.get("initial").model
-        world, size = distributed.world_size(), len(batch)
+        size = self.batch_totals(batch)[0]
         images = size if "teacher_image" in missing else 0
         texts = size if "teacher_text" in missing else 0
-        self.compute.spend("teacher", images=images * world, texts=texts * world)
+        self.compute.spend("teacher", images=images, texts=texts)
         with self.autocast():
             if images:
                 image = batch["image"]

@@ -224,16 +224,7 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     def gather_output(self, output: CLIPOutput) -> CLIPOutput:
         """Join the images of all processes; the texts are the same on each."""
-        whole = distributed.gather_output(
-            output._replace(
-                text_features=output.text_features[:0],
-                aux={k: v for k, v in (output.aux or {}).items() if k != "text_norm"},
-            )
-        )
-        aux = {**(whole.aux or {})}
-        if output.aux and "text_norm" in output.aux:
-            aux["text_norm"] = output.aux["text_norm"]
-        return whole._replace(text_features=output.text_features, aux=aux)
+        return distributed.gather_output(output, self.batch_sizes, texts=False)
 
     def _macs_per_sample(self, batch_size: int) -> float:
         macs: Any = self.model.macs()  # type: ignore[operator]
@@ -281,8 +272,8 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         assert self.mb_output is not None
         if not self.is_training:
             return self.loss_function(self.mb_output, self.mb_y)
-        logits = distributed.gather_rows(self.mb_output)
-        return self.loss_function(logits, distributed.gather_rows(self.mb_y))
+        logits = self.gather_rows(self.mb_output)
+        return self.loss_function(logits, self.gather_rows(self.mb_y))
 
     def _loss_of(self, output: Any, targets: Tensor) -> Tensor:
         """Loss of logits and columns, or of a model's output and global ids.

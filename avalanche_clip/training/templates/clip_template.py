@@ -174,6 +174,8 @@ class CLIPTemplate(
         self._pending: dict[str, Any] | None = None
         self.teachers = TeacherService(self)
         self.mb_features: CLIPOutput | None = None
+        self.batch_sizes: list[int] = []
+        self.text_counts: list[int] = []
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
         self.in_training = False
@@ -229,7 +231,9 @@ class CLIPTemplate(
             self._new_scaler()
         super()._before_training_exp(**kwargs)
         self.deterministic_images = has_deterministic_images(self.adapted_dataset)
-        self.planned_iterations = self._plan()
+        with distributed.together(f"the plan of experience {self.experience_index}"):
+            self.planned_iterations = self._plan()
+        self._agree_on_steps()
         check_planned(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
@@ -270,9 +274,11 @@ class CLIPTemplate(
                 self._stop_training = False
                 break
             self.training_epoch(**kwargs)
+            distributed.broadcast_buffers(self.model)
             self._after_training_epoch(**kwargs)
             logger.debug("experience %d epoch %d", self.experience_index, epoch)
         self._pending = None
+        distributed.exchange(f"the end of experience {self.experience_index}")
         self._require_finite_weights()
 
     def training_epoch(self, **kwargs: Any) -> None:

@@ -109,20 +109,22 @@ class ContrastiveTemplate(CLIPTemplate):
         rows = rows.scatter_reduce(0, owner, positions, "amin")
         return output._replace(text_features=output.text_features[rows])
 
+    def gather_output(self, output: CLIPOutput) -> CLIPOutput:
+        """Join the outputs of all processes to that of the whole batch."""
+        images, texts = self.batch_sizes, self.text_counts
+        if images != texts:  # the same on each process
+            raise ValueError(
+                f"Training needs one caption per image, but the batch has {sum(texts)} "
+                f"captions for {sum(images)} images; set train_text_transform in "
+                "prepare_benchmark (RandomCaption)."
+            )
+        return super().gather_output(output)
+
     def criterion(self) -> Tensor:
         """Loss of the global batch (training) or the local one (evaluation)."""
         if self.is_training:
             assert self.global_features is not None
-            if len(self.global_features.text_features) != len(
-                self.global_features.image_features
-            ):
-                raise ValueError(
-                    "Training needs one caption per image, but the batch has "
-                    f"{len(self.global_features.text_features)} captions for "
-                    f"{len(self.global_features.image_features)} images; set "
-                    "train_text_transform in prepare_benchmark (RandomCaption)."
-                )
-            targets = distributed.gather_rows(self.mb_targets)
+            targets = self.gather_rows(self.mb_targets)
             return self._criterion(self.global_features, targets)
         assert self.mb_features is not None
         output = self._first_captions(self.mb_features)

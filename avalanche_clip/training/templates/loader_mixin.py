@@ -51,7 +51,7 @@ class LoaderMixin:
             shuffle=shuffle,
             continuous=self.compute.limited,
             drop_last=drop_last,
-            multiple_of=world,
+            processes=world,
         )
         if order.batch_size < self.train_mb_size * world:
             warnings.warn(

@@ -14,6 +14,7 @@ from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.training.templates.ranks_mixin import RanksMixin
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,7 @@ class _LossCheck:
         return bool(self.finite)
 
 
-class StepMixin:
+class StepMixin(RanksMixin):
     """Forward, backward and update of the CLIP templates."""
 
     model: nn.Module
@@ -66,6 +67,8 @@ class StepMixin:
     compute: ComputeBudget
     teachers: TeacherService
     loss_terms: dict[str, Tensor]
+    batch_sizes: list[int]
+    text_counts: list[int]
     mb_features: CLIPOutput | None
     global_features: CLIPOutput | None
     _cache: FeatureCache | None
@@ -84,6 +87,8 @@ class StepMixin:
 
     def _unpack_minibatch(self) -> None:
         assert self.mbatch is not None
+        if self.is_training:
+            self.batch_sizes, self.text_counts = [], []
         self.mbatch = [part.to(self.device, non_blocking=True) for part in self.mbatch]
 
     # -------------------------------------------------------------- forward
@@ -101,6 +106,8 @@ class StepMixin:
     def forward(self) -> Any:
         """Encode the batch; return what ``mb_output`` shall be."""
         self._cache = None
+        if self.is_training:
+            self._meet()
         if self.is_training and self.accumulation_steps > 1:
             self._cache = FeatureCache(self.mb_x, self.accumulation_steps, self.device)
             output = self._cache.forward(self._encode)
@@ -111,9 +118,33 @@ class StepMixin:
             self.global_features = self.gather_output(output)
         return self._output(output)
 
+    def _meet(self) -> None:
+        """Learn how many images and texts each process has in this step."""
+        step = self.clock.train_exp_iterations
+        place = f"step {step} of experience {self.experience_index}"
+        sizes = distributed.exchange(place, (len(self.mb_x), len(self.mb_x["text"])))
+        self.batch_sizes = [images for images, _ in sizes]
+        self.text_counts = [texts for _, texts in sizes]
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Join rows of this step's images, one each, over all processes.
+
+        :param rows: ``(B, ...)``; processes may have different numbers.
+        """
+        return distributed.gather_rows(rows, self.batch_sizes)
+
     def gather_output(self, output: CLIPOutput) -> CLIPOutput:
         """Join the outputs of all processes to that of the whole batch."""
-        return distributed.gather_output(output)
+        return distributed.gather_output(output, self.batch_sizes)
+
+    def batch_totals(self, batch: Any) -> tuple[int, int]:
+        """Images and texts of a training batch over all processes."""
+        if self.mbatch is not None and batch is self.mb_x:
+            if not self.batch_sizes:
+                self._meet()
+            return sum(self.batch_sizes), sum(self.text_counts)
+        world = distributed.world_size()
+        return len(batch) * world, len(batch["text"]) * world
 
     def _output(self, output: CLIPOutput) -> Any:
         raise NotImplementedError
@@ -188,13 +219,8 @@ class StepMixin:
             )
 
     def _count_batch(self) -> None:
-        world = distributed.world_size()
-        self.compute.spend(
-            "train",
-            images=len(self.mb_x) * world,
-            texts=len(self.mb_x["text"]) * world,
-            steps=1,
-        )
+        images, texts = self.batch_totals(self.mb_x)
+        self.compute.spend("train", images=images, texts=texts, steps=1)
 
     def _hooks(self, name: str) -> Sequence[Any]:
         """Bound methods of the plugins that have an optional hook."""

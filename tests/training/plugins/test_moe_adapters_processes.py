@@ -23,6 +23,7 @@ CASES = {
     "accumulation": {"accumulation_steps": 2},
     "balance": {"balance_weight": 1.0},
     "pairs": {"pairs": True},
+    "uneven": {"pairs": True, "per_step": 5},  # fewer than a batch of both processes
 }
 
 
@@ -52,6 +53,7 @@ def spread_gates(model):
 def small_run(case, batch):
     options = dict(CASES[case])
     on_pairs = options.pop("pairs", False)
+    sizes = {k: options.pop(k) for k in ("per_step",) if k in options}
     chunks = options.pop("accumulation_steps", 1)
     if options.pop("selector", False):
         options["selector"] = moe_runs.selector()
@@ -73,7 +75,7 @@ def small_run(case, batch):
     )
     spread_gates(model)
     stream = moe_runs.pairs if on_pairs else moe_runs.domains
-    benchmark = stream(model, 2)
+    benchmark = stream(model, 2, **sizes)
     no_noise = mock.patch(
         "torch.randn", lambda *size, generator=None, **kind: torch.zeros(*size, **kind)
     )

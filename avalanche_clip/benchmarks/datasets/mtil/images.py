@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from avalanche_clip._pictures import picture_to_rgb, read_picture
+
 if TYPE_CHECKING:
     import torch
 
@@ -87,8 +89,7 @@ class FolderFiles:
         return os.path.join(self.folder, *relative.split("/"))
 
     def __getitem__(self, index: int) -> tuple[Image.Image]:
-        with Image.open(self.path(index)) as image:
-            return (image.convert("RGB"),)
+        return (read_picture(self.path(index)),)
 
 
 class MTILDomain(NamedTuple):
@@ -109,9 +110,7 @@ class MTILDomain(NamedTuple):
 
 
 def _rgb(image: Any) -> Any:
-    if isinstance(image, Image.Image) and image.mode != "RGB":
-        return image.convert("RGB")
-    return image
+    return picture_to_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _column(values: Any) -> np.ndarray:

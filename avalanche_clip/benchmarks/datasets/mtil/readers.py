@@ -27,7 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
+from avalanche_clip._pictures import read_picture
+from avalanche_clip.benchmarks.datasets.mtil.images import (
+    ClassImages,
+    FolderFiles,
+    MTILDomain,
+)
 from avalanche_clip.benchmarks.datasets.mtil.names import prompt_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
@@ -173,7 +178,7 @@ def _open(
     from torchvision import datasets
 
     try:
-        return getattr(datasets, facts.torchvision)(
+        found = getattr(datasets, facts.torchvision)(
             str(root), download=fetch, **arguments
         )
     # It opens lists, pickles and .mat files; any of these errors may come up.
@@ -184,6 +189,9 @@ def _open(
             f"{root} ({said}). Files that are there may be incomplete, damaged or of "
             f"another version. Expected: {facts.layout}, from {facts.source}."
         ) from error
+    if hasattr(found, "loader"):
+        found.loader = read_picture
+    return found
 
 
 def _need_scipy(facts: DatasetFacts) -> None:
@@ -230,7 +238,15 @@ def _targets(facts: DatasetFacts, dataset: Any) -> np.ndarray:
 
 def _whole(facts: DatasetFacts, dataset: Any) -> ClassImages:
     targets = _targets(facts, dataset)
-    return ClassImages(dataset, np.arange(len(targets)), targets)
+    return ClassImages(_source(facts, dataset), np.arange(len(targets)), targets)
+
+
+def _source(facts: DatasetFacts, dataset: Any) -> Any:
+    """What the pictures are read from: torchvision knows no loader of the pets."""
+    if facts.torchvision != "OxfordIIITPet":
+        return dataset
+    names = [path.name for path in _attribute(facts, dataset, "_images")]
+    return FolderFiles(_attribute(facts, dataset, "_images_folder"), names)
 
 
 def _split_in_two(

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from avalanche_clip.benchmarks.datasets.mtil import (
     DATASETS,
@@ -339,3 +340,20 @@ def test_reader__tilde_is_the_home_directory(root, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(root[0] / "dtd", tmp_path / "data" / "dtd")
     assert len(read("DTD", "~/data").train) == 3
+
+
+FILES = [n for n in disk.WRITERS if n not in ("CIFAR100", "CIFAR10", "MNIST")]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reader__pictures_follow_the_one_rule(name, tmp_path):
+    disk.WRITERS[name](tmp_path)
+    pictures = [p for p in tmp_path.rglob("*") if p.suffix in (".jpg", ".jpeg")]
+    for path in pictures:
+        Image.new("LA", (2, 2), (100, 153)).save(path, "PNG")
+    train = read(name, tmp_path).train
+    assert [image.getpixel((0, 0)) for image, _ in train] == [(162,) * 3] * len(train)
+    for path in pictures:
+        path.write_bytes(b"<html>404</html>")
+    with pytest.raises((ValueError, OSError), match=r"\.jpe?g"):
+        train[0]

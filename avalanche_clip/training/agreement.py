@@ -1,0 +1,275 @@
+"""What processes must have in common when they train together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from avalanche_clip import distributed
+from avalanche_clip._ranks import hash_of
+from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.models.fingerprint import bit_sums
+from avalanche_clip.training.captions import read_captions
+from avalanche_clip.training.loader import worker_options
+from avalanche_clip.training.run_info import (
+    data_summary,
+    plugin_settings,
+    strategy_config,
+)
+
+CAPTIONS = 32
+"""Samples of each experience whose captions are compared, spread over it."""
+
+Facts = dict[str, Any]
+
+
+def agree_on_training(
+    strategy: Any, experiences: Any, eval_streams: Any, options: dict[str, Any]
+) -> None:
+    """Stop all processes unless they are about to train the same.
+
+    :param strategy: the strategy, its model included.
+    :param experiences: what ``train`` was given.
+    :param eval_streams: what is evaluated in training.
+    :param options: further arguments of ``train``.
+    :raises RankError: naming what differs, with the values of both ranks.
+    """
+    workers = worker_options(options)
+    given = {k: v for k, v in options.items() if k not in workers and _plain(v)}
+    streams = {"train": experiences, "eval_streams": eval_streams}
+    given["eval_streams"] = None if eval_streams is None else "given"
+    _check(
+        "the start of train()",
+        strategy,
+        streams,
+        {f"train({name}=...)": value for name, value in given.items()},
+    )
+
+
+def agree_on_run(strategy: Any, benchmark: Any, options: Facts) -> None:
+    """Stop all processes unless they are about to make the same run.
+
+    :param strategy: the strategy, its model included.
+    :param benchmark: all its streams are compared.
+    :param options: arguments of ``run_stream``.
+    :raises RankError: naming what differs, with the values of both ranks.
+    """
+    distributed.require_joined()
+    given = {f"run_stream({name}=...)": value for name, value in options.items()}
+    place = "the start of run_stream()"
+    _check(place, strategy, dict(benchmark.streams), given)
+    # What the comparison above does not see, such as images.
+    distributed.agree(place, lambda: {"the hash of the data": _hash(benchmark)})
+
+
+def agree_on_steps(strategy: Any) -> None:
+    """Stop all processes unless they are about to make the same steps.
+
+    :param strategy: in an experience whose data and steps are planned.
+    :raises RankError: naming what differs, with the values of both ranks.
+    """
+    pool = strategy.adapted_dataset
+
+    def facts() -> Facts:
+        found = {
+            "the planned iterations": strategy.planned_iterations,
+            "the epochs": strategy.train_epochs,
+            "the batches of an epoch": len(strategy.dataloader),
+        }
+        return found | _columns("the training pool", pool)
+
+    def detail(key: str) -> Any:
+        return _column(pool, key.rpartition(".")[2]) if "." in key else None
+
+    place = f"the first step of experience {strategy.experience_index}"
+    distributed.agree(place, facts, detail)
+
+
+def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> None:
+    data = dict(_data_sets(streams))
+
+    def facts() -> Facts:
+        found = {**given, **_settings(strategy), **_lengths(streams)}
+        for name, dataset in data.items():
+            found |= _columns(name, dataset)
+            captions = repr(_captions(dataset)).encode("utf-8", "backslashreplace")
+            found[f"{name}.captions"] = hash_of(captions)
+        return found | _prompts(strategy, streams) | _weights(strategy.model)
+
+    def detail(key: str) -> Any:
+        name, _, fact = key.rpartition(".")
+        if name not in data:
+            return None
+        return (
+            _captions(data[name]) if fact == "captions" else _column(data[name], fact)
+        )
+
+    distributed.agree(place, facts, detail)
+
+
+# -------------------------------------------------------------------------- data
+def _hash(benchmark: Any) -> str:
+    found: str = data_summary(benchmark)["hash"]
+    return found
+
+
+def _data_sets(streams: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Data sets behind experiences, streams, and lists of them, by name."""
+    for name, found in streams.items():
+        if hasattr(found, "dataset"):
+            yield name, found.dataset
+        elif isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
+            parts = {f"{name}[{k}]": part for k, part in enumerate(found)}
+            yield from _data_sets(parts)
+
+
+def _lengths(streams: dict[str, Any]) -> Facts:
+    return {
+        f"the number of experiences of {name}": len(found)
+        for name, found in streams.items()
+        if hasattr(found, "__len__") and not hasattr(found, "dataset")
+    }
+
+
+def _columns(name: str, dataset: Any) -> Facts:
+    """Number of samples, and hashes of their facts."""
+    found: Facts = {f"the number of samples of {name}": len(dataset)}
+    for fact in getattr(dataset, "_data_attributes", ()):
+        column = np.ascontiguousarray(_column(dataset, fact))
+        content = repr(column.tolist()).encode() if column.dtype == object else column
+        found[f"{name}.{fact}"] = hash_of(content)
+    return found
+
+
+def _column(dataset: Any, fact: str) -> Any:
+    if fact not in getattr(dataset, "_data_attributes", ()):
+        return None
+    return attribute_array(dataset, fact)
+
+
+def _captions(dataset: Any) -> list[Any]:
+    """Captions of a few samples, the first and the last among them."""
+    if not hasattr(dataset, "_flat_data"):
+        return []
+    spread = np.linspace(0, len(dataset) - 1, CAPTIONS).round().astype(int)
+    positions = np.unique(spread).tolist() if len(dataset) else []
+    try:
+        found = list(read_captions(dataset, positions))
+    except Exception:  # an item that is met, or skipped, in training
+        found = [_readable(dataset, position) for position in positions]
+    return [[_listed(caption) for caption in captions] for captions in found]
+
+
+def _readable(dataset: Any, position: int) -> list[Any]:
+    try:
+        return next(read_captions(dataset, [position]))
+    except Exception as error:
+        return [f"cannot be read ({type(error).__name__})"]
+
+
+def _listed(caption: Any) -> Any:
+    return caption.tolist() if isinstance(caption, Tensor) else caption
+
+
+# ---------------------------------------------------------------------- settings
+def _settings(strategy: Any) -> Facts:
+    config = strategy_config(strategy, {})
+    for name in ("device", "loader", "plugins"):
+        config.pop(name, None)
+    clock = strategy.clock
+    found = {
+        **config,
+        **_arguments(strategy),
+        **_plugins(strategy),
+        "experiences trained": clock.train_exp_counter,
+        "iterations trained": clock.train_iterations,
+        "resumed inside an experience": strategy._pending is not None,
+    }
+    return dict(_flat("", found))
+
+
+def _plugins(strategy: Any) -> Facts:
+    """Plugins that matter, and the arguments of this package's and Avalanche's."""
+    own = plugin_settings(strategy)
+    names = [key.partition(" ")[2] for key in own]
+    stock = {
+        f"{number} {type(plugin).__name__}": _arguments(plugin)
+        for number, plugin in enumerate(strategy.plugins)
+        if type(plugin).__module__.startswith("avalanche.training.plugins")
+        and type(plugin).__name__ in names
+    }
+    return {"plugins": names, "plugin": own, "stock plugin": stock}
+
+
+def _arguments(thing: Any) -> Facts:
+    """Arguments of the constructors of an object, as far as it has kept them."""
+    names = {
+        name
+        for cls in type(thing).__mro__
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
+    }
+    return {k: v for k, v in sorted(vars(thing).items()) if k in names and _plain(v)}
+
+
+def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts and lists, by their place."""
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flat(f"{where}.{key}" if where else str(key), part)
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value):
+        for number, part in enumerate(value):
+            yield from _flat(f"{where}[{number}]", part)
+    elif _plain(value):
+        yield where, value
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str, dict))
+
+
+# ------------------------------------------------------------ prompts and weights
+def _prompts(strategy: Any, streams: dict[str, Any]) -> Facts:
+    """Hashes of the class names in use."""
+    origin = getattr(streams.get("train"), "origin_stream", None)
+    benchmark = getattr(streams.get("train"), "benchmark", None)
+    benchmark = benchmark or getattr(origin, "benchmark", None)
+    sources: Facts = {
+        "class_prompts": getattr(strategy, "_given_prompts", None),
+        "benchmark.class_prompts": getattr(benchmark, "class_prompts", None),
+    }
+    found: Facts = {"the transforms": getattr(benchmark, "transforms", None)}
+    for name, prompts in sources.items():
+        if hasattr(prompts, "fingerprint"):
+            found[name] = prompts.fingerprint()
+    return found
+
+
+def _weights(model: Any) -> Facts:
+    """Shapes, types and bit sums of all tensors, by name."""
+    named = [
+        (name, tensor)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if isinstance(tensor, Tensor)
+    ]
+    sums = bit_sums(named)
+    found = {"the tokenizer's vocabulary": _vocabulary(model)}
+    for name, tensor in named:
+        kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        trained = "trained" if tensor.requires_grad else "frozen"
+        found[f"model.{name}"] = f"{kind} {trained}, bit sum {sums[name]}"
+    return found
+
+
+def _vocabulary(model: Any) -> str:
+    tokenizer = getattr(model, "tokenizer", None)
+    return f"{type(tokenizer).__name__} {getattr(tokenizer, 'vocab_size', None)}"
+
+
+__all__ = ["CAPTIONS", "agree_on_run", "agree_on_steps", "agree_on_training"]
