@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
 from avalanche_clip.models.selector_decisions import (
@@ -44,7 +45,6 @@ from avalanche_clip.models.selector_training import (
     private_random_numbers,
     train_autoencoder,
 )
-from avalanche_clip.models.sizes import as_size
 
 EXTRACTORS = ("model", "alexnet")
 #: the authors' constant for AlexNet features (full data)

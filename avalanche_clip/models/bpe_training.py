@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from avalanche_clip.models.sizes import as_size
+from avalanche_clip._numbers import as_size
 
 Pair = tuple[str, str]
 

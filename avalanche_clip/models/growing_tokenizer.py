@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from avalanche_clip._files import read_json, write_json
+from avalanche_clip._numbers import as_size
 from avalanche_clip.models.bpe_training import (
     LearntVocabulary,
     count_words,
     train_bpe,
     train_pieces,
 )
-from avalanche_clip.models.sizes import as_size
 from avalanche_clip.models.tokenizer_sources import (
     PRETOKENIZERS,
     SPECIAL_NAMES,

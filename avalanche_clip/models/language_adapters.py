@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.models.blocks import BlockView
-from avalanche_clip.models.sizes import as_size
 
 KINDS = ("mla", "lora")
 CHILD = "language_adapter"
@@ -394,8 +394,7 @@ def attach_language_adapters(
     rank = as_size(rank, "rank")
     if bottleneck is not None:
         bottleneck = as_size(bottleneck, "bottleneck")
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha={alpha} must be positive.")
+    alpha = as_finite(alpha, "alpha", above=0)
     parts: list[_Routed] = []
     for block in model.blocks("text"):
         part: _Routed

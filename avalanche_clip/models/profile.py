@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_clip._contexts import evaluating
-from avalanche_clip.models.sizes import as_size
+from avalanche_clip._numbers import as_size
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip.models.sizes import as_size
+from avalanche_clip._numbers import as_size
 
 STATISTICS_IMAGES = 16_384
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.models import vocabulary_storage
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.teir import draw_normal_, teir_init_
@@ -56,8 +56,7 @@ class ExpandableTokenEmbedding(nn.Module):
         super().__init__()
         if init not in INITS:
             raise ValueError(f"init={init!r} is unknown; use one of {INITS}.")
-        if not 0 <= std < math.inf:
-            raise ValueError(f"std={std} must be a number, 0 or more.")
+        std = as_finite(std, "std", low=0)
         odd = [
             name
             for name in ("max_norm", "scale_grad_by_freq", "sparse")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from avalanche_clip._files import require_file, unreadable
+from avalanche_clip._numbers import as_size
 from avalanche_clip.models.hf_loading import (
     TOKENIZER_SETTINGS,
     check_tokenizer_settings,
     is_hub_id,
 )
-from avalanche_clip.models.sizes import as_size
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder

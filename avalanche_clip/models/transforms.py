@@ -12,11 +12,11 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip._pictures import picture_to_rgb
 from avalanche_clip.models.augmentation import TinyAugmentation
 from avalanche_clip.models.preprocessing import check_preprocess
 from avalanche_clip.models.resizing import spatial_transform
-from avalanche_clip.models.sizes import as_size
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _GREY = np.stack([_LUMA] * 3)

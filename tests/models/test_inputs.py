@@ -1,6 +1,5 @@
 """Sizes are whole numbers above 0 in every constructor."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from avalanche_clip.models import (
     noisy_top_k_gates,
 )
 from avalanche_clip.models.bpe_training import train_bpe
-from avalanche_clip.models.sizes import as_size
 from avalanche_clip.models.tokenizers import OpenCLIPTokenizer
 
 
@@ -48,21 +46,6 @@ USES = {
 def test_sizes__others_are_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=name):
         USES[name](value)
-
-
-@pytest.mark.parametrize("value", [3, np.int64(3), torch.tensor(3), np.uint8(3)])
-def test_as_size__takes_every_whole_number(value):
-    assert as_size(value, "n") == 3 and type(as_size(value, "n")) is int
-    with pytest.raises(ValueError, match="n=.*4 or more"):
-        as_size(value, "n", least=4)
-
-
-@pytest.mark.parametrize(
-    "value", [None, [3], np.array([3]), torch.tensor(True), np.bool_(True), 3.5]
-)
-def test_as_size__takes_nothing_else(value):
-    with pytest.raises(ValueError, match="n="):
-        as_size(value, "n")
 
 
 @pytest.mark.parametrize(
