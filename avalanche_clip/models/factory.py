@@ -18,7 +18,11 @@ from avalanche_clip.models.agreement import (
     check_tag_activation,
 )
 from avalanche_clip.models.dual_encoder import PRECISIONS, DualEncoder
-from avalanche_clip.models.hf_loading import CONFIG_NAME, hf_config_object
+from avalanche_clip.models.hf_loading import (
+    CONFIG_NAME,
+    hf_config_object,
+    is_hub_id,
+)
 from avalanche_clip.models.model_folder import restore_growth
 from avalanche_clip.models.model_sources import Stored
 from avalanche_clip.models.preprocessing import (
@@ -411,7 +415,10 @@ def _take_tokenizer(request: _Request, spec: Any) -> None:
         return
     spec = dict(spec)
     digest = spec.pop("sha256", None)
-    if "file" in spec or "preset" in spec or spec.get("type") == "open_clip":
+    name = spec.get("file")
+    if name is not None and not (is_hub_id(name) and not Path(name).exists()):
+        return  # a file of another machine: the tokenizer at hand is used
+    if name is not None or "preset" in spec or spec.get("type") == "open_clip":
         request.config["tokenizer"] = spec
         return
     own = request.config.get("tokenizer") or {}

@@ -114,6 +114,19 @@ def test_portable_config__names_no_file_of_this_machine(trained, tmp_path):
         create_dual_encoder(other, path)
 
 
+def test_metadata__a_tokenizer_elsewhere_is_not_opened(trained, tmp_path):
+    from avalanche_clip._arrays import write_safetensors
+
+    path = tmp_path / "w.safetensors"
+    for name in ("/etc/passwd", str(tmp_path / "x.json"), "../x.json"):
+        config = {**trained.config, "tokenizer": {"type": "json", "file": name}}
+        metadata = {"config": json.dumps(config)}
+        write_safetensors(path, trained.clip.state_dict(), metadata)
+        model = create_dual_encoder(trained.config, path)
+        assert model.config["tokenizer"] == trained.config["tokenizer"]
+        assert same(model, trained)
+
+
 # ------------------------------------------------------------------ layouts
 def nested(key):
     return lambda state: {"epoch": 1, key: state}
