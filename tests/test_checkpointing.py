@@ -1,6 +1,7 @@
 """Files of checkpoints: what is in them, and what happens when they break."""
 
 import time
+import zipfile
 import zlib
 from unittest import mock
 
@@ -23,6 +24,7 @@ from avalanche_clip.training.plugins.checkpoint import (
     checkpoints,
     latest_checkpoint,
 )
+from avalanche_clip.training.resume import FORMAT
 from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.helpers import (
     StubDualEncoder,
@@ -65,13 +67,12 @@ def test_save_state__is_plain_data_with_a_checksum(path):
     assert {type(t) for t in tensors(plain)} == {torch.Tensor}
     state = read_state(path)
     assert state["experience"] == 2 and not state["inside"]
-    content = path.read_bytes()
-    side = path.with_name("state.pt.crc32").read_text()
-    assert side == f"{zlib.crc32(content):08x} {len(content)} state.pt\n"
-    assert sorted(p.name for p in path.parent.iterdir()) == [
-        "state.pt",
-        "state.pt.crc32",
-    ]
+    # The checksum is the comment of the archive that torch wrote.
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    content = path.read_bytes().removesuffix(comment)[:-2] + b"\0\0"
+    assert comment == b"avalanche_clip checkpoint, CRC-32 %08x" % zlib.crc32(content)
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
     # No image is in it: those have 3 * 8 * 8 values, as has a row of the weights.
     assert not [t for t in tensors(state["plugins"]) if t.numel() >= 192]
 
@@ -141,44 +142,194 @@ def test_save_state__only_the_main_process_writes(path, monkeypatch):
     strategy, _ = build()
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert save_state(strategy, path) == path
-    assert write_state({"format": 1}, path) == path
+    assert write_state({"format": FORMAT}, path) == path
     assert not path.exists()
 
 
 def test_write_state__failure_leaves_the_old_file(path):
-    write_state({"format": 1, "n": 1}, path)
+    write_state({"format": FORMAT, "n": 1}, path)
     with (
         mock.patch.object(checkpointing.torch, "save", side_effect=OSError("full")),
         pytest.raises(OSError, match="full"),
     ):
-        write_state({"format": 1, "n": 2}, path)
+        write_state({"format": FORMAT, "n": 2}, path)
     assert read_state(path)["n"] == 1
 
 
-@pytest.mark.parametrize("position", [0.01, 0.5, 0.99])
-def test_read_state__flipped_byte_raises(position, path):
-    strategy, _ = build()
-    save_state(strategy, path)
-    content = bytearray(path.read_bytes())
-    content[int(len(content) * position)] ^= 1
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A checkpoint in the middle of an experience, and its bytes."""
+    folder = tmp_path_factory.mktemp("stored")
+    plugin = CheckpointPlugin(folder, every_iterations=3, keep=99)
+    strategy, benchmark = build(cls=CumulativeAll, plugins=[plugin])
+    train_stream(strategy, benchmark, 2)
+    path = folder / "state_000000009.pt"
+    return path, path.read_bytes()
+
+
+def refused(path, content, message):
+    """Fail unless a checkpoint of this content is refused, by name and cause."""
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged.*Use an\\s+earlier"):
+    with pytest.raises(CheckpointError, match=message) as found:
         read_state(path)
+    assert isinstance(found.value, ValueError) and isinstance(found.value, RuntimeError)
+    assert str(path) in str(found.value)
 
 
-def test_read_state__other_files_raise(tmp_path):
+def test_read_state__every_flipped_bit_raises(stored, tmp_path):
+    content = stored[1]
+    size = 8 * len(content)
+    ends = [*range(64), *range(size - 8 * 64, size)]
+    places = {*range(0, size, size // 200 + 1), *ends}
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        refused(tmp_path / "state.pt", damaged, "is damaged|is no checkpoint")
+    assert len(places) > 700
+    (tmp_path / "state.pt").write_bytes(content)
+    assert read_state(tmp_path / "state.pt")["inside"]
+
+
+def test_read_state__file_of_another_length_raises(stored, tmp_path):
+    path, content = tmp_path / "state.pt", stored[1]
+    for length in (*range(1, 60), *range(60, len(content), len(content) // 50)):
+        refused(path, content[:-length], "is damaged|is no checkpoint|is an archive")
+    for more in (b"x", b"\0", b"\n" * 100, bytes(2**17), content):
+        refused(path, content + more, "is damaged")
+        refused(path, more + content, "is damaged|is no checkpoint")
+    middle = len(content) // 2
+    refused(path, content[:middle] + b"x" + content[middle:], "does not have its check")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "found an empty file"),
+        (b"hello", "found bytes that begin with b'hello'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "found a web page"),
+        (bytes(5000), "found only zero bytes"),
+        (b"PK\x03\x04", "does not end as it was written"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_read_state__other_files_say_what_they_are(content, message, tmp_path):
+    refused(tmp_path / "state.pt", content, message)
+
+
+def test_read_state__other_archives_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         read_state(tmp_path / "none.pt")
-    torch.save({"format": 99}, tmp_path / "new.pt")
-    with pytest.raises(CheckpointError, match="format 1"):
-        read_state(tmp_path / "new.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_state(tmp_path / "text.pt")
-    # Nothing but plain data is ever executed.
-    torch.save(nn.Linear(1, 1), tmp_path / "code.pt")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_state(tmp_path / "code.pt")
+    # Nothing but plain data is ever executed, nor an older file taken.
+    for content in (nn.Linear(1, 1), {"format": 1}, {"format": FORMAT, "tree": {}}):
+        torch.save(content, tmp_path / "torch.pt")
+        message = "without the checksum.*Go on with the version that wrote it"
+        refused(tmp_path / "torch.pt", (tmp_path / "torch.pt").read_bytes(), message)
+    write_state({"format": 1}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match=f"format 1, .* reads format {FORMAT}"):
+        read_state(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_write_state__is_read_by_torch_alone(mmap, path):
+    large, small = torch.arange(1e5), torch.arange(3)
+    write_state({"format": FORMAT, "large": large, "small": {"a": small}}, path)
+    found = torch.load(path, weights_only=True, mmap=mmap)
+    assert found["format"] == FORMAT and torch.equal(found["tree"]["large"], large)
+    assert torch.equal(found["flat"]["torch.int64, cpu"], small)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment.startswith(b"avalanche_clip checkpoint")
+
+
+BROKEN = {
+    "a weight": lambda model: model.image_proj.weight.data[0, 0].fill_(torch.nan),
+    "infinity": lambda model: model.logit_scale.data.fill_(torch.inf),
+    "a buffer": lambda model: model.register_buffer("mean", torch.tensor(torch.nan)),
+    "frozen since": lambda model: model.text_proj.requires_grad_(False).bias.data.fill_(
+        -torch.inf
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_save_state__weights_that_are_not_finite_are_not_written(kind, path):
+    strategy, _ = build()
+    save_state(strategy, path)
+    before = path.read_bytes()
+    BROKEN[kind](strategy.model)
+    with pytest.raises(CheckpointError, match="not written: 1 weights are not finite"):
+        save_state(strategy, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_save_state__masks_may_hold_infinity(path):
+    strategy, benchmark = build()
+    strategy.model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    save_state(strategy, path)
+    assert load_state(strategy, path, benchmark) == 0
+
+
+class Breaks(SupervisedPlugin):
+    """Breaks a weight in one step."""
+
+    stateless = True
+
+    def after_update(self, strategy, **kwargs):
+        if strategy.clock.train_iterations == 8:
+            strategy.model.token.weight.data[3] = torch.nan
+
+
+def test_checkpoint_plugin__stops_at_weights_that_are_not_finite(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_iterations=1, keep=99)
+    strategy, benchmark = build(plugins=[Breaks(), plugin])
+    with pytest.raises(CheckpointError, match="state_000000009.pt is not written"):
+        train_stream(strategy, benchmark)
+    assert checkpoints(tmp_path)[-1].name == "state_000000008.pt"
+    assert latest_checkpoint(tmp_path) == checkpoints(tmp_path)[-1]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_newest_state__passes_over_weights_that_are_not_finite(
+    value, stored, tmp_path, caplog
+):
+    whole = tmp_path / "state_000000003.pt"
+    whole.write_bytes(stored[1])
+    state = read_state(whole)
+    state["model"]["text_proj.bias"][1] = value
+    write_state(state, tmp_path / "state_000000004.pt")
+    assert latest_checkpoint(tmp_path) == whole
+    assert "state_000000004.pt holds 1 weights that are not finite" in caplog.text
+    strategy, benchmark = build(cls=CumulativeAll)
+    with pytest.raises(CheckpointError, match="_000000004.pt holds 1 weights"):
+        load_state(strategy, tmp_path / "state_000000004.pt", benchmark)
+    whole.unlink()
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_write_state__reserved_key_raises(path):
+    with pytest.raises(ValueError, match="'__packed__' of a state is reserved"):
+        write_state({"format": FORMAT, "a": [{"__packed__": 1}]}, path)
+    assert not path.exists()
+
+
+def test_load_state__of_another_run_names_the_file(stored):
+    strategy, benchmark = build(cls=Sequential)
+    with pytest.raises(CheckpointError, match="state_000000009.pt: .*CumulativeAll"):
+        load_state(strategy, stored[0], benchmark)
+
+
+def test_checkpoint_plugin__later_files_do_not_cost_the_new_one(tmp_path):
+    later = tmp_path / "state_000000099_end.pt"
+    later.write_bytes(b"damaged")
+    for keep in (1, 2):
+        plugin = CheckpointPlugin(tmp_path, keep=keep)
+        strategy, benchmark = build(plugins=[plugin])
+        train_stream(strategy, benchmark)
+        newest = latest_checkpoint(tmp_path)
+        assert newest.name == "state_000000018_end.pt"
+        assert checkpoints(tmp_path)[-1] == later
+        assert len(checkpoints(tmp_path)) == keep + 1
 
 
 def test_checkpoint_plugin__keeps_the_newest(tmp_path):
@@ -191,7 +342,7 @@ def test_checkpoint_plugin__keeps_the_newest(tmp_path):
         "state_000000012.pt",
         "state_000000012_end.pt",
     ]
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 3
     assert latest_checkpoint(tmp_path).name == names[-1]
     assert latest_checkpoint(tmp_path / "none") is None
 

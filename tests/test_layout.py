@@ -22,10 +22,10 @@ NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
     "_contexts": ("avalanche", "avalanche_clip"),
+    "_lock": ("avalanche", "avalanche_clip"),
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
-    "_lock": ("avalanche", "avalanche_clip"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import logging
+import os
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,13 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from torch import Tensor
 
+from avalanche_clip._files import replacing
+
+logger = logging.getLogger(__name__)
+
 COLUMNS = ("time", "experience", "metric", "value")
+_HEADER = ",".join(COLUMNS).encode() + b"\n"
+_BLOCK = 1 << 16
 
 
 class MetricsCSVLogger(BaseLogger):
@@ -27,10 +38,13 @@ class MetricsCSVLogger(BaseLogger):
     The file is opened for each group of rows and closed again, so a killed run
     loses at most the row that was being written; a half-written last line is
     cut off when the next run opens the file. An existing file is continued.
-    ``state_dict()`` holds the number of rows: loading it into the logger of a
-    resumed run removes the rows written after that point, which the resumed
-    run writes again. Apart from the times, the file then equals that of an
-    uninterrupted run.
+    A row ends with a line feed and holds no other; in names one becomes a space,
+    everything else is quoted as the ``csv`` module reads it.
+    ``state_dict()`` holds the rows, packed to some twenty bytes each: loading it
+    into the logger of a resumed run removes the rows written after that point,
+    which the resumed run writes again, and writes the file anew if it was lost or
+    damaged (which is then kept as ``<path>.damaged``). Apart from the times, the
+    file then equals that of an uninterrupted run.
 
     :param path: CSV file; missing folders are created.
     :raises ValueError: if the file exists and is no file of this logger.
@@ -38,9 +52,8 @@ class MetricsCSVLogger(BaseLogger):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.experience = -1
-        self._num_rows = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open_existing()
 
@@ -91,35 +104,60 @@ class MetricsCSVLogger(BaseLogger):
                 f"{self.path} holds {self._num_rows} rows, {num_rows} are to be kept; "
                 "resume with the file that belongs to the checkpoint."
             )
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        size = sum(len(line) for line in lines[: num_rows + 1])
+        content = self.path.read_bytes()
+        size = _size_of(content, num_rows)
         with self.path.open("r+b") as file:
             file.truncate(size)
-        self._num_rows = num_rows
+        self._remember_all(content[:size])
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of rows and the current experience."""
-        return {"num_rows": self._num_rows, "experience": self.experience}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, packed into text, their number and the experience."""
+        return {
+            "num_rows": self._num_rows,
+            "experience": self.experience,
+            "rows": [*self._packed, _pack(self._recent)],
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the point at which :meth:`state_dict` was called.
 
         :param state: plain data.
-        :raises ValueError: if the file holds fewer rows than it did then.
+        :raises ValueError: if the state holds no rows, and the file fewer than it
+            did then.
         """
-        self.truncate_to(state["num_rows"])
+        if "rows" in state:
+            self._restore(_HEADER + b"".join(_unpack(block) for block in state["rows"]))
+        else:
+            self.truncate_to(state["num_rows"])
         self.experience = state["experience"]
+
+    def _restore(self, content: bytes) -> None:
+        """Cut the file back to this content, or write it anew."""
+        found = self.path.read_bytes() if self.path.exists() else b""
+        if found.startswith(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(content))
+        else:
+            if not content.startswith(found):
+                os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
+            logger.warning(
+                "%s did not hold the rows that it had when the checkpoint was written; "
+                "they are written again.",
+                self.path,
+            )
+            with replacing(self.path) as temporary:
+                temporary.write_bytes(content)
+        self._remember_all(content)
 
     def _open_existing(self) -> None:
         """Write the header, or check it and cut off a half-written line."""
-        header = ",".join(COLUMNS).encode() + b"\n"
         content = self.path.read_bytes() if self.path.exists() else b""
         complete = content[: content.rfind(b"\n") + 1]
-        if not complete and header.startswith(content):
-            self.path.write_bytes(header)
-            self._num_rows = 0
+        if not complete and _HEADER.startswith(content):
+            self.path.write_bytes(_HEADER)
+            self._remember_all(_HEADER)
             return
-        if not complete.startswith(header):
+        if not complete.startswith(_HEADER):
             first = content.split(b"\n", 1)[0][:80].decode(errors="replace")
             raise ValueError(
                 f"{self.path} begins with {first!r} instead of {','.join(COLUMNS)!r}; "
@@ -128,7 +166,21 @@ class MetricsCSVLogger(BaseLogger):
         if len(complete) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(complete))
-        self._num_rows = complete.count(b"\n") - 1
+        self._remember_all(complete)
+
+    def _remember_all(self, content: bytes) -> None:
+        """Take the whole content of the file as what was written."""
+        self._packed: list[str] = []
+        self._recent = b""
+        self._num_rows = 0
+        self._remember(content[len(_HEADER) :])
+
+    def _remember(self, rows: bytes) -> None:
+        self._num_rows += rows.count(b"\n")
+        self._recent += rows
+        while len(self._recent) >= _BLOCK:
+            self._packed.append(_pack(self._recent[:_BLOCK]))
+            self._recent = self._recent[_BLOCK:]
 
     def _write(self, named_values: list[tuple[str, Any]]) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -139,11 +191,33 @@ class MetricsCSVLogger(BaseLogger):
         ]
         if not rows:
             return
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        content = "".join(map(_line, rows)).encode("utf-8", "backslashreplace")
         with self.path.open("ab") as file:
-            file.write(text.getvalue().encode())
-        self._num_rows += len(rows)
+            file.write(content)
+        self._remember(content)
+
+
+def _line(row: Sequence[Any]) -> str:
+    text = io.StringIO(newline="")
+    # Python < 3.13 quotes a carriage return only if the line ends with one.
+    csv.writer(text, lineterminator="\r\n").writerow(row)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _size_of(content: bytes, num_rows: int) -> int:
+    """Bytes of the header and the first rows; only line feeds end a row."""
+    end = 0
+    for _ in range(num_rows + 1):
+        end = content.index(b"\n", end) + 1
+    return end
+
+
+def _pack(rows: bytes) -> str:
+    return base64.b64encode(zlib.compress(rows)).decode()
+
+
+def _unpack(block: str) -> bytes:
+    return zlib.decompress(base64.b64decode(block))
 
 
 def _as_number(value: Any) -> float | int | None:

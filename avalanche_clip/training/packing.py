@@ -22,6 +22,7 @@ def pack(state: Any) -> dict[str, Any]:
 
     :param state: plain data; strings ``"__packed__"`` as a key are reserved.
     :return: ``{"tree", "flat"}``, readable with ``weights_only=True``.
+    :raises ValueError: for a reserved key.
     """
     groups: dict[str, list[Tensor]] = {}
     sizes: dict[str, int] = {}
@@ -32,6 +33,10 @@ def pack(state: Any) -> dict[str, Any]:
         if isinstance(value, Tensor):
             return place(value)
         if isinstance(value, dict):
+            if _MARK in value:
+                raise ValueError(
+                    f"The key {_MARK!r} of a state is reserved; rename it."
+                )
             return {k: walk(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             items = [walk(v) for v in value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 Getter = Callable[[Any], dict[str, Any]]
 Setter = Callable[[Any, dict[str, Any]], None]
@@ -443,17 +440,7 @@ def _set_loggers(loggers: Sequence[Any], stored: list[dict[str, Any]]) -> None:
         if entry is None or not callable(getattr(log, "load_state_dict", None)):
             continue
         left.remove(entry)
-        state = dict(entry["state"])
-        rows = getattr(log, "num_rows", None)
-        if rows is not None and state.get("num_rows", 0) > rows:
-            logger.warning(
-                "%s holds %d rows, %d when the checkpoint was written: rows are lost.",
-                getattr(log, "path", log),
-                rows,
-                state["num_rows"],
-            )
-            state["num_rows"] = rows
-        log.load_state_dict(state)
+        log.load_state_dict(entry["state"])
 
 
 # ------------------------------------------------------------- stock plugins

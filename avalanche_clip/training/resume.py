@@ -16,10 +16,10 @@ from avalanche_clip.training.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError, RuntimeError):
     """Raised when a checkpoint is damaged or does not fit."""
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import json
 import math
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avalanche_clip import __version__
-from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.content import content_hash
 
 _PACKAGES = (
     "avalanche-lib",
@@ -92,7 +88,7 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Settings of a strategy as plain data."""
     budget = strategy.compute
     groups = [
-        {k: v for k, v in g.items() if k != "params" and _plain(v)}
+        {k: n for k, v in g.items() if k != "params" and _plain(n := _number(v))}
         for g in strategy.optimizer.param_groups
     ]
     config = {
@@ -139,9 +135,16 @@ def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
         if cls.__module__.startswith("avalanche_clip."):
             names = inspect.signature(cls.__init__).parameters
             have = {k: getattr(v, "identity", v) for k, v in vars(plugin).items()}
-            settings = {k: have[k] for k in names if k in have and _plain(have[k])}
+            plain = {k: _number(have[k]) for k in names if k in have}
+            settings = {k: v for k, v in plain.items() if _plain(v)}
         found[f"{len(found)} {cls.__name__}"] = settings
     return copy.deepcopy(found)
+
+
+def _number(value: Any) -> Any:
+    """A tensor or NumPy value that holds one number, as that number."""
+    one = hasattr(value, "item") and (getattr(value, "shape", None) in ((), (1,)))
+    return value.item() if one else value
 
 
 def _plain(value: Any) -> bool:
@@ -155,37 +158,38 @@ def _plain(value: Any) -> bool:
 def data_summary(benchmark: Any) -> dict[str, Any]:
     """Hash, counts, labels and transforms of the data of a benchmark.
 
-    The hash covers sample ids, targets, languages and timestamps of every
-    experience of every stream, and class names and templates where there are
-    any, not the pixels and captions.
+    The hash covers :func:`content_hash` of every experience of every stream, which
+    ``experiences`` holds one by one, and class names and templates where there
+    are any.
     """
     digest = hashlib.sha256()
+    hashes: dict[str, dict[str, str]] = {}
     counts: dict[str, list[int]] = {}
     labels: dict[str, list[str]] = {}
     prompts = getattr(benchmark, "class_prompts", None)
     if prompts is not None and hasattr(prompts, "fingerprint"):
         digest.update(f"prompts|{prompts.fingerprint()}|".encode())
     for name, stream in benchmark.streams.items():
-        digest.update(name.encode())
+        hashes[name] = experience_hashes(stream)
+        digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
         for index, experience in enumerate(stream):
-            dataset = experience.dataset
-            digest.update(f"|{index}:{len(dataset)}".encode())
-            for fact in ("sample_id", "targets", "language", "timestamp"):
-                if hasattr(dataset, fact):
-                    column = np.ascontiguousarray(attribute_array(dataset, fact))
-                    digest.update(f"|{fact}|".encode())
-                    digest.update(column.tobytes())
-            counts.setdefault(name, []).append(len(dataset))
+            counts.setdefault(name, []).append(len(experience.dataset))
             label = getattr(experience, "label", str(index))
             label = getattr(experience, "time_label", label)
             labels.setdefault(name, []).append(str(label))
     return {
         "hash": digest.hexdigest(),
+        "experiences": hashes,
         "counts": counts,
         "labels": labels,
         "protocol": getattr(benchmark, "protocol", None),
         "transforms": getattr(benchmark, "transforms", None),
     }
+
+
+def experience_hashes(stream: Any) -> dict[str, str]:
+    """Hashes of the data of a stream, by the place of the experience in it."""
+    return {str(i): content_hash(e.dataset) for i, e in enumerate(stream)}
 
 
 def metric_results(strategy: Any) -> dict[str, Any]:
@@ -234,32 +238,30 @@ def nominal_units(strategy: Any) -> float | None:
     return units
 
 
-def _strict(value: Any) -> Any:
-    """Replace NaN and infinity by null, which strict JSON readers accept."""
+def strict(value: Any) -> Any:
+    """Replace NaN and infinity by null, which strict JSON readers accept.
+
+    >>> strict({"E": [0.5, float("nan")]})
+    {'E': [0.5, None]}
+    """
     if isinstance(value, dict):
-        return {key: _strict(v) for key, v in value.items()}
+        return {key: strict(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON in one step: readers see the old file or the new one."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_strict(content), indent=1, allow_nan=False))
-    os.replace(temporary, path)
-
-
 __all__ = [
     "data_summary",
+    "experience_hashes",
     "metric_results",
     "nominal_units",
     "plugin_settings",
     "reset_metrics",
     "revision",
     "strategy_config",
+    "strict",
     "versions",
-    "write_json",
 ]

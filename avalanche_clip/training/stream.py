@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -12,33 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from avalanche.logging import TensorboardLogger
 
 from avalanche_clip import distributed
+from avalanche_clip._files import write_json
 from avalanche_clip.benchmarks.prepare import require_prepared
-from avalanche_clip.checkpointing import read_state
+from avalanche_clip.checkpointing import CheckpointError
 from avalanche_clip.evaluation._results import MAIN_METRIC, main_metric
 from avalanche_clip.evaluation._summaries import is_result, stream_summary
-from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.report import write_report
 from avalanche_clip.training.agreement import agree_on_run
-from avalanche_clip.training.plugins.checkpoint import (
-    CheckpointPlugin,
-    checkpoints,
-    newest_state,
-    remove_leftovers,
-)
+from avalanche_clip.training.identity import run_identity
 from avalanche_clip.training.resume import restore_state
+from avalanche_clip.training.rollback import undone_on_error
+from avalanche_clip.training.run_folder import RunFolder
 from avalanche_clip.training.run_info import (
     data_summary,
     metric_results,
     nominal_units,
-    plugin_settings,
     reset_metrics,
     revision,
     strategy_config,
+    strict,
     versions,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -115,6 +109,13 @@ def run_stream(
     several processes all evaluate and the main one writes. A strategy with
     ``eval_every`` is evaluated in training on its step of stream ``valid``.
 
+    One run at a time works in a folder, which it locks. What counts on resuming is
+    the newest checkpoint that can be used; it says which run it is of, and a lost or
+    damaged ``run_state.json``, ``metrics.csv`` or ``results.json`` is written again.
+    If the call fails or is interrupted, the strategy is put back as it was before,
+    weights included (the host's memory holds a copy of them meanwhile), and the
+    folder keeps what was written.
+
     :param strategy: a strategy of this package whose evaluator holds
         :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
         on class names (as by default). Its own :class:`CheckpointPlugin`, if it
@@ -134,8 +135,9 @@ def run_stream(
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
-        that a plugin's ``check_benchmark`` refuses, a folder that holds a run
-        when ``resume`` is False, or another run than this one when it is True.
+        that a plugin's ``check_benchmark`` refuses, a folder that another run is at
+        work in, or that holds a run when ``resume`` is False, or another run than
+        this one when it is True.
     """
     if isinstance(streams, str):
         streams = (streams,)
@@ -151,164 +153,73 @@ def run_stream(
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:
             require_prepared(experience.dataset)
-    for plugin in strategy.plugins:
-        if hasattr(plugin, "check_benchmark"):
-            plugin.check_benchmark(benchmark)
-    run = _Run(strategy, benchmark, Path(out_dir), tuple(streams), train_options)
-    run.identity["method"] = method or run.identity["method"]
-    run.open(resume, checkpoint_iterations)
-    try:
-        start = run.load() if resume else 0
-        if not run.done:
-            reset_metrics(strategy)
-        run.evaluate_missing(start)
-        for index in range(start, len(benchmark.train_stream)):
-            run.train(index)
-            run.evaluate(index + 1)
-        return run.finish()
-    except Exception:
-        run.forget()
-        raise
-    finally:
-        run.close()
+    out = Path(out_dir).expanduser()
+    with undone_on_error(strategy):
+        for plugin in strategy.plugins:
+            if hasattr(plugin, "check_benchmark"):
+                plugin.check_benchmark(benchmark)
+        run = _Run(strategy, benchmark, tuple(streams), train_options, method)
+        folder = RunFolder(out, strategy, run.identity, checkpoint_iterations)
+        with folder.opened(resume, run.extra):
+            return run.go(folder)
 
 
 class _Run:
     """State of :func:`run_stream`; checkpoints hold it as their extra."""
 
-    csv: MetricsCSVLogger
-    checkpoints: CheckpointPlugin
+    folder: RunFolder
 
     def __init__(
         self,
         strategy: Any,
         benchmark: Any,
-        out: Path,
         streams: tuple[str, ...],
         options: dict[str, Any],
+        method: str | None,
     ):
         self.strategy = strategy
         self.benchmark = benchmark
-        self.out = out
         self.streams = streams
         self.options = options
         self.rows: Rows = {}
         self.done = 0
         """Number of evaluations, the one before the stream included."""
         self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
+        self.next = 0
+        """Experience to train next, or in training."""
         self._begin: float | None = None
         self._spent = 0.0
         # Before training: schedules change the optimiser's learning rates.
         self.config = strategy_config(strategy, options)
         self.data = data_summary(benchmark)
-        self.identity = {
-            "method": type(strategy).__name__,
-            "seed": strategy.seed,
-            "streams": list(streams),
-            "data": self.data["hash"],
-            "transforms": self.data["transforms"],
-            "settings": {
-                **_settings(self.config),
-                "plugins": plugin_settings(strategy),
-            },
-        }
-        self._added: list[Any] = []
-        self._loggers = list(strategy.evaluator.loggers)
+        self.identity = run_identity(strategy, self.config, self.data, streams, method)
 
-    @property
-    def state_path(self) -> Path:
-        return self.out / "run_state.json"
-
-    # ------------------------------------------------------ opening, closing
-    def open(self, resume: bool, checkpoint_iterations: int | None) -> None:
-        """Check the folder, and add loggers and checkpoints to the strategy."""
-        plugins = self.strategy.plugins
-        own = [p for p in plugins if isinstance(p, CheckpointPlugin)]
-        self.checkpoints = (
-            own[0]
-            if own
-            else CheckpointPlugin(
-                self.out / "checkpoints", every_iterations=checkpoint_iterations
-            )
-        )
-        folder = self.checkpoints.folder
-        if not resume and (self.state_path.exists() or checkpoints(folder)):
-            raise ValueError(
-                f"{self.out} already holds a run. Pass resume=True to go on with it, "
-                "or another out_dir."
-            )
-        if self.state_path.exists():
-            self._check_identity(json.loads(self.state_path.read_text())["identity"])
-        # Nobody may write before everybody has looked.
-        distributed.barrier()
-        if not own:
-            plugins.append(self.checkpoints)
-            self._added.append(self.checkpoints)
-        self.strategy.checkpoint_extra = self._extra
-        if distributed.is_main_process():
-            self.out.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-            write_json(self.state_path, {"identity": self.identity})
-            self.csv = MetricsCSVLogger(self.out / "metrics.csv")
-            board = TensorboardLogger(str(self.out / "tensorboard"))
-            self._writer = board.writer
-            self.strategy.evaluator.loggers = [*self._loggers, self.csv, board]
-        distributed.barrier()
-
-    def close(self) -> None:
-        """Take away what :meth:`open` added, so that the strategy can run again."""
-        for plugin in self._added:
-            self.strategy.plugins.remove(plugin)
-        self.strategy.evaluator.loggers = self._loggers
-        self.strategy.checkpoint_extra = None
-        if distributed.is_main_process() and hasattr(self, "_writer"):
-            self._writer.close()
-
-    def forget(self) -> None:
-        """Leave no trace of a run that failed before its first checkpoint."""
-        if not self.done and not checkpoints(self.checkpoints.folder):
-            if distributed.is_main_process():
-                self.state_path.unlink(missing_ok=True)
-                self.csv.path.unlink(missing_ok=True)
-
-    def _check_identity(self, stored: dict[str, Any]) -> None:
-        have = json.loads(json.dumps(self.identity))
-        different = _differences(stored, have)
-        if different:
-            raise ValueError(
-                f"{self.out} holds another run: {'; '.join(different)}. Resume with "
-                "the same method, settings, seed, streams and data, or use another "
-                "out_dir."
-            )
+    def go(self, folder: RunFolder) -> RunResult:
+        """Train and evaluate from where the folder stands to the end."""
+        self.folder = folder
+        start = self.load()
+        if not self.done:
+            reset_metrics(self.strategy)
+        self.evaluate_missing(start)
+        for index in range(start, len(self.benchmark.train_stream)):
+            self.train(index)
+            self.evaluate(index + 1)
+        return self.finish()
 
     # ------------------------------------------------------------- resuming
     def load(self) -> int:
-        """Go back to the newest checkpoint; return the next experience."""
-        found = None
-        if distributed.is_main_process():
-            newest = newest_state(self.checkpoints.folder)
-            found = None if newest is None else newest[0].name
-        # All processes must take the same one.
-        found = distributed.broadcast_object(found)
-        if found is None:
-            if checkpoints(self.checkpoints.folder):
-                logger.warning("No checkpoint can be read; the run starts anew.")
-            if distributed.is_main_process():
-                self.csv.truncate_to(0)
+        """Go back to the folder's checkpoint; return the next experience."""
+        path = self.folder.found
+        if path is None:
             return 0
-        if not distributed.is_main_process():
-            newest = (
-                self.checkpoints.folder / found,
-                read_state(self.checkpoints.folder / found),
-            )
-        assert newest is not None
-        state = newest[1]
+        state = self.folder.take_state()
+        try:
+            restore_state(self.strategy, state, self.benchmark)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         extra = state["extra"]
-        if "rows" not in extra:
-            raise ValueError(
-                f"{newest[0]} was not written by run_stream; go on with load_state."
-            )
-        index = restore_state(self.strategy, state, self.benchmark)
+        # Not what was trained last: a strategy may have been trained before the run.
+        index = self.next = int(extra["next"])
         self.rows, self.done = extra["rows"], extra["done"]
         self.seconds = extra["seconds"]
         spent = float(extra.get("train_seconds", 0.0))
@@ -316,13 +227,20 @@ class _Run:
             self._spent = spent
         elif len(self.seconds["train"]) < index:  # written at the end of train()
             self.seconds["train"].append(spent)
-        logger.info("Resumed from %s at experience %d.", found, index)
+        logger.info("Resumed from %s at experience %d.", path.name, index)
         distributed.barrier()
         return index
 
-    def _extra(self) -> dict[str, Any]:
+    def extra(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
-        extra = {"rows": self.rows, "done": self.done, "seconds": self.seconds}
+        ended = self._begin is not None and self.strategy.experience is None
+        extra = {
+            "identity": self.identity,
+            "next": self.next + ended,
+            "rows": self.rows,
+            "done": self.done,
+            "seconds": self.seconds,
+        }
         if self._begin is not None:
             extra["train_seconds"] = self._train_seconds()
         return extra
@@ -339,14 +257,14 @@ class _Run:
     # ---------------------------------------------------- training, evaluating
     def train(self, index: int) -> None:
         """Train one experience."""
-        self._begin = time.perf_counter()
+        self.next, self._begin = index, time.perf_counter()
         experience = self.benchmark.train_stream[index]
         self.strategy.train(
             experience, eval_streams=self._validation(index), **self.options
         )
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
-        self._begin, self._spent = None, 0.0
+        self.next, self._begin, self._spent = index + 1, None, 0.0
 
     def _validation(self, index: int) -> list[Any]:
         """What a strategy with ``eval_every`` is evaluated on in training.
@@ -381,7 +299,7 @@ class _Run:
         self.done = row + 1
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
-        self.checkpoints.save(self.strategy, "_eval")
+        self.folder.checkpoints.save(self.strategy, "_eval")
 
     def finish(self) -> RunResult:
         """Write results, plots and the report."""
@@ -416,12 +334,12 @@ class _Run:
             "metrics": metric_results(self.strategy),
         }
         if distributed.is_main_process():
-            write_json(self.out / "results.json", results)
-            write_report(self.out)
+            write_json(self.folder.results_path, strict(results), checksum=True)
+            write_report(self.folder.path)
         distributed.barrier()
         return RunResult(
             method=results["method"],
-            out_dir=self.out,
+            out_dir=self.folder.path,
             matrices=matrices,
             summary=summary,
             compute=compute,
@@ -431,29 +349,6 @@ class _Run:
     def _macs(self) -> dict[str, int] | None:
         macs = getattr(self.strategy.model, "macs", None)
         return macs() if callable(macs) else None
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that a resumed run must share.
-
-    Where it runs and how it loads data may change; plugins compare their own
-    state when it is loaded.
-    """
-    free = ("device", "loader", "plugins", "eval_mb_size")
-    return {k: v for k, v in config.items() if k not in free}
-
-
-def _differences(stored: Any, have: Any, where: str = "") -> list[str]:
-    """Say where two nested dicts differ, at most five places."""
-    if isinstance(stored, dict) and isinstance(have, dict):
-        found = []
-        for key in sorted({*stored, *have}):
-            place = f"{where}.{key}" if where else key
-            found += _differences(stored.get(key), have.get(key), place)
-        return found[:5]
-    if stored == have:
-        return []
-    return [f"{where} is {stored!r} there and {have!r} here"]
 
 
 def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:

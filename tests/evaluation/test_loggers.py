@@ -142,6 +142,90 @@ def test_csv_logger__a_resumed_run_gives_the_file_of_an_uninterrupted_one(tmp_pa
     assert without_times(parts) == without_times(whole)
 
 
+ODD = {
+    "carriage return": "a\rb",
+    "both": "a\r\nb",
+    "only": "\r",
+    "separators": "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1eh",
+    "quotes": 'say "a",\r"b"""',
+    "commas": ",,a,",
+    "spaces": "  a\t",
+    "letters": "R@1/日本語/emoji \N{GRINNING FACE}",
+    "half a pair": "a\ud800b",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_csv_logger__odd_names_lose_no_row(kind, tmp_path):
+    name, path = ODD[kind], tmp_path / "m.csv"
+    logger = MetricsCSVLogger(path)
+    names = ["first", name, "b" + name, name, "last"]
+    for number, given in enumerate(names):
+        logger.log_single_metric(given, float(number))
+    expected = [n.replace("\n", " ").replace("\ud800", "\\ud800") for n in names]
+    assert [row["metric"] for row in rows(path)] == expected
+    assert [row["value"] for row in rows(path)] == ["0.0", "1.0", "2.0", "3.0", "4.0"]
+    content = path.read_bytes()
+    for keep in (4, 3, 2):
+        again = MetricsCSVLogger(path)
+        assert again.num_rows == keep + 1
+        again.truncate_to(keep)
+        assert [row["metric"] for row in rows(path)] == expected[:keep]
+        state = json.loads(json.dumps(again.state_dict()))
+        again.log_single_metric(name, 9.0)
+        again.load_state_dict(state)
+        assert path.read_bytes() == content[: path.stat().st_size]
+        assert again.num_rows == len(rows(path)) == keep
+
+
+def test_csv_logger__many_rows_are_stored_and_cut_exactly(tmp_path):
+    path = tmp_path / "m.csv"
+    logger, states = MetricsCSVLogger(path), []
+    for number in range(3000):
+        logger.log_single_metric("loss, of\rthe step", number / 7)
+        if number % 700 == 0:
+            states.append((logger.state_dict(), path.read_bytes()))
+    assert len(states[-1][0]["rows"]) > 2
+    for state, content in reversed(states):
+        logger.load_state_dict(state)
+        assert path.read_bytes() == content and logger.state_dict() == state
+
+
+DAMAGES = {
+    "lost": None,
+    "empty": b"",
+    "header": lambda content: b"x" + content[1:],
+    "value": lambda content: content.replace(b"0.25", b"0.75"),
+    "cut off": lambda content: content[:60],
+    "page": b"<html>\n</html>\n",
+    "no text": bytes(range(256)) * 3,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_csv_logger__a_damaged_file_is_written_again(damage, tmp_path, caplog):
+    path = tmp_path / "m.csv"
+    logger = MetricsCSVLogger(path)
+    for number in (0.5, 0.25, 0.125):
+        logger.log_single_metric("loss", number)
+    state, content = logger.state_dict(), path.read_bytes()
+    logger.log_single_metric("later", 1.0)
+    change = DAMAGES[damage]
+    found = change(path.read_bytes()) if callable(change) else change
+    path.unlink()
+    if found is not None:
+        path.write_bytes(found)
+    logger.load_state_dict(state)
+    assert path.read_bytes() == content and logger.num_rows == 3
+    assert "m.csv did not hold the rows" in caplog.text
+    kept = tmp_path / "m.csv.damaged"
+    if damage in ("lost", "empty", "cut off"):
+        assert not kept.exists()
+    else:
+        assert kept.read_bytes() == found
+
+
 def test_csv_logger__refuses_a_file_shorter_than_the_checkpoint(tmp_path):
     logger = MetricsCSVLogger(tmp_path / "m.csv")
     with pytest.raises(ValueError, match="holds 0 rows, 5"):

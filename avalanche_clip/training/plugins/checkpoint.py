@@ -13,8 +13,9 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip import distributed
 from avalanche_clip.checkpointing import (
     CheckpointError,
-    checksum_path,
+    OtherVersionError,
     read_state,
+    require_finite,
     save_state,
 )
 from avalanche_clip.training.resume import remember_base
@@ -34,7 +35,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
     inside experiences, because their memories cannot start in the middle.
     Disk: ``keep`` files of about the trained part of the model, its optimiser
     state and the plugins' weights; the data are never stored, and of weights
-    that were never trainable only a hash. Time: that of writing the file.
+    that were never trainable only a hash. Time: that of writing the file. Weights
+    that are not finite are never written: they stop the run.
 
     :param folder: where ``state_<iteration>.pt`` files go.
     :param every_iterations: also save after so many optimiser steps of an
@@ -61,7 +63,7 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
             raise ValueError(f"every_seconds={every_seconds} must be positive.")
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1.")
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.every_iterations = every_iterations
         self.every_seconds = every_seconds
         self.keep = keep
@@ -110,41 +112,57 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         save_state(strategy, path)
         self._last = time.monotonic()
         if distributed.is_main_process():
-            for old in checkpoints(self.folder)[: -self.keep]:
-                checksum_path(old).unlink(missing_ok=True)
+            # Later ones were left by another run, or could not be used.
+            known = [p for p in checkpoints(self.folder) if _order(p) <= _order(path)]
+            for old in known[: -self.keep]:
                 old.unlink(missing_ok=True)
         return path
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """List the checkpoints of a folder, oldest first."""
-    found = Path(folder).glob(_PATTERN)
+    return sorted(Path(folder).expanduser().glob(_PATTERN), key=_order)
+
+
+def _order(path: Path) -> str:
     # "state_000000100_end.pt" is later than "state_000000100.pt".
-    return sorted(found, key=lambda p: p.name.removesuffix(".pt"))
+    return path.name.removesuffix(".pt")
 
 
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Newest checkpoint of a folder that can be read, with its content.
+    """Newest checkpoint of a folder that can be used, with its content.
 
-    Damaged ones are passed over with a warning in the log.
+    Damaged ones, and those with weights that are not finite, are passed over
+    with a warning in the log.
+
+    :raises CheckpointError: if there are only files of other versions.
     """
+    other: CheckpointError | None = None
     for path in reversed(checkpoints(folder)):
         try:
-            return path, read_state(path)
+            state = read_state(path)
+            require_finite(state, path)
+            return path, state
         except CheckpointError as error:
             logger.warning("%s Going back to the one before.", error)
+            other = error if isinstance(error, OtherVersionError) else other
+    if other is not None:
+        raise other
     return None
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Newest checkpoint of a folder that can be read, or None."""
+    """Newest checkpoint of a folder that can be used, or None.
+
+    :raises CheckpointError: if there are only files of other versions.
+    """
     found = newest_state(folder)
     return None if found is None else found[0]
 
 
 def remove_leftovers(folder: str | Path) -> None:
     """Delete temporary files of a run that was killed while writing."""
-    for path in Path(folder).glob(f"{_PATTERN}*.tmp"):
+    for path in Path(folder).expanduser().glob(f"{_PATTERN}*.tmp"):
         path.unlink(missing_ok=True)
 
 

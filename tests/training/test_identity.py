@@ -1,0 +1,114 @@
+"""What a run is, and where two runs differ."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from avalanche_clip.training.identity import differences, run_identity
+from avalanche_clip.training.plugins import WeightConsolidationPlugin
+from avalanche_clip.training.run_info import data_summary, strategy_config
+from tests.training.runs import build
+
+
+def identity(**options):
+    strategy, benchmark = build(**options)
+    config = strategy_config(strategy, {})
+    return run_identity(strategy, config, data_summary(benchmark), ["test"], None)
+
+
+@pytest.mark.parametrize(
+    "stored, have, expected",
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b is 1 there and 2 here"]),
+        ({"a": 1}, {}, ["a is 1 there and missing here"]),
+        ({}, {"a": None}, ["a is missing there and None here"]),
+        ({"a": None}, {"a": None}, []),
+        ({"a": 1}, {"a": 1.0}, []),
+        ({"a": True}, {"a": 1}, ["a is True there and 1 here"]),
+        ({"a": "1"}, {"a": 1}, ["a is '1' there and 1 here"]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["a is [1, 2] there and [1, 3] here"]),
+        (
+            {"g": [{"lr": 1, "b": [1, 2]}, {"lr": 2}]},
+            {"g": [{"lr": 1, "b": [1, 3]}, {"lr": 3}]},
+            ["g.0.b is [1, 2] there and [1, 3] here", "g.1.lr is 2 there and 3 here"],
+        ),
+        (
+            {"g": [{"lr": 1}, {"lr": 2}]},
+            {"g": [{"lr": 3}]},
+            ["g has 2 parts there and 1 here", "g.0.lr is 1 there and 3 here"],
+        ),
+    ],
+    ids=str,
+)
+def test_differences__name_the_key_and_both_values(stored, have, expected):
+    assert differences(stored, have) == expected
+
+
+def test_differences__are_few_and_short():
+    many = {"a": {str(i): i for i in range(9)}, "z": 1}
+    found = differences(many, {"a": {str(i): -1 for i in range(9)}, "z": 2})
+    assert len(found) == 4 and found[-1] == "z is 1 there and 2 here"
+    (long,) = differences({"a": "x" * 9999}, {"a": list(range(9999))})
+    assert len(long) < 300
+
+
+CHANGES = {
+    "groups.0.lr": {"rate": 0.1},
+    "groups.1.lr": {"optimizer": lambda g: torch.optim.AdamW(g, lr=0.1)},
+    "groups.1.weight_decay": {"weight_decay": 0.3},
+    "optimizer.class": {"optimizer": torch.optim.SGD},
+    "train_mb_size": {"train_mb_size": 4},
+    "budget.iterations": {"budget_iterations": 6},
+    "plugins.0 WeightConsolidationPlugin.weight": {
+        "extra": [WeightConsolidationPlugin(2.0)]
+    },
+}
+
+
+def with_rates(options):
+    """Three groups of weights, with options of their own."""
+    decay, rate = options.pop("weight_decay", 0.2), options.pop("rate", 1e-3)
+
+    def rule(named):
+        names = [name for name, _ in named]
+        return [
+            {"names": names[:2], "lr": rate},
+            {"names": names[2:3], "weight_decay": decay},
+            {"names": names[3:]},
+        ]
+
+    return {"extra": [WeightConsolidationPlugin(1.0)], "param_groups": rule, **options}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_run_identity__differences_name_the_setting(key):
+    stored = json.loads(json.dumps(identity(**with_rates({}))))
+    assert differences(stored, identity(**with_rates({}))) == []
+    found = differences(stored, identity(**with_rates(dict(CHANGES[key]))))
+    assert any(f".{key} is " in line or line.startswith(f"{key} is ") for line in found)
+
+
+def test_run_identity__numbers_of_other_types_count():
+    def make(rate):
+        return identity(optimizer=lambda g: torch.optim.SGD(g, lr=rate))
+
+    stored = make(torch.tensor(0.5))
+    assert differences(stored, make(0.5)) == []
+    found = differences(stored, make(torch.tensor(0.25)))
+    assert "settings.optimizer.groups.0.lr is 0.5 there and 0.25 here" in found
+    plugin = WeightConsolidationPlugin(1.0)
+    plugin.weight = np.float32(0.5)
+    stored = identity(extra=[plugin])
+    plugin.weight = np.float32(0.75)
+    (found,) = differences(stored, identity(extra=[plugin]))
+    assert found.endswith(".weight is 0.5 there and 0.75 here")
+
+
+def test_run_identity__infinity_is_a_value():
+    stored = identity(optimizer=lambda g: torch.optim.SGD(g, lr=0.1, momentum=0.5))
+    for group in stored["settings"]["optimizer"]["groups"]:
+        group["momentum"] = float("inf")
+    again = json.loads(json.dumps(stored))
+    assert differences(stored, again) == []
