@@ -7,6 +7,7 @@ from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.factory import create_dual_encoder
 from avalanche_clip.models.gating import noisy_top_k_gates
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer, count_tokens
+from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.language_adapters import (
     LanguageAdapterSet,
     attach_language_adapters,
@@ -34,7 +35,6 @@ from avalanche_clip.models.token_embedding import (
 )
 from avalanche_clip.models.tokenizers import (
     CaptionTokenizer,
-    HFCaptionTokenizer,
     JSONTokenizer,
     OpenCLIPTokenizer,
 )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from avalanche_clip.models.hf_loading import plain_hf_config
+
 # settings that change neither tensors nor what is computed from them
 _IRRELEVANT = {
     "custom_text",
@@ -33,6 +35,10 @@ _IRRELEVANT = {
     "initializer_factor",
     "initializer_range",
     "attention_dropout",
+    # texts are pooled where the tokenizer says, and some releases stored others
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
 }
 
 
@@ -100,10 +106,7 @@ def _with_open_clip_defaults(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_transformers_defaults(hf_config: dict[str, Any]) -> dict[str, Any]:
-    import transformers
-
-    kinds = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}
-    return kinds[hf_config["model_type"]].from_dict(dict(hf_config)).to_dict()
+    return plain_hf_config(hf_config)
 
 
 def check_tag_activation(

@@ -14,77 +14,112 @@ transformers' ``CLIPConfig`` or ``SiglipConfig``.
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from avalanche_clip.models.config_schema import Schema
+from avalanche_clip.models.hf_loading import (
+    HF_MODEL_TYPES,
+    check_text_tower,
+    check_tokenizer_settings,
+    hf_config_object,
+    plain_hf_config,
+)
+from avalanche_clip.models.preprocessing import OPENAI, SIGLIP, check_preprocess
 from avalanche_clip.models.towers import OpenCLIPTowers, Towers, TransformersTowers
 
-_OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
-_SIGLIP_MEAN_STD = [0.5, 0.5, 0.5]
-HF_MODEL_TYPES = ("clip", "siglip")
-_PIL_FILTERS = {2: "bilinear", 3: "bicubic"}
-
 DEFAULT_CONTEXT_LENGTH = 77
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    OSError,
+    AssertionError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    ImportError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+)
 
 
-def complete_config(values: dict[str, Any]) -> dict[str, Any]:
+def complete_config(
+    values: dict[str, Any], source: str = "The configuration"
+) -> dict[str, Any]:
     """Bring any accepted configuration to the full form.
 
     :param values: the full form (see the module), an ``open_clip_config.json``
         (``model_cfg`` and ``preprocess_cfg``), a bare open_clip model
         configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``), or a
         transformers configuration (``model_type``).
+    :param source: what holds it, for messages.
     :return: new dictionary in the full form.
-    :raises ValueError: if it is none of these.
+    :raises ValueError: if it is none of these, or a value is impossible.
     """
     config = copy.deepcopy(dict(values))
     if "hf_config" in config:
-        return _complete_transformers(config)
+        return _complete_transformers(config, source)
     if "model_type" in config:
         extra = {k: config.pop(k, None) for k in ("preprocess_cfg", "tokenizer")}
-        return _complete_transformers({"hf_config": config, **extra})
+        return _complete_transformers({"hf_config": config, **extra}, source)
     if "model_cfg" in config:
-        return _complete_open_clip(config)
+        return _complete_open_clip(config, source)
     if all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
         extra = {k: config.pop(k, None) for k in ("preprocess_cfg", "tokenizer")}
-        return _complete_open_clip({"model_cfg": config, **extra})
+        return _complete_open_clip({"model_cfg": config, **extra}, source)
     raise ValueError(
-        f"The configuration has the keys {sorted(config)}; give an open_clip"
+        f"{source} has the keys {sorted(map(str, config))}; give an open_clip"
         " configuration (embed_dim, vision_cfg, text_cfg), the content of an"
         " open_clip_config.json (model_cfg), or a transformers configuration"
         " (model_type)."
     )
 
 
-def _complete_open_clip(config: dict[str, Any]) -> dict[str, Any]:
+def stated_preprocess(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the preprocessing that a configuration states itself.
+
+    :param values: in any accepted form.
+    :param source: what holds it, for messages.
+    """
+    stated = check_preprocess(values.get("preprocess_cfg") or {}, source)
+    return {k: v for k, v in stated.items() if k not in ("size", "mode")}
+
+
+def _complete_open_clip(config: dict[str, Any], source: str) -> dict[str, Any]:
+    schema = Schema(source)
     model_cfg = config["model_cfg"]
+    schema.known("model_cfg", model_cfg, ())
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
     if missing:
         raise ValueError(
-            f"model_cfg lacks {sorted(missing)}; it needs embed_dim, vision_cfg and"
-            " text_cfg."
+            f"{source}: model_cfg lacks {sorted(missing)}; it needs embed_dim,"
+            " vision_cfg and text_cfg."
         )
-    preprocess = {"mean": _OPENAI_MEAN, "std": _OPENAI_STD}
-    preprocess.update(
-        {k: v for k, v in (config.get("preprocess_cfg") or {}).items() if v is not None}
-    )
+    schema.model_cfg(model_cfg)
+    preprocess = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
+    preprocess.update(stated_preprocess(config, source))
     preprocess["size"] = model_cfg["vision_cfg"].get("image_size", 224)
+    spec = config.get("tokenizer") or open_clip_tokenizer_spec(model_cfg, source)
+    schema.tokenizer(spec)
     return {
         "library": "open_clip",
         "model_cfg": model_cfg,
         "preprocess_cfg": preprocess,
-        "tokenizer": config.get("tokenizer") or open_clip_tokenizer_spec(model_cfg),
+        "tokenizer": spec,
     }
 
 
-def open_clip_tokenizer_spec(model_cfg: dict[str, Any]) -> dict[str, Any]:
+def open_clip_tokenizer_spec(
+    model_cfg: dict[str, Any], source: str = "The configuration"
+) -> dict[str, Any]:
     """Describe the tokenizer that an open_clip configuration implies."""
     text_cfg = model_cfg["text_cfg"]
-    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    kind = "open_clip_hf" if text_cfg.get("hf_tokenizer_name") else "open_clip"
+    kwargs = check_tokenizer_settings(kind, text_cfg.get("tokenizer_kwargs"), source)
     name = text_cfg.get("hf_tokenizer_name")
     if not name:
         return {"type": "open_clip", "kwargs": kwargs}
@@ -93,61 +128,26 @@ def open_clip_tokenizer_spec(model_cfg: dict[str, Any]) -> dict[str, Any]:
     return {"type": "open_clip_hf", "file": name, "kwargs": kwargs}
 
 
-def _complete_transformers(config: dict[str, Any]) -> dict[str, Any]:
-    hf_config = config["hf_config"]
-    kind = hf_config.get("model_type")
-    if kind not in HF_MODEL_TYPES:
-        raise ValueError(
-            f"transformers model type {kind!r} is not supported; use one of"
-            f" {', '.join(HF_MODEL_TYPES)}, or an open_clip model."
-        )
-    if kind == "clip":
-        preprocess: dict[str, Any] = {"mean": _OPENAI_MEAN, "std": _OPENAI_STD}
-    else:
-        preprocess = {
-            "mean": _SIGLIP_MEAN_STD,
-            "std": _SIGLIP_MEAN_STD,
-            "resize_mode": "squash",
-        }
-    preprocess.update(config.get("preprocess_cfg") or {})
-    vision = hf_config.get("vision_config") or {}
-    preprocess["size"] = vision.get("image_size", 224)
+def _complete_transformers(config: dict[str, Any], source: str) -> dict[str, Any]:
+    schema = Schema(source)
+    schema.known("hf_config", config["hf_config"], ())
+    try:
+        hf_config = plain_hf_config(config["hf_config"])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    schema.hf_config(hf_config)
+    preprocess: dict[str, Any] = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
+    if hf_config["model_type"] == "siglip":
+        preprocess = {k: v for k, v in SIGLIP.items() if k != "interpolation"}
+    preprocess.update(stated_preprocess(config, source))
+    preprocess["size"] = hf_config["vision_config"].get("image_size", 224)
+    schema.tokenizer(config.get("tokenizer"))
     return {
         "library": "transformers",
         "hf_config": hf_config,
         "preprocess_cfg": preprocess,
         "tokenizer": config.get("tokenizer"),
     }
-
-
-def read_image_processor(folder: Path) -> dict[str, Any]:
-    """Read preprocessing from a transformers folder.
-
-    :param folder: holds ``preprocessor_config.json`` or
-        ``processor_config.json``; neither gives an empty result.
-    :return: ``preprocess_cfg`` entries.
-    """
-    values: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            read = json.loads((folder / name).read_text(encoding="utf-8"))
-            values.update(read.get("image_processor", read))
-    if not values:
-        return {}
-    found: dict[str, Any] = {
-        "mean": values.get("image_mean"),
-        "std": values.get("image_std"),
-        "interpolation": _PIL_FILTERS.get(values.get("resample", 3), "bicubic"),
-    }
-    size = values.get("size")
-    if isinstance(size, dict) and "shortest_edge" in size:
-        found["resize_mode"] = "shortest"
-        found["resize_to"] = size["shortest_edge"]
-    elif isinstance(size, dict):
-        found["resize_mode"] = "squash"
-    elif isinstance(size, int):
-        found["resize_to"] = size
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def context_length_of(config: dict[str, Any]) -> int:
@@ -209,12 +209,14 @@ def _build_open_clip(model_cfg: dict[str, Any]) -> nn.Module:
     cfg["vision_cfg"]["timm_model_pretrained"] = False
     cfg["text_cfg"]["hf_model_pretrained"] = False
     custom = cfg.pop("custom_text", False) or cfg["text_cfg"].get("hf_model_name")
+    if cfg["text_cfg"].get("hf_model_name"):
+        check_text_tower(cfg["text_cfg"]["hf_model_name"])
     kind = CLIP
     if custom:
         kind = CoCa if "multimodal_cfg" in cfg else CustomTextCLIP
     try:
         clip = kind(**cfg)
-    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+    except _BUILD_ERRORS as error:
         raise ValueError(
             f"open_clip cannot build the configured model ({error}); check the keys"
             " against open_clip's model_configs, and give a local folder for a text"
@@ -236,12 +238,15 @@ def _fit_timm_input(visual: Any, image_size: Any) -> None:
 def _build_transformers(hf_config: dict[str, Any]) -> nn.Module:
     import transformers
 
-    kind = hf_config["model_type"]
-    if kind == "clip":
-        config = transformers.CLIPConfig.from_dict(copy.deepcopy(hf_config))
-        return transformers.CLIPModel(config).train()
-    config = transformers.SiglipConfig.from_dict(copy.deepcopy(hf_config))
-    return transformers.SiglipModel(config).train()
+    config = hf_config_object(hf_config)
+    kinds = {"clip": transformers.CLIPModel, "siglip": transformers.SiglipModel}
+    try:
+        return kinds[hf_config["model_type"]](config).train()
+    except _BUILD_ERRORS as error:
+        raise ValueError(
+            f"transformers cannot build the configured model ({error}); check the"
+            " sizes in its configuration."
+        ) from error
 
 
 __all__ = [
@@ -251,7 +256,7 @@ __all__ = [
     "context_length_of",
     "embed_dim_of",
     "open_clip_tokenizer_spec",
-    "read_image_processor",
+    "stated_preprocess",
     "towers_of",
     "vocab_size_of",
 ]

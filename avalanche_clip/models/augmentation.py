@@ -65,7 +65,7 @@ class TinyAugmentation:
             )
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue} must lie in [0, 0.5].")
-        if not 0 <= self.shear < 90 or self.degrees < 0:
+        if not 0 <= self.shear < 90 or not 0 <= self.degrees < 360:
             raise ValueError(
                 f"shear={self.shear} must lie in [0, 90) and degrees={self.degrees}"
                 " must not be negative."

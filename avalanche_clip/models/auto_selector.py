@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
 from avalanche_clip.models.selector_decisions import (
@@ -119,8 +120,7 @@ class AutoSelector(nn.Module):
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":
             extractor = AlexNetFeatures(weights)
-        if hidden < 1:
-            raise ValueError(f"hidden={hidden} must be at least 1.")
+        hidden = as_size(hidden, "hidden")
         self.extractor = extractor if isinstance(extractor, str) else extractor.name
         is_alexnet = self.extractor == "alexnet"
         if threshold is None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from avalanche_clip._numbers import as_size
+
 Pair = tuple[str, str]
 
 
@@ -105,6 +107,7 @@ def train_bpe(
     >>> learnt.tokens, learnt.merges
     (('a', 'b', 'b$', 'ab$', 'aab$'), (('a', 'b$'), ('a', 'ab$')))
     """
+    vocab_size = as_size(vocab_size, "vocab_size")
     spelled = [[*w[:-1], w[-1] + suffix] for w in sorted(words) if w]
     seen = {symbol for word in spelled for symbol in word}
     start = [*specials, *sorted({*alphabet, *(s for s in seen if len(s) == 1)})]
@@ -239,6 +242,7 @@ def train_pieces(
     """
     from tokenizers import Tokenizer, models, trainers
 
+    vocab_size = as_size(vocab_size, "vocab_size")
     own = Tokenizer(models.Unigram())
     if tokenizer.normalizer is not None:
         own.normalizer = tokenizer.normalizer

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from avalanche_clip.models import architectures
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.models.inputs import check_conversion, check_images, check_tokens
 from avalanche_clip.models.model_folder import save_model
 from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
 from avalanche_clip.models.profile import count_macs
 from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
+from avalanche_clip.models.towers import inner_path
 from avalanche_clip.models.transforms import (
     ImageTransform,
     TinyAugmentation,
@@ -28,6 +30,7 @@ from avalanche_clip.models.transforms import (
 
 _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
+_SCALES = ("logit_scale", "logit_bias")
 _OWN_TOKENIZERS = ("open_clip", "json", "growing")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -47,6 +50,7 @@ class DualEncoder(nn.Module):
         towers trainable again with :meth:`unfreeze`, which returns them to
         float32.
     :param cache_dir: download folder for the tokenizer.
+    :param preprocessing_source: what said how pictures are prepared.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class DualEncoder(nn.Module):
         pretrained: str | None = None,
         precision: str = "fp32",
         cache_dir: str | None = None,
+        preprocessing_source: str = "the configuration given",
     ) -> None:
         super().__init__()
         self.clip: Any
@@ -76,6 +81,8 @@ class DualEncoder(nn.Module):
         #: where the weights come from, None while they are random
         self.pretrained = pretrained
         self.precision = precision
+        #: what says how pictures are prepared: a file, a tag, a name, the default
+        self.preprocessing_source = preprocessing_source
         #: raw width of the shared space
         self.embed_dim = architectures.embed_dim_of(config, clip)
         #: both features of the last forward pass, ``(B, 2D)``, or None
@@ -139,8 +146,8 @@ class DualEncoder(nn.Module):
             if spec["type"] in _OWN_TOKENIZERS and built.vocab_size > rows:
                 raise ValueError(
                     f"The tokenizer has {built.vocab_size} ids, the token table"
-                    f" {rows} rows; set text_cfg['vocab_size'], or name the tokenizer"
-                    " that belongs to the model."
+                    f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'],"
+                    " or name the tokenizer that belongs to the model."
                 )
             self._tokenizer = built
         return self._tokenizer
@@ -156,8 +163,7 @@ class DualEncoder(nn.Module):
 
         :param train: random augmentation (True) or deterministic.
         :param augmentation: replaces the configured augmentation.
-        :return: callable from PIL image or tensor to float ``(3, H, W)``,
-            with an attribute ``deterministic``.
+        :return: callable from PIL image or tensor to float ``(3, H, W)``.
         """
         return build_transform(self._config["preprocess_cfg"], train, augmentation)
 
@@ -233,13 +239,7 @@ class DualEncoder(nn.Module):
         return CLIPOutput(image_features, text_features, scale, aux)
 
     def _raw_image(self, image: Tensor) -> Tensor:
-        is_tensor = isinstance(image, Tensor)
-        if not is_tensor or image.ndim != 4 or not image.is_floating_point():
-            found = (tuple(image.shape), image.dtype) if is_tensor else type(image)
-            raise ValueError(
-                f"Images came as {found}; give a float tensor (B, 3, H, W), made by"
-                " model.transform(train)."
-            )
+        check_images(image)
         size = self._towers.image_size(self.clip)
         try:
             with self._compute_type(image):
@@ -255,17 +255,8 @@ class DualEncoder(nn.Module):
             ) from error
 
     def _raw_text(self, text: Tensor) -> Tensor:
-        if not isinstance(text, Tensor) or text.dtype not in (torch.int64, torch.int32):
-            found = text.dtype if isinstance(text, Tensor) else type(text).__name__
-            raise TypeError(
-                f"Texts came as {found}; give token ids made by model.tokenizer(texts)."
-            )
         limit = self.context_length
-        if text.ndim != 2 or text.shape[1] > limit or text.shape[1] == 0:
-            raise ValueError(
-                f"Token ids have shape {tuple(text.shape)}; give (M, L) with L between"
-                f" 1 and context_length={limit}."
-            )
+        check_tokens(text, limit)
         if not self.is_causal_text and text.shape[1] < limit:
             missing = limit - text.shape[1]
             text = nn.functional.pad(text, (0, missing), value=self.tokenizer.pad_id)
@@ -289,14 +280,22 @@ class DualEncoder(nn.Module):
 
         :param name: name as in ``named_parameters()``.
         :return: ``"image"``, ``"text"``, or None for ``logit_scale``,
-            ``logit_bias`` and everything outside the wrapped model.
+            ``logit_bias`` and everything outside the wrapped model. A model that
+            was compiled or adapted by peft as a whole is looked through.
+        :raises ValueError: if ``clip`` was wrapped in something without towers.
         """
-        if not name.startswith("clip."):
-            return None
-        inner = name.removeprefix("clip.")
-        if inner in ("logit_scale", "logit_bias"):
+        inner = self._inner_name(name)
+        if inner is None or inner in _SCALES:
             return None
         return "image" if inner.startswith(self._towers.image_prefixes) else "text"
+
+    def _inner_name(self, name: str) -> str | None:
+        """Return a name as the wrapped model itself has it, None outside of it.
+
+        ``torch.compile`` and peft put names of their own before it.
+        """
+        prefix = f"clip.{inner_path(self.clip, self._towers.image_child)}"
+        return name[len(prefix) :] if name.startswith(prefix) else None
 
     def freeze(self, tower: str | None = None) -> None:
         """Stop training one tower, or everything.
@@ -357,6 +356,11 @@ class DualEncoder(nn.Module):
                     module.eval()
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DualEncoder:
+        check_conversion(fn)
+        super()._apply(fn, recurse)
+        return self
+
     def _store_frozen(self) -> None:
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -382,10 +386,9 @@ class DualEncoder(nn.Module):
     def reinitialize(self, seed: int) -> None:
         """Give every weight a fresh random value, in place.
 
-        The architecture is built again under its own seed, so the same seed
-        gives the same weights on every device, equal to those of a new model
-        created after ``torch.manual_seed(seed)``; the global generators are
-        left alone. Parameter objects stay the same.
+        The same seed gives the same weights on every device, equal to those of a
+        new model created after ``torch.manual_seed(seed)``; the global generators
+        are left alone. Parameter objects stay the same.
 
         :param seed: any integer.
         :raises ValueError: if adapters or grown tables are attached, which
@@ -425,8 +428,8 @@ class DualEncoder(nn.Module):
     def state_fingerprint(self, tower: str | None = None) -> str:
         """Return a content hash of the weights.
 
-        Unchanged tensors are recognised and not hashed again. Python state
-        (an adapter's active router, for example) is not part of it.
+        Unchanged tensors are not hashed again. Python state (an adapter's active
+        router, for example) is not part of it.
 
         :param tower: ``"image"`` or ``"text"`` for what can change the
             features of that tower; None for everything, scale included.
@@ -440,11 +443,11 @@ class DualEncoder(nn.Module):
         for name, tensor in self.state_dict(keep_vars=True).items():
             if not isinstance(tensor, Tensor) or name.endswith(".progress"):
                 continue
-            is_scale = name in ("clip.logit_scale", "clip.logit_bias")
+            inner = self._inner_name(name)
             # modules outside the wrapped model may act on either tower
-            outside = self.tower_of(name) is None and not is_scale
+            outside = self.tower_of(name) is None and inner not in _SCALES
             if tower is None or outside or self.tower_of(name) == tower:
-                yield name, tensor
+                yield name if inner is None else f"clip.{inner}", tensor
 
     def macs(self, text_length: int | None = None) -> dict[str, int]:
         """Count multiply-adds of one forward pass.
@@ -465,13 +468,10 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write configuration, tokenizer and weights into a folder.
 
-        ``create_dual_encoder(folder)`` loads it again, with a grown token table
-        and its vocabulary where there is one.
+        ``create_dual_encoder(folder)`` loads it again, grown token table and all.
 
-        :param folder: created if missing; files of the same names are
-            replaced.
-        :raises ValueError: if adapters are attached, or rows of a growing token
-            table are being trained.
+        :param folder: created if missing; files of the same names are replaced.
+        :raises ValueError: if adapters are attached, or rows are being trained.
         """
         save_model(self, folder)
 

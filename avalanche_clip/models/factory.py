@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +11,40 @@ from typing import Any
 
 import torch
 
-from avalanche_clip.models import architectures, weights
+from avalanche_clip._suggest import closest, did_you_mean
+from avalanche_clip.models import architectures, model_sources, weights
 from avalanche_clip.models.agreement import (
     check_same_architecture,
     check_tag_activation,
 )
 from avalanche_clip.models.dual_encoder import PRECISIONS, DualEncoder
-from avalanche_clip.models.model_folder import read_growth, restore_growth
+from avalanche_clip.models.hf_loading import (
+    CONFIG_NAME,
+    hf_config_object,
+    is_hub_id,
+)
+from avalanche_clip.models.model_folder import restore_growth
+from avalanche_clip.models.model_sources import Stored
+from avalanche_clip.models.preprocessing import (
+    OPENAI,
+    of_name,
+    of_tag,
+    read_image_processor,
+    warn_of_default,
+)
 from avalanche_clip.models.presets import (
     PRESET_WEIGHTS,
     PRESETS,
     preset_config,
     preset_weights,
 )
+from avalanche_clip.models.tokenizers import json_hash
+from avalanche_clip.models.weight_layouts import load_into
 
 _HF_PREFIX = "hf:"
 _HUB_PREFIX = "hf-hub:"
 _LOCAL_PREFIX = "local-dir:"
-_OPEN_CLIP_FILE = "open_clip_config.json"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,9 +53,13 @@ class _Request:
 
     name: str
     config: dict[str, Any]
+    #: what says how pictures are prepared, and whether that is only a guess
+    source: str
+    guessed: bool = False
     weights: Path | None = None
     label: str | None = None
     hf_source: str | None = None
+    stored: Stored | None = None
     growth: dict[str, Any] | None = None
 
 
@@ -50,8 +70,14 @@ def create_dual_encoder(
     cache_dir: str | Path | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
+    verify: bool = True,
 ) -> DualEncoder:
     """Create a dual encoder with its tokenizer and preprocessing.
+
+    Preprocessing and tokenizer come with the weights: what lies beside or inside them
+    counts first, then what is known of the name (and tag), then the default; a name
+    without tag takes what all its tags agree on. ``preprocessing_source`` of the
+    model says which it was.
 
     :param name: what to build:
 
@@ -60,7 +86,7 @@ def create_dual_encoder(
         - ``"hf:<folder or hub id>"``: a transformers CLIP or SigLIP model
           with its weights; ``"hf-hub:<id>"``: an open_clip hub model;
         - a folder written by ``DualEncoder.save``, by open_clip or by
-          transformers, with its weights;
+          transformers, with its weights (open_clip's, if it holds both);
         - a configuration dictionary, such as ``DualEncoder.config``.
     :param pretrained: weights: a tag of the model (``"openai"``,
         ``"emoji-2010"``), a local file, or a local folder. None leaves the
@@ -69,9 +95,12 @@ def create_dual_encoder(
     :param precision: storage type of frozen weights, ``"fp32"``, ``"fp16"``
         or ``"bf16"``; with a 16-bit type the model comes frozen.
     :param device: where the model is put.
+    :param verify: compare the checksum of files that have one; False skips the
+        bytes of large tensors.
     :return: the model, in train mode.
-    :raises ValueError: for unknown names and tags, and for weights that do
-        not belong to the architecture (QuickGELU against GELU included).
+    :raises ValueError: for unknown names and tags, for weights that do
+        not belong to the architecture (QuickGELU against GELU included), and for
+        damaged files. Code in files is never run.
     :raises FileNotFoundError: if package data are missing.
 
     Random weights come from torch's global CPU generator.
@@ -80,35 +109,55 @@ def create_dual_encoder(
         raise ValueError(
             f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
         )
-    cache = None if cache_dir is None else str(cache_dir)
+    cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
     request = _resolve(name, pretrained, cache)
-    if request.hf_source is not None and request.weights is None:
+    loaded = None
+    if request.weights is not None:
+        ours = request.stored is not None and request.stored.is_ours
+        named = request.weights.name == weights.WEIGHTS_FILE
+        loaded = weights.read_weights(
+            request.weights, required=ours and named, verify=verify
+        )
+        _settle(request, loaded)
+    if request.guessed:
+        warn_of_default(request.name, request.source)
+    _LOG.info("Preprocessing of %s: %s", request.name, request.source)
+    if request.hf_source is not None and loaded is None:
         clip = _load_transformers(request, cache)
     else:
-        clip = architectures.build_clip(request.config)
-        if request.weights is not None and request.growth is None:
-            _load_file(clip, request)
+        clip = _build(request)
+        if loaded is not None and request.growth is None:
+            load_into(clip, loaded.state, str(request.weights))
     model = DualEncoder(
         clip,
         request.config,
         pretrained=request.label,
         precision=precision,
         cache_dir=cache,
+        preprocessing_source=request.source,
     )
-    if request.growth is not None:
+    if request.growth is not None and loaded is not None:
         restore_growth(model, request.growth)
-        _load_file(clip, request)
+        load_into(clip, loaded.state, str(request.weights))
         model.reset_scale_bound()
     return model.to(device).train()
 
 
+def _build(request: _Request) -> torch.nn.Module:
+    try:
+        return architectures.build_clip(request.config)
+    except ValueError as error:
+        if request.stored is None:
+            raise
+        raise ValueError(f"{request.stored.path}: {error}") from error
+
+
 def _resolve(name: Any, pretrained: str | Path | None, cache: str | None) -> _Request:
     if isinstance(name, Mapping):
-        config = architectures.complete_config(dict(name))
-        return _with_weights(_Request("the configuration", config), pretrained, cache)
+        return _with_weights(_from_mapping(dict(name)), pretrained, cache)
     name = str(name)
     if name in PRESETS:
-        request = _Request(name, preset_config(name))
+        request = _Request(name, preset_config(name), f"the preset {name}")
         if pretrained in PRESET_WEIGHTS:
             request.weights = preset_weights(name, str(pretrained))
             request.label = str(pretrained)
@@ -121,14 +170,29 @@ def _resolve(name: Any, pretrained: str | Path | None, cache: str | None) -> _Re
         return _with_weights(_from_hub(name, cache), pretrained, cache)
     plain = name.replace("/", "-")
     if plain in _open_clip_names():
-        from open_clip.factory import get_model_config
-
-        config = architectures.complete_config(get_model_config(plain))
-        return _with_weights(_Request(plain, config), pretrained, cache)
-    folder = Path(name.removeprefix(_LOCAL_PREFIX))
+        return _with_weights(_from_name(plain), pretrained, cache)
+    folder = Path(name.removeprefix(_LOCAL_PREFIX)).expanduser()
     if folder.is_dir():
-        return _with_weights(_from_folder(folder, cache), pretrained, cache)
+        return _with_weights(_from_folder(folder), pretrained, cache)
     raise _unknown_name(name)
+
+
+def _from_mapping(values: dict[str, Any]) -> _Request:
+    config = architectures.complete_config(values)
+    stated = architectures.stated_preprocess(values, "The configuration")
+    source = "the configuration given" if stated else "the default"
+    return _Request("the configuration", config, source)
+
+
+def _from_name(name: str) -> _Request:
+    from open_clip.factory import get_model_config
+
+    config = architectures.complete_config(get_model_config(name), name)
+    stated, source = of_name(name)
+    config["preprocess_cfg"].update(stated)
+    # names without tags have no weights to be wrong about, until a file is given
+    guessed = not stated and "disagree" in source
+    return _Request(name, config, source, guessed=guessed)
 
 
 def _open_clip_names() -> list[str]:
@@ -138,10 +202,8 @@ def _open_clip_names() -> list[str]:
 
 
 def _unknown_name(name: str) -> ValueError:
-    known = [*PRESETS, *_open_clip_names()]
-    by_lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    hint = f" Did you mean {', '.join(by_lower[c] for c in close)}?" if close else ""
+    close = closest(name, [*PRESETS, *_open_clip_names()])
+    hint = f" Did you mean {close}?" if close else ""
     return ValueError(
         f"No model or folder is called {name!r}.{hint} Names are open_clip's"
         f" (open_clip.list_models()), {', '.join(PRESETS)}, 'hf:<folder or id>',"
@@ -150,55 +212,42 @@ def _unknown_name(name: str) -> ValueError:
 
 
 # ------------------------------------------------------------------ folders
-def _from_folder(folder: Path, cache: str | None) -> _Request:
-    if (folder / weights.CONFIG_FILE).is_file():
-        facts = json.loads((folder / weights.CONFIG_FILE).read_text(encoding="utf-8"))
-        config = _anchor(architectures.complete_config(facts["config"]), folder)
-        request = _Request(str(folder), config, label=str(folder))
-        request.growth = read_growth(folder)
-    elif (folder / _OPEN_CLIP_FILE).is_file():
-        config = read_open_clip_config(folder / _OPEN_CLIP_FILE)
-        if config["tokenizer"].get("type") == "open_clip_hf":
-            config["tokenizer"]["file"] = str(folder)
-        request = _Request(str(folder), config, label=str(folder))
-    elif (folder / "config.json").is_file():
-        return _from_transformers(str(folder), cache)
-    else:
+def _of_stored(name: str, stored: Stored, label: str) -> _Request:
+    source = stored.source or f"the default, since {stored.path} states none"
+    growth = stored.growth
+    return _Request(
+        name, stored.config, source, label=label, stored=stored, growth=growth
+    )
+
+
+def _from_folder(folder: Path) -> _Request:
+    files = weights.config_files(folder)
+    if not files and (folder / CONFIG_NAME).is_file():
+        return _from_transformers(str(folder), None)
+    if not files:
         raise ValueError(
             f"{folder} holds no model: expected {weights.CONFIG_FILE},"
-            f" {_OPEN_CLIP_FILE} or config.json."
+            f" {weights.OPEN_CLIP_FILE} or config.json."
         )
-    request.weights = weights.find_weights(folder)
-    if request.weights is None:
-        raise ValueError(
-            f"{folder} holds a configuration but no weights; for random weights pass"
-            " the content of the configuration as a dictionary."
-        )
-    return request
+    for file in files:
+        found = weights.find_weights(folder, file.name)
+        if found is not None:
+            request = _of_stored(str(folder), model_sources.read_stored(file), "")
+            request.label, request.weights = str(folder), found
+            return request
+        if file.name == weights.CONFIG_FILE:
+            break  # what else lies there is not the model that was saved
+    for file in files:
+        model_sources.read_stored(file)
+    raise _no_weights(folder, files[0].name)
 
 
-def read_open_clip_config(path: Path) -> dict[str, Any]:
-    """Read an ``open_clip_config.json`` into the full configuration.
-
-    :param path: the file.
-    :return: full configuration.
-    :raises ValueError: if it is no such file.
-    """
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if "model_cfg" not in stored:
-        raise ValueError(f"{path} lacks 'model_cfg'; is it an open_clip_config.json?")
-    return architectures.complete_config(stored)
-
-
-def _anchor(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the file names in a saved configuration absolute."""
-    spec = config.get("tokenizer") or {}
-    if "file" in spec and (folder / spec["file"]).exists():
-        spec["file"] = str((folder / spec["file"]).resolve())
-    text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
-    if text_cfg.get("hf_model_name") == weights.TEXT_CONFIG_FOLDER:
-        text_cfg["hf_model_name"] = str((folder / weights.TEXT_CONFIG_FOLDER).resolve())
-    return config
+def _no_weights(folder: Path, config: str) -> ValueError:
+    return ValueError(
+        f"The model in {folder} cannot be loaded: it holds a configuration ({config})"
+        " but no weights of it; for random weights pass the content of the"
+        " configuration as a dictionary."
+    )
 
 
 def _from_hub(name: str, cache: str | None) -> _Request:
@@ -207,7 +256,7 @@ def _from_hub(name: str, cache: str | None) -> _Request:
     ident = name.removeprefix(_HUB_PREFIX)
     try:
         path = download_pretrained_from_hf(
-            ident, filename=_OPEN_CLIP_FILE, cache_dir=cache
+            ident, filename=weights.OPEN_CLIP_FILE, cache_dir=cache
         )
         file = download_pretrained_from_hf(ident, cache_dir=cache)
     except Exception as error:  # the hub client raises types of several libraries
@@ -215,55 +264,31 @@ def _from_hub(name: str, cache: str | None) -> _Request:
             f"{name} could not be downloaded ({error}); download the repository and"
             " give its folder."
         ) from error
-    config = read_open_clip_config(Path(path))
-    if config["tokenizer"].get("type") == "open_clip_hf":
-        config["tokenizer"].setdefault("file", ident)
-    return _Request(name, config, Path(file), label=name)
+    stored = model_sources.read_open_clip(Path(path), None)
+    if stored.config["tokenizer"].get("type") == "open_clip_hf":
+        stored.config["tokenizer"].setdefault("file", ident)
+    request = _of_stored(name, stored, name)
+    request.weights = Path(file)
+    return request
 
 
 # ------------------------------------------------------------- transformers
 def _from_transformers(source: str, cache: str | None) -> _Request:
-    from transformers import AutoConfig
-
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"{source} is no transformers folder: it has no config.json.")
-    try:
-        hf_config = AutoConfig.from_pretrained(source, cache_dir=cache).to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"transformers finds no model configuration at {source!r} ({error}); give"
-            " an existing folder or a reachable hub id."
-        ) from error
-    folder = _processor_folder(source, cache)
-    preprocess = architectures.read_image_processor(folder) if folder else {}
-    config = architectures.complete_config(
-        {
-            "hf_config": json.loads(json.dumps(hf_config, default=str)),
-            "preprocess_cfg": preprocess,
-            "tokenizer": {"type": "hf", "file": source},
-        }
-    )
-    return _Request(f"hf:{source}", config, label=source, hf_source=source)
-
-
-def _processor_folder(source: str, cache: str | None) -> Path | None:
-    if Path(source).is_dir():
-        return Path(source)
-    from transformers.utils import cached_file
-
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = cached_file(
-            source,
-            name,
-            cache_dir=cache,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        if path is not None:
-            return Path(path).parent
-    return None
+    stored = model_sources.read_transformers(source, cache)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        request = _of_stored(f"hf:{source}", stored, source)
+        request.hf_source = source
+        return request
+    request = _of_stored(f"hf:{source}", stored, str(folder))
+    request.weights = weights.find_weights(folder, CONFIG_NAME)
+    if request.weights is None:
+        raise _no_weights(folder, CONFIG_NAME)
+    return request
 
 
 def _load_transformers(request: _Request, cache: str | None) -> torch.nn.Module:
+    """Build a model of the hub with its weights."""
     import transformers
 
     kind = request.config["hf_config"]["model_type"]
@@ -271,11 +296,13 @@ def _load_transformers(request: _Request, cache: str | None) -> torch.nn.Module:
     try:
         clip, info = cls.from_pretrained(
             request.hf_source,
+            config=hf_config_object(request.config["hf_config"]),
             cache_dir=cache,
             dtype=torch.float32,
             output_loading_info=True,
+            weights_only=True,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"The weights of {request.hf_source} cannot be loaded ({error})."
         ) from error
@@ -303,50 +330,106 @@ def _with_weights(
     """Add the weights that ``pretrained`` names to a request."""
     if pretrained is None:
         return request
-    path = Path(pretrained)
+    path = Path(pretrained).expanduser()
+    request.growth = None
     if path.is_file():
+        _beside(path, request)
         request.weights = path
-        _check_config_beside(path, request)
-        named = path.name == weights.WEIGHTS_FILE
-        request.growth = read_growth(path.parent) if named else None
     elif path.is_dir():
-        request.weights = _weights_in(path, request)
-        request.growth = read_growth(path)
+        library = request.config["library"]
+        request.stored = model_sources.stored_beside(path, library)
+        config = None if request.stored is None else request.stored.path.name
+        request.weights = weights.find_weights(path, config)
+        if request.weights is None:
+            raise ValueError(f"{path} holds no weight file of {request.name}.")
+        if request.stored is not None:
+            request.growth = request.stored.growth
     else:
         request.weights = _tagged(request, str(pretrained), cache)
-        request.growth = None
+        request.stored = None
+    if request.stored is not None:
+        check_same_architecture(request.config, request.stored.config, str(path))
     request.label = str(pretrained)
     return request
 
 
-def _config_files(folder: Path) -> list[Path]:
-    names = (weights.CONFIG_FILE, _OPEN_CLIP_FILE, "config.json")
-    return [folder / name for name in names if (folder / name).is_file()]
+def _beside(path: Path, request: _Request) -> None:
+    """Read the configuration that was saved next to a weight file."""
+    request.stored = model_sources.stored_beside(path.parent, request.config["library"])
+    if request.stored is not None and path.name == weights.WEIGHTS_FILE:
+        request.growth = request.stored.growth
+    if request.stored is None:
+        size = request.config["preprocess_cfg"]["size"]
+        stated, source = read_image_processor(path.parent, size)
+        if source is not None:
+            model_sources.adopt(request.config, stated)
+            request.source, request.guessed = source, False
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    return architectures.complete_config(stored.get("config", stored))
+def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
+    """Let what lies beside or inside the weights say how they were trained.
+
+    The file that people edit counts first, then what the weights hold themselves,
+    then what others' files beside them say.
+    """
+    stored, path = request.stored, request.weights
+    # a file under a name of which open_clip knows no weights
+    request.guessed |= stored is None and request.source.startswith("the default,")
+    if stored is not None and not stored.is_ours and loaded.config is None:
+        _take(request, stored)
+    if loaded.is_openai:
+        facts = {"quick_gelu": True}
+        check_tag_activation(request.name, request.config, str(path), facts)
+        if stored is None or stored.source is None:
+            model_sources.adopt(request.config, OPENAI)
+            request.source, request.guessed = f"OpenAI's archive {path}", False
+    if loaded.config is not None:
+        where = f"The configuration in {path}"
+        inner = architectures.complete_config(loaded.config, where)
+        check_same_architecture(request.config, inner, str(path))
+        if stored is None or not stored.is_ours:
+            model_sources.adopt(request.config, inner["preprocess_cfg"], whole=True)
+            request.source, request.guessed = f"the configuration in {path}", False
+            _take_tokenizer(request, loaded.config.get("tokenizer"))
+    if stored is not None and stored.is_ours:
+        _take(request, stored)
 
 
-def _check_config_beside(path: Path, request: _Request) -> None:
-    """Compare with the configuration that was saved next to a weight file."""
-    for file in _config_files(path.parent):
-        try:
-            stored = _read_config(file)
-        except (ValueError, KeyError, AttributeError):
-            continue  # the configuration of something else
-        check_same_architecture(request.config, stored, str(path))
+def _take(request: _Request, stored: Stored) -> None:
+    if stored.source is not None:
+        model_sources.adopt(request.config, stored.preprocess, whole=stored.is_ours)
+        request.source, request.guessed = stored.source, False
+    if stored.tokenizer:
+        request.config["tokenizer"] = stored.config["tokenizer"]
+    if stored.config["library"] == "transformers":
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        theirs = stored.config["hf_config"]["text_config"]
+        request.config["hf_config"]["text_config"].update(
+            {key: theirs[key] for key in ids if key in theirs}
+        )
+
+
+def _take_tokenizer(request: _Request, spec: Any) -> None:
+    """Use the tokenizer that weights name, or compare it with the one at hand."""
+    if not isinstance(spec, dict):
         return
-
-
-def _weights_in(folder: Path, request: _Request) -> Path:
-    for file in _config_files(folder)[:1]:
-        check_same_architecture(request.config, _read_config(file), str(folder))
-    found = weights.find_weights(folder)
-    if found is None:
-        raise ValueError(f"{folder} holds no weight file.")
-    return found
+    spec = dict(spec)
+    digest = spec.pop("sha256", None)
+    name = spec.get("file")
+    if name is not None and not (is_hub_id(name) and not Path(name).exists()):
+        return  # a file of another machine: the tokenizer at hand is used
+    if name is not None or "preset" in spec or spec.get("type") == "open_clip":
+        request.config["tokenizer"] = spec
+        return
+    own = request.config.get("tokenizer") or {}
+    if digest is not None and json_hash(own) not in (digest, None):
+        warnings.warn(
+            f"{request.weights} was trained with another tokenizer than that of "
+            f"{request.name}; give a configuration or a folder that names its "
+            "tokenizer file.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _tagged(request: _Request, tag: str, cache: str | None) -> Path:
@@ -361,7 +444,7 @@ def _tagged(request: _Request, tag: str, cache: str | None) -> Path:
         have = f"tags {', '.join(tags)}" if tags else "no tags"
         raise ValueError(
             f"pretrained={tag!r} is neither a file, a folder nor a tag of"
-            f" {request.name}, which has {have}."
+            f" {request.name}, which has {have}.{did_you_mean(tag, tags)}"
         )
     return _download_tag(request, tag, cache)
 
@@ -371,10 +454,9 @@ def _download_tag(request: _Request, tag: str, cache: str | None) -> Path:
 
     facts = get_pretrained_cfg(request.name, tag)
     check_tag_activation(request.name, request.config, tag, facts)
-    preprocess = request.config["preprocess_cfg"]
-    for key in ("mean", "std", "interpolation", "resize_mode"):
-        if facts.get(key) is not None:
-            preprocess[key] = facts[key]
+    model_sources.adopt(request.config, of_tag(facts))
+    request.source = f"open_clip's tag {tag!r} of {request.name}"
+    request.guessed = False
     try:
         return Path(download_pretrained(facts, cache_dir=cache))
     except Exception as error:  # the download raises types of several libraries
@@ -384,17 +466,4 @@ def _download_tag(request: _Request, tag: str, cache: str | None) -> Path:
         ) from error
 
 
-def _load_file(clip: torch.nn.Module, request: _Request) -> None:
-    path = request.weights
-    assert path is not None
-    loaded = weights.read_weights(path)
-    if loaded.config is not None:
-        stored = architectures.complete_config(loaded.config)
-        check_same_architecture(request.config, stored, str(path))
-    if loaded.is_openai:
-        facts = {"quick_gelu": True}
-        check_tag_activation(request.name, request.config, str(path), facts)
-    weights.load_into(clip, loaded, path)
-
-
-__all__ = ["create_dual_encoder", "read_open_clip_config"]
+__all__ = ["create_dual_encoder"]

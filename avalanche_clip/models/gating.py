@@ -7,6 +7,7 @@ ties by the lowest index is our choice, so that results repeat on all devices.
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import NamedTuple
 
@@ -68,11 +69,7 @@ def route(
             f"Scores came as {tuple(clean.shape)}, {clean.dtype}; give a floating point"
             " tensor (B, E)."
         )
-    experts = clean.shape[1]
-    if isinstance(k, bool) or not isinstance(k, Integral):
-        raise ValueError(f"k={k!r} is no integer; choose 1 <= k <= E={experts}.")
-    if not 1 <= k <= experts:
-        raise ValueError(f"k={k} is out of range; choose 1 <= k <= E={experts}.")
+    _check_kept(k, clean.shape[1])
     logits = clean if clean.dtype is torch.float64 else clean.float()
     if noise_std is not None:
         noise = torch.randn(
@@ -86,10 +83,19 @@ def route(
     return Routing(indices, weights, logits)
 
 
+def _check_kept(k: int, experts: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise ValueError(f"k={k!r} is no integer; choose 1 <= k <= E={experts}.")
+    if not 1 <= k <= experts:
+        raise ValueError(f"k={k} is out of range; choose 1 <= k <= E={experts}.")
+
+
 def _scale_like(noise_std: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(noise_std, Tensor):
-        if not noise_std >= 0:
-            raise ValueError(f"noise_std={noise_std} is negative or NaN; give >= 0.")
+        if not 0 <= noise_std < math.inf:
+            raise ValueError(
+                f"noise_std={noise_std} is negative, NaN or infinite; give >= 0."
+            )
         return float(noise_std)
     try:
         fits = torch.broadcast_shapes(noise_std.shape, logits.shape) == logits.shape
@@ -120,7 +126,8 @@ def noisy_top_k_gates(
     :return: gates, type of the scores, shape ``(B, E)``: each row sums to 1 and
         is 0 outside the k kept experts. Ties go to the lowest index. Gradient
         flows through the kept scores only.
-    :raises ValueError: for other shapes or types, or k out of range.
+    :raises ValueError: for other shapes or types, k out of range, or scores from
+        which no gates follow (NaN, infinite).
 
     Source: Shazeer et al., ICLR 2017 (arXiv 1701.06538), equations 3 to 5.
 
@@ -130,7 +137,13 @@ def noisy_top_k_gates(
     # Not in route(), which mixtures call: it waits for the device.
     if isinstance(noise_std, Tensor) and not bool((noise_std >= 0).all()):
         raise ValueError("noise_std holds negative values or NaN; give 0 or more.")
-    return route(logits_or_clean, k, noise_std, generator).gates()
+    gates = route(logits_or_clean, k, noise_std, generator).gates()
+    if bool(gates.isnan().any()):
+        raise ValueError(
+            f"The scores {tuple(gates.shape)} hold NaN or infinite values; look for "
+            "the step that broke them."
+        )
+    return gates
 
 
 def importance(gates: Tensor) -> Tensor:
@@ -178,8 +191,7 @@ def expert_load(
             " the scores of the same rows."
         )
     experts = clean.shape[1]
-    if not 1 <= k <= experts:
-        raise ValueError(f"k={k} is out of range; choose 1 <= k <= E={experts}.")
+    _check_kept(k, experts)
     if noise_std is None or k == experts:
         kept = logits.detach().sort(dim=1, descending=True, stable=True).indices[:, :k]
         return torch.bincount(kept.reshape(-1), minlength=experts).to(logits.dtype)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from avalanche_clip._files import read_json, write_json
+from avalanche_clip._numbers import as_size
 from avalanche_clip.models.bpe_training import (
     LearntVocabulary,
     count_words,
@@ -28,7 +29,12 @@ from avalanche_clip.models.tokenizer_sources import (
     read_source,
     use_marks,
 )
-from avalanche_clip.models.tokenizers import CaptionTokenizer, check_texts
+from avalanche_clip.models.tokenizers import (
+    CaptionTokenizer,
+    Codes,
+    check_languages,
+    check_texts,
+)
 from avalanche_clip.models.vocabulary import (
     Snapshot,
     Vocabulary,
@@ -41,7 +47,6 @@ from avalanche_clip.models.vocabulary_storage import REWRITE, naming
 
 SCOPES = ("latest", "language")
 FILE_NAME = "growing_tokenizer.json"
-Codes = Sequence[int | str] | Tensor
 
 
 class GrowingTokenizer(CaptionTokenizer):
@@ -218,15 +223,11 @@ class GrowingTokenizer(CaptionTokenizer):
         return self._stack(rows)
 
     def _levels(self, languages: Codes | None, count: int) -> list[int]:
-        if languages is not None and len(languages) != count:
-            raise ValueError(
-                f"{len(languages)} language codes were given for {count} captions;"
-                " give one per caption."
-            )
+        listed = check_languages(languages, count)
         latest = self.vocabulary.level
         if self.scope == "latest":
             return [latest] * count
-        if languages is None:
+        if listed is None:
             if self.default_language is None and self.snapshots:
                 raise ValueError(
                     "scope='language' needs the language of each caption, but none was "
@@ -234,8 +235,7 @@ class GrowingTokenizer(CaptionTokenizer):
                     "passes them on), or set default_language on the tokenizer."
                 )
             default = self.default_language
-            languages = ["" if default is None else default] * count
-        listed = languages.tolist() if isinstance(languages, Tensor) else languages
+            listed = ["" if default is None else default] * count
         return [self._level_of(language) for language in listed]
 
     def _level_of(self, language: int | str) -> int:
@@ -317,6 +317,7 @@ class GrowingTokenizer(CaptionTokenizer):
         """
         if isinstance(vocabulary, str):
             raise ValueError("vocabulary is one string; give a list of captions.")
+        codes = [as_size(code, "A code of a language", least=0) for code in codes]
         self._check_codes(language, codes)
         if vocabulary is None:
             learnt = LearntVocabulary(())

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.models.blocks import BlockView
 
 KINDS = ("mla", "lora")
@@ -280,10 +281,9 @@ class LanguageAdapterSet(nn.Module):
         :param code: integer >= 0.
         :raises ValueError: for another code.
         """
-        if isinstance(code, bool) or int(code) != code or code < 0:
-            raise ValueError(f"language code {code!r} must be an integer >= 0.")
+        code = as_size(code, "The language code", least=0)
         for part in self._parts:
-            part.add(int(code), self._anchor())
+            part.add(code, self._anchor())
 
     def _anchor(self) -> Tensor:
         part: Any = self._parts[0]
@@ -391,9 +391,10 @@ def attach_language_adapters(
         raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
     if getattr(model, "language_adapters", None) is not None:
         raise ValueError("The model has language adapters; remove() them first.")
-    for name, value in (("bottleneck", bottleneck), ("rank", rank), ("alpha", alpha)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+    rank = as_size(rank, "rank")
+    if bottleneck is not None:
+        bottleneck = as_size(bottleneck, "bottleneck")
+    alpha = as_finite(alpha, "alpha", above=0)
     parts: list[_Routed] = []
     for block in model.blocks("text"):
         part: _Routed

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avalanche_clip._files import read_json, write_json
 from avalanche_clip.models import vocabulary_storage, weights
+from avalanche_clip.models.config_schema import FORMAT, check_model_file
+from avalanche_clip.models.hf_loading import plain_hf_config
 from avalanche_clip.models.token_embedding import (
     ExpandableTokenEmbedding,
     attach_token_embedding,
@@ -27,6 +30,9 @@ def save_model(model: DualEncoder, folder: str | Path) -> None:
     belongs to it (usage counts, the tokenizer with its snapshots, how new rows are
     drawn) is named by the entry ``growth`` of the configuration file.
 
+    The configuration file, written last, lists the hashes of the tokenizer's files;
+    the arrays carry their checksums inside.
+
     :param model: without adapters.
     :param folder: created if missing.
     :raises ValueError: if adapters are attached, or rows of the token table are
@@ -39,17 +45,55 @@ def save_model(model: DualEncoder, folder: str | Path) -> None:
             "model between experiences, or the run by CheckpointPlugin."
         )
     model.check_plain("save", grown=_key_of(model, table))
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
     config["tokenizer"] = model.tokenizer.save(folder)
     weights.save_text_config(model.clip, config, folder)
-    facts: dict[str, Any] = {"format": 1, "config": config}
+    facts: dict[str, Any] = {"format": FORMAT, "config": config}
     if table is not None:
         facts["growth"] = _growth_facts(table, config["tokenizer"], folder)
+    facts["files"] = _hashes(config, folder)
+    facts = json.loads(json.dumps(facts))
+    check_model_file(facts, folder / weights.CONFIG_FILE)
     weights.save_weights(model, folder / weights.WEIGHTS_FILE)
+    write_json(folder / weights.CONFIG_FILE, facts)
+
+
+def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Hash the files beside the weights that have no checksum of their own."""
+    names = [(config.get("tokenizer") or {}).get("file")]
+    names += [config.get("model_cfg", {}).get("text_cfg", {}).get("hf_model_name")]
+    found: list[Path] = []
+    for name in names:
+        path = folder / name if name else None
+        if path is not None and path.is_dir():
+            found += (p for p in path.rglob("*") if p.is_file())
+        elif path is not None and path.is_file():
+            found.append(path)
+    return {
+        path.relative_to(folder).as_posix(): weights.file_hash(path)
+        for path in sorted(found)
+    }
+
+
+def renew_model_file(folder: Path) -> None:
+    """Bring the configuration file of an earlier version into the present form.
+
+    :param folder: whose other files have checksums already.
+    :raises ValueError: if the file says what it may not.
+    """
     path = folder / weights.CONFIG_FILE
-    path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts = read_json(path, dict)
+    config = facts.get("config")
+    if isinstance(config, dict) and isinstance(config.get("hf_config"), dict):
+        config["hf_config"] = plain_hf_config(config["hf_config"])
+    if facts.get("format") == 1:
+        facts["format"] = FORMAT
+    facts.setdefault("files", {})
+    check_model_file(facts, path)
+    facts["files"] = _hashes(config or {}, folder)
+    write_json(path, facts)
 
 
 def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str | None:
@@ -74,34 +118,18 @@ def _growth_facts(
     }
 
 
-def read_growth(folder: Path) -> dict[str, Any] | None:
-    """Read what a folder says of a growing token table.
-
-    :param folder: written by :func:`save_model`, or any other.
-    :return: for :func:`restore_growth`; None for models without such a table.
-    """
-    path = folder / weights.CONFIG_FILE
-    if not path.is_file():
-        return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    growth = facts.get("growth") if isinstance(facts, dict) else None
-    if growth is None:
-        return None
-    spec = growth["tokenizer"]
-    if "file" in spec and (folder / spec["file"]).exists():
-        spec["file"] = str((folder / spec["file"]).resolve())
-    return {**growth, "folder": str(folder)}
-
-
 def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
     """Give a model of the base size the table and the tokenizer of a saved one.
 
     The values of the table come with the weights, which are loaded afterwards.
 
     :param model: just built.
-    :param growth: from :func:`read_growth`.
+    :param growth: entry of the configuration file, with the ``folder`` it lies in.
     :raises ValueError: if the table began with another number of rows.
     """
+    usage = vocabulary_storage.read_usage(
+        Path(growth["folder"], USAGE_FILE), growth["rows"]
+    )
     tokenizer = build_tokenizer(
         growth["tokenizer"], model.context_length, trim=model.is_causal_text
     )
@@ -116,9 +144,7 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
         {
             "rows": growth["rows"],
             "base_rows": growth["base_rows"],
-            "usage": vocabulary_storage.read_usage(
-                Path(growth["folder"], USAGE_FILE), growth["rows"]
-            ),
+            "usage": usage,
             "active": None,
             "factor": 1.0,
             "tokenizer": None,
@@ -126,4 +152,4 @@ def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
     )
 
 
-__all__ = ["USAGE_FILE", "read_growth", "restore_growth", "save_model"]
+__all__ = ["USAGE_FILE", "renew_model_file", "restore_growth", "save_model"]

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_clip._contexts import evaluating
+from avalanche_clip._numbers import as_size
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder
@@ -28,6 +29,7 @@ def count_macs(model: DualEncoder, text_length: int) -> dict[str, int]:
     Source: ``torch.utils.flop_counter``; fused attention is switched off
     while counting, since its kernels hide the products they contain.
     """
+    text_length = as_size(text_length, "text_length")
     parameter = next(model.parameters())
     size = model.image_size
     height, width = (size, size) if isinstance(size, int) else size

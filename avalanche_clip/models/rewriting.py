@@ -9,8 +9,9 @@ import torch
 
 from avalanche_clip._arrays import read_safetensors, write_tensors
 from avalanche_clip._files import found_in, read_json, require_file, write_json
-from avalanche_clip.models import vocabulary_storage
-from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
+from avalanche_clip.models import vocabulary_storage, weights
+from avalanche_clip.models.growing_tokenizer import FILE_NAME, GrowingTokenizer
+from avalanche_clip.models.model_folder import USAGE_FILE, renew_model_file
 
 
 def rewrite_file(path: str | Path) -> Path:
@@ -23,11 +24,20 @@ def rewrite_file(path: str | Path) -> Path:
     it makes the file unreadable; use a file you trust. A file that has a checksum is
     verified and left as it is.
 
-    :param path: the file.
+    :param path: the file, or the folder of :meth:`DualEncoder.save`, all of whose
+        files are rewritten.
     :return: its path.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is damaged, or none of these.
     """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        require_file(path / weights.CONFIG_FILE, "give a folder of DualEncoder.save")
+        for name in (weights.WEIGHTS_FILE, USAGE_FILE, FILE_NAME):
+            if (path / name).is_file():
+                rewrite_file(path / name)
+        renew_model_file(path)
+        return path
     path = require_file(path)
     if path.suffix == ".json":
         _rewrite_json(path)

@@ -137,7 +137,8 @@ def _alexnet_layers(path: str | Path | None) -> nn.Sequential:
         "give weights=<file>, a local state dictionary of torchvision.models.alexnet"
         " (.pth or .safetensors), or use extractor='model'"
     )
-    if path is None or not Path(path).is_file():
+    path = None if path is None else Path(path).expanduser()
+    if path is None or not path.is_file():
         found = "no weights" if path is None else f"{path}, which is no file"
         raise ValueError(f"extractor='alexnet' came with {found}; {advice}.")
     # without memory and without random numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from avalanche_clip._numbers import as_size
 
 STATISTICS_IMAGES = 16_384
 
@@ -44,16 +47,15 @@ class SelectorTraining:
 
     def __post_init__(self) -> None:
         for name in ("reference_iterations", "task_iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if not self.lr > 0 or not self.weight_decay >= 0 or self.cache_bytes < 0:
+            as_size(getattr(self, name), name)
+        as_size(self.cache_bytes, "cache_bytes", least=0)
+        if self.decay_epochs is not None:
+            as_size(self.decay_epochs, "decay_epochs")
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"lr={self.lr}, weight_decay={self.weight_decay} and"
-                f" cache_bytes={self.cache_bytes}: the rate must be positive, the"
-                " others must not be negative."
+                f"lr={self.lr}, weight_decay={self.weight_decay}: the rate must be"
+                " positive, the decay must not be negative, both finite."
             )
-        if self.decay_epochs is not None and self.decay_epochs < 1:
-            raise ValueError(f"decay_epochs={self.decay_epochs} must be None or >= 1.")
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0.

@@ -141,7 +141,7 @@ def teir_scale(
     :param is_special: whether it is a start, end, unknown or padding token.
     :return: factors in ``[0, 1]``, ``(V,)``, of the type of ``earlier_tasks``
         where that is floating point, else of torch's default type.
-    :raises ValueError: if shapes differ, or a count is negative.
+    :raises ValueError: if shapes differ, or a count is negative, NaN or infinite.
 
     Source: see the module; section "TEIR regularisation".
 
@@ -158,10 +158,12 @@ def teir_scale(
     shapes = {name: tuple(value.shape) for name, value in given.items()}
     if occurs.ndim != 1 or len(set(shapes.values())) > 1:
         raise ValueError(f"All four must be vectors of one length (V,); got {shapes}.")
-    if earlier_tasks.numel() and bool((earlier_tasks < 0).any()):
-        raise ValueError(
-            f"earlier_tasks holds {earlier_tasks.min().item()}; counts are >= 0."
-        )
+    for name, value in given.items():
+        if not bool((value >= 0).all()) or not bool((value < math.inf).all()):
+            raise ValueError(
+                f"{name} holds {value.min().item()} to {value.max().item()}; "
+                "counts and marks are finite numbers >= 0."
+            )
     kind = earlier_tasks.dtype
     if not earlier_tasks.is_floating_point():
         kind = torch.get_default_dtype()

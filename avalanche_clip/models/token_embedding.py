@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip.models import vocabulary_storage
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.teir import draw_normal_, teir_init_
@@ -55,6 +56,7 @@ class ExpandableTokenEmbedding(nn.Module):
         super().__init__()
         if init not in INITS:
             raise ValueError(f"init={init!r} is unknown; use one of {INITS}.")
+        std = as_finite(std, "std", low=0)
         odd = [
             name
             for name in ("max_norm", "scale_grad_by_freq", "sparse")

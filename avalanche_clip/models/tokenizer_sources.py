@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer, SiglipClean
 from avalanche_clip.models.tokenizers import (
     END_TOKEN,
     START_TOKEN,
     CaptionTokenizer,
-    HFCaptionTokenizer,
     JSONTokenizer,
     OpenCLIPTokenizer,
 )
@@ -21,6 +21,7 @@ PRETOKENIZERS = ("clip", "marks")
 # both spellings of CLIP's special tokens; neither is ever learnt
 SPECIAL_NAMES = (START_TOKEN, END_TOKEN, "<start_of_text>", "<end_of_text>")
 _SUFFIX = "</w>"
+_SIGLIP = ("siglip-lower", "siglip-cased")
 # contractions, runs of letters, single digits, runs of anything else
 _WORDS = r"[\p{L}]+"
 _SYMBOLS = r"[^\s\p{L}\p{N}]+"
@@ -205,6 +206,8 @@ def _from_transformers(tokenizer: HFCaptionTokenizer) -> tuple[Vocabulary, Dress
         zeroed=None,
         special_ids=_special_ids(vocabulary, tokenizer, inner.all_special_ids),
     )
+    if isinstance(tokenizer._clean, SiglipClean):
+        dress.clean = _SIGLIP[0 if tokenizer._clean.lower else 1]
     if wrapper is not None:
         dress.clean = str(tokenizer.kwargs.get("clean", "whitespace"))
         dress.zeroed = inner.sep_token_id if wrapper.strip_sep_token else None
@@ -256,9 +259,11 @@ def use_marks(pipeline: dict[str, Any]) -> dict[str, Any]:
 
 
 def clean_function(name: str | None) -> Callable[[str], str] | None:
-    """Return open_clip's clean-up of that name."""
+    """Return open_clip's clean-up of that name, or SigLIP's of transformers."""
     if name is None:
         return None
+    if name in _SIGLIP:
+        return SiglipClean(name == _SIGLIP[0])
     from open_clip.tokenizer import get_clean_fn
 
     return get_clean_fn(name)

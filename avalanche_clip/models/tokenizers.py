@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from avalanche_clip._files import require_file, unreadable
+from avalanche_clip._numbers import as_size
+from avalanche_clip.models.hf_loading import (
+    TOKENIZER_SETTINGS,
+    check_tokenizer_settings,
+    is_hub_id,
+)
+
+if TYPE_CHECKING:
+    from avalanche_clip.models.dual_encoder import DualEncoder
+
 DATA_FOLDER = Path(__file__).parent / "data"
 _CACHE_LIMIT = 65536
-# one of them is in every tokenizer folder of transformers
-_HF_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+Codes = Sequence[int | str] | Tensor
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
@@ -55,12 +59,8 @@ class CaptionTokenizer:
         trim: bool,
         truncate: bool = True,
     ) -> None:
-        if context_length < 2:
-            raise ValueError(
-                f"context_length={context_length} leaves no room for the start and the"
-                " end token; give at least 2."
-            )
-        self.context_length = context_length
+        # room for the start and the end token
+        self.context_length = as_size(context_length, "context_length", least=2)
         self.sot_id = sot_id
         self.eot_id = eot_id
         self.pad_id = pad_id
@@ -83,13 +83,13 @@ class CaptionTokenizer:
     def __call__(
         self,
         texts: str | Sequence[str],
-        languages: Sequence[int] | Tensor | None = None,
+        languages: Codes | None = None,
     ) -> Tensor:
         """Tokenise captions.
 
         :param texts: captions; a single string counts as a list of one.
-        :param languages: language code per caption. Tokenizers of a single
-            language ignore it.
+        :param languages: language code or name per caption. It changes nothing
+            where ids do not depend on the language, as in most tokenizers.
         :return: long tensor ``(N, L)``; L is ``context_length``, or the
             longest row when ``trim`` is on.
         :raises TypeError: if an element is not a string.
@@ -97,11 +97,7 @@ class CaptionTokenizer:
             ``texts``, or if a caption is too long and ``truncate`` is off.
         """
         texts = check_texts(texts)
-        if languages is not None and len(languages) != len(texts):
-            raise ValueError(
-                f"{len(languages)} language codes were given for {len(texts)} captions;"
-                " give one per caption."
-            )
+        check_languages(languages, len(texts))
         rows = [self._fit(self._encode_cached(text), text) for text in texts]
         return self._stack(rows)
 
@@ -189,6 +185,40 @@ def check_texts(texts: str | Sequence[str]) -> list[str]:
     return list(texts)
 
 
+def check_languages(languages: Any, count: int) -> list[int | str] | None:
+    """Return the languages of captions as a list, or say what is wrong with them.
+
+    :param languages: codes (integers) or names, one per caption, or None.
+    :param count: number of captions.
+    :raises ValueError: for another number of them, or for anything else.
+
+    >>> check_languages(torch.tensor([2, 0]), 2)
+    [2, 0]
+    """
+    if languages is None:
+        return None
+    if isinstance(languages, (str, bytes)) or not hasattr(languages, "__len__"):
+        raise ValueError(
+            f"languages={languages!r} is no list; give one code or name per caption."
+        )
+    listed = languages.tolist() if hasattr(languages, "tolist") else list(languages)
+    if len(listed) != count:
+        raise ValueError(
+            f"{len(listed)} language codes were given for {count} captions;"
+            " give one per caption."
+        )
+    found: list[int | str] = []
+    for language in listed:
+        value = language.item() if hasattr(language, "item") else language
+        if not isinstance(value, (int, str)) or isinstance(value, bool):
+            raise ValueError(
+                f"The language {language!r} is a {type(language).__name__}; give codes "
+                "(whole numbers) or names."
+            )
+        found.append(value)
+    return found
+
+
 def _shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
@@ -208,7 +238,9 @@ class OpenCLIPTokenizer(CaptionTokenizer):
     ) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
-        self.kwargs = dict(kwargs)
+        self.kwargs = check_tokenizer_settings(
+            "open_clip", kwargs, "The open_clip tokenizer"
+        )
         self._inner = SimpleTokenizer(context_length=context_length, **kwargs)
         super().__init__(
             context_length=context_length,
@@ -256,13 +288,7 @@ class JSONTokenizer(CaptionTokenizer):
         trim: bool,
         truncate: bool = True,
     ) -> None:
-        from tokenizers import Tokenizer
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"There is no tokenizer file {path}; give the path of a tokenizer.json."
-            )
-        self._inner = Tokenizer.from_file(str(path))
+        self._inner = _read_json_tokenizer(path)
         self._inner.no_truncation()
         self._inner.no_padding()
         start = self._inner.token_to_id(START_TOKEN)
@@ -296,112 +322,63 @@ class JSONTokenizer(CaptionTokenizer):
         return {"type": "json", "file": "tokenizer.json"}
 
 
-class HFCaptionTokenizer(CaptionTokenizer):
-    """A transformers tokenizer, optionally behind open_clip's clean-up.
+def _read_json_tokenizer(path: str | Path) -> Any:
+    from tokenizers import Tokenizer
 
-    :param name: folder or hub id of the tokenizer.
-    :param context_length: as in the base class.
-    :param trim: as in the base class.
-    :param truncate: as in the base class.
-    :param open_clip: clean captions as ``open_clip.HFTokenizer`` does.
-    :param cache_dir: download folder of transformers.
-    :param kwargs: settings of ``open_clip.HFTokenizer`` (``clean``,
-        ``strip_sep_token``, ``tokenizer_mode``) or of ``AutoTokenizer``.
-    :raises ValueError: if no tokenizer can be loaded from ``name``.
-    """
+    path = require_file(path, "give the path of a tokenizer.json")
+    try:
+        inner = Tokenizer.from_file(str(path))
+        inner.encode("a photo")  # damaged vocabularies show when they are used
+        return inner
+    except BaseException as error:  # panics of the library are no Exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise unreadable(path, "a tokenizer.json", error) from error
 
-    def __init__(
-        self,
-        name: str,
-        context_length: int,
-        *,
-        trim: bool,
-        truncate: bool = True,
-        open_clip: bool = False,
-        cache_dir: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.name = name
-        self.kwargs = dict(kwargs)
-        self._wrapper: Any = None
-        self._clean: Callable[[str], str] | None = None
-        loader = self._load_open_clip if open_clip else self._load
-        if Path(name).is_dir() and not any(Path(name, f).is_file() for f in _HF_FILES):
-            # transformers 5 would make an empty vocabulary of such a folder
+
+def _json_path(spec: dict[str, Any]) -> Path | None:
+    if spec.get("preset") is not None:
+        if Path(spec["preset"]).name != spec["preset"]:
             raise ValueError(
-                f"No tokenizer could be loaded from {name!r}: it holds none of"
-                f" {', '.join(_HF_FILES)}; put the tokenizer's files there."
+                f"The tokenizer preset {spec['preset']!r} is a path; name a file of "
+                "this package, or give 'file'."
             )
-        try:
-            self._inner = loader(name, context_length, cache_dir)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ValueError(
-                f"No tokenizer could be loaded from {name!r} ({error}); put the"
-                " tokenizer's files beside the weights or give its folder."
-            ) from error
-        pad = self._inner.pad_token_id
-        eot = self._end_id()
-        super().__init__(
-            context_length=context_length,
-            sot_id=self._start_id(),
-            eot_id=eot,
-            pad_id=eot if pad is None else pad,
-            vocab_size=len(self._inner),
-            trim=trim,
-            truncate=truncate,
-        )
+        return DATA_FOLDER / spec["preset"]
+    return None if spec.get("file") is None else Path(spec["file"]).expanduser()
 
-    def _load(self, name: str, context_length: int, cache_dir: str | None) -> Any:
-        from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(name, cache_dir=cache_dir, **self.kwargs)
+def json_hash(spec: dict[str, Any]) -> str | None:
+    """Hash what a tokenizer in a JSON file does, whatever the file's layout.
 
-    def _load_open_clip(
-        self, name: str, context_length: int, cache_dir: str | None
-    ) -> Any:
-        from open_clip.tokenizer import HFTokenizer
-
-        self._wrapper = HFTokenizer(
-            name, context_length=context_length, cache_dir=cache_dir, **self.kwargs
-        )
-        self._clean = self._wrapper.clean_fn
-        return self._wrapper.tokenizer
-
-    def _start_id(self) -> int | None:
-        for token in (self._inner.bos_token_id, self._inner.cls_token_id):
-            if token is not None:
-                return int(token)
+    :param spec: tokenizer entry.
+    :return: 64 hex digits; None for other types, and absent files.
+    """
+    path = _json_path(spec) if spec.get("type") == "json" else None
+    if path is None or not path.is_file():
         return None
+    text = _read_json_tokenizer(path).to_str()
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    def _end_id(self) -> int:
-        for token in (self._inner.eos_token_id, self._inner.sep_token_id):
-            if token is not None:
-                return int(token)
-        raise ValueError("the tokenizer has neither an end nor a separator token")
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of one caption, uncut, special tokens included."""
-        if self._clean is not None:
-            text = self._clean(text)
-        if self._wrapper is not None and self._wrapper.tokenizer_mode == "clips":
-            return self._wrapper([text])[0].tolist()
-        ids = list(self._inner(text, truncation=False, verbose=False).input_ids)
-        if self._wrapper is not None and self._wrapper.strip_sep_token:
-            ids = [0 if i == self._inner.sep_token_id else i for i in ids]
-        return ids
+def portable_spec(
+    spec: dict[str, Any] | None, model: DualEncoder | None = None
+) -> dict[str, Any] | None:
+    """Describe a tokenizer without naming a file of this machine.
 
-    def _fit(self, row: list[int], text: str) -> list[int]:
-        cut = super()._fit(row, text)
-        # rows without an end token of their own (T5 style ids) keep their form
-        if cut is not row and row[-1] != self.eot_id:
-            cut[-1] = row[-1]
-        return cut
-
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        """Write the tokenizer's files into ``folder/tokenizer``."""
-        self._inner.save_pretrained(str(Path(folder) / "tokenizer"))
-        kind = "hf" if self._wrapper is None else "open_clip_hf"
-        return {"type": kind, "file": "tokenizer", "kwargs": self.kwargs}
+    :param spec: tokenizer entry of a configuration.
+    :param model: whose tokenizer counts if it was replaced.
+    """
+    own = None if model is None else model.__dict__.get("_tokenizer")
+    if isinstance(own, JSONTokenizer) and (spec or {}).get("preset") is None:
+        digest = hashlib.sha256(own._inner.to_str().encode()).hexdigest()
+        return {"type": "json", "sha256": digest}
+    if spec is None or "file" not in spec:
+        return spec
+    plain = {key: value for key, value in spec.items() if key != "file"}
+    if spec["type"] in ("hf", "open_clip_hf") and not Path(spec["file"]).exists():
+        return spec if is_hub_id(spec["file"]) else plain
+    digest_ = json_hash(spec)
+    return plain if digest_ is None else {**plain, "sha256": digest_}
 
 
 def build_tokenizer(
@@ -420,17 +397,29 @@ def build_tokenizer(
     :param trim: True for causal text towers.
     :param cache_dir: download folder of transformers.
     :return: the tokenizer.
-    :raises ValueError: for another type.
+    :raises ValueError: for another type, for settings that are not listed in
+        ``TOKENIZER_SETTINGS``, and for damaged files.
     """
     kind = spec.get("type")
-    kwargs = dict(spec.get("kwargs") or {})
+    if not isinstance(kind, str) or kind not in TOKENIZER_SETTINGS:
+        raise ValueError(
+            f"Tokenizer type {kind!r} is unknown; use"
+            f" {', '.join(map(repr, TOKENIZER_SETTINGS))}."
+        )
+    if kind != "open_clip" and not ("file" in spec or "preset" in spec):
+        raise ValueError(
+            f"The tokenizer entry {spec} names no file; add the key 'file'."
+        )
+    kwargs = check_tokenizer_settings(kind, spec.get("kwargs"), "The tokenizer entry")
     if kind == "open_clip":
         return OpenCLIPTokenizer(context_length, trim=trim, **kwargs)
     if kind == "json":
-        preset = spec.get("preset")
-        path = spec["file"] if preset is None else DATA_FOLDER / preset
+        path = _json_path(spec)
+        assert path is not None
         return JSONTokenizer(path, context_length, trim=trim, **kwargs)
     if kind in ("hf", "open_clip_hf"):
+        from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
+
         return HFCaptionTokenizer(
             spec["file"],
             context_length,
@@ -439,23 +428,29 @@ def build_tokenizer(
             cache_dir=cache_dir,
             **kwargs,
         )
-    if kind == "growing":
-        from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
+    from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 
-        return GrowingTokenizer.load(spec["file"])
-    raise ValueError(
-        f"Tokenizer type {kind!r} is unknown; use 'open_clip', 'open_clip_hf', 'hf',"
-        " 'json' or 'growing'."
-    )
+    return GrowingTokenizer.load(spec["file"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HFCaptionTokenizer":  # its place in earlier versions
+        from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
+
+        return HFCaptionTokenizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "END_TOKEN",
     "START_TOKEN",
     "CaptionTokenizer",
-    "HFCaptionTokenizer",
+    "Codes",
     "JSONTokenizer",
     "OpenCLIPTokenizer",
     "build_tokenizer",
+    "check_languages",
     "check_texts",
+    "json_hash",
+    "portable_spec",
 ]

@@ -46,6 +46,31 @@ def _pool(hidden: Tensor, text: Tensor, end_id: int) -> Tensor:
     return hidden[rows, end_positions(text, end_id)]
 
 
+def inner_path(clip: nn.Module, child: str) -> str:
+    """Find the wrapped model below what compiles or adapts it.
+
+    ``torch.compile`` and peft put a module of their own around another, so that all
+    its parameters get longer names.
+
+    :param clip: the model, or a wrapper of it.
+    :param child: name of the image tower in the model itself.
+    :return: prefix of the model's own names, empty or ending with a dot.
+    :raises ValueError: if nothing below ``clip`` has such a child.
+
+    >>> inner_path(nn.ModuleDict({"_orig_mod": nn.ModuleDict({"visual": nn.ReLU()})}),
+    ...            "visual")
+    '_orig_mod.'
+    """
+    for name, module in clip.named_modules():
+        if child in module._modules:
+            return f"{name}." if name else ""
+    raise ValueError(
+        f"The wrapped model is a {type(clip).__name__} without an image tower"
+        f" ({child!r}), so it cannot be told which parameters belong to which tower;"
+        " wrap single layers instead of the whole model."
+    )
+
+
 def _single(value: Any) -> Any:
     """Return the tensor of an output that may be a tuple or an output object."""
     if isinstance(value, tuple):
@@ -57,6 +82,7 @@ class OpenCLIPTowers:
     """Answers for open_clip's ``CLIP``, ``CustomTextCLIP`` and ``CoCa``."""
 
     library = "open_clip"
+    image_child = "visual"
     image_prefixes = ("visual.",)
 
     def text_tower(self, clip: Any) -> Any:
@@ -112,6 +138,7 @@ class TransformersTowers:
     """Answers for transformers' ``CLIPModel`` and ``SiglipModel``."""
 
     library = "transformers"
+    image_child = "vision_model"
     image_prefixes = ("vision_model.", "visual_projection.")
 
     def text_tower(self, clip: Any) -> Any:
@@ -132,9 +159,21 @@ class TransformersTowers:
         """Return raw text features ``(M, D)``; causal towers take any length."""
         if self.is_causal(clip):
             hidden = clip.text_model(input_ids=text).last_hidden_state
+            end_id = self.pooling_id(clip, text, end_id)
             return clip.text_projection(_pool(hidden, text, end_id))
         out = clip.get_text_features(input_ids=text)
         return out if isinstance(out, Tensor) else out.pooler_output
+
+    def pooling_id(self, clip: Any, text: Tensor, end_id: int) -> int:
+        """Return the id at which features are taken.
+
+        transformers takes them at the configured end token; 2 stands for the highest
+        id there, as in its first releases.
+        """
+        stated = clip.config.text_config.eos_token_id
+        if not isinstance(stated, int) or stated in (2, end_id):
+            return end_id
+        return stated if bool((text == stated).any(1).all()) else end_id
 
     def blocks(self, clip: Any, tower: str) -> list[BlockView]:
         """Return the residual blocks of one tower, first to last."""
@@ -149,4 +188,10 @@ class TransformersTowers:
 
 Towers = OpenCLIPTowers | TransformersTowers
 
-__all__ = ["OpenCLIPTowers", "Towers", "TransformersTowers", "end_positions"]
+__all__ = [
+    "OpenCLIPTowers",
+    "Towers",
+    "TransformersTowers",
+    "end_positions",
+    "inner_path",
+]

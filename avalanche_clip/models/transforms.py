@@ -12,8 +12,10 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip._pictures import picture_to_rgb
 from avalanche_clip.models.augmentation import TinyAugmentation
+from avalanche_clip.models.preprocessing import check_preprocess
 from avalanche_clip.models.resizing import spatial_transform
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -64,21 +66,11 @@ class Preprocessing:
     exif_rotation: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(
-                f"interpolation={self.interpolation!r} is unknown; use 'bicubic' or"
-                " 'bilinear'."
-            )
-        if self.resize_mode not in ("shortest", "longest", "squash"):
-            raise ValueError(
-                f"resize_mode={self.resize_mode!r} is unknown; use 'shortest',"
-                " 'longest' or 'squash'."
-            )
-
-        if not isinstance(self.exif_rotation, bool):
-            raise ValueError(
-                f"exif_rotation={self.exif_rotation!r} is unknown; use True or False."
-            )
+        for side in self.size:
+            as_size(side, "size")
+        if self.interpolation == "random":  # open_clip's word for a training option
+            raise ValueError("interpolation='random' is unknown; use 'bicubic'.")
+        check_preprocess(self.to_dict(), "Preprocessing")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import pickle
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from avalanche_clip._arrays import (
+    KEY,
+    read_safetensors,
+    safetensors_metadata,
+    write_safetensors,
+)
+from avalanche_clip._files import (
+    found_in,
+    inside,
+    read_json,
+    require_file,
+    unreadable,
+)
+from avalanche_clip.models.hf_loading import CONFIG_NAME, HF_MODEL_TYPES, is_hub_id
+from avalanche_clip.models.torch_files import ScriptedModule, read_torch_file
+from avalanche_clip.models.weight_layouts import (
+    OPENAI_FACTS,
+    strip_prefixes,
+    take_state,
+)
+
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder
 
 CONFIG_FILE = "dual_encoder.json"
+OPEN_CLIP_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "model.safetensors"
 TEXT_CONFIG_FOLDER = "text_config"
+REWRITE = "avalanche_clip.models.rewrite_file({!r}) adds it to files you trust"
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_PREFERRED = (
-    WEIGHTS_FILE,
+_OPEN_CLIP_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
+)
+_PLAIN_NAMES = (
+    WEIGHTS_FILE,
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.pth",
     "pytorch_model.bin.index.json",
     "model.pth",
 )
-# numbers that OpenAI's archives keep beside the weights
-_OPENAI_FACTS = ("input_resolution", "context_length", "vocab_size")
 
 
 @dataclass
@@ -45,229 +67,216 @@ class LoadedWeights:
     :param is_openai: True for OpenAI's own archives, which are always QuickGELU.
     """
 
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] = field(repr=False)
     config: dict[str, Any] | None = None
     is_openai: bool = False
 
 
-def find_weights(folder: Path) -> Path | None:
+def config_files(folder: Path) -> list[Path]:
+    """List the model configurations of a folder, ours first.
+
+    A ``config.json`` of something else than CLIP or SigLIP is none of them.
+    """
+    names = (CONFIG_FILE, OPEN_CLIP_FILE, CONFIG_NAME)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return [path for path in found if path.name != CONFIG_NAME or _is_clip(path)]
+
+
+def _is_clip(path: Path) -> bool:
+    try:
+        return read_json(path, dict).get("model_type") in HF_MODEL_TYPES
+    except ValueError:
+        return False
+
+
+def find_weights(folder: Path, config: str | None = None) -> Path | None:
     """Return the weight file (or shard index) of a model folder, or None.
 
     :param folder: folder of open_clip, transformers or ``DualEncoder.save``.
+    :param config: name of the configuration file that the weights belong to: in a
+        folder that holds those of both libraries each has its own. None for any.
     :raises ValueError: if several files without a standard name compete.
     """
-    for name in _PREFERRED:
-        if (folder / name).is_file():
-            return folder / name
+    names: tuple[str, ...] = (WEIGHTS_FILE, *_OPEN_CLIP_NAMES, *_PLAIN_NAMES[1:])
+    others = [path.name for path in config_files(folder) if path.name != config]
+    if config == CONFIG_FILE:
+        return next(_present(folder, (WEIGHTS_FILE,)), None)
+    if config == CONFIG_NAME:
+        names = _PLAIN_NAMES
+    elif config == OPEN_CLIP_FILE:
+        # plain names belong to the other configuration, if there is one
+        names = _OPEN_CLIP_NAMES if others else (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES)
+    for path in _present(folder, names):
+        return path
     suffixes = (".safetensors", *_TORCH_SUFFIXES)
-    others = sorted(p for p in folder.iterdir() if p.suffix in suffixes)
-    if len(others) > 1:
-        names = ", ".join(path.name for path in others)
+    taken = (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES, "token_usage.safetensors")
+    unnamed = sorted(
+        p for p in folder.iterdir() if p.suffix in suffixes and p.name not in taken
+    )
+    if len(unnamed) > 1:
+        listed = ", ".join(path.name for path in unnamed)
         raise ValueError(
-            f"{folder} holds several weight files ({names}); give the path of one."
+            f"{folder} holds several weight files ({listed}); give the path of one."
         )
-    return others[0] if others else None
+    return unnamed[0] if unnamed else None
 
 
-def read_weights(path: str | Path) -> LoadedWeights:
+def _present(folder: Path, names: tuple[str, ...]) -> Any:
+    return (folder / name for name in names if (folder / name).is_file())
+
+
+def read_weights(
+    path: str | Path, *, required: bool = False, verify: bool = True
+) -> LoadedWeights:
     """Read a weight file without running any code stored in it.
 
     :param path: ``.safetensors``; ``.pt``, ``.pth``, ``.bin`` or ``.ckpt``
         (state dictionary, open_clip training checkpoint, or TorchScript
         archive); or the ``.index.json`` of a sharded checkpoint.
+    :param required: refuse safetensors without a checksum. Those that hold a
+        configuration as :func:`save_weights` writes it need one in any case.
+    :param verify: False skips the bytes of large tensors.
     :return: tensors under the names of the wrapped model.
+    :raises FileNotFoundError: if there is no such file.
     :raises ValueError: for another format, for files that need unpickling of
-        arbitrary objects, and for files without weights.
+        arbitrary objects, for damaged files and for files without weights.
     """
-    path = Path(path)
+    path = require_file(path, "give the path of a weight file")
     if path.name.endswith(".index.json"):
-        loaded = _read_shards(path)
+        loaded = _read_shards(path, verify)
     elif path.suffix == ".safetensors":
-        loaded = _read_safetensors(path)
+        loaded = _read_safetensors(path, required, verify)
     elif path.suffix in _TORCH_SUFFIXES:
         loaded = _read_torch(path)
     else:
         raise ValueError(
-            f"{path} is no weight file that can be read; give .safetensors,"
-            f" {', '.join(_TORCH_SUFFIXES)} or an .index.json."
+            f"{path} is no weight file that can be read (found {found_in(path)}); give"
+            f" .safetensors, {', '.join(_TORCH_SUFFIXES)} or an .index.json."
         )
-    for prefix in ("module.", "_orig_mod.", "module.", "clip."):
-        loaded.state = _strip(loaded.state, prefix)
+    loaded.state = strip_prefixes(loaded.state)
     if not loaded.state:
         raise ValueError(f"{path} holds no weights.")
     return loaded
 
 
-def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    if not state or not all(key.startswith(prefix) for key in state):
-        return state
-    return {key[len(prefix) :]: value for key, value in state.items()}
-
-
-def _read_shards(path: Path) -> LoadedWeights:
-    index = json.loads(path.read_text(encoding="utf-8"))
+def _read_shards(path: Path, verify: bool) -> LoadedWeights:
+    index = read_json(path, dict)
+    parts = index.get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(p, str) for p in parts):
+        raise unreadable(path, "an index of weights", "it has no mapping 'weight_map'")
+    if not all(isinstance(name, str) for name in parts.values()):
+        raise unreadable(path, "an index of weights", "a shard's name is no text")
     state: dict[str, Tensor] = {}
-    for name in sorted(set(index["weight_map"].values())):
-        shard = path.parent / name
+    for name in sorted(set(parts.values())):
+        shard = inside(path.parent, name, path)
+        if shard.name.endswith(".index.json"):
+            raise ValueError(f"{path} names the index {name} as a shard; name weights.")
         if not shard.is_file():
             raise ValueError(f"{path} names the shard {name}, which is missing.")
-        state.update(read_weights(shard).state)
+        found = _read_plain(shard, verify)
+        wanted = {key for key, value in parts.items() if value == name}
+        twice = sorted(state.keys() & found.keys())
+        if twice or not wanted <= found.keys():
+            what = f"holds {twice[0]} too" if twice else "lacks tensors of the index"
+            raise ValueError(f"{path} does not fit its shards: {name} {what}.")
+        state.update(found)
     return LoadedWeights(state)
 
 
-def _read_safetensors(path: Path) -> LoadedWeights:
-    from safetensors import SafetensorError, safe_open
+def _read_plain(shard: Path, verify: bool) -> dict[str, Tensor]:
+    if shard.suffix == ".safetensors":
+        return _read_safetensors(shard, False, verify).state
+    if shard.suffix in _TORCH_SUFFIXES:
+        return _read_torch(shard).state
+    raise ValueError(f"{shard} is no weight file that can be read.")
 
+
+def _read_safetensors(path: Path, required: bool, verify: bool) -> LoadedWeights:
+    state, metadata = read_safetensors(
+        path,
+        required=required,
+        verify=verify,
+        rewrite=REWRITE.format(str(path.parent if required else path)),
+    )
+    stored = metadata.get("config")
+    if stored is None:
+        return LoadedWeights(state)
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            stored = (file.metadata() or {}).get("config")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a valid safetensors file ({error}); download or save it"
-            " again."
-        ) from error
-    return LoadedWeights(state, json.loads(stored) if stored else None)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        config = json.loads(stored)
+    except ValueError:
+        config = None  # somebody else's word for something else
+    if not isinstance(config, dict) or "library" not in config:
+        return LoadedWeights(state)
+    if not required and KEY not in safetensors_metadata(path):
+        # ours, by an earlier version: says what to do
+        read_safetensors(path, rewrite=REWRITE.format(str(path)))
+    return LoadedWeights(state, config)
 
 
 def _read_torch(path: Path) -> LoadedWeights:
-    if _is_torchscript(path):
-        script = torch.jit.load(str(path), map_location="cpu")
-        return _take_state(dict(script.state_dict()), path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as plain tensors ({_first_line(error)}). Files that"
-            " pickle whole objects run code on loading and are refused; save"
-            " model.state_dict() instead."
-        ) from error
-    return _take_state(content, path)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _take_state(content: Any, path: Path) -> LoadedWeights:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}, not a state dictionary; save"
-            " model.state_dict()."
-        )
-    is_openai = all(key in content for key in _OPENAI_FACTS)
-    state = {k: v for k, v in content.items() if k not in _OPENAI_FACTS}
-    strange = [k for k, v in state.items() if not isinstance(v, Tensor)]
-    if strange:
-        raise ValueError(
-            f"{path} holds more than tensors ({strange[0]!r} is a"
-            f" {type(state[strange[0]]).__name__}); give a state dictionary or a"
-            " checkpoint with the key 'state_dict'."
-        )
+    content = read_torch_file(path)
+    if isinstance(content, ScriptedModule):
+        content = dict(content.tensors())
+    state = take_state(content, path)
+    is_openai = all(key in state for key in OPENAI_FACTS)
+    state = {k: v for k, v in state.items() if k not in OPENAI_FACTS}
     return LoadedWeights(state, is_openai=is_openai)
 
 
-def load_into(clip: Any, loaded: LoadedWeights, source: str | Path) -> None:
-    """Copy weights into a freshly built model, all of them or none.
-
-    Older key layouts of open_clip are translated. Nothing is resized or left
-    at random.
-
-    :param clip: wrapped open_clip or transformers model.
-    :param loaded: result of :func:`read_weights`.
-    :param source: named in messages.
-    :raises ValueError: if keys are missing, unexpected or of another shape.
-    """
-    own = clip.state_dict()
-    state = _translate(clip, loaded.state)
-    missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
-    reshaped = [
-        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems = [
-        f"{len(found)} {what} ({'; '.join(found[:3])}{', ...' if found[3:] else ''})"
-        for what, found in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", reshaped),
-        )
-        if found
-    ]
-    if problems:
-        raise ValueError(
-            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Use"
-            " the model name or configuration they were trained with."
-        )
-    clip.load_state_dict(state)
-
-
-def _translate(clip: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    own = clip.state_dict()
-    state = {k: v for k, v in state.items() if not _is_stale(k, own)}
-    if hasattr(clip, "visual"):
-        from open_clip.convert import convert_state_dict
-        from open_clip.model import convert_to_custom_text_state_dict
-
-        state = convert_state_dict(clip, state)
-        if "positional_embedding" in state and "positional_embedding" not in own:
-            state = convert_to_custom_text_state_dict(state)
-        elif "positional_embedding" in own and "text.positional_embedding" in state:
-            state = {k.removeprefix("text."): v for k, v in state.items()}
-    for name in ("logit_scale", "logit_bias"):
-        # scalar in some releases, one element in others
-        if name in state and name in own and state[name].numel() == own[name].numel():
-            state[name] = state[name].reshape(own[name].shape)
-    return state
-
-
-def _is_stale(key: str, own: dict[str, Tensor]) -> bool:
-    """Recognise buffers that older transformers releases stored."""
-    return key.endswith(".position_ids") and key not in own
-
-
+# ------------------------------------------------------------------ writing
 def save_weights(
     model: DualEncoder, path: str | Path, *, precision: str = "fp32"
 ) -> None:
     """Write a model's weights with its configuration as one safetensors file.
+
+    The file carries a checksum of names, shapes, bytes and configuration, so it can
+    be verified wherever it is moved to.
 
     :param model: plain dual encoder (adapters are stored by checkpoints).
     :param path: file to write, replaced if it exists.
     :param precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` for floating point
         tensors; the logarithm of the scale stays float32.
     """
-    from safetensors.torch import save_file
-
     from avalanche_clip.models.dual_encoder import PRECISIONS
 
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
         )
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"{path} must end with .safetensors.")
     state = {}
     for name, tensor in model.clip.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
         if tensor.is_floating_point():
             keep = name in ("logit_scale", "logit_bias")
             tensor = tensor.to(torch.float32 if keep else PRECISIONS[precision])
-        state[name] = tensor.clone()
-    metadata = {"format": "pt", "config": json.dumps(model.config, sort_keys=True)}
-    save_file(state, str(path), metadata=metadata)
+        state[name] = tensor
+    config = portable_config(model)
+    write_safetensors(path, state, {"config": json.dumps(config, sort_keys=True)})
+
+
+def portable_config(model: DualEncoder) -> dict[str, Any]:
+    """Return a configuration that names no file of this machine.
+
+    A tokenizer in a file is told by the hash of its content instead.
+    """
+    from avalanche_clip.models.tokenizers import portable_spec
+
+    config = model.config
+    config["tokenizer"] = portable_spec(config.get("tokenizer"), model)
+    text = config.get("model_cfg", {}).get("text_cfg", {})
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        name = text.get(key)
+        if name and (Path(name).exists() or not is_hub_id(name)):
+            text[key] = Path(name).name
+    return config
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:
@@ -285,11 +294,15 @@ def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:
 
 __all__ = [
     "CONFIG_FILE",
+    "OPEN_CLIP_FILE",
+    "REWRITE",
     "TEXT_CONFIG_FOLDER",
     "WEIGHTS_FILE",
     "LoadedWeights",
+    "config_files",
+    "file_hash",
     "find_weights",
-    "load_into",
+    "portable_config",
     "read_weights",
     "save_text_config",
     "save_weights",

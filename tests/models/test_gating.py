@@ -214,3 +214,17 @@ def test_balance__value_and_gradient():
 def test_balance__wrong_shapes_are_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 3])
+def test_noisy_top_k_gates__scores_without_gates_are_refused(value, place):
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]])
+    scores[0, place] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        noisy_top_k_gates(scores, 2)
+    with pytest.raises(ValueError, match="noise_std"):
+        noisy_top_k_gates(torch.ones(2, 3), 1, noise_std=value)
+    # an expert may be left out by the lowest score
+    scores[0, place] = -torch.inf
+    assert noisy_top_k_gates(scores, 2).sum(1).tolist() == [1.0, 1.0]

@@ -157,3 +157,13 @@ def test_teir_init__fills_views_and_nothing():
 def test_teir_scale__flags_may_be_any_numbers():
     scale = teir_scale(*(torch.tensor([k]) for k in (7, 5, 1)), torch.tensor([0]))
     assert scale.tolist() == pytest.approx([1 / 3])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("place", range(4))
+def test_teir_scale__numbers_that_are_no_counts_are_refused(value, place):
+    given = [torch.ones(3) for _ in range(4)]
+    given[place][1] = value
+    names = ("occurs", "is_clip_token", "earlier_tasks", "is_special")
+    with pytest.raises(ValueError, match=names[place]):
+        teir_scale(*given)
