@@ -30,6 +30,7 @@ from avalanche_clip.training.accumulation import FeatureCache
 from avalanche_clip.training.compatibility import (
     check_planned,
     check_plugins,
+    in_order,
     running_order,
 )
 from avalanche_clip.training.resume import apply_pending, check_interrupted
@@ -269,7 +270,7 @@ class CLIPTemplate(
 
         :raises ValueError: naming what cannot work, the reason and the replacement.
         """
-        have = [*self.plugins, self.evaluator, *self.evaluator.metrics]
+        have = [*in_order(self.plugins), self.evaluator, *self.evaluator.metrics]
         if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
             return
         if self._checked:  # Avalanche has looked at those of the constructor
@@ -278,7 +279,7 @@ class CLIPTemplate(
         self._give_up_schedule()
         check_plugins(self)
         check_metrics(self)
-        self._checked = [*self.plugins, self.evaluator, *self.evaluator.metrics]
+        self._checked = have
 
     def train(
         self, experiences: Any, eval_streams: Any = None, **kwargs: Any
