@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
 from avalanche_clip.models.selector_decisions import (
@@ -114,8 +115,7 @@ class AutoSelector(nn.Module):
             ("extractor", "model" if is_module else extractor, EXTRACTORS),
             ("granularity", granularity, GRANULARITIES),
         ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown; use one of {choices}.")
+            require_choice(name, value, choices)
         if weights is not None and extractor != "alexnet":
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models import architectures
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
@@ -65,10 +66,7 @@ class DualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.clip: Any
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
-            )
+        require_choice("precision", precision, PRECISIONS)
         self.clip = clip
         self._config = config
         self._towers = architectures.towers_of(config)

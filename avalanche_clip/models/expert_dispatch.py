@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.expert_kernels import (
     KERNELS,
     Mixture,
@@ -112,8 +113,7 @@ def mix_experts(
         ``"reference"`` path.
     :raises ValueError: for an unknown path.
     """
-    if path is not None and path not in PATHS:
-        raise ValueError(f"path={path!r} is unknown; use one of {list(PATHS)} or None.")
+    require_choice("path", path, (*PATHS, None))
     rows, tokens, width = x.shape
     if not rows or not tokens:
         return x * 0.0

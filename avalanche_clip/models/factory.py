@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from avalanche_clip._suggest import closest, did_you_mean
+from avalanche_clip._suggest import closest, did_you_mean, require_choice
 from avalanche_clip.models import architectures, model_sources, weights
 from avalanche_clip.models.agreement import (
     check_same_architecture,
@@ -105,10 +105,7 @@ def create_dual_encoder(
 
     Random weights come from torch's global CPU generator.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
-        )
+    require_choice("precision", precision, PRECISIONS)
     cache = None if cache_dir is None else str(Path(cache_dir).expanduser())
     request = _resolve(name, pretrained, cache)
     loaded = None

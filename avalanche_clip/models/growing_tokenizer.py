@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avalanche_clip._files import read_json, write_json
 from avalanche_clip._numbers import as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.bpe_training import (
     LearntVocabulary,
     count_words,
@@ -88,12 +89,8 @@ class GrowingTokenizer(CaptionTokenizer):
         base_languages: Sequence[int | str] = (),
         prune_unreachable: bool = False,
     ) -> None:
-        if scope not in SCOPES:
-            raise ValueError(f"scope={scope!r} is unknown; use one of {SCOPES}.")
-        if pretokenizer not in PRETOKENIZERS:
-            raise ValueError(
-                f"pretokenizer={pretokenizer!r} is unknown; use one of {PRETOKENIZERS}."
-            )
+        require_choice("scope", scope, SCOPES)
+        require_choice("pretokenizer", pretokenizer, PRETOKENIZERS)
         vocabulary, dress = read_source(source)
         if pretokenizer == "marks":
             vocabulary.pipeline = use_marks(vocabulary.pipeline)

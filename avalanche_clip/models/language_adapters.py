@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.blocks import BlockView
 
 KINDS = ("mla", "lora")
@@ -387,8 +388,7 @@ def attach_language_adapters(
     :raises ValueError: if the model has language adapters, or a value is unknown
         or not positive.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is unknown; use one of {KINDS}.")
+    require_choice("kind", kind, KINDS)
     if getattr(model, "language_adapters", None) is not None:
         raise ValueError("The model has language adapters; remove() them first.")
     rank = as_size(rank, "rank")

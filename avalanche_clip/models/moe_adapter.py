@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.expert_dispatch import (
     ExpertTensors,
     MixtureRule,
@@ -384,10 +385,7 @@ class MoEAdapter(nn.Module):
                 f"count={count} is out of range; choose 0 <= count <= num_experts="
                 f"{self.num_experts}."
             )
-        if rank_over not in RANKINGS:
-            raise ValueError(
-                f"rank_over={rank_over!r} is unknown; use one of {list(RANKINGS)}."
-            )
+        require_choice("rank_over", rank_over, RANKINGS)
         ranked = self.counts.sort(descending=True, stable=True)
         used = int((ranked.values > 0).sum())
         order = ranked.indices.tolist() if used else []

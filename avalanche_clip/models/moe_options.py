@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.expert_dispatch import ACTIVATIONS
 
 NUM_EXPERTS = 22
@@ -42,15 +43,8 @@ def check_options(
         raise ValueError(f"dropout={dropout} is no probability; choose 0 to 1.")
     if not scale == scale or scale in (float("inf"), float("-inf")):
         raise ValueError(f"scale={scale} is not finite; choose a number.")
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"activation={activation!r} is unknown; use one of {list(ACTIVATIONS)}."
-        )
-    if router_input not in ROUTER_INPUTS:
-        raise ValueError(
-            f"router_input={router_input!r} is unknown; use one of"
-            f" {list(ROUTER_INPUTS)}."
-        )
+    require_choice("activation", activation, ACTIVATIONS)
+    require_choice("router_input", router_input, ROUTER_INPUTS)
     if not floor >= 0.0:
         raise ValueError(f"noise_floor={floor} is negative; choose 0 or more.")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.selector_features import SelectorFeatures, fixed_images
 from avalanche_clip.models.weights import read_weights
 
@@ -57,11 +58,7 @@ class AlexNetFeatures(SelectorFeatures):
         input_size: int = 224,
     ) -> None:
         super().__init__()
-        if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization={normalization!r} is unknown; use one of"
-                f" {', '.join(NORMALIZATIONS)}."
-            )
+        require_choice("normalization", normalization, NORMALIZATIONS)
         self.normalization = normalization
         self.image_size = image_size
         self._side = input_size if image_size is None else image_size

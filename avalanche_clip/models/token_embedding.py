@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_finite
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models import vocabulary_storage
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.teir import draw_normal_, teir_init_
@@ -54,8 +55,7 @@ class ExpandableTokenEmbedding(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if init not in INITS:
-            raise ValueError(f"init={init!r} is unknown; use one of {INITS}.")
+        require_choice("init", init, INITS)
         std = as_finite(std, "std", low=0)
         odd = [
             name

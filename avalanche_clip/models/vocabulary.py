@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.bpe_training import (
     LearntVocabulary,
     Pair,
@@ -92,10 +93,7 @@ class Vocabulary:
         scores: Sequence[float] = (),
         merge_order: str = "append",
     ) -> None:
-        if merge_order not in MERGE_ORDERS:
-            raise ValueError(
-                f"merge_order={merge_order!r} is unknown; use one of {MERGE_ORDERS}."
-            )
+        require_choice("merge_order", merge_order, MERGE_ORDERS)
         self.pipeline = pipeline
         self.merge_order = merge_order
         self.tokens = list(tokens)

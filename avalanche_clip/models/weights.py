@@ -24,6 +24,7 @@ from avalanche_clip._files import (
     require_file,
     unreadable,
 )
+from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.hf_loading import CONFIG_NAME, HF_MODEL_TYPES, is_hub_id
 from avalanche_clip.models.torch_files import ScriptedModule, read_torch_file
 from avalanche_clip.models.weight_layouts import (
@@ -239,10 +240,7 @@ def save_weights(
     """
     from avalanche_clip.models.dual_encoder import PRECISIONS
 
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision={precision!r} is unknown; use one of {list(PRECISIONS)}."
-        )
+    require_choice("precision", precision, PRECISIONS)
     state = {}
     for name, tensor in model.clip.state_dict().items():
         if tensor.is_floating_point():

@@ -45,4 +45,21 @@ def language_codes(dataset: AvalancheDataset) -> np.ndarray | None:
     return attribute_array(dataset, "language")
 
 
-__all__ = ["language_codes", "read_captions"]
+def language_of(experience: Any) -> tuple[str, tuple[int, ...]]:
+    """Name of an experience's language, and the codes of its captions.
+
+    :param experience: with ``language`` where it has one name; else it is named
+        by its place in the stream.
+    """
+    codes = language_codes(experience.dataset)
+    own = getattr(experience, "language_code", None)
+    found: tuple[int, ...] = () if own is None else (int(own),)
+    if codes is not None:
+        found = tuple(sorted({int(code) for code in codes}))
+    name = getattr(experience, "language", None)
+    if name is None:
+        name = f"experience {experience.current_experience}"
+    return str(name), found
+
+
+__all__ = ["language_codes", "language_of", "read_captions"]

@@ -30,7 +30,7 @@ from avalanche_clip.models import (
     train_tokens_only,
 )
 from avalanche_clip.models.token_embedding import INITS
-from avalanche_clip.training.captions import language_codes, read_captions
+from avalanche_clip.training.captions import language_codes, language_of, read_captions
 from avalanche_clip.training.visits import Step, read_step, seed_number
 
 logger = logging.getLogger(__name__)
@@ -455,23 +455,6 @@ class TokenEmbeddingExpansionPlugin(
         self._occurs, self._current = state["occurs"], state["current"]
 
 
-def language_of(experience: Any) -> tuple[str, tuple[int, ...]]:
-    """Name of an experience's language, and the codes of its captions.
-
-    :param experience: with ``language`` where it has one name; else it is named
-        by its place in the stream.
-    """
-    codes = language_codes(experience.dataset)
-    own = getattr(experience, "language_code", None)
-    found: tuple[int, ...] = () if own is None else (int(own),)
-    if codes is not None:
-        found = tuple(sorted({int(code) for code in codes}))
-    name = getattr(experience, "language", None)
-    if name is None:
-        name = f"experience {experience.current_experience}"
-    return str(name), found
-
-
 def _bind(dataset: Any, tokenizer: Any) -> None:
     """Let the collate of a data set use the growing tokenizer of its model."""
     collate = getattr(dataset, "collate_fn", None)
@@ -500,5 +483,4 @@ def _strings(dataset: Any, language: str) -> list[str]:
 __all__ = [
     "TokenEmbeddingExpansionPlugin",
     "TokenEmbeddingExpansionSettings",
-    "language_of",
 ]
