@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from avalanche_clip._files import found_in, read_json
+from avalanche_clip._files import found_in, read_json, replacing_folder, write_json
 from avalanche_clip.models.hf_loading import check_tokenizer_settings
 from avalanche_clip.models.model_sources import HF_TOKENIZER_FILES
 from avalanche_clip.models.tokenizers import (
@@ -278,12 +278,12 @@ class HFCaptionTokenizer(CaptionTokenizer):
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer's files into ``folder/tokenizer``."""
-        target = Path(folder) / "tokenizer"
-        self._inner.save_pretrained(str(target))
+        with replacing_folder(Path(folder) / "tokenizer") as target:
+            self._inner.save_pretrained(str(target))
+            if isinstance(self._clean, SiglipClean):
+                _name_siglip(target, self._clean.lower)
         kind = "hf" if self._wrapper is None else "open_clip_hf"
         kwargs = dict(self.kwargs)
-        if isinstance(self._clean, SiglipClean):
-            _name_siglip(target, self._clean.lower)
         for key in ("revision", "subfolder"):
             kwargs.pop(key, None)  # of where it came from
         return {"type": kind, "file": "tokenizer", "kwargs": kwargs}
@@ -337,8 +337,6 @@ def _has_sentencepiece(name: str) -> bool:
 
 def _name_siglip(folder: Path, lower: bool) -> None:
     """Let a stored copy say that it is cleaned as SigLIP's."""
-    from avalanche_clip._files import write_json
-
     stored = read_json(folder / _CONFIG, dict)
     stored["tokenizer_class"] = "SiglipTokenizer"
     stored["do_lower_case"] = lower

@@ -21,6 +21,7 @@ from avalanche_clip._files import (
     found_in,
     inside,
     read_json,
+    replacing_folder,
     require_file,
     unreadable,
 )
@@ -286,7 +287,8 @@ def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:
     """
     text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
     if text_cfg.get("hf_model_name"):
-        clip.text.config.save_pretrained(folder / TEXT_CONFIG_FOLDER)
+        with replacing_folder(folder / TEXT_CONFIG_FOLDER) as target:
+            clip.text.config.save_pretrained(target)
         text_cfg["hf_model_name"] = TEXT_CONFIG_FOLDER
 
 
