@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 
 class BoundedUnpickler(pickle._Unpickler):
@@ -24,7 +24,10 @@ class BoundedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it ends within {size} declared bytes")
         self.append(bytearray(data))  # type: ignore[attr-defined]
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
 
 __all__ = ["BoundedUnpickler"]
