@@ -120,6 +120,11 @@ class Schema:
             raise self.refused(key, value, f"its type must be {names}")
         if _is_number(value) and not math.isfinite(value):
             raise self.refused(key, value, "give a finite number")
+        if name == "norm_kwargs":
+            for option, given in value.items():
+                self.typed(f"{key}.{option}", given, float | bool)
+                if option == "eps" and not given > 0:
+                    raise self.refused(f"{key}.{option}", given, "give more than 0")
         if name in _SHARES and not 0 <= value < 1:
             raise self.refused(key, value, "give a share, 0 or more and less than 1")
         if name == "mlp_ratio" and not value > 0:

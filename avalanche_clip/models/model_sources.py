@@ -10,9 +10,15 @@ from typing import Any
 from avalanche_clip._files import inside, read_json
 from avalanche_clip.models import architectures, weights
 from avalanche_clip.models.config_schema import check_model_file
-from avalanche_clip.models.hf_loading import CONFIG_NAME, anchor, read_hf_config
+from avalanche_clip.models.hf_loading import (
+    CONFIG_NAME,
+    anchor,
+    is_hub_id,
+    read_hf_config,
+)
 from avalanche_clip.models.preprocessing import read_image_processor
 
+_TIMM_FOLDER = "local-dir:"
 # one of them is in every tokenizer folder of transformers
 HF_TOKENIZER_FILES = (
     "tokenizer.json",
@@ -113,6 +119,22 @@ def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:
             text_cfg["hf_model_name"], folder, path, hub=True
         )
 
+    vision = config.get("model_cfg", {}).get("vision_cfg", {})
+    name = vision.get("timm_model_name") or ""
+    if name.lower().startswith(_TIMM_FOLDER):
+        inner = anchor(name[len(_TIMM_FOLDER) :], folder, path, hub=False)
+        vision["timm_model_name"] = _TIMM_FOLDER + inner
+
+
+def _require_hub_ids(text_cfg: dict[str, Any], path: Path) -> None:
+    """Refuse paths in a configuration of the hub, which has no folder here."""
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if text_cfg.get(key) and not is_hub_id(text_cfg[key]):
+            raise ValueError(
+                f"{path} names {text_cfg[key]!r} as {key}; on the hub only ids of the "
+                "hub are allowed."
+            )
+
 
 def _anchor_tokenizer(spec: dict[str, Any], folder: Path, path: Path) -> None:
     if "file" in spec:
@@ -135,7 +157,9 @@ def read_open_clip(path: Path, folder: Path | None) -> Stored:
     source: str | None = str(path) if stated else None
     text_cfg = config["model_cfg"]["text_cfg"]
     spec = config["tokenizer"]
-    if folder is not None:
+    if folder is None:
+        _require_hub_ids(text_cfg, path)
+    else:
         if spec["type"] == "open_clip_hf" and _has_tokenizer(folder):
             spec["file"] = str(folder)
         _anchor_names(config, folder, path)
