@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from avalanche_clip.models.hf_loading import (
 )
 from avalanche_clip.models.preprocessing import read_image_processor
 
+# what transformers reads of a tokenizer's or a tower's folder
+_READ = (".json", ".jsonl", ".txt", ".model", ".bpe", ".tiktoken")
 _TIMM_FOLDER = "local-dir:"
 # one of them is in every tokenizer folder of transformers
 HF_TOKENIZER_FILES = (
@@ -98,15 +101,20 @@ def _read_ours(path: Path) -> Stored:
 def _check_listed(
     config: dict[str, Any], files: dict[str, str], folder: Path, path: Path
 ) -> None:
-    name = (config.get("tokenizer") or {}).get("file")
-    if name is None or not inside(folder, name, path).exists():
-        return
-    listed = any(known == name or known.startswith(f"{name}/") for known in files)
-    if not listed:
-        raise ValueError(
-            f"{path} lists no hash of the tokenizer {name} under 'files'; add its "
-            "SHA-256 there, or save the model again."
-        )
+    """Make sure that every file a tokenizer or a text tower is read from is listed."""
+    text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
+    base = os.path.abspath(folder.expanduser())
+    names = [(config.get("tokenizer") or {}).get("file"), text_cfg.get("hf_model_name")]
+    for name in filter(None, names):
+        found = inside(folder, name, path)
+        inner = sorted(found.rglob("*")) if found.is_dir() else [found]
+        for file in inner:
+            listed = file.relative_to(base).as_posix() in files
+            if file.is_file() and file.suffix in _READ and not listed:
+                raise ValueError(
+                    f"{path} lists no hash of the file {file} under 'files'; add its "
+                    "SHA-256 there, or remove the file, or save the model again."
+                )
 
 
 def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:

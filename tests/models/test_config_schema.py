@@ -139,6 +139,18 @@ def test_hf_folder__every_tokenizer_file_is_listed(hf_clip_folder, tmp_path):
         create_dual_encoder(tmp_path / "saved")
 
 
+def test_hf_folder__files_that_are_not_listed_are_not_read(hf_clip_folder, tmp_path):
+    folder = tmp_path / "saved"
+    create_dual_encoder(hf_clip_folder).save(folder)
+    (folder / "tokenizer" / "README.md").write_text("mine")
+    create_dual_encoder(folder / ".." / "saved")
+    planted = folder / "tokenizer" / "special_tokens_map.json"
+    planted.write_text(json.dumps({"eos_token": "w1"}))
+    with pytest.raises(ValueError, match="lists no hash of the file") as info:
+        create_dual_encoder(folder)
+    assert str(planted) in str(info.value)
+
+
 def test_schema__takes_every_open_clip_model():
     import open_clip
 
