@@ -43,7 +43,7 @@ CONFIG = "config|model_cfg"
         ("formats", 2, "'formats' is unknown.* Did you mean 'format'"),
         ("files", "DELETE", "files=None"),
         ("files", {"tokenizer.json": "abc"}, "64 hex"),
-        ("files", {}, "no hash of the tokenizer"),
+        ("files", {}, "no hash of the file"),
         ("config", [1], r"config\.library"),
         ("config|library", "openclip", "library='openclip'"),
         ("config|hf_config", {}, "'config.hf_config' is unknown"),
