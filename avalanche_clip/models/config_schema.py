@@ -245,8 +245,8 @@ class Schema:
         if not isinstance(values["init"], str):
             raise self.refused(f"{key}.init", values["init"], "give a text")
         std = values["std"]
-        if std is not None and not (_is_number(std) and 0 < std < math.inf):
-            raise self.refused(f"{key}.std", std, "give a number above 0")
+        if std is not None and not (_is_number(std) and 0 <= std < math.inf):
+            raise self.refused(f"{key}.std", std, "give a number of 0 or more")
         if not _is_integer(values["seed"]):
             raise self.refused(f"{key}.seed", values["seed"], "give a whole number")
         self.tokenizer(values["tokenizer"], f"{key}.tokenizer")

@@ -177,8 +177,17 @@ _FURTHER = ("crop_pct", "use_square_size", "rescale_offset", "size_divisor", "pa
 
 
 def _is_image_processor(values: dict[str, Any]) -> bool:
-    keys = ("image_processor_type", "feature_extractor_type", "image_mean", "image_std")
-    keys += ("size", "crop_size", "resample", "rescale_factor", *_FURTHER)
+    keys = (
+        "image_processor_type",
+        "feature_extractor_type",
+        "image_mean",
+        "image_std",
+        "size",
+        "crop_size",
+        "resample",
+        "rescale_factor",
+        *_FURTHER,
+    )
     steps = any(key.startswith("do_") and key != "do_lower_case" for key in values)
     return steps or any(key in values for key in keys)
 
