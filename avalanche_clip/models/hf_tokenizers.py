@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import string
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
         loader = self._load_open_clip if open_clip else self._load
         try:
             _check_folder(self.name)
-            self._inner = loader(self.name, context_length, cache_dir)
+            readable = _without_marks(self.name)
+            self._inner = loader(readable, context_length, cache_dir)
             _check_code(getattr(self._inner, "init_kwargs", {}))
             eot = self._end_id()
             length = self._length(context_length, open_clip, trim)
@@ -351,9 +354,44 @@ def _check_folder(name: str) -> None:
         # transformers 5 would make an empty vocabulary of such a folder
         raise ValueError(f"it holds none of {', '.join(HF_TOKENIZER_FILES)}")
     _check_code(_config(name))
-    for file in ("config.json", "special_tokens_map.json", "added_tokens.json"):
+    for file in _PLAIN_FILES:
         if (folder / file).is_file():
             read_json(folder / file, dict)
+
+
+_PLAIN_FILES = (
+    "config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+_COPIES: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders that last as long as the process: slow tokenizers copy from them."""
+
+
+def _without_marks(name: str) -> str:
+    """Return a folder whose JSON files have no byte order marks.
+
+    transformers does not read those, which all other readers here skip.
+    """
+    folder = Path(name)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    marked = {file for file in files if _is_marked(file)}
+    if not marked:
+        return name
+    _COPIES.append(tempfile.TemporaryDirectory(prefix="avalanche_clip-"))
+    for file in folder.iterdir():
+        target = Path(_COPIES[-1].name, file.name)
+        if file in marked:
+            target.write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+        else:
+            target.symlink_to(file.absolute())
+    return _COPIES[-1].name
+
+
+def _is_marked(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(3) == codecs.BOM_UTF8
 
 
 def _check_code(config: Mapping[str, Any]) -> None:
