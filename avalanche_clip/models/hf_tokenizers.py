@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from avalanche_clip._files import found_in, read_json, replacing_folder, write_json
+from avalanche_clip._files import read_json, replacing_folder, write_json
 from avalanche_clip.models.hf_loading import check_tokenizer_settings
 from avalanche_clip.models.model_sources import HF_TOKENIZER_FILES
 from avalanche_clip.models.tokenizers import (
@@ -74,8 +74,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
                 raise
             raise ValueError(
                 f"No tokenizer could be loaded from {name!r}"
-                f" ({_words(error)}{_found(self.name)}); put the"
-                " tokenizer's files beside the weights or give its folder."
+                f" ({_words(error)}); put the tokenizer's files beside the weights or"
+                " give its folder."
             ) from error
         pad = self._inner.pad_token_id
         super().__init__(
@@ -400,15 +400,6 @@ def _check_code(config: Mapping[str, Any]) -> None:
             f"its {_CONFIG} asks for code that lies beside it (auto_map), which is "
             "never run"
         )
-
-
-def _found(name: str) -> str:
-    """Say what lies where the vocabulary should be, if that is no JSON."""
-    path = Path(name) / "tokenizer.json"
-    if not path.is_file():
-        return ""
-    found = found_in(path)
-    return "" if found.startswith("bytes that begin with b'{") else f"; found {found}"
 
 
 def _words(error: BaseException) -> str:
