@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,9 @@ def unreadable(path: str | Path, wanted: str, cause: object) -> ValueError:
     :param cause: the true cause: an exception, or words.
     """
     if isinstance(cause, BaseException):
-        cause = str(cause).strip() or type(cause).__name__
+        early = isinstance(cause, EOFError)
+        kind = "it ends too early" if early else type(cause).__name__
+        cause = str(cause).strip() or kind
     return ValueError(
         f"{path} is not {wanted}: {cause}. Found {found_in(path)}. Get or write the "
         "file again."
@@ -171,6 +174,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty temporary folder that takes the place of ``path`` at the end.
+
+    Nothing of the old folder remains, so no stale file is read with the new ones.
+    After an error the old folder is as it was. A link is replaced, not followed.
+    """
+    path = Path(path)
+    new, old = (
+        path.with_name(f"{path.name}.{os.getpid()}.{x}") for x in ("tmp", "old")
+    )
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for name in new.rglob("*"):
+            if name.is_file():
+                with open(name, "rb") as file:
+                    os.fsync(file.fileno())
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -444,6 +479,7 @@ __all__ = [
     "read_lines",
     "read_text",
     "replacing",
+    "replacing_folder",
     "require_file",
     "unreadable",
     "write_json",

@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -195,9 +196,6 @@ def _freed_later(path: Path) -> Iterator[None]:
 def _without_inner_checksums() -> Iterator[None]:
     """Spare torch its own CRC of every tensor: ours covers the whole file."""
     options: Any = torch.serialization
-    if not hasattr(options, "set_crc32_options"):  # torch < 2.6
-        yield
-        return
     before = options.get_crc32_options()
     options.set_crc32_options(False)
     try:
@@ -220,6 +218,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     _verify(path)
     try:
+        _require_plain_parts(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -253,6 +252,15 @@ def _verify(path: Path) -> None:
         )
     if cause:
         raise CheckpointError(f"{path} is damaged: {cause}. {_EARLIER}")
+
+
+def _require_plain_parts(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its size."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(part.file_size for part in archive.infolist())
+    if declared > size:
+        raise ValueError(f"its parts declare {declared} bytes, the file has {size}.")
 
 
 def _damage(content: mmap.mmap) -> str:

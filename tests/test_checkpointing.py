@@ -241,6 +241,23 @@ def test_write_state__is_read_by_torch_alone(mmap, path):
         assert archive.comment.startswith(b"avalanche_clip checkpoint")
 
 
+def test_read_state__parts_that_unpack_to_more_than_the_file_are_refused(path):
+    write_state({"format": FORMAT, "a": torch.zeros(40000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, bytes(2**20))
+    whole = path.read_bytes()
+    comment = checkpointing._comment(zlib.crc32(whole))
+    path.write_bytes(whole[:-2] + len(comment).to_bytes(2, "little") + comment)
+    with (
+        mock.patch.object(torch, "load", side_effect=AssertionError),
+        pytest.raises(CheckpointError, match="its parts declare"),
+    ):
+        read_state(path)
+
+
 BROKEN = {
     "a weight": lambda model: model.image_proj.weight.data[0, 0].fill_(torch.nan),
     "infinity": lambda model: model.logit_scale.data.fill_(torch.inf),

@@ -18,6 +18,7 @@ from avalanche_clip._files import (
     read_lines,
     read_text,
     replacing,
+    replacing_folder,
     write_json,
     write_text,
 )
@@ -35,6 +36,24 @@ def test_replacing__keeps_the_old_file_when_writing_fails(tmp_path):
         raise KeyError
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["x.txt"]
+
+
+def test_replacing_folder__leaves_nothing_of_the_old_one(tmp_path):
+    path, linked = tmp_path / "a" / "tokenizer", tmp_path / "elsewhere"
+    linked.mkdir()
+    (linked / "mine").write_text("mine")
+    path.parent.mkdir()
+    path.symlink_to(linked)
+    for name in ("old.json", "new.json"):
+        with replacing_folder(path) as folder:
+            (folder / name).write_text(name)
+        assert [p.name for p in path.iterdir()] == [name] and not path.is_symlink()
+    assert [p.name for p in linked.iterdir()] == ["mine"]
+    with pytest.raises(OSError, match="full"), replacing_folder(path) as folder:
+        (folder / "half.json").write_text("half")
+        raise OSError("full")
+    assert [p.name for p in path.iterdir()] == ["new.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["tokenizer"]
 
 
 @pytest.mark.parametrize("content", [{}, {"a": [1, 2.5, None, "é"]}, {1: 2, 10: 3}])

@@ -26,6 +26,7 @@ FORBIDDEN = {
     "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
+    "_pickles": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "_numbers": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "losses": (
         "avalanche",

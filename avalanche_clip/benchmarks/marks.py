@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from avalanche_clip._pictures import decoded
+
 _BYTES = 16
+_ORIENTATION = 0x0112
 
 
 def caption_marks(captions: Sequence[str | Tensor], pad_id: int = 0) -> Tensor:
@@ -46,7 +49,7 @@ def picture_digest(image: Any) -> bytes | None:
     :param image: PIL image, tensor or array.
     :return: 16 bytes; None for another type.
     """
-    pieces = _picture_pieces(image)
+    pieces = picture_pieces(image)
     if pieces is None:
         return None
     digest = hashlib.sha256()  # most processors know it
@@ -56,19 +59,26 @@ def picture_digest(image: Any) -> bytes | None:
     return digest.digest()[:_BYTES]
 
 
-def _picture_pieces(image: Any) -> list[bytes] | None:
+def picture_pieces(image: Any) -> list[bytes] | None:
+    """List the bytes that say what a picture is; None for what is none.
+
+    :param image: PIL image, tensor or array.
+    :raises ValueError: for a PIL image that is too large or cannot be decoded.
+    """
     if isinstance(image, Image.Image):
+        decoded(image)  # here as everywhere: its size is checked, its key mended
         facts = (image.mode, image.size, image.info.get("transparency"))
+        turned = image.getexif().get(_ORIENTATION)
         palette = image.palette.mode if image.palette is not None else ""
         colours = bytes(image.getpalette(None) or ())  # with their alpha
-        return [f"{facts} {palette}".encode(), colours, image.tobytes()]
+        return [f"{facts} {turned} {palette}".encode(), colours, image.tobytes()]
     if isinstance(image, Tensor):
-        head = f"{image.dtype} {tuple(image.shape)}".encode()
+        head = f"tensor {image.dtype} {tuple(image.shape)}".encode()
         # NumPy lacks some of torch's types.
         flat = image.detach().cpu().contiguous().reshape(-1)
         return [head, flat.view(torch.uint8).numpy().tobytes()]
-    if isinstance(image, np.ndarray):
-        return [f"{image.dtype.str} {image.shape}".encode(), image.tobytes()]
+    if isinstance(image, (np.ndarray, np.generic)):
+        return [f"array {image.dtype.str} {image.shape}".encode(), image.tobytes()]
     return None
 
 
@@ -129,4 +139,5 @@ __all__ = [
     "in_evaluation",
     "picture_digest",
     "picture_marks",
+    "picture_pieces",
 ]

@@ -120,6 +120,11 @@ class Schema:
             raise self.refused(key, value, f"its type must be {names}")
         if _is_number(value) and not math.isfinite(value):
             raise self.refused(key, value, "give a finite number")
+        if name == "norm_kwargs":
+            for option, given in value.items():
+                self.typed(f"{key}.{option}", given, float | bool)
+                if option == "eps" and not given > 0:
+                    raise self.refused(f"{key}.{option}", given, "give more than 0")
         if name in _SHARES and not 0 <= value < 1:
             raise self.refused(key, value, "give a share, 0 or more and less than 1")
         if name == "mlp_ratio" and not value > 0:
@@ -240,8 +245,8 @@ class Schema:
         if not isinstance(values["init"], str):
             raise self.refused(f"{key}.init", values["init"], "give a text")
         std = values["std"]
-        if std is not None and not (_is_number(std) and 0 < std < math.inf):
-            raise self.refused(f"{key}.std", std, "give a number above 0")
+        if std is not None and not (_is_number(std) and 0 <= std < math.inf):
+            raise self.refused(f"{key}.std", std, "give a number of 0 or more")
         if not _is_integer(values["seed"]):
             raise self.refused(f"{key}.seed", values["seed"], "give a whole number")
         self.tokenizer(values["tokenizer"], f"{key}.tokenizer")

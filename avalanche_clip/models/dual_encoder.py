@@ -21,7 +21,7 @@ from avalanche_clip.models.model_folder import save_model
 from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
 from avalanche_clip.models.profile import count_macs
 from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
-from avalanche_clip.models.towers import inner_path
+from avalanche_clip.models.towers import inner_path, plain_name
 from avalanche_clip.models.transforms import (
     ImageTransform,
     TinyAugmentation,
@@ -293,7 +293,7 @@ class DualEncoder(nn.Module):
         ``torch.compile`` and peft put names of their own before it.
         """
         prefix = f"clip.{inner_path(self.clip, self._towers.image_child)}"
-        return name[len(prefix) :] if name.startswith(prefix) else None
+        return plain_name(name[len(prefix) :]) if name.startswith(prefix) else None
 
     def freeze(self, tower: str | None = None) -> None:
         """Stop training one tower, or everything.
@@ -409,7 +409,8 @@ class DualEncoder(nn.Module):
         :param action: what needs that, for the message.
         :param grown: key of a tensor of ``clip`` that may have another shape.
         """
-        shapes = {k: tuple(v.shape) for k, v in self.clip.state_dict().items()}
+        tensors = self.clip.state_dict().items()
+        shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
         stored = [k for k in self.state_dict() if not k.startswith("clip.")]
         outside = [n for n, _ in self.named_parameters() if n in stored]
         plain = {**self._shapes, **({grown: shapes[grown]} if grown else {})}

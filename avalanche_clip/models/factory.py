@@ -153,6 +153,8 @@ def _resolve(name: Any, pretrained: str | Path | None, cache: str | None) -> _Re
     if isinstance(name, Mapping):
         return _with_weights(_from_mapping(dict(name)), pretrained, cache)
     name = str(name)
+    if not name or pretrained == "":  # a path would make it the working folder
+        raise ValueError(f"name={name!r} and pretrained={pretrained!r}: give a name.")
     if name in PRESETS:
         request = _Request(name, preset_config(name), f"the preset {name}")
         if pretrained in PRESET_WEIGHTS:

@@ -7,12 +7,13 @@ ties by the lowest index is our choice, so that results repeat on all devices.
 
 from __future__ import annotations
 
-import math
 from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from avalanche_clip._numbers import as_finite
 
 BALANCE_WEIGHT = 0.01
 """Factor of the authors' code inside :func:`balance_loss`."""
@@ -92,11 +93,7 @@ def _check_kept(k: int, experts: int) -> None:
 
 def _scale_like(noise_std: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(noise_std, Tensor):
-        if not 0 <= noise_std < math.inf:
-            raise ValueError(
-                f"noise_std={noise_std} is negative, NaN or infinite; give >= 0."
-            )
-        return float(noise_std)
+        return as_finite(noise_std, "noise_std", low=0)
     try:
         fits = torch.broadcast_shapes(noise_std.shape, logits.shape) == logits.shape
     except RuntimeError:
@@ -199,6 +196,8 @@ def expert_load(
     inside, outside = ranked[:, k - 1 : k], ranked[:, k : k + 1]
     threshold = torch.where(logits > outside, outside, inside)
     scale = _scale_like(noise_std, logits)
+    if isinstance(scale, float):
+        scale = as_finite(scale, "noise_std", above=0, hint="None for no noise")
     return torch.special.ndtr((clean - threshold) / scale).sum(dim=0)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import string
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from avalanche_clip._files import found_in, read_json
+from avalanche_clip._files import read_json, replacing_folder, write_json
 from avalanche_clip.models.hf_loading import check_tokenizer_settings
 from avalanche_clip.models.model_sources import HF_TOKENIZER_FILES
 from avalanche_clip.models.tokenizers import (
@@ -61,7 +63,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
         loader = self._load_open_clip if open_clip else self._load
         try:
             _check_folder(self.name)
-            self._inner = loader(self.name, context_length, cache_dir)
+            readable = _without_marks(self.name)
+            self._inner = loader(readable, context_length, cache_dir)
             _check_code(getattr(self._inner, "init_kwargs", {}))
             eot = self._end_id()
             length = self._length(context_length, open_clip, trim)
@@ -71,8 +74,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
                 raise
             raise ValueError(
                 f"No tokenizer could be loaded from {name!r}"
-                f" ({_words(error)}{_found(self.name)}); put the"
-                " tokenizer's files beside the weights or give its folder."
+                f" ({_words(error)}); put the tokenizer's files beside the weights or"
+                " give its folder."
             ) from error
         pad = self._inner.pad_token_id
         super().__init__(
@@ -278,12 +281,12 @@ class HFCaptionTokenizer(CaptionTokenizer):
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer's files into ``folder/tokenizer``."""
-        target = Path(folder) / "tokenizer"
-        self._inner.save_pretrained(str(target))
+        with replacing_folder(Path(folder) / "tokenizer") as target:
+            self._inner.save_pretrained(str(target))
+            if isinstance(self._clean, SiglipClean):
+                _name_siglip(target, self._clean.lower)
         kind = "hf" if self._wrapper is None else "open_clip_hf"
         kwargs = dict(self.kwargs)
-        if isinstance(self._clean, SiglipClean):
-            _name_siglip(target, self._clean.lower)
         for key in ("revision", "subfolder"):
             kwargs.pop(key, None)  # of where it came from
         return {"type": kind, "file": "tokenizer", "kwargs": kwargs}
@@ -337,8 +340,6 @@ def _has_sentencepiece(name: str) -> bool:
 
 def _name_siglip(folder: Path, lower: bool) -> None:
     """Let a stored copy say that it is cleaned as SigLIP's."""
-    from avalanche_clip._files import write_json
-
     stored = read_json(folder / _CONFIG, dict)
     stored["tokenizer_class"] = "SiglipTokenizer"
     stored["do_lower_case"] = lower
@@ -353,9 +354,44 @@ def _check_folder(name: str) -> None:
         # transformers 5 would make an empty vocabulary of such a folder
         raise ValueError(f"it holds none of {', '.join(HF_TOKENIZER_FILES)}")
     _check_code(_config(name))
-    for file in ("config.json", "special_tokens_map.json", "added_tokens.json"):
+    for file in _PLAIN_FILES:
         if (folder / file).is_file():
             read_json(folder / file, dict)
+
+
+_PLAIN_FILES = (
+    "config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+_COPIES: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders that last as long as the process: slow tokenizers copy from them."""
+
+
+def _without_marks(name: str) -> str:
+    """Return a folder whose JSON files have no byte order marks.
+
+    transformers does not read those, which all other readers here skip.
+    """
+    folder = Path(name)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    marked = {file for file in files if _is_marked(file)}
+    if not marked:
+        return name
+    _COPIES.append(tempfile.TemporaryDirectory(prefix="avalanche_clip-"))
+    for file in folder.iterdir():
+        target = Path(_COPIES[-1].name, file.name)
+        if file in marked:
+            target.write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+        else:
+            target.symlink_to(file.absolute())
+    return _COPIES[-1].name
+
+
+def _is_marked(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(3) == codecs.BOM_UTF8
 
 
 def _check_code(config: Mapping[str, Any]) -> None:
@@ -364,15 +400,6 @@ def _check_code(config: Mapping[str, Any]) -> None:
             f"its {_CONFIG} asks for code that lies beside it (auto_map), which is "
             "never run"
         )
-
-
-def _found(name: str) -> str:
-    """Say what lies where the vocabulary should be, if that is no JSON."""
-    path = Path(name) / "tokenizer.json"
-    if not path.is_file():
-        return ""
-    found = found_in(path)
-    return "" if found.startswith("bytes that begin with b'{") else f"; found {found}"
 
 
 def _words(error: BaseException) -> str:

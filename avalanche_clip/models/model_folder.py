@@ -16,6 +16,7 @@ from avalanche_clip.models.token_embedding import (
     find_token_embedding,
 )
 from avalanche_clip.models.tokenizers import build_tokenizer
+from avalanche_clip.models.towers import plain_name
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder
@@ -100,7 +101,7 @@ def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str |
     """Name of a table's weight in the state dictionary of the wrapped model."""
     for name, module in model.clip.named_modules():
         if module is table:
-            return f"{name}.weight"
+            return plain_name(f"{name}.weight")
     return None
 
 

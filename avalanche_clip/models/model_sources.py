@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,17 @@ from typing import Any
 from avalanche_clip._files import inside, read_json
 from avalanche_clip.models import architectures, weights
 from avalanche_clip.models.config_schema import check_model_file
-from avalanche_clip.models.hf_loading import CONFIG_NAME, anchor, read_hf_config
+from avalanche_clip.models.hf_loading import (
+    CONFIG_NAME,
+    anchor,
+    is_hub_id,
+    read_hf_config,
+)
 from avalanche_clip.models.preprocessing import read_image_processor
 
+# what transformers reads of a tokenizer's or a tower's folder
+_READ = (".json", ".jsonl", ".txt", ".model", ".bpe", ".tiktoken")
+_TIMM_FOLDER = "local-dir:"
 # one of them is in every tokenizer folder of transformers
 HF_TOKENIZER_FILES = (
     "tokenizer.json",
@@ -92,15 +101,20 @@ def _read_ours(path: Path) -> Stored:
 def _check_listed(
     config: dict[str, Any], files: dict[str, str], folder: Path, path: Path
 ) -> None:
-    name = (config.get("tokenizer") or {}).get("file")
-    if name is None or not inside(folder, name, path).exists():
-        return
-    listed = any(known == name or known.startswith(f"{name}/") for known in files)
-    if not listed:
-        raise ValueError(
-            f"{path} lists no hash of the tokenizer {name} under 'files'; add its "
-            "SHA-256 there, or save the model again."
-        )
+    """Make sure that every file a tokenizer or a text tower is read from is listed."""
+    text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
+    base = os.path.abspath(folder.expanduser())
+    names = [(config.get("tokenizer") or {}).get("file"), text_cfg.get("hf_model_name")]
+    for name in filter(None, names):
+        found = inside(folder, name, path)
+        inner = sorted(found.rglob("*")) if found.is_dir() else [found]
+        for file in inner:
+            listed = file.relative_to(base).as_posix() in files
+            if file.is_file() and file.suffix in _READ and not listed:
+                raise ValueError(
+                    f"{path} lists no hash of the file {file} under 'files'; add its "
+                    "SHA-256 there, or remove the file, or save the model again."
+                )
 
 
 def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:
@@ -112,6 +126,22 @@ def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:
         text_cfg["hf_model_name"] = anchor(
             text_cfg["hf_model_name"], folder, path, hub=True
         )
+
+    vision = config.get("model_cfg", {}).get("vision_cfg", {})
+    name = vision.get("timm_model_name") or ""
+    if name.lower().startswith(_TIMM_FOLDER):
+        inner = anchor(name[len(_TIMM_FOLDER) :], folder, path, hub=False)
+        vision["timm_model_name"] = _TIMM_FOLDER + inner
+
+
+def _require_hub_ids(text_cfg: dict[str, Any], path: Path) -> None:
+    """Refuse paths in a configuration of the hub, which has no folder here."""
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if text_cfg.get(key) and not is_hub_id(text_cfg[key]):
+            raise ValueError(
+                f"{path} names {text_cfg[key]!r} as {key}; on the hub only ids of the "
+                "hub are allowed."
+            )
 
 
 def _anchor_tokenizer(spec: dict[str, Any], folder: Path, path: Path) -> None:
@@ -135,7 +165,9 @@ def read_open_clip(path: Path, folder: Path | None) -> Stored:
     source: str | None = str(path) if stated else None
     text_cfg = config["model_cfg"]["text_cfg"]
     spec = config["tokenizer"]
-    if folder is not None:
+    if folder is None:
+        _require_hub_ids(text_cfg, path)
+    else:
         if spec["type"] == "open_clip_hf" and _has_tokenizer(folder):
             spec["file"] = str(folder)
         _anchor_names(config, folder, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral
 
+from avalanche_clip._numbers import as_finite
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.expert_dispatch import ACTIVATIONS
 
@@ -39,14 +40,11 @@ def check_options(
 
     :raises ValueError: if one is out of range.
     """
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"dropout={dropout} is no probability; choose 0 to 1.")
-    if not scale == scale or scale in (float("inf"), float("-inf")):
-        raise ValueError(f"scale={scale} is not finite; choose a number.")
+    as_finite(dropout, "dropout", low=0, high=1)
+    as_finite(scale, "scale")
     require_choice("activation", activation, ACTIVATIONS)
     require_choice("router_input", router_input, ROUTER_INPUTS)
-    if not floor >= 0.0:
-        raise ValueError(f"noise_floor={floor} is negative; choose 0 or more.")
+    as_finite(floor, "noise_floor", low=0)
 
 
 __all__ = ["NUM_EXPERTS", "RANKINGS", "ROUTER_INPUTS", "check_options", "check_sizes"]

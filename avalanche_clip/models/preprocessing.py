@@ -172,12 +172,24 @@ _STEPS = {
 }
 # switches that change nothing for pictures in RGB, or are off
 _HARMLESS = ("do_convert_rgb",)
+# settings of other processors that have no counterpart here
+_FURTHER = ("crop_pct", "use_square_size", "rescale_offset", "size_divisor", "pad_size")
 
 
 def _is_image_processor(values: dict[str, Any]) -> bool:
-    keys = ("image_mean", "size", "crop_size", *_STEPS)
-    kinds = ("image_processor_type", "feature_extractor_type")
-    return any(key in values for key in (*keys, *kinds))
+    keys = (
+        "image_processor_type",
+        "feature_extractor_type",
+        "image_mean",
+        "image_std",
+        "size",
+        "crop_size",
+        "resample",
+        "rescale_factor",
+        *_FURTHER,
+    )
+    steps = any(key.startswith("do_") and key != "do_lower_case" for key in values)
+    return steps or any(key in values for key in keys)
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
@@ -247,9 +259,9 @@ class _Processor:
         if not self.values.get("do_rescale", True) or not scaled:
             key = "rescale_factor" if not scaled else "do_rescale"
             raise self.refused(key, "pixels are always divided by 255")
-        for key in ("crop_pct", "use_square_size"):
+        for key in _FURTHER:
             if self.values.get(key):
-                raise self.refused(key, "state the size and the crop in pixels")
+                raise self.refused(key, "state size and crop in pixels, and no more")
 
     def resizing(self, wanted: tuple[int, int] | None) -> dict[str, Any]:
         """Return how pictures get their size."""
@@ -290,7 +302,7 @@ class _Processor:
         """Return the size of the centre crop, which must be the tower's."""
         given = self.values.get("crop_size")
         if given is None:
-            given = wanted or 224
+            given = dict(zip(("height", "width"), wanted or (224, 224), strict=True))
         if _is_size(given):
             given = {"height": given, "width": given}
         if not isinstance(given, dict) or set(given) != {"height", "width"}:

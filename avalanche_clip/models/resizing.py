@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,9 +89,9 @@ class _ResizePad:
         self.size, self.mode, self.fill = size, mode, fill
 
     def __call__(self, image: Any) -> Any:
-        from torchvision.transforms.functional import center_crop, pad, resize
+        from torchvision.transforms.functional import center_crop, pad
 
-        image = resize(image, _scaled(image, self.size, max), self.mode)
+        image = _resized(image, _scaled(image, self.size, max), self.mode)
         height, width = height_width(image)
         missing = (max(self.size[0] - height, 0), max(self.size[1] - width, 0))
         fill = self.fill / 255 if isinstance(image, Tensor) else (self.fill,) * 3
@@ -129,10 +130,10 @@ def resize_and_crop(
     :param largest: how many times the pixels of the crop a resized picture may
         have.
     """
-    from torchvision.transforms.functional import center_crop, resize
+    from torchvision.transforms.functional import center_crop
 
     if target[0] * target[1] <= largest * size[0] * size[1]:
-        return center_crop(resize(image, list(target), mode), list(size))
+        return center_crop(_resized(image, target, mode), list(size))
     kept = [min(*pair) for pair in zip(target, size)]
     box = []
     for length, whole, part in zip(height_width(image), target, kept):
@@ -150,12 +151,31 @@ def _resize_box(
     resample = Image.Resampling[mode.name]
     if not isinstance(image, Tensor):
         return _in_two_passes(image, size, resample, box)
-    planes = [
-        # Pillow resizes floats as torch does, and knows parts.
-        np.array(_in_two_passes(Image.fromarray(plane), size, resample, box))
-        for plane in image.float().cpu().numpy()
-    ]
-    return torch.from_numpy(np.stack(planes)).to(image.device)
+    return _planewise(image, lambda plane: _in_two_passes(plane, size, resample, box))
+
+
+def _resized(image: Any, size: Sequence[int], mode: Any) -> Any:
+    """Resize the whole of a picture or tensor."""
+    from torchvision.transforms.functional import resize
+
+    height = height_width(image)[0]
+    if isinstance(image, Tensor) and (
+        size[1] == 1 or height > _LARGEST_SHARE * size[0]
+    ):
+        # torch 2.15 mixes the channels up where one column is left, and widens all
+        # rows of a strip first
+        resample = Image.Resampling[mode.name]
+        return _planewise(
+            image, lambda plane: plane.resize((size[1], size[0]), resample)
+        )
+    return resize(image, list(size), mode)
+
+
+def _planewise(image: Tensor, resize: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Let Pillow resize each channel: it resizes floats as torch does."""
+    planes = image.float().cpu().numpy()
+    done = [np.array(resize(Image.fromarray(plane))) for plane in planes]
+    return torch.from_numpy(np.stack(done)).to(image.device)
 
 
 def _in_two_passes(
@@ -166,10 +186,16 @@ def _in_two_passes(
     Left to itself it may turn the order round for a part, and it clips between.
     """
     left, upper, right, lower = box
-    columns = image.resize(
-        (size[1], image.height), resample, (left, 0, right, image.height)
+    # rows that a filter of four rows can see
+    reach = 2 * math.ceil(max(1, (lower - upper) / size[0])) + 1
+    first = max(0, math.floor(upper) - reach)
+    last = min(image.height, math.ceil(lower) + reach)
+    rows = image.crop((0, first, image.width, last))
+    columns = rows.resize(
+        (size[1], last - first), resample, (left, 0, right, last - first)
     )
-    return columns.resize((size[1], size[0]), resample, (0, upper, size[1], lower))
+    part = (0, upper - first, size[1], lower - first)
+    return columns.resize((size[1], size[0]), resample, part)
 
 
 __all__ = ["height_width", "resize_and_crop", "spatial_transform"]

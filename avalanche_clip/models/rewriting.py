@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-
-import torch
 
 from avalanche_clip._arrays import read_safetensors, write_tensors
 from avalanche_clip._files import found_in, read_json, require_file, write_json
 from avalanche_clip.models import vocabulary_storage, weights
 from avalanche_clip.models.growing_tokenizer import FILE_NAME, GrowingTokenizer
 from avalanche_clip.models.model_folder import USAGE_FILE, renew_model_file
+from avalanche_clip.models.torch_files import read_torch_file
 
 
 def rewrite_file(path: str | Path) -> Path:
@@ -67,10 +65,7 @@ def _rewrite_safetensors(path: Path) -> None:
 
 
 def _rewrite_vocabulary(path: Path) -> None:
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as plain data: {error}") from error
+    stored = read_torch_file(path)
     with vocabulary_storage.naming(path, "a vocabulary"):
         if stored["format"] != 1:
             raise ValueError("its format is not 1")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip._numbers import as_finite
+from avalanche_clip._numbers import as_finite, as_integer, as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.models import vocabulary_storage
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
@@ -73,7 +73,7 @@ class ExpandableTokenEmbedding(nn.Module):
         self.tokenizer = tokenizer
         self.init = init
         self.std = std
-        self.seed = seed
+        self.seed = as_integer(seed, "seed")
         #: added to the number of an experience to seed its new rows, where several
         #: experiences have the same
         self.draws = 0
@@ -188,7 +188,7 @@ class ExpandableTokenEmbedding(nn.Module):
         :param rows: new number of rows; not more than now: nothing happens.
         :param generator: of the random numbers of the new rows.
         """
-        old = self.weight.detach()
+        old, rows = self.weight.detach(), as_size(rows, "rows")
         if rows <= len(old):
             return
         self.settle()

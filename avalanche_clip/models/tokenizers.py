@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from avalanche_clip._files import require_file, unreadable
+from avalanche_clip._files import read_text, require_file, unreadable, write_text
 from avalanche_clip._numbers import as_size
 from avalanche_clip.models.hf_loading import (
     TOKENIZER_SETTINGS,
@@ -318,7 +318,7 @@ class JSONTokenizer(CaptionTokenizer):
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write ``tokenizer.json`` and describe it."""
-        self._inner.save(str(Path(folder) / "tokenizer.json"))
+        write_text(Path(folder) / "tokenizer.json", self._inner.to_str(pretty=True))
         return {"type": "json", "file": "tokenizer.json"}
 
 
@@ -327,7 +327,7 @@ def _read_json_tokenizer(path: str | Path) -> Any:
 
     path = require_file(path, "give the path of a tokenizer.json")
     try:
-        inner = Tokenizer.from_file(str(path))
+        inner = Tokenizer.from_str(read_text(path, "a tokenizer.json"))
         inner.encode("a photo")  # damaged vocabularies show when they are used
         return inner
     except BaseException as error:  # panics of the library are no Exceptions

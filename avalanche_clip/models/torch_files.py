@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip._files import file_limits, unreadable
+from avalanche_clip._pickles import BoundedUnpickler
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -235,7 +236,7 @@ def _fill_into(part: IO[bytes], whole: torch.UntypedStorage) -> None:
 Source = Callable[[str, int, torch.dtype], torch.UntypedStorage]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(BoundedUnpickler):
     """A pickle machine that knows tensors and plain data only."""
 
     def __init__(self, file: IO[bytes], source: Source | None) -> None:

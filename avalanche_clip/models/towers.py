@@ -71,6 +71,15 @@ def inner_path(clip: nn.Module, child: str) -> str:
     )
 
 
+def plain_name(name: str) -> str:
+    """Remove what ``torch.compile`` puts into the names of parameters.
+
+    >>> plain_name("visual._orig_mod.proj")
+    'visual.proj'
+    """
+    return name.replace("_orig_mod.", "")
+
+
 def _single(value: Any) -> Any:
     """Return the tensor of an output that may be a tuple or an output object."""
     if isinstance(value, tuple):
@@ -194,4 +203,5 @@ __all__ = [
     "TransformersTowers",
     "end_positions",
     "inner_path",
+    "plain_name",
 ]

@@ -66,6 +66,8 @@ class Preprocessing:
     exif_rotation: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+            raise ValueError(f"size={self.size!r} must be a pair, height and width.")
         for side in self.size:
             as_size(side, "size")
         if self.interpolation == "random":  # open_clip's word for a training option
@@ -143,9 +145,9 @@ def to_rgb(
     low, high = (float(value) for value in image.aminmax())
     if not (low >= 0 and high <= 1):  # written so that NaN is refused
         raise ValueError(
-            f"A float image tensor holds values from {low:g} to {high:g}; they must "
-            "lie in [0, 1]. Divide bytes by 255, and leave out a normalisation: the "
-            "transform does it."
+            f"A float image tensor holds values from {low:.9g} to {high:.9g}; they "
+            "must lie in [0, 1]. Divide bytes by 255, and leave out a normalisation: "
+            "the transform does it."
         )
     if image.shape[0] == 4:
         return image[:3] * image[3:] + (1 - image[3:])

@@ -21,12 +21,14 @@ from avalanche_clip._files import (
     found_in,
     inside,
     read_json,
+    replacing_folder,
     require_file,
     unreadable,
 )
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.models.hf_loading import CONFIG_NAME, HF_MODEL_TYPES, is_hub_id
 from avalanche_clip.models.torch_files import ScriptedModule, read_torch_file
+from avalanche_clip.models.towers import plain_name
 from avalanche_clip.models.weight_layouts import (
     OPENAI_FACTS,
     strip_prefixes,
@@ -237,6 +239,7 @@ def save_weights(
     :param path: file to write, replaced if it exists.
     :param precision: ``"fp32"``, ``"fp16"`` or ``"bf16"`` for floating point
         tensors; the logarithm of the scale stays float32.
+    :raises ValueError: if adapters are attached.
     """
     from avalanche_clip.models.dual_encoder import PRECISIONS
 
@@ -246,7 +249,14 @@ def save_weights(
         if tensor.is_floating_point():
             keep = name in ("logit_scale", "logit_bias")
             tensor = tensor.to(torch.float32 if keep else PRECISIONS[precision])
-        state[name] = tensor
+        state[plain_name(name)] = tensor
+    strange = sorted(state.keys() ^ model._shapes.keys())
+    if strange:
+        raise ValueError(
+            f"{path} is not written: the model's tensors are not those of its "
+            f"architecture ({strange[0]}, ...), so nothing could load them. Detach "
+            "what was attached, or use save_state for a whole strategy."
+        )
     config = portable_config(model)
     write_safetensors(path, state, {"config": json.dumps(config, sort_keys=True)})
 
@@ -286,7 +296,8 @@ def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:
     """
     text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
     if text_cfg.get("hf_model_name"):
-        clip.text.config.save_pretrained(folder / TEXT_CONFIG_FOLDER)
+        with replacing_folder(folder / TEXT_CONFIG_FOLDER) as target:
+            clip.text.config.save_pretrained(target)
         text_cfg["hf_model_name"] = TEXT_CONFIG_FOLDER
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from avalanche_clip.benchmarks.marks import (
     picture_marks,
 )
 from avalanche_clip.evaluation.metrics import RetrievalMetric
+from avalanche_clip.models.transforms import to_rgb
 from avalanche_clip.training.evaluate import embed, evaluate_retrieval
 from avalanche_clip.training.templates import ContrastiveTemplate
 from tests.helpers import WORDS, StubTransform, build, quiet_evaluator, stub_model
@@ -88,6 +91,35 @@ def test_pictures__palette_key_shape_and_type_count():
     }
     assert len(digests) == 7
     assert picture_digest("cat.png") is None
+
+
+def test_pictures__how_the_camera_was_held_counts():
+    upright, turned = one_picture("RGB"), one_picture("RGB")
+    turned.getexif()[0x0112] = 6
+    assert picture_digest(upright) != picture_digest(turned)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_marked__lazily_opened_pictures_become_the_same_pixels(bits, tmp_path):
+    path = tmp_path / "key.png"
+    path.write_bytes(keyed_png(bits))
+    direct = torch.from_numpy(np.array(to_rgb(Image.open(path))))
+    marked = MarkedPictures(lambda image: torch.from_numpy(np.array(to_rgb(image))))
+    assert torch.equal(marked(Image.open(path)), direct)
+    assert (direct == 255).any() and (direct != 255).any()
+
+
+def keyed_png(bits):
+    """A grey PNG of few bits whose first grey counts as transparent."""
+
+    def chunk(kind, data):
+        end = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + end
+
+    head = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + {2: b"\x5a", 4: b"\x12\x12"}[bits])
+    parts = (b"IHDR", head), (b"tRNS", b"\0\1"), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def test_marked__describes_itself_as_the_transform_inside_and_marks_no_raw_tensor():

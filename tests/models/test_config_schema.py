@@ -43,7 +43,7 @@ CONFIG = "config|model_cfg"
         ("formats", 2, "'formats' is unknown.* Did you mean 'format'"),
         ("files", "DELETE", "files=None"),
         ("files", {"tokenizer.json": "abc"}, "64 hex"),
-        ("files", {}, "no hash of the tokenizer"),
+        ("files", {}, "no hash of the file"),
         ("config", [1], r"config\.library"),
         ("config|library", "openclip", "library='openclip'"),
         ("config|hf_config", {}, "'config.hf_config' is unknown"),
@@ -65,6 +65,9 @@ CONFIG = "config|model_cfg"
         (f"{CONFIG}|text_cfg|heads", 3, "heads=3.*divide width=32"),
         (f"{CONFIG}|text_cfg|no_causal_mask", "no", "no_causal_mask"),
         (f"{CONFIG}|text_cfg|context_length", None, "context_length"),
+        (f"{CONFIG}|text_cfg|norm_kwargs", {"eps": "small"}, r"norm_kwargs\.eps"),
+        (f"{CONFIG}|vision_cfg|norm_kwargs", {"eps": 0}, "eps=0"),
+        (f"{CONFIG}|vision_cfg|timm_model_name", "local-dir:/etc", "outside"),
         ("config|preprocess_cfg|std", [0, 1, 1], "std"),
         ("config|preprocess_cfg|sized", 3, "Did you mean 'size'"),
         ("config|preprocess_cfg|augmentation", {"scales": 1}, "Did you mean 'scale'"),
@@ -134,6 +137,18 @@ def test_hf_folder__every_tokenizer_file_is_listed(hf_clip_folder, tmp_path):
     path.write_text(path.read_text() + " ")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
         create_dual_encoder(tmp_path / "saved")
+
+
+def test_hf_folder__files_that_are_not_listed_are_not_read(hf_clip_folder, tmp_path):
+    folder = tmp_path / "saved"
+    create_dual_encoder(hf_clip_folder).save(folder)
+    (folder / "tokenizer" / "README.md").write_text("mine")
+    create_dual_encoder(folder / ".." / "saved")
+    planted = folder / "tokenizer" / "special_tokens_map.json"
+    planted.write_text(json.dumps({"eos_token": "w1"}))
+    with pytest.raises(ValueError, match="lists no hash of the file") as info:
+        create_dual_encoder(folder)
+    assert str(planted) in str(info.value)
 
 
 def test_schema__takes_every_open_clip_model():

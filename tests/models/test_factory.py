@@ -472,3 +472,13 @@ def test_presets__shipped_weights_load_and_are_small(name):
     assert model.pretrained == "emoji-2010"
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert preset_weights(name, "emoji-2010").stat().st_size <= 4e6
+
+
+def test_names__empty_ones_are_not_the_working_folder(tiny_cfg, tmp_path, monkeypatch):
+    create_dual_encoder(tiny_cfg).save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    create_dual_encoder(".")
+    with pytest.raises(ValueError, match="give a name"):
+        create_dual_encoder("")
+    with pytest.raises(ValueError, match="give a name"):
+        create_dual_encoder("tiny-emoji", "")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_clip.models import noisy_top_k_gates
+from avalanche_clip.models import MoEAdapter, noisy_top_k_gates
 from avalanche_clip.models.gating import (
     balance_loss,
     cv_squared,
@@ -228,3 +228,16 @@ def test_noisy_top_k_gates__scores_without_gates_are_refused(value, place):
     # an expert may be left out by the lowest score
     scores[0, place] = -torch.inf
     assert noisy_top_k_gates(scores, 2).sum(1).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("noise", [True, "1", 0, float("inf")])
+def test_expert_load__noise_is_a_number_above_zero(noise):
+    scores = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="noise_std"):
+        expert_load(scores, scores, k=2, noise_std=noise)
+
+
+@pytest.mark.parametrize("options", [{"scale": True}, {"dropout": True}])
+def test_mixture__flags_are_no_numbers(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        MoEAdapter(8, num_experts=2, top_k=1, bottleneck=4, **options)

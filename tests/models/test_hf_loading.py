@@ -12,6 +12,7 @@ from avalanche_clip.models.hf_loading import (
     check_tokenizer_settings,
     plain_hf_config,
 )
+from avalanche_clip.models.model_sources import read_open_clip
 from tests.models.conftest import VOCAB, hf_towers, save_hf_tokenizer
 
 
@@ -226,6 +227,17 @@ def test_configuration__names_outside_the_folder_are_refused(
     path.write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="outside") as info:
         create_dual_encoder(folder)
+    assert str(path) in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "a/../../b"])
+@pytest.mark.parametrize("key", ["hf_model_name", "hf_tokenizer_name"])
+def test_configuration__of_the_hub_names_no_paths(key, name, native_cfg, tmp_path):
+    native_cfg["text_cfg"][key] = name
+    path = tmp_path / "open_clip_config.json"
+    path.write_text(json.dumps({"model_cfg": native_cfg}))
+    with pytest.raises(ValueError, match=key) as info:
+        read_open_clip(path, None)
     assert str(path) in str(info.value)
 
 

@@ -206,3 +206,24 @@ def test_languages__misread_forms_are_refused(languages, tokenizer_file, tmp_pat
         assert torch.equal(found(["red dog", "cat"], torch.tensor([3, 4])), expected)
         with pytest.raises(ValueError, match="language"):
             found(["red dog", "cat"], languages)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "tokenizer.json"]
+)
+def test_files__byte_order_marks_are_skipped_and_damage_is_named(
+    name, hf_clip_folder, tmp_path
+):
+    expected = create_dual_encoder(hf_clip_folder).tokenizer(["red dog", "w3"])
+    path = hf_clip_folder / name
+    content = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    model = create_dual_encoder(hf_clip_folder)
+    assert torch.equal(model.tokenizer(["red dog", "w3"]), expected)
+    model.save(tmp_path / "saved")
+    again = create_dual_encoder(tmp_path / "saved").tokenizer(["red dog", "w3"])
+    assert torch.equal(again, expected)
+    path.write_bytes(b"<!DOCTYPE html><html>")
+    with pytest.raises(ValueError, match="a web page") as info:
+        create_dual_encoder(hf_clip_folder).tokenizer(["red dog"])
+    assert str(path) in str(info.value)

@@ -282,12 +282,25 @@ def test_processor__equals_transformers(values, expected, tmp_path):
         ({**CROP, "crop_size": 24}, "takes 32 x 32"),
         ({"size": {"height": 24, "width": 24}, "do_center_crop": False}, "takes 32"),
         ({**CROP, "image_processor_type": "ConvNextImageProcessor"}, "state size"),
+        # alone in the file, without any setting of CLIP's
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({"do_thumbnail": True}, "do_thumbnail"),
+        ({"rescale_offset": True}, "rescale_offset"),
+        ({"image_std": [0, 0, 0]}, "std="),
+        ({"resample": 0}, "resample=0"),
+        ({"size": {"longest_edge": 32}}, "size="),
     ],
 )
 def test_processor__what_cannot_be_honoured_is_refused(values, match, tmp_path):
     with pytest.raises(ValueError, match=match) as info:
         read_image_processor(write_processor(tmp_path, **values), 32)
     assert str(tmp_path / "preprocessor_config.json") in str(info.value)
+
+
+def test_processor__without_a_crop_takes_the_towers_size(tmp_path):
+    folder = write_processor(tmp_path, image_mean=[0.5] * 3)
+    found, _ = read_image_processor(folder, 32)
+    assert found["mean"] == [0.5] * 3 and found["resize_mode"] == "shortest"
 
 
 def test_processor__of_a_folder_reaches_the_transform(hf_clip_folder):

@@ -353,3 +353,13 @@ def test_hf_text_tower_inside_open_clip__is_found(native_cfg, tmp_path):
     assert _table_name(model) == "clip.text.transformer.embeddings.word_embeddings"
     table = ExpandableTokenEmbedding(model.get_submodule(_table_name(model)))
     assert table.padding_idx == 1
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "1", None, float("nan")])
+def test_sizes_and_seeds__are_integers(value):
+    with pytest.raises(ValueError, match="seed"):
+        attach_token_embedding(tiny_model(), seed=value)
+    table = attach_token_embedding(tiny_model())
+    for rows in (value, 0, -1):
+        with pytest.raises(ValueError, match="rows"):
+            table.expand(rows)

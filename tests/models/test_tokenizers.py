@@ -1,6 +1,7 @@
 import copy
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +135,18 @@ def test_json__missing_file_and_missing_specials_are_explained(tmp_path):
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "a.json"))
     with pytest.raises(ValueError, match="endoftext"):
         JSONTokenizer(tmp_path / "a.json", 12, trim=True)
+
+
+def test_json__comes_back_from_a_folder_and_with_a_byte_order_mark(
+    tokenizer_file, tmp_path
+):
+    tokenizer = JSONTokenizer(tokenizer_file, 12, trim=True)
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    assert path.read_bytes() == Path(tokenizer_file).read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    marked = JSONTokenizer(path, 12, trim=True)
+    assert torch.equal(marked(["red dog"]), tokenizer(["red dog"]))
 
 
 def test_build__unknown_type_and_short_context_are_refused(tokenizer_file):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_clip.models import create_dual_encoder
+from avalanche_clip.models import create_dual_encoder, save_weights
 from avalanche_clip.models.towers import inner_path
 
 
@@ -205,3 +205,25 @@ def test_clip__takes_features_where_its_configuration_says(hf_clip_folder):
         text[0, 2] = 7
         ends = model.encode_text(text[:1, :5], normalize=False)
         assert not torch.allclose(ends, expected[:1], atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["clip", "visual", "block"])
+def test_compiled__models_are_saved_and_hashed_as_they_were(part, tiny_cfg, tmp_path):
+    model = create_dual_encoder(tiny_cfg)
+    before = [model.state_fingerprint(tower) for tower in ("image", "text", None)]
+    if part == "clip":
+        model.clip = torch.compile(model.clip)
+    elif part == "visual":
+        model.clip.visual = torch.compile(model.clip.visual)
+    else:
+        blocks = model.clip.transformer.resblocks
+        blocks[0] = torch.compile(blocks[0])
+    after = [model.state_fingerprint(tower) for tower in ("image", "text", None)]
+    assert after == before
+    model.save(tmp_path)
+    loaded = create_dual_encoder(tmp_path)
+    assert loaded.state_fingerprint() == before[2]
+    model.clip = as_peft(model.clip)
+    with pytest.raises(ValueError, match="not written"):
+        save_weights(model, tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()

@@ -366,3 +366,9 @@ def test_tiny__restyling_is_the_named_filter(field, kind):
 def test_augmentation__restyling_probabilities_sum_to_at_most_one():
     with pytest.raises(ValueError, match="exceeds 1"):
         replace(NEUTRAL, thin=0.6, thicken=0.6)
+
+
+@pytest.mark.parametrize("size", [32, None, (32,), (32, 32, 3), "ab"])
+def test_preprocessing__size_is_a_pair(size):
+    with pytest.raises(ValueError, match="size="):
+        Preprocessing(size, (0.5,) * 3, (0.5,) * 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avalanche_clip._files import read_bytes, read_json, unreadable
+from avalanche_clip._pickles import BoundedUnpickler
 
 # What a pickled dict of arrays needs. Numpy renamed its modules in version 2, so its
 # functions are known by their names and taken from what arrays are pickled by.
@@ -68,7 +68,7 @@ _ALLOWED = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(BoundedUnpickler):
     """Read plain containers and arrays; refuse everything else."""
 
     def find_class(self, module: str, name: str) -> Any:

@@ -48,7 +48,7 @@ class Call:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "Ran out of input.*empty file"),
+        (b"", "ends too early.*empty file"),
         (POINTER, "git lfs pull"),
         (PAGE, "web page"),
         (b"\0" * 40, "zero bytes"),
