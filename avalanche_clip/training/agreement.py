@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from avalanche_clip.training.loader import worker_options
 from avalanche_clip.training.run_info import (
     data_summary,
     plugin_settings,
+    strategy_arguments,
     strategy_config,
 )
 
@@ -220,43 +220,20 @@ def _listed(caption: Any) -> Any:
 
 # ---------------------------------------------------------------------- settings
 def _settings(strategy: Any) -> Facts:
-    config = strategy_config(strategy, {})
+    config = {**strategy_config(strategy, {}), **strategy_arguments(strategy)}
     for name in ("device", "loader", "plugins"):
         config.pop(name, None)
     clock = strategy.clock
+    plugins = plugin_settings(strategy)
     found = {
         **config,
-        **_arguments(strategy),
-        **_plugins(strategy),
+        "plugins": [key.partition(" ")[2] for key in plugins],
+        "plugin": plugins,
         "experiences trained": clock.train_exp_counter,
         "iterations trained": clock.train_iterations,
         "resumed inside an experience": strategy._pending is not None,
     }
     return dict(_flat("", found))
-
-
-def _plugins(strategy: Any) -> Facts:
-    """Plugins that matter, and the arguments of this package's and Avalanche's."""
-    own = plugin_settings(strategy)
-    names = [key.partition(" ")[2] for key in own]
-    stock = {
-        f"{number} {type(plugin).__name__}": _arguments(plugin)
-        for number, plugin in enumerate(strategy.plugins)
-        if type(plugin).__module__.startswith("avalanche.training.plugins")
-        and type(plugin).__name__ in names
-    }
-    return {"plugins": names, "plugin": own, "stock plugin": stock}
-
-
-def _arguments(thing: Any) -> Facts:
-    """Arguments of the constructors of an object, as far as it has kept them."""
-    names = {
-        name
-        for cls in type(thing).__mro__
-        if "__init__" in vars(cls)
-        for name in inspect.signature(vars(cls)["__init__"]).parameters
-    }
-    return {k: v for k, v in sorted(vars(thing).items()) if k in names and _plain(v)}
 
 
 def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:

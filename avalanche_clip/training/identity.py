@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from avalanche_clip.training.run_info import plugin_settings
+from avalanche_clip.training.loader import WORKER_OPTIONS
+from avalanche_clip.training.run_info import plugin_settings, strategy_arguments
 
 _FREE = ("device", "loader", "plugins", "eval_mb_size")
 _MOST = 3
@@ -33,7 +35,9 @@ def run_identity(
     :param streams: names of the streams that are evaluated.
     :param method: name of the method; default the strategy's class.
     """
-    settings = {k: v for k, v in config.items() if k not in _FREE}
+    settings = {**strategy_arguments(strategy), **config}
+    settings = {k: v for k, v in settings.items() if k not in _FREE}
+    settings["options"] = _options(strategy, config["loader"])
     return _as_stored(
         {
             "method": method or type(strategy).__name__,
@@ -45,6 +49,13 @@ def run_identity(
             "settings": {**settings, "plugins": plugin_settings(strategy)},
         }
     )
+
+
+def _options(strategy: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``train`` that count, those at their default included."""
+    takes = inspect.signature(strategy.make_train_dataloader).parameters
+    named = {k: p.default for k, p in takes.items() if p.default is not p.empty}
+    return {k: v for k, v in {**named, **given}.items() if k not in WORKER_OPTIONS}
 
 
 def _as_stored(value: Any) -> Any:
