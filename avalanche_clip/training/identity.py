@@ -11,7 +11,8 @@ from typing import Any
 from avalanche_clip.training.loader import WORKER_OPTIONS
 from avalanche_clip.training.run_info import plugin_settings, strategy_arguments
 
-_FREE = ("device", "loader", "plugins", "eval_mb_size")
+# What may change, or is compared apart from the settings.
+_APART = ("device", "loader", "plugins", "eval_mb_size", "seed")
 _MOST = 3
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -36,7 +37,7 @@ def run_identity(
     :param method: name of the method; default the strategy's class.
     """
     settings = {**strategy_arguments(strategy), **config}
-    settings = {k: v for k, v in settings.items() if k not in _FREE}
+    settings = {k: v for k, v in settings.items() if k not in _APART}
     settings["options"] = _options(strategy, config["loader"])
     return _as_stored(
         {

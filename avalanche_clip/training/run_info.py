@@ -27,6 +27,7 @@ _PACKAGES = (
 # Avalanche's own, and plugins that change nothing.
 _AVALANCHE = ("Clock", "PeriodicEval", "EvaluationPlugin")
 _WATCHERS = (*_AVALANCHE, "CheckpointPlugin", "ProgressPlugin")
+_LONG = 100
 _FIELDS = (
     "train_mb_size",
     "train_epochs",
@@ -147,7 +148,15 @@ def kept_arguments(thing: Any) -> dict[str, Any]:
     }
     have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
     plain = {k: _number(v) for k, v in sorted(have.items())}
-    return {k: v for k, v in plain.items() if _plain(v)}
+    return {k: _brief(v) for k, v in plain.items() if _plain(v)}
+
+
+def _brief(value: Any) -> Any:
+    """A long list, such as one of captions, as its length and a hash."""
+    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
+        return value
+    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
+    return f"{len(value)} values, {digest.hexdigest()[:16]}"
 
 
 def strategy_arguments(strategy: Any) -> dict[str, Any]:

@@ -121,6 +121,17 @@ def test_run_identity__arguments_of_named_strategies_count(name, other):
     assert any(f"{name} is " in line for line in found), found
 
 
+def test_run_identity__long_lists_are_hashed():
+    def make(last):
+        plugin = WeightConsolidationPlugin(1.0)
+        plugin.weight = ["a caption"] * 999 + [last]
+        return identity(extra=[plugin])
+
+    assert differences(make("x"), make("x")) == []
+    (found,) = differences(make("x"), make("y"))
+    assert "1000 values, " in found and len(json.dumps(make("x"))) < 5000
+
+
 def test_run_identity__numbers_of_other_types_count():
     def make(rate):
         return identity(optimizer=lambda g: torch.optim.SGD(g, lr=rate))
