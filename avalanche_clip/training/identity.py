@@ -30,7 +30,7 @@ def run_identity(
 
     Where it runs and how it loads data may change.
 
-    :param strategy: before its training: schedules change the learning rates.
+    :param strategy: trained before or not.
     :param config: of the strategy.
     :param data: from :func:`data_summary`.
     :param streams: names of the streams that are evaluated.
@@ -38,6 +38,8 @@ def run_identity(
     """
     settings = {**strategy_arguments(strategy), **config}
     settings = {k: v for k, v in settings.items() if k not in _APART}
+    optimizer = settings["optimizer"]
+    settings["optimizer"] = {**optimizer, "groups": _groups(optimizer["groups"])}
     settings["options"] = _options(strategy, config["loader"])
     return _as_stored(
         {
@@ -50,6 +52,13 @@ def run_identity(
             "settings": {**settings, "plugins": plugin_settings(strategy)},
         }
     )
+
+
+def _groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of the constructor's optimiser, with the rates before any schedule."""
+    kept = [g for g in groups if str(g.get("owner", "rule")).startswith("rule")]
+    found = [{**g, "lr": g.get("initial_lr", g["lr"])} for g in kept]
+    return [{k: v for k, v in g.items() if k != "initial_lr"} for g in found]
 
 
 def _options(strategy: Any, given: dict[str, Any]) -> dict[str, Any]:

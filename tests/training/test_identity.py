@@ -10,6 +10,7 @@ from avalanche.training.plugins import EWCPlugin
 from avalanche_clip.training.identity import differences, run_identity
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
 from avalanche_clip.training.run_info import data_summary, strategy_config
+from tests.helpers import train_stream
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs import build
 
@@ -119,6 +120,30 @@ def test_run_identity__arguments_of_named_strategies_count(name, other):
 
     found = differences(make(), make(**{name: other}))
     assert any(f"{name} is " in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    "kind, plugins, schedule",
+    [
+        ("Sequential", [EWCPlugin], "cosine"),
+        ("CumulativeExp", [], "cosine"),
+        ("Oracle", [], "cosine"),
+    ],
+)
+def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
+    extra = tuple(plugin(0.1) for plugin in plugins)
+    strategy, benchmark = build(kind, extra=extra, schedule=schedule)
+    data = data_summary(benchmark)
+
+    def now():
+        config = strategy_config(strategy, {})
+        return run_identity(strategy, config, data, ["test"], None)
+
+    before = now()
+    train_stream(strategy, benchmark)
+    rates = [group["lr"] for group in strategy.optimizer.param_groups]
+    assert rates != [group["initial_lr"] for group in strategy.optimizer.param_groups]
+    assert differences(before, now()) == []
 
 
 def test_run_identity__long_lists_are_hashed():
