@@ -106,7 +106,9 @@ def test_safetensors__verify_false_skips_large_tensors_only(tmp_path):
             with pytest.raises(ValueError, match="tensor 'small'"):
                 read_safetensors(path, verify=False)
         else:
-            assert read_safetensors(path, verify=False)[0]["large"].view(torch.int32).any()
+            assert (
+                read_safetensors(path, verify=False)[0]["large"].view(torch.int32).any()
+            )
 
 
 def test_safetensors__bad_arguments(tmp_path):

@@ -324,6 +324,14 @@ def test_newest_state__passes_over_weights_that_are_not_finite(
     assert latest_checkpoint(tmp_path) is None
 
 
+def test_newest_state__passes_over_a_dead_link(stored, tmp_path, caplog):
+    whole = tmp_path / "state_000000003.pt"
+    whole.write_bytes(stored[1])
+    (tmp_path / "state_000000004.pt").symlink_to(tmp_path / "gone")
+    assert latest_checkpoint(tmp_path) == whole
+    assert "There is no checkpoint" in caplog.text
+
+
 def test_write_state__reserved_key_raises(path):
     with pytest.raises(ValueError, match="'__packed__' of a state is reserved"):
         write_state({"format": FORMAT, "a": [{"__packed__": 1}]}, path)

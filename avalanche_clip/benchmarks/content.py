@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,25 @@ SAMPLED = 16
 """Items of a data set that are looked at."""
 _FACTS = ("sample_id", "targets", "language", "timestamp", TASK_LABELS)
 _PARTS = ("pictures", "captions")
+
+
+class Remembered:
+    """What was found out about data sets, which may not be hashable."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def get(self, dataset: Any) -> Any:
+        """What was put in for this very object, or None."""
+        found = self._known.get(id(dataset))
+        return None if found is None or found[0]() is not dataset else found[1]
+
+    def put(self, dataset: Any, value: Any) -> Any:
+        """Keep a value until the data set is gone, and return it."""
+        key = id(dataset)
+        gone = weakref.ref(dataset, lambda _: self._known.pop(key, None))
+        self._known[key] = (gone, value)
+        return value
 
 
 def content_hash(dataset: AvalancheDataset) -> str:
@@ -120,4 +140,4 @@ def _pieces(value: Any) -> Iterator[Any]:
         yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
 
 
-__all__ = ["SAMPLED", "content_hash", "raw_item"]
+__all__ = ["SAMPLED", "Remembered", "content_hash", "raw_item"]

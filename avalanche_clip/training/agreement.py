@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip._ranks import hash_of
+from avalanche_clip.benchmarks.content import Remembered
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.models.fingerprint import bit_sums
 from avalanche_clip.training.captions import read_captions
@@ -18,11 +20,18 @@ from avalanche_clip.training.loader import worker_options
 from avalanche_clip.training.run_info import (
     data_summary,
     plugin_settings,
+    strategy_arguments,
     strategy_config,
 )
 
-CAPTIONS = 32
-"""Samples of each experience whose captions are compared, spread over it."""
+CAPTIONS = 256
+"""Samples of each data set whose captions are compared at least, spread over it."""
+MOST_CAPTIONS = 100_000
+"""Samples at most: as many as the slowest process reads in :data:`SECONDS`."""
+SECONDS = 1.0
+_TIMED = 32
+_READ = Remembered()
+"""Of each data set the number of captions compared before, and their hash."""
 
 Facts = dict[str, Any]
 
@@ -91,22 +100,22 @@ def agree_on_steps(strategy: Any) -> None:
 
 def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> None:
     data = dict(_data_sets(streams))
+    counts = _counts(place, data)
 
     def facts() -> Facts:
         found = {**given, **_settings(strategy), **_lengths(streams)}
         for name, dataset in data.items():
             found |= _columns(name, dataset)
-            captions = repr(_captions(dataset)).encode("utf-8", "backslashreplace")
-            found[f"{name}.captions"] = hash_of(captions)
+            found[f"{name}.captions"] = _captions_hash(dataset, counts[name])
         return found | _prompts(strategy, streams) | _weights(strategy.model)
 
     def detail(key: str) -> Any:
         name, _, fact = key.rpartition(".")
         if name not in data:
             return None
-        return (
-            _captions(data[name]) if fact == "captions" else _column(data[name], fact)
-        )
+        if fact == "captions":
+            return _captions(data[name], counts[name])
+        return _column(data[name], fact)
 
     distributed.agree(place, facts, detail)
 
@@ -151,16 +160,50 @@ def _column(dataset: Any, fact: str) -> Any:
     return attribute_array(dataset, fact)
 
 
-def _captions(dataset: Any) -> list[Any]:
-    """Captions of a few samples, the first and the last among them."""
+def _counts(place: str, data: dict[str, Any]) -> dict[str, int]:
+    """How many captions of each data set are compared, the same on all processes."""
+    if not distributed.is_distributed():
+        return {}
+    with distributed.together(place):
+        own = {name: _affordable(dataset) for name, dataset in data.items()}
+    found = distributed.exchange(f"{place}, counting captions", own)
+    return {name: min(one.get(name, own[name]) for one in found) for name in own}
+
+
+def _affordable(dataset: Any) -> int:
+    """Captions that this process reads in time; images may have to be decoded."""
+    known = _READ.get(dataset)
+    if known is not None:
+        return int(known[0])
+    _captions(dataset, 1)  # the first one may open files
+    begin = time.perf_counter()
+    _captions(dataset, _TIMED)
+    each = (time.perf_counter() - begin) / _TIMED
+    return int(min(max(SECONDS / max(each, 1e-9), CAPTIONS), MOST_CAPTIONS))
+
+
+def _captions_hash(dataset: Any, count: int) -> str:
+    if not hasattr(dataset, "_flat_data"):
+        return ""
+    known = _READ.get(dataset)
+    if known is None or known[0] != count:
+        captions = repr(_captions(dataset, count)).encode("utf-8", "backslashreplace")
+        known = _READ.put(dataset, (count, hash_of(captions)))
+    return str(known[1])
+
+
+def _captions(dataset: Any, count: int) -> list[Any]:
+    """Captions of some samples, the first and the last among them."""
     if not hasattr(dataset, "_flat_data"):
         return []
-    spread = np.linspace(0, len(dataset) - 1, CAPTIONS).round().astype(int)
-    positions = np.unique(spread).tolist() if len(dataset) else []
-    try:
-        found = list(read_captions(dataset, positions))
-    except Exception:  # an item that is met, or skipped, in training
-        found = [_readable(dataset, position) for position in positions]
+    spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
+    positions = spread.round().astype(int).tolist()
+    with kept_rng():  # a source may draw among captions
+        seed_cpu(0)
+        try:
+            found = list(read_captions(dataset, positions))
+        except Exception:  # an item that is met, or skipped, in training
+            found = [_readable(dataset, position) for position in positions]
     return [[_listed(caption) for caption in captions] for captions in found]
 
 
@@ -177,43 +220,20 @@ def _listed(caption: Any) -> Any:
 
 # ---------------------------------------------------------------------- settings
 def _settings(strategy: Any) -> Facts:
-    config = strategy_config(strategy, {})
+    config = {**strategy_config(strategy, {}), **strategy_arguments(strategy)}
     for name in ("device", "loader", "plugins"):
         config.pop(name, None)
     clock = strategy.clock
+    plugins = plugin_settings(strategy)
     found = {
         **config,
-        **_arguments(strategy),
-        **_plugins(strategy),
+        "plugins": [key.partition(" ")[2] for key in plugins],
+        "plugin": plugins,
         "experiences trained": clock.train_exp_counter,
         "iterations trained": clock.train_iterations,
         "resumed inside an experience": strategy._pending is not None,
     }
     return dict(_flat("", found))
-
-
-def _plugins(strategy: Any) -> Facts:
-    """Plugins that matter, and the arguments of this package's and Avalanche's."""
-    own = plugin_settings(strategy)
-    names = [key.partition(" ")[2] for key in own]
-    stock = {
-        f"{number} {type(plugin).__name__}": _arguments(plugin)
-        for number, plugin in enumerate(strategy.plugins)
-        if type(plugin).__module__.startswith("avalanche.training.plugins")
-        and type(plugin).__name__ in names
-    }
-    return {"plugins": names, "plugin": own, "stock plugin": stock}
-
-
-def _arguments(thing: Any) -> Facts:
-    """Arguments of the constructors of an object, as far as it has kept them."""
-    names = {
-        name
-        for cls in type(thing).__mro__
-        if "__init__" in vars(cls)
-        for name in inspect.signature(vars(cls)["__init__"]).parameters
-    }
-    return {k: v for k, v in sorted(vars(thing).items()) if k in names and _plain(v)}
 
 
 def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from avalanche_clip.training.run_info import plugin_settings
+from avalanche_clip.training.loader import WORKER_OPTIONS
+from avalanche_clip.training.run_info import plugin_settings, strategy_arguments
 
-_FREE = ("device", "loader", "plugins", "eval_mb_size")
+# What may change, or is compared apart from the settings.
+_APART = ("device", "loader", "plugins", "eval_mb_size", "seed")
 _MOST = 3
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -27,13 +30,17 @@ def run_identity(
 
     Where it runs and how it loads data may change.
 
-    :param strategy: before its training: schedules change the learning rates.
+    :param strategy: trained before or not.
     :param config: of the strategy.
     :param data: from :func:`data_summary`.
     :param streams: names of the streams that are evaluated.
     :param method: name of the method; default the strategy's class.
     """
-    settings = {k: v for k, v in config.items() if k not in _FREE}
+    settings = {**strategy_arguments(strategy), **config}
+    settings = {k: v for k, v in settings.items() if k not in _APART}
+    optimizer = settings["optimizer"]
+    settings["optimizer"] = {**optimizer, "groups": _groups(optimizer["groups"])}
+    settings["options"] = _options(strategy, config["loader"])
     return _as_stored(
         {
             "method": method or type(strategy).__name__,
@@ -45,6 +52,20 @@ def run_identity(
             "settings": {**settings, "plugins": plugin_settings(strategy)},
         }
     )
+
+
+def _groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of the constructor's optimiser, with the rates before any schedule."""
+    kept = [g for g in groups if str(g.get("owner", "rule")).startswith("rule")]
+    found = [{**g, "lr": g.get("initial_lr", g["lr"])} for g in kept]
+    return [{k: v for k, v in g.items() if k != "initial_lr"} for g in found]
+
+
+def _options(strategy: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``train`` that count, those at their default included."""
+    takes = inspect.signature(strategy.make_train_dataloader).parameters
+    named = {k: p.default for k, p in takes.items() if p.default is not p.empty}
+    return {k: v for k, v in {**named, **given}.items() if k not in WORKER_OPTIONS}
 
 
 def _as_stored(value: Any) -> Any:

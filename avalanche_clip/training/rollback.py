@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +94,11 @@ class _Remembered:
         elif isinstance(value, torch.Generator):
             state = value.get_state()
             self.undo.append(lambda: _set_state(value, state))
+        elif isinstance(value, random.Random):
+            drawn = value.getstate()
+            self.undo.append(lambda: value.setstate(drawn))
+        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
+            self.undo.append(_undo_numpy(value))
         elif isinstance(value, (dict, list, set, deque)):
             self.undo.append(_undo_container(value))
         if isinstance(value, dict):
@@ -135,9 +141,11 @@ def _undo_container(value: Any) -> Callable[[], None]:
         if len(now) == len(items) and all(map(_same, now, items)):
             return
         value.clear()
-        getattr(value, "extend" if isinstance(value, (list, deque)) else "update")(
-            items
-        )
+        if isinstance(value, dict):  # a counter's update() would count the items
+            for key, item in items:
+                value[key] = item
+        else:
+            getattr(value, "update" if isinstance(value, set) else "extend")(items)
 
     return undo
 
@@ -174,6 +182,19 @@ def _undo_array(value: np.ndarray) -> Callable[[], None]:
         return _nothing
     content = value.copy()
     return lambda: np.copyto(value, content)
+
+
+def _undo_numpy(value: Any) -> Callable[[], None]:
+    legacy = isinstance(value, np.random.RandomState)
+    state = value.get_state() if legacy else value.bit_generator.state
+
+    def undo() -> None:
+        if legacy:
+            value.set_state(state)
+        else:
+            value.bit_generator.state = state
+
+    return undo
 
 
 def _cuda_states() -> dict[int, Tensor]:

@@ -27,6 +27,7 @@ _PACKAGES = (
 # Avalanche's own, and plugins that change nothing.
 _AVALANCHE = ("Clock", "PeriodicEval", "EvaluationPlugin")
 _WATCHERS = (*_AVALANCHE, "CheckpointPlugin", "ProgressPlugin")
+_LONG = 100
 _FIELDS = (
     "train_mb_size",
     "train_epochs",
@@ -120,9 +121,9 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
 def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
     """What a resumed run must have in common with the stored one, per plugin.
 
-    Of this package's plugins these are the arguments of their constructors, as
-    far as they are plain attributes, or have an ``identity`` of plain data; of
-    others the class.
+    Of this package's and Avalanche's plugins these are the arguments of their
+    constructors, as far as they are plain attributes, or have an ``identity`` of
+    plain data; of others the class.
 
     :param strategy: its plugins in order; those that only watch are left out.
     """
@@ -131,14 +132,42 @@ def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
         cls = type(plugin)
         if cls.__name__ in _WATCHERS:
             continue
-        settings: dict[str, Any] = {}
-        if cls.__module__.startswith("avalanche_clip."):
-            names = inspect.signature(cls.__init__).parameters
-            have = {k: getattr(v, "identity", v) for k, v in vars(plugin).items()}
-            plain = {k: _number(have[k]) for k in names if k in have}
-            settings = {k: v for k, v in plain.items() if _plain(v)}
+        known = cls.__module__.startswith(("avalanche_clip.", "avalanche.training."))
+        settings = kept_arguments(plugin) if known else {}
         found[f"{len(found)} {cls.__name__}"] = settings
     return copy.deepcopy(found)
+
+
+def kept_arguments(thing: Any) -> dict[str, Any]:
+    """Arguments of the constructors of an object that it has kept as plain data."""
+    names = {
+        name
+        for cls in type(thing).__mro__
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
+    }
+    have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
+    plain = {k: _number(v) for k, v in sorted(have.items())}
+    return {k: _brief(v) for k, v in plain.items() if _plain(v)}
+
+
+def _brief(value: Any) -> Any:
+    """A long list, such as one of captions, as its length and a hash."""
+    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
+        return value
+    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
+    return f"{len(value)} values, {digest.hexdigest()[:16]}"
+
+
+def strategy_arguments(strategy: Any) -> dict[str, Any]:
+    """What a strategy was built with beyond :func:`strategy_config`."""
+    # Class names have a loss function, and the criterion that uses it is a method.
+    loss = getattr(strategy, "loss_function", getattr(strategy, "_criterion", None))
+    kind = loss if inspect.isfunction(loss) else type(loss)
+    criterion = {"class": kind.__qualname__}
+    if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
+        criterion |= kept_arguments(loss)
+    return {**kept_arguments(strategy), "criterion": criterion}
 
 
 def _number(value: Any) -> Any:
@@ -256,11 +285,13 @@ def strict(value: Any) -> Any:
 __all__ = [
     "data_summary",
     "experience_hashes",
+    "kept_arguments",
     "metric_results",
     "nominal_units",
     "plugin_settings",
     "reset_metrics",
     "revision",
+    "strategy_arguments",
     "strategy_config",
     "strict",
     "versions",

@@ -158,7 +158,8 @@ def run_stream(
         )
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:
-            require_prepared(experience.dataset)
+            captions = strategy.reads_captions
+            require_prepared(experience.dataset, strategy.model, captions=captions)
     out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
         for plugin in strategy.plugins:

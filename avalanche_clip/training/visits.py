@@ -7,16 +7,14 @@ order, left out and trained again, and a resumed run finds the data of each.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip.benchmarks.content import content_hash
+from avalanche_clip.benchmarks.content import Remembered, content_hash
 from avalanche_clip.benchmarks.quotas import mix64
 
-_HASHES: dict[int, tuple[weakref.ref[Any], str]] = {}
-"""Hashes of the data sets that were looked at before, by ``id``."""
+_HASHES = Remembered()
 
 
 class Step(NamedTuple):
@@ -56,12 +54,8 @@ def step_of(experience: Any) -> Step:
 
 
 def _checksum(dataset: Any) -> str:
-    key = id(dataset)
-    known = _HASHES.get(key)
-    if known is None or known[0]() is not dataset:
-        gone = weakref.ref(dataset, lambda _: _HASHES.pop(key, None))
-        known = _HASHES[key] = (gone, content_hash(dataset))
-    return known[1]
+    known = _HASHES.get(dataset)
+    return str(known or _HASHES.put(dataset, content_hash(dataset)))
 
 
 def find_step(benchmark: Any, step: Step) -> Any:

@@ -138,6 +138,7 @@ def lr(rate):
 
 
 LETTERS = [chr(97 + k % 26) * 2 for k in range(12)]
+MANY = {"count": 3000, "captions": ["ab"] * 3000}
 DIFFERENT = {
     # data
     "counts": (data({"count": 10}), "number of samples of train", "12", "10"),
@@ -163,6 +164,12 @@ DIFFERENT = {
         data({"captions": [*LETTERS[:4], "zz", *LETTERS[5:]]}),
         r"train\.captions, row 4",
         "ee",
+        "zz",
+    ),
+    "one caption of many": (
+        data({**MANY, "captions": ["ab"] * 1377 + ["zz"] + ["ab"] * 1622}, MANY),
+        r"train\.captions, row 1377",
+        "ab",
         "zz",
     ),
     "several captions": (
@@ -273,8 +280,8 @@ def other_options(**by_rank):
     return {name: values[rank] for name, values in by_rank.items()}
 
 
-def train_with(**by_rank):
-    strategy, benchmark = settings({})(0)
+def train_with(eval_every=-1, **by_rank):
+    strategy, benchmark = settings({}, {"eval_every": eval_every})(0)
     options = other_options(**by_rank)
     return caught(lambda: train_stream(strategy, benchmark, **options))
 
@@ -306,6 +313,14 @@ class LongerPlan(Recorder):
         return 1.0 + distributed.rank()
 
 
+class NeverWorks(Recorder):
+    """Cannot work on rank 1."""
+
+    def check_compatible(self, strategy):
+        if distributed.rank():
+            raise ValueError("it never works")
+
+
 class OtherPool(Recorder):
     """Train on other samples on rank 1 than its experience holds."""
 
@@ -314,6 +329,12 @@ class OtherPool(Recorder):
         strategy.adapted_dataset = strategy.adapted_dataset.subset(
             range(first, first + 6)
         )
+
+
+def appended():
+    strategy, benchmark = settings({})(0)
+    strategy.plugins.append(NeverWorks())
+    return caught(lambda: train_stream(strategy, benchmark))
 
 
 def planned(plugin):
@@ -384,7 +405,8 @@ def pool(tmp_path_factory):
     jobs = {case: partial(told, case) for case in DIFFERENT}
     jobs |= {
         "option": partial(train_with, drop_last=(True, False)),
-        "evaluated": partial(train_with, eval_streams=([], None)),
+        "evaluated": partial(train_with, 1, eval_streams=([], None)),
+        "appended": appended,
         "experience": other_experience,
         "early": stops_early,
         "folder": partial(run_with, folder, out_dir=(f"{folder}/a", f"{folder}/b")),
@@ -416,6 +438,9 @@ def test_train__other_arguments_and_experiences_stop_all(pool):
     for case, key in (("option", "drop_last"), ("evaluated", "eval_streams")):
         for kind, text, _ in pool[case]:
             assert kind == "RankError" and key in text and "rank 1" in text
+    (_, text, seconds), (kind, own, _) = pool["appended"]
+    assert kind == "ValueError" and own == "it never works" and seconds < 20
+    assert "rank 1" in text and own in text, text
     for kind, text, _ in pool["experience"]:
         assert kind == "RankError" and "train.sample_id, row 0" in text
 

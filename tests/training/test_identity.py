@@ -5,16 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+from avalanche.training.plugins import EWCPlugin
 
 from avalanche_clip.training.identity import differences, run_identity
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
 from avalanche_clip.training.run_info import data_summary, strategy_config
+from tests.helpers import train_stream
+from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs import build
 
 
-def identity(**options):
+def identity(train=(), **options):
     strategy, benchmark = build(**options)
-    config = strategy_config(strategy, {})
+    config = strategy_config(strategy, dict(train))
     return run_identity(strategy, config, data_summary(benchmark), ["test"], None)
 
 
@@ -62,8 +65,14 @@ CHANGES = {
     "train_mb_size": {"train_mb_size": 4},
     "budget.iterations": {"budget_iterations": 6},
     "plugins.0 WeightConsolidationPlugin.weight": {
-        "extra": [WeightConsolidationPlugin(2.0)]
+        "extra": [WeightConsolidationPlugin(2.0), EWCPlugin(0.1)]
     },
+    "plugins.1 EWCPlugin.ewc_lambda": {
+        "extra": [WeightConsolidationPlugin(1.0), EWCPlugin(0.5)]
+    },
+    "options.shuffle": {"train": {"shuffle": False}},
+    "criterion.class": {"criterion": torch.nn.CrossEntropyLoss()},
+    "eval_every": {"eval_every": 1},
 }
 
 
@@ -79,7 +88,8 @@ def with_rates(options):
             {"names": names[3:]},
         ]
 
-    return {"extra": [WeightConsolidationPlugin(1.0)], "param_groups": rule, **options}
+    plugins = [WeightConsolidationPlugin(1.0), EWCPlugin(0.1)]
+    return {"extra": plugins, "param_groups": rule, **options}
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -88,6 +98,63 @@ def test_run_identity__differences_name_the_setting(key):
     assert differences(stored, identity(**with_rates({}))) == []
     found = differences(stored, identity(**with_rates(dict(CHANGES[key]))))
     assert any(f".{key} is " in line or line.startswith(f"{key} is ") for line in found)
+
+
+def test_run_identity__where_and_how_it_loads_is_free():
+    default = identity(train={"shuffle": True, "num_workers": 2})
+    assert differences(identity(), default) == []
+    assert differences(identity(), identity(eval_mb_size=3)) == []
+
+
+@pytest.mark.parametrize(
+    "name, other",
+    [("cross_lingual_weight", 0.5), ("length_groups", 2), ("warmup_fraction", 0.25)],
+)
+def test_run_identity__arguments_of_named_strategies_count(name, other):
+    def make(**options):
+        model = tiny_model()
+        strategy = language_strategy(model, **options)
+        data = data_summary(language_stream(model, ["en"]))
+        config = strategy_config(strategy, {})
+        return run_identity(strategy, config, data, ["test"], None)
+
+    found = differences(make(), make(**{name: other}))
+    assert any(f"{name} is " in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    "kind, plugins, schedule",
+    [
+        ("Sequential", [EWCPlugin], "cosine"),
+        ("CumulativeExp", [], "cosine"),
+        ("Oracle", [], "cosine"),
+    ],
+)
+def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
+    extra = tuple(plugin(0.1) for plugin in plugins)
+    strategy, benchmark = build(kind, extra=extra, schedule=schedule)
+    data = data_summary(benchmark)
+
+    def now():
+        config = strategy_config(strategy, {})
+        return run_identity(strategy, config, data, ["test"], None)
+
+    before = now()
+    train_stream(strategy, benchmark)
+    rates = [group["lr"] for group in strategy.optimizer.param_groups]
+    assert rates != [group["initial_lr"] for group in strategy.optimizer.param_groups]
+    assert differences(before, now()) == []
+
+
+def test_run_identity__long_lists_are_hashed():
+    def make(last):
+        plugin = WeightConsolidationPlugin(1.0)
+        plugin.weight = ["a caption"] * 999 + [last]
+        return identity(extra=[plugin])
+
+    assert differences(make("x"), make("x")) == []
+    (found,) = differences(make("x"), make("y"))
+    assert "1000 values, " in found and len(json.dumps(make("x"))) < 5000
 
 
 def test_run_identity__numbers_of_other_types_count():

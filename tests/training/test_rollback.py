@@ -1,6 +1,7 @@
 """What failed is taken back in place."""
 
-from collections import OrderedDict, defaultdict, deque
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
 
 import numpy as np
@@ -30,8 +31,15 @@ class Thing:
         self.array = np.arange(3.0)
         self.tensor = torch.arange(4.0)
         self.generator = torch.Generator().manual_seed(3)
+        self.counter = Counter("aab")
+        self.random = random.Random(1)
+        self.draws = np.random.default_rng(1)
+        self.legacy = np.random.RandomState(1)
         self.count, self.name = 1, "one"
         self.itself = self
+
+    def drawn(self):
+        return self.random.random(), self.draws.random(), self.legacy.rand()
 
     def mutate(self):
         self.numbers[2]["deep"].append(4)
@@ -46,6 +54,8 @@ class Thing:
         self.array += 1
         self.tensor.mul_(2)
         torch.rand(3, generator=self.generator)
+        self.counter["c"] += 1
+        self.drawn()
         self.count, self.name = 2, "two"
         self.more = []
         del self.itself
@@ -68,6 +78,7 @@ def test_undone_on_error__puts_every_kind_back_in_place():
     assert thing.pair[0] == [1] and thing.pair[1].tolist() == [1, 1]
     assert thing.array.tolist() == [0, 1, 2] and thing.tensor.tolist() == [0, 1, 2, 3]
     assert torch.equal(torch.rand(3, generator=thing.generator), drawn)
+    assert thing.counter == Counter("aab") and thing.drawn() == Thing().drawn()
     assert (thing.count, thing.name) == (1, "one")
 
 

@@ -143,7 +143,7 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             state = read_state(path)
             require_finite(state, path)
             return path, state
-        except CheckpointError as error:
+        except (CheckpointError, FileNotFoundError) as error:  # or a dead link
             logger.warning("%s Going back to the one before.", error)
             other = error if isinstance(error, OtherVersionError) else other
     if other is not None:

@@ -295,14 +295,15 @@ class CLIPTemplate(
         :raises ValueError: also if a plugin that watches these evaluations can never
             act.
         """
-        self.check_setup()
-        check_keywords("train", kwargs, self)
-        if not isinstance(experiences, (CLExperience, Sequence)):
-            experiences = list(experiences)
-        given = experiences if eval_streams is None else eval_streams
-        unused = eval_streams is None and self.eval_every < 0
-        groups = [] if unused else by_stream(given)
-        check_watchers(self, [group[0].origin_stream.name for group in groups])
+        with distributed.together("the arguments of train()"):
+            self.check_setup()
+            check_keywords("train", kwargs, self)
+            if not isinstance(experiences, (CLExperience, Sequence)):
+                experiences = list(experiences)
+            given = experiences if eval_streams is None else eval_streams
+            unused = eval_streams is None and self.eval_every < 0
+            groups = [] if unused else by_stream(given)
+            check_watchers(self, [group[0].origin_stream.name for group in groups])
         forget_values(self)
         single = isinstance(experiences, CLExperience)
         self.in_training = True
