@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import FlatData
-from torch import Tensor
+from PIL import Image
 
 from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.facts import TASK_LABELS
+from avalanche_clip.benchmarks.marks import picture_pieces
 
 SAMPLED = 16
 """Items of a data set that are looked at."""
@@ -104,27 +104,19 @@ def _hash(value: Any) -> bytes:
 
 def _pieces(value: Any) -> Iterator[Any]:
     """Bytes that say what a picture, caption or list of captions is."""
-    if isinstance(value, Tensor):
-        yield f"tensor {value.dtype} {tuple(value.shape)}".encode()
-        # NumPy lacks some of torch's types.
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, (np.ndarray, np.generic)):
-        array = np.ascontiguousarray(value)
-        yield f"array {array.dtype.str} {array.shape}".encode()
-        yield array.tobytes()
-    elif isinstance(value, str):
+    if isinstance(value, str):  # numpy's strings, too
         yield b"text"
         yield value.encode("utf-8", "surrogatepass")
     elif isinstance(value, (list, tuple)):
         yield f"list {len(value)}".encode()
         for element in value:
             yield from _pieces(element)
-    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL image
-        facts = (value.mode, value.size, value.info.get("transparency"))
-        yield f"image {facts} {value.getexif().get(_ORIENTATION)}".encode()
-        yield repr(value.getpalette()).encode()
-        yield value.tobytes()
+    elif isinstance(value, np.generic):
+        yield from _pieces(np.asarray(value))
+    elif (pieces := picture_pieces(value)) is not None:
+        yield from pieces
+        if isinstance(value, Image.Image):
+            yield f"orientation {value.getexif().get(_ORIENTATION)}".encode()
     elif isinstance(value, bytes) or value is None or isinstance(value, (int, float)):
         yield f"{type(value).__name__} {value!r}".encode()
     else:

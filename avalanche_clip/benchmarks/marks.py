@@ -46,7 +46,7 @@ def picture_digest(image: Any) -> bytes | None:
     :param image: PIL image, tensor or array.
     :return: 16 bytes; None for another type.
     """
-    pieces = _picture_pieces(image)
+    pieces = picture_pieces(image)
     if pieces is None:
         return None
     digest = hashlib.sha256()  # most processors know it
@@ -56,7 +56,8 @@ def picture_digest(image: Any) -> bytes | None:
     return digest.digest()[:_BYTES]
 
 
-def _picture_pieces(image: Any) -> list[bytes] | None:
+def picture_pieces(image: Any) -> list[bytes] | None:
+    """Bytes that say what a picture, tensor or array holds; None for another type."""
     if isinstance(image, Image.Image):
         facts = (image.mode, image.size, image.info.get("transparency"))
         palette = image.palette.mode if image.palette is not None else ""
@@ -129,4 +130,5 @@ __all__ = [
     "in_evaluation",
     "picture_digest",
     "picture_marks",
+    "picture_pieces",
 ]
