@@ -32,10 +32,10 @@ def check_source(data: Any, second: str = "text", maker: str = "") -> None:
     if isinstance(data, Mapping):
         rows = next((key for key in data if hasattr(data[key], "column_names")), None)
         if rows is not None:  # the splits of a data set of Hugging Face's
-            names = [*data[rows].column_names]
+            columns = [*data[rows].column_names]
             found = f"several parts ({[*data][:8]}) were given; take one, such as"
             found = f"{found} data = data[{rows!r}], with rows by name"
-            raise _rows(found, names, second, maker)
+            raise _rows(found, columns, second, maker)
         if not all(isinstance(key, str) for key in data):
             line = "pairs = list(data.values())"
             raise _error(f"a mapping ({name}) was given", line, second, maker)
