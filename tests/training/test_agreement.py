@@ -274,7 +274,7 @@ def other_options(**by_rank):
 
 
 def train_with(**by_rank):
-    strategy, benchmark = settings({})(0)
+    strategy, benchmark = settings({"eval_every": 0})(1)
     options = other_options(**by_rank)
     return caught(lambda: train_stream(strategy, benchmark, **options))
 
