@@ -37,17 +37,21 @@ class ComputeBudget:
         samples: int | None = None,
         macs: float | None = None,
     ):
-        limits = {"iterations": iterations, "samples": samples, "macs": macs}
+        limits: dict[str, Any] = {
+            "iterations": iterations,
+            "samples": samples,
+            "macs": macs,
+        }
         given = {k: v for k, v in limits.items() if v is not None}
         if len(given) > 1:
             raise ValueError(f"Give one budget only; got {given}.")
         for name, value in given.items():
             as_finite(value, f"budget_{name}", above=0)
             if name != "macs":
-                as_size(value, f"budget_{name}")
-        self.iterations = iterations
-        self.samples = samples
-        self.macs = macs
+                limits[name] = as_size(value, f"budget_{name}")
+        self.iterations: int | None = limits["iterations"]
+        self.samples: int | None = limits["samples"]
+        self.macs: float | None = None if macs is None else float(macs)
         self.experiences: list[dict[str, dict[str, float]]] = []
         self.parameters: list[dict[str, int]] = []
         """Numbers of parameters of the model in each experience."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal, overload
 
 from avalanche_clip._numbers import as_integer
@@ -242,7 +242,7 @@ def _span(ids: tuple[int, ...]) -> str:
 
 
 def _names(names: Any) -> tuple[str, ...]:
-    if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable):
+    if isinstance(names, (str, Mapping, Set)) or not isinstance(names, Iterable):
         raise TypeError(
             f"names={names!r} is a {type(names).__name__}; give a list of strings, one "
             "per class."

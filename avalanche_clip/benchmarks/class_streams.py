@@ -379,9 +379,8 @@ def _sizes(
         )
     if sizes is None:
         assert increment is not None
-        first = increment if base is None else base
-        for name, value in (("base", first), ("increment", increment)):
-            _check_size(name, value)
+        increment = _size("increment", increment)
+        first = increment if base is None else _size("base", base)
         rest = max(count - first, 0)
         full, last = divmod(rest, increment)
         found = [min(first, count), *[increment] * full, *([last] if last else [])]
@@ -393,20 +392,18 @@ def _sizes(
         return found
     if isinstance(sizes, (str, Mapping)) or not isinstance(sizes, Iterable):
         raise ValueError(f"sizes={sizes!r} must be a list of integers.")
-    found = list(sizes)
-    for value in found:
-        _check_size("sizes", value)
+    found = [_size("sizes", value) for value in sizes]
     if sum(found) != count:
         raise ValueError(
             f"sizes={found} add up to {sum(found)}, but there are {count} classes; no "
             "class may be left out."
         )
-    return [int(value) for value in found]
+    return found
 
 
-def _check_size(name: str, value: Any) -> None:
+def _size(name: str, value: Any) -> int:
     try:
-        as_size(value, name)
+        return as_size(value, name)
     except ValueError:
         raise ValueError(f"{name}={value!r} must hold integers >= 1.") from None
 

@@ -123,16 +123,17 @@ def _hash(value: Any) -> bytes:
 
 def _pieces(value: Any) -> Iterator[Any]:
     """Bytes that say what a picture, caption or list of captions is."""
-    pieces = picture_pieces(value)
-    if pieces is not None:
-        yield from pieces
-    elif isinstance(value, str):
+    if isinstance(value, str):  # numpy's strings, too
         yield b"text"
         yield value.encode("utf-8", "surrogatepass")
     elif isinstance(value, (list, tuple)):
         yield f"list {len(value)}".encode()
         for element in value:
             yield from _pieces(element)
+    elif isinstance(value, np.generic):
+        yield from _pieces(np.asarray(value))
+    elif (pieces := picture_pieces(value)) is not None:
+        yield from pieces
     elif isinstance(value, bytes) or value is None or isinstance(value, (int, float)):
         yield f"{type(value).__name__} {value!r}".encode()
     else:

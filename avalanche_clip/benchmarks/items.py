@@ -30,7 +30,16 @@ def check_source(data: Any, second: str = "text", maker: str = "") -> None:
         line = f"pairs = list(zip(data[{first!r}], data[{other!r}]))"
         raise _error(f"a table ({name}) was given", line, second, maker)
     if isinstance(data, Mapping):
-        first, other = _pick([str(key) for key in data], second)
+        rows = next((key for key in data if hasattr(data[key], "column_names")), None)
+        if rows is not None:  # the splits of a data set of Hugging Face's
+            columns = [*data[rows].column_names]
+            found = f"several parts ({[*data][:8]}) were given; take one, such as"
+            found = f"{found} data = data[{rows!r}], with rows by name"
+            raise _rows(found, columns, second, maker)
+        if not all(isinstance(key, str) for key in data):
+            line = "pairs = list(data.values())"
+            raise _error(f"a mapping ({name}) was given", line, second, maker)
+        first, other = _pick(list(data), second)
         line = f"pairs = list(zip(data[{first!r}], data[{other!r}]))"
         raise _error(f"a mapping of columns ({name}) was given", line, second, maker)
     names = getattr(data, "column_names", None)

@@ -32,24 +32,6 @@ class FeatureBank(NamedTuple):
     owner: Tensor
 
 
-def merge_captions(
-    tokens: list[Tensor], owners: list[Tensor], pad_id: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Find equal captions.
-
-    :param tokens: what tells captions apart, per batch: marks or token ids,
-        ``(M_b, L_b)``.
-    :param owners: image of each caption in the whole data set, ``(M_b,)``.
-    :param pad_id: fills short rows at the end and does not count.
-    :return: position of the first of each distinct caption, and the distinct
-        (text, image) pairs.
-    """
-    owner = torch.cat(owners)
-    size = int(owner.max()) + 1
-    _, first, pairs = merge_equal_pairs(owner, size, captions=tokens, pad_id=pad_id)
-    return first, pairs
-
-
 @torch.no_grad()
 def embed(
     model: nn.Module,
@@ -142,5 +124,4 @@ __all__ = [
     "embed",
     "evaluate_retrieval",
     "evaluating",
-    "merge_captions",
 ]

@@ -69,11 +69,16 @@ def _options(strategy: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_stored(value: Any) -> Any:
-    """What JSON gives back of plain data; numbers that are not finite as text."""
+    """What JSON gives back of plain data; numbers that are not finite as text.
+
+    Numbers of numpy and of tensors count as Python's.
+    """
     if isinstance(value, dict):
         return {str(k): _as_stored(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_as_stored(v) for v in value]
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 1) == 0:
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -303,6 +303,7 @@ def repair_early_stopping(cls: Any) -> None:
 def repair_scheduler(cls: Any) -> None:
     """Let a scheduler by validation loss see that of the running step alone."""
     iteration, end = cls.after_eval_iteration, cls.after_eval
+    begins, ends = cls.before_training_exp, cls.after_training_exp
     if getattr(end, "repaired", False):
         return
 
@@ -317,7 +318,18 @@ def repair_scheduler(cls: Any) -> None:
         ours = hasattr(strategy, "training_experience")
         if ours and self.metric == "val_loss" and not self.rolling_metric.weight:
             return  # nothing that belongs to the step was evaluated
+        if ours and getattr(self, "step_over", False):
+            self.rolling_metric.reset()
+            return  # the scheduler has been reset for the next step
         end(self, strategy, **kwargs)
+
+    def before_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
+        self.step_over = False
+        begins(self, strategy, **kwargs)
+
+    def after_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
+        ends(self, strategy, **kwargs)
+        self.step_over = self.reset_scheduler
 
     def evaluation_failed(self: Any, strategy: Any) -> None:
         if self.metric == "val_loss":
@@ -325,6 +337,8 @@ def repair_scheduler(cls: Any) -> None:
 
     after_eval.repaired = True  # type: ignore[attr-defined]
     cls.after_eval_iteration, cls.after_eval = after_eval_iteration, after_eval
+    cls.before_training_exp = before_training_exp
+    cls.after_training_exp = after_training_exp
     cls.evaluation_failed = evaluation_failed
 
 

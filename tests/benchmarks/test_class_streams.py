@@ -297,7 +297,7 @@ def test_class_incremental__original_labels_on_request():
     [
         ({"increment": 2}, [2, 2, 2, 1]),  # nothing is dropped
         ({"increment": 3, "base": 1}, [1, 3, 3]),
-        ({"increment": 2, "base": 5}, [5, 2]),
+        ({"increment": np.int8(2), "base": torch.tensor(5)}, [5, 2]),
         ({"increment": 1, "base": 7}, [7]),
         ({"increment": 7}, [7]),
         ({"sizes": [4, 1, 2]}, [4, 1, 2]),

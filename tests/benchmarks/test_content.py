@@ -103,6 +103,12 @@ def test_content_hash__tells_kinds_of_items_apart():
     assert len({*hashes}) == len(hashes) and not any("(" in h for h in hashes)
 
 
+def test_content_hash__strings_of_numpy_are_strings():
+    tensor = torch.zeros(3, 4, 4)
+    texts = ["a", np.str_("a"), np.array(["a", "b"])[0]]
+    assert len({content_hash(dataset([(tensor, t)] * 2)) for t in texts}) == 1
+
+
 def test_content_hash__palettes_and_transparency_count():
     image = picture(3).quantize(4)
     other, clear = image.copy(), image.copy()

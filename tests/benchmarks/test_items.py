@@ -62,6 +62,13 @@ def generator():
         (Rows(), "rows by name (Rows)", "[(row['image'], row['label']) for row in"),
         (Table(), "a table (Table)", "zip(data['image'], data['caption'])"),
         ({"image": [IMAGE], "text": ["a"]}, "mapping of columns (dict)", "list(zip("),
+        (
+            {"train": Rows(), "test": Rows()},
+            "several parts (['train', 'test']) were given; take one, such as "
+            "data = data['train']",
+            "[(row['image'], row['label']) for row in data]",
+        ),
+        ({0: (IMAGE, "a")}, "a mapping (dict)", "pairs = list(data.values())"),
         (generator(), "a generator was given", "pairs = list(data)"),
         (zip([IMAGE], ["a"]), "a zip was given", "pairs = list(data)"),
         ({(1, "a")}, "a set was given", "pairs = list(data)"),

@@ -3,12 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.training.evaluate import (
-    embed,
-    evaluate_retrieval,
-    evaluating,
-    merge_captions,
-)
+from avalanche_clip.training.evaluate import embed, evaluate_retrieval, evaluating
 from tests.helpers import stub_benchmark, stub_model
 
 
@@ -35,13 +30,6 @@ def test_embed__merges_equal_captions_and_books_the_passes():
     assert len(bank.image_features) == 6 and len(bank.text_features) == 4
     assert len(bank.owner) == 12
     assert budget.experiences[0]["search"] == {"images": 6, "texts": 12, "steps": 0}
-
-
-def test_merge_captions__ignores_padding_of_trimmed_batches():
-    tokens = [torch.tensor([[1, 5, 2]]), torch.tensor([[1, 5, 2, 0], [1, 6, 7, 2]])]
-    first, pairs = merge_captions(tokens, [torch.tensor([0]), torch.tensor([1, 2])])
-    assert first.tolist() == [0, 2]
-    assert pairs.tolist() == [[0, 0], [0, 1], [1, 2]]
 
 
 def test_retrieval__of_a_perfect_encoder_is_one():

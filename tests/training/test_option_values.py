@@ -14,6 +14,7 @@ from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric
 from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training import Sequential, run_stream
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.loader import worker_options
 from avalanche_clip.training.plugins import (
@@ -35,6 +36,7 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.reference_data import RandomTexts
 from tests.benchmarks.streams import counted_benchmark
+from tests.helpers import build, quiet_evaluator, stub_benchmark, stub_model
 
 ONE = torch.ones(1, 1)
 scores = partial(retrieval_metrics, ONE, ONE)
@@ -144,3 +146,30 @@ def test_options__numpys_numbers_are_taken():
     assert PatchingPlugin(np.linspace(0, 1, 3)).grid == (0.0, 0.5, 1.0)
     assert BudgetFactorPlugin(torch.tensor([1.0, 2.0])).factors == (1.0, 2.0)
     assert replay_quotas(np.int32(8), np.uint8(4), "equal") == [2, 3, 3]
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor, np.array])
+def test_options__numbers_of_other_libraries_are_pythons_and_resumed(kind, tmp_path):
+    def fresh(number):
+        options = {
+            name: number(2)
+            for name in ("train_mb_size", "eval_mb_size", "accumulation_steps", "seed")
+        }
+        model = stub_model()
+        strategy = build(
+            Sequential,
+            model,
+            budget_iterations=number(3),
+            warmup_iterations=number(1),
+            clip_grad_norm=np.float32(1.0),
+            optimizer=partial(torch.optim.AdamW, lr=np.float64(1e-3)),
+            evaluator=quiet_evaluator([RetrievalMetric(ks=(1,))]),
+            **options,
+        )
+        assert {type(getattr(strategy, name)) for name in options} == {int}
+        assert type(strategy.compute.iterations) is int
+        return strategy, stub_benchmark(model=model)
+
+    run_stream(*fresh(kind), tmp_path / "run")
+    run_stream(*fresh(int), tmp_path / "run", resume=True)
+    run_stream(*fresh(kind), tmp_path / "run", resume=True)

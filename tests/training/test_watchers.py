@@ -463,6 +463,24 @@ def test_scheduler__sees_the_loss_of_its_own_step():
     assert seen == []
 
 
+def test_scheduler__reset_at_the_end_of_a_step_keeps_nothing_of_it():
+    strategy, data, seen, evaluator = plateau({"eval_every": 2})
+    (plugin,) = (p for p in strategy.plugins if isinstance(p, LRSchedulerPlugin))
+    for step in range(2):
+        seen.clear()
+        strategy.train(data.train_stream[step], eval_streams=[data.valid_stream])
+        name = f"Loss_Exp/eval_phase/valid_stream/Task000/Exp00{step}"
+        # After the first and the third epoch; the evaluation at the end is too late.
+        assert seen == pytest.approx(evaluator.get_all_metrics()[name][1][-3:-1])
+        assert plugin.scheduler.best == float("inf")
+        assert [g["lr"] for g in strategy.optimizer.param_groups] == [
+            g["initial_lr"] for g in strategy.optimizer.param_groups
+        ]
+    strategy, data, seen, evaluator = plateau({"eval_every": 2}, reset_scheduler=False)
+    strategy.train(data.train_stream[0], eval_streams=[data.valid_stream])
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "given", "words"),
     [

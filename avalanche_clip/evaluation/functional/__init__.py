@@ -26,10 +26,7 @@ from avalanche_clip.evaluation.functional.ranks import (
     retrieval_ranks,
 )
 from avalanche_clip.evaluation.functional.retrieval import retrieval_metrics
-from avalanche_clip.evaluation.functional.texts import (
-    merge_equal_pairs,
-    merge_equal_texts,
-)
+from avalanche_clip.evaluation.functional.texts import merge_equal_pairs
 from avalanche_clip.evaluation.functional.transfer import (
     continual_summary,
     fold_columns,
@@ -53,7 +50,6 @@ __all__ = [
     "incremental_accuracy",
     "forgetting_per_task",
     "merge_equal_pairs",
-    "merge_equal_texts",
     "multilingual_summary",
     "owner_pairs",
     "pair_metrics",

@@ -8,35 +8,6 @@ import torch
 from torch import Tensor
 
 
-def merge_equal_texts(
-    texts: Tensor, owner: Tensor, tokens: Sequence[Tensor], pad_id: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Merge equal texts into one text with several owners.
-
-    :param texts: features, ``(M, D)``.
-    :param owner: image of each text, integers ``(M,)``.
-    :param tokens: what tells texts apart, such as their whole token ids: rows of
-        integers in order, in blocks ``(m, L)`` whose L may differ; trailing
-        ``pad_id`` are ignored.
-    :param pad_id: id that fills short rows at the end.
-    :return: features of the first text of each group, in order of first
-        appearance, ``(U, D)``; and (text, image) pairs, ``(M, 2)``.
-    :raises ValueError: if there is not one row per text.
-
-    >>> tokens = [torch.tensor([[5, 6]]), torch.tensor([[5, 6, 0], [7, 0, 0]])]
-    >>> texts, pairs = merge_equal_texts(torch.eye(3), torch.arange(3), tokens)
-    >>> pairs.tolist()
-    [[0, 0], [0, 1], [1, 2]]
-    """
-    if len(owner) != len(texts):
-        raise ValueError(
-            f"owner of shape {tuple(owner.shape)} given for texts of shape "
-            f"{tuple(texts.shape)}; pass the image of each text."
-        )
-    first, groups = equal_rows(tokens, len(texts), pad_id)
-    return texts[first], torch.stack([groups, owner.long()], dim=1)
-
-
 def merge_equal_pairs(
     owner: Tensor,
     num_images: int,
@@ -138,4 +109,4 @@ def _row_keys(rows: Sequence[Tensor], pad_id: int | None) -> Iterator[bytes]:
             yield row[:length].tobytes()
 
 
-__all__ = ["merge_equal_pairs", "merge_equal_texts"]
+__all__ = ["merge_equal_pairs"]

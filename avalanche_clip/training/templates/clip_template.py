@@ -153,26 +153,24 @@ class CLIPTemplate(
         **kwargs: Any,
     ):
         refuse_unknown(type(self), sorted(kwargs))
-        settings = {
-            "schedule": schedule,
-            "precision": precision,
-            "accumulation_steps": accumulation_steps,
-            "train_mb_size": train_mb_size,
-            "train_epochs": train_epochs,
-            "warmup_iterations": warmup_iterations,
-            "later_warmup_iterations": later_warmup_iterations,
-            "clip_grad_norm": clip_grad_norm,
-        }
-        check_options(
+        settings = check_options(
+            schedule=schedule,
+            precision=precision,
+            accumulation_steps=accumulation_steps,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            warmup_iterations=warmup_iterations,
+            later_warmup_iterations=later_warmup_iterations,
+            clip_grad_norm=clip_grad_norm,
             seed=seed,
             eval_mb_size=eval_mb_size,
             eval_every=eval_every,
             peval_mode=peval_mode,
-            **settings,
         )
+        stock = ("eval_mb_size", "eval_every", "peval_mode")
+        evaluation = {name: settings.pop(name) for name in stock}
         for name, value in settings.items():
             setattr(self, name, value)
-        self.seed = int(seed)
         self.reset_optimizer_state = reset_optimizer_state
         self.decay_fraction = 0.2
         self.compute = ComputeBudget(
@@ -184,20 +182,18 @@ class CLIPTemplate(
             model=model,
             optimizer=self._build_optimizer(model, optimizer),
             criterion=criterion,
-            train_mb_size=train_mb_size,
-            train_epochs=train_epochs,
-            eval_mb_size=eval_mb_size,
+            train_mb_size=settings["train_mb_size"],
+            train_epochs=settings["train_epochs"],
             device=device,
             plugins=plugins,
             evaluator=evaluator,
-            eval_every=eval_every,
-            peval_mode=peval_mode,
+            **evaluation,
         )
         self._remember_optimizer(model)
         self._new_scaler()
         self._init_state()
         self.check_setup()
-        if accumulation_steps > 1:
+        if settings["accumulation_steps"] > 1:
             warn_batch_norm(model)
 
     # ---------------------------------------------------------------- state

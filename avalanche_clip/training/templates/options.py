@@ -78,25 +78,31 @@ def check_keywords(
             )
 
 
-def check_options(**options: Any) -> None:
-    """Raise ValueError for an option of :class:`CLIPTemplate` outside its range."""
+def check_options(**options: Any) -> dict[str, Any]:
+    """Return the options of :class:`CLIPTemplate` with Python's own numbers.
+
+    :raises ValueError: for one outside its range.
+    """
+    found = dict(options)
     require_choice("schedule", options["schedule"], SCHEDULES)
     require_choice("precision", options["precision"], PRECISIONS)
-    for name in ("accumulation_steps", "train_mb_size", "train_epochs"):
-        as_size(options[name], name)
-    for name in ("warmup_iterations", "later_warmup_iterations"):
-        as_size(options[name], name, least=0)
-    if options["eval_mb_size"] is not None:
-        as_size(options["eval_mb_size"], "eval_mb_size")
     require_choice("peval_mode", options["peval_mode"], PEVAL_MODES)
-    as_size(options["eval_every"], "eval_every", least=-1, hint="-1 is never")
+    for name in ("accumulation_steps", "train_mb_size", "train_epochs", "eval_mb_size"):
+        if name != "eval_mb_size" or options[name] is not None:
+            found[name] = as_size(options[name], name)
+    for name in ("warmup_iterations", "later_warmup_iterations"):
+        found[name] = as_size(options[name], name, least=0)
+    every = options["eval_every"]
+    found["eval_every"] = as_size(every, "eval_every", least=-1, hint="-1 is never")
     try:
-        as_integer(options["seed"], "seed")
+        found["seed"] = as_integer(options["seed"], "seed")
     except ValueError:
         raise ValueError(f"seed={options['seed']!r} must be an integer.") from None
     clip = options["clip_grad_norm"]
     if clip is not None:
-        as_finite(clip, "clip_grad_norm", above=0, hint="None clips nothing")
+        hint = "None clips nothing"
+        found["clip_grad_norm"] = as_finite(clip, "clip_grad_norm", above=0, hint=hint)
+    return found
 
 
 def warn_batch_norm(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from avalanche_clip._files import read_json, unreadable
+from avalanche_clip.benchmarks.datasets.captioned import is_id, is_text
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
     FolderFiles,
@@ -113,7 +114,9 @@ def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopS
     train, val, test = (_part(path, content, p, folder, names) for p in _PARTS)
     labels = sorted(names)
     if not labels or labels != list(range(len(labels))):
-        missing = sorted(set(range(max(labels, default=0))) - set(labels))
+        # Of a label of ten digits all smaller ones would be too many to list.
+        missing = sorted(set(range(len(labels) + 4)) - set(labels))
+        missing = [label for label in missing if label < max(labels, default=0)]
         raise unreadable(
             path, "a list of CoOp", f"the labels {missing[:5]} do not occur"
         )
@@ -168,11 +171,11 @@ def _part(
 def _fault(row: Any) -> str | None:
     if not isinstance(row, list) or len(row) != 3:
         return "not three values"
-    if not isinstance(row[0], str):
+    if not is_text(row[0]):
         return "the path is no text"
-    if not isinstance(row[1], int) or isinstance(row[1], bool) or row[1] < 0:
+    if not is_id(row[1]) or row[1] < 0:
         return "the label is no integer >= 0"
-    if not isinstance(row[2], str) or not row[2].strip():
+    if not is_text(row[2]) or not row[2].strip():
         return "the class name is empty or no text"
     return None
 

@@ -199,7 +199,7 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     path = folder / "val_annotations.txt"
     present = set(os.listdir(folder / "images"))
-    names, targets = [], []
+    names, targets, named = [], [], set()
     lines = read_plain(path, "a list of pictures and classes").split("\n")
     for number, line in enumerate(lines, start=1):
         fields = line.split()
@@ -210,6 +210,12 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
                 f"{path}, line {number}: {line!r} must begin with the name of a file "
                 f"in {folder / 'images'} and an id of wnids.txt."
             )
+        if fields[0] in named:
+            raise ValueError(
+                f"{path}, line {number}: {fields[0]!r} is named before; use the "
+                "official file."
+            )
+        named.add(fields[0])
         names.append(f"images/{fields[0]}")
         targets.append(labels[fields[1]])
     if not names:

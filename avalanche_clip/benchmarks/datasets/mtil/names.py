@@ -7,7 +7,7 @@ code.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from avalanche_clip.benchmarks.datasets.plain_texts import read_plain
@@ -89,6 +89,12 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
         where = f"The file {path}"
         text = read_plain(path, "a text with one class name per line").rstrip()
         names = [line.removesuffix("\r") for line in text.split("\n")] if text else []
+    if isinstance(names, (Mapping, Set)):
+        raise ValueError(
+            f"{where} is a {type(names).__name__}, which has no order of classes or "
+            "carries ids; give a list of names, in the order of the classes."
+        )
+    names = list(names)
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise ValueError(
@@ -107,34 +113,36 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
     return listed
 
 
-_WORDNET = re.compile(r"\bn\d{8}\b")
+# Ids of WordNet, and those of Freebase that Open Images uses.
+_KNOWN_ID = re.compile(r"\bn\d{8}\b|^/[mg]/\w+\W")
 # A number, what divides it from the name, and the name; or the other way round.
-_NUMBER_FIRST = re.compile(r"""^[\s\[({'"]*(\d+)['"]?(?:\s*[:;,.)\]|=]+\s*|\s+|-)\S""")
-_NUMBER_LAST = re.compile(r"""\S\s*[:;,\t|=]\s*['"]?(\d+)['"]?[\s\])},]*$""")
+_FIRST = re.compile(
+    r"""^[\s\[({'"#]*(?P<id>\d+)['"]?(?P<by>\s*[:;,.)\]|=]+\s*|\s+|-|_)(?P<name>\S.*)$"""
+)
+_LAST = re.compile(
+    r"""^(?P<name>.*?\S)(?P<by>\s*[:;,\t|=(\[]\s*|\s+)['"]?(?P<id>\d+)['"]?[\s\])},]*$"""
+)
 _QUOTED = re.compile(r"""^\s*[\[({]?\s*(['"]).*\1\s*[\])}]?\s*,?\s*$""")
 _DIGITS = "zero one two three four five six seven eight nine".split()
+# MNIST's published names begin with their numbers.
+_PUBLISHED = {f"{number} - {digit}" for number, digit in enumerate(_DIGITS)}
 
 
 def _refuse_ids(names: Sequence[str], where: str) -> None:
     """Raise ValueError where names carry ids or the marks of a data format."""
     filled = [name for name in names if name.strip()]
-    # MNIST's published names begin with their numbers.
-    if not filled or filled == [f"{k} - {d}" for k, d in enumerate(_DIGITS)]:
+    if _PUBLISHED.issuperset(filled):
         return
-    found = next((name for name in filled if _WORDNET.search(name)), None)
-    if found is None and len(filled) > 1:
-        for pattern in (_NUMBER_FIRST, _NUMBER_LAST):
-            matches = [pattern.search(name) for name in filled]
-            # A csv file may begin with the names of its columns.
-            for part in (matches, matches[1:]):
-                numbers = [int(m[1]) for m in part if m is not None]
-                # "707-320" may be a name; "0-tench" is none.
-                gaps = not any(m is not None and re.search(r"\d-", m[0]) for m in part)
-                if len(numbers) == len(part) > 1 and _count_up(numbers, gaps):
-                    found = filled[-1]
+    found = next((name for name in filled if _KNOWN_ID.search(name)), None)
+    # A csv file may begin with the names of its columns.
+    if any(
+        _numbered(p, part) for p in (_FIRST, _LAST) for part in (filled, filled[1:])
+    ):
+        found = filled[-1]
     if found is None and all(map(_QUOTED.match, filled)):
         found = filled[0]
-    if found is None and filled[0].lstrip().startswith(("{", "[")):
+    first, last = filled[0].strip(), filled[-1].strip()
+    if found is None and (first[0], last[-1]) in (("{", "}"), ("[", "]")):
         found = filled[0]
     if found is not None:
         raise ValueError(
@@ -144,14 +152,27 @@ def _refuse_ids(names: Sequence[str], where: str) -> None:
         )
 
 
-def _count_up(numbers: Sequence[int], gaps: bool) -> bool:
-    """Whether numbers can be ids: all of 0 .. C-1 or 1 .. C, or just ascending."""
-    whole = set(numbers)
-    size = len(numbers)
-    if whole in (set(range(size)), set(range(1, size + 1))):
+def _numbered(pattern: re.Pattern[str], names: Sequence[str]) -> bool:
+    """Whether every name has a number that is an id rather than a part of it."""
+    matches = [m for name in names if (m := pattern.search(name)) is not None]
+    size = len(names)
+    if size < 2 or len(matches) < size:
+        return False
+    # "3 of clubs", "4 of clubs" differ by their numbers alone.
+    if len({m["name"] for m in matches}) <= 0.75 * size:
+        return False
+    numbers = [int(m["id"]) for m in matches]
+    marks = [m["by"] for m in matches]
+    if set(numbers) in (set(range(size)), set(range(1, size + 1))):
         return True
-    # Two names may begin with numbers by chance.
-    return gaps and size > 2 and all(a < b for a, b in zip(numbers[:-1], numbers[1:]))
+    if len(set(numbers)) == size and all(re.search(r"[:;,\t|=]", by) for by in marks):
+        return True
+    # Two names may begin with numbers by chance; "707-320" may be a name, and "1957
+    # Chevrolet" begins with a year. Names that end with any numbers are ordinary.
+    if size < 3 or pattern is _LAST or "-" in marks or "_" in marks:
+        return False
+    years = all(1000 <= number < 3000 for number in numbers)
+    return not years and all(a < b for a, b in zip(numbers[:-1], numbers[1:]))
 
 
 __all__ = ["RENAMED", "given_names", "prompt_names"]

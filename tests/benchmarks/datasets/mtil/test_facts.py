@@ -244,6 +244,13 @@ NAMES_WITH_IDS = {
     "tabs": ["0\ttench", "1\tgoldfish", "2\tshark"],
     "dots": ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Auk"],
     "list": ["1. tench", "2. goldfish", "3. shark"],
+    "underscores": ["0_tench", "1_goldfish", "2_shark"],
+    "number signs": ["#0 tench", "#1 goldfish", "#2 shark"],
+    "blank, id last": ["tench 0", "goldfish 1", "shark 2"],
+    "brackets, id last": ["tench (0)", "goldfish (1)", "shark (2)"],
+    "csv, any numbers": ["12,tench", "7,goldfish", "95,shark"],
+    "colon, any numbers last": ["tench: 12", "goldfish: 7", "shark: 95"],
+    "Open Images": ["/m/0b3fp,tench", "/m/03fj2,goldfish", "/m/0by6g,shark"],
     "brackets": ["0) tench", "1) goldfish", "2) shark"],
     "dashes": ["0 - tench", "1 - goldfish", "2 - shark"],
     "quotes": ["'tench',", "'goldfish',", "'shark'"],
@@ -278,6 +285,13 @@ def test_given_names__ids_do_not_get_into_names(kind, tmp_path):
         ["2012 Ram C/V Cargo Van", "2012 smart fortwo", "2000 AM General Hummer"],
         ["Boeing 707", "Boeing 717", "Boeing 727"],
         ["5 o'clock shadow", "3 wise men"],
+        ["3 of clubs", "4 of clubs", "5 of clubs"],
+        ["1 cent", "2 cents", "5 cents", "10 cents"],
+        ["1957 Chevrolet", "1965 Ford Mustang", "1998 Dodge Viper"],
+        ["class 0", "class 1", "class 2"],
+        ["speed limit 20", "speed limit 30", "end of limit 80"],
+        ["0 - zero", "1 - one", "2 - two"],
+        ["[REC] sign", "exit"],
         ["n-gram", "n1", '"quoted" name', "plain"],
         ["head of a  crocodile", "apartment building/outdoor"],
         ["zwölf", "日本", "naïve"],
@@ -314,3 +328,7 @@ def test_given_names__other_files_are_refused(content, tmp_path):
 def test_given_names__values_are_texts():
     with pytest.raises(ValueError, match="holds 3, a int"):
         given_names(["a", 3], 2)
+    for given in ({"a": 0, "b": 1}, {"a", "b"}, frozenset("ab")):
+        with pytest.raises(ValueError, match="class_names is a .*list of names"):
+            given_names(given, 2)
+    assert given_names(iter(["a", "b"]), 2) == ("a", "b")

@@ -155,7 +155,13 @@ def test_tiny_imagenet__sizes_are_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["val_0.JPEG\tn99999999\t0\t0\t1\t1", "other.JPEG\tn02124075", "val_0.JPEG"]
+    "line",
+    [
+        "val_0.JPEG\tn99999999\t0\t0\t1\t1",
+        "other.JPEG\tn02124075",
+        "val_0.JPEG",
+        "val_0.JPEG\tn02124075\t0\t0\t1\t1",
+    ],
 )
 def test_tiny_imagenet__bad_annotation_is_named(tmp_path, line):
     disk.tiny_imagenet(tmp_path, TINY, WORDS)
