@@ -298,7 +298,7 @@ def test_selector__of_another_run_is_refused():
 def test_selector__by_name_and_reference_of_many_kinds():
     model = moe_runs.vit()
     benchmark = moe_runs.domains(model)
-    images = moe_runs.pictures(torch.arange(6) + 20, 1)
+    images = moe_runs.pictures(torch.arange(6) + 20, 1).sigmoid()  # in [0, 1]
     sources = [benchmark.test_stream, benchmark.test_stream[0], images]
     from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
 
