@@ -163,8 +163,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Its content is on disk before it replaces the old file; after an error the old
     file is as it was. Folders are made.
+
+    :raises ValueError: if there is a folder in the place of the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where a file is to be written; move it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -56,6 +56,14 @@ def test_replacing_folder__leaves_nothing_of_the_old_one(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["tokenizer"]
 
 
+def test_replacing__refuses_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "x.json" / "kept").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"x\.json is a folder"):
+        write_json(tmp_path / "x.json", {})
+    assert os.listdir(tmp_path) == ["x.json"]
+    assert os.listdir(tmp_path / "x.json") == ["kept"]
+
+
 @pytest.mark.parametrize("content", [{}, {"a": [1, 2.5, None, "é"]}, {1: 2, 10: 3}])
 def test_json__comes_back_with_its_checksum(tmp_path, content):
     write_json(tmp_path / "x.json", content, checksum=True)

@@ -141,7 +141,8 @@ def teir_scale(
     :param is_special: whether it is a start, end, unknown or padding token.
     :return: factors in ``[0, 1]``, ``(V,)``, of the type of ``earlier_tasks``
         where that is floating point, else of torch's default type.
-    :raises ValueError: if shapes differ, or a count is negative, NaN or infinite.
+    :raises ValueError: for what is no tensor, if shapes differ, or a count is
+        negative, NaN or infinite.
 
     Source: see the module; section "TEIR regularisation".
 
@@ -155,6 +156,10 @@ def teir_scale(
         "earlier_tasks": earlier_tasks,
         "is_special": is_special,
     }
+    wrong = [n for n, v in given.items() if not isinstance(v, Tensor)]
+    if wrong:
+        found = type(given[wrong[0]]).__name__
+        raise ValueError(f"{wrong[0]} is a {found}; give a tensor (V,).")
     shapes = {name: tuple(value.shape) for name, value in given.items()}
     if occurs.ndim != 1 or len(set(shapes.values())) > 1:
         raise ValueError(f"All four must be vectors of one length (V,); got {shapes}.")

@@ -100,11 +100,6 @@ class ScriptedModule:
                     todo.append((f"{path}{name}.", value))
 
 
-def is_torchscript(content: Any) -> bool:
-    """Tell whether :func:`read_torch_file` found a TorchScript archive."""
-    return isinstance(content, ScriptedModule)
-
-
 def read_torch_file(path: Path) -> Any:
     """Read what ``torch.save`` or ``torch.jit.save`` wrote.
 
@@ -325,4 +320,4 @@ _KNOWN: dict[tuple[str, str], Any] = {
 # what numpy's numbers and arrays are pickled with: read past, never made
 _NUMPY = ("scalar", "dtype", "_reconstruct", "ndarray", "_frombuffer")
 
-__all__ = ["Inert", "ScriptedModule", "is_torchscript", "read_torch_file"]
+__all__ = ["Inert", "ScriptedModule", "read_torch_file"]

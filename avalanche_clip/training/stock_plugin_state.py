@@ -35,7 +35,7 @@ from avalanche.training.storage_policy import (
 )
 from avalanche.training.utils import ParamData
 
-from avalanche_clip.benchmarks.data import attribute_array, concatenate
+from avalanche_clip.benchmarks.data import attribute_array, concatenate, item_fields
 from avalanche_clip.training.visits import find_step
 
 
@@ -185,10 +185,13 @@ def forget_step(strategy: Any) -> None:
     Its samples are the new data then: none may be in a batch twice, nor count for
     two experiences.
 
-    :raises ValueError: if a memory is of a kind that cannot be taken apart.
+    :raises ValueError: if a memory is of a kind that cannot be taken apart, or one
+        that is balanced by class would get data without classes.
     """
     kinds = (ReplayPlugin, GDumbPlugin, AGEMPlugin)
     memories = [plugin for plugin in strategy.plugins if isinstance(plugin, kinds)]
+    for plugin in memories:
+        _require_classes(plugin, strategy.experience.dataset)
     if not memories or not strategy.visits.earlier_visits:
         return
     own = attribute_array(strategy.experience.dataset, "sample_id")
@@ -199,6 +202,19 @@ def forget_step(strategy: Any) -> None:
             kept = [_without(b, own)[0] for b in plugin.buffers]
             plugin.buffers = [b for b in kept if len(b)]
             _load_agem(plugin)
+
+
+def _require_classes(plugin: Any, dataset: Any) -> None:
+    """Refuse data without targets for a memory that is balanced by class."""
+    policy = getattr(plugin, "storage_policy", None)
+    if isinstance(policy, ClassBalancedBuffer) and "targets" not in item_fields(
+        dataset
+    ):
+        raise ValueError(
+            f"{type(plugin).__name__} keeps as many samples of each class, but the "
+            "data have no targets. Give targets to make_image_text_dataset, or use "
+            "BudgetedReplayPlugin."
+        )
 
 
 def _without(dataset: Any, sample_ids: np.ndarray) -> tuple[Any, torch.Tensor]:

@@ -167,3 +167,9 @@ def test_teir_scale__numbers_that_are_no_counts_are_refused(value, place):
     names = ("occurs", "is_clip_token", "earlier_tasks", "is_special")
     with pytest.raises(ValueError, match=names[place]):
         teir_scale(*given)
+
+
+def test_teir_scale__lists_are_refused():
+    marks = torch.ones(2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="earlier_tasks is a list; give a tensor"):
+        teir_scale(marks, marks, [1, 2], marks)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from avalanche_clip import file_limits
-from avalanche_clip.models.torch_files import Inert, is_torchscript, read_torch_file
+from avalanche_clip.models.torch_files import Inert, ScriptedModule, read_torch_file
 
 
 class Shaped(torch.nn.Module):
@@ -55,7 +55,7 @@ def test_torchscript__gives_what_running_it_gives(how, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", None)
     monkeypatch.setattr(torch, "load", None)
     content = read_torch_file(path)
-    assert is_torchscript(content)
+    assert isinstance(content, ScriptedModule)
     same(dict(content.tensors()), expected)
 
 

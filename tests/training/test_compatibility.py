@@ -108,6 +108,11 @@ def test_replay__counts_memory_against_a_budget_in_samples():
     assert strategy.compute.report()["steps"] == [6, 3]
 
 
+def test_gdumb__data_without_targets_are_refused_in_words():
+    with pytest.raises(ValueError, match="GDumbPlugin keeps as many.*Give targets"):
+        fit(Sequential, stub_benchmark(), 1, plugins=[GDumbPlugin(mem_size=8)])
+
+
 def test_gdumb__trains_on_its_memory_only():
     pools = []
 
