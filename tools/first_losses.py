@@ -76,7 +76,8 @@ def train(strategy: Any, benchmark: Any) -> dict[str, Any]:
     recorder = Recorder()
     strategy.plugins.append(recorder)
     strategy.compute.iterations = UPDATES
-    strategy.warmup_iterations = min(strategy.warmup_iterations, UPDATES - 1)
+    for name in ("warmup_iterations", "later_warmup_iterations"):
+        setattr(strategy, name, min(getattr(strategy, name), UPDATES - 1))
     for experience in list(benchmark.train_stream)[:STEPS]:
         strategy.train(experience)
     return {"losses": recorder.losses, "weights": weights_hash(strategy.model)}
