@@ -19,6 +19,10 @@ from avalanche_clip.models.moe_attachment import (
     load_moe_adapters,
 )
 from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.peft.adapter import attach_adapters
+from avalanche_clip.models.peft.attached import BranchSet, merge_adapters
+from avalanche_clip.models.peft.lora import attach_lora
+from avalanche_clip.models.peft.prompt import attach_prompts
 from avalanche_clip.models.presets import PRESETS
 from avalanche_clip.models.rewriting import rewrite_file
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
@@ -52,6 +56,7 @@ __all__ = [
     "AlexNetFeatures",
     "AutoSelector",
     "BlockView",
+    "BranchSet",
     "CLIPOutput",
     "CaptionTokenizer",
     "DualEncoder",
@@ -71,7 +76,10 @@ __all__ = [
     "SelectorTraining",
     "TinyAugmentation",
     "TinyTransform",
+    "attach_adapters",
+    "attach_lora",
     "attach_moe_adapters",
+    "attach_prompts",
     "create_dual_encoder",
     "load_moe_adapters",
     "noisy_top_k_gates",
@@ -83,6 +91,7 @@ __all__ = [
     "create_dual_encoder",
     "find_token_embedding",
     "load_vocabulary",
+    "merge_adapters",
     "save_vocabulary",
     "save_weights",
     "teir_init_",

@@ -33,6 +33,8 @@ _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
 _SCALES = ("logit_scale", "logit_bias")
 _OWN_TOKENIZERS = ("open_clip", "json", "growing")
+# attributes of a model for what can be attached to it, None without
+ATTACHMENTS = ("moe_adapters", "language_adapters", "lora", "adapters", "prompts")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -68,6 +70,8 @@ class DualEncoder(nn.Module):
         self.clip: Any
         require_choice("precision", precision, PRECISIONS)
         self.clip = clip
+        for name in ATTACHMENTS:
+            self.register_module(name, None)
         self._config = config
         self._towers = architectures.towers_of(config)
         self._cache_dir = cache_dir
@@ -323,9 +327,8 @@ class DualEncoder(nn.Module):
             if tower is None or self.tower_of(name) == tower:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
-        adapters: Any = getattr(self, "moe_adapters", None)
-        if adapters is not None:
-            adapters.restore_trainable()
+        for adapters in filter(None, map(self._modules.get, ATTACHMENTS)):
+            adapters.restore_trainable()  # type: ignore[operator]
         self.train(self.training)
 
     def check_trainable(self) -> None:
@@ -366,10 +369,10 @@ class DualEncoder(nn.Module):
         self._cast_frozen()
 
     def _cast_frozen(self) -> None:
-        """Store frozen matrices in 16 bits; vectors and norms stay float32."""
+        """Store frozen matrices in 16 bits; vectors, norms, branches stay float32."""
         for name, parameter in self.named_parameters():
             is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
-            is_matrix = is_matrix and ".moe." not in name  # adapters stay float32
+            is_matrix = is_matrix and self._inner_name(name) in self._shapes
             if is_matrix and not parameter.requires_grad and self.tower_of(name):
                 parameter.data = parameter.data.to(PRECISIONS[self.precision])
 

@@ -1,0 +1,1 @@
+"""Parameter-efficient branches beside the blocks of a tower."""
