@@ -6,21 +6,29 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.models import architectures
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.models.inputs import check_conversion, check_images, check_tokens
 from avalanche_clip.models.model_folder import save_model
-from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
+from avalanche_clip.models.output import (
+    PRECISIONS,
+    CLIPOutput,
+    joint_features,
+    unit_features,
+)
 from avalanche_clip.models.profile import count_macs
-from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
+from avalanche_clip.models.text.build import build_tokenizer
+from avalanche_clip.models.tokenizers import CaptionTokenizer
 from avalanche_clip.models.towers import inner_path, plain_name
 from avalanche_clip.models.transforms import (
     ImageTransform,
@@ -33,7 +41,6 @@ _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
 _SCALES = ("logit_scale", "logit_bias")
 _OWN_TOKENIZERS = ("open_clip", "json", "growing")
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class DualEncoder(nn.Module):
@@ -71,8 +78,10 @@ class DualEncoder(nn.Module):
         self._config = config
         self._towers = architectures.towers_of(config)
         self._cache_dir = cache_dir
-        self._tokenizer: CaptionTokenizer | None = None
-        self._shapes = {k: tuple(v.shape) for k, v in clip.state_dict().items()}
+        #: the tokenizer, None before it is first used
+        self.own_tokenizer: CaptionTokenizer | None = None
+        #: shapes of the plain architecture's tensors, by their names in ``clip``
+        self.plain_shapes = {k: tuple(v.shape) for k, v in clip.state_dict().items()}
         self._fingerprint = FingerprintCache()
         self._macs: dict[Any, dict[str, int]] = {}
         self._still: set[str] = set()
@@ -126,7 +135,7 @@ class DualEncoder(nn.Module):
     @property
     def tokenizer(self) -> CaptionTokenizer:
         """The model's tokenizer; assign another one to replace it."""
-        if self._tokenizer is None:
+        if self.own_tokenizer is None:
             spec = self._config.get("tokenizer")
             if spec is None:
                 raise ValueError(
@@ -147,12 +156,12 @@ class DualEncoder(nn.Module):
                     f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'],"
                     " or name the tokenizer that belongs to the model."
                 )
-            self._tokenizer = built
-        return self._tokenizer
+            self.own_tokenizer = built
+        return self.own_tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: CaptionTokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.own_tokenizer = tokenizer
 
     def transform(
         self, train: bool, augmentation: TinyAugmentation | None = None
@@ -413,7 +422,7 @@ class DualEncoder(nn.Module):
         shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
         stored = [k for k in self.state_dict() if not k.startswith("clip.")]
         outside = [n for n, _ in self.named_parameters() if n in stored]
-        plain = {**self._shapes, **({grown: shapes[grown]} if grown else {})}
+        plain = {**self.plain_shapes, **({grown: shapes[grown]} if grown else {})}
         changed = [k for k in shapes if shapes[k] != plain.get(k)]
         found = outside + changed + [k for k in plain if k not in shapes]
         if found:
@@ -455,12 +464,19 @@ class DualEncoder(nn.Module):
         :return: ``{"image": per image, "text": per caption}``. Counted once
             and remembered until parameters are added or resized.
         """
-        length = self.context_length if text_length is None else text_length
-        if not self.is_causal_text:
-            length = self.context_length
+        length = self.context_length
+        if text_length is not None and self.is_causal_text:
+            length = as_size(text_length, "text_length")
         key = (length, tuple(p.numel() for p in self.parameters()))
         if key not in self._macs:
-            self._macs[key] = count_macs(self, length)
+            device = self.logit_scale.device
+            image = torch.zeros(1, 3, *self._towers.image_size(self.clip))
+            text = torch.zeros(1, length, dtype=torch.long, device=device)
+            passes = {
+                "image": partial(self.encode_image, image.to(device)),
+                "text": partial(self.encode_text, text),
+            }
+            self._macs[key] = count_macs(self, passes)
         return dict(self._macs[key])
 
     # ----------------------------------------------------------------- storage
@@ -496,4 +512,4 @@ def _check_tower(tower: str) -> str:
     return tower
 
 
-__all__ = ["PRECISIONS", "DualEncoder"]
+__all__ = ["DualEncoder"]
