@@ -72,9 +72,8 @@ class DualEncoder(nn.Module):
         preprocessing_source: str = "the configuration given",
     ) -> None:
         super().__init__()
-        self.clip: Any
         require_choice("precision", precision, PRECISIONS)
-        self.clip = clip
+        self.clip: Any = clip
         self._config = config
         self._towers = architectures.towers_of(config)
         self._cache_dir = cache_dir
@@ -98,7 +97,7 @@ class DualEncoder(nn.Module):
         self.max_log_scale: float | None = None
         self.reset_scale_bound()
         if precision != "fp32":
-            self._store_frozen()
+            self.freeze()
 
     # ------------------------------------------------------------- description
     @property
@@ -182,7 +181,8 @@ class DualEncoder(nn.Module):
         :raises ValueError: for towers without pre-norm residual attention
             blocks, convolutional ones for example.
         """
-        return self._towers.blocks(self.clip, _check_tower(tower))
+        require_choice("tower", tower, _TOWERS)
+        return self._towers.blocks(self.clip, tower)
 
     # --------------------------------------------------------------- encoding
     def encode_image(self, image: Tensor, normalize: bool = True) -> Tensor:
@@ -312,11 +312,9 @@ class DualEncoder(nn.Module):
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
         """
-        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
-        self._still |= chosen
-        for name, parameter in self.named_parameters():
-            if tower is None or self.tower_of(name) == tower:
-                parameter.requires_grad_(False)
+        for parameter in self._parameters_of(tower):
+            parameter.requires_grad_(False)
+        self._still |= {tower} if tower else set(_TOWERS)
         if self.precision != "fp32":
             self._cast_frozen()
         self.train(self.training)
@@ -326,16 +324,19 @@ class DualEncoder(nn.Module):
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
         """
-        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
-        self._still -= chosen
-        for name, parameter in self.named_parameters():
-            if tower is None or self.tower_of(name) == tower:
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        for parameter in self._parameters_of(tower):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        self._still -= {tower} if tower else set(_TOWERS)
         adapters: Any = getattr(self, "moe_adapters", None)
         if adapters is not None:
             adapters.restore_trainable()
         self.train(self.training)
+
+    def _parameters_of(self, tower: str | None) -> list[nn.Parameter]:
+        require_choice("tower", tower, (*_TOWERS, None))
+        named = self.named_parameters()
+        return [p for name, p in named if tower in (None, self.tower_of(name))]
 
     def check_trainable(self) -> None:
         """Make sure that trainable parameters are float32.
@@ -367,12 +368,6 @@ class DualEncoder(nn.Module):
         check_conversion(fn)
         super()._apply(fn, recurse)
         return self
-
-    def _store_frozen(self) -> None:
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        self._still = set(_TOWERS)
-        self._cast_frozen()
 
     def _cast_frozen(self) -> None:
         """Store frozen matrices in 16 bits; vectors and norms stay float32."""
@@ -443,8 +438,7 @@ class DualEncoder(nn.Module):
             features of that tower; None for everything, scale included.
         :return: 32 hexadecimal digits.
         """
-        if tower is not None:
-            _check_tower(tower)
+        require_choice("tower", tower, (*_TOWERS, None))
         return self._fingerprint(self._tensors_of(tower))
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
@@ -504,12 +498,3 @@ class DualEncoder(nn.Module):
             f" image_size={self.image_size}, context_length={self.context_length},"
             f" pretrained={self.pretrained!r}, precision={self.precision!r}"
         )
-
-
-def _check_tower(tower: str) -> str:
-    if tower not in _TOWERS:
-        raise ValueError(f"tower={tower!r} is unknown; use 'image' or 'text'.")
-    return tower
-
-
-__all__ = ["DualEncoder"]
