@@ -37,7 +37,8 @@ def matrix_table(name: str, matrix: Matrix) -> str:
     for i, (label, values) in enumerate(zip(matrix.row_labels, matrix.E, strict=True)):
         cells = [_html.number(value, percent=percent) for value in values]
         rows.append([f"after {label}", *cells])
-        classes[i + offset, i + 1] = "own"
+        if matrix.by_step:
+            classes[i + offset, i + 1] = "own"
     return _html.table(
         ["model", *matrix.labels], rows, classes=classes, apart=0 if offset else None
     )
