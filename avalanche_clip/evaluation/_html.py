@@ -11,7 +11,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-
 _NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
 
 
