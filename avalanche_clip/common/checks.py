@@ -437,15 +437,14 @@ def require_alike(
     names, shapes = " and ".join(arrays), [tuple(a.shape) for a in arrays.values()]
     given = f"{names} of shapes {' and '.join(map(str, shapes))}"
     for part in parts:
-        if part in ("shape", "columns"):
-            values, shown = (
-                [shape if part == "shape" else shape[-1] for shape in shapes],
-                "",
-            )
-        else:
-            values = [str(getattr(array, part)) for array in arrays.values()]
-            shown = f" {' and '.join(values)}"
+        values = [
+            str(array.shape[-1] if part == "columns" else getattr(array, part))
+            for array in arrays.values()
+        ]
         if len(set(values)) > 1:
+            shown = (
+                f" {' and '.join(values)}" if part not in ("shape", "columns") else ""
+            )
             raise ValueError(f"{given} given; {part}{shown} must agree: {do}.")
 
 
