@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+ATTACHMENTS = ("moe_adapters", "language_adapters", "lora", "adapters", "prompts")
+"""Attributes of a model for what can be attached to its blocks; None without."""
+
 
 @dataclass(frozen=True)
 class BlockView:
