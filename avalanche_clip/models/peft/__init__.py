@@ -1,1 +1,1 @@
-"""Parameter-efficient branches beside the blocks of a tower."""
+"""Branches beside the blocks of frozen towers."""

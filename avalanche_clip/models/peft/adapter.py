@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.models.dual_encoder import DualEncoder
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
 from avalanche_clip.models.peft.branch import RoutedBranch
-from avalanche_clip.models.router_ids import RowIds
+from avalanche_clip.models.peft.routes import RowIds
 
 PLACES = ("attention_out", "mlp_out")
 FORMS = ("serial", "parallel")
@@ -182,6 +181,3 @@ def attach_adapters(
     result = BranchSet(model, "adapters", config)
     result.connect(made)
     return result
-
-
-__all__ = ["FORMS", "PLACES", "AdapterBranch", "Bottleneck", "attach_adapters"]

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_clip._numbers import as_integers
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.models.blocks import BlockView
-from avalanche_clip.models.dual_encoder import DualEncoder
+from avalanche_clip.common.checks import as_integers, require_choice
+from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.branch import Branch, RoutedBranch
-from avalanche_clip.models.router_ids import SKIP, Routes, RowIds, parse_ids, restored
+from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
 
 TOWERS = ("image", "text")
 
@@ -412,13 +411,3 @@ def pairs(
 ) -> dict[str, list[tuple[Branch, BlockView]]]:
     """Make one branch per block, before anything is changed."""
     return {t: [(make(view), view) for view in own] for t, own in views.items()}
-
-
-__all__ = [
-    "BranchSet",
-    "attached",
-    "chosen_blocks",
-    "merge_adapters",
-    "pairs",
-    "set_trainable",
-]

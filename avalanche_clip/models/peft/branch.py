@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.models.blocks import BlockView
-from avalanche_clip.models.router_ids import SKIP, Routes, RowIds
+from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds
 
 _CALLS = {"attn": "attend", "mlp": "perceive"}
 
@@ -306,6 +306,3 @@ class RoutedBranch(Branch):
             if name.startswith(start):
                 self.add(int(name[len(start) :].split(".")[0]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-__all__ = ["Branch", "RoutedBranch"]

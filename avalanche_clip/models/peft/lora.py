@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.models.blocks import BlockView
-from avalanche_clip.models.dual_encoder import DualEncoder
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
 from avalanche_clip.models.peft.branch import RoutedBranch
 
@@ -293,6 +292,3 @@ def attach_lora(
     result = BranchSet(model, "lora", config)
     result.connect(made)
     return result
-
-
-__all__ = ["INITS", "TARGETS", "LoRABranch", "attach_lora", "sites_of"]

@@ -26,13 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.models.blocks import BlockView
-from avalanche_clip.models.dual_encoder import DualEncoder
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
 from avalanche_clip.models.peft.branch import RoutedBranch
-from avalanche_clip.models.router_ids import SKIP
+from avalanche_clip.models.peft.routes import SKIP
 
 KINDS = ("prefix", "tokens")
 _START = 0.01
@@ -344,13 +343,3 @@ def attach_prompts(
         result = PromptSet(model, "prompts", config)
     result.connect(made)
     return result
-
-
-__all__ = [
-    "KINDS",
-    "PrefixBranch",
-    "PromptBranch",
-    "PromptSet",
-    "attach_prompts",
-    "prompt_mask",
-]
