@@ -36,20 +36,6 @@ class Calibration:
     given: float
 
 
-@dataclass
-class Watched:
-    """What the last image pass inside ``AutoSelector.watch`` showed.
-
-    :ivar features: ``(B, F)``.
-    :ivar errors: ``(B, T + 1)``.
-    :ivar routes: long ``(B,)``.
-    """
-
-    features: Tensor | None = None
-    errors: Tensor | None = None
-    routes: Tensor | None = None
-
-
 def held_out_pairs(
     held_out: Mapping[int, Any] | Sequence[Any], num_tasks: int
 ) -> list[tuple[int, Any]]:
@@ -160,15 +146,3 @@ def conformal_threshold(errors: Tensor, quantile: float) -> float:
     # rounded, so that 0.95 * 20 is 19
     rank = math.ceil(round((len(ranked) + 1) * quantile, 9))
     return float(ranked[min(rank, len(ranked)) - 1])
-
-
-__all__ = [
-    "GRANULARITIES",
-    "ZERO_SHOT",
-    "Calibration",
-    "Watched",
-    "autoencoder_errors",
-    "choose_routes",
-    "conformal_threshold",
-    "held_out_pairs",
-]
