@@ -422,6 +422,32 @@ def require_indices(array: Any, size: int, what: str) -> None:
             )
 
 
+def require_alike(
+    do: str, parts: Iterable[str] = ("shape", "dtype", "device"), **arrays: Any
+) -> None:
+    """Raise ValueError unless tensors or arrays agree.
+
+    :param do: what to do, for the message: ``"give the same pairs"``.
+    :param parts: attributes that must be equal; ``"columns"`` is the last length.
+    :param arrays: name -> tensor or array.
+
+    >>> import numpy as np
+    >>> require_alike("give one per text", ("columns",), a=np.eye(2), b=np.eye(2))
+    """
+    names, shapes = " and ".join(arrays), [tuple(a.shape) for a in arrays.values()]
+    given = f"{names} of shapes {' and '.join(map(str, shapes))}"
+    for part in parts:
+        values = [
+            str(array.shape[-1] if part == "columns" else getattr(array, part))
+            for array in arrays.values()
+        ]
+        if len(set(values)) > 1:
+            shown = (
+                f" {' and '.join(values)}" if part not in ("shape", "columns") else ""
+            )
+            raise ValueError(f"{given} given; {part}{shown} must agree: {do}.")
+
+
 def _fits(found: tuple[int, ...], wanted: list[str]) -> bool:
     """Whether a shape has the lengths that are described."""
     if wanted and wanted[0] == "...":

@@ -7,12 +7,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-_TEMPLATES = Path(__file__).parent / "report" / "templates"
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
 
@@ -87,7 +84,7 @@ def render(template: str, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=PackageLoader("avalanche_clip", "evaluation/report/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -163,6 +163,12 @@ def _collect(runs: Runs) -> dict[str, Tables]:
             if not (everywhere and _html.is_score(metric)):
                 continue
             shapes = {tables[stream][metric].E.shape for tables in flat}
+            points = {str(tables[stream][metric].points) for tables in flat}
+            if len(points) > 1:
+                raise ValueError(
+                    f"Rows of {metric!r} on stream {stream!r} are of other steps in "
+                    "some runs; compare runs with the same evaluate_at."
+                )
             if len(shapes) > 1:
                 raise ValueError(
                     f"Matrices of {metric!r} on stream {stream!r} have shapes "
@@ -221,6 +227,7 @@ def _stream(
             before=mean.before,
             labels=mean.labels,
             row_labels=mean.row_labels,
+            diagonal=mean.by_step,
             title=f"{method}: {name}, "
             + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
             percent=percent,
@@ -249,6 +256,7 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
         np.mean(before, axis=0) if len(before) == len(rows) else None,
         rows[0].labels,
         rows[0].steps,
+        points=rows[0].points,
     )
 
 

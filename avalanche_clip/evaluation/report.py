@@ -111,8 +111,10 @@ def write_report(out_dir: str | Path) -> Path:
 def _shape_of(streams: Mapping[str, Mapping[str, Matrix]]) -> str:
     names = []
     for stream, metrics in streams.items():
-        rows, columns = next(iter(metrics.values())).E.shape
-        names.append(f"{rows} steps on {columns} test sets of stream “{stream}”")
+        matrix = next(iter(metrics.values()))
+        rows, columns = matrix.E.shape
+        what = "steps" if matrix.by_step else "evaluations"
+        names.append(f"{rows} {what} on {columns} test sets of stream “{stream}”")
     return ", ".join(names) or "no finished experience"
 
 
@@ -181,11 +183,13 @@ def _draw(
         "before": matrix.before,
         "labels": matrix.labels,
         "row_labels": matrix.row_labels,
+        "diagonal": matrix.by_step,
         "percent": percent,
     }
-    unit, spent = cumulative_budget(results, len(matrix.E))
+    points = matrix.points or range(len(matrix.E))
+    unit, spent = cumulative_budget(results, points)
     scores = {"all test sets": matrix.E.mean(axis=1)}
-    if matrix.E.shape[0] <= matrix.E.shape[1]:
+    if matrix.by_step and matrix.E.shape[0] <= matrix.E.shape[1]:
         seen = [row[: i + 1].mean() for i, row in enumerate(matrix.E)]
         scores["test sets of trained steps"] = np.array(seen)
     figures = {

@@ -17,6 +17,7 @@ from avalanche_clip.common.checks import (
     did_you_mean,
     existing_file,
     existing_folder,
+    require_alike,
     require_array,
     require_choice,
     require_distinct,
@@ -194,6 +195,27 @@ def test_require_choice__lets_what_is_allowed_pass():
 def test_refusals__say_what_was_given_and_what_to_do(check, error, words):
     with pytest.raises(error, match=words):
         check()
+
+
+@pytest.mark.parametrize(
+    ("b", "part", "words"),
+    [
+        (np.zeros((3, 2)), "shape", "shape must agree: do it"),
+        (np.zeros((2, 3)), "columns", "columns must agree: do it"),
+        (
+            np.zeros((2, 2), "f4"),
+            "dtype",
+            "dtype float64 and float32 must agree: do it",
+        ),
+    ],
+)
+def test_alike__names_the_part_that_differs(b, part, words):
+    a = np.zeros((2, 2))
+    require_alike("do it", a=a, c=a)
+    with pytest.raises(
+        ValueError, match=rf"a and b of shapes \(2, 2\) and .*; {words}"
+    ):
+        require_alike("do it", (part,), a=a, b=b)
 
 
 def test_checks__let_what_is_allowed_pass(tmp_path):
