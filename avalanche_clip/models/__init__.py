@@ -6,7 +6,7 @@ from avalanche_clip.models.bpe_training import LearntVocabulary
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.factory import create_dual_encoder
 from avalanche_clip.models.gating import noisy_top_k_gates
-from avalanche_clip.models.growing_tokenizer import GrowingTokenizer, count_tokens
+from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.language_adapters import (
     LanguageAdapterSet,
@@ -44,7 +44,7 @@ from avalanche_clip.models.transforms import (
     TinyAugmentation,
     TinyTransform,
 )
-from avalanche_clip.models.vocabulary import VocabularyGrowth
+from avalanche_clip.models.vocabulary import VocabularyGrowth, count_tokens
 from avalanche_clip.models.weights import save_weights
 
 __all__ = [

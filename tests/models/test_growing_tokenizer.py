@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from avalanche_clip.models.bpe_training import LearntVocabulary
-from avalanche_clip.models.growing_tokenizer import GrowingTokenizer, count_tokens
+from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
 from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.presets import TOKENIZER_FILE
 from avalanche_clip.models.tokenizers import (
@@ -17,6 +17,7 @@ from avalanche_clip.models.tokenizers import (
     JSONTokenizer,
     OpenCLIPTokenizer,
 )
+from avalanche_clip.models.vocabulary import count_tokens
 
 TEXTS = [
     "A smiling face, with 3 hearts!",
