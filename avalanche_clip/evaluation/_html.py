@@ -111,14 +111,3 @@ def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
             yield from _flat(f"{prefix}[{index}]", inner)
     else:
         yield prefix, value
-
-
-__all__ = [
-    "duration",
-    "file_name",
-    "is_fraction",
-    "is_score",
-    "quantity",
-    "render",
-    "score",
-]

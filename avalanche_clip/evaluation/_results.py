@@ -205,15 +205,3 @@ def total_budget(results: Mapping[str, Any]) -> float:
         last = [len(rows) - 1]
         return cumulative_budget(results, last)[1][0] if rows else 0.0
     return math.nan
-
-
-__all__ = [
-    "MAIN_METRIC",
-    "RESULTS_FILE",
-    "Matrix",
-    "cumulative_budget",
-    "load_results",
-    "main_metric",
-    "matrices",
-    "total_budget",
-]

@@ -92,13 +92,3 @@ def stream_summary(
     if E.shape[0] == E.shape[1]:
         found |= {**time_transfer(E), **continual_summary(E, before)}
     return found | protocol_summary(E, protocol, counts, space)
-
-
-__all__ = [
-    "CLASS_INCREMENTAL",
-    "MULTILINGUAL",
-    "MULTI_DOMAIN",
-    "is_result",
-    "protocol_summary",
-    "stream_summary",
-]

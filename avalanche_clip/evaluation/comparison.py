@@ -352,6 +352,3 @@ def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
             for key in summaries[0]
         }
     return plain
-
-
-__all__ = ["spread", "text_table", "write_comparison"]

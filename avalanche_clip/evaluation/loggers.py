@@ -234,6 +234,3 @@ def _as_number(value: Any) -> float | int | None:
     if isinstance(value, bool):
         return int(value)
     return value if isinstance(value, (float, int)) else None
-
-
-__all__ = ["COLUMNS", "MetricsCSVLogger"]

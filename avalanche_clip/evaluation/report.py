@@ -19,7 +19,7 @@ from avalanche_clip.evaluation._results import (
     total_budget,
 )
 from avalanche_clip.evaluation._summaries import CLASS_INCREMENTAL, MULTI_DOMAIN
-from avalanche_clip.evaluation.comparison import write_comparison
+from avalanche_clip.evaluation.comparison import write_comparison as write_comparison
 from avalanche_clip.evaluation.functional import (
     forgetting_per_task,
     transfer_average_last,
@@ -290,6 +290,3 @@ def _budget(
 
 def _item(values: list[float], index: int) -> float | None:
     return values[index] if index < len(values) else None
-
-
-__all__ = ["write_comparison", "write_report"]
