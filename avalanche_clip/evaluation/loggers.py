@@ -17,7 +17,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from torch import Tensor
 
-from avalanche_clip._files import replacing
+from avalanche_clip.common.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip._numbers import as_finite
+from avalanche_clip.common.checks import as_finite
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
