@@ -10,9 +10,9 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
-from avalanche_clip._numbers import as_integer, as_size
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.items.given import check_item, check_source
+from avalanche_clip.common.checks import as_integer, as_size
 
 logger = logging.getLogger(__name__)
 
