@@ -273,7 +273,7 @@ def _order(
     require_some(chosen, "languages in order")
     require_known(chosen, codes, "languages in order")
     require_distinct(chosen, "languages in order")
-    return chosen
+    return [str(name) for name in chosen]
 
 
 def _check_languages(

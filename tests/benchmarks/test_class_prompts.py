@@ -107,7 +107,7 @@ def test_merge__moves_ids_behind_the_parts_before():
     assert both.domain_templates("left") == ("{} l",)
     with pytest.raises(ValueError, match="'left' occurs more than once"):
         ClassPrompts.merge([left, left])
-    with pytest.raises(ValueError, match="nothing to merge"):
+    with pytest.raises(ValueError, match="no prompts to merge"):
         ClassPrompts.merge([])
 
 

@@ -108,7 +108,7 @@ def test_multi_domain__mistakes_are_named():
         multi_domain_benchmark([(train, Labelled([]), names, templates)])
     with pytest.raises(ValueError, match="more than once"):
         multi_domain_benchmark([(train, test, names, templates, "x")] * 2)
-    with pytest.raises(ValueError, match="2 data sets for 1 domains"):
+    with pytest.raises(ValueError, match="2 data sets of stream 'valid'"):
         multi_domain_benchmark([(train, test, names, templates)], valid=[test, test])
     with pytest.raises(ValueError, match="exactly once"):
         multi_domain_benchmark([(train, test, names, "no braces")])
