@@ -9,15 +9,6 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
-from avalanche_clip.benchmarks.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.class_streams import (
-    Domain,
-    Source,
-    class_experience,
-    labelled_dataset,
-    multi_domain_benchmark,
-)
-from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STYLES,
     VALIDATION_STYLE,
@@ -26,7 +17,16 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table,
     validation_mask,
 )
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import make_scenario
+from avalanche_clip.benchmarks.streams.classes import (
+    Domain,
+    Source,
+    class_experience,
+    labelled_dataset,
+    multi_domain_benchmark,
+)
 
 REFERENCE_DOMAIN = "2010"
 
@@ -172,6 +172,3 @@ def _reference_streams(
             )
         ]
     return streams
-
-
-__all__ = ["REFERENCE_DOMAIN", "EmojiClasses", "multi_domain_emoji"]

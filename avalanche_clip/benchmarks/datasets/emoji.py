@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from avalanche_clip._pictures import read_picture
 from avalanche_clip.common.checks import (
     as_finite,
     did_you_mean,
@@ -43,6 +42,7 @@ from avalanche_clip.common.checks import (
     require_known,
     require_some,
 )
+from avalanche_clip.common.pictures import read_picture
 
 EMOJI_SIZE = 48
 
@@ -453,17 +453,3 @@ def validation_mask(
         return int.from_bytes(digest, "big") < limit
 
     return np.array([chosen(i) for i in ids], dtype=np.bool_)
-
-
-__all__ = [
-    "EMOJI_LANGUAGES",
-    "EMOJI_SIZE",
-    "EMOJI_STEPS",
-    "EMOJI_STYLES",
-    "EmojiImages",
-    "EmojiPairs",
-    "EmojiStep",
-    "EmojiTable",
-    "load_emoji_table",
-    "validation_mask",
-]
