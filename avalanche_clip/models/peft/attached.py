@@ -27,6 +27,11 @@ def chosen_blocks(
     :return: views per tower, and the choice as plain data.
     :raises ValueError: for a tower without residual blocks, and unknown indices.
     """
+    if not isinstance(model, DualEncoder):
+        raise ValueError(
+            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
+            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
+        )
     require_choice("tower", tower, (*TOWERS, "both"))
     wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
     views = {}
@@ -69,6 +74,7 @@ class BranchSet(nn.Module):
     """
 
     WHAT = "branches"
+    START = 0  # id of all rows at first
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class BranchSet(nn.Module):
         freezes: bool = True,
     ) -> None:
         super().__init__()
-        if getattr(model, name) is not None:
+        if attachment(model, name) is not None:
             raise ValueError(
                 f"The model has {self.WHAT} already; use model.{name}, or detach() them"
                 " before."
@@ -93,7 +99,7 @@ class BranchSet(nn.Module):
         self._routes: dict[str, Routes] = {}
         self._flags: dict[str, bool] = {}
         self._still: set[str] = set()
-        self._training: tuple[int, ...] = (0,)
+        self._training: tuple[int, ...] | None = (0,)  # None: all
         self._handles: list[Any] = []
 
     # ---------------------------------------------------------------- description
@@ -220,7 +226,8 @@ class BranchSet(nn.Module):
         """Let train what may, after something else has frozen or thawed it."""
         for branch in self.branches():
             for key, parts in branch.table.items():
-                set_trainable(parts, int(key) in self._training)
+                chosen = self._training is None or int(key) in self._training
+                set_trainable(parts, chosen)
 
     # --------------------------------------------------------------------- storage
     def growth_state(self) -> dict[str, Any]:
@@ -228,7 +235,7 @@ class BranchSet(nn.Module):
         return {
             "config": dict(self.config),
             "ids": list(self.keys),
-            "training": list(self._training),
+            "training": None if self._training is None else list(self._training),
         }
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
@@ -239,7 +246,8 @@ class BranchSet(nn.Module):
         self.check_config(state["config"])
         for key in state["ids"]:
             self.add(key)
-        self.train_ids(state["training"])
+        self._training = state["training"] and tuple(state["training"])
+        self.restore_trainable()
 
     def check_config(self, stored: dict[str, Any]) -> None:
         """Raise ValueError if stored branches were made in another way."""
@@ -277,14 +285,14 @@ class BranchSet(nn.Module):
             for other in others:
                 other.restore_trainable()
         for tower, pairs in branches.items():
-            self._routes[tower] = Routes()
+            self._routes[tower] = Routes(self.START)
             self._branches[tower] = [branch for branch, _ in pairs]
             for branch, view in pairs:
                 branch.connect(view, self._routes[tower])
         setattr(model, self.name, self)
         for branch in self.branches():
-            if isinstance(branch, RoutedBranch):
-                branch.add(0)
+            if isinstance(branch, RoutedBranch) and self.START != SKIP:
+                branch.add(self.START)
         self._handles += [
             model.register_load_state_dict_pre_hook(self._before_load),
         ]
@@ -371,6 +379,11 @@ class BranchSet(nn.Module):
         self.active_ids()
         for branch in self.branches():
             branch.check_merge()
+
+
+def attachment(model: nn.Module, name: str) -> Any:
+    """Return what is attached to a model under a name; None without, for any model."""
+    return model._modules.get(name)
 
 
 def attached(model: nn.Module) -> list[BranchSet]:
