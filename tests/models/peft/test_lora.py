@@ -7,11 +7,12 @@ from avalanche_clip.models import (
     attach_adapters,
     attach_language_adapters,
     attach_lora,
+    attach_moe_adapters,
     attach_prompts,
     create_dual_encoder,
     merge_adapters,
 )
-from tests.models.experts import features, make_batch
+from tests.models.experts import OPTIONS, features, make_batch
 from tests.models.kinds import KINDS
 from tests.models.peft.test_branch import randomise
 
@@ -113,6 +114,7 @@ def test_merge__of_a_language(one):
     ("attach", "message"),
     [
         (lambda m: None, "Nothing is attached"),
+        (lambda m: attach_moe_adapters(m, **OPTIONS), "cannot be merged"),
         (attach_adapters, "cannot be merged"),
         (lambda m: attach_language_adapters(m).add_language(1), "No id"),
         (
