@@ -17,13 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import (
-    as_finite,
-    as_size,
-    require_choice,
-    require_known,
-    require_some,
-)
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
@@ -393,8 +387,12 @@ class AutoSelector(nn.Module):
         quantile = as_finite(quantile, "quantile", above=0, high=1)
         found = self.calibrated.clone()
         pairs = held_out if isinstance(held_out, Mapping) else dict(enumerate(held_out))
-        require_some(pairs, "held-out images")
-        require_known(pairs, range(self.num_tasks), "tasks")
+        learned = range(self.num_tasks)
+        if not pairs or not set(learned) >= pairs.keys():
+            raise ValueError(
+                f"Images came for the tasks {list(pairs)}, learned are {list(learned)};"
+                " give at least one learned task."
+            )
         for task, images in pairs.items():
             batches = image_batches(images, self.training_plan.batch_size)
             own = [self.errors(batch)[:, task + 1].double() for batch in batches]
