@@ -68,6 +68,7 @@ _PUBLIC: dict[str, str] = {
     "CLIPTemplate": "avalanche_clip.training",
     "ClassNameTemplate": "avalanche_clip.training",
     "ContrastiveTemplate": "avalanche_clip.training",
+    "MethodPlugin": "avalanche_clip.training",
     "RunResult": "avalanche_clip.training",
     "run_stream": "avalanche_clip.training",
     "CLLCLIP": "avalanche_clip.training",

@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 
@@ -48,7 +47,7 @@ from avalanche_clip.benchmarks.generators import time_stamped_benchmark, to_time
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
-from avalanche_clip.training import run_stream, supervised
+from avalanche_clip.training import MethodPlugin, run_stream, supervised
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 
 CONSTANT_COSINE = "ConstantCosine"
@@ -85,7 +84,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What a strategy needs to be small; the others take their defaults."""
 
 
-class KillPlugin(SupervisedPlugin):
+class KillPlugin(MethodPlugin):
     """SIGKILL this process at an iteration of training or evaluation."""
 
     stateless = True

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.benchmarks.prepare import (
     attach_scenario,
     clone_experience,
     copy_scenario_facts,
 )
+from avalanche_clip.training import MethodPlugin
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def copy_test_stream(benchmark: Any, names: Iterable[str]) -> Any:
     return whole
 
 
-class RouterViewsPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class RouterViewsPlugin(MethodPlugin, supports_distributed=True):
     """Chooses routers by the name of the tested stream, as ``views`` says.
 
     Other streams are tested as ``views["test"]`` says.

@@ -6,6 +6,7 @@ _MODULES = {
     "CLIPTemplate": "avalanche_clip.training.templates",
     "ClassNameTemplate": "avalanche_clip.training.templates",
     "ContrastiveTemplate": "avalanche_clip.training.templates",
+    "MethodPlugin": "avalanche_clip.training.templates",
     "NonFiniteLossError": "avalanche_clip.training.templates",
     "default_class_evaluator": "avalanche_clip.training.templates",
     "default_clip_evaluator": "avalanche_clip.training.templates",

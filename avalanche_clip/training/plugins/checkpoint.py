@@ -9,8 +9,6 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip.checkpointing import (
@@ -22,6 +20,7 @@ from avalanche_clip.checkpointing import (
 )
 from avalanche_clip.training.resume import remember_base
 from avalanche_clip.training.stock_plugin_state import exact_inside
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ _PATTERN = "state_*.pt"
 _ITERATIONS_DIGITS = 9
 
 
-class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class CheckpointPlugin(MethodPlugin, supports_distributed=True):
     """Save the run after each experience, and inside experiences.
 
     A killed run resumed from its newest checkpoint ends with the same weights

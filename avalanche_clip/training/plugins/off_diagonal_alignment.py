@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite
@@ -22,11 +21,12 @@ from avalanche_clip.losses.off_diagonal_alignment import (
 )
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.teachers import KINDS
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 LOGIT_SCALE_MODES = ("none", "own", "shared")
 
 
-class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
     """Keep how a teacher lays out the pairs of each batch.
 
     Adds ``alpha`` times :func:`off_diagonal_alignment_loss` of the cosines of
@@ -97,7 +97,14 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         empty; :func:`loss_term_metrics` logs them."""
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise when the initial model has nothing to teach."""
+        """Raise without pairs, or when the initial model has nothing to teach."""
+        if not strategy.reads_captions:
+            raise ValueError(
+                f"{type(self).__name__} cannot be used with "
+                f"{type(strategy).__name__}: it aligns the square matrix of image-text "
+                "pairs; use ReferenceDistillationPlugin, or "
+                "ContrastiveTemplate(positives='targets')."
+            )
         unknown = self.teach_first_experience is None and not _pretrained(strategy)
         if self.alpha > 0 and self.teacher == "initial" and unknown:
             raise ValueError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip._numbers import as_size
 from avalanche_clip._suggest import require_choice
@@ -20,12 +19,13 @@ from avalanche_clip.benchmarks.quotas import (
     replay_quotas,
     sample_priorities,
 )
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.visits import Step, find_step, read_step
 
 KINDS = ("all", "exp", "equal")
 
 
-class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     """Train on the new data pooled with samples of earlier time steps.
 
     Kept in memory: references to the data sets seen and one count per step;
@@ -48,6 +48,9 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
     :param seed: of the choice; default the strategy's.
     :raises ValueError: for an unknown kind, or a missing or negative size.
     """
+
+    keeps_per_weight_state = False
+    replays_data = True
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -38,6 +37,7 @@ from avalanche_clip.training.plugins._pseudo_texts import (
     stack_images,
 )
 from avalanche_clip.training.reference_data import ReferenceTexts
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 _TEXTS, _IMAGES, _STUDENT = 0x5652_0001, 0x5652_0002, 0x5652_0003
 """Names of the streams of random numbers."""
@@ -77,8 +77,8 @@ def reversed_distillation_loss(
 
 class VocabularyReplayPlugin(
     VocabularyReplaySettings,
-    SupervisedPlugin,
-    supports_distributed=True,  # type: ignore[call-arg]
+    MethodPlugin,
+    supports_distributed=True,
 ):
     """Distil similarities of images to pseudo texts from the previous model.
 
@@ -141,7 +141,7 @@ class VocabularyReplayPlugin(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        SupervisedPlugin.__init__(self)
+        MethodPlugin.__init__(self)
         self._workers: dict[str, Any] = {}
         self._warned = False
         self._forget()
