@@ -210,6 +210,3 @@ def _set_state(generator: torch.Generator, state: Tensor) -> None:
 
 def _nothing() -> None:
     """There is nothing to undo."""
-
-
-__all__ = ["undone_on_error"]

@@ -13,7 +13,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng
+from avalanche_clip._contexts import kept_rng, rng_state
 from avalanche_clip._files import read_json
 from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks import prepare_benchmark
@@ -25,7 +25,6 @@ from avalanche_clip.checkpointing import (
     write_state,
 )
 from avalanche_clip.training import run_folder, run_stream
-from avalanche_clip.training.plugin_state import plain_rng
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
 from avalanche_clip.training.plugins.checkpoint import (
     CheckpointPlugin,
@@ -228,7 +227,7 @@ def test_resume__other_data_under_the_same_ids_is_refused(
             go(tmp_path, resume=True)
         strategy, benchmark = build()
         path = checkpoints(tmp_path / "checkpoints")[-1]
-        with pytest.raises(CheckpointError, match="written on other data: exp"):
+        with pytest.raises(CheckpointError, match="holds another run: exp"):
             load_state(strategy, path, benchmark)
     assert content(tmp_path) == before
     assert_same_weights(strategy.model, build()[0].model)
@@ -240,11 +239,11 @@ def test_load_state__a_stream_that_is_longer_now_is_the_same_data(tmp_path):
     cut(tmp_path)
     path = checkpoints(tmp_path / "checkpoints")[-1]
     state = read_state(path)
-    del state["extra"]["identity"]["experiences"]["train"]["2"]
+    del state["identity"]["experiences"]["train"]["2"]
     write_state(state, path)
     strategy, benchmark = build()
     assert load_state(strategy, path, benchmark) == 1
-    state["extra"]["identity"]["experiences"]["train"]["1"] = "0" * 16
+    state["identity"]["experiences"]["train"]["1"] = "0" * 16
     write_state(state, path)
     with pytest.raises(CheckpointError, match="train.1 is '0000000000000000' there"):
         load_state(strategy, path, benchmark)
@@ -271,10 +270,10 @@ def test_resume__the_checkpoint_itself_knows_its_run(
     seen = []
     original = run_folder.RunFolder.__init__
 
-    def spy(self, path, strategy, identity, *rest):
-        with_anothers_state_file.identity = identity
-        seen.append(identity)
-        original(self, path, strategy, identity, *rest)
+    def spy(self, path, strategy, run, *rest):
+        with_anothers_state_file.identity = run.identity
+        seen.append(run.identity)
+        original(self, path, strategy, run, *rest)
         how(tmp_path)
 
     monkeypatch.setattr(run_folder.RunFolder, "__init__", spy)
@@ -394,14 +393,14 @@ def snapshot(strategy):
         "loggers": [*evaluator.loggers],
         "last": dict(evaluator.last_metric_results),
         "curves": dict(evaluator.all_metric_results),
-        "extra": getattr(strategy, "checkpoint_extra", None),
+        "run": strategy.run,
         "clock": dict(vars(strategy.clock)),
         "groups": str(strategy.optimizer.param_groups),
         "moments": len(strategy.optimizer.state),
         "flags": [strategy.is_training, strategy.in_training, strategy.step_phase],
         "compute": str(strategy.compute.state_dict()),
         "teachers": [*strategy.teachers.teachers],
-        "rng": str(plain_rng(strategy.device)),
+        "rng": str(rng_state(strategy.device)),
     }
 
 
@@ -441,7 +440,7 @@ def other_transforms(strategy, benchmark, folder):
 def broken_restore(strategy, benchmark, folder):
     """The checkpoint fits until its last part is restored."""
     with mock.patch(
-        "avalanche_clip.training.resume._restore_teachers", side_effect=ValueError
+        "avalanche_clip.training.resume._restore_running", side_effect=ValueError
     ):
         run_stream(strategy, benchmark, folder, resume=True, **STREAMS)
 
@@ -469,9 +468,7 @@ EARLY = [
 def with_state(*more):
     """A strategy that has lived: it was trained, with a teacher and replay."""
     replay = VocabularyReplayPlugin(text_length=2, num_texts=4)
-    strategy, benchmark = build(extra=[ContrastiveLwFPlugin(), replay, *more])
-    strategy.checkpoint_extra = None
-    return strategy, benchmark
+    return build(extra=[ContrastiveLwFPlugin(), replay, *more])
 
 
 @pytest.mark.parametrize("fail", EARLY)
@@ -524,7 +521,7 @@ def test_failed_load_state__leaves_the_strategy_as_it_was(tmp_path):
     strategy, benchmark = build()
     before = snapshot(strategy)
     with mock.patch(
-        "avalanche_clip.training.resume._restore_teachers", side_effect=ValueError
+        "avalanche_clip.training.resume._restore_running", side_effect=ValueError
     ):
         with pytest.raises(ValueError):
             load_state(strategy, path, benchmark)

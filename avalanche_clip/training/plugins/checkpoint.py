@@ -11,16 +11,15 @@ from typing import Any
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip.checkpointing import (
+from avalanche_clip.training.resume import save_state
+from avalanche_clip.training.runs.files import (
     CheckpointError,
     OtherVersionError,
     read_state,
     require_finite,
-    save_state,
 )
-from avalanche_clip.training.resume import remember_base
-from avalanche_clip.training.stock_plugin_state import exact_inside
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.stock_memories import exact_inside
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +73,7 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Note the weights that are frozen from the start."""
-        if not hasattr(strategy, "_base_hashes"):
-            remember_base(strategy)
+        strategy.frozen_base.ensure()
         self._last = time.monotonic()
 
     def iteration_completed(self, strategy: Any) -> None:
@@ -167,12 +165,3 @@ def remove_leftovers(folder: str | Path) -> None:
     """Delete temporary files of a run that was killed while writing."""
     for path in Path(folder).expanduser().glob(f"{_PATTERN}*.tmp"):
         path.unlink(missing_ok=True)
-
-
-__all__ = [
-    "CheckpointPlugin",
-    "checkpoints",
-    "latest_checkpoint",
-    "newest_state",
-    "remove_leftovers",
-]

@@ -61,6 +61,3 @@ class ProgressPlugin(MethodPlugin, supports_distributed=True):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-__all__ = ["ProgressPlugin"]

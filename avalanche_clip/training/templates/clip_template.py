@@ -33,16 +33,15 @@ from avalanche_clip.training.compatibility import (
     in_order,
     running_order,
 )
-from avalanche_clip.training.resume import apply_pending, check_interrupted
 from avalanche_clip.training.stock_metrics import (
     ClassView,
     check_classes,
     check_metrics,
 )
-from avalanche_clip.training.stock_plugin_state import forget_step
 from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
+from avalanche_clip.training.templates.frozen_base import FrozenBase
 from avalanche_clip.training.templates.loader_mixin import (
     LoaderMixin,
     has_deterministic_images,
@@ -60,6 +59,7 @@ from avalanche_clip.training.templates.step_mixin import (
     NonFiniteLossError,
     StepMixin,
 )
+from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.visits import Visits
 from avalanche_clip.training.watchers import (
     check_step,
@@ -203,7 +203,12 @@ class CLIPTemplate(
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._contracts: dict[int, MethodPlugin] = {}
-        self._pending: dict[str, Any] | None = None
+        self._pending: Any = None
+        """What a run goes on with that was stored inside an experience."""
+        self.run: Any = None
+        """The run of :func:`run_stream` that is going on; checkpoints hold it."""
+        self.frozen_base = FrozenBase(self)
+        self.warned_inexact = False
         self.visits = Visits()
         """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)
@@ -331,7 +336,8 @@ class CLIPTemplate(
         check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
         self.visits.begin(self.experience)
-        check_interrupted(self)
+        if self._pending is not None:
+            self._pending.check(self)
         forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
@@ -350,7 +356,7 @@ class CLIPTemplate(
         for contract in self.contracts:
             contract.check_plan(self, self.planned_iterations)
         if self._pending is not None:
-            self._resume()
+            self._pending.apply(self)
         self.compute.count_parameters(self.model)
         self.teachers.start_training()
         self.step_phase = ""
@@ -377,7 +383,7 @@ class CLIPTemplate(
             self._plan_epoch()
             self._before_training_epoch(**kwargs)
             if resumed:
-                self._resume()
+                self._pending.apply(self)
                 self._plan_epoch()
             self._pending = None
             if self._stop_training:
@@ -492,11 +498,6 @@ class CLIPTemplate(
         for contract in self.contracts:
             contract.experience_completed(self)
         self.experience = experience
-
-    # --------------------------------------------------------------- resume
-    def _resume(self) -> None:
-        """Put back the state of an interrupted experience (see load_state)."""
-        apply_pending(self)
 
 
 __all__ = ["CLIPTemplate", "NonFiniteLossError", "default_clip_evaluator"]

@@ -8,9 +8,9 @@ import avalanche_clip
 from avalanche_clip.checkpointing import CheckpointError, load_state
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
-from avalanche_clip.training.run_info import plugin_settings
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
+from avalanche_clip.training.templates.settings import strategy_settings
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 from tests.training.runs import Interrupted, StopPlugin
@@ -53,7 +53,7 @@ def test_resume__another_selector_is_refused(tmp_path):
 
 def test_settings__show_adapters_and_selector():
     strategy, _, _ = build(selector=moe_runs.selector(seed=5))
-    settings = plugin_settings(strategy)["0 MoEAdaptersPlugin"]
+    settings = strategy_settings(strategy)["plugins"]["0 MoEAdaptersPlugin"]
     assert settings["adapters"] == ADAPTERS
     assert settings["selector"]["seed"] == 5
     assert settings["selector"]["task_iterations"] == 150

@@ -12,8 +12,8 @@ from avalanche_clip.training.plugins._pseudo_texts import (
 from avalanche_clip.training.plugins.vocabulary_replay import (
     reversed_distillation_loss,
 )
-from avalanche_clip.training.run_info import strategy_config
 from avalanche_clip.training.supervised import Sequential
+from avalanche_clip.training.templates.settings import strategy_settings
 from tests.helpers import (
     StubTokenizer,
     assert_same_weights,
@@ -441,9 +441,9 @@ def test_compatible__another_model_or_a_second_plugin_raise():
 
 def test_settings__are_part_of_the_record_of_a_run():
     plugin = VocabularyReplayPlugin(**SMALL, texts=["a", "b"])
-    config = strategy_config(build(Sequential, plugins=[plugin]), {})
-    (row,) = [p for p in config["plugins"] if p["class"] == "VocabularyReplayPlugin"]
-    assert row["num_texts"] == 20 and row["texts"] == ("a", "b")
+    settings = strategy_settings(build(Sequential, plugins=[plugin]))
+    row = settings["plugins"]["0 VocabularyReplayPlugin"]
+    assert row["num_texts"] == 20 and row["texts"] == ["a", "b"]
     assert row["temperature"] == 2.0 and row["distill_batch"] == "same"
 
 

@@ -12,17 +12,13 @@ from torch import Tensor
 from avalanche_clip import distributed
 from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip._ranks import hash_of
-from avalanche_clip.benchmarks.content import Remembered
+from avalanche_clip.benchmarks.content import Remembered, data_summary
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.common.plain import is_plain
 from avalanche_clip.models.fingerprint import bit_sums
 from avalanche_clip.training.captions import read_captions
 from avalanche_clip.training.loader import worker_options
-from avalanche_clip.training.run_info import (
-    data_summary,
-    plugin_settings,
-    strategy_arguments,
-    strategy_config,
-)
+from avalanche_clip.training.templates.settings import strategy_settings
 
 CAPTIONS = 256
 """Samples of each data set whose captions are compared at least, spread over it."""
@@ -48,7 +44,7 @@ def agree_on_training(
     :raises RankError: naming what differs, with the values of both ranks.
     """
     workers = worker_options(options)
-    given = {k: v for k, v in options.items() if k not in workers and _plain(v)}
+    given = {k: v for k, v in options.items() if k not in workers and is_plain(v)}
     streams = {"train": experiences, "eval_streams": eval_streams}
     given["eval_streams"] = None if eval_streams is None else "given"
     _check(
@@ -220,13 +216,10 @@ def _listed(caption: Any) -> Any:
 
 # ---------------------------------------------------------------------- settings
 def _settings(strategy: Any) -> Facts:
-    config = {**strategy_config(strategy, {}), **strategy_arguments(strategy)}
-    for name in ("device", "loader", "plugins"):
-        config.pop(name, None)
-    clock = strategy.clock
-    plugins = plugin_settings(strategy)
+    settings, clock = strategy_settings(strategy), strategy.clock
+    plugins = settings.pop("plugins")
     found = {
-        **config,
+        **settings,
         "plugins": [key.partition(" ")[2] for key in plugins],
         "plugin": plugins,
         "experiences trained": clock.train_exp_counter,
@@ -244,14 +237,8 @@ def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value):
         for number, part in enumerate(value):
             yield from _flat(f"{where}[{number}]", part)
-    elif _plain(value):
+    else:
         yield where, value
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str, dict))
 
 
 # ------------------------------------------------------------ prompts and weights
@@ -290,6 +277,3 @@ def _weights(model: Any) -> Facts:
 def _vocabulary(model: Any) -> str:
     tokenizer = getattr(model, "tokenizer", None)
     return f"{type(tokenizer).__name__} {getattr(tokenizer, 'vocab_size', None)}"
-
-
-__all__ = ["CAPTIONS", "agree_on_run", "agree_on_steps", "agree_on_training"]
