@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.flat_data import FlatData
 
 from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.facts import TASK_LABELS
+from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.marks import picture_pieces
 
 SAMPLED = 16
@@ -81,20 +81,6 @@ def content_hash(dataset: AvalancheDataset) -> str:
         notes.append(f"{missing} of {len(items)} items cannot be read")
     words = f" ({', '.join(notes)})" if notes else ""
     return digest.hexdigest()[:16] + words
-
-
-def raw_item(dataset: AvalancheDataset, index: int) -> Any:
-    """Read an item as its source gives it, before any transform.
-
-    :param dataset: an Avalanche data set.
-    :param index: position in it.
-    """
-    node: Any = dataset._flat_data
-    while isinstance(node, (FlatData, AvalancheDataset)):
-        node = node._flat_data if isinstance(node, AvalancheDataset) else node
-        part, index = node._get_idx(index)
-        node = node._datasets[part]
-    return node[index]
 
 
 def _hashed_item(

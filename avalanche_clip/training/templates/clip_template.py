@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip._contexts import kept_rng
+from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
@@ -42,10 +43,7 @@ from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.frozen_base import FrozenBase
-from avalanche_clip.training.templates.loader_mixin import (
-    LoaderMixin,
-    has_deterministic_images,
-)
+from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
     check_keywords,
