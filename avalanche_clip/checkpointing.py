@@ -1,21 +1,5 @@
-"""Checkpoints that a run resumes from exactly, between and inside experiences."""
+"""Save and load the state of a run."""
 
-from avalanche_clip.training.plugin_state import register_plugin_state
-from avalanche_clip.training.resume import capture_state, load_state, save_state
-from avalanche_clip.training.runs.files import (
-    CheckpointError,
-    read_state,
-    require_finite,
-    write_state,
-)
+from avalanche_clip._exports import face
 
-__all__ = [
-    "CheckpointError",
-    "capture_state",
-    "load_state",
-    "read_state",
-    "register_plugin_state",
-    "require_finite",
-    "save_state",
-    "write_state",
-]
+__getattr__, __dir__, __all__ = face(__name__)

@@ -17,17 +17,13 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
     time_stamped_benchmark,
 )
-from avalanche_clip.training import (
-    CumulativeExp,
-    Sequential,
-    agreement,
-    run_stream,
-)
+from avalanche_clip.training import CumulativeExp, Sequential, run_stream
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     PatchingPlugin,
     WeightConsolidationPlugin,
 )
+from avalanche_clip.training.runs import agreement
 from tests.helpers import (
     IMAGE_SIZE,
     Recorder,
@@ -40,7 +36,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import caught, run_in_processes
-from tests.training import runs
+from tests.training import small_runs as runs
 from tests.training.classes import class_benchmark, class_strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore")

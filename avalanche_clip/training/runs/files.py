@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip import distributed
-from avalanche_clip._files import found_in, replacing
+from avalanche_clip.common.files import found_in, replacing
 from avalanche_clip.common.plain import mapped, plain
 
 FORMAT = 3

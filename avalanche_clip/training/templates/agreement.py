@@ -11,14 +11,14 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng, seed_cpu
-from avalanche_clip._ranks import hash_of
-from avalanche_clip.benchmarks.content import Remembered, data_summary
-from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.items.captions import read_captions
+from avalanche_clip.benchmarks.items.content import Remembered, data_summary
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.common.fingerprint import bit_sums
 from avalanche_clip.common.plain import is_plain
-from avalanche_clip.models.fingerprint import bit_sums
-from avalanche_clip.training.loader import worker_options
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
+from avalanche_clip.common.ranks import hash_of
+from avalanche_clip.training.templates.order import worker_options
 from avalanche_clip.training.templates.settings import strategy_settings
 
 CAPTIONS = 256

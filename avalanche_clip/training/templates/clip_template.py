@@ -20,26 +20,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
-from avalanche_clip.benchmarks.quotas import mix64
+from avalanche_clip.benchmarks.streams.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
+from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training import optim
-from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.compatibility import (
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.accumulation import FeatureCache
+from avalanche_clip.training.templates.compatibility import (
     check_plugins,
     contract_of,
     in_order,
     running_order,
 )
-from avalanche_clip.training.stock_metrics import (
-    ClassView,
-    check_classes,
-    check_metrics,
-)
-from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.frozen_base import FrozenBase
@@ -54,12 +48,17 @@ from avalanche_clip.training.templates.options import (
 )
 from avalanche_clip.training.templates.plan_mixin import PlanMixin
 from avalanche_clip.training.templates.step_mixin import (
-    NonFiniteLossError,
     StepMixin,
 )
 from avalanche_clip.training.templates.stock_memories import forget_step
-from avalanche_clip.training.visits import Visits
-from avalanche_clip.training.watchers import (
+from avalanche_clip.training.templates.stock_metrics import (
+    ClassView,
+    check_classes,
+    check_metrics,
+)
+from avalanche_clip.training.templates.teachers import TeacherService
+from avalanche_clip.training.templates.visits import Visits
+from avalanche_clip.training.templates.watchers import (
     check_step,
     check_watchers,
     forget_values,
@@ -496,6 +495,3 @@ class CLIPTemplate(
         for contract in self.contracts:
             contract.experience_completed(self)
         self.experience = experience
-
-
-__all__ = ["CLIPTemplate", "NonFiniteLossError", "default_clip_evaluator"]

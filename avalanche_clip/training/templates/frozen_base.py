@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_clip.models.fingerprint import FingerprintCache
+from avalanche_clip.common.fingerprint import FingerprintCache
 
 
 class FrozenBase:

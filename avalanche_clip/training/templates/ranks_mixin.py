@@ -52,6 +52,3 @@ def _kept(found: Any) -> Any:
     """The content of a generator, or of a stream that can be read once."""
     once = isinstance(found, Iterable) and not hasattr(found, "__len__")
     return list(found) if once else found
-
-
-__all__ = ["RanksMixin"]

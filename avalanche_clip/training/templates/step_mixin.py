@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.ranks_mixin import RanksMixin
+from avalanche_clip.training.templates.teachers import TeacherService
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -220,6 +220,3 @@ class StepMixin(RanksMixin):
     def _count_batch(self) -> None:
         images, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=images, texts=texts, steps=1)
-
-
-__all__ = ["PRECISIONS", "NonFiniteLossError", "StepMixin"]

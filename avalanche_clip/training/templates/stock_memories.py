@@ -18,8 +18,8 @@ from avalanche.training.storage_policy import (
     ReservoirSamplingBuffer,
 )
 
-from avalanche_clip.benchmarks.data import attribute_array, item_fields
-from avalanche_clip.training.loader import TrainLoader
+from avalanche_clip.benchmarks.items.items import attribute_array, item_fields
+from avalanche_clip.training.templates.order import TrainLoader
 
 POLICIES = (ExperienceBalancedBuffer, ClassBalancedBuffer, ReservoirSamplingBuffer)
 
