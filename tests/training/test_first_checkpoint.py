@@ -9,7 +9,8 @@ from avalanche.training.plugins import LRSchedulerPlugin
 
 from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import CheckpointError, load_state, save_state
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import (
     assert_same_weights,
     quiet_evaluator,

@@ -15,7 +15,7 @@ from avalanche_clip.evaluation.metrics import (
     spatial_disorder_metrics,
 )
 from avalanche_clip.training import Sequential, supervised
-from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.evaluation.metrics.test_probe import embed_by_hand, prepared
 from tests.helpers import (
     assert_same_weights,

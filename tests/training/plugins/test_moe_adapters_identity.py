@@ -7,7 +7,8 @@ from avalanche.core import SupervisedPlugin
 import avalanche_clip
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
-from avalanche_clip.training.runs.files import CheckpointError, load_state
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
 from avalanche_clip.training.templates.settings import strategy_settings

@@ -11,7 +11,8 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avalanche_clip import distributed
-from avalanche_clip.training.runs.files import CheckpointError, load_state, read_state, save_state, write_state
+from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
 from avalanche_clip.training.runs import files

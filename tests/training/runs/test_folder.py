@@ -17,7 +17,8 @@ from avalanche_clip.common.randomness import kept_rng, rng_state
 from avalanche_clip.common.files import read_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.benchmarks import prepare_benchmark
-from avalanche_clip.training.runs.files import CheckpointError, load_state, read_state, save_state, write_state
+from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.runs import folder as run_folder
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin

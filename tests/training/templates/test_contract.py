@@ -9,7 +9,7 @@ from avalanche.training.plugins import LRSchedulerPlugin
 import avalanche_clip
 from avalanche_clip import MethodPlugin
 from avalanche_clip.training import Sequential, plugins, run_stream
-from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.compatibility import REFUSED, STOCK, contract_of
 from avalanche_clip.training.templates.contract import (
     FORMER,

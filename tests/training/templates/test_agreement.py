@@ -23,7 +23,7 @@ from avalanche_clip.training.plugins import (
     PatchingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.runs import agreement
+from avalanche_clip.training.templates import agreement
 from tests.helpers import (
     IMAGE_SIZE,
     Recorder,
