@@ -406,6 +406,9 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.templates.contrastive": {
         "training.templates": "ContrastiveCriterion ContrastiveTemplate*",
     },
+    "training.templates.contract": {
+        "training.templates": "MethodPlugin*",
+    },
     "training.templates.step_mixin": {
         "training.templates": "NonFiniteLossError",
     },
