@@ -218,7 +218,7 @@ def _listed(caption: Any) -> Any:
 # ---------------------------------------------------------------------- settings
 def _settings(strategy: Any) -> Facts:
     settings, clock = strategy_settings(strategy), strategy.clock
-    plugins = settings.pop("plugins")
+    plugins, evaluated = settings.pop("plugins"), settings.pop("eval_mb_size", None)
     found = {
         **settings,
         "plugins": [key.partition(" ")[2] for key in plugins],
@@ -226,6 +226,7 @@ def _settings(strategy: Any) -> Facts:
         "experiences trained": clock.train_exp_counter,
         "iterations trained": clock.train_iterations,
         "resumed inside an experience": strategy._pending is not None,
+        "eval_mb_size": evaluated,
     }
     return dict(_flat("", found))
 
