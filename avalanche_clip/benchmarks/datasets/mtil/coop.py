@@ -229,11 +229,8 @@ def _facts(name: str) -> DatasetFacts:
             layout=layout + "images/<id>.jpg in one folder", downloadable=False
         )
     known = _LISTS[name]
-    classes, train, test = known.sizes
     return DATASETS[name]._replace(
-        classes=classes,
-        train_size=train,
-        test_size=test,
+        sizes=known.sizes,
         layout=f"{known.file} beside the images ({known.images or 'cars_train'}/)",
         source=_SOURCE,
         downloadable=False,
@@ -252,7 +249,7 @@ def _find(file: str, root: Path, facts: DatasetFacts) -> Path:
     if not found:
         raise FileNotFoundError(
             f"{facts.name} of X-TAIL is not in {root}: {file} is neither there nor in "
-            f"a folder below. Expected: {facts.layout}, from {facts.source}."
+            f"a folder below. {facts.expected}"
         )
     return found[0]
 
@@ -266,7 +263,7 @@ def _read_aircraft(
     if missing:
         raise FileNotFoundError(
             f"{facts.name} of X-TAIL is not whole: {', '.join(missing)} not found in "
-            f"{folder}. Expected: {facts.layout}, from {facts.source}."
+            f"{folder}. {facts.expected}"
         )
     text = read_plain(folder / _AIRCRAFT[0], "a list of variants")
     variants = [line.strip() for line in text.split("\n")]

@@ -247,7 +247,7 @@ def test_reader__unpublished_sizes_warn_raise_or_pass(root):
 
 
 def test_reader__published_sizes_are_accepted(root, monkeypatch):
-    right = DATASETS["DTD"]._replace(classes=3, train_size=3, test_size=3)
+    right = DATASETS["DTD"]._replace(sizes=(3, 3, 3))
     monkeypatch.setitem(DATASETS, "DTD", right)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
