@@ -318,7 +318,7 @@ def test_import__loads_no_torch():
 
 
 def test_class_images__refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="2 indices and 1 targets"):
+    with pytest.raises(ValueError, match="1 targets given, 2 are needed"):
         ClassImages([], [0, 1], [0])
     with pytest.raises(ValueError, match="integers"):
         ClassImages([], [0.5], [0])
