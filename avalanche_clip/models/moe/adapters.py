@@ -121,19 +121,32 @@ class MoEAdapterSet(BranchSet):
         with self.using_ids(router, image=image, text=text):
             yield self
 
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Ids of the routers."""
+        return tuple(range(self.num_routers))
+
     def check_known(self, present: Iterable[int]) -> None:
         """Raise ValueError unless all ids are -1 or those of routers."""
         self.adapters()[0].check_known(present)
 
-    def add_router(self) -> int:
+    def add(self, key: int | None = None) -> int:
         """Add a router to every block; it does not train before its task starts.
 
+        :param key: its id, the next one, or that of a known router; None for a new one.
         :return: its id.
         """
         number = self.num_routers
+        if key is not None and key != number:
+            self.check_known([key])
+            return key
         for adapter in self.adapters():
             set_trainable(adapter.routers[adapter.add_router()], False)
         return number
+
+    def add_router(self) -> int:
+        """Add a router to every block, see :meth:`add`."""
+        return self.add()
 
     # ------------------------------------------------------------------- tasks
     def start_task(self, router: int | None = None) -> int:
