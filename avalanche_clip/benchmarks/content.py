@@ -11,10 +11,10 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import FlatData
 
-from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.facts import TASK_LABELS
 from avalanche_clip.benchmarks.marks import picture_pieces
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 SAMPLED = 16
 """Items of a data set that are looked at."""

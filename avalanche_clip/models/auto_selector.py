@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_size
 from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.randomness import seeded
 from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.selector_alexnet import AlexNetFeatures
 from avalanche_clip.models.selector_decisions import (
@@ -43,7 +44,6 @@ from avalanche_clip.models.selector_training import (
     image_batches,
     images_of,
     initial_autoencoder,
-    private_random_numbers,
     train_autoencoder,
 )
 
@@ -290,7 +290,7 @@ class AutoSelector(nn.Module):
         source = np.random.SeedSequence([self.seed & (2**63 - 1), index])
         seed = int(source.generate_state(1)[0])
         plan = self.training_plan
-        with torch.inference_mode(False), private_random_numbers(seed):
+        with torch.inference_mode(False), seeded(seed):
             generator = torch.Generator().manual_seed(seed)
             stream = FeatureStream(
                 self.features, images, deterministic, plan, generator

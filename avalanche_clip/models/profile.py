@@ -8,8 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from avalanche_clip._contexts import evaluating
 from avalanche_clip._numbers import as_size
+from avalanche_clip.common.randomness import evaluating
 
 if TYPE_CHECKING:
     from avalanche_clip.models.dual_encoder import DualEncoder

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -218,27 +215,6 @@ def _not_empty(parts: list[Any]) -> list[Any]:
     return parts
 
 
-@contextmanager
-def private_random_numbers(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators inside the block and restore them after it.
-
-    Loaders and random transforms draw from torch's, NumPy's and Python's.
-
-    :param seed: integer in ``[0, 2**32)``.
-    """
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 def initial_autoencoder(
     size: int, hidden: int, generator: torch.Generator
 ) -> list[Tensor]:
@@ -293,6 +269,5 @@ __all__ = [
     "image_batches",
     "images_of",
     "initial_autoencoder",
-    "private_random_numbers",
     "train_autoencoder",
 ]

@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng, seed_cpu
 from avalanche_clip._ranks import hash_of
 from avalanche_clip.benchmarks.content import Remembered
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.fingerprint import bit_sums
 from avalanche_clip.training.captions import read_captions
 from avalanche_clip.training.loader import worker_options

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_clip._contexts import evaluating
 from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.prepare import require_prepared
+from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.evaluation.functional import (
     merge_equal_pairs,
     retrieval_metrics,

@@ -18,13 +18,9 @@ from torch.utils.data import Dataset
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_size
 from avalanche_clip.benchmarks.prepare import is_prepared
-from avalanche_clip.benchmarks.quotas import mix64
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from avalanche_clip.training.teachers import CACHE_BYTES
 from avalanche_clip.training.templates.loader_mixin import image_side
-
-# Keep the orders of images and sentences apart from that of the training data.
-IMAGE_ORDER, TEXT_ORDER = 0x1A6E, 0x7E87
 
 
 class ReferenceImages(Dataset):
@@ -257,12 +253,6 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def order_seed(seed: int, kind: int) -> int:
-    """Seed of a sequence of reference data, apart from that of the training data."""
-    state = mix64(np.uint64(seed & (2**64 - 1)))
-    return int(mix64(state ^ np.uint64(kind)) >> np.uint64(1))
-
-
 class ReferenceTexts:
     """Sentences, as strings or token ids.
 
@@ -442,8 +432,6 @@ class FeatureStore:
 
 
 __all__ = [
-    "IMAGE_ORDER",
-    "TEXT_ORDER",
     "FeatureStore",
     "RandomTexts",
     "ReferenceBatch",
@@ -451,5 +439,4 @@ __all__ = [
     "ReferenceSampler",
     "ReferenceTexts",
     "SharedOrder",
-    "order_seed",
 ]

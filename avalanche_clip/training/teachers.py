@@ -14,6 +14,7 @@ from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.output import CLIPOutput
 from avalanche_clip.training.frozen_texts import FrozenTexts, Texts, text_fingerprint
 
@@ -390,12 +391,8 @@ def _grow(teacher: Teacher, model: nn.Module) -> None:
     """Give an average the structure of a grown model, keeping its values."""
     old = dict(teacher.model.named_parameters())
     teacher.renew(model)
-    for name, parameter in teacher.model.named_parameters():
-        if name not in old or old[name].dim() != parameter.dim():
-            continue
-        both = zip(old[name].shape, parameter.shape)
-        block = tuple(slice(0, min(a, b)) for a, b in both)
-        parameter[block] = old[name][block]
+    for ours, theirs in zip(*aligned(dict(teacher.model.named_parameters()), old)):
+        ours.copy_(theirs)
 
 
 __all__ = ["CACHE_BYTES", "KINDS", "ImageTable", "Teacher", "TeacherService"]

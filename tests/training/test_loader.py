@@ -151,7 +151,7 @@ def test_workers__give_the_same_run_bit_for_bit(context):
 def test_reading__leaves_the_generators_of_the_process_alone():
     model = stub_model(noise=0.3)
     dataset = stub_benchmark((6,), model=model).train_stream[0].dataset
-    from avalanche_clip._contexts import rng_state
+    from avalanche_clip.common.randomness import rng_state
     from avalanche_clip.training.loader import TrainLoader
 
     loader = TrainLoader(dataset, endless(6, 3), collate_fn=dataset.collate_fn)

@@ -12,7 +12,6 @@ from avalanche_clip.training.reference_data import (
     ReferenceSampler,
     ReferenceTexts,
     SharedOrder,
-    order_seed,
 )
 from tests.helpers import (
     CONTEXT,
@@ -174,10 +173,6 @@ def test_order__global_generators_stay_where_they_are():
 
 def test_order__smaller_data_than_a_batch():
     assert sorted(drawn(sampler(3, 8), [0])[0]) == [0, 1, 2]
-
-
-def test_order_seed__differs_by_kind():
-    assert len({order_seed(s, k) for s in (0, 1, -1) for k in (1, 2)}) == 6
 
 
 # --------------------------------------------------------------------- texts

@@ -13,7 +13,6 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng
 from avalanche_clip._files import read_json
 from avalanche_clip._lock import FolderLock
 from avalanche_clip.benchmarks import prepare_benchmark
@@ -24,6 +23,7 @@ from avalanche_clip.checkpointing import (
     save_state,
     write_state,
 )
+from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.training import run_folder, run_stream
 from avalanche_clip.training.plugin_state import plain_rng
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin

@@ -6,12 +6,10 @@ sentence is that of the re-implementation of Zheng et al., ICCV 2023 (ZSCL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
-from avalanche_clip.benchmarks.quotas import mix64
 
 CHOICES = {
     "distill_batch": ("same", "separate"),
@@ -187,34 +184,6 @@ def draw_token_ids(
     return rows
 
 
-def named_seed(seed: int, *parts: int) -> int:
-    """Scramble a seed and further integers into one number in ``[0, 2**63)``.
-
-    :param seed: of the run, any integer.
-    :param parts: non-negative integers; their order matters.
-    """
-    state = mix64(np.uint64(seed & (2**64 - 1)))
-    for part in parts:
-        state = mix64(state ^ np.uint64(part))
-    return int(state >> np.uint64(1))
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for a while; the global generators stay where they were.
-
-    :param seed: of the CPU's generator and, on a GPU, of the device's.
-    :param device: where the random numbers may be drawn.
-    """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def encode_in_parts(
     encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int
 ) -> Tensor:
@@ -263,8 +232,6 @@ __all__ = [
     "VocabularyReplaySettings",
     "draw_token_ids",
     "encode_in_parts",
-    "named_seed",
-    "own_randomness",
     "own_share",
     "special_tokens",
     "stack_images",

@@ -13,11 +13,11 @@ from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_clip.benchmarks.prepare import is_prepared
+from avalanche_clip.common.randomness import named_seed
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_options
-from avalanche_clip.training.reference_data import ReferenceImages, order_seed
+from avalanche_clip.training.reference_data import ReferenceImages
 from avalanche_clip.training.templates.loader_mixin import has_deterministic_images
 
-SELECTOR_ORDER = 0x5E1E
 REFERENCE_NUMBER = 2**31 - 1  # in place of the index of an experience
 
 
@@ -68,7 +68,7 @@ class ImagePasses:
         order = TrainingOrder(
             len(images),
             batch_size,
-            seed=order_seed(seed, SELECTOR_ORDER),
+            seed=named_seed(seed, "selector"),
             experience=experience,
             drop_last=False,
         )

@@ -15,7 +15,7 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avalanche_clip._numbers import as_finite
-from avalanche_clip.training.optim import overlay
+from avalanche_clip.common.grown import overlay
 from avalanche_clip.training.schedules import trunk_steps
 
 

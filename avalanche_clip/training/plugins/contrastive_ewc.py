@@ -16,8 +16,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_clip._contexts import evaluating
 from avalanche_clip._numbers import as_finite, as_size
+from avalanche_clip.common.grown import corner
+from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from avalanche_clip.training.routing import routed
 
@@ -167,9 +168,4 @@ def _no_half(strategy: Any) -> Iterator[None]:
         strategy.precision = precision
 
 
-def corner(old: Tensor) -> tuple[slice, ...]:
-    """Where a smaller tensor lies in the grown one."""
-    return tuple(slice(0, size) for size in old.shape)
-
-
-__all__ = ["ContrastiveEWCPlugin", "corner"]
+__all__ = ["ContrastiveEWCPlugin"]

@@ -14,18 +14,17 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.randomness import seeded
 from avalanche_clip.models.auto_selector import EXTRACTORS, AutoSelector
 from avalanche_clip.models.moe_attachment import attach_moe_adapters
 from avalanche_clip.models.moe_options import NUM_EXPERTS
 from avalanche_clip.training import optim
-from avalanche_clip.training.plugins._pseudo_texts import own_randomness
 from avalanche_clip.training.plugins._routed_evaluation import (
     EVAL_ROUTERS,
     ZERO_SHOT,
@@ -222,7 +221,7 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
                 "use a DualEncoder with transformer towers ('tiny-emoji-vit')."
             )
         # Initial weights depend on the seed of the run only.
-        with own_randomness(strategy.seed & (2**63 - 1), torch.device("cpu")):
+        with seeded(strategy.seed & (2**63 - 1)):
             attach_moe_adapters(model, **(self.adapters or {}))
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.

@@ -13,10 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite
-from avalanche_clip.training.plugins.contrastive_ewc import (
-    ContrastiveEWCPlugin,
-    corner,
-)
+from avalanche_clip.common.grown import corner
+from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
 
 
 class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type: ignore[call-arg]

@@ -20,16 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.randomness import named_seed
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.reference_data import (
-    IMAGE_ORDER,
-    TEXT_ORDER,
     FeatureStore,
     ReferenceImages,
     ReferenceSampler,
     ReferenceTexts,
     SharedOrder,
-    order_seed,
 )
 
 TEACHERS = ("initial", "previous")
@@ -192,7 +190,7 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
                 self.store = FeatureStore(len(images), size)
             self._sampler = ReferenceSampler(
                 images,
-                self._order(strategy, len(images), self.batch_size, IMAGE_ORDER),
+                self._order(strategy, len(images), self.batch_size, "reference images"),
                 strategy.device.type == "cuda",
             )
         if self.texts is not None:
@@ -219,15 +217,15 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
         self.text_features = strategy.teachers.text_features(self.teacher, texts)
         if self.text_side == "student" and self.text_weight > 0:
             self._sentences = self._order(
-                strategy, len(texts), self.sentence_batch, TEXT_ORDER
+                strategy, len(texts), self.sentence_batch, "reference texts"
             )
 
-    def _order(self, strategy: Any, count: int, size: int, kind: int) -> SharedOrder:
+    def _order(self, strategy: Any, count: int, size: int, kind: str) -> SharedOrder:
         seed = strategy.seed if self.seed is None else self.seed
         return SharedOrder(
             count,
             size,
-            seed=order_seed(seed, kind),
+            seed=named_seed(seed, kind),
             experience=strategy.visits.seed_number,
         )
 

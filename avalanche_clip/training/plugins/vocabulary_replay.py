@@ -20,6 +20,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip.common.randomness import named_seed, seeded
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.frozen_texts import encode_texts
 from avalanche_clip.training.loader import (
@@ -31,16 +32,11 @@ from avalanche_clip.training.plugins._pseudo_texts import (
     VocabularyReplaySettings,
     draw_token_ids,
     encode_in_parts,
-    named_seed,
-    own_randomness,
     own_share,
     special_tokens,
     stack_images,
 )
 from avalanche_clip.training.reference_data import ReferenceTexts
-
-_TEXTS, _IMAGES, _STUDENT = 0x5652_0001, 0x5652_0002, 0x5652_0003
-"""Names of the streams of random numbers."""
 
 
 def reversed_distillation_loss(
@@ -221,7 +217,7 @@ class VocabularyReplayPlugin(
         if not self._teaches(strategy):
             return
         teacher_texts = self._references(strategy)
-        with own_randomness(self._student_seed(strategy), strategy.device):
+        with seeded(self._student_seed(strategy), strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
         if not (students.requires_grad or student_texts.requires_grad):
@@ -273,7 +269,7 @@ class VocabularyReplayPlugin(
         :return: token ids ``(M, L)``, cut behind the end token for causal towers.
         """
         model = strategy.teachers.get("previous").model
-        seed = self._seed(strategy, _TEXTS, draw)
+        seed = self._seed(strategy, "pseudo texts", draw)
         generator = torch.Generator().manual_seed(seed)
         if self.texts is None:
             ids = self._random_ids(model, self.num_texts, generator)
@@ -365,7 +361,7 @@ class VocabularyReplayPlugin(
         order = TrainingOrder(
             len(dataset),
             size * world,
-            seed=self._seed(strategy, _IMAGES),
+            seed=self._seed(strategy, "pseudo images"),
             experience=strategy.visits.seed_number,
             continuous=True,
             processes=world,
@@ -383,13 +379,13 @@ class VocabularyReplayPlugin(
         return loader
 
     # ------------------------------------------------------------------- state
-    def _seed(self, strategy: Any, *parts: int) -> int:
+    def _seed(self, strategy: Any, *parts: int | str) -> int:
         seed = strategy.seed if self.replay_seed is None else self.replay_seed
         return named_seed(seed, strategy.visits.seed_number, *parts)
 
     def _student_seed(self, strategy: Any) -> int:
         step = strategy.clock.train_exp_iterations
-        return self._seed(strategy, _STUDENT, step, distributed.rank())
+        return self._seed(strategy, "pseudo students", step, distributed.rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pseudo texts in use and the teacher's features of them.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.grown import aligned
 
 MODES = ("we", "wise", "we+wise", "ema")
 ANCHORS = ("start", "initial")
@@ -148,10 +149,10 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             return
         self.merged += 1
         weight = 1 - self.decay if self.mode == "ema" else 1 / (self.merged + 1)
-        average, now = _aligned(self.average, dict(strategy.model.named_parameters()))
+        average, now = aligned(self.average, dict(strategy.model.named_parameters()))
         torch._foreach_lerp_(average, now, weight)
         if self._mixes:
-            average, anchor = _aligned(self.average, self._anchor(strategy))
+            average, anchor = aligned(self.average, self._anchor(strategy))
             if average:
                 torch._foreach_lerp_(average, anchor, 1 - self.alpha)
 
@@ -163,7 +164,7 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
             _load(ours, self.average)
         elif self.mode == "wise" and self._mixes:
             trained = {n: p for n, p in ours.items() if p.requires_grad}
-            now, anchor = _aligned(trained, self._anchor(strategy))
+            now, anchor = aligned(trained, self._anchor(strategy))
             if now and self.alpha == 0:
                 torch._foreach_copy_(now, anchor)
             elif now:
@@ -257,26 +258,6 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _load(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     torch._foreach_copy_([parameters[n] for n in values], list(values.values()))
-
-
-def _aligned(left: dict[str, Any], right: dict[str, Any]) -> tuple[Any, Any]:
-    """Pair tensors of a name; of a grown one the part that both have.
-
-    :return: two lists of tensors of equal shapes and types, those of the first
-        being views of ``left``.
-    """
-    ours, theirs = [], []
-    for name, value in left.items():
-        other = right.get(name)
-        if other is None or other.dim() != value.dim():
-            continue
-        if other.shape != value.shape:
-            sizes = zip(value.shape, other.shape)
-            block = tuple(slice(0, min(a, b)) for a, b in sizes)
-            value, other = value[block], other[block]
-        ours.append(value.detach())
-        theirs.append(other.detach().to(value.dtype))
-    return ours, theirs
 
 
 __all__ = ["ANCHORS", "MODES", "WeightAveragingPlugin"]

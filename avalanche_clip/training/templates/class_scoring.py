@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip._contexts import evaluating
 from avalanche_clip._numbers import as_integer
+from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.output import CLIPOutput, unit_features
 from avalanche_clip.training.class_matrix import ClassMatrices
 from avalanche_clip.training.frozen_texts import text_fingerprint

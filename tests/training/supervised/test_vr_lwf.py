@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import rng_state
+from avalanche_clip.common.randomness import rng_state
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.plugins._pseudo_texts import own_share
