@@ -375,64 +375,7 @@ class RandomTexts:
         return rows
 
 
-class FeatureStore:
-    """Feature rows by index, kept until a number of bytes is reached.
-
-    :param size: number of indices.
-    :param max_bytes: bound of the float32 rows.
-    """
-
-    def __init__(self, size: int, max_bytes: int):
-        self.slots = torch.full((size,), -1, dtype=torch.int32)
-        self.indices: list[int] = []
-        self.max_bytes = max_bytes
-        self.rows: Tensor | None = None
-
-    def known(self, indices: Tensor) -> Tensor:
-        """Whether each index has a row, bool ``(R,)``."""
-        return self.slots[indices] >= 0
-
-    def get(self, indices: Tensor) -> Tensor:
-        """Rows ``(R, D)`` of indices that all have one."""
-        assert self.rows is not None
-        return self.rows[self.slots[indices].long().to(self.rows.device)]
-
-    def put(self, indices: Tensor, values: Tensor) -> None:
-        """Store the rows of new indices, as many as there is room for."""
-        capacity = self.max_bytes // (4 * values.shape[1])
-        room = min(capacity, len(self.slots)) - len(self.indices)
-        new = (~self.known(indices)).nonzero().squeeze(1)[: max(room, 0)]
-        if not len(new):
-            return
-        start, end = len(self.indices), len(self.indices) + len(new)
-        held = 0 if self.rows is None else len(self.rows)
-        if end > held:
-            grown = values.new_empty(
-                min(max(2 * end, 256), capacity, len(self.slots)), values.shape[1]
-            )
-            if self.rows is not None:
-                grown[:held] = self.rows
-            self.rows = grown
-        assert self.rows is not None
-        self.rows[start:end] = values[new.to(values.device)]
-        self.slots[indices[new]] = torch.arange(start, end, dtype=torch.int32)
-        self.indices += indices[new].tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return indices and rows as plain data."""
-        rows = None if self.rows is None else self.rows[: len(self.indices)]
-        return {"indices": torch.tensor(self.indices, dtype=torch.int64), "rows": rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.slots.fill_(-1)
-        self.indices, self.rows = [], None
-        if state["rows"] is not None:
-            self.put(state["indices"], state["rows"].clone())
-
-
 __all__ = [
-    "FeatureStore",
     "RandomTexts",
     "ReferenceBatch",
     "ReferenceImages",

@@ -11,52 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
-from avalanche_clip._numbers import as_finite
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training.frozen_texts import FrozenTexts, Texts, text_fingerprint
+from avalanche_clip.training.frozen_texts import FrozenTexts, Texts, tower_fingerprint
 
 KINDS = ("previous", "initial", "ema")
 CACHE_BYTES = 128 * 2**20
 """Largest table of image features that a teacher keeps."""
-
-
-class ImageTable:
-    """Image features of a data set by sample id, in one float32 matrix.
-
-    :param sample_ids: ids of the data, int64, ``(N,)``.
-    :param width: numbers per sample.
-    """
-
-    def __init__(self, sample_ids: np.ndarray, width: int):
-        self.ids = np.unique(sample_ids)
-        self.rows = torch.zeros(len(self.ids), width)
-        self.known = torch.zeros(len(self.ids), dtype=torch.bool)
-
-    def positions(self, sample_ids: Tensor) -> Tensor | None:
-        """Rows of some samples, or None if one is not in the table."""
-        wanted = sample_ids.cpu().numpy()
-        at = np.searchsorted(self.ids, wanted)
-        at = np.minimum(at, len(self.ids) - 1)
-        if not (self.ids[at] == wanted).all():
-            return None
-        return torch.from_numpy(at)
-
-    def get(self, sample_ids: Tensor) -> Tensor | None:
-        """Stored rows of some samples, or None unless all are known."""
-        at = self.positions(sample_ids)
-        if at is None or not bool(self.known[at].all()):
-            return None
-        return self.rows[at]
-
-    def put(self, sample_ids: Tensor, values: Tensor) -> None:
-        """Store rows of some samples."""
-        at = self.positions(sample_ids)
-        if at is not None:
-            self.rows[at] = values.float().cpu()
-            self.known[at] = True
+EMA_DECAY = 0.999
+"""Share that the running average keeps in each update."""
 
 
 class Teacher:
@@ -77,15 +43,17 @@ class Teacher:
         self._service: TeacherService | None = None
         self._key: Any = None
         self._output: CLIPOutput | None = None
-        self._print: str | None = None
-        self.table: ImageTable | None = None
+        self._prints: dict[str, str] = {}
+        self.table: FeatureTable | None = None
 
-    @property
-    def text_fingerprint(self) -> str:
-        """Hash of what its text features depend on, taken once per copy."""
-        if self._print is None:
-            self._print = text_fingerprint(self.model)
-        return self._print
+    def fingerprint(self, tower: str) -> str:
+        """Hash what the features of a tower depend on, once per copy.
+
+        :param tower: ``"image"`` or ``"text"``.
+        """
+        if tower not in self._prints:
+            self._prints[tower] = tower_fingerprint(self.model, tower)
+        return self._prints[tower]
 
     def renew(self, model: nn.Module) -> None:
         """Copy a model anew, with its structure and state."""
@@ -101,7 +69,7 @@ class Teacher:
     def forget(self) -> None:
         """Drop all features."""
         self.forget_batch()
-        self.table = self._print = None
+        self.table, self._prints = None, {}
 
     def features(self, batch: Any) -> CLIPOutput:
         """Features of a batch, computed once however often they are asked for.
@@ -136,7 +104,7 @@ class Teacher:
         keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
         known = None
         if keep and self.table is not None:
-            known = self.table.get(batch["sample_id"])
+            known = self.table.get(batch["sample_id"].cpu())
         images, texts = strategy.batch_totals(batch)
         images = 0 if known is not None else images
         strategy.compute.spend("teacher", images=images, texts=texts)
@@ -182,7 +150,8 @@ class Teacher:
         norms = (output.aux or {}).get("image_norm")
         if self.table is None or norms is None:
             return
-        self.table.put(batch["sample_id"], torch.cat([features, norms], dim=1))
+        values = torch.cat([features, norms], dim=1).float().cpu()
+        self.table.put(batch["sample_id"].cpu(), values)
 
 
 class TeacherService:
@@ -191,7 +160,7 @@ class TeacherService:
     ``"previous"`` holds the weights deployed by the last experience (after
     patching or averaging, before a plugin replaces them), ``"initial"`` those
     before the first training, ``"ema"`` a running average of the weights in
-    training.
+    training (:data:`EMA_DECAY`).
 
     :param strategy: the strategy that owns the service.
     """
@@ -200,8 +169,6 @@ class TeacherService:
         self.strategy = strategy
         self.teachers: dict[str, Teacher] = {}
         self.frozen_texts = FrozenTexts()
-        self.ema_decay = 0.999
-        self._decay_given: float | None = None
         self._forward_state: dict[str, Any] = {}
         self.training = False
         """Whether the running experience has left ``before_training_exp``."""
@@ -226,7 +193,7 @@ class TeacherService:
                 teacher.renew(self.strategy.model)
         if self.frozen_texts.booked:
             fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
-            self.frozen_texts.start_experience([t.text_fingerprint for t in fixed])
+            self.frozen_texts.start_experience([t.fingerprint("text") for t in fixed])
         for plugin in self.strategy.plugins:
             wanted = getattr(plugin, "teacher_kinds", None)
             for kind in wanted(self.strategy) if callable(wanted) else ():
@@ -237,28 +204,16 @@ class TeacherService:
         """Note that the weights are about to change."""
         self.training = True
 
-    def get(self, kind: str, *, decay: float | None = None) -> Teacher:
+    def get(self, kind: str) -> Teacher:
         """Return the teacher of a kind, making it when there is none yet.
 
         Ask in ``before_training_exp``: that is when copies are made.
 
         :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
-        :param decay: of the running average, in ``[0, 1)``; default 0.999, or
-            what another plugin has asked for.
-        :raises ValueError: for an unknown kind, a decay outside its range or
-            other than that asked for before, or a teacher asked for after
+        :raises ValueError: for an unknown kind, or a teacher asked for after
             training has changed the weights.
         """
         require_choice("teacher", kind, KINDS)
-        if decay is not None:
-            as_finite(decay, "decay", low=0, below=1)
-            if self._decay_given not in (None, decay):
-                raise ValueError(
-                    f"decay={decay}, but another plugin has asked for an average with "
-                    f"decay={self._decay_given}, and there is one for all; use the "
-                    "same decay."
-                )
-            self.ema_decay = self._decay_given = decay
         if kind not in self.teachers:
             self._make(kind)
         return self.teachers[kind]
@@ -279,7 +234,7 @@ class TeacherService:
             )
         teacher = self.get(kind)
         return self.frozen_texts(
-            self.strategy, teacher.model, teacher.text_fingerprint, texts
+            self.strategy, teacher.model, teacher.fingerprint("text"), texts
         )
 
     def _make(self, kind: str) -> None:
@@ -302,12 +257,12 @@ class TeacherService:
         teacher._service = self
         self.teachers[kind] = teacher
 
-    def new_table(self, width: int) -> ImageTable | None:
+    def new_table(self, width: int) -> FeatureTable | None:
         """Table for the images of this experience, None if it were too large."""
         dataset = self.strategy.adapted_dataset
         if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
             return None
-        return ImageTable(attribute_array(dataset, "sample_id"), width)
+        return FeatureTable(np.unique(attribute_array(dataset, "sample_id")))
 
     def forget_batch(self) -> None:
         """Let go of the last batch."""
@@ -327,7 +282,7 @@ class TeacherService:
             _grow(teacher, model)
             average = list(teacher.model.parameters())
         if average:
-            torch._foreach_lerp_(average, ours, 1.0 - self.ema_decay)
+            torch._foreach_lerp_(average, ours, 1.0 - EMA_DECAY)
         for buffer, new in zip(teacher.model.buffers(), model.buffers()):
             buffer.copy_(new)
         _load_forward_state(teacher.model, _forward_state(model))
@@ -340,15 +295,10 @@ class TeacherService:
         bits: a resumed run must use the same ones.
         """
         return {
-            "decay": self.ema_decay,
             "texts": self.frozen_texts.state_dict(),
             "weights": {k: t.model.state_dict() for k, t in self.teachers.items()},
             "tables": {
-                k: {
-                    "ids": torch.from_numpy(t.table.ids),
-                    "rows": t.table.rows,
-                    "known": t.table.known,
-                }
+                k: t.table.state_dict()
                 for k, t in self.teachers.items()
                 if t.table is not None
             },
@@ -356,7 +306,6 @@ class TeacherService:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the teachers of a stored run."""
-        self.ema_decay = float(state["decay"])
         self.frozen_texts.load_state_dict(state["texts"])
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
@@ -366,10 +315,8 @@ class TeacherService:
             teacher.forget()
             stored = state.get("tables", {}).get(kind)
             if stored is not None:
-                table = ImageTable(stored["ids"].numpy(), stored["rows"].shape[1])
-                table.rows.copy_(stored["rows"])
-                table.known.copy_(stored["known"])
-                teacher.table = table
+                teacher.table = FeatureTable(0)
+                teacher.table.load_state_dict(stored)
 
 
 def _forward_state(model: nn.Module) -> dict[str, Any]:
@@ -395,4 +342,4 @@ def _grow(teacher: Teacher, model: nn.Module) -> None:
         ours.copy_(theirs)
 
 
-__all__ = ["CACHE_BYTES", "KINDS", "ImageTable", "Teacher", "TeacherService"]
+__all__ = ["CACHE_BYTES", "KINDS", "Teacher", "TeacherService"]

@@ -59,7 +59,7 @@ OPTIONS = {
         {},
     ),
     OnlineEWCPlugin: (("ewc_lambda", "gamma"), ("fisher_batches",), (), {}),
-    OffDiagonalAlignmentPlugin: (("alpha", "temperature", "ema_decay"), (), (), {}),
+    OffDiagonalAlignmentPlugin: (("alpha", "temperature"), (), (), {}),
     WeightConsolidationPlugin: (("weight",), (), (), {}),
     WeightAveragingPlugin: (("alpha",), ("interval",), (), {"mode": "we+wise"}),
     VocabularyReplayPlugin: (

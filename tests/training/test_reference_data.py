@@ -6,7 +6,6 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from avalanche_clip.training.reference_data import (
-    FeatureStore,
     RandomTexts,
     ReferenceImages,
     ReferenceSampler,
@@ -238,33 +237,3 @@ def test_texts__padding_that_is_the_end_token_keeps_one():
 def test_texts__wrong_ones_raise(texts, error):
     with pytest.raises(error, match="[Rr]eference texts"):
         ReferenceTexts(texts)
-
-
-# --------------------------------------------------------------------- store
-def test_store__keeps_rows_up_to_its_bound():
-    store = FeatureStore(1000, max_bytes=3 * 4 * 2)
-    values = torch.arange(8.0).view(4, 2)
-    indices = torch.tensor([7, 900, 3, 5])
-    assert not store.known(indices).any()
-    store.put(indices, values)
-    assert store.known(indices).tolist() == [True, True, True, False]
-    assert torch.equal(store.get(torch.tensor([3, 7])), values[[2, 0]])
-    store.put(indices, values + 1)  # full, and the first rows stay
-    assert torch.equal(store.get(indices[:3]), values[:3])
-    assert len(store.rows) == 3
-
-
-def test_store__grows_and_round_trips():
-    store, other = FeatureStore(5000, 2**20), FeatureStore(5000, 2**20)
-    table = torch.rand(5000, 3)
-    order = torch.randperm(5000)[:3000]
-    for part in order.split(64):
-        store.put(part, table[part])
-    other.load_state_dict(store.state_dict())
-    for one in (store, other):
-        assert int(one.known(torch.arange(5000)).sum()) == 3000
-        assert torch.equal(one.get(order), table[order])
-    empty = FeatureStore(5, 0)
-    empty.put(torch.tensor([1]), torch.rand(1, 2))
-    assert not empty.known(torch.arange(5)).any()
-    empty.load_state_dict(empty.state_dict())

@@ -6,24 +6,15 @@ sentence is that of the re-implementation of Zheng et al., ICCV 2023 (ZSCL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
-
-CHOICES = {
-    "distill_batch": ("same", "separate"),
-    "redraw": ("experience", "iteration"),
-    "variant": ("zscl", "wildclip"),
-}
-"""Allowed values of the settings that are words."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,14 +32,12 @@ class VocabularyReplaySettings:
     allow_special: bool = False
     redraw: str = "experience"
     texts: Sequence[str] | None = None
-    variant: str = "zscl"
     teach_first_experience: bool | None = None
     freeze_logit_scale: bool = True
-    replay_seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            require_choice(name, getattr(self, name), allowed)
+        require_choice("distill_batch", self.distill_batch, ("same", "separate"))
+        require_choice("redraw", self.redraw, ("experience", "iteration"))
         for name in ("num_texts", "text_length", "distill_batch_size"):
             value = getattr(self, name)
             if name != "distill_batch_size" or value is not None:
@@ -56,11 +45,6 @@ class VocabularyReplaySettings:
         for name in ("image_weight", "text_weight"):
             as_finite(getattr(self, name), name, low=0)
         as_finite(self.temperature, "temperature", above=0)
-        if self.variant == "wildclip" and self.temperature != 1:
-            raise ValueError(
-                f"temperature={self.temperature}: variant='wildclip' has temperature "
-                "1; pass temperature=1.0."
-            )
         if self.distill_batch == "same" and self.distill_batch_size is not None:
             raise ValueError(
                 f"distill_batch_size={self.distill_batch_size} is for a second batch; "
@@ -184,26 +168,6 @@ def draw_token_ids(
     return rows
 
 
-def encode_in_parts(
-    encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int
-) -> Tensor:
-    """Encode rows with gradients, keeping the activations of one part at a time.
-
-    With several parts each is encoded again in the backward pass, with the same
-    random numbers.
-
-    :param encode: features of some rows.
-    :param rows: ``(N, ...)``.
-    :param parts: number of nearly equal parts; 1 encodes all at once.
-    :return: features ``(N, D)``.
-    """
-    if parts == 1:
-        return encode(rows)
-    return torch.cat(
-        [checkpoint(encode, part, use_reentrant=False) for part in rows.chunk(parts)]
-    )
-
-
 def stack_images(items: list[Any]) -> Tensor:
     """Collate the images of image-text items, leaving their texts alone.
 
@@ -213,26 +177,10 @@ def stack_images(items: list[Any]) -> Tensor:
     return torch.stack([item[0] for item in items])
 
 
-def own_share(rows: Tensor) -> Tensor:
-    """Return this process's part of rows that all processes have.
-
-    :param rows: ``(N, ...)``, the same everywhere.
-    :return: ``ceil(N / world_size)`` rows; the last part is filled up from the
-        front, so that gathering all and keeping ``N`` rows gives ``rows``.
-    """
-    world = distributed.world_size()
-    count = -(-len(rows) // world)
-    start = distributed.rank() * count
-    return rows[torch.arange(start, start + count) % len(rows)]
-
-
 __all__ = [
-    "CHOICES",
     "SpecialTokens",
     "VocabularyReplaySettings",
     "draw_token_ids",
-    "encode_in_parts",
-    "own_share",
     "special_tokens",
     "stack_images",
 ]

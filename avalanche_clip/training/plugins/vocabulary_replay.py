@@ -3,20 +3,16 @@
 Source: Ding et al., "Don't Stop Learning: Towards Continual Learning for the
 CLIP Model", arXiv 2207.09248 (2022), for which no code is known. Numbers and
 form are those of the re-implementation in the code of Zheng et al., ICCV 2023
-(ZSCL, arXiv 2303.06628); the other form is that of Gabeff et al., 2023
-(WildCLIP). Ours: special tokens are not drawn, the training batch is reused by
-default, and ``student_text``.
+(ZSCL, arXiv 2303.06628). Ours: special tokens are not drawn, the training batch is
+reused by default, and ``student_text``.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -31,49 +27,21 @@ from avalanche_clip.training.loader import (
 from avalanche_clip.training.plugins._pseudo_texts import (
     VocabularyReplaySettings,
     draw_token_ids,
-    encode_in_parts,
-    own_share,
     special_tokens,
     stack_images,
 )
 from avalanche_clip.training.reference_data import ReferenceTexts
-
-
-def reversed_distillation_loss(
-    teacher_logits: Tensor, student_logits: Tensor
-) -> Tensor:
-    """Compute WildCLIP's term, a cross-entropy with the roles swapped.
-
-    The mean over rows of ``-sum_j softmax(student)_j * log_softmax(teacher)_j``.
-    **It is not smallest at student = teacher**: it falls further while the
-    student puts all weight on the teacher's best column, and its gradient at
-    equality is not zero.
-
-    :param teacher_logits: already multiplied by the logit scale, ``(N, M)``; no
-        gradient flows into it.
-    :param student_logits: the same of the student, same shape.
-    :return: scalar, float32 or float64.
-    :raises ValueError: if the shapes differ or are not those of matrices.
-
-    >>> teacher = torch.tensor([[2.0, 0.0]])
-    >>> round(reversed_distillation_loss(teacher, teacher).item(), 6)
-    0.365334
-    >>> round(reversed_distillation_loss(teacher, 9 * teacher).item(), 6)
-    0.126928
-    """
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"teacher_logits {tuple(teacher_logits.shape)} and student_logits "
-            f"{tuple(student_logits.shape)} given; both must be matrices of one shape "
-            "(N, M). Compute them on the same batch."
-        )
-    log_teacher = F.log_softmax(teacher_logits.detach(), dim=1)
-    return -(student_logits.softmax(dim=1) * log_teacher).sum(dim=1).mean()
+from avalanche_clip.training.templates.distillation import (
+    DistillationPlugin,
+    encode_student,
+    own_share,
+    similarities,
+)
 
 
 class VocabularyReplayPlugin(
     VocabularyReplaySettings,
-    SupervisedPlugin,
+    DistillationPlugin,
     supports_distributed=True,  # type: ignore[call-arg]
 ):
     """Distil similarities of images to pseudo texts from the previous model.
@@ -120,26 +88,20 @@ class VocabularyReplayPlugin(
         ``"iteration"`` draws and encodes new ones at each step.
     :param texts: sentences to use instead of random tokens; when there are more
         than ``num_texts``, that many are drawn.
-    :param variant: ``"zscl"`` as above. ``"wildclip"`` replaces ``D`` by
-        :func:`reversed_distillation_loss` (no temperature) and halves the sum
-        of the criterion and the terms; pass ``temperature=1.0``, and
-        ``text_weight=0`` and ``texts`` as its authors do. **Its minimum is not
-        at student = teacher**: even with the same weights it pulls the student
-        away from the teacher. It is there for comparison.
     :param teach_first_experience: None teaches in the first experience when
         ``model.pretrained`` is set; True and False decide.
     :param freeze_logit_scale: stop training the logit scale, from the first
         experience on. The scale takes no gradient from the terms in any case.
-    :param replay_seed: of the draws; default the strategy's.
     :raises ValueError: for values outside these ranges.
     :raises TypeError: if ``texts`` holds something else than strings.
     """
 
+    weights = ("image_weight", "text_weight")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        SupervisedPlugin.__init__(self)
+        DistillationPlugin.__init__(self)
         self._workers: dict[str, Any] = {}
-        self._warned = False
         self._forget()
 
     def _forget(self) -> None:
@@ -160,19 +122,6 @@ class VocabularyReplayPlugin(
     def text_features(self) -> Tensor | None:
         """The teacher's features ``R`` of them, ``(M, D)``, or None."""
         return self._text_features
-
-    @property
-    def _in_use(self) -> bool:
-        return self.image_weight > 0 or self.text_weight > 0
-
-    def _teaches(self, strategy: Any) -> bool:
-        if not self._in_use:
-            return False
-        if strategy.clock.train_exp_counter > 0:
-            return True
-        if self.teach_first_experience is None:
-            return getattr(strategy.model, "pretrained", None) is not None
-        return self.teach_first_experience
 
     # ------------------------------------------------------------------- hooks
     def check_compatible(self, strategy: Any) -> None:
@@ -195,12 +144,8 @@ class VocabularyReplayPlugin(
                 "Several VocabularyReplayPlugins would add the same terms twice; use "
                 "one (VRLwF has its own)."
             )
-        if self._in_use and self.texts is None:
+        if self.in_use and self.texts is None:
             self._random_ids(model, 1, torch.Generator().manual_seed(0))
-
-    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
-        """Ask for the teacher before any plugin replaces the weights."""
-        return ("previous",) if self._teaches(strategy) else ()
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the logit scale, just before the optimiser is rebuilt."""
@@ -214,48 +159,27 @@ class VocabularyReplayPlugin(
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation terms."""
-        if not self._teaches(strategy):
+        if not self.teaches(strategy):
             return
         teacher_texts = self._references(strategy)
         with seeded(self._student_seed(strategy), strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
-        if not (students.requires_grad or student_texts.requires_grad):
-            self._warn_frozen()
+        self.warn_frozen("student_text=True", students, student_texts)
         scale = strategy.global_features.logit_scale.detach()
-        student_logits = scale * students @ student_texts.T
-        teacher_logits = scale * teachers @ teacher_texts.T
-        share = 0.5 if self.variant == "wildclip" else 1.0
+        targets = similarities(teachers, teacher_texts, scale)
+        logits = similarities(students, student_texts, scale)
+        options = {"temperature": self.temperature}
         if self.image_weight > 0:
-            loss = self._distance(teacher_logits, student_logits)
-            strategy.add_loss("vr_image", share * self.image_weight * loss)
+            loss = temperature_distillation_loss(targets, logits, **options)
+            strategy.add_loss("vr_image", self.image_weight * loss)
         if self.text_weight > 0:
-            loss = self._distance(teacher_logits.T, student_logits.T)
-            strategy.add_loss("vr_text", share * self.text_weight * loss)
-        if self.variant == "wildclip":
-            # Only the criterion is halved, not what other plugins have added.
-            strategy.add_loss("vr_half_criterion", -0.5 * strategy.criterion())
-
-    def _warn_frozen(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "VocabularyReplayPlugin reaches the image tower only, and nothing in "
-                "it is trained: the terms cost time and change nothing. Use "
-                "student_text=True, or leave the plugin out.",
-                stacklevel=3,
-            )
+            loss = temperature_distillation_loss(targets.T, logits.T, **options)
+            strategy.add_loss("vr_text", self.text_weight * loss)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the pseudo texts and their features."""
         self._forget()
-
-    def _distance(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        if self.variant == "wildclip":
-            return reversed_distillation_loss(teacher_logits, student_logits)
-        return temperature_distillation_loss(
-            teacher_logits, student_logits, temperature=self.temperature
-        )
 
     # ------------------------------------------------------------ pseudo texts
     def draw_texts(self, strategy: Any, draw: int = 0) -> Tensor:
@@ -321,7 +245,7 @@ class VocabularyReplayPlugin(
         ids = self._token_ids
         assert ids is not None
         own = own_share(ids).to(strategy.device)
-        features = _encode(strategy, strategy.model.encode_text, own)
+        features = encode_student(strategy, strategy.model.encode_text, own)
         total = len(own) * distributed.world_size()
         strategy.compute.spend("reference", images=0, texts=total)
         return distributed.gather_rows(features)[: len(ids)]
@@ -331,10 +255,10 @@ class VocabularyReplayPlugin(
         """Features of the student and of the teacher, of the global batch."""
         teacher = strategy.teachers.get("previous")
         if self.distill_batch == "same":
-            known = teacher.features(strategy.mb_x)
+            known = self.teacher_output(strategy)
             return strategy.global_features.image_features, known.image_features
         images = self._next_images(strategy)
-        ours = _encode(strategy, strategy.model.encode_image, images)
+        ours = encode_student(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
         for kind in ("reference", "teacher"):
@@ -380,8 +304,7 @@ class VocabularyReplayPlugin(
 
     # ------------------------------------------------------------------- state
     def _seed(self, strategy: Any, *parts: int | str) -> int:
-        seed = strategy.seed if self.replay_seed is None else self.replay_seed
-        return named_seed(seed, strategy.visits.seed_number, *parts)
+        return named_seed(strategy.seed, strategy.visits.seed_number, *parts)
 
     def _student_seed(self, strategy: Any) -> int:
         step = strategy.clock.train_exp_iterations
@@ -408,18 +331,7 @@ class VocabularyReplayPlugin(
         self._drawn_at = state["drawn_at"]
 
 
-def _encode(strategy: Any, encode: Any, rows: Tensor) -> Tensor:
-    """Student features of rows that are not part of the training batch."""
-
-    def call(part: Tensor) -> Tensor:
-        with strategy.autocast():
-            return encode(part)
-
-    return encode_in_parts(call, rows, strategy.accumulation_steps)
-
-
 __all__ = [
     "VocabularyReplayPlugin",
     "VocabularyReplaySettings",
-    "reversed_distillation_loss",
 ]

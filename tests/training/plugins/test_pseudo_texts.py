@@ -178,8 +178,6 @@ def test_kernel__published_numbers():
         ({"temperature": 0}, "temperature=0 must be positive"),
         ({"distill_batch": "other"}, "distill_batch='other' is unknown"),
         ({"redraw": "never"}, "redraw='never'"),
-        ({"variant": "x"}, "variant='x'"),
-        ({"variant": "wildclip"}, "pass temperature=1.0"),
         ({"distill_batch_size": 3}, "distill_batch='separate'"),
         ({"distill_batch": "separate", "distill_batch_size": True}, "integer >= 1"),
         ({"texts": []}, "list of sentences"),
