@@ -32,7 +32,7 @@ FORBIDDEN = {
     "_pictures": ("avalanche", "torch"),
     "_arrays": ("avalanche",),
     "_pickles": ("avalanche", "avalanche_clip", "numpy", "torch"),
-    "_numbers": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "common.checks": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "losses": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

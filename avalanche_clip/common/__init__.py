@@ -1,1 +1,1 @@
-"""What every part of the package may use: it imports nothing of the others."""
+"""What every part of the package needs; imports nothing of the others."""

@@ -1,49 +1,15 @@
-"""Small building blocks of the HTML reports."""
+"""Pages from templates, and how numbers are written on them."""
 
 from __future__ import annotations
 
 import base64
-import html
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
-_CSS = """
-:root { --ink: #1d2329; --soft: #66707a; --line: #e2e6ea; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #f5f6f8; line-height: 1.5;
-  font-family: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { margin: 0; font-size: 1.9rem; }
-h2 { margin: 0 0 1rem; font-size: 1.2rem; }
-h3 { margin: 1.6rem 0 .6rem; font-size: 1rem; }
-p.lead, p.note { color: var(--soft); margin: .3rem 0 1.5rem; }
-p.note { font-size: .88rem; margin: .6rem 0 0; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
-  padding: 1.4rem 1.6rem; margin: 1.2rem 0; overflow-x: auto; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.card { flex: 1 1 9.5rem; background: #fff; border: 1px solid var(--line);
-  border-radius: 10px; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
-.card span { color: var(--soft); font-size: .82rem; }
-img { display: block; max-width: min(100%, 56rem); height: auto;
-  margin: .6rem 0 1.2rem; }
-table { border-collapse: collapse; font-size: .9rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .34rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  vertical-align: bottom; }
-td, tbody th { white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-tbody th { color: var(--ink); font-weight: 500; text-align: left; }
-tr.apart td, tr.apart th { border-bottom: 2px solid #b9c0c7; }
-td.own { font-weight: 700; }
-td.best { font-weight: 700; color: var(--accent); }
-details { margin: .4rem 0; }
-summary { cursor: pointer; color: var(--accent); }
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
 
@@ -58,20 +24,19 @@ def is_score(metric: str) -> bool:
     return is_fraction(metric) and "tie_share" not in metric
 
 
-def number(value: float | None, *, percent: bool) -> str:
+def score(value: float | None, metric: str) -> str:
     """Format a value with one decimal, fractions in percent; missing as a dash."""
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value * 100 if percent else value:.1f}"
+    text = f"{value * 100 if is_fraction(metric) else value:.1f}"
     return "0.0" if text == "-0.0" else text
 
 
-def spread(mean: float, deviation: float, *, percent: bool) -> str:
+def spread(mean: float, deviation: float, metric: str) -> str:
     """Format mean and deviation; a missing deviation is left out."""
-    text = number(mean, percent=percent)
-    if text == "–" or not math.isfinite(deviation):
-        return text
-    return f"{text} ± {number(deviation, percent=percent)}"
+    text = score(mean, metric)
+    known = math.isfinite(mean) and math.isfinite(deviation)
+    return f"{text} ± {score(deviation, metric)}" if known else text
 
 
 def quantity(value: float | None, unit: str = "") -> str:
@@ -95,88 +60,50 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def escape(value: Any) -> str:
-    """Return the text of a value with special characters escaped."""
-    return html.escape(str(value))
+def file_name(text: str) -> str:
+    """Return a text with everything but letters, digits, - and _ replaced.
 
+    :param text: for example a stream and a metric.
+    :return: part of a file name.
 
-def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    classes: dict[tuple[int, int], str] | None = None,
-    apart: int | None = None,
-) -> str:
-    """Return a table; the first cell of each row is its header.
-
-    :param header: names of the columns.
-    :param rows: cells as plain text.
-    :param classes: (row, column) -> style class of that cell.
-    :param apart: row with a thick line below it.
-    :return: HTML.
+    >>> file_name("test_mean_R@1")
+    'test_mean_R_at_1'
     """
-    classes = classes or {}
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = []
-    for i, (first, *cells) in enumerate(rows):
-        line = f"<th>{escape(first)}</th>"
-        for j, cell in enumerate(cells, start=1):
-            style = f' class="{classes[i, j]}"' if (i, j) in classes else ""
-            line += f"<td{style}>{escape(cell)}</td>"
-        lines.append(f"<tr{' class=apart' if i == apart else ''}>{line}</tr>")
-    body = "\n".join(lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text.replace("@", "_at_"))
 
 
-def facts(values: dict[str, Any]) -> str:
-    """Return a two-column table of names and values; nested names get dots."""
-    lines = [
-        f'<tr><th>{escape(name)}</th><td class="text">{escape(value)}</td></tr>'
-        for name, value in _flat("", values)
-    ]
-    return f"<table><tbody>\n{chr(10).join(lines)}\n</tbody></table>"
+def render(template: str, **values: Any) -> str:
+    """Return a complete page that needs no other file.
+
+    :param template: name of a file in ``templates``.
+    :param values: what it shows; texts are escaped.
+    """
+    return _environment().get_template(template).render(values)
 
 
-def cards(values: dict[str, str]) -> str:
-    """Return a row of cards with a large value and a small name each."""
-    inner = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for name, value in values.items()
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("avalanche_clip", "evaluation/report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return f'<div class="cards">{inner}</div>'
-
-
-def section(title: str, *parts: str) -> str:
-    """Return a titled section."""
-    return f"<section><h2>{escape(title)}</h2>\n{chr(10).join(parts)}</section>"
-
-
-def details(title: str, *parts: str) -> str:
-    """Return a part that opens on a click."""
-    inner = "\n".join(parts)
-    return f"<details><summary>{escape(title)}</summary>\n{inner}</details>"
-
-
-def image(path: Path, alternative: str) -> str:
-    """Return a PNG as part of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
-
-
-def page(title: str, lead: str, *parts: str) -> str:
-    """Return a complete page that needs no other file."""
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        f'<main>\n<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
-        f"{body}\n</main>\n</body>\n</html>\n"
-    )
+    environment.filters |= {
+        "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+        "duration": duration,
+        "flat": lambda values: _flat("", values),
+        "quantity": quantity,
+        "score": score,
+        "spread": spread,
+    }
+    return environment
 
 
 def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -187,18 +114,11 @@ def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 __all__ = [
-    "cards",
-    "details",
     "duration",
-    "escape",
-    "facts",
-    "image",
+    "file_name",
     "is_fraction",
     "is_score",
-    "number",
-    "page",
     "quantity",
-    "section",
-    "spread",
-    "table",
+    "render",
+    "score",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,11 @@ RESULTS_FILE = "results.json"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Results of one metric on one stream: rows after each step, and before."""
+    """Results of one metric on one stream, over time and before the stream.
+
+    ``points`` are the indices of the training steps behind the rows, None for a row
+    after each step.
+    """
 
     E: np.ndarray
     before: np.ndarray | None
@@ -29,11 +33,20 @@ class Matrix:
     protocol: str | None = None
     counts: list[int] | None = None
     space: str | None = None
+    points: list[int] | None = None
+
+    @property
+    def by_step(self) -> bool:
+        """Whether there is a row for each training step."""
+        return self.points is None
 
     @property
     def row_labels(self) -> list[str]:
         """Names of the trained steps: their own, else the test sets', else numbers."""
         rows, columns = self.E.shape
+        if self.points is not None:
+            known = dict(enumerate(self.steps))
+            return [known.get(step, str(step + 1)) for step in self.points]
         if len(self.steps) >= rows:
             return self.steps[:rows]
         if rows <= columns:
@@ -43,6 +56,8 @@ class Matrix:
     def summary(self) -> dict[str, float]:
         """Levels (if the matrix is square) and differences over the stream."""
         rows, columns = self.E.shape
+        if not self.by_step:
+            return {"average": float(self.E.mean()), "final": float(self.E[-1].mean())}
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
@@ -50,6 +65,8 @@ class Matrix:
 
     def protocol_values(self) -> dict[str, float]:
         """Summaries that belong to the protocol of the benchmark."""
+        if not self.by_step:
+            return {}
         return protocol_summary(self.E, self.protocol, self.counts, self.space)
 
 
@@ -120,6 +137,8 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
     all_labels, counts = data.get("labels", {}), data.get("counts", {})
     space = results.get("config", {}).get("eval_label_space")
     steps = [str(label) for label in all_labels.get("train", [])]
+    evaluations = results.get("evaluations", {"at": "steps"})
+    points = None if evaluations["at"] == "steps" else list(evaluations["steps"])
     for stream, metrics in results["matrices"].items():
         for metric, parts in metrics.items():
             E = np.array(parts["E"], dtype=np.float64)
@@ -133,7 +152,7 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             # Losses have no transfer or accuracy over classes.
             protocol = data.get("protocol") if is_result(metric) else None
             found.setdefault(stream, {})[metric] = Matrix(
-                E, row, labels, steps, protocol, counts.get(stream), space
+                E, row, labels, steps, protocol, counts.get(stream), space, points
             )
     return found
 
@@ -151,14 +170,15 @@ def main_metric(metrics: Mapping[str, Any]) -> str:
 
 
 def cumulative_budget(
-    results: Mapping[str, Any], steps: int
+    results: Mapping[str, Any], points: Sequence[int]
 ) -> tuple[str, list[float]]:
-    """Return what was spent up to the end of each step.
+    """Return what was spent up to the end of some steps.
 
     :param results: content of ``results.json``.
-    :param steps: number of trained steps.
+    :param points: indices of the trained steps, ascending.
     :return: name of the unit, MACs or else samples or steps, and the sums.
     """
+    steps = points[-1] + 1
     rows = results.get("macs", {}).get("macs")
     if isinstance(rows, list) and len(rows) >= steps:
         spent = [sum(r.values()) if isinstance(r, Mapping) else r for r in rows[:steps]]
@@ -167,7 +187,8 @@ def cumulative_budget(
         spent, name = results["samples"][:steps], "training samples"
     else:
         spent, name = [1] * steps, "steps"
-    return name, np.cumsum(np.array(spent, dtype=np.float64)).tolist()
+    sums = np.cumsum(np.array(spent, dtype=np.float64))
+    return name, sums[list(points)].tolist()
 
 
 def total_budget(results: Mapping[str, Any]) -> float:
@@ -181,7 +202,8 @@ def total_budget(results: Mapping[str, Any]) -> float:
         return float(macs["total_macs"])
     rows = macs.get("macs")
     if isinstance(rows, list):
-        return float(cumulative_budget(results, len(rows))[1][-1]) if rows else 0.0
+        last = [len(rows) - 1]
+        return cumulative_budget(results, last)[1][0] if rows else 0.0
     return math.nan
 
 

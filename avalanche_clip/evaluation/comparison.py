@@ -18,7 +18,6 @@ from avalanche_clip.evaluation._results import (
     matrices,
     total_budget,
 )
-from avalanche_clip.evaluation._tables import file_name, matrix_table
 from avalanche_clip.evaluation.plots import Spread
 
 # the values whose small numbers are the good ones
@@ -54,16 +53,13 @@ def write_comparison(
     folder.mkdir(parents=True, exist_ok=True)
     runs = _group([load_results(source) for source in results])
     tables = _collect(runs)
-    parts: list[str] = []
-    for stream, metrics in tables.items():
-        name = metric or main_metric(metrics)
-        if name not in metrics:
+    names = {stream: metric or main_metric(table) for stream, table in tables.items()}
+    for stream, name in names.items():
+        if name not in tables[stream]:
             raise ValueError(
                 f"metric={name!r} is not in all runs; stream {stream!r} has "
-                f"{list(metrics)}."
+                f"{list(tables[stream])}."
             )
-        parts.append(_stream_section(folder, runs, stream, name, metrics))
-    parts.append(_runs_section(runs))
     counts = sorted({len(rows) for rows in runs.values()})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     lead = (
@@ -73,14 +69,29 @@ def write_comparison(
         s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
     }
     write_json(folder / "comparison.json", content, checksum=True)
+    page = _html.render(
+        "comparison.html",
+        title="Comparison of methods",
+        lead=lead,
+        streams=[
+            _stream(folder, runs, stream, names[stream], metrics)
+            for stream, metrics in tables.items()
+        ],
+        runs=_run_rows(runs),
+        hashes=sorted(
+            {str(r.get("data", {}).get("hash")) for rows in runs.values() for r in rows}
+        ),
+    )
     path = folder / "comparison.html"
-    write_text(path, _html.page("Comparison of methods", lead, *parts))
+    write_text(path, page)
     return path
 
 
 Runs = dict[str, list[dict[str, Any]]]
 # score (not rank or tie share) -> method -> matrices of its runs
 Tables = dict[str, dict[str, list[Matrix]]]
+# header, and the label and (mean, deviation, best) of the cells of each row
+SpreadTable = tuple[list[str], list[tuple[str, list[tuple[float, float, bool]]]]]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -152,6 +163,12 @@ def _collect(runs: Runs) -> dict[str, Tables]:
             if not (everywhere and _html.is_score(metric)):
                 continue
             shapes = {tables[stream][metric].E.shape for tables in flat}
+            points = {str(tables[stream][metric].points) for tables in flat}
+            if len(points) > 1:
+                raise ValueError(
+                    f"Rows of {metric!r} on stream {stream!r} are of other steps in "
+                    "some runs; compare runs with the same evaluate_at."
+                )
             if len(shapes) > 1:
                 raise ValueError(
                     f"Matrices of {metric!r} on stream {stream!r} have shapes "
@@ -175,12 +192,13 @@ def _summaries(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, Sprea
     return found
 
 
-def _stream_section(
+def _stream(
     folder: Path, runs: Runs, stream: str, name: str, metrics: Tables
-) -> str:
+) -> dict[str, Any]:
+    """What the page shows about one stream."""
     percent = _html.is_fraction(name)
     summaries = _summaries(metrics[name])
-    end = file_name(f"{stream}_{name}")
+    end = _html.file_name(f"{stream}_{name}")
     shown = {
         method: {k: v for k, v in values.items() if math.isfinite(v.mean)}
         for method, values in summaries.items()
@@ -201,7 +219,7 @@ def _stream_section(
             percent=percent,
         )
         images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
-    tables = []
+    means = []
     for method, rows in metrics[name].items():
         mean = _mean_matrix(rows)
         heat = plots.plot_matrix(
@@ -209,28 +227,26 @@ def _stream_section(
             before=mean.before,
             labels=mean.labels,
             row_labels=mean.row_labels,
+            diagonal=mean.by_step,
             title=f"{method}: {name}, "
             + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
             percent=percent,
         )
-        path = folder / f"matrix_{file_name(method)}_{end}.png"
-        picture = _html.image(plots.save_figure(heat, path), f"matrix of {method}")
-        tables.append(_html.details(method, picture, matrix_table(name, mean)))
-    others = [
-        _html.details(other, _summary_table(other, _summaries(methods)))
-        for other, methods in metrics.items()
-        if other != name
-    ]
-    return _html.section(
-        f"{name} on stream “{stream}”",
-        _summary_table(name, summaries),
-        *(_html.image(path, path.stem.replace("_", " ")) for path in images),
-        "<h3>The last model on each test set</h3>",
-        _last_table(name, metrics[name]),
-        "<h3>Mean matrices</h3>",
-        *tables,
-        *(["<h3>Other metrics</h3>", *others] if others else []),
-    )
+        path = folder / f"matrix_{_html.file_name(method)}_{end}.png"
+        means.append((method, plots.save_figure(heat, path), mean))
+    return {
+        "stream": stream,
+        "name": name,
+        "summary": _summary_table(summaries),
+        "images": images,
+        "last": _last_table(metrics[name]),
+        "means": means,
+        "others": {
+            other: _summary_table(_summaries(methods))
+            for other, methods in metrics.items()
+            if other != name
+        },
+    }
 
 
 def _mean_matrix(rows: list[Matrix]) -> Matrix:
@@ -240,48 +256,44 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
         np.mean(before, axis=0) if len(before) == len(rows) else None,
         rows[0].labels,
         rows[0].steps,
+        points=rows[0].points,
     )
 
 
-def _summary_table(name: str, summaries: Mapping[str, Mapping[str, Spread]]) -> str:
-    percent = _html.is_fraction(name)
+def _summary_table(summaries: Mapping[str, Mapping[str, Spread]]) -> SpreadTable:
     keys = list(dict.fromkeys(key for values in summaries.values() for key in values))
-    methods = list(summaries)
-    rows = []
-    classes: dict[tuple[int, int], str] = {}
-    for method in methods:
-        cells = [summaries[method][key] for key in keys]
-        rows.append([method, *(_html.spread(*cell, percent=percent) for cell in cells)])
-    for j, key in enumerate(keys, start=1):
-        means = [summaries[method][key].mean for method in methods]
-        best = _best(means, larger=key not in _LOWER_IS_BETTER)
-        classes |= {(i, j): "best" for i in best}
-    return _html.table(
-        ["method", *(key.replace("_", " ") for key in keys)], rows, classes=classes
-    )
+    rows = {
+        method: [values[key] for key in keys] for method, values in summaries.items()
+    }
+    smaller = [key in _LOWER_IS_BETTER for key in keys]
+    return _with_best([key.replace("_", " ") for key in keys], rows, smaller)
 
 
-def _best(means: list[float], *, larger: bool = True) -> list[int]:
-    """Return the positions of the best mean; none without a choice."""
-    finite = [mean for mean in means if math.isfinite(mean)]
-    if len(set(finite)) < 2:
-        return []
-    best = max(finite) if larger else min(finite)
-    return [i for i, mean in enumerate(means) if mean == best]
-
-
-def _last_table(name: str, methods: Mapping[str, list[Matrix]]) -> str:
-    percent = _html.is_fraction(name)
-    rows, means = [], []
-    classes: dict[tuple[int, int], str] = {}
-    for method, runs in methods.items():
-        cells = [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
-        means.append([cell.mean for cell in cells])
-        rows.append([method, *(_html.spread(*cell, percent=percent) for cell in cells)])
-    for j, column in enumerate(zip(*means, strict=True), start=1):
-        classes |= {(i, j): "best" for i in _best(list(column))}
+def _last_table(methods: Mapping[str, list[Matrix]]) -> SpreadTable:
+    rows = {
+        method: [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
+        for method, runs in methods.items()
+    }
     labels = next(iter(methods.values()))[0].labels
-    return _html.table(["method", *labels], rows, classes=classes)
+    return _with_best(labels, rows, [False] * len(labels))
+
+
+def _with_best(
+    columns: list[str], rows: Mapping[str, list[Spread]], smaller: list[bool]
+) -> SpreadTable:
+    """Mark the best mean of each column; none without a choice."""
+    best = []
+    for column, small in zip(zip(*rows.values(), strict=True), smaller, strict=True):
+        finite = {cell.mean for cell in column if math.isfinite(cell.mean)}
+        choose = min if small else max
+        best.append(choose(finite) if len(finite) > 1 else math.nan)
+    return ["method", *columns], [
+        (
+            method,
+            [(*cell, cell.mean == top) for cell, top in zip(cells, best, strict=True)],
+        )
+        for method, cells in rows.items()
+    ]
 
 
 def _budget_points(
@@ -297,34 +309,21 @@ def _budget_points(
     return points
 
 
-def _runs_section(runs: Runs) -> str:
+def _run_rows(runs: Runs) -> list[tuple[str, list[str]]]:
     rows = []
     for method, results in runs.items():
         budgets = [total_budget(result) for result in results]
         seconds = [
             sum(r.get("seconds", {}).get("train") or [math.nan]) for r in results
         ]
-        rows.append(
-            [
-                method,
-                ", ".join(str(result.get("seed")) for result in results),
-                _html.quantity(float(np.mean(budgets)), "MAC"),
-                _html.duration(float(np.mean(seconds))),
-                ", ".join(sorted({_commit(result) for result in results})),
-            ]
-        )
-    hashes = sorted(
-        {str(r.get("data", {}).get("hash")) for rs in runs.values() for r in rs}
-    )
-    note = f"Data hash {', '.join(hashes)}"
-    if len(hashes) > 1:
-        note += " - the runs used different data!"
-    header = ["method", "seeds", "forward compute", "training time", "revision"]
-    return _html.section(
-        "Runs",
-        _html.table(header, rows),
-        f'<p class="note">{_html.escape(note)}</p>',
-    )
+        cells = [
+            ", ".join(str(result.get("seed")) for result in results),
+            _html.quantity(float(np.mean(budgets)), "MAC"),
+            _html.duration(float(np.mean(seconds))),
+            ", ".join(sorted({_commit(result) for result in results})),
+        ]
+        rows.append((method, cells))
+    return rows
 
 
 def _commit(result: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ def plot_matrix(
     before: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
+    diagonal: bool = True,
     title: str = "",
     percent: bool = True,
 ) -> Figure:
@@ -62,6 +63,7 @@ def plot_matrix(
     :param labels: names of the test sets, J strings; numbers from 1 if None.
     :param row_labels: names of the training steps, K strings; None: those of the
         first K test sets.
+    :param diagonal: whether row i is the training step of test set i.
     :param title: shown above.
     :param percent: whether the values are fractions to be shown in percent.
     :return: the figure.
@@ -97,7 +99,8 @@ def plot_matrix(
         ha="right" if long else "center",
     )
     bottom.set_xlabel("test set")
-    frame_diagonal(bottom, min(rows, columns))
+    if diagonal:
+        frame_diagonal(bottom, min(rows, columns))
     bar = figure.colorbar(image, ax=list(axes), fraction=0.035, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=9, colors=SOFT)
@@ -112,6 +115,7 @@ def plot_over_time(
     before: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
+    diagonal: bool = True,
     title: str = "",
     ylabel: str = "",
     percent: bool = True,
@@ -126,6 +130,7 @@ def plot_over_time(
     :param labels: names of the test sets, J strings.
     :param row_labels: names of the training steps, K strings; None: those of the
         first K test sets.
+    :param diagonal: whether row i is the training step of test set i.
     :param title: shown above.
     :param ylabel: name of the score.
     :param percent: whether the values are fractions to be shown in percent.
@@ -150,7 +155,7 @@ def plot_over_time(
         colour, marker = look(j)
         (line,) = ax.plot(x, values[:, j], color=colour, linewidth=1.8, label=name)
         line.set(marker=marker, markersize=6, markerfacecolor="white")
-        if j < rows:
+        if diagonal and j < rows:
             own = j + offset
             ax.plot(x[own], values[own, j], marker=marker, markersize=8, color=colour)
     long = max(map(len, ticks)) > 8 or len(ticks) > 8

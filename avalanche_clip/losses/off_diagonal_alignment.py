@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip._numbers import as_finite
-from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.checks import as_finite, require_array, require_choice
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -58,7 +57,10 @@ def off_diagonal_alignment_loss(
     0.052689
     """
     check_score_pair(scores, teacher_scores, ("scores", "teacher_scores"))
-    _check_options(scores, temperature, reduction, row_filter)
+    require_array(scores, "scores", "B B", give="a square matrix")
+    as_finite(temperature, "temperature", above=0)
+    require_choice("reduction", reduction, REDUCTIONS)
+    require_choice("row_filter", row_filter, ROW_FILTERS)
     with full_precision(scores):
         student = at_least_float32(scores) / temperature
         teacher = at_least_float32(teacher_scores).detach() / temperature
@@ -80,8 +82,7 @@ def correctly_ranked_rows(scores: Tensor) -> Tensor:
     >>> correctly_ranked_rows(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
     tensor([ True, False])
     """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"scores {tuple(scores.shape)} given; pass a square matrix.")
+    require_array(scores, "scores", "B B", give="a square matrix")
     return scores.diagonal() >= scores.amax(dim=1)
 
 
@@ -112,18 +113,6 @@ def _without_diagonal(matrix: Tensor) -> Tensor:
     size = len(matrix)
     off = ~torch.eye(size, dtype=torch.bool, device=matrix.device)
     return matrix[off].view(size, size - 1)
-
-
-def _check_options(
-    scores: Tensor, temperature: float, reduction: str, row_filter: str
-) -> None:
-    if scores.shape[0] != scores.shape[1]:
-        raise ValueError(
-            f"scores {tuple(scores.shape)} given; pass the square matrix of a batch."
-        )
-    as_finite(temperature, "temperature", above=0)
-    require_choice("reduction", reduction, REDUCTIONS)
-    require_choice("row_filter", row_filter, ROW_FILTERS)
 
 
 __all__ = [

@@ -22,11 +22,11 @@ from avalanche_clip.models.config_schema import Schema
 from avalanche_clip.models.hf_loading import (
     HF_MODEL_TYPES,
     check_text_tower,
-    check_tokenizer_settings,
     hf_config_object,
     plain_hf_config,
 )
 from avalanche_clip.models.preprocessing import OPENAI, SIGLIP, check_preprocess
+from avalanche_clip.models.text.settings import check_tokenizer_settings
 from avalanche_clip.models.towers import OpenCLIPTowers, Towers, TransformersTowers
 
 DEFAULT_CONTEXT_LENGTH = 77

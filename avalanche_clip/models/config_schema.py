@@ -18,10 +18,12 @@ from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.models.hf_loading import (
     HF_KEYS,
     HF_MODEL_TYPES,
+)
+from avalanche_clip.models.preprocessing import check_preprocess
+from avalanche_clip.models.text.settings import (
     TOKENIZER_SETTINGS,
     check_tokenizer_settings,
 )
-from avalanche_clip.models.preprocessing import check_preprocess
 from avalanche_clip.models.transforms import Preprocessing, TinyAugmentation
 
 FORMAT = 2

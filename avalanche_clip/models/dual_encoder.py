@@ -6,21 +6,29 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip._numbers import as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.models import architectures
 from avalanche_clip.models.blocks import BlockView
 from avalanche_clip.models.fingerprint import FingerprintCache
 from avalanche_clip.models.inputs import check_conversion, check_images, check_tokens
 from avalanche_clip.models.model_folder import save_model
-from avalanche_clip.models.output import CLIPOutput, joint_features, unit_features
+from avalanche_clip.models.output import (
+    PRECISIONS,
+    CLIPOutput,
+    joint_features,
+    unit_features,
+)
 from avalanche_clip.models.profile import count_macs
-from avalanche_clip.models.tokenizers import CaptionTokenizer, build_tokenizer
+from avalanche_clip.models.text.build import build_tokenizer
+from avalanche_clip.models.tokenizers import CaptionTokenizer
 from avalanche_clip.models.towers import inner_path, plain_name
 from avalanche_clip.models.transforms import (
     ImageTransform,
@@ -33,7 +41,6 @@ _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
 _SCALES = ("logit_scale", "logit_bias")
 _OWN_TOKENIZERS = ("open_clip", "json", "growing")
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class DualEncoder(nn.Module):
@@ -65,14 +72,15 @@ class DualEncoder(nn.Module):
         preprocessing_source: str = "the configuration given",
     ) -> None:
         super().__init__()
-        self.clip: Any
         require_choice("precision", precision, PRECISIONS)
-        self.clip = clip
+        self.clip: Any = clip
         self._config = config
         self._towers = architectures.towers_of(config)
         self._cache_dir = cache_dir
-        self._tokenizer: CaptionTokenizer | None = None
-        self._shapes = {k: tuple(v.shape) for k, v in clip.state_dict().items()}
+        #: the tokenizer, None before it is first used
+        self.own_tokenizer: CaptionTokenizer | None = None
+        #: shapes of the plain architecture's tensors, by their names in ``clip``
+        self.plain_shapes = {k: tuple(v.shape) for k, v in clip.state_dict().items()}
         self._fingerprint = FingerprintCache()
         self._macs: dict[Any, dict[str, int]] = {}
         self._still: set[str] = set()
@@ -89,7 +97,7 @@ class DualEncoder(nn.Module):
         self.max_log_scale: float | None = None
         self.reset_scale_bound()
         if precision != "fp32":
-            self._store_frozen()
+            self.freeze()
 
     # ------------------------------------------------------------- description
     @property
@@ -126,7 +134,7 @@ class DualEncoder(nn.Module):
     @property
     def tokenizer(self) -> CaptionTokenizer:
         """The model's tokenizer; assign another one to replace it."""
-        if self._tokenizer is None:
+        if self.own_tokenizer is None:
             spec = self._config.get("tokenizer")
             if spec is None:
                 raise ValueError(
@@ -147,12 +155,12 @@ class DualEncoder(nn.Module):
                     f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'],"
                     " or name the tokenizer that belongs to the model."
                 )
-            self._tokenizer = built
-        return self._tokenizer
+            self.own_tokenizer = built
+        return self.own_tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: CaptionTokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.own_tokenizer = tokenizer
 
     def transform(
         self, train: bool, augmentation: TinyAugmentation | None = None
@@ -173,7 +181,8 @@ class DualEncoder(nn.Module):
         :raises ValueError: for towers without pre-norm residual attention
             blocks, convolutional ones for example.
         """
-        return self._towers.blocks(self.clip, _check_tower(tower))
+        require_choice("tower", tower, _TOWERS)
+        return self._towers.blocks(self.clip, tower)
 
     # --------------------------------------------------------------- encoding
     def encode_image(self, image: Tensor, normalize: bool = True) -> Tensor:
@@ -303,11 +312,9 @@ class DualEncoder(nn.Module):
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
         """
-        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
-        self._still |= chosen
-        for name, parameter in self.named_parameters():
-            if tower is None or self.tower_of(name) == tower:
-                parameter.requires_grad_(False)
+        for parameter in self._parameters_of(tower):
+            parameter.requires_grad_(False)
+        self._still |= {tower} if tower else set(_TOWERS)
         if self.precision != "fp32":
             self._cast_frozen()
         self.train(self.training)
@@ -317,16 +324,19 @@ class DualEncoder(nn.Module):
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
         """
-        chosen = set(_TOWERS) if tower is None else {_check_tower(tower)}
-        self._still -= chosen
-        for name, parameter in self.named_parameters():
-            if tower is None or self.tower_of(name) == tower:
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        for parameter in self._parameters_of(tower):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        self._still -= {tower} if tower else set(_TOWERS)
         adapters: Any = getattr(self, "moe_adapters", None)
         if adapters is not None:
             adapters.restore_trainable()
         self.train(self.training)
+
+    def _parameters_of(self, tower: str | None) -> list[nn.Parameter]:
+        require_choice("tower", tower, (*_TOWERS, None))
+        named = self.named_parameters()
+        return [p for name, p in named if tower in (None, self.tower_of(name))]
 
     def check_trainable(self) -> None:
         """Make sure that trainable parameters are float32.
@@ -358,12 +368,6 @@ class DualEncoder(nn.Module):
         check_conversion(fn)
         super()._apply(fn, recurse)
         return self
-
-    def _store_frozen(self) -> None:
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        self._still = set(_TOWERS)
-        self._cast_frozen()
 
     def _cast_frozen(self) -> None:
         """Store frozen matrices in 16 bits; vectors and norms stay float32."""
@@ -413,7 +417,7 @@ class DualEncoder(nn.Module):
         shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
         stored = [k for k in self.state_dict() if not k.startswith("clip.")]
         outside = [n for n, _ in self.named_parameters() if n in stored]
-        plain = {**self._shapes, **({grown: shapes[grown]} if grown else {})}
+        plain = {**self.plain_shapes, **({grown: shapes[grown]} if grown else {})}
         changed = [k for k in shapes if shapes[k] != plain.get(k)]
         found = outside + changed + [k for k in plain if k not in shapes]
         if found:
@@ -434,8 +438,7 @@ class DualEncoder(nn.Module):
             features of that tower; None for everything, scale included.
         :return: 32 hexadecimal digits.
         """
-        if tower is not None:
-            _check_tower(tower)
+        require_choice("tower", tower, (*_TOWERS, None))
         return self._fingerprint(self._tensors_of(tower))
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
@@ -455,12 +458,19 @@ class DualEncoder(nn.Module):
         :return: ``{"image": per image, "text": per caption}``. Counted once
             and remembered until parameters are added or resized.
         """
-        length = self.context_length if text_length is None else text_length
-        if not self.is_causal_text:
-            length = self.context_length
+        length = self.context_length
+        if text_length is not None and self.is_causal_text:
+            length = as_size(text_length, "text_length")
         key = (length, tuple(p.numel() for p in self.parameters()))
         if key not in self._macs:
-            self._macs[key] = count_macs(self, length)
+            device = self.logit_scale.device
+            image = torch.zeros(1, 3, *self._towers.image_size(self.clip))
+            text = torch.zeros(1, length, dtype=torch.long, device=device)
+            passes = {
+                "image": partial(self.encode_image, image.to(device)),
+                "text": partial(self.encode_text, text),
+            }
+            self._macs[key] = count_macs(self, passes)
         return dict(self._macs[key])
 
     # ----------------------------------------------------------------- storage
@@ -488,12 +498,3 @@ class DualEncoder(nn.Module):
             f" image_size={self.image_size}, context_length={self.context_length},"
             f" pretrained={self.pretrained!r}, precision={self.precision!r}"
         )
-
-
-def _check_tower(tower: str) -> str:
-    if tower not in _TOWERS:
-        raise ValueError(f"tower={tower!r} is unknown; use 'image' or 'text'.")
-    return tower
-
-
-__all__ = ["PRECISIONS", "DualEncoder"]

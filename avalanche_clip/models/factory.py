@@ -17,14 +17,14 @@ from avalanche_clip.models.agreement import (
     check_same_architecture,
     check_tag_activation,
 )
-from avalanche_clip.models.dual_encoder import PRECISIONS, DualEncoder
+from avalanche_clip.models.dual_encoder import DualEncoder
 from avalanche_clip.models.hf_loading import (
     CONFIG_NAME,
     hf_config_object,
-    is_hub_id,
 )
 from avalanche_clip.models.model_folder import restore_growth
 from avalanche_clip.models.model_sources import Stored
+from avalanche_clip.models.output import PRECISIONS
 from avalanche_clip.models.preprocessing import (
     OPENAI,
     of_name,
@@ -38,7 +38,8 @@ from avalanche_clip.models.presets import (
     preset_config,
     preset_weights,
 )
-from avalanche_clip.models.tokenizers import json_hash
+from avalanche_clip.models.text.build import json_hash
+from avalanche_clip.models.text.settings import is_hub_id
 from avalanche_clip.models.weight_layouts import load_into
 
 _HF_PREFIX = "hf:"
@@ -134,7 +135,8 @@ def create_dual_encoder(
         preprocessing_source=request.source,
     )
     if request.growth is not None and loaded is not None:
-        restore_growth(model, request.growth)
+        length = model.context_length
+        restore_growth(model, request.growth, length, model.is_causal_text)
         load_into(clip, loaded.state, str(request.weights))
         model.reset_scale_bound()
     return model.to(device).train()

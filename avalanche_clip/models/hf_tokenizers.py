@@ -13,8 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from avalanche_clip._files import read_json, replacing_folder, write_json
-from avalanche_clip.models.hf_loading import check_tokenizer_settings
-from avalanche_clip.models.model_sources import HF_TOKENIZER_FILES
+from avalanche_clip.models.text.settings import (
+    HF_TOKENIZER_FILES,
+    check_tokenizer_settings,
+)
 from avalanche_clip.models.tokenizers import (
     CaptionTokenizer,
     Codes,

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avalanche_clip._files import read_json, write_json
 from avalanche_clip.models import vocabulary_storage, weights
 from avalanche_clip.models.config_schema import FORMAT, check_model_file
 from avalanche_clip.models.hf_loading import plain_hf_config
+from avalanche_clip.models.text.build import build_tokenizer
 from avalanche_clip.models.token_embedding import (
     ExpandableTokenEmbedding,
     attach_token_embedding,
     find_token_embedding,
 )
-from avalanche_clip.models.tokenizers import build_tokenizer
 from avalanche_clip.models.towers import plain_name
-
-if TYPE_CHECKING:
-    from avalanche_clip.models.dual_encoder import DualEncoder
+from avalanche_clip.models.weights import Storable
 
 USAGE_FILE = "token_usage.safetensors"
 
 
-def save_model(model: DualEncoder, folder: str | Path) -> None:
+def save_model(model: Storable, folder: str | Path) -> None:
     """Write a model into a folder, see :meth:`DualEncoder.save`.
 
     A grown token table is stored with the weights under its usual name; what else
@@ -39,7 +37,7 @@ def save_model(model: DualEncoder, folder: str | Path) -> None:
     :raises ValueError: if adapters are attached, or rows of the token table are
         being trained.
     """
-    table = find_token_embedding(model)
+    table = find_token_embedding(model.clip)
     if table is not None and table.active is not None:
         raise ValueError(
             f"{len(table.active)} rows of the token table are being trained; save the "
@@ -97,7 +95,7 @@ def renew_model_file(folder: Path) -> None:
     write_json(path, facts)
 
 
-def _key_of(model: DualEncoder, table: ExpandableTokenEmbedding | None) -> str | None:
+def _key_of(model: Storable, table: ExpandableTokenEmbedding | None) -> str | None:
     """Name of a table's weight in the state dictionary of the wrapped model."""
     for name, module in model.clip.named_modules():
         if module is table:
@@ -119,21 +117,23 @@ def _growth_facts(
     }
 
 
-def restore_growth(model: DualEncoder, growth: dict[str, Any]) -> None:
+def restore_growth(
+    model: Any, growth: dict[str, Any], context_length: int, trim: bool
+) -> None:
     """Give a model of the base size the table and the tokenizer of a saved one.
 
     The values of the table come with the weights, which are loaded afterwards.
 
-    :param model: just built.
+    :param model: dual encoder, just built.
     :param growth: entry of the configuration file, with the ``folder`` it lies in.
+    :param context_length: longest row of the text tower.
+    :param trim: True for causal text towers.
     :raises ValueError: if the table began with another number of rows.
     """
     usage = vocabulary_storage.read_usage(
         Path(growth["folder"], USAGE_FILE), growth["rows"]
     )
-    tokenizer = build_tokenizer(
-        growth["tokenizer"], model.context_length, trim=model.is_causal_text
-    )
+    tokenizer = build_tokenizer(growth["tokenizer"], context_length, trim=trim)
     table = attach_token_embedding(
         model,
         tokenizer=tokenizer,

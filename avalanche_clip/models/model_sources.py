@@ -14,23 +14,14 @@ from avalanche_clip.models.config_schema import check_model_file
 from avalanche_clip.models.hf_loading import (
     CONFIG_NAME,
     anchor,
-    is_hub_id,
     read_hf_config,
 )
 from avalanche_clip.models.preprocessing import read_image_processor
+from avalanche_clip.models.text.settings import HF_TOKENIZER_FILES, is_hub_id
 
 # what transformers reads of a tokenizer's or a tower's folder
 _READ = (".json", ".jsonl", ".txt", ".model", ".bpe", ".tiktoken")
 _TIMM_FOLDER = "local-dir:"
-# one of them is in every tokenizer folder of transformers
-HF_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 
 
 @dataclass
@@ -261,7 +252,6 @@ def adopt(
 
 
 __all__ = [
-    "HF_TOKENIZER_FILES",
     "Stored",
     "adopt",
     "read_open_clip",

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class CLIPOutput(NamedTuple):
     """Features of one image-text batch.
@@ -73,4 +75,4 @@ def joint_features(image: Tensor, text: Tensor, owner: Any = None) -> Tensor:
     return torch.cat([image, text[first]], 1)
 
 
-__all__ = ["CLIPOutput", "joint_features", "unit_features"]
+__all__ = ["PRECISIONS", "CLIPOutput", "joint_features", "unit_features"]

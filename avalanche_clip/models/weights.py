@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,11 @@ from avalanche_clip._files import (
     unreadable,
 )
 from avalanche_clip._suggest import require_choice
-from avalanche_clip.models.hf_loading import CONFIG_NAME, HF_MODEL_TYPES, is_hub_id
+from avalanche_clip.models.hf_loading import CONFIG_NAME, HF_MODEL_TYPES
+from avalanche_clip.models.output import PRECISIONS
+from avalanche_clip.models.text.build import portable_spec
+from avalanche_clip.models.text.settings import is_hub_id
+from avalanche_clip.models.tokenizers import CaptionTokenizer
 from avalanche_clip.models.torch_files import ScriptedModule, read_torch_file
 from avalanche_clip.models.towers import plain_name
 from avalanche_clip.models.weight_layouts import (
@@ -34,9 +38,6 @@ from avalanche_clip.models.weight_layouts import (
     strip_prefixes,
     take_state,
 )
-
-if TYPE_CHECKING:
-    from avalanche_clip.models.dual_encoder import DualEncoder
 
 CONFIG_FILE = "dual_encoder.json"
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -227,9 +228,31 @@ def _read_torch(path: Path) -> LoadedWeights:
 
 
 # ------------------------------------------------------------------ writing
-def save_weights(
-    model: DualEncoder, path: str | Path, *, precision: str = "fp32"
-) -> None:
+class Storable(Protocol):
+    """What is asked of a :class:`DualEncoder` that is stored.
+
+    :ivar clip: the wrapped model.
+    :ivar own_tokenizer: its tokenizer, None before it is first used.
+    :ivar plain_shapes: shape of each tensor of the plain architecture.
+    """
+
+    clip: Any
+    own_tokenizer: CaptionTokenizer | None
+    plain_shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Full configuration, a copy."""
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The tokenizer, made when it is first asked for."""
+
+    def check_plain(self, action: str, *, grown: str | None = None) -> None:
+        """Raise ValueError unless the weights are those of the architecture."""
+
+
+def save_weights(model: Storable, path: str | Path, *, precision: str = "fp32") -> None:
     """Write a model's weights with its configuration as one safetensors file.
 
     The file carries a checksum of names, shapes, bytes and configuration, so it can
@@ -241,8 +264,6 @@ def save_weights(
         tensors; the logarithm of the scale stays float32.
     :raises ValueError: if adapters are attached.
     """
-    from avalanche_clip.models.dual_encoder import PRECISIONS
-
     require_choice("precision", precision, PRECISIONS)
     state = {}
     for name, tensor in model.clip.state_dict().items():
@@ -250,7 +271,7 @@ def save_weights(
             keep = name in ("logit_scale", "logit_bias")
             tensor = tensor.to(torch.float32 if keep else PRECISIONS[precision])
         state[plain_name(name)] = tensor
-    strange = sorted(state.keys() ^ model._shapes.keys())
+    strange = sorted(state.keys() ^ model.plain_shapes.keys())
     if strange:
         raise ValueError(
             f"{path} is not written: the model's tensors are not those of its "
@@ -261,15 +282,13 @@ def save_weights(
     write_safetensors(path, state, {"config": json.dumps(config, sort_keys=True)})
 
 
-def portable_config(model: DualEncoder) -> dict[str, Any]:
+def portable_config(model: Storable) -> dict[str, Any]:
     """Return a configuration that names no file of this machine.
 
     A tokenizer in a file is told by the hash of its content instead.
     """
-    from avalanche_clip.models.tokenizers import portable_spec
-
     config = model.config
-    config["tokenizer"] = portable_spec(config.get("tokenizer"), model)
+    config["tokenizer"] = portable_spec(config.get("tokenizer"), model.own_tokenizer)
     text = config.get("model_cfg", {}).get("text_cfg", {})
     for key in ("hf_model_name", "hf_tokenizer_name"):
         name = text.get(key)
@@ -308,6 +327,7 @@ __all__ = [
     "TEXT_CONFIG_FOLDER",
     "WEIGHTS_FILE",
     "LoadedWeights",
+    "Storable",
     "config_files",
     "file_hash",
     "find_weights",

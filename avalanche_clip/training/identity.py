@@ -24,6 +24,7 @@ def run_identity(
     config: dict[str, Any],
     data: dict[str, Any],
     streams: Sequence[str],
+    evaluate_at: Any,
     method: str | None,
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the stored one, as plain data.
@@ -34,6 +35,7 @@ def run_identity(
     :param config: of the strategy.
     :param data: from :func:`data_summary`.
     :param streams: names of the streams that are evaluated.
+    :param evaluate_at: when they are, see :class:`EvaluationPoints`.
     :param method: name of the method; default the strategy's class.
     """
     settings = {**strategy_arguments(strategy), **config}
@@ -46,6 +48,7 @@ def run_identity(
             "method": method or type(strategy).__name__,
             "seed": strategy.seed,
             "streams": list(streams),
+            "evaluate_at": evaluate_at,
             "data": data["hash"],
             "experiences": data["experiences"],
             "transforms": data["transforms"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,7 @@ class RunFolder:
     :param strategy: its own :class:`CheckpointPlugin`, if it has one, is used.
     :param identity: what a resumed run must have in common with this one.
     :param checkpoint_iterations: interval of checkpoints inside experiences.
+    :param points: steps after which checkpoints are written.
     """
 
     csv: MetricsCSVLogger
@@ -58,6 +59,7 @@ class RunFolder:
         strategy: Any,
         identity: dict[str, Any],
         checkpoint_iterations: int | None,
+        points: Container[int],
     ):
         self.path = path
         self.strategy = strategy
@@ -71,6 +73,7 @@ class RunFolder:
                 path / "checkpoints", every_iterations=checkpoint_iterations
             )
         )
+        self.points = points
         self.found: Path | None = None
         """Checkpoint that the run goes on from."""
         self._state: dict[str, Any] | None = None
@@ -107,6 +110,7 @@ class RunFolder:
                 on_main(lambda: self._attach(resume))
                 if self.added:
                     self.strategy.plugins.append(self.checkpoints)
+                self.checkpoints.points = self.points
                 self.strategy.checkpoint_extra = extra
                 yield
             except BaseException:
@@ -150,6 +154,7 @@ class RunFolder:
         if self.added and self.checkpoints in self.strategy.plugins:
             self.strategy.plugins.remove(self.checkpoints)
         self.strategy.evaluator.loggers = loggers
+        self.checkpoints.points = None
         self.strategy.checkpoint_extra = extra
         if hasattr(self, "_writer"):
             self._writer.close()

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ from avalanche_clip.training.run_info import (
     strict,
     versions,
 )
+from avalanche_clip.training.runs.points import (
+    STEPS,
+    EvaluationPoints,
+    evaluation_points,
+)
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.watchers import check_run, validates
 
@@ -53,9 +58,9 @@ Rows = dict[str, dict[str, list[list[float]]]]
 class RunResult:
     """What a run found.
 
-    ``matrices[stream][metric]["E"][i, j]`` is the value after experience ``i``
-    on experience ``j`` of the stream, ``...["before"][j]`` that of the model
-    before the stream.
+    ``matrices[stream][metric]["E"][i, j]`` is the value after training step
+    ``steps[i]`` (by default ``i``) on experience ``j`` of the stream,
+    ``...["before"][j]`` that of the model before the stream.
     """
 
     method: str
@@ -66,8 +71,13 @@ class RunResult:
     results: dict[str, Any] = field(repr=False)
 
     @property
+    def steps(self) -> list[int]:
+        """Index of the training step behind each row of ``E``."""
+        return list(self.results["evaluations"]["steps"])
+
+    @property
     def E(self) -> np.ndarray:
-        """Main metric after each experience on each experience of stream 1.
+        """Main metric at each evaluation point on each experience of stream 1.
 
         Mean R@1, or the accuracy of strategies on class names.
         """
@@ -102,6 +112,7 @@ def run_stream(
     resume: bool = False,
     checkpoint_iterations: int | None = 100,
     method: str | None = None,
+    evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -133,6 +144,12 @@ def run_stream(
         iterations inside an experience; None for between experiences only.
     :param method: name of the method in reports and comparisons; default the
         strategy's class. Name combinations of plugins.
+    :param evaluate_at: after which steps to evaluate, and to write the checkpoints
+        between steps: ``"steps"`` for each; ``{"samples": n}`` for each step that
+        passes a multiple of ``n`` samples of the stream, which an online stream of
+        many small steps needs; or a list of indices of steps. The model before the
+        stream and the one after the last step are always evaluated. See
+        :func:`evaluation_points`.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -149,6 +166,7 @@ def run_stream(
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
+    given["evaluate_at"] = evaluate_at
     agree_on_run(strategy, benchmark, given)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
@@ -156,6 +174,8 @@ def run_stream(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
+    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
+    points = evaluation_points(evaluate_at, sizes)
     for name in ("train", *streams):
         for experience in benchmark.streams[name]:
             captions = strategy.reads_captions
@@ -166,8 +186,8 @@ def run_stream(
             if hasattr(plugin, "check_benchmark"):
                 plugin.check_benchmark(benchmark)
         check_run(strategy, benchmark)
-        run = _Run(strategy, benchmark, tuple(streams), train_options, method)
-        folder = RunFolder(out, strategy, run.identity, checkpoint_iterations)
+        run = _Run(strategy, benchmark, tuple(streams), points, train_options, method)
+        folder = RunFolder(out, strategy, run.identity, checkpoint_iterations, points)
         with folder.opened(resume, run.extra):
             return run.go(folder)
 
@@ -182,12 +202,14 @@ class _Run:
         strategy: Any,
         benchmark: Any,
         streams: tuple[str, ...],
+        points: EvaluationPoints,
         options: dict[str, Any],
         method: str | None,
     ):
         self.strategy = strategy
         self.benchmark = benchmark
         self.streams = streams
+        self.points = points
         self.options = options
         self.rows: Rows = {}
         self.done = 0
@@ -200,7 +222,9 @@ class _Run:
         # Before training: schedules change the optimiser's learning rates.
         self.config = strategy_config(strategy, options)
         self.data = data_summary(benchmark)
-        self.identity = run_identity(strategy, self.config, self.data, streams, method)
+        self.identity = run_identity(
+            strategy, self.config, self.data, streams, points.at, method
+        )
 
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
@@ -211,7 +235,7 @@ class _Run:
         self.evaluate_missing(start)
         for index in range(start, len(self.benchmark.train_stream)):
             self.train(index)
-            self.evaluate(index + 1)
+            self.evaluate_missing(index + 1)
         return self.finish()
 
     # ------------------------------------------------------------- resuming
@@ -258,9 +282,10 @@ class _Run:
         return self._spent + time.perf_counter() - self._begin
 
     def evaluate_missing(self, start: int) -> None:
-        """Evaluate the stored model if that was interrupted."""
-        if self.done < start + 1 and self.strategy._pending is None:
-            self.evaluate(start)
+        """Evaluate the model before step ``start``, if it is due and was not."""
+        row = self.points.before(start)
+        if self.done <= row and self.strategy._pending is None:
+            self.evaluate(row)
 
     # ---------------------------------------------------- training, evaluating
     def train(self, index: int) -> None:
@@ -321,8 +346,9 @@ class _Run:
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
         space = self.config.get("eval_label_space")
+        by_step = self.points.at == STEPS
         summary = {
-            s: _summaries(m, self.data, self.data["counts"][s], space)
+            s: _summaries(m, self.data, self.data["counts"][s], space, by_step)
             for s, m in matrices.items()
         }
         results = {
@@ -332,6 +358,7 @@ class _Run:
             "versions": versions(),
             "revision": revision(),
             "data": self.data,
+            "evaluations": self.points.record(),
             "samples": compute["samples"],
             "compute": compute,
             "parameters": self.strategy.compute.parameters,
@@ -376,11 +403,12 @@ def _summaries(
     data: dict[str, Any],
     counts: Sequence[int],
     space: str | None,
+    by_step: bool,
 ) -> dict[str, Any]:
     """Summaries of the recalls and accuracies of a stream."""
     return {
         metric: stream_summary(
-            parts["E"], parts["before"], data["protocol"], counts, space
+            parts["E"], parts["before"], data["protocol"], counts, space, by_step
         )
         for metric, parts in metrics.items()
         if is_result(metric) and parts["E"].ndim == 2 and parts["E"].size

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from avalanche_clip.models.bpe_training import LearntVocabulary
 from avalanche_clip.models.growing_tokenizer import GrowingTokenizer, count_tokens
+from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.presets import TOKENIZER_FILE
 from avalanche_clip.models.tokenizers import (
     CaptionTokenizer,
-    HFCaptionTokenizer,
     JSONTokenizer,
     OpenCLIPTokenizer,
 )

@@ -9,10 +9,10 @@ from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.hf_loading import (
     anchor,
     check_text_tower,
-    check_tokenizer_settings,
     plain_hf_config,
 )
 from avalanche_clip.models.model_sources import read_open_clip
+from avalanche_clip.models.text.settings import check_tokenizer_settings
 from tests.models.conftest import VOCAB, hf_towers, save_hf_tokenizer
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avalanche_clip.models import JSONTokenizer, OpenCLIPTokenizer, create_dual_encoder
-from avalanche_clip.models.tokenizers import build_tokenizer
+from avalanche_clip.models.text.build import build_tokenizer
 
 LONG = " ".join(["red", "dog"] * 10)
 

@@ -18,7 +18,9 @@ from tests.training.runs import build
 def identity(train=(), **options):
     strategy, benchmark = build(**options)
     config = strategy_config(strategy, dict(train))
-    return run_identity(strategy, config, data_summary(benchmark), ["test"], None)
+    return run_identity(
+        strategy, config, data_summary(benchmark), ["test"], "steps", None
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_run_identity__arguments_of_named_strategies_count(name, other):
         strategy = language_strategy(model, **options)
         data = data_summary(language_stream(model, ["en"]))
         config = strategy_config(strategy, {})
-        return run_identity(strategy, config, data, ["test"], None)
+        return run_identity(strategy, config, data, ["test"], "steps", None)
 
     found = differences(make(), make(**{name: other}))
     assert any(f"{name} is " in line for line in found), found
@@ -137,7 +139,7 @@ def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
 
     def now():
         config = strategy_config(strategy, {})
-        return run_identity(strategy, config, data, ["test"], None)
+        return run_identity(strategy, config, data, ["test"], "steps", None)
 
     before = now()
     train_stream(strategy, benchmark)

@@ -38,19 +38,6 @@ def unit_rows(name: str, value: ArrayLike) -> Tensor:
     return rows / norms
 
 
-def check_same_shape(**matrices: Tensor) -> None:
-    """Raise ValueError unless all matrices have one shape and one device."""
-    shapes = {name: tuple(m.shape) for name, m in matrices.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(
-            f"Features of shapes {shapes} given; pass the same pairs in the same order "
-            "and one embedding size, all of shape (N, D)."
-        )
-    devices = {name: str(m.device) for name, m in matrices.items()}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"Features on devices {devices} given; move them to one.")
-
-
 def row_angles(left: Tensor, right: Tensor) -> Tensor:
     """Return the angle between equal rows in degrees, for unit rows."""
     parts = [
@@ -109,4 +96,4 @@ def bands(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + height, size)
 
 
-__all__ = ["bands", "check_same_shape", "pair_angles", "row_angles", "unit_rows"]
+__all__ = ["bands", "pair_angles", "row_angles", "unit_rows"]

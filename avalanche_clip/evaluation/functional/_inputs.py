@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_array
+
 ArrayLike = Tensor | np.ndarray | Sequence
 
 _ROWS_PER_CHECK = 4096
@@ -45,12 +47,8 @@ def as_float_matrix(name: str, value: ArrayLike) -> Tensor:
     :raises ValueError: if type or shape do not fit or a value is not finite.
     """
     matrix = as_tensor(name, value)
+    require_array(matrix, name, "N D")
     shape = tuple(matrix.shape)
-    if matrix.ndim != 2 or matrix.numel() == 0:
-        raise ValueError(
-            f"{name} of shape {shape} given; pass a matrix with at least one row "
-            "and one column."
-        )
     if matrix.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name} of shape {shape} has type {matrix.dtype}; pass float32 or "
@@ -92,4 +90,40 @@ def as_float64_array(name: str, value: ArrayLike) -> np.ndarray:
         ) from error
 
 
-__all__ = ["ArrayLike", "as_float64_array", "as_float_matrix", "as_tensor"]
+def as_results(
+    name: str, value: ArrayLike, shape: str, give: str, *, wide: bool = False
+) -> np.ndarray:
+    """Return a matrix of results as a float64 array; NaN is allowed.
+
+    :param name: name of the argument, for the message.
+    :param value: tensor, array or nested sequence of numbers.
+    :param shape: see :func:`require_array`: ``"T T"`` for a square one.
+    :param give: what to pass, for the message.
+    :param wide: whether it must have at least as many columns as rows.
+    :raises ValueError: if the values are no such matrix.
+    """
+    matrix = as_float64_array(name, value)
+    require_array(matrix, name, shape, give=give)
+    if wide and matrix.shape[0] > matrix.shape[1]:
+        raise ValueError(
+            f"{name} of shape {matrix.shape} given; it needs at least as many columns "
+            f"as rows: {give}."
+        )
+    return matrix
+
+
+def as_row(name: str, value: ArrayLike, columns: int) -> np.ndarray:
+    """Return one value per column of a matrix of results as a float64 array."""
+    row = as_float64_array(name, value)
+    require_array(row, name, f"{columns}", give="one value per column of E")
+    return row
+
+
+__all__ = [
+    "ArrayLike",
+    "as_float64_array",
+    "as_float_matrix",
+    "as_results",
+    "as_row",
+    "as_tensor",
+]

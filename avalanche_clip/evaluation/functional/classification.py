@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.checks import (
+    require_array,
+    require_choice,
+    require_indices,
+)
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -54,7 +58,9 @@ def classification_metrics(
     require_choice("ties", ties, _TIES)
     if targets.shape == scores.shape:
         return {"mean_average_precision": _mean_average_precision(scores, targets)}
-    _check_class_indices(scores, targets)
+    wanted = "class indices, or multi-label targets of the shape of the scores"
+    require_array(targets, "targets", f"{len(scores)}", "integer", give=wanted)
+    require_indices(targets, scores.shape[1], "targets")
     targets = targets.long()
     num_classes = scores.shape[1]
     ranks = _class_ranks(scores, targets, ties)
@@ -92,11 +98,8 @@ def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:
     """
     features = as_float_matrix("prompt_features", prompt_features)
     index = as_tensor("class_index", class_index).to(features.device)
-    if index.shape != features.shape[:1] or index.is_floating_point():
-        raise ValueError(
-            f"class_index of shape {tuple(index.shape)} and type {index.dtype} given "
-            f"for features of shape {tuple(features.shape)}; pass one integer per row."
-        )
+    wanted = f"one per row of features of shape {tuple(features.shape)}"
+    require_array(index, "class_index", f"{len(features)}", "integer", give=wanted)
     index = index.long()
     if index.min() < 0 or (torch.bincount(index) == 0).any():
         raise ValueError(
@@ -107,21 +110,6 @@ def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:
     sums.index_add_(0, index, F.normalize(features, dim=1))
     # the length of the sum is irrelevant after the second normalisation
     return F.normalize(sums, dim=1)
-
-
-def _check_class_indices(scores: Tensor, targets: Tensor) -> None:
-    shapes = f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)}"
-    if targets.shape != scores.shape[:1]:
-        raise ValueError(
-            f"{shapes} given; pass class indices (N,) or multi-label targets (N, C)."
-        )
-    if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"{shapes}: class indices of type {targets.dtype} given.")
-    if targets.min() < 0 or targets.max() >= scores.shape[1]:
-        raise ValueError(
-            f"{shapes}: indices from {targets.min()} to {targets.max()} given; they "
-            f"must lie in 0..{scores.shape[1] - 1}."
-        )
 
 
 def _class_ranks(scores: Tensor, targets: Tensor, ties: str) -> Tensor:

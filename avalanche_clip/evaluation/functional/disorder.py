@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_alike
 from avalanche_clip.evaluation.functional._angles import (
     bands,
-    check_same_shape,
     pair_angles,
     row_angles,
     unit_rows,
@@ -34,6 +34,7 @@ _MAX_CONDITION = 1e12
 # The iteration for the orthogonal map doubles its digits per step once it is near.
 _MAX_STEPS = 60
 _SETTLED = 1e-12
+_ALIKE = "pass the same pairs in the same order, all of shape (N, D), on one device"
 
 
 def spatial_disorder(
@@ -95,9 +96,13 @@ def spatial_disorder(
     with torch.no_grad():
         old = {"image": unit_rows("v_old", v_old), "text": unit_rows("t_old", t_old)}
         new = {"image": unit_rows("v_new", v_new), "text": unit_rows("t_new", t_new)}
-        check_same_shape(
-            v_old=old["image"], t_old=old["text"], v_new=new["image"], t_new=new["text"]
-        )
+        features = {
+            "v_old": old["image"],
+            "t_old": old["text"],
+            "v_new": new["image"],
+            "t_new": new["text"],
+        }
+        require_alike(_ALIKE, ("shape", "device"), **features)
         turns = {name: row_angles(old[name], new[name]) for name in old}
         result = _deviation(turns["image"], turns["text"])
         for name in old:
@@ -192,7 +197,7 @@ def _histogram(values: Tensor, edges: Sequence[float], near: float = 0.0) -> Ten
 
 def _checked(old: ArrayLike, new: ArrayLike) -> tuple[Tensor, Tensor]:
     before, after = unit_rows("old", old), unit_rows("new", new)
-    check_same_shape(old=before, new=after)
+    require_alike(_ALIKE, ("shape", "device"), old=before, new=after)
     return before, after
 
 

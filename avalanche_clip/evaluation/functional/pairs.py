@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from avalanche_clip.common.checks import require_array
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_tensor
 
 
@@ -29,19 +30,13 @@ def pair_metrics(S: ArrayLike) -> dict[str, float]:
     {'text_acc': 1.0, 'image_acc': 0.0, 'acc': 0.0}
     """
     scores = as_tensor("S", S)
-    if scores.ndim not in (2, 3) or scores.numel() == 0:
-        raise ValueError(
-            f"S of shape {tuple(scores.shape)} given; pass (I, C) or (n, I, C) with "
-            "at least one entry."
-        )
-    if not scores.is_floating_point():
-        scores = scores.double()
+    if scores.ndim == 2:
+        scores = scores[None]
+    require_array(scores, "S", "n I C", give="or (I, C) of one instance")
     if not torch.isfinite(scores).all():
         raise ValueError(
             f"S of shape {tuple(scores.shape)} holds NaN or infinite values."
         )
-    if scores.ndim == 2:
-        scores = scores[None]
     size = min(scores.shape[1:])
     own = scores.diagonal(dim1=1, dim2=2)
     # the own entry is one of the entries at least as high; more are rivals

@@ -9,8 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_alike,
+    require_array,
+    require_choice,
+    require_indices,
+)
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -81,10 +87,17 @@ def retrieval_ranks(
     >>> retrieval_ranks(images, texts).text_to_image.tolist()
     [0.0, 1.0, 0.0]
     """
-    chunk_size = _check_options(ties, tie_eps, chunk_size)
+    require_choice("ties", ties, TIES)
+    as_finite(tie_eps, "tie_eps", low=0)
+    chunk_size = as_size(chunk_size, "chunk_size")
     images = as_float_matrix("image_features", image_features)
     texts = as_float_matrix("text_features", text_features)
-    _check_features(images, texts)
+    require_alike(
+        "give features of one model, of one type, on one device",
+        ("columns", "dtype", "device"),
+        image_features=images,
+        text_features=texts,
+    )
     pairs = owner_pairs(owner, images.shape[0], texts.shape[0]).to(images.device)
     # autocast would lower the precision of the products
     autocast_off = torch.autocast(device_type=images.device.type, enabled=False)
@@ -113,14 +126,9 @@ def owner_pairs(owner: ArrayLike | None, num_images: int, num_texts: int) -> Ten
         return torch.arange(num_images)[:, None].expand(-1, 2)
     given = as_tensor("owner", owner)
     is_vector = given.shape == (num_texts,)
-    if not is_vector and (given.ndim != 2 or given.shape[1] != 2):
-        raise ValueError(
-            f"owner of shape {tuple(given.shape)} given for {sizes}; pass the image "
-            f"of each text, shape ({num_texts},), or (text, image) pairs, shape "
-            "(P, 2)."
-        )
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise ValueError(f"owner of type {given.dtype} given; pass integers.")
+    wanted = f"the image of each text, or (text, image) pairs (P, 2), for {sizes}"
+    shape = f"{num_texts}" if is_vector or given.ndim == 1 else "* 2"
+    require_array(given, "owner", shape, "integer", give=wanted)
     if is_vector:
         texts = torch.arange(num_texts, device=given.device)
         pairs = torch.stack([texts, given.long()], dim=1)
@@ -132,11 +140,7 @@ def owner_pairs(owner: ArrayLike | None, num_images: int, num_texts: int) -> Ten
 
 
 def _check_partners(kind: str, indices: Tensor, size: int) -> None:
-    if indices.numel() and (indices.min() < 0 or indices.max() >= size):
-        raise ValueError(
-            f"owner holds {kind} indices from {indices.min()} to {indices.max()}; "
-            f"with {size} {kind}s they must lie in 0..{size - 1}."
-        )
+    require_indices(indices, size, f"owner, by {kind},")
     missing = torch.bincount(indices, minlength=size) == 0
     if missing.any():
         raise ValueError(
@@ -171,28 +175,6 @@ def _full_products() -> Iterator[None]:
     finally:
         for backend, kind in zip(backends, kinds, strict=True):
             backend.fp32_precision = kind
-
-
-def _check_options(ties: str, tie_eps: float, chunk_size: int) -> int:
-    """Return ``chunk_size`` as a Python integer, or raise."""
-    require_choice("ties", ties, TIES)
-    as_finite(tie_eps, "tie_eps", low=0)
-    return as_size(chunk_size, "chunk_size")
-
-
-def _check_features(images: Tensor, texts: Tensor) -> None:
-    shapes = f"{tuple(images.shape)} and {tuple(texts.shape)}"
-    if images.shape[1] != texts.shape[1]:
-        raise ValueError(
-            f"image_features and text_features have shapes {shapes}; both need the "
-            "same number of columns."
-        )
-    if images.dtype != texts.dtype or images.device != texts.device:
-        raise ValueError(
-            f"image_features and text_features of shapes {shapes} have types "
-            f"{images.dtype} and {texts.dtype} on {images.device} and "
-            f"{texts.device}; both must agree."
-        )
 
 
 def _own_scores(images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from avalanche_clip._numbers import as_size
+from avalanche_clip.common.checks import as_size
 from avalanche_clip.evaluation.functional._inputs import ArrayLike
 from avalanche_clip.evaluation.functional.ranks import retrieval_ranks
 
@@ -89,7 +89,7 @@ def _checked_ks(ks: Sequence[int]) -> list[int]:
         values = [as_size(k, "ks") for k in ks]
     except (TypeError, ValueError):
         values = []
-    if not values or min(values) < 1:
+    if not values:
         raise ValueError(
             f"ks={ks!r} given; pass a sequence of at least one integer, all >= 1."
         )

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
+from avalanche_clip.common.checks import require_array, require_indices
+from avalanche_clip.evaluation.functional._inputs import (
+    ArrayLike,
+    as_float64_array,
+    as_results,
+    as_row,
+)
 
 
 def time_transfer(E: ArrayLike, steps: Sequence[int] | None = None) -> dict[str, float]:
@@ -33,13 +39,9 @@ def time_transfer(E: ArrayLike, steps: Sequence[int] | None = None) -> dict[str,
     >>> time_transfer([[50, 40, 30], [45, 55, 35], [42, 52, 60]])["forward"]
     35.0
     """
-    matrix = as_float64_array("E", E)
-    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-    if matrix.ndim != 2 or matrix.size == 0 or not (square or steps is not None):
-        raise ValueError(
-            f"E of shape {matrix.shape} given; pass a square matrix (T, T). Use "
-            "fold_columns first if test sets are finer than steps."
-        )
+    give = "one row per step; use fold_columns first if test sets are finer than steps"
+    shape = "T T" if steps is None else "K T"
+    matrix = as_results("E", E, shape, f"a square matrix, {give}")
     trained = _trained_columns(matrix, steps)
     if len(set(trained)) < matrix.shape[1]:
         raise ValueError(
@@ -60,12 +62,9 @@ def _trained_columns(matrix: np.ndarray, steps: Sequence[int] | None) -> list[in
     if steps is None:
         return list(range(rows))
     found = np.asarray(steps)
-    if found.shape != (rows,) or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(
-            f"steps={steps!r} given for {rows} rows; pass one column number per row."
-        )
-    if found.min() < 0 or found.max() >= columns:
-        raise ValueError(f"steps={steps!r} must lie in 0..{columns - 1}.")
+    give = "the column that was trained before each row"
+    require_array(found, f"steps={steps!r}", f"{rows}", "integer", give=give)
+    require_indices(found, columns, f"steps={steps!r}")
     return [int(step) for step in found]
 
 
@@ -90,15 +89,10 @@ def fold_columns(E: ArrayLike, steps: Sequence[int]) -> np.ndarray:
     >>> fold_columns([[10, 20, 60, 40], [20, 30, 70, 80]], [0, 0, 0, 1]).tolist()
     [[30.0, 40.0], [40.0, 80.0]]
     """
-    matrix = as_float64_array("E", E)
+    matrix = as_results("E", E, "R J", "one column per test set")
     index = np.asarray(steps)
-    if matrix.ndim != 2 or index.shape != matrix.shape[1:] or index.size == 0:
-        raise ValueError(
-            f"E of shape {matrix.shape} and {index.size} steps given; pass a matrix "
-            "and one step per column."
-        )
-    if not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(f"steps of type {index.dtype} given; pass integers.")
+    shape = f"{matrix.shape[1]}"
+    require_array(index, "steps", shape, "integer", give="the step of each column of E")
     present = np.unique(index)
     if present[0] < 0 or len(present) != present[-1] + 1:
         raise ValueError(
@@ -151,16 +145,13 @@ def continual_summary(
     {'average_accuracy': 0.5, 'forgetting': 0.1, 'backward_transfer': -0.1,
      'forward_transfer': 0.1, 'retention': 0.4}
     """
-    matrix = as_float64_array("E", E)
-    wide = matrix.ndim == 2 and (steps is not None or len(matrix) <= matrix.shape[1])
-    if matrix.size == 0 or not wide:
-        raise ValueError(
-            f"E of shape {matrix.shape} given; pass one row per trained experience "
-            "and at least as many columns (test sets)."
-        )
+    give = "one row per trained experience, one column per test set"
+    matrix = as_results("E", E, "K J", give, wide=steps is None)
     trained = _trained_columns(matrix, steps)
     columns = matrix.shape[1]
-    start = np.full(columns, np.nan) if before is None else _row(before, columns)
+    start = np.full(columns, np.nan)
+    if before is not None:
+        start = as_row("before", before, columns)
     history = matrix if before is None else np.vstack([start, matrix])
     last = matrix[-1]
     # Last row that a step was trained before, by column.
@@ -199,12 +190,7 @@ def transfer_per_task(A: ArrayLike) -> dict[str, np.ndarray]:
     >>> transfer_per_task([[50.0, 30.0], [40.0, 60.0]])["transfer"]
     array([nan, 30.])
     """
-    matrix = as_float64_array("A", A)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ValueError(
-            f"A of shape {matrix.shape} given; pass a square matrix (T, T), one row "
-            "per learned data set."
-        )
+    matrix = as_results("A", A, "T T", "a square matrix, one row per learned data set")
     if not np.isfinite(matrix).all():
         row, column = np.argwhere(~np.isfinite(matrix))[0]
         raise ValueError(
@@ -260,12 +246,7 @@ def seen_unseen_per_step(E: ArrayLike) -> dict[str, np.ndarray]:
     >>> seen_unseen_per_step([[0.5, 0.25], [0.4, 0.6]])["seen"]
     array([0.5, 0.5])
     """
-    matrix = as_float64_array("E", E)
-    if matrix.ndim != 2 or matrix.size == 0 or matrix.shape[0] > matrix.shape[1]:
-        raise ValueError(
-            f"E of shape {matrix.shape} given; pass one row per learned data set and "
-            "at least as many columns."
-        )
+    matrix = as_results("E", E, "K J", "one row per learned data set", wide=True)
     if (matrix < 0).any():
         raise ValueError(f"E of shape {matrix.shape} holds negative values.")
     rows = range(len(matrix))
@@ -321,18 +302,10 @@ def incremental_accuracy(E: ArrayLike, counts: Sequence[int]) -> dict[str, Any]:
     >>> incremental_accuracy([[0.5, 0.0], [0.5, 1.0]], [3, 1])["last"]
     0.625
     """
-    matrix = as_float64_array("E", E)
+    matrix = as_results("E", E, "K J", "one row per step", wide=True)
     sizes = np.asarray(counts)
-    if matrix.ndim != 2 or matrix.size == 0 or matrix.shape[0] > matrix.shape[1]:
-        raise ValueError(
-            f"E of shape {matrix.shape} given; pass one row per step and at least as "
-            "many columns (test sets)."
-        )
-    if sizes.shape != matrix.shape[1:] or sizes.dtype.kind not in "iu":
-        raise ValueError(
-            f"counts of shape {sizes.shape} and type {sizes.dtype} given for E of "
-            f"shape {matrix.shape}; pass one integer per column."
-        )
+    shape = f"{matrix.shape[1]}"
+    require_array(sizes, "counts", shape, "integer", give="one per column of E")
     if (sizes < 1).any():
         raise ValueError(f"counts={sizes.tolist()} must all be at least 1.")
     steps = [
@@ -340,16 +313,6 @@ def incremental_accuracy(E: ArrayLike, counts: Sequence[int]) -> dict[str, Any]:
         for t, row in enumerate(matrix)
     ]
     return {"per_step": steps, "average": float(np.mean(steps)), "last": steps[-1]}
-
-
-def _row(before: ArrayLike, columns: int) -> np.ndarray:
-    row = as_float64_array("before", before)
-    if row.shape != (columns,):
-        raise ValueError(
-            f"before of shape {row.shape} given; pass one value per column of E, "
-            f"shape ({columns},)."
-        )
-    return row
 
 
 def _mean(values: np.ndarray) -> float:

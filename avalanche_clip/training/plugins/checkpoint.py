@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
         self.every_iterations = every_iterations
         self.every_seconds = every_seconds
         self.keep = keep
+        self.points: Container[int] | None = None
+        """Steps after which it saves, which ``run_stream`` sets; None for all."""
         self._last = time.monotonic()
         self._warned = False
 
@@ -97,7 +100,8 @@ class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ig
 
     def experience_completed(self, strategy: Any) -> None:
         """Save between experiences."""
-        self.save(strategy, "_end")
+        if self.points is None or strategy.visits.finished[-1].place in self.points:
+            self.save(strategy, "_end")
 
     def save(self, strategy: Any, suffix: str = "") -> Path:
         """Save now, and delete what is no longer kept.

@@ -342,7 +342,7 @@ NAN = torch.tensor([[math.nan, 1.0], [0.0, 1.0]])
         (NAN, torch.eye(2), None, "image_features.*NaN"),
         (torch.eye(2), torch.eye(2) / 0, None, "text_features.*NaN or infinite"),
         (torch.eye(2), torch.eye(2), [0, 2], r"0\.\.1"),
-        (torch.eye(2), torch.eye(2), [0, -1], r"from -1"),
+        (torch.eye(2), torch.eye(2), [0, -1], r"holds -1"),
         (torch.eye(2), torch.eye(2), [0, 0], "1 of 2 images have no partner"),
         (torch.eye(2), torch.eye(2), [[0, 0], [0, 1]], "texts have no partner"),
         (torch.eye(2), torch.eye(2), [0.0, 1.0], "integers"),

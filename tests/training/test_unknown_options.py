@@ -1,45 +1,6 @@
-"""Names that were probably meant."""
+"""Options, choices and keywords that do not exist."""
 
 import pytest
-
-from avalanche_clip._suggest import closest, did_you_mean, require_choice
-
-SCHEDULES = ("constant", "cosine", "const-cosine")
-
-
-@pytest.mark.parametrize(
-    "given, meant",
-    [
-        ("cosin", "cosine"),
-        ("COSINE", "cosine"),
-        ("const_cosine", "const-cosine"),
-        ("linear", None),
-        (3, None),
-        (None, None),
-        ("", None),
-    ],
-)
-def test_closest__finds_the_neighbour_in_spelling(given, meant):
-    assert closest(given, SCHEDULES) == meant
-
-
-def test_did_you_mean__takes_the_first_of_several_that_has_a_neighbour():
-    assert did_you_mean(["zzz", "train_epoch"], ["train_epochs", "seed"]) == (
-        " Did you mean 'train_epochs'?"
-    )
-    assert did_you_mean("zzz", SCHEDULES) == ""
-
-
-@pytest.mark.parametrize("value", ["cosin", ["cosine"], 1, None])
-def test_require_choice__refuses_and_says_what_is_allowed(value):
-    with pytest.raises(ValueError, match="schedule=.* is unknown; use one of 'const"):
-        require_choice("schedule", value, SCHEDULES)
-
-
-def test_require_choice__lets_what_is_allowed_pass():
-    for value in SCHEDULES:
-        require_choice("schedule", value, SCHEDULES)
-    require_choice("selector", None, (None, "resnet18"))
 
 
 @pytest.mark.parametrize(

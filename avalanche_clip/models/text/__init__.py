@@ -1,0 +1,1 @@
+"""Captions to token ids: tokenizers, vocabularies that grow, token tables."""
