@@ -233,11 +233,10 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         """Stored features, completed by those of images not seen before."""
         assert self.table is not None and self._sampler is not None
         order = self._sampler.order
+        stored = self.table.get(indices)
+        if stored is not None:
+            return stored
         known = torch.from_numpy(self.table.known(indices))
-        if bool(known.all()):
-            rows = self.table.get(indices)
-            assert rows is not None
-            return rows
         model = strategy.teachers.get(self.teacher).model
         ours = (~known[part]).nonzero().squeeze(1).to(images.device)
         width = strategy.global_features.image_features.shape[1]
@@ -248,7 +247,9 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         rows = order.join(rows)
         if bool(known.any()):
             at = known.nonzero().squeeze(1)
-            rows[at.to(rows.device)] = self.table.get(indices[at])
+            stored = self.table.get(indices[at])
+            assert stored is not None
+            rows[at.to(rows.device)] = stored
         self.table.put(indices, rows)
         copies = 1 if order.shared else distributed.world_size()
         new = int((~known).sum())
