@@ -43,7 +43,7 @@ scores = partial(retrieval_metrics, ONE, ONE)
 # Call -> names of numbers that must be finite, of sizes, of sizes that may be 0.
 OPTIONS = {
     BudgetedReplayPlugin: ((), (), ("buffer_size",), {"kind": "exp"}),
-    ReservoirReplayPlugin: (("weight",), ("buffer_size", "replay_size"), (), {}),
+    ReservoirReplayPlugin: (("weight",), ("buffer_size",), (), {}),
     CheckpointPlugin: (
         ("every_seconds",),
         ("every_iterations", "keep"),

@@ -7,7 +7,6 @@ weights with the highest mean recall end the task and start the next one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.models import ExpandableTokenEmbedding
 from avalanche_clip.training.evaluate import evaluate_retrieval
 from avalanche_clip.training.routing import routed
@@ -24,12 +22,13 @@ from avalanche_clip.training.routing import routed
 RECALLS = tuple(
     f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
 )
+"""Of these the mean is the source's ``r_mean``."""
 
 
 class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Evaluate after each epoch, and end the experience with the best weights.
 
-    The score is the mean of the metrics over the validation data of the running
+    The score is the mean of :data:`RECALLS` over the validation data of the running
     experience: those of its languages, or of the same index where experiences name
     none. Of equal scores the earlier epoch counts. The best weights are put back
     after the last epoch, before other plugins close the experience.
@@ -39,29 +38,13 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
     nothing to choose and nothing is evaluated.
 
     :param validation: stream to choose on.
-    :param metrics: of :func:`retrieval_metrics`; default the six recalls, whose mean
-        is the source's ``r_mean``.
-    :raises ValueError: if ``metrics`` is empty, a single string, or holds what is no
-        recall.
     """
 
     active_rows_safe = True
 
-    def __init__(self, validation: str = "valid", metrics: Sequence[str] = RECALLS):
+    def __init__(self, validation: str = "valid"):
         super().__init__()
-        if isinstance(metrics, str) or not metrics:
-            raise ValueError(f"metrics={metrics!r} must be a list of names.")
-        # Of these a higher value is better, whatever the ranks say.
-        known = retrieval_metrics(torch.eye(1), torch.eye(1))
-        better = [name for name in known if "_R@" in name or name == "rsum"]
-        unknown = [name for name in metrics if name not in better]
-        if unknown:
-            raise ValueError(
-                f"metrics has {unknown}; an epoch is chosen on {better}."
-                f"{did_you_mean(unknown, better)}"
-            )
         self.validation = validation
-        self.metrics = tuple(metrics)
         self.chosen: list[int] = []
         """Epoch kept of each finished experience, counted from 0."""
         self.scores: list[float] = []
@@ -141,7 +124,7 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
             budget=strategy.compute,
             encode=encode,
         )
-        return sum(found[name] for name in self.metrics) / len(self.metrics)
+        return sum(found[name] for name in RECALLS) / len(RECALLS)
 
     def _data(self, strategy: Any) -> list[Any]:
         """Validation data of the running experience."""

@@ -35,11 +35,14 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
     :param fisher_batches: batches of the pass; None for one pass over the data
         of the step.
     :param decay: weight of the old Fisher when a new one is added; 0 keeps
-        the last step's only, as TiC-CLIP does. Rows that are new have none.
+        the last step's only, as TiC-CLIP does. Rows that are new have none, and what
+        is frozen for a while keeps its decayed one.
     """
 
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
+    share = 0.5
+    """What ``ewc_lambda`` is multiplied by."""
 
     def __init__(
         self,
@@ -64,9 +67,9 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the penalty from the second experience on."""
-        if not self.fisher or self.ewc_lambda == 0:
-            return
-        strategy.add_loss("ewc", self.ewc_lambda / 2 * self.penalty(strategy.model))
+        if self.fisher and self.ewc_lambda > 0:
+            penalty = self.penalty(strategy.model)
+            strategy.add_loss("ewc", self.ewc_lambda * self.share * penalty)
 
     def penalty(self, model: torch.nn.Module) -> Tensor:
         """``sum_p F_p (theta_p - theta*_p)^2`` over parameters known before."""
@@ -88,10 +91,11 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         if self.ewc_lambda == 0:
             return
         fisher = self.compute_fisher(strategy)
-        for name, value in fisher.items():
-            old = self.fisher.get(name)
-            if old is not None and self.decay > 0:
-                value[corner(old)] += self.decay * old
+        for name, old in self.fisher.items() if self.decay > 0 else ():
+            if name in fisher:
+                fisher[name][corner(old)] += self.decay * old
+            else:  # frozen now; it may be trained again later
+                fisher[name] = self.decay * old
         self.fisher = fisher
         self.anchor = {
             n: p.detach().clone()

@@ -8,12 +8,9 @@ factor one half, and rows added to a table are free.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from avalanche_clip._numbers import as_finite
-from avalanche_clip.common.grown import corner
 from avalanche_clip.training.plugins.contrastive_ewc import ContrastiveEWCPlugin
 
 
@@ -36,6 +33,7 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
     """
 
     nominal_cost = 1.0
+    share = 1.0
 
     def __init__(
         self,
@@ -45,35 +43,13 @@ class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type:
         fisher_batch_size: int = 128,
         fisher_batches: int | None = None,
     ):
+        self.gamma = as_finite(gamma, "gamma", low=0, high=1)
         super().__init__(
             ewc_lambda,
             fisher_batch_size=fisher_batch_size,
             fisher_batches=fisher_batches,
+            decay=gamma,
         )
-        as_finite(gamma, "gamma", low=0, high=1)
-        self.gamma = gamma
-
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the penalty from the second experience on."""
-        if self.fisher and self.ewc_lambda > 0:
-            strategy.add_loss("ewc", self.ewc_lambda * self.penalty(strategy.model))
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the Fisher of this experience; keep the weights."""
-        if self.ewc_lambda == 0:
-            return
-        fisher = self.compute_fisher(strategy)
-        for name, old in self.fisher.items():
-            if name not in fisher:  # frozen now; it may be trained again later
-                fisher[name] = self.gamma * old
-            else:
-                fisher[name][corner(old)] += self.gamma * old
-        self.fisher = fisher
-        self.anchor = {
-            name: parameter.detach().clone()
-            for name, parameter in strategy.model.named_parameters()
-            if name in fisher
-        }
 
     @staticmethod
     def square(gradient: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ SELECT_ON = ("previous", "previous+current")
 class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Deploy ``(1 - a) * previous + a * trained`` after each later step.
 
-    ``a`` is the value of ``grid`` with the best mean retrieval score on
-    validation data; equal scores take the larger ``a``. All float parameters
-    and buffers are interpolated as stored (the logit scale as a logarithm);
-    integer buffers are those of the trained model.
+    ``a`` is the value of ``grid`` with the best mean ``mean_R@1`` on validation
+    data; equal scores take the larger ``a``. All float parameters and buffers are
+    interpolated as stored (the logit scale as a logarithm); integer buffers are those
+    of the trained model.
 
     Memory: two copies of the weights. Time: one evaluation of the validation
     data per grid value after each step, booked as ``"search"``.
@@ -40,7 +40,6 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         tends to a = 0), or ``"previous+current"``.
     :param validation: name of the stream of the benchmark to score on, with one
         experience per training experience. Do not use the stream that you report.
-    :param metric: key of :func:`retrieval_metrics` to average over steps.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
         another ``select_on``.
 
@@ -60,7 +59,6 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         *,
         select_on: str = "previous+current",
         validation: str = "valid",
-        metric: str = "mean_R@1",
     ):
         super().__init__()
         if isinstance(grid, str) or not len(grid):
@@ -70,7 +68,6 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
         require_choice("select_on", select_on, SELECT_ON)
         self.select_on = select_on
         self.validation = validation
-        self.metric = metric
         self.chosen: list[float] = []
         """Mixing coefficient of each finished experience (1 for the first)."""
         self.previous: dict[str, Tensor] = {}
@@ -114,7 +111,7 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
                 autocast=strategy.autocast,
                 budget=strategy.compute,
             )
-            scores.append(result[self.metric])
+            scores.append(result["mean_R@1"])
         return sum(scores) / len(scores)
 
     def _data(self, strategy: Any) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip._numbers import as_size
@@ -45,7 +44,6 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         ``"current"`` for the size of the running step; not used by ``"all"``.
     :param redistribute: give quota that a small step cannot fill to the most
         recent steps that have room (default: leave it unused).
-    :param seed: of the choice; default the strategy's.
     :raises ValueError: for an unknown kind, or a missing or negative size.
     """
 
@@ -55,25 +53,18 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
         buffer_size: int | str | None = None,
         *,
         redistribute: bool = False,
-        seed: int | None = None,
     ):
         super().__init__()
         require_choice("kind", kind, KINDS)
         if kind != "all":
-            try:
-                if buffer_size != "current":
-                    buffer_size = as_size(buffer_size, "buffer_size", least=0)
-            except ValueError:
-                raise ValueError(
-                    f"buffer_size={buffer_size!r}: kind={kind!r} needs the number of "
-                    "old samples in the pool (>= 0), or 'current'."
-                ) from None
+            if buffer_size != "current":
+                hint = f"or 'current'; kind={kind!r} needs it"
+                buffer_size = as_size(buffer_size, "buffer_size", least=0, hint=hint)
         elif buffer_size is not None:
             raise ValueError("kind='all' keeps everything; leave buffer_size out.")
         self.kind = kind
         self.buffer_size = buffer_size
         self.redistribute = redistribute
-        self.seed = seed
         self.stored: list[int] = []
         """Samples still kept of each finished step, that of the oldest visit first."""
         self.steps: list[Step] = []
@@ -136,18 +127,17 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
                 left -= extra
         return counts
 
-    def kept_positions(self, place: int, count: int, run_seed: int) -> list[int]:
-        """Positions of the kept samples in the data set of ``steps[place]``."""
+    def kept_positions(self, place: int, count: int, seed: int) -> list[int]:
+        """Positions of the kept samples in the data set of ``steps[place]``.
+
+        :param place: of the step in :attr:`steps`.
+        :param count: of the samples.
+        :param seed: of the run.
+        """
         step = self.steps[place]
         ids = attribute_array(self._datasets[step], "sample_id")
-        seed = run_seed if self.seed is None else self.seed
         priorities = sample_priorities(ids, seed, step.place)
         return keep_smallest(priorities, count).tolist()
-
-    def kept_sample_ids(self, place: int, count: int, run_seed: int) -> np.ndarray:
-        """Sample ids behind :meth:`kept_positions`."""
-        ids = attribute_array(self._datasets[self.steps[place]], "sample_id")
-        return ids[self.kept_positions(place, count, run_seed)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and counts; the data come from the benchmark."""

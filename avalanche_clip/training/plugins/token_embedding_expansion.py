@@ -69,7 +69,6 @@ class TokenEmbeddingExpansionSettings:
     oracle_vocabulary: LearntVocabulary | Iterable[str] | None = None
     freeze: bool = True
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    table_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -139,7 +138,6 @@ class TokenEmbeddingExpansionPlugin(
         strategy have registered as ``model.cross_modal``).
     :param tokenizer_options: of :class:`GrowingTokenizer`, when the model's
         vocabulary was not made growable before.
-    :param table_seed: of new rows; default the strategy's seed.
     :raises ValueError: for values outside these ranges.
     """
 
@@ -178,7 +176,7 @@ class TokenEmbeddingExpansionPlugin(
         if table is None:
             table = attach_token_embedding(strategy.model, **self.tokenizer_options)
         table.init = self.init
-        table.seed = strategy.seed if self.table_seed is None else self.table_seed
+        table.seed = strategy.seed
         if self.freeze:
             train_tokens_only(strategy.model, also=("cross_modal.",))
 

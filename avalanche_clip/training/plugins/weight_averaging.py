@@ -1,8 +1,8 @@
-"""Averages of the weights along the training path: WE, WiSE-FT, EMA.
+"""Averages of the weights along the training path: WE and WiSE-FT.
 
 Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and their code for the
 weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
-(WiSE-FT, arXiv 2109.01903). The exponential average is ours.
+(WiSE-FT, arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.common.grown import aligned
 
-MODES = ("we", "wise", "we+wise", "ema")
+MODES = ("we", "wise", "we+wise")
 ANCHORS = ("start", "initial")
 SCORES = ("average", "student")
 
@@ -35,7 +35,6 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
       merged, ``avg = (n avg + theta) / (n + 1)`` with ``n`` the snapshots so
       far, this one included: the plain mean of start and snapshots;
     - ``"we+wise"``: the same, then ``avg = alpha avg + (1 - alpha) anchor``;
-    - ``"ema"``: ``avg = decay avg + (1 - decay) theta``;
     - ``"wise"``: no average on the way; ``alpha theta + (1 - alpha) anchor`` at
       the end of the experience.
 
@@ -51,13 +50,12 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     with ``anchor="initial"``. Time: one pass over the weights per snapshot.
 
     :param mode: see above.
-    :param interval: iterations between snapshots, at least 1; default 100, for
-        ``"ema"`` 1. Not for ``"wise"``.
+    :param interval: iterations between snapshots, at least 1; default 100. Not for
+        ``"wise"``.
     :param alpha: share of the trained weights in ``[0, 1]``; default 0.8 for
         ``"wise"``, 0.99 for ``"we+wise"``. Only for these two.
     :param anchor: of these two: ``"start"`` of the experience, or
         ``"initial"``, the weights before the first one.
-    :param decay: of ``"ema"``, in ``[0, 1]``; default 0.999.
     :param score: what an evaluation *inside* an experience sees: ``"average"``
         (as the authors' code) or ``"student"``. The average is swapped in for
         the evaluation and out again, bit for bit. ``"wise"`` has no average
@@ -77,17 +75,15 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         interval: int | None = None,
         alpha: float | None = None,
         anchor: str = "start",
-        decay: float | None = None,
         score: str = "average",
     ):
         super().__init__()
-        _check_settings(mode, interval, alpha, anchor, decay)
+        _check_settings(mode, interval, alpha, anchor)
         require_choice("score", score, SCORES)
         self.mode = mode
-        self.interval = (1 if mode == "ema" else 100) if interval is None else interval
+        self.interval = 100 if interval is None else interval
         self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
         self.anchor = anchor
-        self.decay = 0.999 if decay is None else decay
         self.score = score
         self.merged = 0
         """Snapshots merged in the running experience, or in the last one."""
@@ -148,9 +144,8 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         if not self.average or strategy.clock.train_exp_iterations % self.interval:
             return
         self.merged += 1
-        weight = 1 - self.decay if self.mode == "ema" else 1 / (self.merged + 1)
         average, now = aligned(self.average, dict(strategy.model.named_parameters()))
-        torch._foreach_lerp_(average, now, weight)
+        torch._foreach_lerp_(average, now, 1 / (self.merged + 1))
         if self._mixes:
             average, anchor = aligned(self.average, self._anchor(strategy))
             if average:
@@ -216,11 +211,7 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
 
 def _check_settings(
-    mode: str,
-    interval: int | None,
-    alpha: float | None,
-    anchor: str,
-    decay: float | None,
+    mode: str, interval: int | None, alpha: float | None, anchor: str
 ) -> None:
     require_choice("mode", mode, MODES)
     require_choice("anchor", anchor, ANCHORS)
@@ -228,16 +219,14 @@ def _check_settings(
         "interval": interval is not None and mode == "wise",
         "alpha": alpha is not None and "wise" not in mode,
         "anchor": anchor != "start" and "wise" not in mode,
-        "decay": decay is not None and mode != "ema",
     }
     for name, given in unused.items():
         if given:
             raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
     if interval is not None:
         as_size(interval, "interval")
-    for name, value in (("alpha", alpha), ("decay", decay)):
-        if value is not None:
-            as_finite(value, name, low=0, high=1)
+    if alpha is not None:
+        as_finite(alpha, "alpha", low=0, high=1)
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_clip.training import optim
@@ -50,17 +49,13 @@ class ModX(Sequential):
     def __init__(
         self,
         *,
-        model: nn.Module,
         train_mb_size: int = 280,
         alpha: float = 20.0,
         alignment: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self._alignment = OffDiagonalAlignmentPlugin(alpha, **(alignment or {}))
-        super().__init__(model=model, train_mb_size=train_mb_size, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._alignment]
+        self._own = [OffDiagonalAlignmentPlugin(alpha, **(alignment or {}))]
+        super().__init__(train_mb_size=train_mb_size, **kwargs)
 
 
 __all__ = ["ModX", "mod_x_optimizer"]

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_clip.training import optim
@@ -49,7 +48,6 @@ class VRLwF(Sequential):
     def __init__(
         self,
         *,
-        model: nn.Module,
         train_mb_size: int = 64,
         num_texts: int = 1000,
         image_weight: float = 1.0,
@@ -57,16 +55,15 @@ class VRLwF(Sequential):
         replay: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self._vocabulary = VocabularyReplayPlugin(
-            num_texts=num_texts,
-            image_weight=image_weight,
-            text_weight=text_weight,
-            **(replay or {}),
-        )
-        super().__init__(model=model, train_mb_size=train_mb_size, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._vocabulary]
+        self._own = [
+            VocabularyReplayPlugin(
+                num_texts=num_texts,
+                image_weight=image_weight,
+                text_weight=text_weight,
+                **(replay or {}),
+            )
+        ]
+        super().__init__(train_mb_size=train_mb_size, **kwargs)
 
 
 __all__ = ["VRLwF", "vr_lwf_optimizer"]
