@@ -4,10 +4,12 @@
 #   make demo                      one continual run on embedded data
 #   make test                      lint, types, tests, doctests, README example
 #   make test PYTHON=python3.12    the same with another interpreter
+#   make unit WORKERS=0            tests in this process, for a debugger
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,11 +19,12 @@ BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types unit format bench clean distclean
+.PHONY: help setup demo test test-all lint types unit format bench clean distclean
 
 help:
 	@echo "make demo     one continual run on embedded data, with a report"
 	@echo "make test     lint + types + unit, what CI runs"
+	@echo "make test-all the same, and the slow tests"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make types    mypy on the package"
 	@echo "make unit     pytest: tests, doctests, README example (PYTEST_ARGS=...)"
@@ -58,6 +61,9 @@ test: $(STAMP)
 	    echo "make test: FAILED, see the first error above" >&2; exit 1; \
 	fi
 
+test-all:
+	@$(MAKE) --no-print-directory test PYTEST_ARGS="-m 'not network' $(PYTEST_ARGS)"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,7 +72,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

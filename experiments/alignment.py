@@ -158,7 +158,7 @@ def two_domains() -> Any:
     )
     from avalanche_clip.benchmarks.datasets import load_emoji_table
     from avalanche_clip.benchmarks.datasets.emoji import EmojiPairs
-    from avalanche_clip.benchmarks.prepare import attach_scenario
+    from avalanche_clip.benchmarks.items.scenario import make_scenario
 
     table = load_emoji_table()
     later = np.flatnonzero(table.step > 0)
@@ -181,11 +181,8 @@ def two_domains() -> Any:
         test=dataset(("twemoji",), "name"),
     )
     others = tic_emoji(first_step=1).streams
-    scenario = attach_scenario(
-        [*domains.streams.values(), others["base"], others["gallery"]]
-    )
-    scenario.time_labels = domains.time_labels
-    return scenario
+    extra = {name: others[name] for name in ("base", "gallery")}
+    return make_scenario({**domains.streams, **extra}, domains)
 
 
 def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:

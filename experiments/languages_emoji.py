@@ -222,7 +222,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
 
 def _captions(benchmark: Any) -> list[str]:
     """All training captions, from which the oracle vocabulary is learnt."""
-    from avalanche_clip.training.captions import read_captions
+    from avalanche_clip.benchmarks.items.captions import read_captions
 
     captions: dict[str, None] = {}
     for experience in benchmark.train_stream:

@@ -10,14 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.core import SupervisedPlugin
 
-from avalanche_clip.benchmarks.prepare import (
-    attach_scenario,
-    clone_experience,
-    copy_scenario_facts,
-)
+from avalanche_clip.benchmarks.items.scenario import make_scenario
 
 
 @dataclass(frozen=True)
@@ -37,14 +32,9 @@ class RouterView:
 
 def copy_test_stream(benchmark: Any, names: Iterable[str]) -> Any:
     """Add copies of the test stream; names that exist are left alone."""
-    streams = list(benchmark.streams.values())
-    for name in names:
-        if name not in benchmark.streams:
-            copies = [clone_experience(e, e.dataset) for e in benchmark.streams["test"]]
-            streams.append(EagerCLStream(name, copies))
-    whole = attach_scenario(streams)
-    copy_scenario_facts(benchmark, whole)
-    return whole
+    have = benchmark.streams
+    copies = {name: have["test"] for name in names if name not in have}
+    return make_scenario({**have, **copies}, benchmark)
 
 
 class RouterViewsPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]

@@ -2,8 +2,8 @@
 
 import os
 
-# Before torch is imported, since it reads these once.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is imported, since it reads these once. Each worker has one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

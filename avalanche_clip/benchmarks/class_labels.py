@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avalanche_clip._numbers import as_integer, as_size
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.items import check_item, check_source
+from avalanche_clip.benchmarks.items.given import check_item, check_source
 
 logger = logging.getLogger(__name__)
 

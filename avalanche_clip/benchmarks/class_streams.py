@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_integers, as_size
@@ -21,8 +20,8 @@ from avalanche_clip.benchmarks.class_labels import (
 )
 from avalanche_clip.benchmarks.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
 from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
-from avalanche_clip.benchmarks.items import check_item, check_source
-from avalanche_clip.benchmarks.prepare import attach_scenario
+from avalanche_clip.benchmarks.items.given import check_item, check_source
+from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 
 RELABEL = ("arrival", "original")
 
@@ -101,23 +100,23 @@ def labelled_dataset(source: Source, task: int) -> AvalancheDataset:
 
 def class_experience(
     dataset: AvalancheDataset,
-    position: int,
-    *,
     label: str,
     prompts: ClassPrompts,
-    dataset_index: int,
     class_ids: Sequence[int],
+    *,
+    dataset_index: int,
 ) -> DatasetExperience:
     """An experience that knows its classes."""
-    experience = DatasetExperience(dataset=dataset, current_experience=position)
-    experience.class_prompts = prompts
-    experience.class_ids = tuple(int(i) for i in class_ids)
-    experience.class_names = tuple(prompts.name(i) for i in experience.class_ids)
-    experience.templates = prompts.templates(experience.class_ids[0])
-    experience.domain = prompts.domain(experience.class_ids[0])
-    experience.dataset_index = dataset_index
-    experience.label = label
-    return experience
+    return make_experience(
+        dataset,
+        class_prompts=prompts,
+        class_ids=tuple(class_ids),
+        class_names=tuple(prompts.name(i) for i in class_ids),
+        templates=prompts.templates(class_ids[0]),
+        domain=prompts.domain(class_ids[0]),
+        dataset_index=dataset_index,
+        label=label,
+    )
 
 
 def multi_domain_benchmark(
@@ -170,7 +169,8 @@ def multi_domain_benchmark(
         "test": [d.test for d in listed],
         **streams,
     }
-    built, first_id = [], 0
+    built: dict[str, list[Any]] = {name: [] for name in given}
+    first_id = 0
     for name, sets in given.items():
         if len(sets) != len(listed):
             raise ValueError(
@@ -181,7 +181,6 @@ def multi_domain_benchmark(
             check_source(data, "label", LABELLED)
         first = [first_id + n for n in np.cumsum([0, *map(len, sets)]).tolist()]
         first_id = first[-1]
-        experiences = []
         for position, index in enumerate(chosen):
             domain = listed[index]
             own = prompts.for_ids(prompts.ids_of(str(domain.name)))
@@ -191,18 +190,15 @@ def multi_domain_benchmark(
             )
             if name == "train" and shots is not None:
                 dataset = _few_shot(dataset, shots, (seed, seeds[index]), own)
-            experiences.append(
-                class_experience(
-                    dataset if name == "train" else dataset.eval(),
-                    position,
-                    label=str(domain.name),
-                    prompts=prompts,
-                    dataset_index=index,
-                    class_ids=own.ids,
-                )
+            if name != "train":
+                dataset = dataset.eval()
+            label = str(domain.name)
+            built[name].append(
+                class_experience(dataset, label, prompts, own.ids, dataset_index=index)
             )
-        built.append(EagerCLStream(name, experiences))
-    return _scenario(built, prompts, "multi_domain", shots)
+    return make_scenario(
+        built, class_prompts=prompts, protocol="multi_domain", shots=shots
+    )
 
 
 def _domain(given: Any, index: int) -> Domain:
@@ -247,19 +243,6 @@ def _few_shot(
     rows = {number: row for row, number in enumerate(own.ids)}
     labels = np.asarray([rows[int(i)] for i in ids], dtype=np.int64)
     return dataset.subset(few_shot_indices(labels, shots, seed=seed).tolist())
-
-
-def _scenario(
-    streams: list[EagerCLStream],
-    prompts: ClassPrompts,
-    protocol: str,
-    shots: int | None,
-) -> CLScenario:
-    scenario = attach_scenario(streams)
-    scenario.class_prompts = prompts
-    scenario.protocol = protocol
-    scenario.shots = shots
-    return scenario
 
 
 def class_incremental_benchmark(
@@ -319,7 +302,8 @@ def class_incremental_benchmark(
     ordered = [int(ids[label]) for label in arrival]
     prompts = by_label.for_ids(sorted(ordered))
     steps = np.split(np.asarray(ordered), np.cumsum(cuts)[:-1])
-    built, first_id = [], 0
+    built: dict[str, list[Any]] = {}
+    first_id = 0
     for name, data in {"train": train, "test": test, **streams}.items():
         source = Source(f"{name} set", data, by_label, first_id)
         whole = labelled_dataset(source, 0)
@@ -327,7 +311,7 @@ def class_incremental_benchmark(
         if name == "train" and shots is not None:
             whole = _few_shot(whole, shots, (seed, 0), by_label)
         targets = attribute_array(whole, "targets")
-        experiences = []
+        built[name] = []
         for position, classes in enumerate(steps):
             rows = np.flatnonzero(np.isin(targets, classes))
             if not len(rows):
@@ -337,20 +321,20 @@ def class_incremental_benchmark(
                 )
             part = whole.subset(rows.tolist())
             first, last = sum(cuts[:position]), sum(cuts[: position + 1]) - 1
-            experiences.append(
-                class_experience(
-                    part if name == "train" else part.eval(),
-                    position,
-                    label=f"{first}" if first == last else f"{first}-{last}",
-                    prompts=prompts,
-                    dataset_index=0,
-                    class_ids=classes.tolist(),
-                )
+            if name != "train":
+                part = part.eval()
+            label = f"{first}" if first == last else f"{first}-{last}"
+            ids = classes.tolist()
+            built[name].append(
+                class_experience(part, label, prompts, ids, dataset_index=0)
             )
-        built.append(EagerCLStream(name, experiences))
-    scenario = _scenario(built, prompts, "class_incremental", shots)
-    scenario.class_order = arrival
-    return scenario
+    return make_scenario(
+        built,
+        class_prompts=prompts,
+        protocol="class_incremental",
+        shots=shots,
+        class_order=arrival,
+    )
 
 
 def _class_order(given: Sequence[int] | None, count: int) -> list[int]:

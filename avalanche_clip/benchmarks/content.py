@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.flat_data import FlatData
 
 from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.facts import TASK_LABELS
+from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.marks import picture_pieces
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
@@ -83,20 +83,6 @@ def content_hash(dataset: AvalancheDataset) -> str:
     return digest.hexdigest()[:16] + words
 
 
-def raw_item(dataset: AvalancheDataset, index: int) -> Any:
-    """Read an item as its source gives it, before any transform.
-
-    :param dataset: an Avalanche data set.
-    :param index: position in it.
-    """
-    node: Any = dataset._flat_data
-    while isinstance(node, (FlatData, AvalancheDataset)):
-        node = node._flat_data if isinstance(node, AvalancheDataset) else node
-        part, index = node._get_idx(index)
-        node = node._datasets[part]
-    return node[index]
-
-
 def _hashed_item(
     dataset: AvalancheDataset, index: int
 ) -> tuple[list[bytes], list[bytes]] | None:
@@ -141,4 +127,4 @@ def _pieces(value: Any) -> Iterator[Any]:
         yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
 
 
-__all__ = ["SAMPLED", "Remembered", "content_hash", "raw_item"]
+__all__ = ["SAMPLED", "Remembered", "content_hash"]

@@ -11,13 +11,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from avalanche.benchmarks.utils.flat_data import FlatData
-from torch import Tensor
 
 from avalanche_clip.benchmarks.batch import FieldCollate
-from avalanche_clip.benchmarks.data import CheckedPairs, check_caption, item_fields
+from avalanche_clip.benchmarks.data import item_fields
+from avalanche_clip.benchmarks.items.flat import has_no_images, texts_only
 from avalanche_clip.benchmarks.times import timestamp_column
 
 TASK_LABELS = "targets_task_labels"
@@ -82,25 +80,6 @@ def with_facts(
     return changed
 
 
-class TextsOnly(CheckedPairs):
-    """Raw items without their picture, which is then never decoded.
-
-    The text comes from ``pairs.text(i)`` where there is such a method, which
-    should touch no picture; else from ``pairs[i][1]``. In place of the picture
-    stands an empty float tensor, so that a batch holds an image tensor ``(B, 0)``.
-    """
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        read = getattr(self.pairs, "text", None)
-        if not callable(read):
-            text = super().__getitem__(index)[1]
-        else:
-            text = read(index)
-            sample_id = int(self.sample_ids[index])
-            check_caption(text, index, sample_id, self.empty_captions)
-        return torch.empty(0), text
-
-
 def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
     """Return a copy of an unprepared data set whose pictures are left out.
 
@@ -117,8 +96,7 @@ def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
             "The data set is prepared for a model, so its image transforms expect "
             "pictures. Leave images out first, then call prepare_benchmark."
         )
-    changed = copy.copy(dataset)
-    changed._flat_data = replace_leaves(dataset._flat_data, {})
+    changed = texts_only(dataset)
     if not has_no_images(changed):
         raise ValueError(
             "Only data sets made by make_image_text_dataset can go without images."
@@ -126,38 +104,4 @@ def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
     return changed
 
 
-def has_no_images(dataset: AvalancheDataset) -> bool:
-    """Tell whether all items of a data set have an empty tensor for a picture."""
-    found = list(raw_items(dataset))
-    return bool(found) and all(isinstance(leaf, TextsOnly) for leaf in found)
-
-
-def raw_items(dataset: AvalancheDataset) -> list[Any]:
-    """Return the distinct sources that items of a data set are read from."""
-    found: dict[int, Any] = {}
-
-    def walk(node: Any) -> None:
-        if isinstance(node, FlatData):
-            for part in node._datasets:
-                walk(part)
-        else:
-            found[id(node)] = node
-
-    walk(dataset._flat_data)
-    return list(found.values())
-
-
-def replace_leaves(node: Any, known: dict[int, Any]) -> Any:
-    if isinstance(node, FlatData):
-        changed = copy.copy(node)
-        changed._datasets = [replace_leaves(part, known) for part in node._datasets]
-        return changed
-    if not isinstance(node, CheckedPairs) or isinstance(node, TextsOnly):
-        return node
-    if id(node) not in known:
-        # One copy per source: Avalanche merges parts that share their source.
-        known[id(node)] = TextsOnly(node.pairs, node.sample_ids, node.empty_captions)
-    return known[id(node)]
-
-
-__all__ = ["TextsOnly", "has_no_images", "raw_items", "with_facts", "without_images"]
+__all__ = ["with_facts", "without_images"]

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.prepare import attach_scenario
+from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 from avalanche_clip.benchmarks.times import (
     PERIODS,
     Time,
@@ -101,20 +99,19 @@ def time_stamped_benchmark(
         labels, period, steps, positions["train"], datasets["train"], len(cuts) + 1
     )
     bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
-    built = []
-    for name, dataset in datasets.items():
-        experiences = []
-        for index, step in enumerate(steps):
-            part = dataset.subset(positions[name][step].tolist())
-            experience = DatasetExperience(dataset=part, current_experience=index)
-            experience.time_label = names[index]
-            experience.time_start = float(bounds[step])
-            experience.time_end = float(bounds[step + 1])
-            experiences.append(experience)
-        built.append(EagerCLStream(name, experiences))
-    scenario = attach_scenario(built)
-    scenario.time_labels = names
-    return scenario
+    built = {
+        name: [
+            make_experience(
+                dataset.subset(positions[name][step].tolist()),
+                time_label=label,
+                time_start=float(bounds[step]),
+                time_end=float(bounds[step + 1]),
+            )
+            for step, label in zip(steps, names, strict=True)
+        ]
+        for name, dataset in datasets.items()
+    }
+    return make_scenario(built, time_labels=names)
 
 
 def _valid_times(

@@ -9,18 +9,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from avalanche_clip._suggest import did_you_mean, require_choice
 from avalanche_clip.benchmarks.data import attribute_array, concatenate
 from avalanche_clip.benchmarks.facts import with_facts
-from avalanche_clip.benchmarks.prepare import (
-    attach_scenario,
+from avalanche_clip.benchmarks.items.scenario import (
     clone_experience,
-    copy_scenario_facts,
+    make_experience,
+    make_scenario,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,35 +82,27 @@ def multilingual_benchmark(
         _check_languages(name, found, learned, others)
     if any(isinstance(source, Mapping) for source in sources.values()):
         parts = _unique_ids(parts, codes)
-    built = []
+    built = {}
     for name, found in parts.items():
         extra: list[str] = []
         if others == "test" and name != "train":
             extra = sorted(set(found) - set(learned), key=codes.__getitem__)
-        built.append(
-            EagerCLStream(
-                name,
-                [
-                    _experience(found[language], language, codes[language], index)
-                    for index, language in enumerate([*learned, *extra])
-                ],
+        built[name] = [
+            make_experience(
+                found[language],
+                language=language,
+                language_code=codes[language],
+                languages=(language,),
+                label=language,
             )
-        )
-    scenario = attach_scenario(built)
-    scenario.languages = tuple(learned)
-    scenario.language_codes = dict(codes)
-    scenario.protocol = MULTILINGUAL
-    return scenario
-
-
-def _experience(
-    dataset: AvalancheDataset, language: str, code: int, index: int
-) -> DatasetExperience:
-    experience = DatasetExperience(dataset=dataset, current_experience=index)
-    experience.language = experience.label = language
-    experience.language_code = code
-    experience.languages = (language,)
-    return experience
+            for language in [*learned, *extra]
+        ]
+    return make_scenario(
+        built,
+        languages=tuple(learned),
+        language_codes=dict(codes),
+        protocol=MULTILINGUAL,
+    )
 
 
 def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLScenario:
@@ -139,15 +129,11 @@ def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLSc
     whole.languages = tuple(name for e in experiences for name in e.languages)
     whole.language = whole.language_code = None
     whole.label = "joint"
-    streams = [EagerCLStream(train_name, [whole])]
-    for name, stream in benchmark.streams.items():
-        if name != train_name:
-            copies = [clone_experience(e, e.dataset) for e in stream]
-            streams.append(EagerCLStream(name, copies))
-    scenario = attach_scenario(streams)
-    copy_scenario_facts(benchmark, scenario)
-    scenario.protocol = f"{MULTILINGUAL}_joint"
-    return scenario
+    return make_scenario(
+        {**benchmark.streams, train_name: [whole]},
+        benchmark,
+        protocol=f"{MULTILINGUAL}_joint",
+    )
 
 
 # ------------------------------------------------------------- names and codes

@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.generic_scenario import (
-    CLExperience,
-    EagerCLStream,
-    ExperienceAttribute,
-)
 from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
-from avalanche.benchmarks.utils.data import _FlatDataWithTransform
-from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
 
 from avalanche_clip._numbers import as_finite
 from avalanche_clip.benchmarks.batch import FieldCollate
 from avalanche_clip.benchmarks.data import attribute_array, item_fields
-from avalanche_clip.benchmarks.experiences import ImageTextScenario, adopt
-from avalanche_clip.benchmarks.facts import has_no_images
+from avalanche_clip.benchmarks.items.flat import has_no_images, without_groups
+from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
 from avalanche_clip.benchmarks.marks import MarkedPictures
 
 
@@ -112,25 +104,22 @@ def prepare_benchmark(
     own = {"train": train_transform is None, "eval": eval_transform is None}
     used = {"train": train_image, "eval": eval_image}
     pixels = {name: describe(used[name]) for name in used if own[name]}
-    streams = []
+    streams: dict[str, list[Any]] = {}
     for name, stream in benchmark.streams.items():
-        experiences = []
+        streams[name] = []
         for experience in stream:
             dataset = prepare_dataset(
                 experience.dataset, model.tokenizer, groups, pixels
             )
             if not _is_training(name):
                 dataset = dataset.eval()
-            experiences.append(clone_experience(experience, dataset))
-        streams.append(EagerCLStream(name, experiences))
+            streams[name].append(clone_experience(experience, dataset))
     _check_sample_ids(streams)
-    prepared = attach_scenario(streams)
-    copy_scenario_facts(benchmark, prepared)
-    prepared.transforms = {
+    transforms = {
         "train": [describe(train_image), describe(text)],
         "eval": [describe(eval_image)],
     }
-    return prepared
+    return make_scenario(streams, benchmark, transforms=transforms)
 
 
 def describe(transform: Any) -> str:
@@ -143,26 +132,27 @@ def _is_training(name: str) -> bool:
     return name == "train" or name.startswith("train_")
 
 
-def _check_sample_ids(streams: Sequence[EagerCLStream]) -> None:
+def _check_sample_ids(streams: Mapping[str, Sequence[Any]]) -> None:
     # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
     ids = {
-        stream.name: np.sort(_gather([e.dataset for e in stream])) for stream in streams
+        name: np.sort(_gather([e.dataset for e in stream]))
+        for name, stream in streams.items()
     }
-    training = [stream for stream in streams if _is_training(stream.name)]
-    for stream in training:
-        if _repeated(ids[stream.name]).size:
-            raise ValueError(_repeat_message(stream, _repeated(ids[stream.name])))
-        for other in streams:
-            if _is_training(other.name):
+    for name in filter(_is_training, ids):
+        repeated = _repeated(ids[name])
+        if repeated.size:
+            raise ValueError(_repeat_message(name, streams[name], repeated))
+        for other in ids:
+            if _is_training(other):
                 continue
             shared = _repeated(
-                np.sort(np.concatenate([ids[stream.name], _distinct(ids[other.name])]))
+                np.sort(np.concatenate([ids[name], _distinct(ids[other])]))
             )
             if not shared.size:
                 continue
             warnings.warn(
-                f"{len(shared)} sample_ids of stream {other.name!r} (for example "
-                f"{shared[0]}) also occur in {stream.name!r}. If these are the same "
+                f"{len(shared)} sample_ids of stream {other!r} (for example "
+                f"{shared[0]}) also occur in {name!r}. If these are the same "
                 "samples, take them out of one; if not, give sample_ids that are "
                 "unique in the whole benchmark to make_image_text_dataset.",
                 stacklevel=3,
@@ -184,14 +174,14 @@ def _distinct(ordered: np.ndarray) -> np.ndarray:
     return ordered[first]
 
 
-def _repeat_message(stream: EagerCLStream, repeated: np.ndarray) -> str:
+def _repeat_message(name: str, stream: Sequence[Any], repeated: np.ndarray) -> str:
     where = [
         index
         for index, experience in enumerate(stream)
         if (attribute_array(experience.dataset, "sample_id") == repeated[0]).any()
     ]
     return (
-        f"{len(repeated)} sample_ids occur more than once in stream {stream.name!r} "
+        f"{len(repeated)} sample_ids occur more than once in stream {name!r} "
         f"(for example {repeated[0]}, in experience(s) {where}); a sample is known by "
         "its id in replay, caches and resuming. Give ids that are unique in the whole "
         "benchmark with make_image_text_dataset(sample_ids=...)."
@@ -235,72 +225,10 @@ def prepare_dataset(
     ).train()
 
 
-def without_groups(flat: Any) -> Any:
-    """Rebuild a tree of data without its transform groups.
-
-    Avalanche 0.6.0's ``remove_current_transform_group`` drops only the group
-    in use: a data set prepared twice would transform twice in the other one.
-    Trees have groups at any level, since subsets wrap what they are taken from.
-    """
-    bare = copy.copy(flat)
-    bare._transform_groups = EmptyTransformGroups()
-    bare._transform_groups.current_group = "train"
-    bare._datasets = [
-        without_groups(part) if isinstance(part, _FlatDataWithTransform) else part
-        for part in flat._datasets
-    ]
-    return bare
-
-
-def clone_experience(
-    experience: CLExperience, dataset: AvalancheDataset
-) -> DatasetExperience:
-    """Copy an experience of any class, with its fields, around other data.
-
-    A plain ``copy.copy`` would share Avalanche's masked attribute cells, so
-    that renumbering the copy would renumber the original.
-    """
-    clone = copy.copy(experience)
-    for name, value in vars(experience).items():
-        if isinstance(value, ExperienceAttribute):
-            vars(clone)[name] = copy.copy(value)
-    clone._origin_stream = None
-    clone._dataset = dataset
-    return clone
-
-
-def copy_scenario_facts(source: CLScenario, target: CLScenario) -> None:
-    """Carry over what generators attach to a scenario (labels, prompts)."""
-    for name, value in vars(source).items():
-        if not name.startswith("_") and not name.endswith("_stream"):
-            setattr(target, name, value)
-    if not hasattr(target, "time_labels"):
-        # Avalanche's decorators make a new scenario, but keep the experiences.
-        labels = [
-            getattr(experience, "time_label", None)
-            for experience in target.streams.get("train", ())
-        ]
-        if labels and None not in labels:
-            target.time_labels = labels
-
-
 def is_prepared(dataset: AvalancheDataset) -> bool:
     """Tell whether a data set has been through :func:`prepare_benchmark`."""
     collate = dataset.collate_fn
     return isinstance(collate, FieldCollate) and collate.tokenizer is not None
-
-
-def attach_scenario(streams: Sequence[EagerCLStream]) -> CLScenario:
-    """Make a scenario whose streams know it (Avalanche 0.6.0 leaves None).
-
-    Its experiences get what stock metrics read, see :class:`StreamFacts`.
-    """
-    scenario = ImageTextScenario(list(streams))
-    for stream in scenario.streams.values():
-        stream.benchmark = scenario
-        for experience in stream:
-            adopt(experience)
-    return scenario
 
 
 def require_prepared(
@@ -384,9 +312,6 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 __all__ = [
     "AllCaptions",
     "RandomCaption",
-    "attach_scenario",
-    "clone_experience",
-    "copy_scenario_facts",
     "describe",
     "is_prepared",
     "require_prepared",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.generic_scenario import (
     CLExperience,
-    EagerCLStream,
     ExperienceAttribute,
 )
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
@@ -23,11 +23,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.prepare import (
-    attach_scenario,
-    clone_experience,
-    copy_scenario_facts,
-)
+from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
 from avalanche_clip.benchmarks.quotas import keep_smallest, sample_priorities
 
 EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
@@ -96,17 +92,11 @@ def split_validation(
         kept.append(clone_experience(experience, dataset.subset(parts[0].tolist())))
         held_out = dataset.subset(parts[1].tolist()).eval()
         held.append(clone_experience(experience, held_out))
-    streams = []
+    streams: dict[str, Any] = {}
     for name, stream in benchmark.streams.items():
-        if name == train_name:
-            streams += [EagerCLStream(train_name, kept)]
-            streams += [EagerCLStream(valid_name, held)]
-        else:
-            copies = [clone_experience(e, e.dataset) for e in stream]
-            streams.append(EagerCLStream(name, copies))
-    scenario = attach_scenario(streams)
-    copy_scenario_facts(benchmark, scenario)
-    return scenario
+        own = {train_name: kept, valid_name: held}
+        streams |= own if name == train_name else {name: stream}
+    return make_scenario(streams, benchmark)
 
 
 def _check_train(benchmark: CLScenario, name: str) -> None:
@@ -189,14 +179,7 @@ def split_online(
             experience.current_experience = len(online)
             _copy_facts(origin, experience)
             online.append(experience)
-    streams = [EagerCLStream(train_name, online)]
-    for name, stream in benchmark.streams.items():
-        if name != train_name:
-            copies = [clone_experience(e, e.dataset) for e in stream]
-            streams.append(EagerCLStream(name, copies))
-    scenario = attach_scenario(streams)
-    copy_scenario_facts(benchmark, scenario)
-    return scenario
+    return make_scenario({**benchmark.streams, train_name: online}, benchmark)
 
 
 def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:

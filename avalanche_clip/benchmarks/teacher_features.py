@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.flat_data import FlatData
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -36,13 +33,10 @@ from avalanche_clip.benchmarks.datasets.feature_store import (
     data_fingerprint,
 )
 from avalanche_clip.benchmarks.datasets.feature_writer import FeatureWriter
-from avalanche_clip.benchmarks.facts import has_no_images, with_facts, without_images
-from avalanche_clip.benchmarks.prepare import (
-    attach_scenario,
-    clone_experience,
-    copy_scenario_facts,
-    describe,
-)
+from avalanche_clip.benchmarks.facts import with_facts, without_images
+from avalanche_clip.benchmarks.items.flat import has_no_images, locate
+from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.benchmarks.prepare import describe
 
 _ID_NAMES = {
     "image": ("image_id", "source_id", "sample_id"),
@@ -179,7 +173,7 @@ class _Job:
             raise ValueError("The data set is empty; there is nothing to encode.")
         read = first_caption if kind == "text" else image_name
         content = content_marks(
-            read(*locate(self.dataset, position)) for position in range(len(column))
+            read(*_source(self.dataset, position)) for position in range(len(column))
         )
         ids, first, owner = np.unique(column, return_index=True, return_inverse=True)
         different = content != content[first][owner]
@@ -245,7 +239,7 @@ class _Job:
         positions = self.first["text"]
         for low in range(start, len(positions), batch_size):
             texts = [
-                first_caption(*locate(self.dataset, int(p)))
+                first_caption(*_source(self.dataset, int(p)))
                 for p in positions[low : low + batch_size]
             ]
             tokens = self.model.tokenizer(texts).to(device)
@@ -279,7 +273,7 @@ class _Pictures(torch.utils.data.Dataset):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Tensor:
-        source, position = locate(self.dataset, int(self.positions[index]))
+        source, position = _source(self.dataset, int(self.positions[index]))
         image = source[position][0]
         if isinstance(image, Tensor) and image.numel() == 0:
             raise ValueError(
@@ -288,18 +282,15 @@ class _Pictures(torch.utils.data.Dataset):
         return self.transform(image)
 
 
-def locate(dataset: AvalancheDataset, position: int) -> tuple[Any, int]:
+def _source(dataset: AvalancheDataset, position: int) -> tuple[CheckedPairs, int]:
     """Find the source of a sample and its position there."""
-    node: Any = dataset._flat_data
-    while isinstance(node, FlatData):
-        part, position = node._get_idx(position)
-        node = node._datasets[part]
-    if not isinstance(node, CheckedPairs):
+    source, place = locate(dataset, position)
+    if not isinstance(source, CheckedPairs):
         raise ValueError(
-            f"Items come from a {type(node).__name__}; use a data set made by "
+            f"Items come from a {type(source).__name__}; use a data set made by "
             "make_image_text_dataset."
         )
-    return node, position
+    return source, place
 
 
 def first_caption(source: Any, position: int) -> str:
@@ -374,18 +365,14 @@ def attach_teacher_features(
             f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
             f"{did_you_mean(lost, data.streams)}"
         )
-    built = []
-    for name, stream in data.streams.items():
-        experiences = []
-        for experience in stream:
-            dataset = experience.dataset
-            if name in streams:
-                dataset = _attach(dataset, store, kinds, images, check)
-            experiences.append(clone_experience(experience, dataset))
-        built.append(EagerCLStream(name, experiences))
-    scenario: CLScenario = attach_scenario(built)
-    copy_scenario_facts(data, scenario)
-    return scenario
+    attached = {
+        name: [
+            clone_experience(e, _attach(e.dataset, store, kinds, images, check))
+            for e in data.streams[name]
+        ]
+        for name in streams
+    }
+    return make_scenario({**data.streams, **attached}, data)
 
 
 def _attach(
@@ -422,7 +409,7 @@ def _check_content(
     known = store.marks[kind][store.rows(kind, ids[positions])]
     nameless = content_marks([""])[0]
     for position, mark in zip(positions.tolist(), known, strict=True):
-        source, place = locate(dataset, position)
+        source, place = _source(dataset, position)
         read = getattr(
             source.pairs, "english" if kind == "text" else "image_name", None
         )

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip._ranks import hash_of
 from avalanche_clip.benchmarks.content import Remembered
 from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.items.captions import read_captions
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.fingerprint import bit_sums
-from avalanche_clip.training.captions import read_captions
 from avalanche_clip.training.loader import worker_options
 from avalanche_clip.training.run_info import (
     data_summary,
@@ -183,7 +184,7 @@ def _affordable(dataset: Any) -> int:
 
 
 def _captions_hash(dataset: Any, count: int) -> str:
-    if not hasattr(dataset, "_flat_data"):
+    if not isinstance(dataset, AvalancheDataset):
         return ""
     known = _READ.get(dataset)
     if known is None or known[0] != count:
@@ -194,7 +195,7 @@ def _captions_hash(dataset: Any, count: int) -> str:
 
 def _captions(dataset: Any, count: int) -> list[Any]:
     """Captions of some samples, the first and the last among them."""
-    if not hasattr(dataset, "_flat_data"):
+    if not isinstance(dataset, AvalancheDataset):
         return []
     spread = np.linspace(0, len(dataset) - 1, min(count, len(dataset)))
     positions = spread.round().astype(int).tolist()

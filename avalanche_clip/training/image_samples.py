@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_clip.benchmarks.facts import has_no_images
+from avalanche_clip.benchmarks.items.flat import has_no_images, image_transforms
 
 
 def sample_pictures(
@@ -44,9 +44,7 @@ def sample_pictures(
 
 
 def _shown(images: Tensor, data: Any, group: str) -> Tensor:
-    from avalanche_clip.training.templates.loader_mixin import image_transforms
-
-    for transform in image_transforms(data._flat_data, group):
+    for transform in image_transforms(data, group):
         found = getattr(transform, "preprocessing", None)
         if found is not None:
             mean, std = (torch.tensor(v).view(3, 1, 1) for v in (found.mean, found.std))

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from avalanche_clip import distributed
 from avalanche_clip._numbers import as_size
+from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.prepare import is_prepared
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader
 from avalanche_clip.training.teachers import CACHE_BYTES
-from avalanche_clip.training.templates.loader_mixin import image_side
 
 
 class ReferenceImages(Dataset):
@@ -84,7 +84,9 @@ class ReferenceImages(Dataset):
             return self._fixed
         ours = getattr(self.transform, "deterministic", False)
         return all(
-            _is_fixed(part) if _prepared(part) else ours and _has_no_own(part)
+            has_deterministic_images(part, "eval")
+            if _prepared(part)
+            else ours and _has_no_own(part)
             for part in self.parts
         )
 
@@ -142,19 +144,6 @@ def _has_no_own(part: Any) -> bool:
     """Whether a data set has no transform of its own that may be random."""
     own = [getattr(part, name, None) for name in ("transform", "transforms")]
     return all(t is None or getattr(t, "deterministic", False) for t in own)
-
-
-def _is_fixed(part: AvalancheDataset) -> bool:
-    found = list(_eval_transforms(part._flat_data))
-    return bool(found) and all(getattr(t, "deterministic", False) for t in found)
-
-
-def _eval_transforms(node: Any) -> Iterator[Any]:
-    for name in ("_transform_groups", "_frozen_transform_groups"):
-        groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from image_side(groups.get("eval"))
-    for child in getattr(node, "_datasets", ()):
-        yield from _eval_transforms(child)
 
 
 class ReferenceBatch(NamedTuple):

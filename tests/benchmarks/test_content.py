@@ -15,8 +15,9 @@ from avalanche_clip.benchmarks import (
     with_facts,
     without_images,
 )
-from avalanche_clip.benchmarks.content import SAMPLED, content_hash, raw_item
+from avalanche_clip.benchmarks.content import SAMPLED, content_hash
 from avalanche_clip.benchmarks.data import concatenate
+from avalanche_clip.benchmarks.items.flat import raw_item
 from tests.benchmarks.streams import Add, CharModel, CountedPairs, ListedPairs
 
 

@@ -11,7 +11,7 @@ from avalanche_clip.benchmarks import (
     without_images,
 )
 from avalanche_clip.benchmarks.data import concatenate, item_fields
-from avalanche_clip.benchmarks.facts import has_no_images
+from avalanche_clip.benchmarks.items.flat import has_no_images
 from tests.benchmarks.streams import CharModel, counted_benchmark, counted_dataset
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from torch.utils.data import TensorDataset
 
 from avalanche_clip.benchmarks import (
@@ -16,11 +15,7 @@ from avalanche_clip.benchmarks.class_streams import (
     class_incremental_benchmark,
     multi_domain_benchmark,
 )
-from avalanche_clip.benchmarks.prepare import (
-    attach_scenario,
-    clone_experience,
-    copy_scenario_facts,
-)
+from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.models import create_dual_encoder
 from tests.helpers import StubTokenizer, StubTransform, quiet_evaluator
 
@@ -112,16 +107,11 @@ def domains_with_reference(model):
         "reference": ("train", slice(3, 4)),
         "reference_test": ("test", slice(3, 4)),
     }
-    streams = []
-    for name, (source, rows) in parts.items():
-        found = list(whole.streams[source])[rows]
-        copies = [clone_experience(e, e.dataset) for e in found]
-        for position, experience in enumerate(copies):
-            experience.current_experience = position
-        streams.append(EagerCLStream(name, copies))
-    scenario = attach_scenario(streams)
-    copy_scenario_facts(whole, scenario)
-    return prepared(scenario, model)
+    streams = {
+        name: list(whole.streams[source])[rows]
+        for name, (source, rows) in parts.items()
+    }
+    return prepared(make_scenario(streams, whole), model)
 
 
 def classes_over_time(model, steps=3, *, noise=0.0):

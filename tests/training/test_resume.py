@@ -205,7 +205,7 @@ def saved(tmp_path, method="Sequential", steps=1, every=3, **options):
         ("Sequential", {"optimizer": torch.optim.SGD}, "AdamW"),
         ("Sequential", {"evaluator": evaluator(loss_metrics(epoch=True))}, "metrics"),
     ],
-    ids=str,
+    ids=["method", "seed", "model", "optimizer", "metrics"],
 )
 def test_load_state__another_run_raises(method, options, message, tmp_path):
     saved(tmp_path)

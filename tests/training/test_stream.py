@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.logging import CSVLogger
 
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
-from avalanche_clip.benchmarks.prepare import attach_scenario, clone_experience
+from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.checkpointing import load_state
 from avalanche_clip.evaluation.metrics import spatial_disorder_metrics
 from avalanche_clip.training import (
@@ -197,10 +196,8 @@ def test_run_stream__folder_of_a_run_that_failed_at_once_can_be_used(tmp_path):
 def test_run_stream__stream_of_another_length(tmp_path, monkeypatch):
     monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
     strategy, benchmark = build(budget_iterations=2)
-    first = benchmark.test_stream[1]
-    gallery = EagerCLStream("gallery", [clone_experience(first, first.dataset)])
-    gallery[0].current_experience = 0
-    whole = attach_scenario([*benchmark.streams.values(), gallery])
+    gallery = [benchmark.test_stream[1]]
+    whole = make_scenario({**benchmark.streams, "gallery": gallery})
     result = run_stream(strategy, whole, tmp_path, streams=("test", "gallery"))
     E = result.matrix("mean_R@1", "gallery")
     assert E.shape == (3, 1)

@@ -407,13 +407,11 @@ def test_strategy__options_of_periodic_evaluation_are_checked():
 
 
 def test_run__valid_shorter_than_train_is_refused(tmp_path):
-    from avalanche_clip.benchmarks.prepare import attach_scenario
+    from avalanche_clip.benchmarks.items.scenario import make_scenario
 
     model = stub_model()
     data = stub_benchmark(model=model)
-    short = attach_scenario(
-        [data.train_stream, data.test_stream, data.valid_stream.__class__("valid", [])]
-    )
+    short = make_scenario({**data.streams, "valid": []})
     strategy = build(Sequential, model, eval_every=1)
     with pytest.raises(ValueError, match="0 experiences for 3 steps"):
         run_stream(strategy, short, tmp_path / "run")
@@ -501,9 +499,9 @@ def test_scheduler__that_can_never_act_is_refused(options, given, words):
 
 def test_scheduler__in_a_run_without_validation_is_refused(tmp_path):
     strategy, data, _, _ = plateau()
-    from avalanche_clip.benchmarks.prepare import attach_scenario
+    from avalanche_clip.benchmarks.items.scenario import make_scenario
 
-    bare = attach_scenario([data.train_stream, data.test_stream])
+    bare = make_scenario({"train": data.train_stream, "test": data.test_stream})
     with pytest.raises(ValueError, match="nothing is evaluated.*'valid'"):
         run_stream(strategy, bare, tmp_path / "run")
     assert not (tmp_path / "run").exists()

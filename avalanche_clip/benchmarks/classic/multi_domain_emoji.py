@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
 from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.class_prompts import ClassPrompts
@@ -29,7 +29,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table,
     validation_mask,
 )
-from avalanche_clip.benchmarks.prepare import attach_scenario, copy_scenario_facts
+from avalanche_clip.benchmarks.items.scenario import make_scenario
 
 REFERENCE_DOMAIN = "2010"
 
@@ -134,11 +134,8 @@ def multi_domain_emoji(
     scenario = multi_domain_benchmark(
         domains, order=order, shots=shots, seed=seed, **streams
     )
-    built = list(scenario.streams.values())
-    built += _reference_streams(scenario, styles, test_style, templates)
-    whole = attach_scenario(built)
-    copy_scenario_facts(scenario, whole)
-    return whole
+    references = _reference_streams(scenario, styles, test_style, templates)
+    return make_scenario({**scenario.streams, **references}, scenario)
 
 
 def _check_styles(styles: Sequence[str], test_style: str, validation: bool) -> None:
@@ -165,7 +162,7 @@ def _reference_streams(
     styles: Sequence[str],
     test_style: str,
     templates: str | Sequence[str],
-) -> list[EagerCLStream]:
+) -> dict[str, list[DatasetExperience]]:
     """Streams of the emoji that the shipped models know."""
     table = load_emoji_table()
     rows = np.flatnonzero(table.step == 0)
@@ -179,21 +176,18 @@ def _reference_streams(
         for stream in scenario.streams.values()
         for experience in stream
     )
-    streams = []
+    streams = {}
     task = len(table.groups)
     for name, chosen in (("reference", styles), ("reference_test", [test_style])):
         data = EmojiClasses(chosen, rows)
         dataset = labelled_dataset(Source(f"{name} set", data, own, first_id), task)
         first_id += len(data)
-        experience = class_experience(
-            dataset.eval(),
-            0,
-            label=REFERENCE_DOMAIN,
-            prompts=prompts,
-            dataset_index=task,
-            class_ids=own.ids,
-        )
-        streams.append(EagerCLStream(name, [experience]))
+        dataset = dataset.eval()
+        streams[name] = [
+            class_experience(
+                dataset, REFERENCE_DOMAIN, prompts, own.ids, dataset_index=task
+            )
+        ]
     return streams
 
 

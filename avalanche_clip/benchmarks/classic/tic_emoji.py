@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
-from avalanche.benchmarks.scenarios.generic_scenario import EagerCLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip._numbers import as_size
@@ -22,7 +21,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     validation_mask,
 )
 from avalanche_clip.benchmarks.generators import time_stamped_benchmark
-from avalanche_clip.benchmarks.prepare import attach_scenario
+from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 
 VALIDATION_STYLE = "openmoji"
 VALIDATION_FRACTION = 0.2
@@ -122,38 +121,31 @@ def tic_emoji(
         test=emoji_dataset([test_style], later),
         **streams,
     )
-    built = list(scenario.streams.values())
+    built = scenario.streams
     if first_step:
         earlier = [range(step, step + 1) for step in range(first_step)]
-        built.append(_test_only("base", earlier, test_style))
+        built["base"] = [_test_set(steps, test_style) for steps in earlier]
     if gallery:
-        built.append(_test_only("gallery", [range(len(EMOJI_STEPS))], test_style))
-    labels = scenario.time_labels
-    scenario = attach_scenario(built)
-    scenario.time_labels = labels
-    return scenario
+        built["gallery"] = [_test_set(range(len(EMOJI_STEPS)), test_style)]
+    return make_scenario(built, scenario)
 
 
-def _test_only(name: str, sets: Sequence[range], style: str) -> EagerCLStream:
-    """A stream of test sets, each with the emoji of some consecutive steps."""
-    experiences = []
-    for index, steps in enumerate(sets):
-        chosen = np.flatnonzero(np.isin(load_emoji_table().step, steps))
-        experience = DatasetExperience(
-            dataset=emoji_dataset([style], chosen), current_experience=index
-        )
-        _set_time(experience, steps)
-        experiences.append(experience)
-    return EagerCLStream(name, experiences)
+def _test_set(steps: range, style: str) -> DatasetExperience:
+    """A test set with the emoji of some consecutive steps."""
+    chosen = np.flatnonzero(np.isin(load_emoji_table().step, steps))
+    return _experience(emoji_dataset([style], chosen), steps)
 
 
-def _set_time(experience: Any, steps: range) -> None:
-    """Say which time steps an experience holds."""
+def _experience(dataset: AvalancheDataset, steps: range) -> DatasetExperience:
+    """An experience that knows which time steps it holds."""
     first, last = EMOJI_STEPS[steps[0]], EMOJI_STEPS[steps[-1]]
     single, whole = len(steps) == 1, len(steps) == len(EMOJI_STEPS)
-    experience.time_label = first.label if single else f"{first.label}..{last.label}"
-    experience.time_start = -np.inf if whole else first.bounds[0]
-    experience.time_end = np.inf if whole else last.bounds[1]
+    return make_experience(
+        dataset,
+        time_label=first.label if single else f"{first.label}..{last.label}",
+        time_start=-np.inf if whole else first.bounds[0],
+        time_end=np.inf if whole else last.bounds[1],
+    )
 
 
 def tic_emoji_joint(
@@ -168,15 +160,11 @@ def tic_emoji_joint(
     :param test_style: drawing style of the test streams.
     """
     scenario = tic_emoji(styles=styles, test_style=test_style)
-    whole = DatasetExperience(
-        dataset=emoji_dataset(styles, captions="all"), current_experience=0
+    data = emoji_dataset(styles, captions="all")
+    whole = _experience(data, range(len(EMOJI_STEPS)))
+    return make_scenario(
+        {**scenario.streams, "train": [whole]}, time_labels=[whole.time_label]
     )
-    _set_time(whole, range(len(EMOJI_STEPS)))
-    streams = [EagerCLStream("train", [whole])]
-    streams += [s for name, s in scenario.streams.items() if name != "train"]
-    joint = attach_scenario(streams)
-    joint.time_labels = [whole.time_label]
-    return joint
 
 
 def _without(

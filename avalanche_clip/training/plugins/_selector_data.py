@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.prepare import is_prepared
 from avalanche_clip.common.randomness import named_seed
 from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_options
 from avalanche_clip.training.reference_data import ReferenceImages
-from avalanche_clip.training.templates.loader_mixin import has_deterministic_images
 
 REFERENCE_NUMBER = 2**31 - 1  # in place of the index of an experience
 

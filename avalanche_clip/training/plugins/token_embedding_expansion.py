@@ -20,6 +20,11 @@ from avalanche_clip import distributed
 from avalanche_clip._numbers import as_finite, as_size
 from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.batch import FieldCollate
+from avalanche_clip.benchmarks.items.captions import (
+    language_codes,
+    language_of,
+    read_captions,
+)
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
     LearntVocabulary,
@@ -30,7 +35,6 @@ from avalanche_clip.models import (
     train_tokens_only,
 )
 from avalanche_clip.models.token_embedding import INITS
-from avalanche_clip.training.captions import language_codes, language_of, read_captions
 from avalanche_clip.training.visits import Step, read_step, seed_number
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.common.randomness import kept_rng, named_seed
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
@@ -41,10 +42,7 @@ from avalanche_clip.training.stock_metrics import (
 from avalanche_clip.training.stock_plugin_state import forget_step
 from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
-from avalanche_clip.training.templates.loader_mixin import (
-    LoaderMixin,
-    has_deterministic_images,
-)
+from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
     check_keywords,

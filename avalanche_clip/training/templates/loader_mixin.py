@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils.transforms import (
-    MultiParamCompose,
-    MultiParamTransformCallable,
-    TupleTransform,
-)
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
@@ -99,36 +93,4 @@ class LoaderMixin:
         )
 
 
-def has_deterministic_images(dataset: Any) -> bool:
-    """Tell whether a training data set always gives the same image tensors.
-
-    True if every image transform of its training group says
-    ``deterministic=True``; data without any are not known to be.
-    """
-    found = list(image_transforms(dataset._flat_data, "train"))
-    return bool(found) and all(getattr(t, "deterministic", False) for t in found)
-
-
-def image_transforms(node: Any, group: str) -> Iterator[Any]:
-    """What a group of a tree of data does to images."""
-    for name in ("_transform_groups", "_frozen_transform_groups"):
-        groups = getattr(getattr(node, name, None), "transform_groups", {})
-        yield from image_side(groups.get(group))
-    for child in getattr(node, "_datasets", ()):
-        yield from image_transforms(child, group)
-
-
-def image_side(transform: Any) -> Iterator[Any]:
-    """What a transform of whole items does to images."""
-    if isinstance(transform, MultiParamCompose):
-        for part in transform.transforms:
-            yield from image_side(part)
-    elif isinstance(transform, TupleTransform):
-        yield from (t for t in transform.transforms[:1] if t is not None)
-    elif isinstance(transform, MultiParamTransformCallable):
-        yield transform.transform
-    elif callable(transform):
-        yield transform
-
-
-__all__ = ["LoaderMixin", "has_deterministic_images", "image_transforms"]
+__all__ = ["LoaderMixin"]

@@ -241,7 +241,7 @@ def test_current_data__are_the_training_batch():
     assert "reference" not in strategy.compute.experiences[1]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, RandomTexts(9, length=3), "ids"], ids=str)
+@pytest.mark.parametrize("texts", [TEXTS, RandomTexts(9, length=3), "ids"], ids=type)
 @pytest.mark.parametrize("text_side", ["teacher", "student"])
 def test_mixed_sources__run(texts, text_side):
     if texts == "ids":

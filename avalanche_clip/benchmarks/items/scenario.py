@@ -1,4 +1,4 @@
-"""What stock metrics and the usual loop read from experiences and benchmarks.
+"""Make scenarios whose experiences know what stock metrics and loops read.
 
 Avalanche 0.6.0 attaches task labels and lists of classes by decorators, which make
 new scenarios; here every experience of a scenario of this package works them out of
@@ -8,13 +8,20 @@ counts instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.scenarios.generic_scenario import (
+    CLExperience,
+    EagerCLStream,
+    ExperienceAttribute,
+)
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip.benchmarks.data import attribute_array
 
@@ -133,7 +140,83 @@ class ImageTextScenario(CLScenario):
         return len(np.unique(np.concatenate(found)))
 
 
-def adopt(experience: Any) -> None:
+# --------------------------------------------------------------------- building
+def make_experience(dataset: AvalancheDataset, **facts: Any) -> DatasetExperience:
+    """Make an experience; its place is set by :func:`make_scenario`.
+
+    :param facts: what it is to know, as attributes.
+    """
+    experience = ImageTextExperience(dataset=dataset, current_experience=0)
+    for name, value in facts.items():
+        setattr(experience, name, value)
+    return experience
+
+
+def make_scenario(
+    streams: Mapping[str, Iterable[Any]],
+    like: CLScenario | None = None,
+    **facts: Any,
+) -> CLScenario:
+    """Make a scenario whose streams and experiences know it and each other.
+
+    Experiences that are part of another scenario are copied and left as they are.
+
+    :param streams: name -> experiences, in their order.
+    :param like: a scenario whose facts (labels, prompts) are carried over.
+    :param facts: further ones of the scenario, as attributes.
+    """
+    built = []
+    for name, given in streams.items():
+        experiences = [
+            e if e._origin_stream is None else clone_experience(e, e.dataset)
+            for e in given
+        ]
+        for experience in experiences:
+            _adopt(experience)
+        built.append(EagerCLStream(name, experiences))
+    scenario = ImageTextScenario(built)
+    for stream in built:
+        stream.benchmark = scenario
+    if like is not None:
+        _copy_facts(like, scenario)
+    for name, value in facts.items():
+        setattr(scenario, name, value)
+    return scenario
+
+
+def clone_experience(
+    experience: CLExperience, dataset: AvalancheDataset
+) -> DatasetExperience:
+    """Copy an experience of any class, with its fields, around other data.
+
+    A plain ``copy.copy`` would share Avalanche's masked attribute cells, so
+    that renumbering the copy would renumber the original.
+    """
+    clone = copy.copy(experience)
+    for name, value in vars(experience).items():
+        if isinstance(value, ExperienceAttribute):
+            vars(clone)[name] = copy.copy(value)
+    clone._origin_stream = None
+    clone._dataset = dataset
+    return clone
+
+
+def _copy_facts(source: CLScenario, target: CLScenario) -> None:
+    """Carry over what generators attach to a scenario (labels, prompts)."""
+    for name, value in vars(source).items():
+        if not name.startswith("_") and not name.endswith("_stream"):
+            setattr(target, name, value)
+    if not hasattr(target, "time_labels"):
+        # Avalanche's decorators make a new scenario, but keep the experiences.
+        labels = [
+            getattr(experience, "time_label", None)
+            for experience in target.streams.get("train", ())
+        ]
+        if labels and None not in labels:
+            target.time_labels = labels
+
+
+def _adopt(experience: Any) -> None:
     """Make an experience of any class one with :class:`StreamFacts`."""
     if not isinstance(experience, StreamFacts):
         experience.__class__ = _with_facts(type(experience))
@@ -247,14 +330,3 @@ def _met(experience: Any, when: Callable[[np.ndarray, int], np.ndarray]) -> set[
     classes, first = _first_places(_stream(experience))
     place = int(experience.logging().current_experience)
     return set(classes[when(first, place)].tolist())
-
-
-__all__ = [
-    "ImageTextExperience",
-    "ImageTextScenario",
-    "NoClassesError",
-    "OnlineImageTextExperience",
-    "StreamFacts",
-    "adopt",
-    "has_targets",
-]

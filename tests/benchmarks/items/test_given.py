@@ -11,7 +11,7 @@ from avalanche_clip.benchmarks import (
     multi_domain_benchmark,
 )
 from avalanche_clip.benchmarks.data import find_corrupt_samples
-from avalanche_clip.benchmarks.items import ItemsError
+from avalanche_clip.benchmarks.items.given import ItemsError
 from tests.benchmarks.streams import ListedPairs
 
 IMAGE = torch.zeros(3, 4, 4)

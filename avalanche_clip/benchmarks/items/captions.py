@@ -9,9 +9,8 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
-from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.benchmarks.facts import replace_leaves
-from avalanche_clip.benchmarks.prepare import without_groups
+from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
+from avalanche_clip.benchmarks.items.flat import locate
 
 
 def read_captions(
@@ -27,9 +26,10 @@ def read_captions(
     :param positions: of the samples; default all.
     :return: one list per sample, of strings or of token-id tensors.
     """
-    flat = replace_leaves(without_groups(dataset._flat_data), {})
     for index in range(len(dataset)) if positions is None else positions:
-        text = flat[index][1]
+        source, place = locate(dataset, index)
+        checked = isinstance(source, CheckedPairs)
+        text = source.text(place) if checked else source[place][1]
         if isinstance(text, Tensor) and text.ndim == 2:
             yield list(text)
         elif isinstance(text, (list, tuple)):
@@ -60,6 +60,3 @@ def language_of(experience: Any) -> tuple[str, tuple[int, ...]]:
     if name is None:
         name = f"experience {experience.current_experience}"
     return str(name), found
-
-
-__all__ = ["language_codes", "language_of", "read_captions"]

@@ -18,7 +18,7 @@ from avalanche_clip.benchmarks import (
     split_validation,
     time_stamped_benchmark,
 )
-from avalanche_clip.benchmarks.experiences import NoClassesError
+from avalanche_clip.benchmarks.items.scenario import NoClassesError
 from tests.benchmarks.streams import CharModel, CountedPairs, counted_dataset
 from tests.training.classes import TEMPLATES, Labelled, cycle, domains, names_of
 
