@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 
 
 class DistillationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
-from avalanche_clip._suggest import did_you_mean
+from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.grown import fit_moment
-from avalanche_clip.training import optim
+from avalanche_clip.training.templates import optim
 
 
 class OptimizerMixin:
@@ -268,6 +268,3 @@ def _claim(
         )
     rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
     return rest + extra
-
-
-__all__ = ["OptimizerMixin"]

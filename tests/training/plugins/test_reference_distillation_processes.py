@@ -10,7 +10,7 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.reference_data import ReferenceImages
+from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.helpers import (
     assert_same_weights,
     build,
@@ -21,7 +21,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import run_in_processes
-from tests.training.plugins.test_reference_distillation import (
+from tests.training.methods.zscl.test_distillation import (
     TEXTS,
     Note,
     plugin,
