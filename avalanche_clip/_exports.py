@@ -371,7 +371,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "WeightConsolidationPlugin*",
     },
     "training.methods.zscl.distillation": {
-        "training.plugins": "FrozenLogitScalePlugin ReferenceDistillationPlugin*",
+        "training.plugins": "ReferenceDistillationPlugin*",
     },
     "training.methods.zscl.strategy": {
         "training.supervised": (
@@ -407,6 +407,9 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.templates.contrastive": {
         "training.templates": "ContrastiveCriterion ContrastiveTemplate*",
+    },
+    "training.templates.distillation": {
+        "training.plugins": "FrozenLogitScalePlugin",
     },
     "training.templates.step_mixin": {
         "training.templates": "NonFiniteLossError",

@@ -13,12 +13,12 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
+from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.common.files import read_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.benchmarks import prepare_benchmark
 from avalanche_clip.training.runs.resume import CheckpointError
 from avalanche_clip.training.runs.files import load_state, read_state, save_state, write_state
-from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.training.runs import folder as run_folder
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.runs.plugin_state import plain_rng
