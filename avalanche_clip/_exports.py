@@ -319,7 +319,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "ConstantCosinePlugin*",
     },
     "training.methods.ewc": {
-        "training.plugins": "ContrastiveEWCPlugin*",
+        "training.plugins": "ContrastiveEWCPlugin* OnlineEWCPlugin",
     },
     "training.methods.language_adapters": {
         "training.plugins": "LanguageAdapterPlugin",
@@ -329,8 +329,6 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.methods.mod_x": {
         "training.plugins": "OffDiagonalAlignmentPlugin*",
-    },
-    "training.methods.mod_x_strategy": {
         "training.supervised": "ModX*",
     },
     "training.methods.moe_adapters.plugin": {
@@ -339,8 +337,8 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.methods.moe_adapters.strategy": {
         "training.supervised": "CLASS_INCREMENTAL MTIL_RATES MoEAdapters*",
     },
-    "training.methods.online_ewc": {
-        "training.plugins": "OnlineEWCPlugin",
+    "training.methods.mtil_training": {
+        "training.supervised": "ClassNameFineTuning FineTuning",
     },
     "training.methods.patching": {
         "training.plugins": "PatchingPlugin*",
@@ -360,8 +358,6 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.methods.vr_lwf.plugin": {
         "training.plugins": "VocabularyReplayPlugin*",
-    },
-    "training.methods.vr_lwf.strategy": {
         "training.supervised": "VRLwF*",
     },
     "training.methods.weight_averaging": {
@@ -375,8 +371,7 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.methods.zscl.strategy": {
         "training.supervised": (
-            "ClassNameFineTuning ClassNameZSCL FineTuning ZSCL* "
-            "ZSCL_CLASS_INCREMENTAL zscl_variants"
+            "ClassNameZSCL ZSCL* ZSCL_CLASS_INCREMENTAL zscl_variants"
         ),
     },
     "training.runs.checkpoint_plugin": {

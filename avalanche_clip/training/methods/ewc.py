@@ -4,6 +4,10 @@ Source: Kirkpatrick et al., PNAS 2017 (EWC), as used in the appendix of Garg et
 al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226). A contrastive loss does not split
 over samples, so the diagonal Fisher is the mean over mini-batches of the
 squared batch gradient (our choice); its batch size is a setting.
+
+Online EWC: Schwarz et al., ICML 2018 (arXiv 1805.06370), as used for languages by Yang
+et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186): Fishers are summed, the penalty has no
+factor one half, and rows added to a table are free.
 """
 
 from __future__ import annotations
@@ -170,3 +174,46 @@ def _no_half(strategy: Any) -> Iterator[None]:
         yield
     finally:
         strategy.precision = precision
+
+
+class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Pull weights towards those of the last experience, by summed importance.
+
+    Adds ``ewc_lambda * sum_p F_p (theta_p - theta*_p)^2``. After each experience
+    ``F = gamma * F + F_new`` and the anchor moves to the weights of now. A parameter
+    that grows along its first axis keeps the importance of its old rows; new rows
+    have none until they have been trained.
+
+    Memory: two copies of what is trained, a grown token table included; it is
+    then trained as a whole, not by active rows. Time: a pass over the data after each
+    experience, and the penalty per step.
+
+    :param ewc_lambda: weight, ``>= 0``; 0 turns the method off exactly.
+    :param gamma: weight of the old Fisher, in ``[0, 1]``.
+    :param fisher_batch_size: pairs per batch of the Fisher pass.
+    :param fisher_batches: batches of the pass; None for one pass over the data.
+    """
+
+    nominal_cost = 1.0
+    share = 1.0
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1000.0,
+        *,
+        gamma: float = 1.0,
+        fisher_batch_size: int = 128,
+        fisher_batches: int | None = None,
+    ):
+        self.gamma = as_finite(gamma, "gamma", low=0, high=1)
+        super().__init__(
+            ewc_lambda,
+            fisher_batch_size=fisher_batch_size,
+            fisher_batches=fisher_batches,
+            decay=gamma,
+        )
+
+    @staticmethod
+    def square(gradient: Tensor) -> Tensor:
+        """What a batch gradient adds; one that is not a number counts as 0."""
+        return gradient.square().nan_to_num(nan=0.0)

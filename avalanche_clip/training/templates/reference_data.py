@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.items.prepare import is_prepared
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, as_texts
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 from avalanche_clip.training.templates.teachers import CACHE_BYTES
 
@@ -245,19 +245,13 @@ def _stack(images: list[Tensor]) -> Tensor:
 class ReferenceTexts:
     """Sentences, as strings or token ids.
 
-    :param texts: strings; token ids ``(N, L)``, int64; or a callable that
-        makes either from a tokenizer, such as :class:`RandomTexts`.
+    :param texts: strings, or token ids ``(N, L)``, int64.
     :raises TypeError: for another kind.
     :raises ValueError: for no text, or ids of another shape.
     """
 
-    def __init__(self, texts: Sequence[str] | Tensor | Callable[[Any], Any]):
-        self._make = texts if callable(texts) else None
-        self.texts: Any = None if callable(texts) else _checked(texts)
-
-    def bind(self, tokenizer: Any) -> ReferenceTexts:
-        """Return the texts themselves, made by the callable where there is one."""
-        return self if self._make is None else ReferenceTexts(self._make(tokenizer))
+    def __init__(self, texts: Sequence[str] | Tensor):
+        self.texts: Any = _checked(texts)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -285,9 +279,7 @@ class ReferenceTexts:
         return ids[:, : last + 1]
 
     def fingerprint(self) -> str:
-        """Checksum that tells lists of texts apart; of a callable, its name."""
-        if self._make is not None:
-            return getattr(self._make, "__name__", type(self._make).__name__)
+        """Checksum that tells lists of texts apart."""
         if isinstance(self.texts, Tensor):
             content = self.texts.contiguous().numpy().tobytes()
             head = f"ids {tuple(self.texts.shape)}"
@@ -305,60 +297,4 @@ def _checked(texts: Any) -> Any:
                 f"{texts.dtype}; give token ids (N, L) with N >= 1."
             )
         return texts.detach().to("cpu", torch.int64)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(
-            "Reference texts must be a list of strings or token ids (N, L); got "
-            f"{texts!r:.80}."
-        )
-    if not len(texts):
-        raise ValueError("The reference texts are empty; give at least one.")
-    return list(texts)
-
-
-class RandomTexts:
-    """Make random token strings for the tokenizer of a model.
-
-    :param count: number of strings ``n``.
-    :param length: random ids per string.
-    :param seed: of the draw.
-
-    Source: Zheng et al., ICCV 2023 (arXiv 2303.06628), their LwF-VR baseline.
-    """
-
-    def __init__(self, count: int = 1000, *, length: int = 10, seed: int = 0):
-        as_size(count, "count")
-        as_size(length, "length")
-        self.count, self.length, self.seed = count, length, seed
-
-    def __call__(self, tokenizer: Any) -> Tensor:
-        """Draw the strings.
-
-        :param tokenizer: gives ``sot_id`` (None for no start token),
-            ``eot_id``, ``pad_id``, ``vocab_size`` and ``context_length``.
-        :return: int64 ``(n, context_length)``: start token, random ids other
-            than the special ones, end token, padding.
-        :raises ValueError: if the context is too short, or nothing is left to
-            draw from.
-        """
-        special = {tokenizer.sot_id, tokenizer.eot_id, tokenizer.pad_id} - {None}
-        allowed = [i for i in range(tokenizer.vocab_size) if i not in special]
-        first = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
-        room = tokenizer.context_length - len(first) - 1
-        if self.length > room or not allowed:
-            raise ValueError(
-                f"length={self.length} does not fit: the context has room for {room} "
-                f"ids and the vocabulary {len(allowed)} to draw from."
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.randint(
-            len(allowed), (self.count, self.length), generator=generator
-        )
-        rows = torch.full(
-            (self.count, tokenizer.context_length), tokenizer.pad_id, dtype=torch.int64
-        )
-        start = len(first)
-        if first:
-            rows[:, 0] = first[0]
-        rows[:, start : start + self.length] = torch.tensor(allowed)[draw]
-        rows[:, start + self.length] = tokenizer.eot_id
-        return rows
+    return as_texts(texts, "The reference texts")

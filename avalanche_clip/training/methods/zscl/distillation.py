@@ -103,11 +103,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         as_size(batch_size, "batch_size")
         require_choice("text_side", text_side, TEXT_SIDES)
         require_choice("teacher", teacher, TEACHERS)
-        self._given = (
-            _wrapped(reference_images, ReferenceImages),
-            _wrapped(reference_texts, ReferenceTexts),
-        )
-        self.images, self.texts = self._given
+        self.images = _wrapped(reference_images, ReferenceImages)
+        self.texts = _wrapped(reference_texts, ReferenceTexts)
         self.temperature = temperature
         self.text_side = text_side
         self.teacher = teacher
@@ -134,8 +131,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         if not self.teaches(strategy):
             return
         teacher = strategy.teachers.get(self.teacher)
-        if self._given[0] is not None:
-            images = self.images = self._given[0].bind(strategy.model)
+        if self.images is not None:
+            images = self.images.bind(strategy.model)
             found = f"{teacher.fingerprint('image')}:{strategy.precision}"
             if self.table is None or self._prints["images"] != found:
                 size = images.cache_bytes if images.fixed else 0
@@ -146,19 +143,17 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
                 self._order(strategy, len(images), "reference images"),
                 strategy.device.type == "cuda",
             )
-        if self._given[1] is not None:
+        if self.texts is not None:
             self._prepare_texts(strategy, teacher)
 
     def _prepare_texts(self, strategy: Any, teacher: Any) -> None:
-        given: ReferenceTexts = self._given[1]
-        found = given.fingerprint()
+        texts: ReferenceTexts = self.texts
+        found = texts.fingerprint()
         if self._prints["texts"] not in (None, found):
             raise ValueError(
                 "The stored run had other reference texts; give the same ones."
             )
         self._prints["texts"] = found
-        # A callable draws anew when the vocabulary of the teacher has grown.
-        texts = self.texts = given.bind(teacher.model.tokenizer)
         self.text_features = strategy.teachers.text_features(self.teacher, texts)
         if self.text_side == "student" and self.text_weight > 0:
             self._sentences = self._order(strategy, len(texts), "reference texts")
