@@ -103,7 +103,7 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         as_size(batch_size, "batch_size")
         require_choice("text_side", text_side, TEXT_SIDES)
         require_choice("teacher", teacher, TEACHERS)
-        self.images = _wrapped(reference_images, ReferenceImages)
+        self.images = self._unbound = _wrapped(reference_images, ReferenceImages)
         self.texts = _wrapped(reference_texts, ReferenceTexts)
         self.temperature = temperature
         self.text_side = text_side
@@ -131,8 +131,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         if not self.teaches(strategy):
             return
         teacher = strategy.teachers.get(self.teacher)
-        if self.images is not None:
-            images = self.images.bind(strategy.model)
+        if self._unbound is not None:
+            images = self.images = self._unbound.bind(strategy.model)
             found = f"{teacher.fingerprint('image')}:{strategy.precision}"
             if self.table is None or self._prints["images"] != found:
                 size = images.cache_bytes if images.fixed else 0
