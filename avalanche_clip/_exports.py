@@ -264,8 +264,20 @@ EXPORTS: dict[str, dict[str, str]] = {
     "models.moe.mixture": {
         "models": "MoEAdapter*",
     },
+    "models.peft.adapter": {
+        "models": "attach_adapters*",
+    },
+    "models.peft.attached": {
+        "models": "BranchSet merge_adapters*",
+    },
     "models.peft.language": {
         "models": "LanguageAdapterSet attach_language_adapters",
+    },
+    "models.peft.lora": {
+        "models": "attach_lora*",
+    },
+    "models.peft.prompt": {
+        "models": "PromptSet attach_prompts*",
     },
     "models.selector.alexnet": {
         "models": "AlexNetFeatures",

@@ -15,7 +15,6 @@ Getter = Callable[[Any], dict[str, Any]]
 Setter = Callable[[Any, dict[str, Any]], None]
 
 _REGISTRY: dict[str, tuple[Getter, Setter]] = {}
-_STATELESS = ("PeriodicEval", "Clock")
 _PACKAGES = ("avalanche.evaluation", "avalanche_clip.evaluation")
 
 
@@ -39,18 +38,13 @@ def _registered(plugin: Any) -> tuple[Getter, Setter] | None:
     return None
 
 
-def _is_stateless(plugin: Any) -> bool:
-    """Whether a plugin has nothing to store."""
-    if type(plugin).__name__ in _STATELESS or getattr(plugin, "stateless", False):
-        return True
-    known = _registered(plugin) or callable(getattr(plugin, "state_dict", None))
-    return not known and not vars(plugin)
-
-
 def _in_order(strategy: Any) -> list[Any]:
+    """Contracts of the plugins that have something to store."""
     from avalanche_clip.training.templates.compatibility import in_order
 
-    return in_order(strategy.plugins)
+    contracts = {id(c.wrapped): c for c in strategy.contracts}
+    found = [contracts[id(plugin)] for plugin in in_order(strategy.plugins)]
+    return [contract for contract in found if not contract.stateless]
 
 
 def collect(strategy: Any) -> list[dict[str, Any]]:
@@ -60,22 +54,13 @@ def collect(strategy: Any) -> list[dict[str, Any]]:
         state is not plain data.
     """
     states = []
-    for plugin in _in_order(strategy):
-        if _is_stateless(plugin):
-            continue
-        name = type(plugin).__name__
-        registered = _registered(plugin)
+    for contract in _in_order(strategy):
+        name = type(contract.wrapped).__name__
+        registered = _registered(contract.wrapped)
         if registered is not None:
-            state = registered[0](plugin)
-        elif callable(getattr(plugin, "state_dict", None)):
-            state = plugin.state_dict()
+            state = registered[0](contract.wrapped)
         else:
-            raise TypeError(
-                f"{name} may have state ({sorted(vars(plugin))}), but no state_dict(): "
-                "a resumed run would differ. Give it state_dict() and "
-                "load_state_dict(), use register_plugin_state, or set stateless=True "
-                "on it."
-            )
+            state = contract.state_dict()
         state = plain(state, f"the state of {name}")
         states.append({"class": name, "state": state, "device": _device_paths(state)})
     return states
@@ -91,17 +76,17 @@ def restore(
     :param stored_device: type of the device of the stored run.
     :raises ValueError: if the plugins are others or in another order.
     """
-    owners = [p for p in _in_order(strategy) if not _is_stateless(p)]
+    owners = _in_order(strategy)
     stored = [s["class"] for s in states]
-    have = [type(p).__name__ for p in owners]
+    have = [type(contract.wrapped).__name__ for contract in owners]
     if stored != have:
         raise ValueError(
             f"The checkpoint has plugins {stored}, the strategy {have}; build it with "
             "the same plugins in the same order."
         )
     device = strategy.device
-    for plugin, entry in zip(owners, states, strict=True):
-        registered = _registered(plugin)
+    for contract, entry in zip(owners, states, strict=True):
+        registered = _registered(contract.wrapped)
         state = entry["state"]
         if device.type != "cpu":
             # A run that comes from the CPU says nothing about places.
@@ -109,20 +94,18 @@ def restore(
             chosen = None if unknown else {tuple(p) for p in entry["device"]}
             state = _moved(state, device, chosen, ())
         if registered is not None:
-            registered[1](plugin, state)
+            registered[1](contract.wrapped, state)
         else:
-            plugin.load_state_dict(state)
+            contract.load_state_dict(state)
 
 
 def restore_data(strategy: Any, benchmark: Any) -> None:
     """Let replay plugins find their samples in the benchmark of a resumed run."""
     from avalanche_clip.training.runs.stock_plugin_state import restore_buffers
 
-    for plugin in strategy.plugins:
-        find = getattr(plugin, "restore_data", None)
-        if callable(find):
-            find(benchmark)
-        restore_buffers(plugin, strategy, benchmark)
+    for contract in strategy.contracts:
+        contract.restore_data(benchmark)
+        restore_buffers(contract.wrapped, strategy, benchmark)
 
 
 # -------------------------------------------------------------------- plain data

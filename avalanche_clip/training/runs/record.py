@@ -12,8 +12,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates.base_sgd import PeriodicEval
+
 from avalanche_clip import __version__
 from avalanche_clip.benchmarks.items.content import content_hash
+from avalanche_clip.training.templates.contract import (
+    as_number,
+    is_plain,
+    kept_arguments,
+)
 
 _PACKAGES = (
     "avalanche-lib",
@@ -24,10 +33,7 @@ _PACKAGES = (
     "timm",
     "numpy",
 )
-# Avalanche's own, and plugins that change nothing.
-_AVALANCHE = ("Clock", "PeriodicEval", "EvaluationPlugin")
-_WATCHERS = (*_AVALANCHE, "CheckpointPlugin", "ProgressPlugin")
-_LONG = 100
+_AVALANCHE = (Clock, PeriodicEval, EvaluationPlugin)
 _FIELDS = (
     "train_mb_size",
     "train_epochs",
@@ -89,7 +95,7 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Settings of a strategy as plain data."""
     budget = strategy.compute
     groups = [
-        {k: n for k, v in g.items() if k != "params" and _plain(n := _number(v))}
+        {k: n for k, v in g.items() if k != "params" and is_plain(n := as_number(v))}
         for g in strategy.optimizer.param_groups
     ]
     config = {
@@ -104,14 +110,14 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
         "plugins": [
             {
                 "class": type(p).__name__,
-                **{k: v for k, v in vars(p).items() if k[0] != "_" and _plain(v)},
+                **{k: v for k, v in vars(p).items() if k[0] != "_" and is_plain(v)},
             }
             for p in strategy.plugins
-            if type(p).__name__ not in _AVALANCHE
+            if not isinstance(p, _AVALANCHE)
         ],
         "model": getattr(strategy.model, "config", type(strategy.model).__name__),
         "pretrained": getattr(strategy.model, "pretrained", None),
-        "loader": {k: v for k, v in options.items() if _plain(v)},
+        "loader": {k: v for k, v in options.items() if is_plain(v)},
         "device": str(strategy.device),
     }
     # Plugins go on to change their lists.
@@ -121,42 +127,15 @@ def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
 def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
     """What a resumed run must have in common with the stored one, per plugin.
 
-    Of this package's and Avalanche's plugins these are the arguments of their
-    constructors, as far as they are plain attributes, or have an ``identity`` of
-    plain data; of others the class.
-
-    :param strategy: its plugins in order; those that only watch are left out.
+    :param strategy: its plugins in order, each with what its ``identity`` says; those
+        without state, and those that only measure, are left out.
     """
     found: dict[str, dict[str, Any]] = {}
-    for plugin in strategy.plugins:
-        cls = type(plugin)
-        if cls.__name__ in _WATCHERS:
-            continue
-        known = cls.__module__.startswith(("avalanche_clip.", "avalanche.training."))
-        settings = kept_arguments(plugin) if known else {}
-        found[f"{len(found)} {cls.__name__}"] = settings
+    for contract in strategy.contracts:
+        plugin = contract.wrapped
+        if not contract.stateless and not isinstance(plugin, _AVALANCHE):
+            found[f"{len(found)} {type(plugin).__name__}"] = contract.identity()
     return copy.deepcopy(found)
-
-
-def kept_arguments(thing: Any) -> dict[str, Any]:
-    """Arguments of the constructors of an object that it has kept as plain data."""
-    names = {
-        name
-        for cls in type(thing).__mro__
-        if "__init__" in vars(cls)
-        for name in inspect.signature(vars(cls)["__init__"]).parameters
-    }
-    have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
-    plain = {k: _number(v) for k, v in sorted(have.items())}
-    return {k: _brief(v) for k, v in plain.items() if _plain(v)}
-
-
-def _brief(value: Any) -> Any:
-    """A long list, such as one of captions, as its length and a hash."""
-    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
-        return value
-    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
-    return f"{len(value)} values, {digest.hexdigest()[:16]}"
 
 
 def strategy_arguments(strategy: Any) -> dict[str, Any]:
@@ -168,20 +147,6 @@ def strategy_arguments(strategy: Any) -> dict[str, Any]:
     if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
         criterion |= kept_arguments(loss)
     return {**kept_arguments(strategy), "criterion": criterion}
-
-
-def _number(value: Any) -> Any:
-    """A tensor or NumPy value that holds one number, as that number."""
-    one = hasattr(value, "item") and (getattr(value, "shape", None) in ((), (1,)))
-    return value.item() if one else value
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(v) for v in value)
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
-    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def data_summary(benchmark: Any) -> dict[str, Any]:
@@ -262,8 +227,8 @@ def nominal_units(strategy: Any) -> float | None:
         units = sum(report["samples"]) * pair / compute.macs
     else:
         return None
-    for plugin in strategy.plugins:
-        units *= getattr(plugin, "nominal_cost", 1.0)
+    for contract in strategy.contracts:
+        units *= contract.nominal_cost
     return units
 
 

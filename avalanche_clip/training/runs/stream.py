@@ -23,6 +23,7 @@ from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.training.runs.agreement import agree_on_run
 from avalanche_clip.training.runs.identity import run_identity
+from avalanche_clip.training.runs.plugin_state import collect
 from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.runs.folder import RunFolder
@@ -173,10 +174,10 @@ def run_stream(
             require_prepared(experience.dataset, strategy.model, captions=captions)
     out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
-        for plugin in strategy.plugins:
-            if hasattr(plugin, "check_benchmark"):
-                plugin.check_benchmark(benchmark)
+        for contract in strategy.contracts:
+            contract.check_benchmark(benchmark)
         check_run(strategy, benchmark)
+        collect(strategy)  # what cannot be stored is refused before all evaluations
         run = _Run(strategy, benchmark, tuple(streams), points, train_options, method)
         folder = RunFolder(out, strategy, run.identity, checkpoint_iterations, points)
         with folder.opened(resume, run.extra):

@@ -30,11 +30,12 @@ from avalanche_clip.training.runs.stock_plugin_state import forget_step
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.compatibility import (
-    check_planned,
     check_plugins,
+    contract_of,
     in_order,
     running_order,
 )
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
@@ -197,6 +198,7 @@ class CLIPTemplate(
         """Set what changes during a run to its first value."""
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
+        self._contracts: dict[int, MethodPlugin] = {}
         self._pending: dict[str, Any] | None = None
         self.visits = Visits()
         """Which steps were trained, in which order and how often."""
@@ -215,6 +217,15 @@ class CLIPTemplate(
         ``"counting"`` while a step is done but the clock has not moved; else empty."""
         self.planned_iterations = 0
         self.deterministic_images = False
+
+    @property
+    def contracts(self) -> list[MethodPlugin]:
+        """What is asked of each plugin, in their order (see :class:`MethodPlugin`)."""
+        for plugin in self.plugins:
+            known = self._contracts.get(id(plugin))
+            if known is None or known.wrapped is not plugin:
+                self._contracts[id(plugin)] = contract_of(plugin)
+        return [self._contracts[id(plugin)] for plugin in self.plugins]
 
     @property
     def experience_index(self) -> int:  # type: ignore[override]
@@ -320,7 +331,10 @@ class CLIPTemplate(
         forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
-        if self._pending is None:  # else the teachers are those of the stored run
+        if self._pending is None:  # else all this comes from the stored run
+            if not self.visits.finished:
+                for contract in self.contracts:
+                    contract.prepare(self, self.experience.dataset)
             self.teachers.start_experience()
         if self.reset_optimizer_state:
             self._new_scaler()
@@ -329,7 +343,8 @@ class CLIPTemplate(
         with distributed.together(f"the plan of experience {self.experience_index}"):
             self.planned_iterations = self._plan()
         self._agree_on_steps()
-        check_planned(self, self.planned_iterations)
+        for contract in self.contracts:
+            contract.check_plan(self, self.planned_iterations)
         if self._pending is not None:
             self._resume()
         self.compute.count_parameters(self.model)
@@ -372,7 +387,6 @@ class CLIPTemplate(
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""
-        completed = self._hooks("iteration_completed")
         for mbatch in self._draw(self._plan_epoch()):
             self.mbatch = mbatch
             if self._stop_training:
@@ -403,8 +417,8 @@ class CLIPTemplate(
             self.step_phase = "counting"
             self._after_training_iteration(**kwargs)
             self.step_phase = ""
-            for hook in completed:
-                hook(self)
+            for contract in self.contracts:
+                contract.iteration_completed(self)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
@@ -469,8 +483,8 @@ class CLIPTemplate(
         self.step_phase = ""
         forget_values(self)
         experience, self.experience = self.experience, None
-        for hook in self._hooks("experience_completed"):
-            hook(self)
+        for contract in self.contracts:
+            contract.experience_completed(self)
         self.experience = experience
 
     # --------------------------------------------------------------- resume
