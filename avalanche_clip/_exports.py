@@ -415,6 +415,9 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.templates.contrastive": {
         "training.templates": "ContrastiveCriterion ContrastiveTemplate*",
     },
+    "training.templates.contract": {
+        "training.templates": "MethodPlugin*",
+    },
     "training.templates.distillation": {
         "training.plugins": "FrozenLogitScalePlugin",
     },

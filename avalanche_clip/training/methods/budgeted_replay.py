@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-
 from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
 from avalanche_clip.benchmarks.streams.quotas import (
     keep_smallest,

@@ -15,6 +15,7 @@ from torch import nn
 
 from avalanche_clip.common.checks import as_finite
 from avalanche_clip.common.grown import overlay
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.schedules import trunk_steps
 
 

@@ -16,7 +16,7 @@ from avalanche_clip.training.templates.distillation import (
 )
 
 
-class ContrastiveLwFPlugin(DistillationPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ContrastiveLwFPlugin(DistillationPlugin, supports_distributed=True):
     """Distil the in-batch image-text similarities of the previous model.
 
     Adds ``lwf_weight`` times the mean of both directions' KL divergence

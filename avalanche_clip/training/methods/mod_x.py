@@ -33,7 +33,7 @@ from avalanche_clip.training.templates.teachers import KINDS
 LOGIT_SCALE_MODES = ("none", "own", "shared")
 
 
-class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):
     """Keep how a teacher lays out the pairs of each batch.
 
     Adds ``alpha`` times :func:`off_diagonal_alignment_loss` of the cosines of
@@ -100,6 +100,17 @@ class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):
         self.step_values: dict[str, Tensor] = {}
         """Unweighted loss and shares of kept rows in the last step, without a term
         empty; :func:`loss_term_metrics` logs them."""
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise without pairs, or when the initial model has nothing to teach."""
+        if not strategy.reads_captions:
+            raise ValueError(
+                f"{type(self).__name__} cannot be used with "
+                f"{type(strategy).__name__}: it aligns the square matrix of image-text "
+                "pairs; use ReferenceDistillationPlugin, or "
+                "ContrastiveTemplate(positives='targets')."
+            )
+        super().check_compatible(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Forget the values of the last experience."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.grown import aligned
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 MODES = ("we", "wise", "we+wise")
 ANCHORS = ("start", "initial")

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
 from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
-class DistillationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class DistillationPlugin(MethodPlugin, supports_distributed=True):
     """Base of plugins that add terms by which a frozen teacher is kept.
 
     There are terms from the second experience on; in the first one if the model
@@ -89,14 +89,14 @@ class DistillationPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
         )
 
 
-class FrozenLogitScalePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class FrozenLogitScalePlugin(MethodPlugin, supports_distributed=True):
     """Do not train the logit scale: it keeps its value, bit for bit.
 
     The parameter is frozen just before the optimiser is rebuilt for an
     experience, which so leaves it out.
     """
 
-    stateless = True
+    keeps_per_weight_state = False
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the parameter."""

@@ -31,7 +31,6 @@ from avalanche_clip.training.methods.cll_clip.student import (
     TextStudent,
 )
 from avalanche_clip.training.templates import optim
-from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate,
 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
 from avalanche_clip.models import CLIPOutput
 from avalanche_clip.models.encoders.output import unit_features
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.contrastive import ContrastiveCriterion
 
 INITIAL_TAU = 0.07
@@ -46,10 +46,10 @@ class CrossModalTemperature(nn.Module):
         return None
 
 
-class CrossLingualSidePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class CrossLingualSidePlugin(MethodPlugin, supports_distributed=True):
     """Reset the temperature, and ask for the teacher where the data have none."""
 
-    active_rows_safe = True
+    keeps_per_weight_state = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ from avalanche_clip.training.methods.moe_adapters.selector_data import (
     selector_images,
     task_loader,
 )
+from avalanche_clip.training.methods.patching import PatchingPlugin
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import read_step

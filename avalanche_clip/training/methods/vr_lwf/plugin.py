@@ -45,7 +45,7 @@ from avalanche_clip.training.templates.reference_data import ReferenceTexts
 class VocabularyReplayPlugin(
     VocabularyReplaySettings,
     DistillationPlugin,
-    supports_distributed=True,  # type: ignore[call-arg]
+    supports_distributed=True,
 ):
     """Distil similarities of images to pseudo texts from the previous model.
 

@@ -35,7 +35,7 @@ TEXT_SIDES = ("teacher", "student")
 CURRENT = "current"
 
 
-class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True):
     """Keep a teacher's similarities between reference images and sentences.
 
     With ``s`` the student's logit scale, ``X`` the reference images of the
