@@ -390,9 +390,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "CheckpointPlugin* latest_checkpoint",
     },
     "training.runs.files": {
-        "checkpointing": (
-            "load_state* read_state require_finite save_state* write_state"
-        ),
+        "checkpointing": "CheckpointError read_state require_finite write_state",
     },
     "training.runs.plugin_state": {
         "checkpointing": "register_plugin_state*",
@@ -401,7 +399,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "ProgressPlugin*",
     },
     "training.runs.resume": {
-        "checkpointing": "CheckpointError capture_state",
+        "checkpointing": "capture_state load_state* save_state*",
     },
     "training.runs.stream": {
         "training": "RunResult* run_stream*",

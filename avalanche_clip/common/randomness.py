@@ -61,13 +61,15 @@ def named_seed(seed: int, *parts: int | str) -> int:
 
 # --------------------------------------------------------------- generators
 def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's CPU generators.
+    """States of Python's, NumPy's and torch's CPU generators, as plain data.
 
-    :param device: if of CUDA, the state of its generator is there too.
+    :param device: if of CUDA, the state of its generator too. Those of other devices
+        belong to other processes.
     """
-    state = {
+    name, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.device(device).type == "cuda":
@@ -78,9 +80,10 @@ def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
     """Put generators back to what :func:`rng_state` returned."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
+    if torch.device(device).type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 

@@ -25,8 +25,6 @@ from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.common.randomness import kept_rng, named_seed
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training.runs.resume import apply_pending, check_interrupted
-from avalanche_clip.training.runs.stock_plugin_state import forget_step
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.compatibility import (
@@ -37,6 +35,7 @@ from avalanche_clip.training.templates.compatibility import (
 )
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
+from avalanche_clip.training.templates.frozen_base import FrozenBase
 from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
@@ -50,6 +49,7 @@ from avalanche_clip.training.templates.plan_mixin import PlanMixin
 from avalanche_clip.training.templates.step_mixin import (
     StepMixin,
 )
+from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
     ClassView,
     check_classes,
@@ -199,7 +199,12 @@ class CLIPTemplate(
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
         self._contracts: dict[int, MethodPlugin] = {}
-        self._pending: dict[str, Any] | None = None
+        self._pending: Any = None
+        """What a run goes on with that was stored inside an experience."""
+        self.run: Any = None
+        """The run of :func:`run_stream` that is going on; checkpoints hold it."""
+        self.frozen_base = FrozenBase(self)
+        self.warned_inexact = False
         self.visits = Visits()
         """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)
@@ -327,7 +332,8 @@ class CLIPTemplate(
         check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
         self.visits.begin(self.experience)
-        check_interrupted(self)
+        if self._pending is not None:
+            self._pending.check(self)
         forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
@@ -346,7 +352,7 @@ class CLIPTemplate(
         for contract in self.contracts:
             contract.check_plan(self, self.planned_iterations)
         if self._pending is not None:
-            self._resume()
+            self._pending.apply(self)
         self.compute.count_parameters(self.model)
         self.teachers.start_training()
         self.step_phase = ""
@@ -371,7 +377,7 @@ class CLIPTemplate(
             self._plan_epoch()
             self._before_training_epoch(**kwargs)
             if resumed:
-                self._resume()
+                self._pending.apply(self)
                 self._plan_epoch()
             self._pending = None
             if self._stop_training:
@@ -486,8 +492,3 @@ class CLIPTemplate(
         for contract in self.contracts:
             contract.experience_completed(self)
         self.experience = experience
-
-    # --------------------------------------------------------------- resume
-    def _resume(self) -> None:
-        """Put back the state of an interrupted experience (see load_state)."""
-        apply_pending(self)

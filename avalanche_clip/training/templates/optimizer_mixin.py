@@ -31,7 +31,7 @@ class OptimizerMixin:
     _group_rule: optim.GroupRule | None
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
-    _pending: dict[str, Any] | None
+    _pending: Any
     _built: list[dict[str, Any]]
     # For strategies with values of their own: the optimiser where the user gives
     # none, and its groups where the user gives no rule either.

@@ -16,7 +16,7 @@ from avalanche_clip.training.plugins import (
     OnlineEWCPlugin,
 )
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import Sequential
 from tests.helpers import (
     build,

@@ -14,7 +14,7 @@ from avalanche_clip.training.plugins import (
     RestartPlugin,
     WeightAveragingPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import (
     Recorder,
     assert_other_weights,
