@@ -1,4 +1,4 @@
-"""Old values in tensors that have grown since: token tables, moments, averages."""
+"""Old values of a model, also in tensors that have grown since."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def corner(*tensors: Tensor) -> tuple[slice, ...]:
@@ -56,3 +56,15 @@ def aligned(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> tuple[An
         ours.append(value.detach()[block])
         theirs.append(other.detach()[block].to(value.dtype))
     return ours, theirs
+
+
+def clones(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
+    """Copy what a model holds, by name.
+
+    :param model: whose state dictionary is copied.
+    :param trainable: only the parameters that are trained.
+    """
+    named: Any = model.state_dict().items()
+    if trainable:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return {name: value.detach().clone() for name, value in named}

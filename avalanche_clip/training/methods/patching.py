@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.common.grown import clones
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import belongs
@@ -77,14 +78,14 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         if len(self.grid) > 1:
             self._data(strategy)  # a missing stream is reported before training
         if strategy.clock.train_exp_counter > 0:
-            self.previous = _copy_state(strategy.model)
+            self.previous = clones(strategy.model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Search the coefficient and load the patched weights in place."""
         if not self.previous:
             self.chosen.append(1.0)
             return
-        trained = _copy_state(strategy.model)
+        trained = clones(strategy.model)
         best = self.grid[0]
         datasets = self._data(strategy) if len(self.grid) > 1 else []
         if len(self.grid) > 1 and not datasets:
@@ -92,11 +93,11 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         elif datasets:
             best, top = max(self.grid), -1.0
             for coefficient in sorted(self.grid, reverse=True):
-                _load(strategy.model, mix(self.previous, trained, coefficient))
+                strategy.model.load_state_dict(mix(self.previous, trained, coefficient))
                 score = self._score(strategy, datasets)
                 if score > top:
                     best, top = coefficient, score
-        _load(strategy.model, mix(self.previous, trained, best))
+        strategy.model.load_state_dict(mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}
 
@@ -187,11 +188,3 @@ def mix(
             # Unlike a weighted sum, this leaves equal (frozen) values as they are.
             mixed[name] = torch.lerp(old, new, coefficient)
     return mixed
-
-
-def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def _load(model: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    model.load_state_dict(state)

@@ -15,7 +15,7 @@ from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
-from avalanche_clip.common.grown import aligned
+from avalanche_clip.common.grown import aligned, clones
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 MODES = ("we", "wise", "we+wise")
@@ -132,9 +132,9 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         self.merged = 0
         self.average, self.start = {}, {}
         if self.mode != "wise":
-            self.average = _copy(strategy.model)
+            self.average = clones(strategy.model, trainable=True)
         if self._mixes and self.anchor == "start":
-            self.start = _copy(strategy.model)
+            self.start = clones(strategy.model, trainable=True)
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -169,7 +169,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Inside an experience, show the average to the evaluation."""
         if self.average and self.score == "average" and not self._student:
-            self._student = _copy(strategy.model)
+            self._student = clones(strategy.model, trainable=True)
             _load(dict(strategy.model.named_parameters()), self.average)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -232,14 +232,6 @@ def _has_statistics(module: nn.Module) -> bool:
         return False
     own = list(module.parameters(recurse=False))
     return not own or any(parameter.requires_grad for parameter in own)
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 @torch.no_grad()

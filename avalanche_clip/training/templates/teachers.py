@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.common.checks import require_choice
 from avalanche_clip.common.feature_table import FeatureTable
@@ -38,13 +37,14 @@ class Teacher:
     :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
     :param model: the model to copy; the copy has no gradients and is in
         evaluation mode.
+    :param strategy: gives precision and budget, and gathers outputs.
     """
 
-    def __init__(self, kind: str, model: nn.Module):
+    def __init__(self, kind: str, model: nn.Module, strategy: Any = None):
         self.kind = kind
+        self.strategy = strategy
         self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.forward_passes = 0
-        self._service: TeacherService | None = None
         self._key: Any = None
         self._output: CLIPOutput | None = None
         self._prints: dict[str, str] = {}
@@ -85,13 +85,7 @@ class Teacher:
         :return: output without gradients, features float32 and normalised.
         """
         if self._key is not batch:
-            service = self._service
-            gather = (
-                distributed.gather_output
-                if service is None
-                else service.strategy.gather_output
-            )
-            self._output = gather(self._encode(batch))
+            self._output = self.strategy.gather_output(self._encode(batch))
             # The batch itself is the key: an id may be used again.
             self._key = batch
         assert self._output is not None
@@ -99,13 +93,11 @@ class Teacher:
 
     @torch.no_grad()
     def _encode(self, batch: Any) -> CLIPOutput:
-        service = self._service
+        strategy = self.strategy
         self.forward_passes += 1
-        if service is None:
-            return self.model(batch)
-        strategy = service.strategy
         self._check_tokens(batch, strategy.model)
-        keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
+        fixed = strategy.deterministic_images and self.kind != "ema"
+        keep = fixed and "sample_id" in batch
         known = None
         if keep and self.table is not None:
             known = self.table.get(batch["sample_id"].cpu())
@@ -117,7 +109,7 @@ class Teacher:
                 return self._encode_texts(batch, known)
             output = self.model(batch)
         if keep:
-            self._store(batch, output, service)
+            self._store(batch, output)
         return output
 
     def _check_tokens(self, batch: Any, student: Any) -> None:
@@ -147,15 +139,22 @@ class Teacher:
         scale = self.model.logit_scale.float().exp()
         return CLIPOutput(known[:, :-1], F.normalize(raw, dim=-1), scale, aux)
 
-    def _store(self, batch: Any, output: CLIPOutput, service: TeacherService) -> None:
-        features = output.image_features
-        if self.table is None:
-            self.table = service.new_table(features.shape[1] + 1)
+    def _store(self, batch: Any, output: CLIPOutput) -> None:
         norms = (output.aux or {}).get("image_norm")
-        if self.table is None or norms is None:
+        if norms is None:
             return
-        values = torch.cat([features, norms], dim=1).float().cpu()
-        self.table.put(batch["sample_id"].cpu(), values)
+        values = torch.cat([output.image_features, norms], dim=1).float().cpu()
+        if self.table is None:
+            self.table = self._new_table(values.shape[1])
+        if self.table is not None:
+            self.table.put(batch["sample_id"].cpu(), values)
+
+    def _new_table(self, width: int) -> FeatureTable | None:
+        """Table for the images of this experience, None if it were too large."""
+        dataset = self.strategy.adapted_dataset
+        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
+            return None
+        return FeatureTable(np.unique(attribute_array(dataset, "sample_id")))
 
 
 class TeacherService:
@@ -176,11 +175,6 @@ class TeacherService:
         self._forward_state: dict[str, Any] = {}
         self.training = False
         """Whether the running experience has left ``before_training_exp``."""
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether training images are the same each time they are drawn."""
-        return bool(getattr(self.strategy, "deterministic_images", False))
 
     def start_experience(self) -> None:
         """Take the weights of this moment as those of ``"previous"``.
@@ -254,18 +248,10 @@ class TeacherService:
         self._add(kind)
 
     def _add(self, kind: str) -> None:
-        teacher = Teacher(kind, self.strategy.model)
+        teacher = Teacher(kind, self.strategy.model, self.strategy)
         if kind != "ema":  # plugins may have switched the model since
             _load_forward_state(teacher.model, self._forward_state)
-        teacher._service = self
         self.teachers[kind] = teacher
-
-    def new_table(self, width: int) -> FeatureTable | None:
-        """Table for the images of this experience, None if it were too large."""
-        dataset = self.strategy.adapted_dataset
-        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
-            return None
-        return FeatureTable(np.unique(attribute_array(dataset, "sample_id")))
 
     def forget_batch(self) -> None:
         """Let go of the last batch."""

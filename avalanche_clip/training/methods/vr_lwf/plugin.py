@@ -9,7 +9,8 @@ reused by default, and ``student_text``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.randomness import named_seed, seeded
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
-    VocabularyReplaySettings,
     draw_token_ids,
     special_tokens,
     stack_images,
@@ -42,11 +43,8 @@ from avalanche_clip.training.templates.order import (
 from avalanche_clip.training.templates.reference_data import ReferenceTexts
 
 
-class VocabularyReplayPlugin(
-    VocabularyReplaySettings,
-    DistillationPlugin,
-    supports_distributed=True,
-):
+@dataclass(eq=False, kw_only=True)
+class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     """Distil similarities of images to pseudo texts from the previous model.
 
     Pseudo texts are sentences of random tokens. With ``R`` the teacher's
@@ -101,11 +99,60 @@ class VocabularyReplayPlugin(
 
     weights = ("image_weight", "text_weight")
 
+    num_texts: int = 1000
+    text_length: int = 10
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    temperature: float = 2.0
+    distill_batch: str = "same"
+    distill_batch_size: int | None = None
+    student_text: bool = False
+    allow_special: bool = False
+    redraw: str = "experience"
+    texts: Sequence[str] | None = None
+    teach_first_experience: bool | None = None
+    freeze_logit_scale: bool = True
+
     def __post_init__(self) -> None:
-        super().__post_init__()
-        DistillationPlugin.__init__(self)
+        require_choice("distill_batch", self.distill_batch, ("same", "separate"))
+        require_choice("redraw", self.redraw, ("experience", "iteration"))
+        for name in ("num_texts", "text_length", "distill_batch_size"):
+            value = getattr(self, name)
+            if name != "distill_batch_size" or value is not None:
+                as_size(value, name)
+        for name in ("image_weight", "text_weight"):
+            as_finite(getattr(self, name), name, low=0)
+        as_finite(self.temperature, "temperature", above=0)
+        if self.distill_batch == "same" and self.distill_batch_size is not None:
+            raise ValueError(
+                f"distill_batch_size={self.distill_batch_size} is for a second batch; "
+                "pass distill_batch='separate', or leave it out."
+            )
+        self._check_texts()
+        super().__init__()
         self._workers: dict[str, Any] = {}
         self._forget()
+
+    def _check_texts(self) -> None:
+        if self.texts is None:
+            return
+        if isinstance(self.texts, str) or not self.texts:
+            raise ValueError(f"texts={self.texts!r}; pass a list of sentences.")
+        self.texts = tuple(self.texts)
+        wrong = [t for t in self.texts if not isinstance(t, str)]
+        if wrong:
+            raise TypeError(f"texts holds {wrong[0]!r}; all must be strings.")
+        if self.allow_special:
+            raise ValueError(
+                "allow_special=True is for random tokens, but texts are given; leave "
+                "one of them out."
+            )
+        if self.redraw == "iteration" and len(self.texts) <= self.num_texts:
+            raise ValueError(
+                f"redraw='iteration' draws num_texts={self.num_texts} of the "
+                f"{len(self.texts)} texts, which are always all of them; choose a "
+                "smaller num_texts, or redraw='experience'."
+            )
 
     def _forget(self) -> None:
         """Drop what belongs to one experience."""

@@ -6,71 +6,11 @@ sentence is that of the re-implementation of Zheng et al., ICCV 2023 (ZSCL).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
-
-
-@dataclass(eq=False, kw_only=True)
-class VocabularyReplaySettings:
-    """Settings of :class:`VocabularyReplayPlugin`, described there."""
-
-    num_texts: int = 1000
-    text_length: int = 10
-    image_weight: float = 1.0
-    text_weight: float = 1.0
-    temperature: float = 2.0
-    distill_batch: str = "same"
-    distill_batch_size: int | None = None
-    student_text: bool = False
-    allow_special: bool = False
-    redraw: str = "experience"
-    texts: Sequence[str] | None = None
-    teach_first_experience: bool | None = None
-    freeze_logit_scale: bool = True
-
-    def __post_init__(self) -> None:
-        require_choice("distill_batch", self.distill_batch, ("same", "separate"))
-        require_choice("redraw", self.redraw, ("experience", "iteration"))
-        for name in ("num_texts", "text_length", "distill_batch_size"):
-            value = getattr(self, name)
-            if name != "distill_batch_size" or value is not None:
-                as_size(value, name)
-        for name in ("image_weight", "text_weight"):
-            as_finite(getattr(self, name), name, low=0)
-        as_finite(self.temperature, "temperature", above=0)
-        if self.distill_batch == "same" and self.distill_batch_size is not None:
-            raise ValueError(
-                f"distill_batch_size={self.distill_batch_size} is for a second batch; "
-                "pass distill_batch='separate', or leave it out."
-            )
-        self._check_texts()
-
-    def _check_texts(self) -> None:
-        if self.texts is None:
-            return
-        if isinstance(self.texts, str) or not self.texts:
-            raise ValueError(f"texts={self.texts!r}; pass a list of sentences.")
-        self.texts = tuple(self.texts)
-        wrong = [t for t in self.texts if not isinstance(t, str)]
-        if wrong:
-            raise TypeError(f"texts holds {wrong[0]!r}; all must be strings.")
-        if self.allow_special:
-            raise ValueError(
-                "allow_special=True is for random tokens, but texts are given; leave "
-                "one of them out."
-            )
-        if self.redraw == "iteration" and len(self.texts) <= self.num_texts:
-            raise ValueError(
-                f"redraw='iteration' draws num_texts={self.num_texts} of the "
-                f"{len(self.texts)} texts, which are always all of them; choose a "
-                "smaller num_texts, or redraw='experience'."
-            )
 
 
 class SpecialTokens(NamedTuple):
