@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from avalanche_clip.benchmarks.teacher.files import (
     DTYPES,
@@ -17,9 +19,7 @@ from avalanche_clip.benchmarks.teacher.files import (
     read_header,
 )
 from avalanche_clip.common.arrays import read_npy
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from avalanche_clip.common.feature_table import FeatureTable
 
 _MISSING_SHOWN = 5
 
@@ -220,20 +220,13 @@ class TeacherFeatureStore:
         """
         if kind not in self.features:
             raise ValueError(f"The store has no {kind} features.")
-        wanted = np.asarray(ids, dtype=np.int64)
-        known = self.ids.get(kind)
-        if known is None:
-            rows = wanted
-            if kind == "text" and self._line_rows is not None:
-                inside = (wanted >= 0) & (wanted < len(self._line_rows))
-                rows = np.where(
-                    inside, self._line_rows[np.where(inside, wanted, 0)], -1
-                )
-            lost = (rows < 0) | (rows >= len(self.features[kind]))
-        else:
-            rows = np.searchsorted(known, wanted)
-            rows = np.minimum(rows, max(len(known) - 1, 0))
-            lost = known[rows] != wanted if len(known) else np.ones(len(wanted), bool)
+        wanted = lookup = np.asarray(ids, dtype=np.int64)
+        if kind == "text" and self._line_rows is not None:
+            lines = FeatureTable(len(self._line_rows), self._line_rows)
+            at = lines.positions(wanted)
+            lookup = np.where(at < 0, -1, self._line_rows[at])
+        rows = self._table(kind).positions(lookup)
+        lost = rows < 0
         if lost.any():
             shown = np.unique(wanted[lost])[:_MISSING_SHOWN].tolist()
             raise ValueError(
@@ -251,9 +244,11 @@ class TeacherFeatureStore:
         """Return text features ``(N, D)``, float32, not normalised."""
         return self._read("text", ids)
 
-    def _read(self, kind: str, ids: npt.ArrayLike) -> Tensor:
-        import torch
+    def _table(self, kind: str) -> FeatureTable:
+        rows = self.features[kind]
+        return FeatureTable(self.ids.get(kind, len(rows)), rows)
 
+    def _read(self, kind: str, ids: npt.ArrayLike) -> Tensor:
         rows = self.rows(kind, ids)
         return torch.from_numpy(self.features[kind][rows].astype(np.float32))
 

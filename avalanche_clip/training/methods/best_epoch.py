@@ -39,6 +39,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     :param validation: stream to choose on.
     """
 
+    only_one = True
     keeps_per_weight_state = False
 
     def __init__(self, validation: str = "valid"):
@@ -50,11 +51,6 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
         """Scores of the epochs of the running experience."""
         self._best: dict[str, Tensor] = {}
         self._factors: dict[str, float] = {}
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second one, which would put back other weights."""
-        if sum(isinstance(p, BestEpochPlugin) for p in strategy.plugins) > 1:
-            raise ValueError("Several BestEpochPlugins given; use one.")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start anew; a missing stream is reported before training."""

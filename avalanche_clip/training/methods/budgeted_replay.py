@@ -45,6 +45,7 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     :raises ValueError: for an unknown kind, or a missing or negative size.
     """
 
+    only_one = True
     keeps_per_weight_state = False
     replays_data = True
 
@@ -73,15 +74,6 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         self._datasets: dict[Step, Any] = {}
         self._running: Step | None = None
         self._used: list[int] = []
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second one: both would put the same samples in the pool."""
-        if sum(isinstance(p, BudgetedReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError(
-                "Several BudgetedReplayPlugins would pool the same old samples more "
-                "than once; use one (Cumulative strategies, Restart and Oracle have "
-                "their own)."
-            )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Pool the new data with the kept samples of earlier steps."""

@@ -101,6 +101,7 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
     :raises ValueError: for values outside these ranges.
     """
 
+    only_one = True
     keeps_per_weight_state = False
     replays_data = True
 
@@ -152,11 +153,6 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         indices = np.array([step.place for step in self._steps], dtype=np.int64)
         stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
         return stored
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second reservoir, which would append to its own samples."""
-        if sum(isinstance(p, ReservoirReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError("Several ReservoirReplayPlugins given; use one.")
 
     def replayed_data(self, strategy: Any) -> Any:
         """Return what may be drawn in the coming experience, None if nothing.

@@ -98,6 +98,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     """
 
     weights = ("image_weight", "text_weight")
+    only_one = True
 
     num_texts: int = 1000
     text_length: int = 10
@@ -178,8 +179,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         """Raise if pseudo texts cannot be made for the model.
 
         :raises ValueError: for a model without the parts needed, a tokenizer
-            whose rows have another form, texts that are too long, or a second
-            plugin of this kind.
+            whose rows have another form, or texts that are too long.
         """
         model = strategy.model
         needed = ("encode_image", "encode_text", "tokenizer", "logit_scale")
@@ -188,11 +188,6 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
             raise ValueError(
                 f"VocabularyReplayPlugin needs a model with {', '.join(needed)}, such "
                 f"as a DualEncoder; {type(model).__name__} lacks {missing}."
-            )
-        if sum(isinstance(p, VocabularyReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError(
-                "Several VocabularyReplayPlugins would add the same terms twice; use "
-                "one (VRLwF has its own)."
             )
         if self.in_use and self.texts is None:
             self._random_ids(model, 1, torch.Generator().manual_seed(0))

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from avalanche_clip.training.methods.mtil_training import LABEL_SMOOTHING, MTILTraining
+from avalanche_clip.training.methods.vr_lwf.plugin import VocabularyReplayPlugin
 from avalanche_clip.training.methods.weight_averaging import WeightAveragingPlugin
 from avalanche_clip.training.methods.weight_consolidation import (
     WeightConsolidationPlugin,
@@ -156,9 +157,6 @@ def zscl_variants(
         return reference(reference_images, reference_texts, "initial")
 
     def random_strings() -> list[Any]:
-        # Imported here: only this row needs it.
-        from avalanche_clip.training.methods.vr_lwf.plugin import VocabularyReplayPlugin
-
         return [
             VocabularyReplayPlugin(
                 text_length=text_length,
