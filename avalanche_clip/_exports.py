@@ -253,10 +253,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "models": "ImageTransform Preprocessing TinyTransform",
     },
     "models.moe.adapters": {
-        "models": "MoEAdapterSet",
-    },
-    "models.moe.attachment": {
-        "models": "attach_moe_adapters* load_moe_adapters*",
+        "models": "MoEAdapterSet attach_moe_adapters* load_moe_adapters*",
     },
     "models.moe.gating": {
         "models": "noisy_top_k_gates*",

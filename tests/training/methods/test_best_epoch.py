@@ -126,7 +126,7 @@ def test_score__is_the_mean_recall_on_the_current_language(features):
     images = 0 if features else 36
     assert (spent["images"], spent["texts"]) == (images, 36)
     assert bool(passes) is not features
-    assert all(part.idle for part in model.language_adapters._parts)
+    assert model.language_adapters.ids == {"text": -1}
 
 
 def test_score__equals_retrieval_of_the_model_at_that_moment():

@@ -19,8 +19,8 @@ from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
-from avalanche_clip.models.moe.attachment import attach_moe_adapters
-from avalanche_clip.models.moe.options import NUM_EXPERTS
+from avalanche_clip.models.moe.adapters import attach_moe_adapters
+from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.selector.selector import EXTRACTORS, AutoSelector
 from avalanche_clip.training.methods.moe_adapters.evaluation import (
     EVAL_ROUTERS,
