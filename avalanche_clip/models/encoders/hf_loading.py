@@ -17,45 +17,23 @@ from avalanche_clip.models.text.settings import is_hub_id
 HF_MODEL_TYPES = ("clip", "siglip")
 CONFIG_NAME = "config.json"
 
-_TOWER_KEYS = {
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-    "attention_dropout",
-    "initializer_range",
-    "initializer_factor",
-}
-HF_KEYS: dict[str, set[str]] = {
-    "": {
-        "model_type",
-        "text_config",
-        "vision_config",
-        "projection_dim",
-        "logit_scale_init_value",
-        "initializer_factor",
-        "initializer_range",
-    },
-    "text_config": {
-        *_TOWER_KEYS,
-        "vocab_size",
-        "max_position_embeddings",
-        "projection_size",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    },
-    "vision_config": {
-        *_TOWER_KEYS,
-        "num_channels",
-        "image_size",
-        "patch_size",
-        "vision_use_head",
-    },
+_TOWER_KEYS = frozenset(
+    "model_type hidden_size intermediate_size projection_dim num_hidden_layers"
+    " num_attention_heads hidden_act layer_norm_eps attention_dropout"
+    " initializer_range initializer_factor".split()
+)
+HF_KEYS: dict[str, frozenset[str]] = {
+    "": frozenset(
+        "model_type text_config vision_config projection_dim logit_scale_init_value"
+        " initializer_factor initializer_range".split()
+    ),
+    "text_config": _TOWER_KEYS.union(
+        "vocab_size max_position_embeddings projection_size pad_token_id"
+        " bos_token_id eos_token_id".split()
+    ),
+    "vision_config": _TOWER_KEYS.union(
+        "num_channels image_size patch_size vision_use_head".split()
+    ),
 }
 """All settings of a transformers configuration that a built model depends on."""
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
 from avalanche_clip.models.selector.decisions import (
@@ -26,7 +27,6 @@ from avalanche_clip.models.selector.decisions import (
     autoencoder_errors,
     choose_routes,
     conformal_threshold,
-    held_out_pairs,
 )
 from avalanche_clip.models.selector.features import (
     ModelFeatures,
@@ -40,7 +40,6 @@ from avalanche_clip.models.selector.training import (
     image_batches,
     images_of,
     initial_autoencoder,
-    private_random_numbers,
     train_autoencoder,
 )
 
@@ -107,12 +106,9 @@ class AutoSelector(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        is_module = isinstance(extractor, SelectorFeatures)
-        for name, value, choices in (
-            ("extractor", "model" if is_module else extractor, EXTRACTORS),
-            ("granularity", granularity, GRANULARITIES),
-        ):
-            require_choice(name, value, choices)
+        if not isinstance(extractor, SelectorFeatures):
+            require_choice("extractor", extractor, EXTRACTORS)
+        require_choice("granularity", granularity, GRANULARITIES)
         if weights is not None and extractor != "alexnet":
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":
@@ -122,9 +118,9 @@ class AutoSelector(nn.Module):
         is_alexnet = self.extractor == "alexnet"
         if threshold is None:
             threshold = PUBLISHED_THRESHOLD if is_alexnet else math.inf
-        if not threshold >= 0:
-            raise ValueError(f"threshold={threshold} must not be negative.")
-        self.given_threshold = float(threshold)
+        if threshold != math.inf:
+            threshold = as_finite(threshold, "threshold", low=0)
+        self.given_threshold = threshold
         self.granularity = granularity
         self.hidden = hidden
         self.seed = seed
@@ -288,7 +284,8 @@ class AutoSelector(nn.Module):
         source = np.random.SeedSequence([self.seed & (2**63 - 1), index])
         seed = int(source.generate_state(1)[0])
         plan = self.training_plan
-        with torch.inference_mode(False), private_random_numbers(seed):
+        with torch.inference_mode(False), kept_rng():
+            seed_cpu(seed)  # loaders and transforms draw from the global ones
             generator = torch.Generator().manual_seed(seed)
             stream = FeatureStream(
                 self.features, images, deterministic, plan, generator
@@ -387,10 +384,16 @@ class AutoSelector(nn.Module):
         :return: both, and the given one.
         :raises ValueError: for an unknown task, no images, or a bad quantile.
         """
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile={quantile} must lie in (0, 1].")
+        quantile = as_finite(quantile, "quantile", above=0, high=1)
         found = self.calibrated.clone()
-        for task, images in held_out_pairs(held_out, self.num_tasks):
+        pairs = held_out if isinstance(held_out, Mapping) else dict(enumerate(held_out))
+        learned = range(self.num_tasks)
+        if not pairs or not set(learned) >= pairs.keys():
+            raise ValueError(
+                f"Images came for the tasks {list(pairs)}, learned are {list(learned)};"
+                " give at least one learned task."
+            )
+        for task, images in pairs.items():
             batches = image_batches(images, self.training_plan.batch_size)
             own = [self.errors(batch)[:, task + 1].double() for batch in batches]
             if self.granularity == "batch":

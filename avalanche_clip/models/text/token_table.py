@@ -187,27 +187,17 @@ class ExpandableTokenEmbedding(nn.Module):
         :param rows: new number of rows; not more than now: nothing happens.
         :param generator: of the random numbers of the new rows.
         """
-        old, rows = self.weight.detach(), as_size(rows, "rows")
-        if rows <= len(old):
+        rows = as_size(rows, "rows")
+        count = self.num_embeddings
+        if rows <= count:
             return
         self.settle()
-        old = self.weight.detach()
-        grown = old.new_empty(rows, old.shape[1])
-        grown[: len(old)].copy_(old)
-        fresh = grown[len(old) :]
+        self._resize(rows)
+        old, fresh = self.weight.detach().tensor_split([count])
         if self.init == "teir":
             teir_init_(fresh, old, generator)
         else:
             draw_normal_(fresh, 0.0, self.std, generator)
-        self._replace(grown)
-
-    def _replace(self, table: Tensor) -> None:
-        trains = self.weight.requires_grad
-        self.weight = nn.Parameter(table, requires_grad=trains)
-        usage = torch.zeros(len(table), dtype=torch.int32)
-        kept = min(len(usage), len(self.usage))
-        usage[:kept] = self.usage[:kept]
-        self.usage = usage
 
     # ------------------------------------------------------------ active rows
     @torch.no_grad()
@@ -248,14 +238,14 @@ class ExpandableTokenEmbedding(nn.Module):
     # ---------------------------------------------------------------- storage
     def growth_state(self) -> dict[str, Any]:
         """Return sizes, active rows, counts and the tokenizer as plain data."""
-        state = getattr(self.tokenizer, "state_dict", None)
+        grows = isinstance(self.tokenizer, GrowingTokenizer)
         return {
             "rows": self.num_embeddings,
             "base_rows": self.base_rows,
             "active": None if self._rows is None else self._rows.cpu().clone(),
             "factor": self.factor,
             "usage": self.usage.clone(),
-            "tokenizer": state() if callable(state) else None,
+            "tokenizer": self.tokenizer.state_dict() if grows else None,
         }
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
@@ -282,13 +272,17 @@ class ExpandableTokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def _resize(self, rows: int) -> None:
+        """Let the table have so many rows; new ones are 0."""
+        old, kept = self.weight.detach(), min(rows, self.num_embeddings)
         if rows == self.num_embeddings:
             return
-        old = self.weight.detach()
-        table = old.new_zeros(rows, old.shape[1])
-        kept = min(rows, len(old))
+        table = old.new_empty(rows, old.shape[1])
         table[:kept] = old[:kept]
-        self._replace(table)
+        table[kept:] = 0
+        self.weight = nn.Parameter(table, requires_grad=self.weight.requires_grad)
+        usage = torch.zeros(rows, dtype=torch.int32)
+        usage[:kept] = self.usage[:kept]
+        self.usage = usage
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
@@ -371,10 +365,9 @@ def attach_token_embedding(
         own = model.tokenizer
         grows = isinstance(own, GrowingTokenizer)
         tokenizer = own if grows and not options else GrowingTokenizer(own, **options)
-    reserve = getattr(tokenizer, "reserve", None)
-    if callable(reserve):
-        reserve(table.num_embeddings)
-    if table.weight.dtype != torch.float32 and table.weight.dtype != torch.float64:
+    if isinstance(tokenizer, GrowingTokenizer):
+        tokenizer.reserve(table.num_embeddings)
+    if table.weight.dtype not in (torch.float32, torch.float64):
         table.weight.data = table.weight.data.float()
     grown = ExpandableTokenEmbedding(table, tokenizer, init=init, std=std, seed=seed)
     grown.train(table.training)

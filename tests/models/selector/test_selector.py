@@ -305,7 +305,7 @@ def test_alexnet__trains_and_selects(tmp_path):
     assert selector.threshold == 0.065
     assert selector.training_plan == SelectorTraining()
     assert selector.encoder_weight.shape == (0, 100, 43264)
-    small = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=None, input_size=64)
+    small = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=64)
     selector = AutoSelector(small, hidden=8, training=SHORT, threshold=math.inf)
     size = (3, 16, 3, 64, 64)
     images = torch.rand(size, generator=generator) * torch.tensor([1, 8, -8.0]).view(
@@ -320,7 +320,7 @@ def test_alexnet__trains_and_selects(tmp_path):
     assert torch.equal(selector.feature_std, torch.ones(2304))
     small.set_input_statistics((0.5,) * 3, (0.25,) * 3)
     stored, expected = through_file(selector.state_dict()), selector.errors(images[1])
-    twin = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=None, input_size=64)
+    twin = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=64)
     other = AutoSelector(twin, hidden=8, training=SHORT)
     other.load_state_dict(stored)
     assert torch.equal(other.errors(images[1]), expected)
