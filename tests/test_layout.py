@@ -20,7 +20,19 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # alone knows open_clip and transformers; the pure parts know no Avalanche.
 NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
+# Room of "models" -> the rooms that it may not import.
+ABOVE = {
+    "images": "text encoders peft selector moe",
+    "text": "images encoders peft selector moe",
+    "encoders": "peft selector moe",
+    "peft": "selector moe",
+    "selector": "peft moe",
+}
 FORBIDDEN = {
+    **{
+        f"models.{room}": tuple(f"avalanche_clip.models.{r}" for r in above.split())
+        for room, above in ABOVE.items()
+    },
     "common.randomness": ("avalanche", "avalanche_clip"),
     "common.lock": ("avalanche", "avalanche_clip"),
     "common.files": ("avalanche", "numpy", "torch"),
