@@ -28,12 +28,17 @@ ABOVE = {
     "peft": "selector moe",
     "selector": "peft moe",
 }
+ROOMS = ("benchmarks", "evaluation", "losses", "models", "training")
 FORBIDDEN = {
     **{
         f"models.{room}": tuple(f"avalanche_clip.models.{r}" for r in above.split())
         for room, above in ABOVE.items()
     },
-    "common.randomness": ("avalanche", "avalanche_clip"),
+    "common": (
+        "avalanche",
+        *NAMED_IN_MODELS_ONLY,
+        *(f"avalanche_clip.{room}" for room in ROOMS),
+    ),
     "common.lock": ("avalanche", "avalanche_clip"),
     "common.files": ("avalanche", "numpy", "torch"),
     "common.pictures": ("avalanche", "torch"),
