@@ -151,6 +151,11 @@ def attach_adapters(
     Source: the defaults are those of SIT (arXiv 2405.15155); CoLeCLIP (arXiv
     2403.10245): ``form="parallel", places="attention_out", activation="gelu",
     bottleneck=5, scale=1.0, dropout=0.0, learned_scale=True``.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> attach_adapters(model, blocks=[1]).num_trainable == 2 * (129 * 128 + 64)
+    True
     """
     names = (places,) if isinstance(places, str) else tuple(dict.fromkeys(places))
     for name in names or ("nowhere",):

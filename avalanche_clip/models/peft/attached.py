@@ -513,6 +513,12 @@ def merge_adapters(model: DualEncoder) -> DualEncoder:
         in use. The model is then unchanged.
 
     Source: Hu et al., ICLR 2022 (LoRA, arXiv 2106.09685), section 4.1.
+
+    >>> from avalanche_clip import attach_lora, create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> lora = attach_lora(model)
+    >>> merge_adapters(model).lora is None
+    True
     """
     sets = attached(model)
     if not sets:

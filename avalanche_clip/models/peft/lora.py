@@ -273,6 +273,11 @@ def attach_lora(
 
     Source: Hu et al., ICLR 2022 (LoRA, arXiv 2106.09685); the defaults are those of
     SIT (arXiv 2405.15155), except ``init``.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> lora = attach_lora(create_dual_encoder("tiny-emoji-vit"), "text", rank=2)
+    >>> lora.num_trainable, lora.add(), lora.keys
+    (3072, 1, (0, 1))
     """
     names = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
     for name in names:

@@ -318,6 +318,13 @@ def attach_prompts(
         an option is out of range; the model is then unchanged.
 
     Source: CoLeCLIP (arXiv 2403.10245); see the module.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> prompts = attach_prompts(model, "image", kind="tokens")
+    >>> plain, read, ids = prompts.encode_image(torch.zeros(2, 3, 48, 48))
+    >>> tuple(read.shape) == (2, 1, model.embed_dim), ids
+    (True, [0])
     """
     require_choice("kind", kind, KINDS)
     default = 10 if kind == "prefix" else 1
