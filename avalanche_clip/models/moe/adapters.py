@@ -25,13 +25,8 @@ from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.peft import storage
-from avalanche_clip.models.peft.attached import (
-    TOWERS,
-    BranchSet,
-    check_free,
-    chosen_blocks,
-)
-from avalanche_clip.models.peft.branch import set_trainable
+from avalanche_clip.models.peft.attached import BranchSet, check_free
+from avalanche_clip.models.peft.branch import TOWERS, chosen_blocks, set_trainable
 from avalanche_clip.models.peft.routes import SKIP
 from avalanche_clip.models.text.vocabulary_storage import naming
 
@@ -42,9 +37,7 @@ PROGRESS = "moe.progress"
 _WHAT = "expert adapters"
 _ABSENT = -2
 _RULES: storage.Rules = {
-    "towers": lambda v: (
-        bool(v) and storage.is_table(v, lambda w: isinstance(w, list) and _sizes(w))
-    ),
+    "towers": lambda v: bool(v) and storage.is_table(v, _is_sizes),
     "options": lambda v: bool(v) and storage.is_table(v, lambda w: w is not None),
     "num_routers": lambda v: storage.is_int(v, 1),
     "active_router": lambda v: storage.is_int(v, 0),
@@ -55,8 +48,8 @@ _RULES: storage.Rules = {
 }
 
 
-def _sizes(values: list[Any]) -> bool:
-    return all(storage.is_int(value, 1) for value in values)
+def _is_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(storage.is_int(v, 1) for v in values)
 
 
 class MoEAdapterSet(BranchSet):
