@@ -323,9 +323,7 @@ READERS = {
     "captioned": lambda path: captioned.load_image(path.parent, path.name),
     "folder": lambda path: images.FolderFiles(path.parent, [path.name])[0][0],
     "classes": lambda path: images.ClassImages([(Image.open(path), 0)], [0], [0])[0][0],
-    "pairs": lambda path: to_rgb(
-        make_image_text_dataset([(Image.open(path), "a")])[0][0]
-    ),
+    "pairs": lambda path: to_rgb(paired([(Image.open(path), "a")])[0][0]),
 }
 
 
