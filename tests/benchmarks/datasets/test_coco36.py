@@ -311,7 +311,7 @@ def test_xm3600__reads_the_lists_per_language(tmp_path):
         ("{", "line 1 does not fit"),
         ('{"image/locale": "en"}', "line 1 does not fit"),
         ('{"image/key": "a", "en": {"text": []}}', "line 1 does not fit"),
-        ('{"image/key": "a"}\n{"image/key": "a"}', "a.jpg more than once"),
+        ('{"image/key": "a"}\n{"image/key": "a"}', "a.jpg. occurs more than once"),
     ],
 )
 def test_xm3600__names_the_line_that_does_not_fit(tmp_path, line, message):

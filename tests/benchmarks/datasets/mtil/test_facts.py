@@ -326,7 +326,7 @@ def test_given_names__other_files_are_refused(content, tmp_path):
 
 
 def test_given_names__values_are_texts():
-    with pytest.raises(ValueError, match="holds 3, a int"):
+    with pytest.raises(ValueError, match="is 3, a int"):
         given_names(["a", 3], 2)
     for given in ({"a": 0, "b": 1}, {"a", "b"}, frozenset("ab")):
         with pytest.raises(ValueError, match="class_names is a .*list of names"):
