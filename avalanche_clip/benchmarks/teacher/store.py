@@ -26,6 +26,7 @@ from avalanche_clip.common.checks import (
     require_known,
     require_some,
 )
+from avalanche_clip.common.feature_table import FeatureTable
 
 _MISSING_SHOWN = 5
 
@@ -207,20 +208,13 @@ class TeacherFeatureStore:
         """
         if kind not in self.features:
             raise ValueError(f"The store has no {kind} features.")
-        wanted = np.asarray(ids, dtype=np.int64)
-        known = self.ids.get(kind)
-        if known is None:
-            rows = wanted
-            if kind == "text" and self._line_rows is not None:
-                inside = (wanted >= 0) & (wanted < len(self._line_rows))
-                rows = np.where(
-                    inside, self._line_rows[np.where(inside, wanted, 0)], -1
-                )
-            lost = (rows < 0) | (rows >= len(self.features[kind]))
-        else:
-            rows = np.searchsorted(known, wanted)
-            rows = np.minimum(rows, max(len(known) - 1, 0))
-            lost = known[rows] != wanted if len(known) else np.ones(len(wanted), bool)
+        wanted = lookup = np.asarray(ids, dtype=np.int64)
+        if kind == "text" and self._line_rows is not None:
+            lines = FeatureTable(len(self._line_rows), self._line_rows)
+            at = lines.positions(wanted)
+            lookup = np.where(at < 0, -1, self._line_rows[at])
+        rows = self._table(kind).positions(lookup)
+        lost = rows < 0
         if lost.any():
             shown = np.unique(wanted[lost])[:_MISSING_SHOWN].tolist()
             raise ValueError(
@@ -237,6 +231,10 @@ class TeacherFeatureStore:
     def texts(self, ids: npt.ArrayLike) -> Tensor:
         """Return text features ``(N, D)``, float32, not normalised."""
         return torch.from_numpy(self.column("text", ids)[:])
+
+    def _table(self, kind: str) -> FeatureTable:
+        rows = self.features[kind]
+        return FeatureTable(self.ids.get(kind, len(rows)), rows)
 
     def column(self, kind: str, ids: npt.ArrayLike) -> StoredRows:
         """Return the features of samples as a column that reads when indexed.
