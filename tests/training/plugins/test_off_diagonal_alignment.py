@@ -3,14 +3,12 @@ import math
 import pytest
 import torch
 
-from avalanche_clip.checkpointing import load_state
 from avalanche_clip.evaluation.metrics.loss_terms import loss_term_metrics
 from avalanche_clip.losses import contrastive_loss, off_diagonal_alignment_loss
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.optim import one_group
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
-    CheckpointPlugin,
     ContrastiveLwFPlugin,
     OffDiagonalAlignmentPlugin,
 )
@@ -25,7 +23,6 @@ from tests.helpers import (
     quiet_evaluator,
     stub_benchmark,
     stub_model,
-    train_stream,
     weights,
 )
 
@@ -261,27 +258,6 @@ def test_step_values__are_logged_with_the_terms():
     assert 0 <= last["alignment_kept_image_to_text"] <= 1
     first = "loss_alignment/train_phase/train_stream/Task000/Exp000"
     assert first not in found
-
-
-@pytest.mark.parametrize("kind", ["previous", "initial", "ema"])
-@pytest.mark.parametrize("iteration", [7, 9])
-def test_resume__inside_an_experience_is_exact(kind, iteration, tmp_path):
-    def make(*plugins):
-        model = pretrained(dropout=0.2, noise=0.1)
-        benchmark = stub_benchmark((12, 12, 12), model=model)
-        options = {"alpha": 10.0, "alignment": {"teacher": kind, "ema_decay": 0.9}}
-        return build(ModX, model, plugins=list(plugins), **options), benchmark
-
-    whole, benchmark = make()
-    train_stream(whole, benchmark)
-    part, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=1, keep=99))
-    train_stream(part, benchmark)
-    later, benchmark = make()
-    start = load_state(later, tmp_path / f"state_{iteration:09d}.pt", benchmark)
-    assert start == 1
-    for experience in list(benchmark.train_stream)[start:]:
-        later.train(experience, eval_streams=[])
-    assert_same_weights(later.model, whole.model)
 
 
 def test_replay__teacher_sees_the_enlarged_batch():

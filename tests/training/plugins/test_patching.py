@@ -42,12 +42,6 @@ def test_mix__grown_parameter_raises():
         mix({"w": torch.ones(2)}, {"w": torch.ones(3)}, 0.5)
 
 
-def test_one__equals_sequential_bit_for_bit():
-    patched = fit(Patching, grid=[1.0])
-    assert_same_weights(patched.model, fit(Sequential).model)
-    assert patched._patching.chosen == [1.0] * 3
-
-
 def test_zero__freezes_the_deployed_model():
     strategy = build(Patching, grid=[0.0])
     data = stub_benchmark()

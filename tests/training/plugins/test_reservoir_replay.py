@@ -183,21 +183,6 @@ def test_cross_lingual_term__counts_new_and_old_apart(target, share):
 
 
 # -------------------------------------------------------------------- storage
-@pytest.mark.parametrize("target", ["teacher", "student"])
-@pytest.mark.parametrize("stop", [3, 8])
-def test_resumed_run__equals_an_uninterrupted_one(tmp_path, target, stop):
-    from tests.training.runs import Interrupted, assert_same_runs, go
-
-    def plugin():
-        return ReservoirReplayPlugin(9, target=target)
-
-    whole = go(tmp_path / "whole", extra=(plugin(),))
-    with pytest.raises(Interrupted):
-        go(tmp_path / "cut", stop={"train": stop}, extra=(plugin(),))
-    again = go(tmp_path / "cut", resume=True, extra=(plugin(),))
-    assert_same_runs(whole, again)
-
-
 def test_replayed_data__is_what_may_be_drawn():
     plugin = ReservoirReplayPlugin(10)
     strategy, _, benchmark = run(plugin)

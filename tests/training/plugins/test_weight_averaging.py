@@ -5,10 +5,8 @@ import torch
 from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import nn
 
-from avalanche_clip.checkpointing import load_state
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
-    CheckpointPlugin,
     ConstantCosinePlugin,
     ContrastiveEWCPlugin,
     PatchingPlugin,
@@ -27,7 +25,6 @@ from tests.helpers import (
     weights,
 )
 from tests.test_checkpointing import GrowingEncoder
-from tests.training import runs
 
 
 class Track:
@@ -177,28 +174,6 @@ def test_we_wise__with_the_initial_anchor():
     assert_near(strategy.model.state_dict(), expected)
 
 
-@pytest.mark.parametrize(
-    "plugin",
-    [
-        lambda: WeightAveragingPlugin("wise", alpha=1.0),
-        lambda: WeightAveragingPlugin("ema", decay=0.0),
-    ],
-)
-def test_neutral__is_plain_training_bit_for_bit(plugin):
-    plain = fit(Sequential).model
-    assert_same_weights(fit(Sequential, plugins=[plugin()]).model, plain)
-
-
-def test_frozen__parameters_and_the_scale_are_identical():
-    model = stub_model()
-    model.image_proj.requires_grad_(False)
-    model.logit_scale.requires_grad_(False)
-    for mode in ("we", "wise", "we+wise", "ema"):
-        fit(Sequential, model=model, plugins=[WeightAveragingPlugin(mode)])
-    assert torch.equal(model.image_proj.weight, stub_model().image_proj.weight)
-    assert torch.equal(model.logit_scale, stub_model().logit_scale)
-
-
 def test_growth__new_rows_keep_their_values_under_the_initial_anchor():
     model = GrowingEncoder()
     plugin = WeightAveragingPlugin("wise", alpha=0.5, anchor="initial")
@@ -266,30 +241,6 @@ def test_half_precision_and_accumulation__stay_finite():
         strategy, track = tracked(WeightAveragingPlugin(interval=2), **options)
         kept = [track.start[0], *track.path[0][::2]]
         assert_near(strategy.model.state_dict(), mean(kept))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"interval": 2},
-        {"mode": "we+wise", "interval": 2},
-        {"mode": "we+wise", "interval": 2, "anchor": "initial"},
-        {"mode": "wise"},
-        {"mode": "ema", "decay": 0.5},
-    ],
-    ids=str,
-)
-def test_resume__inside_an_experience_ends_the_same(options, tmp_path):
-    def once(extra=()):
-        return runs.build(extra=[WeightAveragingPlugin(**options), *extra])
-
-    full, benchmark = once([CheckpointPlugin(tmp_path, every_iterations=3, keep=9)])
-    train_stream(full, benchmark, 2)
-    later, benchmark = once()
-    assert load_state(later, tmp_path / "state_000000008.pt", benchmark) == 1
-    later.train(benchmark.train_stream[1], eval_streams=[])
-    assert_same_weights(full.model, later.model)
-    assert later.plugins[0].merged == full.plugins[0].merged
 
 
 @pytest.mark.parametrize(

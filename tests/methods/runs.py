@@ -1,0 +1,61 @@
+"""Runs of rows that are compared: in parts, in other precision, in two processes."""
+
+from functools import cache
+from unittest import mock
+
+import torch
+from avalanche.core import SupervisedPlugin
+
+from tests.helpers import train_stream, weights
+from tests.methods.rows import ROWS, WORLDS, Row, build
+from tests.methods.variants import VARIANTS
+
+
+def rows_that(behaviour):
+    """Names of all rows that have a behaviour."""
+    return [name for name, row in ROWS.items() if behaviour not in row.cannot]
+
+
+def row_of(name, processes=1):
+    """A row or variant by name."""
+    row = {**ROWS, **VARIANTS}[name]
+    return row if isinstance(row, Row) else row(processes)
+
+
+def sgd(groups):
+    """An optimiser that shows the size of gradients."""
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+
+
+class Losses(SupervisedPlugin, supports_distributed=True):
+    """Notes the terms of the loss of each step."""
+
+    stateless = True
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def after_update(self, strategy, **kwargs):
+        terms = {k: float(v) for k, v in strategy.loss_terms.items()}
+        self.seen.append({**terms, "all": float(strategy.loss)})
+
+
+@cache
+def batch_run(name, processes=1, **options):
+    """Train two experiences without randomness; return what came of it."""
+    row, losses = row_of(name, processes), Losses()
+    options = {"param_groups": None, "optimizer": sgd, **options}
+    size = WORLDS[row.world][1] // processes
+    strategy, benchmark = build(row, losses, noise=0.0, train_mb_size=size, **options)
+    no_gate_noise = mock.patch(
+        "torch.randn", lambda *size, generator=None, **kind: torch.zeros(*size, **kind)
+    )
+    with no_gate_noise:  # it differs between a batch and its halves
+        train_stream(strategy, benchmark, 2)
+    return {
+        "weights": weights(strategy.model),
+        "losses": losses.seen,
+        "metrics": strategy.eval(benchmark.test_stream),
+        "samples": strategy.compute.report()["samples"],
+    }
