@@ -412,9 +412,15 @@ def build(row: Row, *extra: Any, neutral: bool = False, model=None, noise=0.1, *
     return world(cls, model, noise, plugins=[*made, *extra], **settings)
 
 
-def _pairs(cls, model, noise, **settings):
-    model = model or stub_model(dropout=2 * noise, noise=noise)
+def pretrained(noise=0.0):
+    """A stub that says that its weights are worth keeping."""
+    model = stub_model(dropout=2 * noise, noise=noise)
     model.pretrained = "stub"
+    return model
+
+
+def _pairs(cls, model, noise, **settings):
+    model = model or pretrained(noise)
     settings = {"train_mb_size": 8, "evaluator": evaluator(), **settings}
     if _is_stub(model):
         benchmark = stub_benchmark((15, 13, 10), model=model)
@@ -424,8 +430,7 @@ def _pairs(cls, model, noise, **settings):
 
 
 def _classes(cls, model, noise, **settings):
-    model = model or stub_model(dropout=2 * noise, noise=noise)
-    model.pretrained = "stub"
+    model = model or pretrained(noise)
     if _is_stub(model):
         benchmark = multi_domain_benchmark(classes.domains((5, 3, 4), train=3))
         benchmark = prepare_benchmark(benchmark, model)

@@ -54,6 +54,14 @@ VARIANTS = {
     "soft rows": with_settings("ModX", alignment={"row_filter": "soft"}),
     "small buffer": with_settings("CumulativeExp", buffer_size=2),
     "accumulated LwF": with_settings("ContrastiveLwF", accumulation_steps=2),
+    "several together": replace(
+        ROWS["Patching"],
+        plugins=(
+            partial(p.ContrastiveLwFPlugin, 5.0),
+            partial(p.ContrastiveEWCPlugin, 1.0, fisher_batch_size=4),
+            partial(p.BudgetedReplayPlugin, "exp", 8),
+        ),
+    ),
     "not divisible": reference(batch_size=5),
     "student": reference(text_side="student", sentence_batch=4),
     "student, not divisible": reference(text_side="student", sentence_batch=3),

@@ -45,7 +45,6 @@ def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
     return strategy, result
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_resume__other_label_spaces_are_another_run(tmp_path):
     with pytest.raises(runs.Interrupted):
         go(tmp_path, {"train": 8})

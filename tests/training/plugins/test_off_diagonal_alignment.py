@@ -289,13 +289,6 @@ def test_options__bad_ones_raise(options, message):
         OffDiagonalAlignmentPlugin(**options)
 
 
-def test_initial_teacher__with_random_weights_is_refused():
-    with pytest.raises(ValueError, match="model.pretrained is None"):
-        build(ModX, alignment={"teacher": "initial"})
-    build(ModX, pretrained(), alignment={"teacher": "initial"})
-    build(ModX, alpha=0.0, alignment={"teacher": "initial"})
-
-
 def test_two_plugins__terms_add_up():
     plugins = [OffDiagonalAlignmentPlugin(5.0, row_filter="none")]
     options = {"alpha": 5.0, "alignment": {"row_filter": "none"}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avalanche_clip.training import Patching, Sequential
-from avalanche_clip.training.plugins import PatchingPlugin
+from avalanche_clip.training.plugins import ContrastiveEWCPlugin, PatchingPlugin
 from avalanche_clip.training.plugins.patching import mix
 from tests.helpers import (
     assert_same_weights,
@@ -198,3 +198,11 @@ def test_search__step_without_validation_data_is_reported_before_training():
     strategy.train(data.streams["test"][0], eval_streams=[])
     with pytest.raises(ValueError, match="no experience for"):
         strategy.train(stub_benchmark((9, 9)).train_stream[1], eval_streams=[])
+
+
+def test_patching__comes_before_plugins_that_copy_the_weights():
+    plugins = [ContrastiveEWCPlugin(1.0), PatchingPlugin([0.5])]
+    strategy = fit(Sequential, plugins=plugins, steps=2)
+    patching, ewc = strategy.plugins[:2]
+    assert patching.chosen == [1.0, 0.5]
+    assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))

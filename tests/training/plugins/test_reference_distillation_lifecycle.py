@@ -82,13 +82,6 @@ def test_first_experience__is_taught_by_pretrained_weights_only():
     assert terms(teach_first_experience=False) == [False] * 5 + [True] * 5
 
 
-def test_initial_teacher__with_random_weights_raises():
-    with pytest.raises(ValueError, match="pretrained is None"):
-        build(Sequential, plugins=[plugin(teach_first_experience=None)])
-    neutral = {"image_weight": 0.0, "text_weight": 0.0}
-    build(Sequential, plugins=[plugin(teach_first_experience=None, **neutral)])
-
-
 @pytest.mark.parametrize("kind", ["initial", "previous"])
 def test_cache__gives_the_same_losses_as_recomputation(kind):
     found = []

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.training import CumulativeAll, Sequential
+from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import BudgetedReplayPlugin
-from tests.helpers import build, fit, stub_benchmark
+from tests.helpers import fit, stub_benchmark
 
 
 def pools(kind, buffer_size=None, sizes=(8, 8, 8, 8, 8), **options):
@@ -79,8 +79,3 @@ def test_plugin__wrong_values_raise(arguments):
 
 def test_size__may_be_a_numpy_integer():
     assert BudgetedReplayPlugin("exp", np.int64(5)).buffer_size == 5
-
-
-def test_second_plugin__is_refused():
-    with pytest.raises(ValueError, match="more than once"):
-        build(CumulativeAll, plugins=[BudgetedReplayPlugin("exp", 4)])

@@ -94,11 +94,6 @@ def test_label_space__holds_the_classes_that_may_be_drawn(stream, size, space):
         assert old == (0 if step == 0 else min(size, 6))
 
 
-def test_own_label_space__has_no_place_for_old_classes():
-    with pytest.raises(ValueError, match="label_space='own'.*'current' or 'seen'"):
-        run(ReservoirReplayPlugin(20), label_space="own")
-
-
 def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
     class Targets(Recorder):
         def __init__(self):

@@ -213,11 +213,6 @@ def test_options__are_checked(options):
         ReservoirReplayPlugin(**options)
 
 
-def test_two_reservoirs__are_refused():
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[ReservoirReplayPlugin(), ReservoirReplayPlugin()])
-
-
 def test_batches__of_other_data_cannot_be_joined():
     from avalanche_clip.benchmarks import ImageTextBatch
 

@@ -2,15 +2,11 @@ import warnings
 
 import pytest
 import torch
-from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
-    ConstantCosinePlugin,
     ContrastiveEWCPlugin,
-    PatchingPlugin,
-    RestartPlugin,
     WeightAveragingPlugin,
 )
 from tests.helpers import (
@@ -264,20 +260,6 @@ def test_wrong_settings__raise(options, message):
         WeightAveragingPlugin(**options)
 
 
-@pytest.mark.parametrize(
-    "other, options",
-    [
-        (lambda: PatchingPlugin([0.5]), {}),
-        (RestartPlugin, {}),
-        (ConstantCosinePlugin, {"schedule": "const-cosine"}),
-        (lambda: WeightAveragingPlugin("wise"), {}),
-    ],
-)
-def test_other_plugins_that_replace_weights__are_refused(other, options):
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[WeightAveragingPlugin(), other()], **options)
-
-
 def test_batch_norm__warns_and_buffers_are_those_of_the_student():
     model = stub_model()
     model.norm = nn.BatchNorm1d(3)
@@ -295,14 +277,6 @@ def test_second_step__starts_from_the_average():
     assert_other_weights(track.start[1], track.path[0][-1])
     assert_near(track.start[1], mean([track.start[0], *track.path[0][::2]]))
     assert plugin.average == {} and plugin.start == {}
-
-
-@pytest.mark.parametrize("mode", ["we", "ema", "we+wise"])
-def test_early_stopping__is_refused(mode):
-    stop = EarlyStoppingPlugin(patience=1, val_stream_name="valid_stream")
-    with pytest.raises(ValueError, match="leave one out, or use mode='wise'"):
-        build(Sequential, plugins=[WeightAveragingPlugin(mode), stop])
-    build(Sequential, plugins=[WeightAveragingPlugin("wise"), stop])
 
 
 def test_interrupted_evaluation__training_goes_on_with_the_student():

@@ -5,7 +5,6 @@ import torch
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
-    RestartPlugin,
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
@@ -183,5 +182,3 @@ def test_half_precision__gradient_is_not_scaled(precision):
 def test_wrong_settings__raise():
     with pytest.raises(ValueError, match="weight=-1"):
         WeightConsolidationPlugin(-1)
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[WeightConsolidationPlugin(), RestartPlugin()])

@@ -21,7 +21,6 @@ from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import (
     assert_same_weights,
     quiet_evaluator,
-    stub_model,
     train_stream,
     weights,
 )
@@ -167,18 +166,6 @@ def test_published_size_of_the_class_incremental_form():
     expert = 2 * 64 * 64 + 64 + 64
     expected = 2 * 2 * (2 * expert + 2 * 64 * 2)
     assert strategy.model.moe_adapters.num_trainable == expected
-
-
-def test_model_without_blocks__is_refused():
-    with pytest.raises(ValueError, match="residual blocks"):
-        adapters(model=stub_model())
-
-
-def test_lr_beside_an_optimizer__is_refused():
-    adam = lambda groups: torch.optim.Adam(groups, lr=1e-2)  # noqa: E731
-    with pytest.raises(ValueError, match="not both"):
-        adapters(lr=1e-3, optimizer=adam)
-    assert isinstance(adapters(optimizer=adam).optimizer, torch.optim.Adam)
 
 
 # ------------------------------------------------------------ ZSCL and fine-tuning
