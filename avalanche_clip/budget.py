@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
@@ -180,6 +179,3 @@ class ComputeBudget:
             {k: dict(v) for k, v in e.items()} for e in state["experiences"]
         ]
         self.parameters = [dict(count) for count in state.get("parameters", ())]
-
-
-__all__ = ["KINDS", "ComputeBudget"]

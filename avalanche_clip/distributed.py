@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avalanche_clip._ranks import (
+from avalanche_clip.common.ranks import (
     DEFAULT_TIMEOUT,
     RankError,
     agree,
@@ -25,7 +25,7 @@ from avalanche_clip._ranks import (
     together,
     world_size,
 )
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 
 _FOREVER = 10.0**9  # seconds that a timedelta can hold
 

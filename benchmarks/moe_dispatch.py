@@ -28,13 +28,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_clip.models.expert_dispatch import (
-    ExpertTensors,
-    MixtureRule,
-    mix_experts,
-)
-from avalanche_clip.models.gating import Routing, route
-from avalanche_clip.models.towers import OpenCLIPTowers
+from avalanche_clip.models.encoders.towers import OpenCLIPTowers
+from avalanche_clip.models.moe.dispatch import ExpertTensors, mix_experts
+from avalanche_clip.models.moe.gating import Routing, route
+from avalanche_clip.models.moe.kernels import MixtureRule
 
 RULE = MixtureRule(scale=0.1, activation="relu", dropout=0.1)
 LEAST = 0.95

@@ -113,7 +113,7 @@ def loaders(data: Any) -> tuple[Any, Any]:
     """Return functions that build our and Avalanche's loader for an epoch."""
     from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
 
-    from avalanche_clip.training.loader import TrainingOrder, TrainLoader
+    from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 
     order = TrainingOrder(len(data), BATCH_SIZE, seed=0, experience=0)
 

@@ -34,9 +34,9 @@ from avalanche_clip.models import (
     create_dual_encoder,
     train_tokens_only,
 )
-from avalanche_clip.models.token_embedding import seeded
+from avalanche_clip.models.text.token_table import seeded
+from avalanche_clip.training.methods.cll_clip.strategy import cll_clip_optimizer
 from avalanche_clip.training.plugins import TokenEmbeddingExpansionPlugin
-from avalanche_clip.training.supervised.cll_clip import cll_clip_optimizer
 
 TARGETS = {"optimiser": 20.0, "step": 3.0, "padded": 6.0, "state": 0.10}
 GROWTH_TARGET_MS = 50.0

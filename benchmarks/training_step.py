@@ -26,7 +26,7 @@ from avalanche_clip.benchmarks import prepare_benchmark, tic_emoji
 from avalanche_clip.losses import contrastive_loss
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training import Sequential
-from avalanche_clip.training.optim import clip_param_groups, default_optimizer
+from avalanche_clip.training.templates.optim import clip_param_groups, default_optimizer
 
 TARGET = 0.03
 

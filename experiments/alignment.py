@@ -255,7 +255,7 @@ def summary_line(result: Any) -> dict[str, float]:
 
 def table(lines: dict[str, list[dict[str, float]]]) -> str:
     """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.comparison import text_table
+    from avalanche_clip.evaluation.report.comparison import text_table
 
     rows = [text_table(lines)]
     rows.append("recall at 1 in percent, mean of both directions, at the end of the")
@@ -268,8 +268,8 @@ def table(lines: dict[str, list[dict[str, float]]]) -> str:
 
 def plot(runs: dict[str, list[Any]], out: Path) -> None:
     """Draw the measures of disorder over the experiences."""
-    from avalanche_clip.evaluation.disorder_plots import PANELS, plot_disorder
-    from avalanche_clip.evaluation.plots import save_figure
+    from avalanche_clip.evaluation.report.disorder_plots import PANELS, plot_disorder
+    from avalanche_clip.evaluation.report.plots import save_figure
 
     labels = next(iter(runs.values()))[0].results["data"]["labels"]["train"]
     for reference in ("initial", "previous"):
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         "\n" + table({m: [summary_line(r) for r in rows] for m, rows in runs.items()})
     )
-    from avalanche_clip.evaluation.report import write_comparison
+    from avalanche_clip.evaluation.report.comparison import write_comparison
 
     report = write_comparison(out, [r.out_dir for rows in runs.values() for r in rows])
     if not options.validation:

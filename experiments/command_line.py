@@ -33,6 +33,3 @@ def device_name(text: str) -> str:
             " the like where there is one"
         ) from None
     return text
-
-
-__all__ = ["device_name", "seed_list"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip._files import read_json, write_json, write_text
+from avalanche_clip.common.files import read_json, write_json, write_text
 
 ACCURACY = "Top1_Acc_Exp"
 SUMMARY = ("transfer", "average", "last", "seen", "unseen", "harmonic")
@@ -159,7 +159,7 @@ def plot_summary(
     """Draw transfer, average and last of all methods as bars with spread."""
     from matplotlib.figure import Figure
 
-    from avalanche_clip.evaluation.plots import save_figure
+    from avalanche_clip.evaluation.report.plots import save_figure
 
     kinds = ("transfer", "average", "last")
     figure = Figure(figsize=(1.5 + 1.6 * len(lines), 4), layout="constrained")
@@ -182,7 +182,7 @@ def plot_curves(
     """Draw the accuracy of each domain over the stream, one panel per domain."""
     from matplotlib.figure import Figure
 
-    from avalanche_clip.evaluation.plots import save_figure
+    from avalanche_clip.evaluation.report.plots import save_figure
 
     count = len(labels)
     columns = min(count, 4)
@@ -227,20 +227,3 @@ def write_study(
     plot_summary(lines, out / "summary.png")
     plot_curves(matrices, labels, out / "domains.png")
     return text
-
-
-__all__ = [
-    "ACCURACY",
-    "accuracies",
-    "constant_matrix",
-    "domain_table",
-    "once",
-    "parameter_counts",
-    "plot_curves",
-    "plot_summary",
-    "routing_table",
-    "spread_table",
-    "summary_line",
-    "write_routing",
-    "write_study",
-]

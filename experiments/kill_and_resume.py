@@ -39,15 +39,17 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.benchmarks import prepare_benchmark
-from avalanche_clip.benchmarks.class_streams import multi_domain_benchmark
 from avalanche_clip.benchmarks.classic.multi_domain_emoji import EmojiClasses
 from avalanche_clip.benchmarks.classic.multilingual_emoji import multilingual_emoji
 from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_STEPS, load_emoji_table
-from avalanche_clip.benchmarks.generators import time_stamped_benchmark, to_timestamp
+from avalanche_clip.benchmarks.items.times import to_timestamp
+from avalanche_clip.benchmarks.streams.classes import multi_domain_benchmark
+from avalanche_clip.benchmarks.streams.timed import time_stamped_benchmark
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
+from avalanche_clip.models.selector.selector import AutoSelector
+from avalanche_clip.models.selector.training import SelectorTraining
 from avalanche_clip.training import run_stream, supervised
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 

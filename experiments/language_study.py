@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from avalanche_clip._files import read_json, write_json
+from avalanche_clip.common.files import read_json, write_json
 
 TEXT_TO_IMAGE = "text_to_image_R@1"
 BOTH = "mean_R@1"
@@ -157,7 +157,7 @@ def _summary(recall: np.ndarray) -> dict[str, float]:
 
 def study_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.comparison import text_table
+    from avalanche_clip.evaluation.report.comparison import text_table
 
     note = (
         "recall at 1 in percent, text to image (both: mean of both directions), mean\n"
@@ -174,7 +174,7 @@ def write_plots(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], out: str | Path
 ) -> None:
     """Draw recall of every language over tasks, and summaries over tasks."""
-    from avalanche_clip.evaluation.plots import save_figure
+    from avalanche_clip.evaluation.report.plots import save_figure
 
     labels = next(iter(runs.values()))[0]["labels"]
     streams = {
@@ -285,16 +285,3 @@ def _dress(axes: Any, title: str, labels: Sequence[str]) -> None:
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     for name in ("top", "right"):
         axes.spines[name].set_visible(False)
-
-
-__all__ = [
-    "METRICS",
-    "plot_curves",
-    "plot_languages",
-    "read_study",
-    "save_study",
-    "seen_only",
-    "study_line",
-    "study_table",
-    "write_plots",
-]

@@ -42,7 +42,7 @@ from language_study import (
     write_plots,
 )
 
-from avalanche_clip._files import write_text
+from avalanche_clip.common.files import write_text
 
 DEFAULT = (
     "cll-clip",
@@ -117,7 +117,7 @@ def weight_decay(config: Config, method: str) -> float:
 
 def variant(method: str) -> dict[str, Any]:
     """Options of ``CLLCLIP`` that make up a method, without plugins."""
-    from avalanche_clip.training.supervised.cll_clip import CLL_VARIANTS
+    from avalanche_clip.training.methods.cll_clip.strategy import CLL_VARIANTS
 
     name, _, teir = method.partition(":")[0].partition("+")
     form = name.removesuffix("-snapshots")
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folders.setdefault(method, []).append(folder)
             print(f"{method}, seed {seed}: {folder}")
     print("\n" + write_tables(runs, out))
-    from avalanche_clip.evaluation.report import write_comparison
+    from avalanche_clip.evaluation.report.comparison import write_comparison
 
     report = write_comparison(out, [f for rows in folders.values() for f in rows])
     print(f"\nPlots and tables over methods: {report}")

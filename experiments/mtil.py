@@ -144,7 +144,7 @@ class ImageFiles(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        from avalanche_clip._pictures import read_picture
+        from avalanche_clip.common.pictures import read_picture
 
         return read_picture(self.files[index])
 
@@ -196,7 +196,8 @@ def build_scenario(config: Config) -> Any:
 
 def build_selector(config: Config) -> Any:
     """The selector with the published training; AlexNet if its weights are given."""
-    from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
+    from avalanche_clip.models.selector.selector import AutoSelector
+    from avalanche_clip.models.selector.training import SelectorTraining
 
     if config.alexnet is None:
         return AutoSelector("model", seed=config.seed)

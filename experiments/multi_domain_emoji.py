@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + write_tables(runs, out))
     trained = [m for m in methods if m != "zero-shot"]
     if trained:
-        from avalanche_clip.evaluation.report import write_comparison
+        from avalanche_clip.evaluation.report.comparison import write_comparison
 
         folders = [
             out / m.replace(":", "_") / f"seed_{s}"

@@ -65,6 +65,3 @@ def _choose(moe: Any, view: RouterView) -> None:
     if moe.auto_selector is not None:
         moe.auto_selector.granularity = view.granularity
         moe.auto_selector.threshold_kind = "global" if view.calibrated else "given"
-
-
-__all__ = ["RouterView", "RouterViewsPlugin", "copy_test_stream"]

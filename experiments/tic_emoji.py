@@ -102,7 +102,7 @@ DEMO_CONFIG = Config(iterations=50, train_mb_size=64, lr=7e-4, warmup=20)
 def build_model(config: Config) -> Any:
     """Return the model with random weights."""
     from avalanche_clip.models import create_dual_encoder
-    from avalanche_clip.models.presets import preset_config
+    from avalanche_clip.models.encoders.presets import preset_config
 
     name: Any = config.model
     if config.text_layers is not None:
@@ -137,7 +137,7 @@ def build_optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
     Muon (timm's) orthogonalises the update of every hidden matrix. Embeddings,
     the stem, depthwise filters and vectors are left to its AdamW.
     """
-    from avalanche_clip.training.optim import clip_param_groups, trainable
+    from avalanche_clip.training.templates.optim import clip_param_groups, trainable
 
     named = trainable(model)
     if config.optimizer == "muon":
@@ -280,7 +280,7 @@ def summary_line(result: Any) -> dict[str, float]:
 
 def table(lines: dict[str, list[dict[str, float]]]) -> str:
     """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.comparison import text_table
+    from avalanche_clip.evaluation.report.comparison import text_table
 
     rows = [text_table(lines)]
     rows.append("mean R@1 of both directions in percent, levels over the 6 x 6 matrix;")
@@ -355,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print("\n" + table(lines))
     if folders:  # a joint training has no matrix over time
-        from avalanche_clip.evaluation.report import write_comparison
+        from avalanche_clip.evaluation.report.comparison import write_comparison
 
         report = write_comparison(out, folders)
         print(f"\nPlots and tables over methods: {report}")

@@ -15,7 +15,7 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
     time_stamped_benchmark,
 )
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 
 IMAGE_SIZE = 8
 VOCABULARY = 32

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from avalanche_clip import distributed
-from tests.training.runs import context
+from tests.training.small_runs import context
 
 Jobs = Mapping[str, Callable[[], Any]]
 

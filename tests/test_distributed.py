@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from avalanche_clip import distributed
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training import supervised
-from avalanche_clip.training.plugins.checkpoint import checkpoints
-from tests.benchmarks.test_marks import metric_values, noise, prepared
+from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
+from tests.benchmarks.items.test_marks import metric_values, noise, prepared
 from tests.helpers import (
     WORDS,
     StubDualEncoder,
@@ -24,8 +24,8 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import free_port, run_in_processes
-from tests.test_checkpointing import GrowingEncoder
-from tests.training import runs
+from tests.training import small_runs as runs
+from tests.training.runs.test_files import GrowingEncoder
 
 CASES = {
     "Sequential": {},

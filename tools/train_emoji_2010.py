@@ -40,8 +40,8 @@ def train(preset: str, iterations: int) -> tuple[Any, dict[str, Any]]:
     from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark, tic_emoji
     from avalanche_clip.models import create_dual_encoder
     from avalanche_clip.training import Sequential
-    from avalanche_clip.training.optim import clip_param_groups
     from avalanche_clip.training.plugins import ProgressPlugin
+    from avalanche_clip.training.templates.optim import clip_param_groups
 
     torch.manual_seed(RECIPE["seed"])
     model = create_dual_encoder(preset)
@@ -73,7 +73,7 @@ def train(preset: str, iterations: int) -> tuple[Any, dict[str, Any]]:
 
 def score(model: Any, benchmark: Any) -> dict[str, Any]:
     """Recall at 1 on each time step and on the whole gallery, in percent."""
-    from avalanche_clip.training.evaluate import evaluate_retrieval
+    from avalanche_clip.evaluation.loop import evaluate_retrieval
 
     found: dict[str, Any] = {}
     for name in ("test", "gallery"):

@@ -1,1 +1,1 @@
-"""What every part of the package needs; imports nothing of the others."""
+"""Small mechanisms that know nothing of images, texts or training."""

@@ -17,7 +17,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.logging import BaseLogger
 from torch import Tensor
 
-from avalanche_clip._files import replacing
+from avalanche_clip.common.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +234,3 @@ def _as_number(value: Any) -> float | int | None:
     if isinstance(value, bool):
         return int(value)
     return value if isinstance(value, (float, int)) else None
-
-
-__all__ = ["COLUMNS", "MetricsCSVLogger"]

@@ -105,13 +105,3 @@ def full_precision(tensor: Tensor) -> Iterator[None]:
     """
     with torch.autocast(device_type=tensor.device.type, enabled=False):
         yield
-
-
-__all__ = [
-    "at_least_float32",
-    "check_feature_pair",
-    "check_scalar",
-    "check_score_pair",
-    "full_precision",
-    "positive_mask",
-]

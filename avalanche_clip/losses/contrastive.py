@@ -62,6 +62,3 @@ def contrastive_loss(
         per_image = F.cross_entropy(logits, labels)
         per_text = F.cross_entropy(logits.T, labels)
         return (per_image + per_text) / 2
-
-
-__all__ = ["contrastive_loss"]

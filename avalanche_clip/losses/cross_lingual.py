@@ -74,6 +74,3 @@ def cross_modal_loss(
             same = positive_mask(image_ids, texts).to(logits.dtype)
             labels = same / same.sum(dim=1, keepdim=True)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-__all__ = ["cross_lingual_loss", "cross_modal_loss"]

@@ -113,11 +113,3 @@ def _without_diagonal(matrix: Tensor) -> Tensor:
     size = len(matrix)
     off = ~torch.eye(size, dtype=torch.bool, device=matrix.device)
     return matrix[off].view(size, size - 1)
-
-
-__all__ = [
-    "REDUCTIONS",
-    "ROW_FILTERS",
-    "correctly_ranked_rows",
-    "off_diagonal_alignment_loss",
-]

@@ -57,6 +57,3 @@ def siglip_loss(
         logits = scale * (images @ texts.T) + bias
         signs = positive_mask(targets, images).to(logits.dtype) * 2 - 1
         return -F.logsigmoid(signs * logits).sum() / logits.shape[0]
-
-
-__all__ = ["siglip_loss"]

@@ -53,6 +53,3 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
         reduction="batchmean",
         log_target=True,
     )
-
-
-__all__ = ["similarity_distillation_loss"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip._numbers import as_finite
+from avalanche_clip.common.checks import as_finite
 from avalanche_clip.losses._checks import (
     at_least_float32,
     check_score_pair,
@@ -51,6 +51,3 @@ def temperature_distillation_loss(
         teacher = at_least_float32(teacher_logits).detach() / temperature
         per_row = (teacher.softmax(dim=1) * F.log_softmax(student, dim=1)).sum(dim=1)
         return -(temperature**2) * per_row.mean()
-
-
-__all__ = ["temperature_distillation_loss"]

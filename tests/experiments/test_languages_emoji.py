@@ -238,13 +238,15 @@ def test_study__file_is_whole_or_refused(study, tmp_path):
 @pytest.mark.slow
 def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "QUICK", 2)
-    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    monkeypatch.setattr(
+        "avalanche_clip.training.runs.stream.write_report", lambda out: None
+    )
     base = ["--quick", "--iterations", "2", "--methods", "teir,er,fine-tune,frozen"]
     study.main([*base, "--out", str(tmp_path / "whole")])
     whole = capsys.readouterr().out.replace("/whole/", "/")
     assert "\nfine-tune " in whole and (tmp_path / "whole/comparison.html").is_file()
 
-    from avalanche_clip.training import stream
+    from avalanche_clip.training.runs import stream
 
     evaluate = stream._Run.evaluate
 

@@ -20,7 +20,9 @@ def study():
 def short(study, monkeypatch):
     """Three domains of a few images in place of the emoji, and a tiny model."""
     # plots of single runs take longer than the runs
-    monkeypatch.setattr("avalanche_clip.training.stream.write_report", lambda out: None)
+    monkeypatch.setattr(
+        "avalanche_clip.training.runs.stream.write_report", lambda out: None
+    )
     monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
     monkeypatch.setattr(
         study,

@@ -20,7 +20,7 @@ from avalanche_clip.training import supervised
 from avalanche_clip.training.templates import ClassNameTemplate, ContrastiveTemplate
 from tests.helpers import stub_benchmark, stub_model
 from tests.training import classes, languages, moe_runs
-from tests.training.runs import evaluator
+from tests.training.small_runs import evaluator
 
 BEHAVIOURS = {
     "neutral": "its neutral setting is plain training, bit for bit",

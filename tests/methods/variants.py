@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import partial
 
 from avalanche_clip.training import plugins as p
-from avalanche_clip.training.reference_data import ReferenceImages
 from avalanche_clip.training.templates import ClassNameTemplate
+from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.methods.rows import IMAGES, ROWS, Row
 
 TEXTS = ["ab", "cde", "f", "ghij", "kl", "xyz"]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from avalanche_clip.benchmarks import make_image_text_dataset, prepare_benchmark
-from avalanche_clip.benchmarks.facts import with_facts
-from avalanche_clip.benchmarks.multilingual import multilingual_benchmark
+from avalanche_clip.benchmarks.items.facts import with_facts
+from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training import CLLCLIP
 from tests.helpers import quiet_evaluator

@@ -11,11 +11,11 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
     time_stamped_benchmark,
 )
-from avalanche_clip.benchmarks.class_streams import (
+from avalanche_clip.benchmarks.items.scenario import make_scenario
+from avalanche_clip.benchmarks.streams.classes import (
     class_incremental_benchmark,
     multi_domain_benchmark,
 )
-from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.models import create_dual_encoder
 from tests.helpers import StubTokenizer, StubTransform, quiet_evaluator
 
@@ -173,7 +173,7 @@ def prepared(benchmark, model, noise=0.0):
 
 def reference(count=12, seed=99):
     """Images unlike those of any class, ready for the model."""
-    from avalanche_clip.training.reference_data import ReferenceImages
+    from avalanche_clip.training.templates.reference_data import ReferenceImages
 
     images = torch.randn(
         count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)
@@ -183,7 +183,8 @@ def reference(count=12, seed=99):
 
 def selector(**options):
     """A selector that learns in a few steps."""
-    from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
+    from avalanche_clip.models.selector.selector import AutoSelector
+    from avalanche_clip.models.selector.training import SelectorTraining
 
     training = SelectorTraining(
         reference_iterations=150, task_iterations=150, batch_size=8

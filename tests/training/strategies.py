@@ -8,7 +8,7 @@ from avalanche_clip.training import supervised
 from avalanche_clip.training.plugins import FrozenLogitScalePlugin
 from tests.helpers import stub_benchmark, stub_model
 from tests.training import classes, languages, moe_runs
-from tests.training.runs import evaluator
+from tests.training.small_runs import evaluator
 
 SIZES = (16, 12, 10)
 ITERATIONS = 4

@@ -15,14 +15,14 @@ from avalanche_clip.evaluation.functional import (
     transfer_average_last,
 )
 from avalanche_clip.training import run_stream
-from avalanche_clip.training.prompt_batch import PromptBatch
+from avalanche_clip.training.templates.prompt_batch import PromptBatch
 from tests.helpers import (
     Recorder,
     assert_same_weights,
     stub_model,
     train_stream,
 )
-from tests.training import runs
+from tests.training import small_runs as runs
 from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,7 +38,7 @@ def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
     strategy = class_strategy(
         model, plugins=[*made, runs.StopPlugin(**(stop or {}))], **options
     )
-    with mock.patch("avalanche_clip.training.stream.write_report"):
+    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
         result = run_stream(
             strategy, benchmark, out, resume=resume, checkpoint_iterations=2
         )
@@ -144,7 +144,7 @@ def test_run_stream__class_incremental_results(tmp_path):
 
 def test_data_hash__knows_class_names_and_templates():
     from avalanche_clip.benchmarks import multi_domain_benchmark
-    from avalanche_clip.training.run_info import data_summary
+    from avalanche_clip.training.runs.record import data_summary
     from tests.training.classes import domains
 
     given = domains((3, 2))

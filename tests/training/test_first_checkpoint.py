@@ -7,9 +7,10 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
-from avalanche_clip.checkpointing import CheckpointError, load_state, save_state
 from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
 from avalanche_clip.training.plugins import CheckpointPlugin
+from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import CheckpointError
 from tests.helpers import (
     assert_same_weights,
     quiet_evaluator,
@@ -17,8 +18,8 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
-from tests.test_checkpointing import GrowingEncoder
-from tests.training.runs import Interrupted, StopPlugin
+from tests.training.runs.test_files import GrowingEncoder
+from tests.training.small_runs import Interrupted, StopPlugin
 from tests.training.strategies import RATES, adamw, make, strategies, three_groups
 
 
@@ -26,7 +27,7 @@ def go(name, out, *plugins, resume=False, **run):
     """One run; left-over random numbers of earlier tests must not matter."""
     torch.manual_seed(len(plugins))
     strategy, benchmark = make(name, *plugins)
-    with mock.patch("avalanche_clip.training.stream.write_report"):
+    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
         result = run_stream(strategy, benchmark, out, resume=resume, **run)
     return strategy, result
 

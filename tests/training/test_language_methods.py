@@ -101,7 +101,7 @@ def test_method__runs_without_any_tower_of_the_teacher(prepared, tmp_path, metho
     costs = mock.patch.object(
         type(model), "macs", return_value={"image": 10, "text": 10}
     )
-    report = mock.patch("avalanche_clip.training.stream.write_report")
+    report = mock.patch("avalanche_clip.training.runs.stream.write_report")
     with no_images, costs, report:
         result = run_stream(strategy, benchmark, tmp_path / "run")
     assert result.E.shape == (3, 3) and np.isfinite(result.E).all()

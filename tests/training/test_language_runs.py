@@ -12,14 +12,14 @@ from avalanche_clip.benchmarks import (
     multilingual_benchmark,
     prepare_benchmark,
 )
-from avalanche_clip.evaluation._results import Matrix, load_results, matrices
 from avalanche_clip.evaluation.functional import (
     continual_summary,
     recall_forgetting,
     recall_forgetting_curves,
 )
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from avalanche_clip.evaluation.report import write_report
+from avalanche_clip.evaluation.report.page import write_report
+from avalanche_clip.evaluation.report.results import Matrix, load_results, matrices
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.supervised import Sequential
 from tests.helpers import Pairs, build, quiet_evaluator, stub_model

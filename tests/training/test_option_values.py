@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from avalanche_clip.benchmarks import RandomCaption, split_online, split_validation
-from avalanche_clip.benchmarks.class_labels import few_shot_indices
-from avalanche_clip.benchmarks.quotas import replay_quotas
+from avalanche_clip.benchmarks.items.class_labels import few_shot_indices
+from avalanche_clip.benchmarks.streams.quotas import replay_quotas
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric
 from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training import Sequential, run_stream
-from avalanche_clip.training.class_matrix import ClassMatrices
-from avalanche_clip.training.loader import worker_options
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     BudgetFactorPlugin,
@@ -34,8 +32,10 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.reference_data import RandomTexts
-from tests.benchmarks.streams import counted_benchmark
+from avalanche_clip.training.templates.class_matrix import ClassMatrices
+from avalanche_clip.training.templates.order import worker_options
+from avalanche_clip.training.templates.reference_data import RandomTexts
+from tests.benchmarks.small_streams import counted_benchmark
 from tests.helpers import build, quiet_evaluator, stub_benchmark, stub_model
 
 ONE = torch.ones(1, 1)

@@ -6,12 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from avalanche_clip.evaluation._results import cumulative_budget, load_results, matrices
-from avalanche_clip.evaluation.comparison import write_comparison
-from avalanche_clip.evaluation.report import write_report
-from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
+from avalanche_clip.evaluation.report.comparison import write_comparison
+from avalanche_clip.evaluation.report.page import write_report
+from avalanche_clip.evaluation.report.results import (
+    cumulative_budget,
+    load_results,
+    matrices,
+)
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
 from avalanche_clip.training.runs.points import evaluation_points
-from tests.training.runs import Interrupted, assert_same_runs, go
+from tests.training.small_runs import Interrupted, assert_same_runs, go
 
 
 @pytest.mark.parametrize(

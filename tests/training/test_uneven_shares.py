@@ -31,7 +31,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import run_in_processes
-from tests.training import runs
+from tests.training import small_runs as runs
 from tests.training.classes import class_strategy, domain
 from tests.training.languages import language_strategy, language_stream, tiny_model
 

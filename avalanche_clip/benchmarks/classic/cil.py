@@ -14,8 +14,6 @@ from pathlib import Path
 
 from avalanche.benchmarks import CLScenario
 
-from avalanche_clip._numbers import as_size
-from avalanche_clip.benchmarks.class_streams import class_incremental_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.folders import (
     read_imagenet,
     read_tiny_imagenet,
@@ -25,6 +23,8 @@ from avalanche_clip.benchmarks.datasets.mtil.names import given_names
 from avalanche_clip.benchmarks.datasets.mtil.orders import class_order
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
 from avalanche_clip.benchmarks.datasets.mtil.templates import CIL_TEMPLATES
+from avalanche_clip.benchmarks.streams.classes import class_incremental_benchmark
+from avalanche_clip.common.checks import as_size
 
 ClassNames = Sequence[str] | str | Path
 
@@ -189,11 +189,3 @@ def _stream(
         sizes=sizes,
         relabel="arrival",
     )
-
-
-__all__ = [
-    "cil_cifar100",
-    "cil_imagenet100",
-    "cil_imagenet1k",
-    "cil_tiny_imagenet",
-]

@@ -9,10 +9,6 @@ from typing import Any
 from avalanche.benchmarks import CLScenario
 from torch.utils.data import Subset
 
-from avalanche_clip._numbers import as_integers
-from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.benchmarks.class_labels import class_targets, few_shot_indices
-from avalanche_clip.benchmarks.class_streams import domain_seed, multi_domain_benchmark
 from avalanche_clip.benchmarks.datasets.mtil.coop import read_x_tail_domain
 from avalanche_clip.benchmarks.datasets.mtil.orders import (
     MTIL_NAMES,
@@ -21,6 +17,12 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import (
     dataset_name,
 )
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
+from avalanche_clip.benchmarks.items.class_labels import class_targets, few_shot_indices
+from avalanche_clip.benchmarks.streams.classes import (
+    domain_seed,
+    multi_domain_benchmark,
+)
+from avalanche_clip.common.checks import as_integers, did_you_mean
 
 Root = str | Path | Mapping[str, str | Path] | Sequence[Any]
 
@@ -264,6 +266,3 @@ def _published_positions(
         f"order={order!r} is defined for {sequence}; for data sets {list(names)} give "
         "a list of indices."
     )
-
-
-__all__ = ["mtil", "x_tail"]

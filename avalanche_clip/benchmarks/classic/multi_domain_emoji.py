@@ -9,27 +9,27 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
-from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.benchmarks.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.class_streams import (
-    Domain,
-    Source,
-    class_experience,
-    labelled_dataset,
-    multi_domain_benchmark,
-)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     VALIDATION_FRACTION,
     VALIDATION_STYLE,
 )
-from avalanche_clip.benchmarks.data import attribute_array
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STYLES,
     EmojiPairs,
     load_emoji_table,
     validation_mask,
 )
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import make_scenario
+from avalanche_clip.benchmarks.streams.classes import (
+    Domain,
+    Source,
+    class_experience,
+    labelled_dataset,
+    multi_domain_benchmark,
+)
+from avalanche_clip.common.checks import did_you_mean
 
 REFERENCE_DOMAIN = "2010"
 
@@ -189,6 +189,3 @@ def _reference_streams(
             )
         ]
     return streams
-
-
-__all__ = ["REFERENCE_DOMAIN", "EmojiClasses", "multi_domain_emoji"]

@@ -10,13 +10,13 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.benchmarks.data import make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.coco36 import COCO36_LANGUAGES, Coco36
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
-from avalanche_clip.benchmarks.facts import with_facts
-from avalanche_clip.benchmarks.multilingual import multilingual_benchmark
+from avalanche_clip.benchmarks.items.facts import with_facts
+from avalanche_clip.benchmarks.items.items import make_image_text_dataset
+from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
+from avalanche_clip.common.checks import did_you_mean
 
 _STREAMS = ("train", "test", "valid", "xm3600")
 _ROWS = 10**7
@@ -113,6 +113,3 @@ def _dataset(
         targets=image_ids,
     )
     return with_facts(dataset, {"image_id": image_ids, "text_id": text_ids})
-
-
-__all__ = ["multilingual_coco36"]

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip._suggest import did_you_mean, require_choice
-from avalanche_clip.benchmarks.data import attribute_array, make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_LANGUAGES,
     EMOJI_STYLES,
@@ -20,8 +18,13 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table,
     validation_mask,
 )
-from avalanche_clip.benchmarks.facts import with_facts
-from avalanche_clip.benchmarks.multilingual import multilingual_benchmark
+from avalanche_clip.benchmarks.items.facts import with_facts
+from avalanche_clip.benchmarks.items.items import (
+    attribute_array,
+    make_image_text_dataset,
+)
+from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
+from avalanche_clip.common.checks import did_you_mean, require_choice
 
 QUICK_LANGUAGES = EMOJI_LANGUAGES[:6]
 UNNAMED = ("drop", "common", "raise")
@@ -238,13 +241,3 @@ def _without(train: AvalancheDataset, held: npt.NDArray[np.bool_]) -> AvalancheD
     style, row = np.divmod(attribute_array(train, "image_id"), len(held))
     out = (style == EMOJI_STYLES.index(_VALIDATION_STYLE)) & held[row]
     return train.subset(np.flatnonzero(~out).tolist())
-
-
-__all__ = [
-    "QUICK_LANGUAGES",
-    "UNNAMED",
-    "EmojiTriplets",
-    "emoji_language_dataset",
-    "language_order",
-    "multilingual_emoji",
-]

@@ -10,9 +10,6 @@ from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip._numbers import as_size
-from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.benchmarks.data import make_image_text_dataset
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STEPS,
     EMOJI_STYLES,
@@ -20,8 +17,10 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table,
     validation_mask,
 )
-from avalanche_clip.benchmarks.generators import time_stamped_benchmark
+from avalanche_clip.benchmarks.items.items import make_image_text_dataset
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
+from avalanche_clip.benchmarks.streams.timed import time_stamped_benchmark
+from avalanche_clip.common.checks import as_size, did_you_mean
 
 VALIDATION_STYLE = "openmoji"
 VALIDATION_FRACTION = 0.2
@@ -175,6 +174,3 @@ def _without(
     keep = np.ones(len(train), dtype=bool)
     keep[start + held] = False
     return train.subset(np.flatnonzero(keep).tolist())
-
-
-__all__ = ["emoji_dataset", "tic_emoji", "tic_emoji_joint"]

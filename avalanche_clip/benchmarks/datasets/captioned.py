@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from avalanche_clip._files import read_json, require_file, unreadable
-from avalanche_clip._pictures import read_picture
-from avalanche_clip._suggest import did_you_mean
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
+from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.files import read_json, require_file, unreadable
+from avalanche_clip.common.pictures import read_picture
 
 LANGUAGES_36 = tuple(sorted(EMOJI_LANGUAGES))
 """Codes of the languages of XM3600 and MSCOCO36, in alphabetical order."""
@@ -251,16 +251,3 @@ def missing_images(
         if not (Path(image_root) / name).is_file():
             missing.append(name)
     return missing
-
-
-__all__ = [
-    "LANGUAGES_36",
-    "CaptionedImages",
-    "check_language",
-    "is_id",
-    "is_text",
-    "load_image",
-    "missing_images",
-    "read_annotations",
-    "read_ground_truth",
-]

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.captioned import (
     LANGUAGES_36,
     CaptionedImages,
@@ -32,6 +31,7 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
     number_texts,
     read_table,
 )
+from avalanche_clip.common.checks import require_choice
 
 COCO36_LANGUAGES = LANGUAGES_36
 CORPUS = Path("corpus/multilingual_coco/36langs")
@@ -346,6 +346,3 @@ class CocoTriplets:
     def image_name(self, item: int) -> str:
         """Return the path of an item's picture below ``image_root``."""
         return self._names[int(self.image_id[item])]
-
-
-__all__ = ["COCO36_LANGUAGES", "Coco36", "CocoTriplets", "FeatureFiles"]

@@ -32,9 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from avalanche_clip._numbers import as_finite
-from avalanche_clip._pictures import read_picture
-from avalanche_clip._suggest import did_you_mean
+from avalanche_clip.common.checks import as_finite, did_you_mean
+from avalanche_clip.common.pictures import read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -435,17 +434,3 @@ def validation_mask(
         return int.from_bytes(digest, "big") < limit
 
     return np.array([chosen(i) for i in ids], dtype=np.bool_)
-
-
-__all__ = [
-    "EMOJI_LANGUAGES",
-    "EMOJI_SIZE",
-    "EMOJI_STEPS",
-    "EMOJI_STYLES",
-    "EmojiImages",
-    "EmojiPairs",
-    "EmojiStep",
-    "EmojiTable",
-    "load_emoji_table",
-    "validation_mask",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from avalanche_clip._files import found_in_bytes, inside, read_text, unreadable
+from avalanche_clip.common.files import found_in_bytes, inside, read_text, unreadable
 
 _FOREIGN = ("a Git LFS", "a web page", "only zero")
 _SUSPECT = ("..", "\\", "\0", ":", "//")
@@ -69,6 +69,3 @@ def _check(name: str, source: str | Path, folder: str | Path | None) -> None:
             f"{source} names the file {name!r}, which is no path below the folder of "
             "the images; names in files are relative."
         )
-
-
-__all__ = ["check_names", "read_plain", "refuse_foreign"]

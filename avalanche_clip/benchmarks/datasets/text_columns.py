@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from avalanche_clip._files import file_limits, open_bytes, require_file, unreadable
 from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
+from avalanche_clip.common.files import (
+    file_limits,
+    open_bytes,
+    require_file,
+    unreadable,
+)
 
 _LINE_FEED, _TAB = 10, 9
 _BLOCK = 1 << 20
@@ -209,6 +214,3 @@ def number_texts(column: TextColumn) -> tuple[TextColumn, npt.NDArray[np.int64]]
     for i, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         rows[i] = numbers.setdefault(column.block[start:end], len(numbers))
     return TextColumn.from_bytes(numbers), rows
-
-
-__all__ = ["TextColumn", "number_texts", "read_table"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from avalanche_clip._files import parse_json, read_lines, unreadable
 from avalanche_clip.benchmarks.datasets.captioned import (
     LANGUAGES_36,
     CaptionedImages,
@@ -20,6 +19,7 @@ from avalanche_clip.benchmarks.datasets.captioned import (
 )
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
+from avalanche_clip.common.files import parse_json, read_lines, unreadable
 
 XM3600_LANGUAGES = LANGUAGES_36
 XM3600_IMAGES = 3600
@@ -162,6 +162,3 @@ def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
         for code in XM3600_LANGUAGES
         if rows[code]
     }
-
-
-__all__ = ["XM3600", "XM3600_CAPTIONS", "XM3600_IMAGES", "XM3600_LANGUAGES"]

@@ -1,1 +1,1 @@
-"""Pairs of images and texts: items, batches, facts, scenarios."""
+"""What a benchmark is made of."""

@@ -9,8 +9,8 @@ import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
-from avalanche_clip.benchmarks.data import CheckedPairs, attribute_array
 from avalanche_clip.benchmarks.items.flat import locate
+from avalanche_clip.benchmarks.items.items import CheckedPairs, attribute_array
 
 
 def read_captions(

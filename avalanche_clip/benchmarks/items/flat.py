@@ -23,7 +23,7 @@ from avalanche.benchmarks.utils.transforms import (
 )
 from torch import Tensor
 
-from avalanche_clip.benchmarks.data import CheckedPairs
+from avalanche_clip.benchmarks.items.items import CheckedPairs
 
 
 def nodes(tree: Any) -> Iterator[Any]:

@@ -102,6 +102,3 @@ def _error(found: str, line: str, second: str, maker: str) -> ItemsError:
         f"items must be (image, {second}), but {found}. Convert them:\n    {line}\n"
         f"    {call}"
     )
-
-
-__all__ = ["ItemsError", "check_item", "check_source"]

@@ -23,7 +23,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip.benchmarks.data import attribute_array
+from avalanche_clip.benchmarks.items.items import attribute_array
 
 TASK_LABELS = "targets_task_labels"
 

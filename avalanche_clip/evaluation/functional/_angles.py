@@ -94,6 +94,3 @@ def bands(size: int) -> Iterator[tuple[int, int]]:
     height = max(1, _ANGLES_PER_BAND // size)
     for start in range(0, size, height):
         yield start, min(start + height, size)
-
-
-__all__ = ["bands", "pair_angles", "row_angles", "unit_rows"]

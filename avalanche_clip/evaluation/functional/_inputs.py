@@ -117,13 +117,3 @@ def as_row(name: str, value: ArrayLike, columns: int) -> np.ndarray:
     row = as_float64_array(name, value)
     require_array(row, name, f"{columns}", give="one value per column of E")
     return row
-
-
-__all__ = [
-    "ArrayLike",
-    "as_float64_array",
-    "as_float_matrix",
-    "as_results",
-    "as_row",
-    "as_tensor",
-]

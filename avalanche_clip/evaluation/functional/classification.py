@@ -146,6 +146,3 @@ def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
         precision = (hits * hits.cumsum(0) / places).sum()
         precisions.append(precision / hits.sum().clamp(min=1))
     return torch.stack(precisions).mean().item()
-
-
-__all__ = ["class_vectors", "classification_metrics"]

@@ -329,14 +329,3 @@ def _orthogonal_factor(matrix: Tensor) -> Tensor:
 
 def _size(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(matrix)
-
-
-__all__ = [
-    "ROTATION_BINS",
-    "TOPOLOGY_BINS",
-    "angle_histogram",
-    "rotation_angles",
-    "self_angles",
-    "spatial_disorder",
-    "topology_change",
-]

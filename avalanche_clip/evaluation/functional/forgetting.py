@@ -135,11 +135,3 @@ def _lower_triangle(R: Any) -> np.ndarray:
             )
         lower[i, : i + 1] = values[: i + 1]
     return lower
-
-
-__all__ = [
-    "forgetting_per_task",
-    "multilingual_summary",
-    "recall_forgetting",
-    "recall_forgetting_curves",
-]

@@ -48,6 +48,3 @@ def pair_metrics(S: ArrayLike) -> dict[str, float]:
         "acc": text_right & image_right,
     }
     return {name: value.double().mean().item() for name, value in right.items()}
-
-
-__all__ = ["pair_metrics"]

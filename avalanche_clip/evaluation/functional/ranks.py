@@ -310,6 +310,3 @@ def _rank_tiles(
         image_counter.tied(),
         text_counter.tied(),
     )
-
-
-__all__ = ["TIES", "RetrievalRanks", "owner_pairs", "retrieval_ranks"]

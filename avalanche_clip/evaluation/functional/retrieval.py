@@ -112,6 +112,3 @@ def _rank_summary(direction: str, ranks: Tensor) -> dict[str, float]:
         f"{direction}_median_rank": float(math.floor(median) + 1),
         f"{direction}_mean_rank": ranks.mean().item() + 1,
     }
-
-
-__all__ = ["DIRECTIONS", "retrieval_metrics"]

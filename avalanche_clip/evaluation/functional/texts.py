@@ -107,6 +107,3 @@ def _row_keys(rows: Sequence[Tensor], pad_id: int | None) -> Iterator[bytes]:
         lengths = (filled * range(1, ids.shape[1] + 1)).max(axis=1, initial=0)
         for row, length in zip(ids, lengths, strict=True):
             yield row[:length].tobytes()
-
-
-__all__ = ["merge_equal_pairs"]

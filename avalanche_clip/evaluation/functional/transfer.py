@@ -318,15 +318,3 @@ def incremental_accuracy(E: ArrayLike, counts: Sequence[int]) -> dict[str, Any]:
 def _mean(values: np.ndarray) -> float:
     # an empty mean is NaN without NumPy's warning
     return float(values.mean()) if values.size else float("nan")
-
-
-__all__ = [
-    "continual_summary",
-    "fold_columns",
-    "incremental_accuracy",
-    "seen_unseen_harmonic",
-    "seen_unseen_per_step",
-    "time_transfer",
-    "transfer_average_last",
-    "transfer_per_task",
-]

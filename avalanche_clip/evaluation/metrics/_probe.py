@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from avalanche_clip._contexts import evaluating, kept_rng, seed_cpu
-from avalanche_clip._numbers import as_size
-from avalanche_clip.benchmarks.prepare import require_prepared
+from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.randomness import evaluating, kept_rng, seed_cpu
 
 
 class Snapshot(NamedTuple):
@@ -113,6 +113,3 @@ def _untouched(model: Any) -> Iterator[None]:
     finally:
         if hasattr(model, "features"):
             model.features = features
-
-
-__all__ = ["Probe", "Snapshot"]

@@ -12,7 +12,7 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_clip._suggest import did_you_mean
+from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.evaluation.functional import rotation_angles, spatial_disorder
 from avalanche_clip.evaluation.metrics._probe import Probe, Snapshot
 
@@ -260,11 +260,3 @@ def spatial_disorder_metrics(
             histograms=histograms,
         )
     ]
-
-
-__all__ = [
-    "REFERENCES",
-    "Histogram",
-    "SpatialDisorderMetric",
-    "spatial_disorder_metrics",
-]

@@ -129,6 +129,3 @@ def _ratios(values: dict[str, float]) -> dict[str, float]:
         for name, value in values.items()
         if name.startswith("loss_") and name != "loss_criterion"
     }
-
-
-__all__ = ["LossTermsMetric", "loss_term_metrics"]

@@ -293,6 +293,3 @@ def _copy(results: StreamResults) -> StreamResults:
 def _stored(features: Tensor) -> Tensor:
     # a copy, because a batch may be a view of a buffer that is used again
     return features.detach().to("cpu", torch.float32, copy=True)
-
-
-__all__ = ["RetrievalMetric", "retrieval_plugin_metrics"]

@@ -175,6 +175,3 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
 
     def __str__(self) -> str:
         return f"{self.key}_Summary"
-
-
-__all__ = ["ContinualSummary", "ResultSource"]

@@ -34,6 +34,3 @@ def repair_wandb_logger() -> None:
 
     import_wandb.repaired = True  # type: ignore[attr-defined]
     stock.import_wandb = import_wandb
-
-
-__all__ = ["repair_wandb_logger"]

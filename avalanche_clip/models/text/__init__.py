@@ -1,1 +1,1 @@
-"""Captions to token ids: tokenizers, vocabularies that grow, token tables."""
+"""From captions to token ids, and vocabularies that grow."""

@@ -6,14 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from avalanche_clip.models.growing_tokenizer import GrowingTokenizer
-from avalanche_clip.models.hf_tokenizers import HFCaptionTokenizer
+from avalanche_clip.models.text.growing import GrowingTokenizer
+from avalanche_clip.models.text.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.text.settings import (
     TOKENIZER_SETTINGS,
     check_tokenizer_settings,
     is_hub_id,
 )
-from avalanche_clip.models.tokenizers import (
+from avalanche_clip.models.text.tokenizers import (
     CaptionTokenizer,
     JSONTokenizer,
     OpenCLIPTokenizer,

@@ -1,1 +1,1 @@
-"""Whole runs: how they are stored, resumed and evaluated over time."""
+"""Runs over a stream: files, resume, record."""

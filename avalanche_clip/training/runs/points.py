@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from avalanche_clip._numbers import as_integers, as_size
-from avalanche_clip._suggest import require_choice
+from avalanche_clip.common.checks import as_integers, as_size
+from avalanche_clip.common.checks import require_choice
 
 STEPS = "steps"
 _ALLOWED = (

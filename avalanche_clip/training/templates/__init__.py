@@ -1,25 +1,5 @@
 """Training loops."""
 
-from avalanche_clip.training.templates.class_name import (
-    ClassNameTemplate,
-    default_class_evaluator,
-)
-from avalanche_clip.training.templates.clip_template import (
-    CLIPTemplate,
-    NonFiniteLossError,
-    default_clip_evaluator,
-)
-from avalanche_clip.training.templates.contrastive import (
-    ContrastiveCriterion,
-    ContrastiveTemplate,
-)
+from avalanche_clip._exports import face
 
-__all__ = [
-    "CLIPTemplate",
-    "ClassNameTemplate",
-    "ContrastiveCriterion",
-    "ContrastiveTemplate",
-    "NonFiniteLossError",
-    "default_class_evaluator",
-    "default_clip_evaluator",
-]
+__getattr__, __dir__, __all__ = face(__name__)

@@ -14,17 +14,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
-from avalanche_clip._numbers import as_finite, as_size
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.benchmarks.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.data import item_fields
-from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training.class_matrix import ClassMatrices
-from avalanche_clip.training.prompt_batch import (
-    PromptBatch,
-    counted_texts,
-    without_filler,
-)
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.class_scoring import ClassScoringMixin
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
 from avalanche_clip.training.templates.label_spaces import (
@@ -33,6 +27,11 @@ from avalanche_clip.training.templates.label_spaces import (
     SeenClasses,
     experience_ids,
     is_class_incremental,
+)
+from avalanche_clip.training.templates.prompt_batch import (
+    PromptBatch,
+    counted_texts,
+    without_filler,
 )
 
 
@@ -335,10 +334,3 @@ def _check_combination(strategy: ClassNameTemplate) -> None:
                 "retrieval_plugin_metrics needs captions of images, which class names "
                 "are not; use accuracy_metrics(experience=True, stream=True)."
             )
-
-
-__all__ = [
-    "LABEL_SPACES",
-    "ClassNameTemplate",
-    "default_class_evaluator",
-]

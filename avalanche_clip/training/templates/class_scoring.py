@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip._contexts import evaluating
-from avalanche_clip._numbers import as_integer
-from avalanche_clip.models.output import CLIPOutput, unit_features
-from avalanche_clip.training.class_matrix import ClassMatrices
-from avalanche_clip.training.frozen_texts import text_fingerprint
+from avalanche_clip.common.checks import as_integer
+from avalanche_clip.common.randomness import evaluating
+from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
+from avalanche_clip.training.templates.class_matrix import ClassMatrices
+from avalanche_clip.training.templates.frozen_texts import text_fingerprint
 from avalanche_clip.training.templates.step_mixin import StepMixin
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]
@@ -169,6 +169,3 @@ class ClassScoringMixin(StepMixin):
         encode: Any = self.model.encode_text
         with self.autocast():
             return encode(tokens)
-
-
-__all__ = ["ClassScoringMixin", "VariantContext"]

@@ -20,28 +20,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
-from avalanche_clip._contexts import kept_rng
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
-from avalanche_clip.benchmarks.quotas import mix64
+from avalanche_clip.benchmarks.streams.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
+from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training import optim
-from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.compatibility import (
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.runs.resume import apply_pending, check_interrupted
+from avalanche_clip.training.runs.stock_plugin_state import forget_step
+from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.accumulation import FeatureCache
+from avalanche_clip.training.templates.compatibility import (
     check_planned,
     check_plugins,
     in_order,
     running_order,
 )
-from avalanche_clip.training.resume import apply_pending, check_interrupted
-from avalanche_clip.training.stock_metrics import (
-    ClassView,
-    check_classes,
-    check_metrics,
-)
-from avalanche_clip.training.stock_plugin_state import forget_step
-from avalanche_clip.training.teachers import TeacherService
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
 from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
@@ -54,11 +48,16 @@ from avalanche_clip.training.templates.options import (
 )
 from avalanche_clip.training.templates.plan_mixin import PlanMixin
 from avalanche_clip.training.templates.step_mixin import (
-    NonFiniteLossError,
     StepMixin,
 )
-from avalanche_clip.training.visits import Visits
-from avalanche_clip.training.watchers import (
+from avalanche_clip.training.templates.stock_metrics import (
+    ClassView,
+    check_classes,
+    check_metrics,
+)
+from avalanche_clip.training.templates.teachers import TeacherService
+from avalanche_clip.training.templates.visits import Visits
+from avalanche_clip.training.templates.watchers import (
     check_step,
     check_watchers,
     forget_values,
@@ -481,6 +480,3 @@ class CLIPTemplate(
     def _resume(self) -> None:
         """Put back the state of an interrupted experience (see load_state)."""
         apply_pending(self)
-
-
-__all__ = ["CLIPTemplate", "NonFiniteLossError", "default_clip_evaluator"]

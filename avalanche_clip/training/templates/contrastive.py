@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip import distributed
-from avalanche_clip._suggest import require_choice
-from avalanche_clip.benchmarks.data import item_fields
+from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.losses import contrastive_loss, siglip_loss
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
 
 POSITIVES = ("diagonal", "targets")
@@ -154,6 +154,3 @@ class ContrastiveTemplate(CLIPTemplate):
                 "larger batches.",
                 stacklevel=2,
             )
-
-
-__all__ = ["POSITIVES", "ContrastiveCriterion", "ContrastiveTemplate"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from avalanche.benchmarks import CLExperience
 
-from avalanche_clip.training.evaluation_state import EvaluatorState
-from avalanche_clip.training.watchers import note_values
+from avalanche_clip.training.templates.evaluation_state import EvaluatorState
+from avalanche_clip.training.templates.watchers import note_values
 
 
 def by_stream(given: Any) -> list[list[Any]]:
@@ -95,6 +95,3 @@ class EvalMixin:
         step = self.training_experience
         if step is not None:
             note_values(self, step, group, measured)
-
-
-__all__ = ["EvalMixin", "by_stream"]

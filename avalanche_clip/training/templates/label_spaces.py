@@ -10,10 +10,10 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_clip.benchmarks.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.data import attribute_array
-from avalanche_clip.evaluation._summaries import CLASS_INCREMENTAL
-from avalanche_clip.training.class_matrix import distinct_rows, prompt_key
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL
+from avalanche_clip.training.templates.class_matrix import distinct_rows, prompt_key
 
 LABEL_SPACES = ("current", "seen", "all", "own")
 
@@ -247,13 +247,3 @@ def is_class_incremental(experience: Any) -> bool:
     if getattr(benchmark, "protocol", None) != CLASS_INCREMENTAL:
         return False
     return len(benchmark.streams.get("train", ())) > 1
-
-
-__all__ = [
-    "LABEL_SPACES",
-    "LabelSpaceMixin",
-    "SeenClasses",
-    "experience_ids",
-    "is_class_incremental",
-    "target_ids",
-]

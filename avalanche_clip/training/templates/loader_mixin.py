@@ -9,10 +9,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.prepare import require_prepared
+from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.training.loader import TrainingOrder, TrainLoader, worker_options
-from avalanche_clip.training.visits import Visits
+from avalanche_clip.training.templates.order import (
+    TrainingOrder,
+    TrainLoader,
+    worker_options,
+)
+from avalanche_clip.training.templates.visits import Visits
 
 
 class LoaderMixin:
@@ -91,6 +95,3 @@ class LoaderMixin:
             generator=torch.Generator().manual_seed(0),
             **options,
         )
-
-
-__all__ = ["LoaderMixin"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
-from avalanche_clip._suggest import did_you_mean
-from avalanche_clip.training import optim
+from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.training.templates import optim
 
 
 class OptimizerMixin:
@@ -267,6 +267,3 @@ def _claim(
         )
     rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
     return rest + extra
-
-
-__all__ = ["OptimizerMixin"]

@@ -10,10 +10,16 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from avalanche_clip._numbers import as_finite, as_integer, as_size
-from avalanche_clip._suggest import closest, did_you_mean, require_choice
-from avalanche_clip.training.loader import WORKER_OPTIONS
-from avalanche_clip.training.schedules import SCHEDULES
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_integer,
+    as_size,
+    closest,
+    did_you_mean,
+    require_choice,
+)
+from avalanche_clip.training.templates.order import WORKER_OPTIONS
+from avalanche_clip.training.templates.schedules import SCHEDULES
 from avalanche_clip.training.templates.step_mixin import PRECISIONS
 
 PEVAL_MODES = ("epoch", "iteration", "experience")
@@ -114,12 +120,3 @@ def warn_batch_norm(model: nn.Module) -> None:
             "of the whole batch, so accumulation does not equal the big batch.",
             stacklevel=3,
         )
-
-
-__all__ = [
-    "check_keywords",
-    "check_options",
-    "known_options",
-    "refuse_unknown",
-    "warn_batch_norm",
-]

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.training.loader import TrainLoader
-from avalanche_clip.training.schedules import learning_rate, trunk_steps
+from avalanche_clip.training.templates.order import TrainLoader
+from avalanche_clip.training.templates.schedules import learning_rate, trunk_steps
 
 
 class PlanMixin:
@@ -148,6 +148,3 @@ class PlanMixin:
                 stacklevel=3,
             )
         self.schedule = None
-
-
-__all__ = ["PlanMixin"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from avalanche_clip import distributed
-from avalanche_clip.training.agreement import agree_on_steps, agree_on_training
+from avalanche_clip.training.runs.agreement import agree_on_steps, agree_on_training
 
 
 class RanksMixin:
@@ -49,6 +49,3 @@ def _kept(found: Any) -> Any:
     """The content of a generator, or of a stream that can be read once."""
     once = isinstance(found, Iterable) and not hasattr(found, "__len__")
     return list(found) if once else found
-
-
-__all__ = ["RanksMixin"]

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.models.output import CLIPOutput
-from avalanche_clip.training.accumulation import FeatureCache
-from avalanche_clip.training.teachers import TeacherService
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.ranks_mixin import RanksMixin
+from avalanche_clip.training.templates.teachers import TeacherService
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -226,6 +226,3 @@ class StepMixin(RanksMixin):
         """Bound methods of the plugins that have an optional hook."""
         found = [getattr(plugin, name, None) for plugin in self.plugins]
         return [hook for hook in found if callable(hook)]
-
-
-__all__ = ["PRECISIONS", "NonFiniteLossError", "StepMixin"]

@@ -11,7 +11,10 @@ from avalanche_clip.benchmarks.classic.cil import (
     cil_tiny_imagenet,
 )
 from avalanche_clip.benchmarks.datasets.mtil import class_order
-from avalanche_clip.models.imagenet_names import imagenet_class_names, imagenet_wnids
+from avalanche_clip.models.encoders.imagenet_names import (
+    imagenet_class_names,
+    imagenet_wnids,
+)
 from tests.benchmarks.datasets.mtil import disk
 
 

@@ -19,7 +19,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_mtil_domain,
 )
 from tests.benchmarks.datasets.mtil import coop_files, disk
-from tests.benchmarks.streams import CharModel
+from tests.benchmarks.small_streams import CharModel
 
 LOTUS = "lotus"
 

@@ -19,7 +19,7 @@ from tests.benchmarks.datasets.coco36_files import (
     write_pictures,
     write_xm3600,
 )
-from tests.benchmarks.streams import CharTokenizer
+from tests.benchmarks.small_streams import CharTokenizer
 
 
 class Model:

@@ -13,7 +13,7 @@ from avalanche_clip.benchmarks.datasets import (
     load_emoji_table,
     validation_mask,
 )
-from tests.benchmarks.streams import CharModel
+from tests.benchmarks.small_streams import CharModel
 
 SIZES = [719, 139, 446, 264, 175, 168]
 

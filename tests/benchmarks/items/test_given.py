@@ -10,9 +10,9 @@ from avalanche_clip.benchmarks import (
     make_image_text_dataset,
     multi_domain_benchmark,
 )
-from avalanche_clip.benchmarks.data import find_corrupt_samples
 from avalanche_clip.benchmarks.items.given import ItemsError
-from tests.benchmarks.streams import ListedPairs
+from avalanche_clip.benchmarks.items.items import find_corrupt_samples
+from tests.benchmarks.small_streams import ListedPairs
 
 IMAGE = torch.zeros(3, 4, 4)
 

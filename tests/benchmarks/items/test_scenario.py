@@ -19,7 +19,7 @@ from avalanche_clip.benchmarks import (
     time_stamped_benchmark,
 )
 from avalanche_clip.benchmarks.items.scenario import NoClassesError
-from tests.benchmarks.streams import CharModel, CountedPairs, counted_dataset
+from tests.benchmarks.small_streams import CharModel, CountedPairs, counted_dataset
 from tests.training.classes import TEMPLATES, Labelled, cycle, domains, names_of
 
 

@@ -6,7 +6,6 @@ import torch
 from avalanche.logging import InteractiveLogger, TensorboardLogger
 
 from avalanche_clip import distributed
-from avalanche_clip.checkpointing import load_state, save_state
 from avalanche_clip.evaluation.functional import spatial_disorder
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.metrics import (
@@ -16,6 +15,7 @@ from avalanche_clip.evaluation.metrics import (
     spatial_disorder_metrics,
 )
 from avalanche_clip.training import Sequential, supervised
+from avalanche_clip.training.runs.files import load_state, save_state
 from tests.evaluation.metrics.test_probe import embed_by_hand, prepared
 from tests.helpers import (
     assert_same_weights,
@@ -28,7 +28,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import run_in_processes
-from tests.training.runs import (
+from tests.training.small_runs import (
     Interrupted,
     assert_same_runs,
     csv_without_times,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_clip.benchmarks.batch import ImageTextBatch
+from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.evaluation.metrics._probe import Probe
 from tests.helpers import stub_benchmark, stub_model
 

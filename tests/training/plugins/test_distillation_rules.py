@@ -12,8 +12,11 @@ from avalanche_clip.training.plugins import (
     VocabularyReplayPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.reference_data import ReferenceImages, ReferenceTexts
 from avalanche_clip.training.supervised import ZSCL
+from avalanche_clip.training.templates.reference_data import (
+    ReferenceImages,
+    ReferenceTexts,
+)
 from tests.helpers import (
     Recorder,
     assert_same_weights,

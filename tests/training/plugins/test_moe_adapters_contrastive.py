@@ -5,8 +5,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.training import Sequential
+from avalanche_clip.training.methods.moe_adapters.evaluation import _most_frequent
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, MoEAdaptersPlugin
-from avalanche_clip.training.plugins._routed_evaluation import _most_frequent
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import assert_same_weights, train_stream, weights
 from tests.training import moe_runs
@@ -300,7 +300,8 @@ def test_selector__by_name_and_reference_of_many_kinds():
     benchmark = moe_runs.domains(model)
     images = moe_runs.pictures(torch.arange(6) + 20, 1).sigmoid()  # in [0, 1]
     sources = [benchmark.test_stream, benchmark.test_stream[0], images]
-    from avalanche_clip.models.auto_selector import AutoSelector, SelectorTraining
+    from avalanche_clip.models.selector.selector import AutoSelector
+    from avalanche_clip.models.selector.training import SelectorTraining
 
     for source in sources:
         training = SelectorTraining(reference_iterations=2, task_iterations=2)

@@ -5,15 +5,16 @@ from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.core import SupervisedPlugin
 
 import avalanche_clip
-from avalanche_clip.checkpointing import CheckpointError, load_state
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
-from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
-from avalanche_clip.training.run_info import plugin_settings
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
+from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.record import plugin_settings
+from avalanche_clip.training.runs.resume import CheckpointError
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
-from tests.training.runs import Interrupted, StopPlugin
+from tests.training.small_runs import Interrupted, StopPlugin
 
 pytestmark = pytest.mark.slow
 

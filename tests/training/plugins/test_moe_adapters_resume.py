@@ -5,16 +5,17 @@ import copy
 import pytest
 import torch
 
-from avalanche_clip.checkpointing import CheckpointError, load_state, read_state
-from avalanche_clip.models.moe_attachment import load_moe_adapters
+from avalanche_clip.models.moe.attachment import load_moe_adapters
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
-from avalanche_clip.training.plugins.checkpoint import CheckpointPlugin, checkpoints
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
+from avalanche_clip.training.runs.files import load_state, read_state
+from avalanche_clip.training.runs.resume import CheckpointError
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
-from tests.training.runs import StopPlugin
+from tests.training.small_runs import StopPlugin
 
 pytestmark = pytest.mark.slow
 

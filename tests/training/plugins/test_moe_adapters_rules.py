@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from avalanche_clip.models.moe_attachment import attach_moe_adapters
+from avalanche_clip.models.moe.attachment import attach_moe_adapters
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     MoEAdaptersPlugin,
@@ -13,8 +13,8 @@ from avalanche_clip.training.plugins import (
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import train_stream, weights
 from tests.training import moe_runs
+from tests.training.methods.moe_adapters.test_plugin import build, fit
 from tests.training.moe_runs import ADAPTERS
-from tests.training.plugins.test_moe_adapters import build, fit
 
 
 def test_one_tower__works_alone():

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from avalanche_clip.checkpointing import CheckpointError, load_state
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.reference_data import ReferenceImages
-from tests.benchmarks.streams import Noise
+from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.templates.reference_data import ReferenceImages
+from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
     assert_same_weights,
     build,
@@ -18,8 +19,8 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.training import runs
-from tests.training.plugins.test_reference_distillation import (
+from tests.training import small_runs as runs
+from tests.training.methods.zscl.test_distillation import (
     TEXTS,
     Note,
     plugin,

@@ -13,7 +13,7 @@ from avalanche.training.plugins import (
 )
 
 from avalanche_clip.benchmarks import ClassPrompts, prepare_benchmark
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     ContrastiveEWCPlugin,

@@ -11,7 +11,7 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
 )
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.models.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput
 from tests.helpers import (
     Recorder,
     assert_same_weights,

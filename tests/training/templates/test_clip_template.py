@@ -412,7 +412,7 @@ def test_stop__in_one_experience_does_not_end_the_next():
 
 
 def test_mixing__share_of_new_pairs_is_that_of_the_pool():
-    from avalanche_clip.training.loader import TrainingOrder
+    from avalanche_clip.training.templates.order import TrainingOrder
 
     order = TrainingOrder(1000, 100, seed=0, experience=1, continuous=True)
     batches = list(order.batches(0, 0, 1000))

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip._files import read_json, unreadable
 from avalanche_clip.benchmarks.datasets.captioned import is_id, is_text
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
@@ -43,6 +42,7 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
+from avalanche_clip.common.files import read_json, unreadable
 
 _SOURCE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 _PARTS = ("train", "val", "test")
@@ -300,6 +300,3 @@ def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImag
     return ClassImages(
         FolderFiles(folder / "images", files), np.arange(len(files)), targets
     )
-
-
-__all__ = ["CoopSplit", "read_coop_split", "read_x_tail_domain"]

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-from avalanche_clip._files import unreadable
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     IMAGE_ENDINGS,
     ClassImages,
@@ -51,6 +50,7 @@ from avalanche_clip.benchmarks.datasets.mtil.templates import (
     MTIL_TEMPLATES,
 )
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
+from avalanche_clip.common.files import unreadable
 
 _TINY_IMAGENET_START = ("n02124075", "n04067472", "n04540053", "n04099969")
 _IMAGENET = {100: IMAGENET_100, 1000: IMAGENET_1K}
@@ -239,7 +239,7 @@ def _published_names(
     wnids: Sequence[str], lemmas: dict[str, str], source: Path
 ) -> tuple[str, ...]:
     """CLIP's name of each WordNet id, else the given lemma."""
-    from avalanche_clip.models.imagenet_names import (
+    from avalanche_clip.models.encoders.imagenet_names import (
         imagenet_class_names,
         imagenet_wnids,
     )
@@ -257,7 +257,7 @@ def _published_names(
 
 def _wnid_fault(wnids: Sequence[str]) -> str:
     """What is wrong with the ids of ImageNet, or an empty string."""
-    from avalanche_clip.models.imagenet_names import imagenet_wnids
+    from avalanche_clip.models.encoders.imagenet_names import imagenet_wnids
 
     return _differing_id(wnids, imagenet_wnids())
 
@@ -268,6 +268,3 @@ def _differing_id(wnids: Sequence[str], published: Sequence[str]) -> str:
         if have != want:
             return f"class {label} is {have} where {want} is expected"
     return ""
-
-
-__all__ = ["read_imagenet", "read_tiny_imagenet"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from avalanche_clip._pictures import picture_to_rgb, read_picture
+from avalanche_clip.common.pictures import picture_to_rgb, read_picture
 
 if TYPE_CHECKING:
     import torch
@@ -125,11 +125,3 @@ def _column(values: Any) -> np.ndarray:
     array = array.astype(np.int64)
     array.flags.writeable = False
     return array
-
-
-__all__ = [
-    "IMAGE_ENDINGS",
-    "FolderFiles",
-    "ClassImages",
-    "MTILDomain",
-]

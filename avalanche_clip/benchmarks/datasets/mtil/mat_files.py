@@ -10,7 +10,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from avalanche_clip._files import file_limits, require_file, unreadable
+from avalanche_clip.common.files import file_limits, require_file, unreadable
 
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
@@ -164,6 +164,3 @@ class _File:
                 raise _Fault(f"a cell has the type {kind}")
             self._matrix(start, start + length, depth + 1)
             place = self._after(start, length)
-
-
-__all__ = ["check_mat"]

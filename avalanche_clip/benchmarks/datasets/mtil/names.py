@@ -173,6 +173,3 @@ def _numbered(pattern: re.Pattern[str], names: Sequence[str]) -> bool:
         return False
     years = all(1000 <= number < 3000 for number in numbers)
     return not years and all(a < b for a, b in zip(numbers[:-1], numbers[1:]))
-
-
-__all__ = ["RENAMED", "given_names", "prompt_names"]

@@ -130,14 +130,3 @@ def dataset_name(name: str, known: Sequence[str]) -> str:
         if candidate.casefold() == plain:
             return candidate
     raise ValueError(f"Unknown data set {name!r}; use some of {', '.join(known)}.")
-
-
-__all__ = [
-    "MTIL_NAMES",
-    "MTIL_ORDERS",
-    "ORDER_CHECKSUMS",
-    "X_TAIL_NAMES",
-    "class_order",
-    "dataset_name",
-    "order_checksum",
-]

@@ -27,9 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip._files import unreadable
-from avalanche_clip._pictures import read_picture
-from avalanche_clip._suggest import require_choice
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
     FolderFiles,
@@ -41,6 +38,9 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import MTIL_TEMPLATES
 from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
+from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.files import unreadable
+from avalanche_clip.common.pictures import read_picture
 
 SPLIT_SEED = 42
 CHECKS = ("warn", "raise", "ignore")
@@ -324,13 +324,3 @@ def _split_in_two(
     parts = (order[part] for part in random_80_20(len(order), seed))
     train, test = (ClassImages(dataset, part, targets[part]) for part in parts)
     return train, test
-
-
-__all__ = [
-    "UnreadableDataError",
-    "check_choice",
-    "check_counts",
-    "check_files",
-    "random_80_20",
-    "read_mtil_domain",
-]

@@ -263,11 +263,3 @@ IMAGENET_1K = DatasetFacts(
 IMAGENET_100 = IMAGENET_1K._replace(
     name="ImageNet100", classes=100, train_size=None, test_size=5000
 )
-
-__all__ = [
-    "DATASETS",
-    "IMAGENET_100",
-    "IMAGENET_1K",
-    "TINY_IMAGENET",
-    "DatasetFacts",
-]

@@ -196,5 +196,3 @@ CIL_TEMPLATES: dict[str, tuple[str, ...]] = {
     "ImageNet1K": ("a good photo of a {}.",),
 }
 """Templates of the class-incremental benchmarks (Continual-CLIP, ZSCL)."""
-
-__all__ = ["CIL_TEMPLATES", "MTIL_TEMPLATES", "X_TAIL_TEMPLATES"]

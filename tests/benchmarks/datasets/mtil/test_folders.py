@@ -8,7 +8,10 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_imagenet,
     read_tiny_imagenet,
 )
-from avalanche_clip.models.imagenet_names import imagenet_class_names, imagenet_wnids
+from avalanche_clip.models.encoders.imagenet_names import (
+    imagenet_class_names,
+    imagenet_wnids,
+)
 from tests.benchmarks.datasets.mtil import disk
 
 # The first four lines of the official wnids.txt.

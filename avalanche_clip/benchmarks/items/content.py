@@ -1,0 +1,127 @@
+"""Hashes that tell whether two data sets hold the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.items.facts import TASK_LABELS
+from avalanche_clip.benchmarks.items.flat import raw_item
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.benchmarks.items.marks import picture_pieces
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
+
+SAMPLED = 16
+"""Items of a data set that are looked at."""
+_FACTS = ("sample_id", "targets", "language", "timestamp", TASK_LABELS)
+_PARTS = ("pictures", "captions")
+
+
+class Remembered:
+    """What was found out about data sets, which may not be hashable."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def get(self, dataset: Any) -> Any:
+        """What was put in for this very object, or None."""
+        found = self._known.get(id(dataset))
+        return None if found is None or found[0]() is not dataset else found[1]
+
+    def put(self, dataset: Any, value: Any) -> Any:
+        """Keep a value until the data set is gone, and return it."""
+        key = id(dataset)
+        gone = weakref.ref(dataset, lambda _: self._known.pop(key, None))
+        self._known[key] = (gone, value)
+        return value
+
+
+def content_hash(dataset: AvalancheDataset) -> str:
+    """Hash what a data set holds, at a cost that does not grow with its items.
+
+    Covered are the number of items; sample ids, targets, languages, timestamps
+    and task labels of all of them, in order; and picture and captions of
+    :data:`SAMPLED` items spread over the data set, the first and the last
+    included, as they are before any transform. So other data under the same ids
+    are found if they differ in one of these items.
+
+    Items are read twice, with seeded generators. If pictures or captions differ
+    between the two readings, they are drawn at random outside the generators of
+    Python, NumPy and torch, and are not covered; if an item cannot be read, it is
+    not covered. The hash then says so in words. Pictures are compared decoded:
+    another version of a decoder may give other pixels.
+
+    :param dataset: image-text data, prepared or not.
+    :return: 16 hexadecimal digits, and words about what is not covered.
+    """
+    digest = hashlib.sha256(f"{len(dataset)}".encode())
+    for name in _FACTS:
+        if name in dataset._data_attributes:
+            column = np.ascontiguousarray(attribute_array(dataset, name))
+            digest.update(f"|{name}|{column.dtype.str}|".encode())
+            digest.update(column.data)
+    places = np.unique(np.linspace(0, len(dataset) - 1, SAMPLED).round().astype(int))
+    items = [_hashed_item(dataset, int(p)) for p in places if len(dataset)]
+    notes = [
+        f"{part} are random"
+        for number, part in enumerate(_PARTS)
+        if any(item and item[0][number] != item[1][number] for item in items)
+    ]
+    for item in items:
+        for number, part in enumerate(_PARTS):
+            if item and f"{part} are random" not in notes:
+                digest.update(item[0][number])
+    missing = items.count(None)
+    if missing:
+        notes.append(f"{missing} of {len(items)} items cannot be read")
+    words = f" ({', '.join(notes)})" if notes else ""
+    return digest.hexdigest()[:16] + words
+
+
+def _hashed_item(
+    dataset: AvalancheDataset, index: int
+) -> tuple[list[bytes], list[bytes]] | None:
+    """Hashes of picture and captions, of two readings; None if unreadable."""
+    readings = []
+    for _ in range(2):
+        with kept_rng():
+            seed_cpu(0)
+            try:
+                item = raw_item(dataset, index)
+                readings.append([_hash(item[0]), _hash(item[1:])])
+            except Exception:  # readers raise nearly anything
+                return None
+    return readings[0], readings[1]
+
+
+def _hash(value: Any) -> bytes:
+    digest = hashlib.sha256()
+    for piece in _pieces(value):
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.digest()
+
+
+def _pieces(value: Any) -> Iterator[Any]:
+    """Bytes that say what a picture, caption or list of captions is."""
+    if isinstance(value, str):  # numpy's strings, too
+        yield b"text"
+        yield value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, (list, tuple)):
+        yield f"list {len(value)}".encode()
+        for element in value:
+            yield from _pieces(element)
+    elif isinstance(value, np.generic):
+        yield from _pieces(np.asarray(value))
+    elif (pieces := picture_pieces(value)) is not None:
+        yield from pieces
+    elif isinstance(value, bytes) or value is None or isinstance(value, (int, float)):
+        yield f"{type(value).__name__} {value!r}".encode()
+    else:
+        # Its printed form may hold an address.
+        yield f"{type(value).__module__}.{type(value).__qualname__}".encode()

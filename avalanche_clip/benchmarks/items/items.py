@@ -1,0 +1,342 @@
+"""Image-text items, batches and collation for Avalanche data sets.
+
+A data set item is ``(image, text)`` followed by the per-sample facts that
+were asked for; a mini-batch is ``[ImageTextBatch, targets, task]``, the
+layout that stock Avalanche plugins (EWC, A-GEM, replay) can run a model on.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks.utils import (
+    AvalancheDataset,
+    DataAttribute,
+    TransformGroups,
+)
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from avalanche.benchmarks.utils.flat_data import (
+    ConstantSequence,
+    LazyIndices,
+    LazyRange,
+)
+from PIL import Image
+from torch import Tensor
+
+from avalanche_clip.benchmarks.items.batch import FieldCollate
+from avalanche_clip.benchmarks.items.given import ItemsError, check_item, check_source
+from avalanche_clip.benchmarks.items.times import timestamp_column
+from avalanche_clip.common.checks import did_you_mean, require_choice
+from avalanche_clip.common.pictures import decoded
+
+IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
+"""Facts that every item carries when the data set has them."""
+
+_ATTRIBUTE_ORDER = ("sample_id", "targets", "language", "timestamp")
+
+
+class CorruptSampleError(ValueError, RuntimeError):
+    """Raised when a raw item of an image-text data set cannot be read."""
+
+
+class MissingSampleError(CorruptSampleError, FileNotFoundError):
+    """Raised when the file of an item is not there."""
+
+
+class CheckedPairs:
+    """Raw items, with read errors and empty captions named by position."""
+
+    def __init__(self, pairs: Any, sample_ids: np.ndarray, empty_captions: str):
+        self.pairs = pairs
+        self.sample_ids = sample_ids
+        self.empty_captions = empty_captions
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        where = f"Item {index} (sample_id {self.sample_ids[index]})"
+        try:
+            item = self.pairs[index]
+            check_item(item, where)
+            image, text = item[0], item[1]
+            if isinstance(image, Image.Image):
+                # PIL reads lazily; errors should name the item, not a transform.
+                decoded(image)
+        except ItemsError:
+            raise
+        # Decoders raise nearly anything, and an IndexError that got out would end
+        # a loop over the data set early, without a word.
+        except Exception as error:
+            absent = isinstance(error, FileNotFoundError)
+            kind = MissingSampleError if absent else CorruptSampleError
+            raise kind(
+                f"{where} cannot be read: "
+                f"{type(error).__name__}: {error}. Repair the file, or leave the item "
+                "out: find_corrupt_samples(dataset) lists all such positions, and "
+                "dataset.subset(list_of_positions_to_keep) drops them."
+            ) from error
+        if isinstance(text, Tensor) and text.dim() == 2:
+            text = list(text)
+        check_caption(text, index, self.sample_ids[index], self.empty_captions)
+        return image, text
+
+    def text(self, index: int) -> Any:
+        """The text of an item; its picture is not touched where the source can."""
+        read = getattr(self.pairs, "text", None)  # the user's own, who may have none
+        if not callable(read):
+            return CheckedPairs.__getitem__(self, index)[1]
+        text = read(index)
+        check_caption(text, index, self.sample_ids[index], self.empty_captions)
+        return text
+
+
+def check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
+    captions = text if isinstance(text, (list, tuple)) else (text,)
+    where = f"Item {index} (sample_id {sample_id})"
+    if not captions:
+        raise ValueError(f"{where} has no caption; give at least one string per image.")
+    for caption in captions:
+        if isinstance(caption, Tensor):
+            integers = not caption.is_floating_point() and not caption.is_complex()
+            if caption.dim() != 1 or not integers:
+                raise TypeError(
+                    f"{where} has a caption tensor of shape {tuple(caption.shape)} and "
+                    f"{caption.dtype}; token ids are integers of shape (L,), or (K, L) "
+                    "for K captions."
+                )
+            continue
+        if not isinstance(caption, str):
+            raise TypeError(
+                f"{where} has a caption of type {type(caption).__name__}; captions "
+                "are strings, lists of strings, or tensors of token ids."
+            )
+        if policy == "raise" and not caption.strip():
+            raise ValueError(
+                f"{where} has an empty caption. Leave the item out, or pass "
+                "empty_captions='keep' to train on it as an empty text."
+            )
+
+
+def make_image_text_dataset(
+    pairs: Any,
+    *,
+    sample_ids: Sequence[int] | np.ndarray | None = None,
+    targets: Sequence[int] | np.ndarray | None = None,
+    timestamps: Sequence[float] | np.ndarray | None = None,
+    languages: Sequence[int] | np.ndarray | None = None,
+    task_labels: int | Sequence[int] | None = 0,
+    in_item: Sequence[str] = IN_ITEM_DEFAULT,
+    transform_groups: TransformGroups | None = None,
+    empty_captions: str = "raise",
+) -> AvalancheDataset:
+    """Wrap a map-style data set of image-text pairs for Avalanche.
+
+    Nothing is loaded: items are read when a batch needs them. Facts are kept
+    as numpy columns, never as Python objects per sample.
+
+    :param pairs: object with ``len()`` and ``[i] -> (image, text)``; an image
+        is a PIL image or a tensor, a text a string, a list of captions of the
+        same image, or token ids: integers ``(L,)``, or ``(K, L)`` for K captions.
+    :param sample_ids: int64, ``(N,)``, unique in the whole benchmark;
+        default ``0 .. N-1``.
+    :param targets: int64 group ids, ``(N,)``: class, concept or caption group.
+    :param timestamps: ``(N,)`` seconds UTC, ``datetime64``, datetimes or ISO
+        strings; kept as float64 seconds, missing ones as NaN.
+    :param languages: int codes, ``(N,)``.
+    :param task_labels: one int for all samples, a sequence, or None for none.
+    :param in_item: which facts travel with each item into the batch; facts
+        that the data set does not have are left out.
+    :param transform_groups: Avalanche groups ``train`` and ``eval``, each a
+        pair (image transform, text transform); usually set later by
+        :func:`avalanche_clip.benchmarks.prepare_benchmark`.
+    :param empty_captions: ``"raise"`` or ``"keep"``.
+    :return: an ``AvalancheDataset`` with attributes ``sample_id``,
+        ``targets``, ``language``, ``timestamp``, ``targets_task_labels`` (in
+        this order, those given) and a :class:`FieldCollate`.
+    :raises ItemsError: when the data are no pairs: rows by name, a table, a
+        generator; the message shows how to convert them.
+    :raises ValueError: when a column has a wrong length or type, sample ids
+        repeat, or an argument is not among the allowed values.
+    """
+    check_source(pairs)
+    size = len(pairs)
+    require_choice("empty_captions", empty_captions, ("raise", "keep"))
+    unknown = sorted(set(in_item) - set(_ATTRIBUTE_ORDER))
+    if unknown:
+        raise ValueError(
+            f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}."
+            f"{did_you_mean(unknown, _ATTRIBUTE_ORDER)}"
+        )
+    ids = _column("sample_ids", np.arange(size) if sample_ids is None else sample_ids)
+    columns = {
+        "sample_id": ids,
+        "targets": None if targets is None else _column("targets", targets),
+        "language": None if languages is None else _column("languages", languages),
+        "timestamp": None if timestamps is None else timestamp_column(timestamps),
+    }
+    labels: Any = None
+    if isinstance(task_labels, numbers.Integral):
+        labels = ConstantSequence(int(task_labels), size)
+    elif task_labels is not None:
+        labels = _column("task_labels", task_labels)
+        columns["task_labels"] = labels
+    _check_columns(columns, size)
+    columns.pop("task_labels", None)
+    attributes = [
+        DataAttribute(column, name, use_in_getitem=name in in_item)
+        for name, column in columns.items()
+        if column is not None
+    ]
+    fields = ["image", "text"] + [a.name for a in attributes if a.use_in_getitem]
+    if task_labels is not None:
+        attributes.append(TaskLabels(labels))
+        fields.append("targets_task_labels")
+    cls = AvalancheDataset
+    if targets is not None and task_labels is not None:
+        # Class-balanced buffers need `task_set`, which only this class has.
+        cls = TaskAwareSupervisedClassificationDataset
+    return cls(
+        [CheckedPairs(pairs, ids, empty_captions)],
+        data_attributes=attributes,
+        transform_groups=transform_groups,
+        collate_fn=FieldCollate(fields),
+    )
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} has values of 2**63 or more; use signed 64-bit ones.")
+    if array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; it must hold integers (for languages "
+            "and classes, integer codes)."
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _check_columns(columns: dict[str, np.ndarray | None], size: int) -> None:
+    for name, column in columns.items():
+        if column is not None and column.shape != (size,):
+            raise ValueError(
+                f"{name} has shape {column.shape}, but there are {size} pairs; give "
+                "one value per pair."
+            )
+    ids = columns["sample_id"]
+    assert ids is not None
+    if size > 1:
+        ordered = np.sort(ids)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            raise ValueError(
+                f"sample_ids repeat (for example {repeated[0]}); they must be unique "
+                "in the whole benchmark."
+            )
+
+
+def find_corrupt_samples(dataset: Any) -> list[tuple[int, str]]:
+    """Read every item once and list those that cannot be used.
+
+    :param dataset: an image-text data set, prepared or not.
+    :return: ``(position, message)`` for unreadable images and bad captions.
+    """
+    broken = []
+    for index in range(len(dataset)):
+        try:
+            dataset[index]
+        except (CorruptSampleError, ValueError, TypeError) as error:
+            broken.append((index, str(error)))
+    return broken
+
+
+def attribute_array(dataset: AvalancheDataset, name: str) -> np.ndarray:
+    """Return a per-sample fact of a data set as one numpy array.
+
+    :param dataset: an Avalanche data set.
+    :param name: name of the attribute, for example ``"timestamp"``.
+    :return: array of shape ``(len(dataset),)``.
+    :raises ValueError: if the data set has no such attribute.
+    """
+    # Not `getattr(dataset, name)`: that stays behind `update_data_attribute`.
+    attribute = dataset._data_attributes.get(name)
+    if attribute is None:
+        have = list(dataset._data_attributes)
+        raise ValueError(
+            f"The data set has no attribute {name!r}; it has {have}. Give it to "
+            "make_image_text_dataset."
+        )
+    return _flat_array(attribute.data)
+
+
+def item_fields(dataset: AvalancheDataset) -> tuple[str, ...]:
+    """Return the names of the elements of an image-text item, in order."""
+    facts = [a.name for a in dataset._data_attributes.values() if a.use_in_getitem]
+    return ("image", "text", *facts)
+
+
+def _flat_array(flat: Any) -> np.ndarray:
+    """Gather the values of a FlatData tree with numpy, not per sample.
+
+    Iterating a ``FlatData`` of Avalanche 0.6.0 costs about a microsecond per
+    sample and a Python object each; here every leaf is indexed once. The result
+    may be the stored column itself.
+    """
+    if isinstance(flat, np.ndarray):
+        return flat
+    if isinstance(flat, DataAttribute):
+        return _flat_array(flat.data)
+    leaves = getattr(flat, "_datasets", None)
+    if leaves is None:
+        if isinstance(flat, ConstantSequence):
+            return np.full(len(flat), flat._constant_value)
+        return np.asarray(flat)
+    if not leaves:
+        return np.empty(0, dtype=np.int64)
+    parts = [_flat_array(leaf) for leaf in leaves]
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    indices = flat._indices
+    return whole if indices is None else whole[_index_array(indices)]
+
+
+def _index_array(indices: Any) -> np.ndarray:
+    if isinstance(indices, LazyRange):
+        return (
+            np.arange(len(indices), dtype=np.int64) + indices._start + indices._offset
+        )
+    if isinstance(indices, LazyIndices):
+        indices._to_eager()
+        return np.asarray(indices._eager_list, dtype=np.int64)
+    return np.asarray(indices, dtype=np.int64)
+
+
+def concatenate(datasets: Sequence[AvalancheDataset]) -> AvalancheDataset:
+    """Concatenate data sets, keeping attributes and collate of the first.
+
+    Empty parts are left out, because Avalanche 0.6.0 loses attributes when the
+    first operand is empty.
+
+    :raises ValueError: if all parts are empty or there are none, or items of
+        the parts hold different facts.
+    """
+    parts = [dataset for dataset in datasets if len(dataset) > 0]
+    if not parts:
+        raise ValueError("There is nothing to concatenate: all data sets are empty.")
+    fields = {item_fields(part) for part in parts}
+    if len(fields) > 1:
+        raise ValueError(
+            f"The items of the data sets hold different facts: {sorted(fields)}. "
+            "Give all of them the same facts in make_image_text_dataset."
+        )
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.concat(part)
+    return whole

@@ -1,0 +1,309 @@
+"""Bind a benchmark to a model: transforms, tokenizer and caption choice."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
+
+from avalanche_clip.benchmarks.items.batch import FieldCollate
+from avalanche_clip.benchmarks.items.flat import has_no_images, without_groups
+from avalanche_clip.benchmarks.items.items import attribute_array, item_fields
+from avalanche_clip.benchmarks.items.marks import MarkedPictures
+from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.common.checks import as_finite
+
+
+class RandomCaption:
+    """Pick one caption of an image at random (the training side).
+
+    The choice uses torch's generator, which the training loaders seed per
+    sample, so it does not depend on the number of workers.
+
+    :param name_probability: probability of the first caption, which by
+        convention is the main one; None draws all captions equally often.
+    :raises ValueError: if the probability is outside ``[0, 1]``.
+    """
+
+    def __init__(self, name_probability: float | None = None):
+        if name_probability is not None:
+            as_finite(name_probability, "name_probability", low=0, high=1)
+        self.name_probability = name_probability
+
+    def __call__(self, captions: Any) -> Any:
+        if not isinstance(captions, (list, tuple)):
+            return captions
+        if len(captions) == 1:
+            return captions[0]
+        if self.name_probability is None:
+            return captions[int(torch.randint(len(captions), ()))]
+        if float(torch.rand(())) < self.name_probability:
+            return captions[0]
+        return captions[1 + int(torch.randint(len(captions) - 1, ()))]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name_probability={self.name_probability})"
+
+
+class AllCaptions:
+    """Keep every caption of an image (the evaluation side)."""
+
+    def __call__(self, captions: Any) -> Any:
+        return captions
+
+
+def prepare_benchmark(
+    benchmark: CLScenario,
+    model: Any,
+    *,
+    train_transform: Callable[[Any], torch.Tensor] | None = None,
+    eval_transform: Callable[[Any], torch.Tensor] | None = None,
+    train_text_transform: Callable[[Any], Any] | None = None,
+) -> CLScenario:
+    """Give every data set of a benchmark the transforms of a model.
+
+    Apply it last, after splitting and decorating: it returns a benchmark with
+    the same streams and experiences whose data sets have the transform groups
+    ``train`` and ``eval`` and a collate that tokenises with
+    ``model.tokenizer``. The tokenizer is held by reference, so that a
+    vocabulary grown in training is seen at once.
+
+    :param benchmark: any benchmark of data sets made by
+        :func:`make_image_text_dataset`.
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`, or any object
+        with ``transform(train)`` and ``tokenizer``.
+    :param train_transform: replaces ``model.transform(True)``.
+    :param eval_transform: replaces ``model.transform(False)``.
+    :param train_text_transform: applied to the text of training items;
+        default :class:`RandomCaption`, one caption per image drawn at random.
+    :return: the prepared benchmark; the given one is unchanged. Preparing
+        again replaces transforms and tokenizer, it adds nothing to them.
+    :raises ValueError: if a data set was not made for image-text pairs, or a
+        ``sample_id`` occurs in two training experiences.
+
+    Samples that other streams share with ``train`` are warned about: they are
+    test samples trained on, or ids that were left at their default. Streams
+    other than ``train`` may share samples (a gallery of all test sets).
+    """
+    train_image = model.transform(True) if train_transform is None else train_transform
+    eval_image = model.transform(False) if eval_transform is None else eval_transform
+    text = RandomCaption() if train_text_transform is None else train_text_transform
+    groups = TransformGroups(
+        {
+            "train": (train_image, text),
+            "eval": (MarkedPictures(eval_image), AllCaptions()),
+        }
+    )
+    own = {"train": train_transform is None, "eval": eval_transform is None}
+    used = {"train": train_image, "eval": eval_image}
+    pixels = {name: describe(used[name]) for name in used if own[name]}
+    streams: dict[str, list[Any]] = {}
+    for name, stream in benchmark.streams.items():
+        streams[name] = []
+        for experience in stream:
+            dataset = prepare_dataset(
+                experience.dataset, model.tokenizer, groups, pixels
+            )
+            if not _is_training(name):
+                dataset = dataset.eval()
+            streams[name].append(clone_experience(experience, dataset))
+    _check_sample_ids(streams)
+    transforms = {
+        "train": [describe(train_image), describe(text)],
+        "eval": [describe(eval_image)],
+    }
+    return make_scenario(streams, benchmark, transforms=transforms)
+
+
+def describe(transform: Any) -> str:
+    """Text that says what a transform does, the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
+
+
+def _is_training(name: str) -> bool:
+    # Avalanche's split_online_stream names its stream "train_online".
+    return name == "train" or name.startswith("train_")
+
+
+def _check_sample_ids(streams: Mapping[str, Sequence[Any]]) -> None:
+    # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
+    ids = {
+        name: np.sort(_gather([e.dataset for e in stream]))
+        for name, stream in streams.items()
+    }
+    for name in filter(_is_training, ids):
+        repeated = _repeated(ids[name])
+        if repeated.size:
+            raise ValueError(_repeat_message(name, streams[name], repeated))
+        for other in ids:
+            if _is_training(other):
+                continue
+            shared = _repeated(
+                np.sort(np.concatenate([ids[name], _distinct(ids[other])]))
+            )
+            if not shared.size:
+                continue
+            warnings.warn(
+                f"{len(shared)} sample_ids of stream {other!r} (for example "
+                f"{shared[0]}) also occur in {name!r}. If these are the same "
+                "samples, take them out of one; if not, give sample_ids that are "
+                "unique in the whole benchmark to make_image_text_dataset.",
+                stacklevel=3,
+            )
+
+
+def _gather(datasets: Sequence[AvalancheDataset]) -> np.ndarray:
+    parts = [attribute_array(dataset, "sample_id") for dataset in datasets]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def _repeated(ordered: np.ndarray) -> np.ndarray:
+    return _distinct(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _distinct(ordered: np.ndarray) -> np.ndarray:
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+def _repeat_message(name: str, stream: Sequence[Any], repeated: np.ndarray) -> str:
+    where = [
+        index
+        for index, experience in enumerate(stream)
+        if (attribute_array(experience.dataset, "sample_id") == repeated[0]).any()
+    ]
+    return (
+        f"{len(repeated)} sample_ids occur more than once in stream {name!r} "
+        f"(for example {repeated[0]}, in experience(s) {where}); a sample is known by "
+        "its id in replay, caches and resuming. Give ids that are unique in the whole "
+        "benchmark with make_image_text_dataset(sample_ids=...)."
+    )
+
+
+def prepare_dataset(
+    dataset: AvalancheDataset,
+    tokenizer: Any,
+    groups: TransformGroups,
+    pixels: Mapping[str, str] | None = None,
+) -> AvalancheDataset:
+    """Return an image-text data set with transforms and a tokenizer.
+
+    Transform groups that it had are replaced; frozen transforms stay. Data whose
+    images were left out (:func:`without_images`) get the text transforms only.
+
+    :param pixels: see :class:`FieldCollate`.
+    :raises ValueError: if the data set does not collate by
+        :class:`FieldCollate`.
+    """
+    collate = dataset.collate_fn
+    if not isinstance(collate, FieldCollate):
+        raise ValueError(
+            f"The data set collates by {type(collate).__name__}; image-text data sets "
+            "are made by make_image_text_dataset."
+        )
+    if has_no_images(dataset):
+        pixels = None
+        groups = TransformGroups(
+            {name: (None, *groups[name].transforms[1:]) for name in ("train", "eval")}
+        )
+    bare = copy.copy(dataset)
+    bare._flat_data = without_groups(dataset._flat_data)
+    return type(dataset)(
+        [bare],
+        data_attributes=None,
+        transform_groups=groups,
+        # Decorators may have added attributes, so the fields are read anew.
+        collate_fn=type(collate)(item_fields(dataset), tokenizer, pixels),
+    ).train()
+
+
+def is_prepared(dataset: AvalancheDataset) -> bool:
+    """Tell whether a data set has been through :func:`prepare_benchmark`."""
+    collate = dataset.collate_fn
+    return isinstance(collate, FieldCollate) and collate.tokenizer is not None
+
+
+def require_prepared(
+    dataset: AvalancheDataset, model: Any = None, *, captions: bool = True
+) -> None:
+    """Raise ValueError unless a data set is prepared for a model.
+
+    :param model: that is trained or evaluated on the data; another object that
+        writes the same token ids and the same pixels will do. Transforms that were
+        given to :func:`prepare_benchmark` are the user's own and not compared.
+    :param captions: whether the token ids of the data are used, and so compared.
+    """
+    if not is_prepared(dataset):
+        raise ValueError(
+            "The data are not bound to a model: no tokenizer is set. Call benchmark = "
+            "prepare_benchmark(benchmark, model) and train on that benchmark."
+        )
+    collate: Any = dataset.collate_fn
+    theirs = getattr(model, "tokenizer", None) if captions else None
+    fault = tokenizer_fault(collate.tokenizer, theirs)
+    group = getattr(dataset._flat_data, "_transform_groups", None)
+    name = getattr(group, "current_group", "train")
+    known = collate.pixels.get(name)
+    if not fault and known and callable(getattr(model, "transform", None)):
+        found = describe(model.transform(name == "train"))
+        if found != known:
+            fault = f"its images pass {known}, those of this model {found}"
+    if fault:
+        raise ValueError(
+            f"The data are prepared for another model: {fault}. Call benchmark = "
+            "prepare_benchmark(benchmark, model) with the model that is used."
+        )
+
+
+_PROBES = (
+    "a photo of a dog.",
+    "The quick brown fox jumps over the lazy dog",
+    "0123456789 !#$%&()*+,-./:;<=>?@[]^_`{|}~",
+    "Größe, naïve façade; ça où? Ŵ ł ø",
+    "быстрая лиса",
+    "ἀλεπού γρήγορη",
+    "שועל מהיר",
+    "ثعلب سريع",
+    "敏捷的棕色狐狸",
+    "きつねはすばやい",
+    "빠른 갈색 여우",
+    "तेज भूरी लोमड़ी",
+    "\U0001f98a grinning face with big eyes",
+)
+
+
+def tokenizer_fault(ours: Any, theirs: Any) -> str:
+    """Say where two tokenizers differ; an empty string if they do not.
+
+    :param ours: of the data.
+    :param theirs: of the model; None for a model that has none.
+    """
+    if theirs is None or ours is theirs:
+        return ""
+    for name in ("vocab_size", "context_length", "pad_id", "sot_id", "eot_id"):
+        have, want = getattr(ours, name, None), getattr(theirs, name, None)
+        if have != want:
+            return f"its tokenizer has {name}={have}, that of this model {want}"
+    for text in _PROBES:
+        have, want = (_ids(tokenizer, text) for tokenizer in (ours, theirs))
+        if have != want:
+            return (
+                f"its tokenizer writes {text!r} as {have[:12]}, that of this model as "
+                f"{want[:12]}"
+            )
+    return ""
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    encode = getattr(tokenizer, "encode", None)
+    if callable(encode):
+        return [int(number) for number in encode(text)]
+    return [int(number) for number in tokenizer([text])[0]]

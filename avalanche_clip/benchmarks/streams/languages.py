@@ -1,0 +1,369 @@
+"""Streams of languages from any image-text data whose language is known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, TypeAlias
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+
+from avalanche_clip.benchmarks.items.facts import with_facts
+from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
+from avalanche_clip.benchmarks.items.scenario import (
+    clone_experience,
+    make_experience,
+    make_scenario,
+)
+from avalanche_clip.common.checks import did_you_mean, require_choice
+
+logger = logging.getLogger(__name__)
+
+MULTILINGUAL = "multilingual"
+OTHERS = ("raise", "drop", "test")
+
+Source: TypeAlias = "AvalancheDataset | Mapping[str, AvalancheDataset]"
+
+
+def multilingual_benchmark(
+    train: Source,
+    *,
+    order: Sequence[str | int] | None = None,
+    languages: Sequence[str] | Mapping[str, int] | None = None,
+    others: str = "raise",
+    **streams: Source,
+) -> CLScenario:
+    """Cut image-text data into a stream with one language per experience.
+
+    Each source is one data set with an integer attribute ``language``, or a
+    mapping of language names to data sets. Every sample of a learned language
+    lands in exactly one experience; inside it samples keep their order.
+    Experiences carry ``language`` (name), ``language_code`` (integer),
+    ``languages`` (a tuple of the name) and ``label``; the scenario ``languages``
+    (names in the order of the stream), ``language_codes`` (name -> integer) and
+    ``protocol = "multilingual"``.
+    ``language`` becomes a part of every item, so that the collate passes each
+    caption's code to the tokenizer.
+
+    In mappings, data sets may share sample ids (a corpus and its translations).
+    Since ids must be unique in a training stream, they are then raised by a
+    multiple of a common power of ten per language, in all streams alike, and
+    the old ids are kept as the fact ``source_id``.
+
+    :param train: training data.
+    :param order: languages in the order of learning, names or codes; default
+        the order of the mapping, or ascending codes.
+    :param languages: names by code: a sequence (position = code) or a mapping
+        of names to codes. Default: the code as a string for data with an
+        attribute, the position in ``train`` for mappings. Data sets in a mapping
+        that have the attribute must hold a single code, which is then used.
+    :param others: what to do with languages that are not in ``order``:
+        ``"raise"``, ``"drop"`` them and log how many samples, or ``"test"``: drop
+        them from ``train`` and append them to the other streams, where they show
+        zero-shot transfer.
+    :param streams: further data (``test=...``, ``valid=...``); each must have
+        every learned language.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: if a language is unknown, repeated, missing in a stream
+        or without samples, codes clash, or ``others`` is unknown.
+    :raises TypeError: if a source is neither an Avalanche data set nor a mapping
+        of them.
+    """
+    require_choice("others", others, OTHERS)
+    sources: dict[str, Source] = {"train": train, **streams}
+    codes = _codes(sources, languages)
+    parts = {name: _parts(name, source, codes) for name, source in sources.items()}
+    learned = _order(order, codes, parts["train"])
+    for name, found in parts.items():
+        _check_languages(name, found, learned, others)
+    if any(isinstance(source, Mapping) for source in sources.values()):
+        parts = _unique_ids(parts, codes)
+    built = {}
+    for name, found in parts.items():
+        extra: list[str] = []
+        if others == "test" and name != "train":
+            extra = sorted(set(found) - set(learned), key=codes.__getitem__)
+        built[name] = [
+            make_experience(
+                found[language],
+                language=language,
+                language_code=codes[language],
+                languages=(language,),
+                label=language,
+            )
+            for language in [*learned, *extra]
+        ]
+    return make_scenario(
+        built,
+        languages=tuple(learned),
+        language_codes=dict(codes),
+        protocol=MULTILINGUAL,
+    )
+
+
+def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLScenario:
+    """Put all languages of a stream into one training experience.
+
+    The upper bound of a stream: one training on everything. Of the joint
+    experience ``languages`` holds all names, ``language`` and ``language_code``
+    are None. Other streams stay as they are; with a single step there is nothing to
+    forget, so ``protocol`` is another one.
+
+    :param benchmark: made by :func:`multilingual_benchmark`, prepared or not.
+    :param train_name: name of its training stream.
+    :raises ValueError: if there is no such stream of languages.
+    """
+    experiences = list(benchmark.streams.get(train_name, ()))
+    if not experiences or not all(hasattr(e, "languages") for e in experiences):
+        raise ValueError(
+            f"The benchmark has no stream {train_name!r} of languages; it has "
+            f"{list(benchmark.streams)}. Use multilingual_benchmark to make one."
+        )
+    whole = clone_experience(
+        experiences[0], concatenate([e.dataset for e in experiences])
+    )
+    whole.languages = tuple(name for e in experiences for name in e.languages)
+    whole.language = whole.language_code = None
+    whole.label = "joint"
+    return make_scenario(
+        {**benchmark.streams, train_name: [whole]},
+        benchmark,
+        protocol=f"{MULTILINGUAL}_joint",
+    )
+
+
+# ------------------------------------------------------------- names and codes
+def _codes(
+    sources: Mapping[str, Source],
+    languages: Sequence[str] | Mapping[str, int] | None,
+) -> dict[str, int]:
+    """Map the names of all languages to their codes."""
+    if isinstance(languages, str):
+        raise ValueError(
+            f"languages={languages!r} is one string; give a list of names."
+        )
+    if languages is not None:
+        pairs = (
+            list(languages.items())
+            if isinstance(languages, Mapping)
+            else [(name, code) for code, name in enumerate(languages)]
+        )
+        codes = dict(pairs)
+        _check_names(pairs)
+        return {str(name): int(code) for name, code in codes.items()}
+    codes = {}
+    for name, source in sources.items():
+        if isinstance(source, Mapping):
+            for language, dataset in source.items():
+                own = _own_code(name, language, dataset)
+                free = max(codes.values(), default=-1) + 1
+                codes.setdefault(language, free if own is None else own)
+        else:
+            for code in np.unique(_language_column(name, source)).tolist():
+                if code not in codes.values():
+                    codes[str(code)] = int(code)
+    _check_names(list(codes.items()))
+    return codes
+
+
+def _check_names(pairs: Sequence[tuple[Any, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    numbers = [code for _, code in pairs]
+    wrong = [n for n in names if not isinstance(n, str) or not n]
+    wrong += [
+        c
+        for c in numbers
+        if isinstance(c, bool) or not isinstance(c, Integral) or c < 0
+    ]
+    if wrong:
+        raise ValueError(
+            f"languages holds {wrong[:3]}; names are non-empty strings and codes "
+            "integers >= 0."
+        )
+    for kind, values in (("name", names), ("code", numbers)):
+        twice = sorted({v for v in values if values.count(v) > 1})
+        if twice:
+            raise ValueError(
+                f"Language {kind}(s) {twice} occur more than once; each language has "
+                "one name and one code."
+            )
+
+
+def _language_column(stream: str, dataset: Any) -> np.ndarray:
+    if not isinstance(dataset, AvalancheDataset):
+        raise TypeError(
+            f"Stream {stream!r} is a {type(dataset).__name__}; give a data set made by "
+            "make_image_text_dataset(..., languages=...), or a mapping of language "
+            "names to data sets."
+        )
+    return attribute_array(dataset, "language")
+
+
+def _own_code(stream: str, language: str, dataset: Any) -> int | None:
+    """The code that a data set of a mapping has, None without the attribute."""
+    if not isinstance(dataset, AvalancheDataset):
+        raise TypeError(
+            f"Language {language!r} of stream {stream!r} is a "
+            f"{type(dataset).__name__}; give a data set made by "
+            "make_image_text_dataset."
+        )
+    if "language" not in dataset._data_attributes:
+        return None
+    found = np.unique(attribute_array(dataset, "language"))
+    if len(found) > 1:
+        raise ValueError(
+            f"The data set of language {language!r} in stream {stream!r} has the "
+            f"language codes {found[:5].tolist()}; it must hold one language."
+        )
+    return int(found[0]) if len(found) else None
+
+
+def _parts(
+    stream: str, source: Source, codes: Mapping[str, int]
+) -> dict[str, AvalancheDataset]:
+    """Cut a source by language; languages without samples are left out."""
+    names = {code: name for name, code in codes.items()}
+    found: dict[str, AvalancheDataset] = {}
+    if isinstance(source, Mapping):
+        for language, dataset in source.items():
+            own = _own_code(stream, language, dataset)
+            if language not in codes:
+                raise ValueError(
+                    f"Stream {stream!r} has the language {language!r}, which is not in "
+                    f"languages ({', '.join(codes)})."
+                )
+            if own is not None and own != codes[language]:
+                raise ValueError(
+                    f"The data set of language {language!r} in stream {stream!r} has "
+                    f"the code {own}, but {language!r} is {codes[language]}; give "
+                    "languages= that agrees with the data, or other data."
+                )
+            if len(dataset):
+                found[language] = _with_language(dataset, codes[language])
+        return found
+    column = _language_column(stream, source)
+    unknown = [c for c in np.unique(column).tolist() if c not in names]
+    if unknown:
+        raise ValueError(
+            f"Stream {stream!r} has the language code(s) {unknown[:5]}, which "
+            "languages does not name; name all codes."
+        )
+    order = np.argsort(column, kind="stable")
+    values, starts = np.unique(column[order], return_index=True)
+    whole = _with_language(source, None)
+    for code, positions in zip(values, np.split(order, starts[1:]), strict=True):
+        found[names[int(code)]] = whole.subset(positions.tolist())
+    return found
+
+
+def _with_language(dataset: AvalancheDataset, code: int | None) -> AvalancheDataset:
+    """Return the data set with the language in its items."""
+    known = dataset._data_attributes.get("language")
+    if known is not None and known.use_in_getitem:
+        return dataset
+    if known is None:
+        assert code is not None
+        # One number for the whole data set, however large it is.
+        column: Any = ConstantSequence(code, len(dataset))
+    else:
+        column = attribute_array(dataset, "language")
+    return with_facts(dataset, {"language": column})
+
+
+# --------------------------------------------------------------- order, ids
+def _order(
+    order: Sequence[str | int] | None,
+    codes: Mapping[str, int],
+    train: Mapping[str, AvalancheDataset],
+) -> list[str]:
+    if order is None:
+        return list(train)
+    if isinstance(order, str):
+        raise ValueError(f"order={order!r} is one string; give a list of languages.")
+    names = {code: name for name, code in codes.items()}
+    chosen = []
+    for entry in order:
+        name = entry if isinstance(entry, str) else names.get(int(entry))
+        if name not in codes:
+            raise ValueError(
+                f"order has {entry!r}, but the languages are {', '.join(codes)}."
+                f"{did_you_mean(entry, codes)}"
+            )
+        chosen.append(str(name))
+    twice = sorted({name for name in chosen if chosen.count(name) > 1})
+    if twice or not chosen:
+        raise ValueError(
+            f"order={list(order)!r} must name each language once"
+            + (f"; {twice} repeat." if twice else "; it is empty.")
+        )
+    return chosen
+
+
+def _check_languages(
+    stream: str, found: Mapping[str, Any], learned: Sequence[str], others: str
+) -> None:
+    absent = [language for language in learned if language not in found]
+    if absent:
+        raise ValueError(
+            f"Stream {stream!r} has no sample in {absent}; every learned language "
+            "needs some in each stream. Leave these languages out of order (with "
+            "others='drop'), or add data."
+        )
+    left = {name: len(found[name]) for name in found if name not in learned}
+    if left and others == "raise":
+        raise ValueError(
+            f"Stream {stream!r} has {sum(left.values())} samples in languages that are "
+            f"not in order: {sorted(left)}. Add them to it, or pass others='drop' or "
+            "others='test'."
+        )
+    if left and (others == "drop" or stream == "train"):
+        logger.info(
+            "Stream %r: %d samples in %s left out.",
+            stream,
+            sum(left.values()),
+            sorted(left),
+        )
+
+
+def _unique_ids(
+    parts: dict[str, dict[str, AvalancheDataset]], codes: Mapping[str, int]
+) -> dict[str, dict[str, AvalancheDataset]]:
+    """Tell samples of different languages apart if training ids repeat."""
+    ids = {
+        (stream, language): attribute_array(dataset, "sample_id")
+        for stream, found in parts.items()
+        for language, dataset in found.items()
+    }
+    train = [column for (stream, _), column in ids.items() if stream == "train"]
+    if not _repeat(train):
+        return parts
+    largest = max(int(np.abs(column).max()) for column in ids.values())
+    step = 10 ** len(str(largest))
+    if step * (max(codes.values()) + 1) > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"Sample ids repeat between languages and go up to {largest}, too large to "
+            "be told apart by language; give ids that are unique in the benchmark."
+        )
+    renewed: dict[str, dict[str, AvalancheDataset]] = {}
+    for stream, found in parts.items():
+        renewed[stream] = {}
+        for language, dataset in found.items():
+            old = ids[stream, language]
+            new = with_facts(dataset, {"sample_id": old + codes[language] * step})
+            if "source_id" not in dataset._data_attributes:
+                new = with_facts(new, {"source_id": old}, in_item=False)
+            renewed[stream][language] = new
+    return renewed
+
+
+def _repeat(columns: Sequence[np.ndarray]) -> bool:
+    """Tell whether numbers occur in several columns; those of one are distinct."""
+    ranges = sorted((int(c.min()), int(c.max())) for c in columns)
+    if all(a[1] < b[0] for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
+        return False  # no need to sort millions of ids
+    together = np.sort(np.concatenate(columns))
+    return bool((together[1:] == together[:-1]).any())

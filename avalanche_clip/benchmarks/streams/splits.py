@@ -1,0 +1,190 @@
+"""Validation and online splits that keep attributes, labels and collate.
+
+Avalanche 0.6.0's ``benchmark_with_validation_stream`` and
+``split_online_stream`` rebuild plain experiences and drop their fields; these
+two keep everything that a generator attached.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from avalanche.benchmarks import CLScenario
+from avalanche.benchmarks.scenarios.generic_scenario import (
+    CLExperience,
+    ExperienceAttribute,
+)
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+from avalanche.benchmarks.utils import AvalancheDataset
+
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
+from avalanche_clip.common.checks import as_finite, as_size, did_you_mean
+
+EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
+"""What generators of this package attach to experiences."""
+
+# What is true for the whole experience and not for a part of it, which works it out.
+_PER_DATA = (
+    "task_label",
+    "task_labels",
+    "classes_in_this_experience",
+    "previous_classes",
+    "classes_seen_so_far",
+    "future_classes",
+)
+
+
+def split_validation(
+    benchmark: CLScenario,
+    fraction: float = 0.2,
+    *,
+    seed: int = 0,
+    select: Callable[[AvalancheDataset], np.ndarray] | None = None,
+    train_name: str = "train",
+    valid_name: str = "valid",
+) -> CLScenario:
+    """Move part of each training experience to a validation stream.
+
+    The choice is by a hash of ``(seed, sample_id)``: it does not depend on the
+    order of the samples, and a smaller fraction chooses a part of what a larger
+    one does.
+
+    :param benchmark: scenario with a training stream of image-text data.
+    :param fraction: share of each experience, in ``(0, 1)``; at least one
+        sample and at most all but one.
+    :param seed: changes the choice.
+    :param select: replaces the hash: takes a data set and returns a bool
+        array, True for validation.
+    :return: scenario with all streams, experience fields kept.
+    :raises ValueError: if the fraction is not in ``(0, 1)``, an experience has
+        fewer than two samples, or ``select`` returns another shape.
+    """
+    if select is None:
+        as_finite(fraction, "fraction", above=0, below=1)
+    _check_train(benchmark, train_name)
+    if valid_name in benchmark.streams:
+        raise ValueError(
+            f"The benchmark already has a stream {valid_name!r}; choose another "
+            "valid_name."
+        )
+    kept, held = [], []
+    for index, experience in enumerate(benchmark.streams[train_name]):
+        dataset = experience.dataset
+        mask = (
+            select(dataset)
+            if select is not None
+            else _hash_mask(dataset, fraction, seed, index)
+        )
+        mask = np.asarray(mask, dtype=bool)
+        if mask.shape != (len(dataset),) or mask.all() or not mask.any():
+            raise ValueError(
+                f"Experience {index}: {int(mask.sum())} of {len(dataset)} samples "
+                f"(mask of shape {mask.shape}) were chosen for validation; choose at "
+                "least one and leave at least one."
+            )
+        parts = (np.flatnonzero(~mask), np.flatnonzero(mask))
+        kept.append(clone_experience(experience, dataset.subset(parts[0].tolist())))
+        held_out = dataset.subset(parts[1].tolist()).eval()
+        held.append(clone_experience(experience, held_out))
+    streams: dict[str, Any] = {}
+    for name, stream in benchmark.streams.items():
+        own = {train_name: kept, valid_name: held}
+        streams |= own if name == train_name else {name: stream}
+    return make_scenario(streams, benchmark)
+
+
+def _check_train(benchmark: CLScenario, name: str) -> None:
+    if name not in benchmark.streams:
+        raise ValueError(
+            f"The benchmark has no stream {name!r}; it has {list(benchmark.streams)}. "
+            f"Name one of them in train_name.{did_you_mean(name, benchmark.streams)}"
+        )
+
+
+def _hash_mask(
+    dataset: AvalancheDataset, fraction: float, seed: int, index: int
+) -> np.ndarray:
+    size = len(dataset)
+    if size < 2:
+        raise ValueError(
+            f"Experience {index} has {size} sample(s); a validation split needs two."
+        )
+    count = min(max(round(fraction * size), 1), size - 1)
+    priorities = sample_priorities(attribute_array(dataset, "sample_id"), seed, 0)
+    mask = np.zeros(size, dtype=bool)
+    mask[keep_smallest(priorities, count)] = True
+    return mask
+
+
+def split_online(
+    benchmark: CLScenario,
+    experience_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+    train_name: str = "train",
+) -> CLScenario:
+    """Cut every training experience into small ones, seen once, in order.
+
+    :param benchmark: scenario with a training stream.
+    :param experience_size: samples per online experience, at least 1; the
+        last of each time step may be smaller.
+    :param shuffle: shuffle inside each time step; without it samples come in
+        the order of the data set (by time, for time-stamped benchmarks).
+    :param seed: seed of the shuffle.
+    :param drop_last: leave out the smaller tail of each time step; a step may
+        not vanish that way.
+    :return: scenario whose training stream holds Avalanche
+        ``OnlineCLExperience`` objects with what generators and decorators
+        attached, task labels and classes those of the part; other streams are
+        unchanged.
+    :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
+        step has no full experience and ``drop_last`` is set.
+    """
+    _check_train(benchmark, train_name)
+    experience_size = as_size(experience_size, "experience_size")
+    online: list[OnlineCLExperience] = []
+    for number, origin in enumerate(benchmark.streams[train_name]):
+        size = len(origin.dataset)
+        order = np.arange(size)
+        if shuffle:
+            seeds = [int(seed) & (2**63 - 1), number]
+            order = np.random.default_rng(seeds).permutation(size)
+        starts = list(range(0, size, experience_size))
+        if drop_last and size % experience_size:
+            starts.pop()
+        if not starts:
+            raise ValueError(
+                f"Experience {number} has {size} samples; with experience_size="
+                f"{experience_size} and drop_last={drop_last} nothing is left of it. "
+                "Choose a smaller size, or drop_last=False."
+            )
+        for k, start in enumerate(starts):
+            part = order[start : start + experience_size].tolist()
+            experience = OnlineCLExperience(
+                dataset=origin.dataset.subset(part),
+                origin_experience=origin,
+                is_first_subexp=k == 0,
+                is_last_subexp=k == len(starts) - 1,
+                sub_stream_length=len(starts),
+                access_task_boundaries=False,
+            )
+            experience.current_experience = len(online)
+            _copy_facts(origin, experience)
+            online.append(experience)
+    return make_scenario({**benchmark.streams, train_name: online}, benchmark)
+
+
+def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
+    """Copy what generators and decorators attached to an experience."""
+    for name, value in vars(origin).items():
+        if name.startswith("_") or name in vars(part) or name in _PER_DATA:
+            continue
+        shared = isinstance(value, ExperienceAttribute)
+        setattr(part, name, copy.copy(value) if shared else value)

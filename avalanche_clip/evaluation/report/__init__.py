@@ -1,0 +1,5 @@
+"""Plots and self-contained HTML pages of runs."""
+
+from avalanche_clip._exports import face
+
+__getattr__, __dir__, __all__ = face(__name__)

@@ -1,0 +1,355 @@
+"""Comparison of several methods over several seeds, as one HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avalanche_clip.common.files import write_json, write_text
+from avalanche_clip.evaluation.report import html as _html
+from avalanche_clip.evaluation.report import plots
+from avalanche_clip.evaluation.report.plots import Spread
+from avalanche_clip.evaluation.report.results import (
+    Matrix,
+    load_results,
+    main_metric,
+    matrices,
+    total_budget,
+)
+
+# the values whose small numbers are the good ones
+_LOWER_IS_BETTER = ("forgetting",)
+_BUDGET_SCORE = "average_accuracy"
+
+
+def write_comparison(
+    out_dir: str | Path,
+    results: Sequence[Mapping[str, Any] | str | Path],
+    *,
+    metric: str | None = None,
+) -> Path:
+    """Compare the runs of several methods: mean and spread over seeds.
+
+    Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
+    means, deviations and single values, and PNG plots: bars over methods, final
+    score against budget, and the mean matrix of each method. Files are replaced at
+    once; the JSON holds its checksum.
+
+    :param out_dir: folder to write to; made if missing.
+    :param results: one entry per run: the content of ``results.json``, its
+        path, or the folder of the run. Runs with the same ``method`` are
+        repetitions and need different seeds.
+    :param metric: metric of plots and matrices; default mean R@1, or the first
+        recall.
+    :return: path of ``comparison.html``.
+    :raises FileNotFoundError: if a path does not exist.
+    :raises ValueError: if there is no run, a method occurs twice with one seed,
+        the runs share no stream and score, or their test sets differ in number.
+    """
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = _group([load_results(source) for source in results])
+    tables = _collect(runs)
+    names = {stream: metric or main_metric(table) for stream, table in tables.items()}
+    for stream, name in names.items():
+        if name not in tables[stream]:
+            raise ValueError(
+                f"metric={name!r} is not in all runs; stream {stream!r} has "
+                f"{list(tables[stream])}."
+            )
+    counts = sorted({len(rows) for rows in runs.values()})
+    seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    lead = (
+        f"{len(runs)} methods, {seeds} seeds each; mean ± standard deviation over seeds"
+    )
+    content = {
+        s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
+    }
+    write_json(folder / "comparison.json", content, checksum=True)
+    page = _html.render(
+        "comparison.html",
+        title="Comparison of methods",
+        lead=lead,
+        streams=[
+            _stream(folder, runs, stream, names[stream], metrics)
+            for stream, metrics in tables.items()
+        ],
+        runs=_run_rows(runs),
+        hashes=sorted(
+            {str(r.get("data", {}).get("hash")) for rows in runs.values() for r in rows}
+        ),
+    )
+    path = folder / "comparison.html"
+    write_text(path, page)
+    return path
+
+
+Runs = dict[str, list[dict[str, Any]]]
+# score (not rank or tie share) -> method -> matrices of its runs
+Tables = dict[str, dict[str, list[Matrix]]]
+# header, and the label and (mean, deviation, best) of the cells of each row
+SpreadTable = tuple[list[str], list[tuple[str, list[tuple[float, float, bool]]]]]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and sample standard deviation; NaN deviation for one value.
+
+    :param values: one value per seed.
+    :return: both, NaN if a value is NaN.
+
+    >>> spread([1.0, 3.0]).mean, round(spread([1.0, 3.0]).deviation, 4)
+    (2.0, 1.4142)
+    """
+    data = np.asarray(values, dtype=np.float64)
+    deviation = float(data.std(ddof=1)) if len(data) > 1 else math.nan
+    return Spread(float(data.mean()), deviation)
+
+
+def text_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Format figures of methods as plain text, mean and deviation over seeds.
+
+    :param lines: per method one row of figures by name for each seed; the names
+        of the first row are the columns.
+    :return: a header, a rule and a line per method; a dash where a figure is NaN,
+        and no deviation of a single seed.
+
+    >>> print(text_table({"lwf": [{"old": 2.0}, {"old": 4.0}]}))
+    method              old
+    -----------------------
+    lwf            3.0 ±1.4
+    """
+    columns = list(next(iter(lines.values()))[0])
+    width = max(len(name) for name in ("method", *lines)) + 1
+    head = f"{'method':<{width}}" + "".join(f"{name:>16.15}" for name in columns)
+    rows = [head, "-" * len(head)]
+    for method, found in lines.items():
+        row = f"{method:<{width}}"
+        for column in columns:
+            mean, deviation = spread([figures[column] for figures in found])
+            cell = "-" if math.isnan(mean) else f"{mean:.1f}"
+            cell += "" if math.isnan(deviation) else f" ±{deviation:.1f}"
+            row += f"{cell:>16}"
+        rows.append(row)
+    return "\n".join(rows)
+
+
+def _group(results: list[dict[str, Any]]) -> Runs:
+    if not results:
+        raise ValueError("No results given; pass at least one run.")
+    runs: Runs = {}
+    for result in results:
+        runs.setdefault(str(result.get("method", "unnamed")), []).append(result)
+    for method, rows in runs.items():
+        seeds = [row.get("seed") for row in rows]
+        if len(set(map(str, seeds))) < len(seeds):
+            raise ValueError(
+                f"Method {method!r} has runs with seeds {seeds}; give variants of a "
+                "method different names, and pass each run once."
+            )
+    return runs
+
+
+def _collect(runs: Runs) -> dict[str, Tables]:
+    """Return stream -> metric -> method -> matrices, for what all runs have."""
+    every = {method: [matrices(row) for row in rows] for method, rows in runs.items()}
+    flat = [tables for rows in every.values() for tables in rows]
+    collected: dict[str, Tables] = {}
+    for stream, metrics in flat[0].items():
+        for metric in metrics:
+            everywhere = all(metric in tables.get(stream, {}) for tables in flat)
+            if not (everywhere and _html.is_score(metric)):
+                continue
+            shapes = {tables[stream][metric].E.shape for tables in flat}
+            points = {str(tables[stream][metric].points) for tables in flat}
+            if len(points) > 1:
+                raise ValueError(
+                    f"Rows of {metric!r} on stream {stream!r} are of other steps in "
+                    "some runs; compare runs with the same evaluate_at."
+                )
+            if len(shapes) > 1:
+                raise ValueError(
+                    f"Matrices of {metric!r} on stream {stream!r} have shapes "
+                    f"{sorted(shapes)}; compare finished runs on the same benchmark."
+                )
+            collected.setdefault(stream, {})[metric] = {
+                method: [tables[stream][metric] for tables in rows]
+                for method, rows in every.items()
+            }
+    if not collected:
+        raise ValueError("The runs share no stream and score; nothing to compare.")
+    return collected
+
+
+def _summaries(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, Spread]]:
+    """Return method -> name of the value -> mean and deviation."""
+    found = {}
+    for method, rows in methods.items():
+        values = [matrix.summary() for matrix in rows]
+        found[method] = {key: spread([v[key] for v in values]) for key in values[0]}
+    return found
+
+
+def _stream(
+    folder: Path, runs: Runs, stream: str, name: str, metrics: Tables
+) -> dict[str, Any]:
+    """What the page shows about one stream."""
+    percent = _html.is_fraction(name)
+    summaries = _summaries(metrics[name])
+    end = _html.file_name(f"{stream}_{name}")
+    shown = {
+        method: {k: v for k, v in values.items() if math.isfinite(v.mean)}
+        for method, values in summaries.items()
+    }
+    images = []
+    if any(shown.values()):
+        bars = plots.plot_comparison(
+            shown, title=f"{name} on stream {stream}", ylabel=name, percent=percent
+        )
+        images.append(plots.save_figure(bars, folder / f"comparison_{end}.png"))
+    points = _budget_points(runs, metrics[name])
+    if points:
+        figure = plots.plot_budget(
+            points,
+            title=f"{name} of the last model against budget",
+            xlabel="forward compute (MACs)",
+            ylabel=f"mean of {name}",
+            percent=percent,
+        )
+        images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
+    means = []
+    for method, rows in metrics[name].items():
+        mean = _mean_matrix(rows)
+        heat = plots.plot_matrix(
+            mean.E,
+            before=mean.before,
+            labels=mean.labels,
+            row_labels=mean.row_labels,
+            diagonal=mean.by_step,
+            title=f"{method}: {name}, "
+            + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
+            percent=percent,
+        )
+        path = folder / f"matrix_{_html.file_name(method)}_{end}.png"
+        means.append((method, plots.save_figure(heat, path), mean))
+    return {
+        "stream": stream,
+        "name": name,
+        "summary": _summary_table(summaries),
+        "images": images,
+        "last": _last_table(metrics[name]),
+        "means": means,
+        "others": {
+            other: _summary_table(_summaries(methods))
+            for other, methods in metrics.items()
+            if other != name
+        },
+    }
+
+
+def _mean_matrix(rows: list[Matrix]) -> Matrix:
+    before = [matrix.before for matrix in rows if matrix.before is not None]
+    return Matrix(
+        np.mean([matrix.E for matrix in rows], axis=0),
+        np.mean(before, axis=0) if len(before) == len(rows) else None,
+        rows[0].labels,
+        rows[0].steps,
+        points=rows[0].points,
+    )
+
+
+def _summary_table(summaries: Mapping[str, Mapping[str, Spread]]) -> SpreadTable:
+    keys = list(dict.fromkeys(key for values in summaries.values() for key in values))
+    rows = {
+        method: [values[key] for key in keys] for method, values in summaries.items()
+    }
+    smaller = [key in _LOWER_IS_BETTER for key in keys]
+    return _with_best([key.replace("_", " ") for key in keys], rows, smaller)
+
+
+def _last_table(methods: Mapping[str, list[Matrix]]) -> SpreadTable:
+    rows = {
+        method: [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
+        for method, runs in methods.items()
+    }
+    labels = next(iter(methods.values()))[0].labels
+    return _with_best(labels, rows, [False] * len(labels))
+
+
+def _with_best(
+    columns: list[str], rows: Mapping[str, list[Spread]], smaller: list[bool]
+) -> SpreadTable:
+    """Mark the best mean of each column; none without a choice."""
+    best = []
+    for column, small in zip(zip(*rows.values(), strict=True), smaller, strict=True):
+        finite = {cell.mean for cell in column if math.isfinite(cell.mean)}
+        choose = min if small else max
+        best.append(choose(finite) if len(finite) > 1 else math.nan)
+    return ["method", *columns], [
+        (
+            method,
+            [(*cell, cell.mean == top) for cell, top in zip(cells, best, strict=True)],
+        )
+        for method, cells in rows.items()
+    ]
+
+
+def _budget_points(
+    runs: Runs, methods: Mapping[str, list[Matrix]]
+) -> dict[str, list[tuple[float, float]]]:
+    points = {}
+    for method, rows in runs.items():
+        scores = [m.summary().get(_BUDGET_SCORE, math.nan) for m in methods[method]]
+        pairs = zip(map(total_budget, rows), scores, strict=True)
+        finite = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        if finite:
+            points[method] = finite
+    return points
+
+
+def _run_rows(runs: Runs) -> list[tuple[str, list[str]]]:
+    rows = []
+    for method, results in runs.items():
+        budgets = [total_budget(result) for result in results]
+        seconds = [
+            sum(r.get("seconds", {}).get("train") or [math.nan]) for r in results
+        ]
+        cells = [
+            ", ".join(str(result.get("seed")) for result in results),
+            _html.quantity(float(np.mean(budgets)), "MAC"),
+            _html.duration(float(np.mean(seconds))),
+            ", ".join(sorted({_commit(result) for result in results})),
+        ]
+        rows.append((method, cells))
+    return rows
+
+
+def _commit(result: Mapping[str, Any]) -> str:
+    revision = result.get("revision") or {}
+    if not isinstance(revision, Mapping):
+        return str(revision)[:12]
+    commit = str(revision.get("commit") or revision.get("revision") or "unknown")[:12]
+    return f"{commit} (changed)" if revision.get("dirty") else commit
+
+
+def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
+    """Return means, deviations and single values of all summaries as plain data."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    plain: dict[str, Any] = {}
+    for method, rows in methods.items():
+        summaries = [matrix.summary() for matrix in rows]
+        plain[method] = {
+            key: {
+                "mean": finite(spread([s[key] for s in summaries]).mean),
+                "deviation": finite(spread([s[key] for s in summaries]).deviation),
+                "runs": [finite(s[key]) for s in summaries],
+            }
+            for key in summaries[0]
+        }
+    return plain

@@ -1,0 +1,280 @@
+"""Figures of spatial disorder: how features turn over a run.
+
+Drawn in the style of :mod:`avalanche_clip.evaluation.report.plots`, whose
+``save_figure`` writes them. All angles are in degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from avalanche_clip.common.checks import as_size
+from avalanche_clip.evaluation.functional import rotation_angles, topology_change
+from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
+from avalanche_clip.evaluation.report.drawing import (
+    INK,
+    SOFT,
+    add_title,
+    look,
+    new_figure,
+    style,
+)
+
+Curves = Mapping[str, ArrayLike]
+
+
+class Panel(NamedTuple):
+    """One part of :func:`plot_disorder`: a heading and the values it shows."""
+
+    title: str
+    keys: tuple[str, ...]
+
+
+PANELS = (
+    Panel("Inter-modal deviation", ("imd_mean",)),
+    Panel("Rotation", ("image_rotation_mean", "text_rotation_mean")),
+    Panel("Topology change", ("image_topology_change", "text_topology_change")),
+)
+
+_DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MODALITIES = ("image", "text")
+
+
+def plot_disorder(
+    curves: Mapping[str, Curves],
+    *,
+    panels: Sequence[Panel | tuple[str, Sequence[str]]] = PANELS,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    ylabel: str = "degrees",
+) -> Figure:
+    """Draw scalars of spatial disorder over the experiences, one line per method.
+
+    Methods differ in colour and marker, the values of one panel in the dashes
+    of their lines. Several runs of a method become their mean with a band of
+    one standard deviation. Missing values (NaN) leave gaps.
+
+    :param curves: method -> name of the value -> K values, or ``(runs, K)``;
+        for example ``{"Mod-X": metric.result()["initial"]}`` of a
+        :class:`SpatialDisorderMetric`.
+    :param panels: headings and names of the values to show.
+    :param labels: names of the experiences, K strings; numbers from 1 if None.
+    :param title: shown above.
+    :param ylabel: unit of the values.
+    :return: the figure.
+    :raises ValueError: if there is no method or panel, a value is missing, or
+        lengths differ.
+    """
+    if not curves or not panels:
+        raise ValueError(
+            f"curves with methods {list(curves)} and {len(panels)} panels given; pass "
+            "at least one of each."
+        )
+    parts = [Panel(heading, tuple(keys)) for heading, keys in panels]
+    runs = {
+        method: {key: _runs(method, key, values) for p in parts for key in p.keys}
+        for method, values in curves.items()
+    }
+    steps = _steps(runs)
+    names = _names(labels, steps)
+    figure = new_figure(min(2.2 + 2.9 * len(parts), 15), 3.9)
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for ax, panel in zip(axes, parts):
+        style(ax)
+        for number, method in enumerate(runs):
+            for dash, key in zip(_dashes(panel), panel.keys):
+                _draw_line(ax, runs[method][key], look(number), dash)
+        _finish_steps(ax, names)
+        ax.set_title(panel.title, fontsize=11, color=INK, loc="left")
+        if len(panel.keys) > 1:
+            _explain_dashes(ax, panel)
+    axes[0].set_ylabel(ylabel)
+    if len(runs) > 1:
+        _method_legend(figure, list(runs))
+    add_title(figure, title)
+    return figure
+
+
+def plot_angle_histograms(
+    v_old: ArrayLike,
+    t_old: ArrayLike,
+    v_new: ArrayLike,
+    t_new: ArrayLike,
+    *,
+    num_bins: int = 40,
+    title: str = "",
+) -> Figure:
+    """Draw how far vectors turned and how the angles between them changed.
+
+    Left the rotation angles of all samples, right the absolute changes of the
+    angles between two samples of one modality; images against texts, with the
+    means as vertical lines. If the two histograms on the left lie apart, the
+    modalities turn by different amounts (inter-modal deviation); if those on
+    the right stay near 0, they turn as a whole.
+
+    :param v_old: image features before, ``(N, D)``; the arguments are those of
+        :func:`spatial_disorder`.
+    :param t_old: text features before.
+    :param v_new: image features after.
+    :param t_new: text features after.
+    :param num_bins: bins of equal width, from 0 to the largest value.
+    :param title: shown above.
+    :return: the figure.
+    :raises ValueError: as in :func:`spatial_disorder`, or if ``num_bins`` < 1.
+    """
+    as_size(num_bins, "num_bins")
+    turns = [rotation_angles(*x) for x in ((v_old, v_new), (t_old, t_new))]
+    changes = [topology_change(*x).abs() for x in ((v_old, v_new), (t_old, t_new))]
+    figure = new_figure(9.2, 3.9)
+    left, right = figure.subplots(1, 2)
+    _draw_histograms(left, [x.cpu().numpy() for x in turns], num_bins)
+    left.set_title("Rotation of single vectors", fontsize=11, color=INK, loc="left")
+    left.set_ylabel("share of samples (%)")
+    _draw_histograms(right, [x.cpu().numpy() for x in changes], num_bins)
+    right.set_title(
+        "Change of angles between samples", fontsize=11, color=INK, loc="left"
+    )
+    right.set_ylabel("share of pairs (%)")
+    add_title(figure, title)
+    return figure
+
+
+# ------------------------------------------------------------------------ lines
+def _runs(method: str, key: str, values: Curves) -> np.ndarray:
+    if key not in values:
+        raise ValueError(
+            f"{method!r} has no value {key!r}; it has {sorted(map(str, values))}."
+        )
+    array = as_float64_array(key, values[key])
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(
+            f"{key} of {method!r} has shape {array.shape}; pass one value per "
+            "experience, or (runs, experiences)."
+        )
+    return array
+
+
+def _steps(runs: Mapping[str, Mapping[str, np.ndarray]]) -> int:
+    lengths = {m: x.shape[1] for m, values in runs.items() for x in values.values()}
+    every = {x.shape[1] for values in runs.values() for x in values.values()}
+    if len(every) > 1:
+        raise ValueError(
+            f"Lines of different lengths given: {lengths}; pass one value per "
+            "experience, NaN where there is none."
+        )
+    return every.pop()
+
+
+def _names(labels: Sequence[str] | None, steps: int) -> list[str]:
+    if labels is None:
+        return [str(number) for number in range(1, steps + 1)]
+    if len(labels) != steps:
+        raise ValueError(f"{len(labels)} labels given; {steps} are needed.")
+    return [str(label) for label in labels]
+
+
+def _dashes(panel: Panel) -> list[object]:
+    return [_DASHES[number % len(_DASHES)] for number in range(len(panel.keys))]
+
+
+def _draw_line(
+    ax: Axes, runs: np.ndarray, looks: tuple[str, str], dash: object
+) -> None:
+    colour, marker = looks
+    x = np.arange(runs.shape[1])
+    mean = runs.mean(axis=0)
+    (line,) = ax.plot(x, mean, color=colour, linewidth=1.8, linestyle=dash)
+    line.set(marker=marker, markersize=5.5, markerfacecolor="white")
+    if len(runs) > 1:
+        spread = runs.std(axis=0, ddof=1)
+        ax.fill_between(
+            x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0
+        )
+
+
+def _finish_steps(ax: Axes, names: list[str]) -> None:
+    long = max(map(len, names)) > 5 or len(names) > 10
+    ax.set_xticks(
+        range(len(names)),
+        names,
+        rotation=30 if long else 0,
+        ha="right" if long else "center",
+    )
+    ax.set_xlim(-0.3, len(names) - 0.7)
+    if ax.dataLim.y0 >= 0:
+        ax.set_ylim(bottom=0)
+    ax.set_xlabel("after experience")
+
+
+def _explain_dashes(ax: Axes, panel: Panel) -> None:
+    """Name the lines of a panel by what their keys do not share."""
+    words = [key.split("_") for key in panel.keys]
+    shared = set(words[0]).intersection(*words[1:])
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=SOFT,
+            linewidth=1.6,
+            linestyle=dash,
+            label=" ".join(w for w in key if w not in shared) or " ".join(key),
+        )
+        for key, dash in zip(words, _dashes(panel))
+    ]
+    _leave_room(ax)
+    ax.legend(
+        handles=handles,
+        frameon=False,
+        fontsize=9,
+        handlelength=2.6,
+        loc="upper left",
+        ncols=min(len(handles), 3),
+    )
+
+
+def _leave_room(ax: Axes) -> None:
+    """Raise the upper limit, so that a legend covers no line."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high + 0.16 * (high - low))
+
+
+def _method_legend(figure: Figure, methods: list[str]) -> None:
+    handles = []
+    for number, method in enumerate(methods):
+        colour, marker = look(number)
+        handle = Line2D([], [], color=colour, linewidth=1.8, label=method)
+        handle.set(marker=marker, markersize=5.5, markerfacecolor="white")
+        handles.append(handle)
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+
+
+# ------------------------------------------------------------------- histograms
+def _draw_histograms(ax: Axes, parts: list[np.ndarray], num_bins: int) -> None:
+    """Draw one filled outline per modality, and its mean."""
+    style(ax)
+    top = max((float(values.max()) for values in parts if values.size), default=0.0)
+    edges = np.linspace(0, top if top > 0 else 1.0, num_bins + 1)
+    for number, (name, values) in enumerate(zip(_MODALITIES, parts)):
+        if not values.size:
+            continue
+        colour, _ = look(number)
+        shares = 100 * np.histogram(values, edges)[0] / values.size
+        mean = float(values.mean())
+        label = f"{name}, mean {mean:.1f}°"
+        ax.stairs(shares, edges, color=colour, fill=True, alpha=0.25, linewidth=0)
+        ax.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
+        mark = ax.vlines(mean, 0, shares.max(), color=colour, linewidth=1.4)
+        mark.set_linestyle((0, (4, 2)))
+    ax.set_xlim(0, edges[-1])
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("degrees")
+    if any(values.size for values in parts):
+        _leave_room(ax)
+        ax.legend(frameon=False, fontsize=9, loc="upper right")

@@ -1,0 +1,111 @@
+"""Style and building blocks of the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+# Okabe and Ito's palette: distinct under all common colour deficiencies.
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#B8A900",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+INK = "#222222"
+SOFT = "#767676"
+GRID = "#E3E3E3"
+MISSING = "#EDEDED"
+CELL_LIMIT = 16
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of that many inches, with its own Agg canvas."""
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Write a title at the top left."""
+    if title:
+        figure.suptitle(
+            title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK
+        )
+
+
+def look(number: int) -> tuple[str, str]:
+    """Return colour and marker of a line or method by its number."""
+    # the markers shift by one with each round, so that pairs stay distinct
+    round_, position = divmod(number, len(COLOURS))
+    return COLOURS[position], MARKERS[(position + round_) % len(MARKERS)]
+
+
+def style(ax: Axes) -> None:
+    """Set colours, spines and grid lines of an axes."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(SOFT)
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=INK, length=3, labelsize=10)
+
+
+def unit(name: str, percent: bool) -> str:
+    """Return the axis label with its unit."""
+    if not percent:
+        return name
+    return f"{name} (%)" if name else "percent"
+
+
+def shared_limits(blocks: list[np.ndarray]) -> Normalize:
+    """Return one colour scale for several blocks, starting at 0 or below."""
+    values = np.concatenate([block.ravel() for block in blocks])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return Normalize(0, 1)
+    low, high = min(0.0, values.min()), values.max()
+    return Normalize(low, high if high > low else low + 1)
+
+
+def draw_cells(ax: Axes, block: np.ndarray, colours: Any, limits: Normalize) -> Any:
+    """Draw a block as coloured cells with their numbers; NaN is grey."""
+    image = ax.imshow(block, cmap=colours, norm=limits, aspect="auto")
+    ax.tick_params(length=0, labelsize=10, colors=INK)
+    ax.spines[:].set_visible(False)
+    rows, columns = block.shape
+    ax.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(rows - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.5)
+    ax.tick_params(which="minor", length=0)
+    if columns > CELL_LIMIT:
+        return image  # numbers would overlap
+    for (i, j), value in np.ndenumerate(block):
+        missing = not np.isfinite(value)
+        red, green, blue, _ = colours(limits(0.0 if missing else value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        colour = SOFT if missing else ("white" if dark else INK)
+        text = "–" if missing else f"{value:.1f}"
+        ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10)
+    return image
+
+
+def frame_diagonal(ax: Axes, size: int) -> None:
+    """Frame the first cells of the diagonal."""
+    for i in range(size):
+        frame = Rectangle((i - 0.47, i - 0.45), 0.94, 0.9)
+        frame.set(fill=False, edgecolor="#D55E00", linewidth=1.6)
+        ax.add_patch(frame)

@@ -1,0 +1,113 @@
+"""Pages from templates, and how numbers are written on them."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether values of this name lie in [0, 1] and are shown in percent."""
+    return not any(word in metric.lower() for word in _NOT_FRACTIONS)
+
+
+def is_score(metric: str) -> bool:
+    """Whether larger values are better, so that forgetting has a meaning."""
+    return is_fraction(metric) and "tie_share" not in metric
+
+
+def score(value: float | None, metric: str) -> str:
+    """Format a value with one decimal, fractions in percent; missing as a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value * 100 if is_fraction(metric) else value:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def spread(mean: float, deviation: float, metric: str) -> str:
+    """Format mean and deviation; a missing deviation is left out."""
+    text = score(mean, metric)
+    known = math.isfinite(mean) and math.isfinite(deviation)
+    return f"{text} ± {score(deviation, metric)}" if known else text
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    """Format a large count with a prefix, for example ``1.25 T``."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}{unit}"
+    return f"{value:,.0f} {unit}".strip()
+
+
+def duration(seconds: float | None) -> str:
+    """Format seconds as hours, minutes and seconds."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def file_name(text: str) -> str:
+    """Return a text with everything but letters, digits, - and _ replaced.
+
+    :param text: for example a stream and a metric.
+    :return: part of a file name.
+
+    >>> file_name("test_mean_R@1")
+    'test_mean_R_at_1'
+    """
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text.replace("@", "_at_"))
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a complete page that needs no other file.
+
+    :param template: name of a file in ``templates``.
+    :param values: what it shows; texts are escaped.
+    """
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("avalanche_clip", "evaluation/report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+        "duration": duration,
+        "flat": lambda values: _flat("", values),
+        "quantity": quantity,
+        "score": score,
+        "spread": spread,
+    }
+    return environment
+
+
+def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, inner in enumerate(value):
+            yield from _flat(f"{prefix}[{index}]", inner)
+    else:
+        yield prefix, value

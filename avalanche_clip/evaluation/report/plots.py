@@ -1,0 +1,419 @@
+"""Figures of a continual run, drawn without any global matplotlib state.
+
+All functions return a :class:`matplotlib.figure.Figure` that no window and no
+``pyplot`` knows; :func:`save_figure` writes it. Scores are fractions and are
+shown in percent with one decimal unless ``percent=False``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from avalanche_clip.common.files import replacing
+from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
+from avalanche_clip.evaluation.report.drawing import (
+    INK,
+    MISSING,
+    SOFT,
+    add_title,
+    draw_cells,
+    frame_diagonal,
+    look,
+    new_figure,
+    shared_limits,
+    style,
+    unit,
+)
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds; the latter is NaN for one seed."""
+
+    mean: float
+    deviation: float
+
+
+def plot_matrix(
+    E: ArrayLike,
+    *,
+    before: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    diagonal: bool = True,
+    title: str = "",
+    percent: bool = True,
+) -> Figure:
+    """Draw the matrix of results as a heat map with its numbers.
+
+    The row before the stream stands apart on top, the diagonal is framed, and
+    missing (NaN) cells are grey.
+
+    :param E: results, ``(K, J)``: row i after training step i, column j the
+        test set of step j.
+    :param before: results of the model before the stream, ``(J,)``.
+    :param labels: names of the test sets, J strings; numbers from 1 if None.
+    :param row_labels: names of the training steps, K strings; None: those of the
+        first K test sets.
+    :param diagonal: whether row i is the training step of test set i.
+    :param title: shown above.
+    :param percent: whether the values are fractions to be shown in percent.
+    :return: the figure.
+    :raises ValueError: if the shapes or the numbers of labels do not fit.
+    """
+    matrix = _matrix(E)
+    rows, columns = matrix.shape
+    names, row_names = _names(labels, row_labels, matrix.shape)
+    top = None if before is None else _row(before, columns)
+    scale = 100.0 if percent else 1.0
+    blocks = [matrix * scale] if top is None else [top[None] * scale, matrix * scale]
+    heights = [len(block) for block in blocks]
+    figure = new_figure(
+        min(2.4 + 0.72 * columns, 16), min(1.7 + 0.5 * (sum(heights) + 0.3), 14)
+    )
+    axes = figure.subplots(
+        len(blocks), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    colours = colormaps["cividis"].copy()
+    colours.set_bad(MISSING)
+    limits = shared_limits(blocks)
+    block_names = [row_names] if top is None else [["before"], row_names]
+    for ax, block, side in zip(axes, blocks, block_names, strict=True):
+        image = draw_cells(ax, block, colours, limits)
+        ax.set_yticks(range(len(side)), side)
+        ax.set_xticks([])
+    bottom = axes[-1]
+    long = max(map(len, names)) > 7
+    bottom.set_xticks(
+        range(columns),
+        names,
+        rotation=35 if long else 0,
+        ha="right" if long else "center",
+    )
+    bottom.set_xlabel("test set")
+    if diagonal:
+        frame_diagonal(bottom, min(rows, columns))
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.035, pad=0.02, aspect=25)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=9, colors=SOFT)
+    bar.set_label("percent" if percent else "value", color=SOFT, fontsize=9)
+    add_title(figure, title)
+    return figure
+
+
+def plot_over_time(
+    E: ArrayLike,
+    *,
+    before: ArrayLike | None = None,
+    labels: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    diagonal: bool = True,
+    title: str = "",
+    ylabel: str = "",
+    percent: bool = True,
+) -> Figure:
+    """Draw the score on each test set against the trained step.
+
+    A filled marker shows the step that the test set belongs to; the thick grey
+    line is the mean over all test sets.
+
+    :param E: results, ``(K, J)``.
+    :param before: results of the model before the stream, ``(J,)``.
+    :param labels: names of the test sets, J strings.
+    :param row_labels: names of the training steps, K strings; None: those of the
+        first K test sets.
+    :param diagonal: whether row i is the training step of test set i.
+    :param title: shown above.
+    :param ylabel: name of the score.
+    :param percent: whether the values are fractions to be shown in percent.
+    :return: the figure.
+    :raises ValueError: if the shapes or the numbers of labels do not fit.
+    """
+    matrix = _matrix(E)
+    rows, columns = matrix.shape
+    names, ticks = _names(labels, row_labels, matrix.shape)
+    values, offset = matrix, 0
+    if before is not None:
+        values, offset = np.vstack([_row(before, columns), matrix]), 1
+        ticks.insert(0, "before")
+    values = values * (100.0 if percent else 1.0)
+    x = np.arange(len(values))
+    figure = new_figure(min(4.6 + 0.7 * len(values), 13), 4.4)
+    ax = figure.add_subplot()
+    style(ax)
+    mean = values.mean(axis=1)
+    ax.plot(x, mean, color="#B0B0B0", linewidth=5, label="mean", solid_capstyle="round")
+    for j, name in enumerate(names):
+        colour, marker = look(j)
+        (line,) = ax.plot(x, values[:, j], color=colour, linewidth=1.8, label=name)
+        line.set(marker=marker, markersize=6, markerfacecolor="white")
+        if diagonal and j < rows:
+            own = j + offset
+            ax.plot(x[own], values[own, j], marker=marker, markersize=8, color=colour)
+    long = max(map(len, ticks)) > 8 or len(ticks) > 8
+    ax.set_xticks(
+        x, ticks, rotation=30 if long else 0, ha="right" if long else "center"
+    )
+    ax.set_xlim(-0.25, len(values) - 0.75)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("trained step")
+    ax.set_ylabel(unit(ylabel, percent))
+    legend = ax.legend(
+        title="test set", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+    )
+    legend.get_title().set_color(SOFT)
+    add_title(figure, title)
+    return figure
+
+
+def plot_budget(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str = "",
+    xlabel: str = "training compute (MACs)",
+    ylabel: str = "",
+    percent: bool = True,
+) -> Figure:
+    """Draw score against budget for several methods.
+
+    Each run is a small dot; a large marker with bars shows the mean and the
+    standard deviation over the runs of a method.
+
+    :param points: method -> (budget, score) of each of its runs.
+    :param title: shown above.
+    :param xlabel: name of the budget.
+    :param ylabel: name of the score.
+    :param percent: whether the scores are fractions to be shown in percent.
+    :return: the figure.
+    :raises ValueError: if there is no method or one has no run.
+    """
+    if not points or any(len(runs) == 0 for runs in points.values()):
+        raise ValueError(
+            f"points with methods {list(points)} given; pass at least one run for "
+            "each method."
+        )
+    figure = new_figure(7.2, 4.6)
+    ax = figure.add_subplot()
+    style(ax)
+    means = []
+    for number, (name, runs) in enumerate(points.items()):
+        colour, marker = look(number)
+        data = np.asarray(runs, dtype=np.float64) * (1.0, 100.0 if percent else 1.0)
+        if len(data) > 1:
+            ax.scatter(
+                data[:, 0], data[:, 1], s=14, color=colour, alpha=0.45, linewidths=0
+            )
+        x, y = data.mean(axis=0)
+        bars = data.std(axis=0, ddof=1) if len(data) > 1 else (0, 0)
+        ax.errorbar(
+            x,
+            y,
+            xerr=bars[0] or None,
+            yerr=bars[1] or None,
+            fmt=marker,
+            color=colour,
+            markersize=9,
+            markeredgecolor="white",
+            capsize=3,
+            elinewidth=1.4,
+            label=name,
+        )
+        means.append(x)
+    if min(means) > 0 and max(means) / min(means) > 20:
+        ax.set_xscale("log")
+    else:
+        ax.set_xlim(0, max(means) * 1.12 or 1)
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        ax.xaxis.set_major_formatter(EngFormatter())
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(unit(ylabel, percent))
+    ax.margins(y=0.15)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    add_title(figure, title)
+    return figure
+
+
+def plot_budget_curve(
+    budget: Sequence[float],
+    scores: Mapping[str, Sequence[float]],
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    xlabel: str = "training compute (MACs)",
+    ylabel: str = "",
+    percent: bool = True,
+) -> Figure:
+    """Draw the scores of one run against the budget spent so far.
+
+    :param budget: budget spent up to the end of each step, K numbers.
+    :param scores: name of a line -> its K scores.
+    :param labels: names of the steps, K strings.
+    :param title: shown above.
+    :param xlabel: name of the budget.
+    :param ylabel: name of the score.
+    :param percent: whether the scores are fractions to be shown in percent.
+    :return: the figure.
+    :raises ValueError: if a line has another number of scores than ``budget``.
+    """
+    x = np.asarray(budget, dtype=np.float64)
+    names = _labels(labels, len(x), "labels")
+    figure = new_figure(7.2, 4.4)
+    ax = figure.add_subplot()
+    style(ax)
+    highest = np.full(len(x), -np.inf)
+    for number, (name, line) in enumerate(scores.items()):
+        y = np.asarray(line, dtype=np.float64) * (100.0 if percent else 1.0)
+        if y.shape != x.shape:
+            raise ValueError(
+                f"{len(y)} scores of {name!r} given for {len(x)} steps; pass one each."
+            )
+        colour, marker = look(number)
+        ax.plot(x, y, color=colour, marker=marker, linewidth=1.8, label=name)
+        highest = np.fmax(highest, y)
+    for position, top, name in zip(x, highest, names, strict=True):
+        if np.isfinite(top):
+            note = ax.annotate(
+                name, (position, top), xytext=(0, 9), textcoords="offset points"
+            )
+            note.set(ha="center", fontsize=8.5, color=SOFT)
+            note.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    ax.set_xlim(0, x.max(initial=0) * 1.08 or 1)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(EngFormatter())
+    ax.margins(y=0.18)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(unit(ylabel, percent))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    add_title(figure, title)
+    return figure
+
+
+def plot_comparison(
+    scores: Mapping[str, Mapping[str, Spread]],
+    *,
+    title: str = "",
+    ylabel: str = "",
+    percent: bool = True,
+) -> Figure:
+    """Draw grouped bars: one group per value, one bar per method.
+
+    :param scores: method -> name of the value -> mean and deviation. Values
+        that a method lacks leave a gap.
+    :param title: shown above.
+    :param ylabel: name of the axis.
+    :param percent: whether the values are fractions to be shown in percent.
+    :return: the figure.
+    :raises ValueError: if there is no method or no value.
+    """
+    groups = list(dict.fromkeys(name for values in scores.values() for name in values))
+    if not groups:
+        raise ValueError(
+            f"scores with methods {list(scores)} hold no value; pass at least one."
+        )
+    scale = 100.0 if percent else 1.0
+    width = 0.82 / len(scores)
+    figure = new_figure(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)
+    ax = figure.add_subplot()
+    style(ax)
+    missing = Spread(np.nan, np.nan)
+    for number, (method, values) in enumerate(scores.items()):
+        spreads = [values.get(group, missing) for group in groups]
+        means = np.array([spread.mean for spread in spreads]) * scale
+        errors = np.array([spread.deviation for spread in spreads]) * scale
+        x = np.arange(len(groups)) + (number - (len(scores) - 1) / 2) * width
+        colour, _ = look(number)
+        bars = np.nan_to_num(errors)
+        ax.bar(x, means, width * 0.92, color=colour, label=method)
+        ax.errorbar(x, means, bars, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
+        if len(groups) * len(scores) <= 40:
+            _write_bar_values(ax, x, means, np.nan_to_num(errors))
+    ax.axhline(0, color=SOFT, linewidth=0.8)
+    ax.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
+    ax.set_ylabel(unit(ylabel, percent))
+    ax.margins(y=0.12)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    add_title(figure, title)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
+    """Write a figure as PNG.
+
+    :param figure: the figure.
+    :param path: file to write, replaced at once; missing folders are created.
+    :param dpi: dots per inch.
+    :return: the path.
+    """
+    with replacing(path) as temporary:
+        # the time of writing would make equal figures different files
+        figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
+    return Path(path)
+
+
+def _matrix(E: ArrayLike) -> np.ndarray:
+    matrix = as_float64_array("E", E)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(
+            f"E of shape {matrix.shape} given; pass one row per trained step and one "
+            "column per test set."
+        )
+    return matrix
+
+
+def _row(before: ArrayLike, columns: int) -> np.ndarray:
+    row = as_float64_array("before", before)
+    if row.shape != (columns,):
+        raise ValueError(
+            f"before of shape {row.shape} given for {columns} test sets; pass one "
+            "value per column of E."
+        )
+    return row
+
+
+def _names(
+    labels: Sequence[str] | None,
+    row_labels: Sequence[str] | None,
+    shape: tuple[int, ...],
+) -> tuple[list[str], list[str]]:
+    """Names of the test sets and of the models, as plots of a matrix show them."""
+    rows, columns = shape
+    names = _labels(labels, columns, "labels")
+    if row_labels is None and rows <= columns:
+        row_labels = names[:rows]
+    return names, [f"after {n}" for n in _labels(row_labels, rows, "row_labels")]
+
+
+def _labels(labels: Sequence[str] | None, size: int, name: str) -> list[str]:
+    if labels is None:
+        return [str(number) for number in range(1, size + 1)]
+    if len(labels) != size:
+        raise ValueError(f"{len(labels)} {name} given; {size} are needed.")
+    return [str(label) for label in labels]
+
+
+def _write_bar_values(
+    ax: Axes, x: np.ndarray, means: np.ndarray, errors: np.ndarray
+) -> None:
+    for position, mean, error in zip(x, means, errors, strict=True):
+        if not np.isfinite(mean):
+            continue
+        above = mean >= 0
+        ax.annotate(
+            f"{mean:.1f}",
+            (position, mean + error if above else mean - error),
+            xytext=(0, 3 if above else -3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=8,
+            color=INK,
+        )

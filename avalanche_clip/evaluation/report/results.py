@@ -1,0 +1,207 @@
+"""Reading of the ``results.json`` of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avalanche_clip.common.files import CHECKSUM, read_json
+from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.report.summaries import is_result, protocol_summary
+
+MAIN_METRIC = "mean_R@1"
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Results of one metric on one stream, over time and before the stream.
+
+    ``points`` are the indices of the training steps behind the rows, None for a row
+    after each step.
+    """
+
+    E: np.ndarray
+    before: np.ndarray | None
+    labels: list[str]
+    steps: list[str] = field(default_factory=list)
+    protocol: str | None = None
+    counts: list[int] | None = None
+    space: str | None = None
+    points: list[int] | None = None
+
+    @property
+    def by_step(self) -> bool:
+        """Whether there is a row for each training step."""
+        return self.points is None
+
+    @property
+    def row_labels(self) -> list[str]:
+        """Names of the trained steps: their own, else the test sets', else numbers."""
+        rows, columns = self.E.shape
+        if self.points is not None:
+            known = dict(enumerate(self.steps))
+            return [known.get(step, str(step + 1)) for step in self.points]
+        if len(self.steps) >= rows:
+            return self.steps[:rows]
+        if rows <= columns:
+            return self.labels[:rows]
+        return [str(number) for number in range(1, rows + 1)]
+
+    def summary(self) -> dict[str, float]:
+        """Levels (if the matrix is square) and differences over the stream."""
+        rows, columns = self.E.shape
+        if not self.by_step:
+            return {"average": float(self.E.mean()), "final": float(self.E[-1].mean())}
+        values = time_transfer(self.E) if rows == columns else {}
+        if rows <= columns:
+            values |= continual_summary(self.E, self.before)
+        return values | self.protocol_values()
+
+    def protocol_values(self) -> dict[str, float]:
+        """Summaries that belong to the protocol of the benchmark."""
+        if not self.by_step:
+            return {}
+        return protocol_summary(self.E, self.protocol, self.counts, self.space)
+
+
+def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Return the results of a run.
+
+    :param source: the dict itself, the file, or the folder of the run.
+    :return: the results.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file is no result of a run.
+    """
+    if isinstance(source, Mapping):
+        results = dict(source)
+    else:
+        path = Path(source)
+        path = path / RESULTS_FILE if path.is_dir() else path
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; pass the folder of a finished run."
+            )
+        results = read_json(path, dict)
+        if CHECKSUM in results:  # earlier versions wrote none
+            results = read_json(path, checksum=True, rewrite="finish the run again")
+    name = source if not isinstance(source, Mapping) else "a dict"
+    if not results.get("matrices"):
+        raise ValueError(
+            f"The results in {name} hold no matrices; pass the results.json of a run."
+        )
+    _check_matrices(results, f"The results in {name}")
+    return results
+
+
+def _check_matrices(results: Mapping[str, Any], place: str) -> None:
+    """Raise ValueError unless matrices are stored as a run stores them."""
+    streams = results["matrices"]
+    tables: list[Any] = [None]
+    if isinstance(streams, Mapping):
+        tables = list(streams.values())
+    for table in tables:
+        metrics: Mapping[str, Any] = {"?": None}
+        if isinstance(table, Mapping):
+            metrics = table
+        for metric, parts in metrics.items():
+            try:
+                np.array(parts["E"], dtype=np.float64)
+                np.array(parts.get("before"), dtype=np.float64)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{place} have no matrix of numbers under {metric!r} ({error}); "
+                    "pass the results.json of a run."
+                ) from error
+    for key in ("data", "config"):
+        if not isinstance(results.get(key, {}), Mapping):
+            raise ValueError(
+                f"{place} hold no mapping under {key!r}; pass the results.json of a "
+                "run."
+            )
+
+
+def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
+    """Return stream -> metric -> matrix.
+
+    :param results: content of ``results.json``.
+    :return: float64 matrices; null becomes NaN.
+    """
+    found: dict[str, dict[str, Matrix]] = {}
+    data = results.get("data", {})
+    all_labels, counts = data.get("labels", {}), data.get("counts", {})
+    space = results.get("config", {}).get("eval_label_space")
+    steps = [str(label) for label in all_labels.get("train", [])]
+    evaluations = results.get("evaluations", {"at": "steps"})
+    points = None if evaluations["at"] == "steps" else list(evaluations["steps"])
+    for stream, metrics in results["matrices"].items():
+        for metric, parts in metrics.items():
+            E = np.array(parts["E"], dtype=np.float64)
+            if E.ndim != 2 or E.size == 0:
+                continue  # a run that was stopped before its first experience
+            before = parts.get("before")
+            labels = [str(label) for label in all_labels.get(stream, [])]
+            if len(labels) != E.shape[1]:
+                labels = [str(number) for number in range(1, E.shape[1] + 1)]
+            row = None if before is None else np.array(before, dtype=np.float64)
+            # Losses have no transfer or accuracy over classes.
+            protocol = data.get("protocol") if is_result(metric) else None
+            found.setdefault(stream, {})[metric] = Matrix(
+                E, row, labels, steps, protocol, counts.get(stream), space, points
+            )
+    return found
+
+
+def main_metric(metrics: Mapping[str, Any]) -> str:
+    """Return the metric that plots show: mean R@1, else a recall or accuracy.
+
+    :param metrics: names of the metrics of a stream.
+    :return: one of them.
+    """
+    recalls = [name for name in metrics if is_result(name)]
+    return next(
+        (n for n in (MAIN_METRIC, *recalls) if n in metrics), next(iter(metrics))
+    )
+
+
+def cumulative_budget(
+    results: Mapping[str, Any], points: Sequence[int]
+) -> tuple[str, list[float]]:
+    """Return what was spent up to the end of some steps.
+
+    :param results: content of ``results.json``.
+    :param points: indices of the trained steps, ascending.
+    :return: name of the unit, MACs or else samples or steps, and the sums.
+    """
+    steps = points[-1] + 1
+    rows = results.get("macs", {}).get("macs")
+    if isinstance(rows, list) and len(rows) >= steps:
+        spent = [sum(r.values()) if isinstance(r, Mapping) else r for r in rows[:steps]]
+        name = "forward compute (MACs)"
+    elif len(results.get("samples") or []) >= steps:
+        spent, name = results["samples"][:steps], "training samples"
+    else:
+        spent, name = [1] * steps, "steps"
+    sums = np.cumsum(np.array(spent, dtype=np.float64))
+    return name, sums[list(points)].tolist()
+
+
+def total_budget(results: Mapping[str, Any]) -> float:
+    """Return all MACs of a run, NaN where they are unknown.
+
+    :param results: content of ``results.json``.
+    :return: forward MACs, teacher and search passes included.
+    """
+    macs = results.get("macs", {})
+    if "total_macs" in macs:
+        return float(macs["total_macs"])
+    rows = macs.get("macs")
+    if isinstance(rows, list):
+        last = [len(rows) - 1]
+        return cumulative_budget(results, last)[1][0] if rows else 0.0
+    return math.nan

@@ -1,0 +1,1 @@
+"""Dual encoders: making, loading and saving them."""

@@ -1,0 +1,154 @@
+"""Folders that hold a whole model: configuration, tokenizer, weights, grown table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from avalanche_clip.common.files import read_json, write_json
+from avalanche_clip.models.encoders import weights
+from avalanche_clip.models.encoders.config_schema import FORMAT, check_model_file
+from avalanche_clip.models.encoders.hf_loading import plain_hf_config
+from avalanche_clip.models.encoders.towers import plain_name
+from avalanche_clip.models.encoders.weights import Storable
+from avalanche_clip.models.text import vocabulary_storage
+from avalanche_clip.models.text.build import build_tokenizer
+from avalanche_clip.models.text.token_table import (
+    ExpandableTokenEmbedding,
+    attach_token_embedding,
+    find_token_embedding,
+)
+
+USAGE_FILE = "token_usage.safetensors"
+
+
+def save_model(model: Storable, folder: str | Path) -> None:
+    """Write a model into a folder, see :meth:`DualEncoder.save`.
+
+    A grown token table is stored with the weights under its usual name; what else
+    belongs to it (usage counts, the tokenizer with its snapshots, how new rows are
+    drawn) is named by the entry ``growth`` of the configuration file.
+
+    The configuration file, written last, lists the hashes of the tokenizer's files;
+    the arrays carry their checksums inside.
+
+    :param model: without adapters.
+    :param folder: created if missing.
+    :raises ValueError: if adapters are attached, or rows of the token table are
+        being trained.
+    """
+    table = find_token_embedding(model.clip)
+    if table is not None and table.active is not None:
+        raise ValueError(
+            f"{len(table.active)} rows of the token table are being trained; save the "
+            "model between experiences, or the run by CheckpointPlugin."
+        )
+    model.check_plain("save", grown=_key_of(model, table))
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    config["tokenizer"] = model.tokenizer.save(folder)
+    weights.save_text_config(model.clip, config, folder)
+    facts: dict[str, Any] = {"format": FORMAT, "config": config}
+    if table is not None:
+        facts["growth"] = _growth_facts(table, config["tokenizer"], folder)
+    facts["files"] = _hashes(config, folder)
+    facts = json.loads(json.dumps(facts))
+    check_model_file(facts, folder / weights.CONFIG_FILE)
+    weights.save_weights(model, folder / weights.WEIGHTS_FILE)
+    write_json(folder / weights.CONFIG_FILE, facts)
+
+
+def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Hash the files beside the weights that have no checksum of their own."""
+    names = [(config.get("tokenizer") or {}).get("file")]
+    names += [config.get("model_cfg", {}).get("text_cfg", {}).get("hf_model_name")]
+    found: list[Path] = []
+    for name in names:
+        path = folder / name if name else None
+        if path is not None and path.is_dir():
+            found += (p for p in path.rglob("*") if p.is_file())
+        elif path is not None and path.is_file():
+            found.append(path)
+    return {
+        path.relative_to(folder).as_posix(): weights.file_hash(path)
+        for path in sorted(found)
+    }
+
+
+def renew_model_file(folder: Path) -> None:
+    """Bring the configuration file of an earlier version into the present form.
+
+    :param folder: whose other files have checksums already.
+    :raises ValueError: if the file says what it may not.
+    """
+    path = folder / weights.CONFIG_FILE
+    facts = read_json(path, dict)
+    config = facts.get("config")
+    if isinstance(config, dict) and isinstance(config.get("hf_config"), dict):
+        config["hf_config"] = plain_hf_config(config["hf_config"])
+    if facts.get("format") == 1:
+        facts["format"] = FORMAT
+    facts.setdefault("files", {})
+    check_model_file(facts, path)
+    facts["files"] = _hashes(config or {}, folder)
+    write_json(path, facts)
+
+
+def _key_of(model: Storable, table: ExpandableTokenEmbedding | None) -> str | None:
+    """Name of a table's weight in the state dictionary of the wrapped model."""
+    for name, module in model.clip.named_modules():
+        if module is table:
+            return plain_name(f"{name}.weight")
+    return None
+
+
+def _growth_facts(
+    table: ExpandableTokenEmbedding, tokenizer: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    vocabulary_storage.write_usage(table.usage, folder / USAGE_FILE)
+    return {
+        "base_rows": table.base_rows,
+        "rows": table.num_embeddings,
+        "init": table.init,
+        "std": table.std,
+        "seed": table.seed,
+        "tokenizer": tokenizer,
+    }
+
+
+def restore_growth(
+    model: Any, growth: dict[str, Any], context_length: int, trim: bool
+) -> None:
+    """Give a model of the base size the table and the tokenizer of a saved one.
+
+    The values of the table come with the weights, which are loaded afterwards.
+
+    :param model: dual encoder, just built.
+    :param growth: entry of the configuration file, with the ``folder`` it lies in.
+    :param context_length: longest row of the text tower.
+    :param trim: True for causal text towers.
+    :raises ValueError: if the table began with another number of rows.
+    """
+    usage = vocabulary_storage.read_usage(
+        Path(growth["folder"], USAGE_FILE), growth["rows"]
+    )
+    tokenizer = build_tokenizer(growth["tokenizer"], context_length, trim=trim)
+    table = attach_token_embedding(
+        model,
+        tokenizer=tokenizer,
+        init=growth["init"],
+        std=growth["std"],
+        seed=growth["seed"],
+    )
+    table.load_growth_state(
+        {
+            "rows": growth["rows"],
+            "base_rows": growth["base_rows"],
+            "usage": usage,
+            "active": None,
+            "factor": 1.0,
+            "tokenizer": None,
+        }
+    )

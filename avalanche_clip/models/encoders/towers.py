@@ -1,0 +1,198 @@
+"""What differs between open_clip's and transformers' two-tower models.
+
+One stateless object per library answers the questions that ``DualEncoder``
+has: how to encode, which parameters belong to which tower, how large inputs
+are, and where the residual blocks sit. Attribute names were checked against
+open_clip 3.3 and transformers 5.23; no other module knows them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_clip.models.encoders.blocks import (
+    BlockView,
+    open_clip_blocks,
+    transformers_blocks,
+)
+
+_END_POOLING = ("argmax", "eos")
+
+
+def end_positions(text: Tensor, end_id: int) -> Tensor:
+    """Find the position at which a causal text tower is pooled.
+
+    :param text: token ids, long, shape ``(M, L)``.
+    :param end_id: id of the end token.
+    :return: long tensor ``(M,)``: first occurrence of ``end_id``; for rows
+        without it the position of the highest id, which is CLIP's own rule.
+
+    Source: Radford et al., ICML 2021 (arXiv 2103.00020) pool at the highest
+    id; preferring the end token is our choice, so that vocabularies may grow
+    past it.
+
+    >>> end_positions(torch.tensor([[7, 3, 8, 0], [7, 9, 8, 8]]), end_id=8)
+    tensor([2, 2])
+    """
+    is_end = text == end_id
+    return torch.where(is_end.any(1), is_end.int().argmax(1), text.argmax(1))
+
+
+def _pool(hidden: Tensor, text: Tensor, end_id: int) -> Tensor:
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return hidden[rows, end_positions(text, end_id)]
+
+
+def inner_path(clip: nn.Module, child: str) -> str:
+    """Find the wrapped model below what compiles or adapts it.
+
+    ``torch.compile`` and peft put a module of their own around another, so that all
+    its parameters get longer names.
+
+    :param clip: the model, or a wrapper of it.
+    :param child: name of the image tower in the model itself.
+    :return: prefix of the model's own names, empty or ending with a dot.
+    :raises ValueError: if nothing below ``clip`` has such a child.
+
+    >>> inner_path(nn.ModuleDict({"_orig_mod": nn.ModuleDict({"visual": nn.ReLU()})}),
+    ...            "visual")
+    '_orig_mod.'
+    """
+    for name, module in clip.named_modules():
+        if child in module._modules:
+            return f"{name}." if name else ""
+    raise ValueError(
+        f"The wrapped model is a {type(clip).__name__} without an image tower"
+        f" ({child!r}), so it cannot be told which parameters belong to which tower;"
+        " wrap single layers instead of the whole model."
+    )
+
+
+def plain_name(name: str) -> str:
+    """Remove what ``torch.compile`` puts into the names of parameters.
+
+    >>> plain_name("visual._orig_mod.proj")
+    'visual.proj'
+    """
+    return name.replace("_orig_mod.", "")
+
+
+def _single(value: Any) -> Any:
+    """Return the tensor of an output that may be a tuple or an output object."""
+    if isinstance(value, tuple):
+        return value[0]
+    return value
+
+
+class OpenCLIPTowers:
+    """Answers for open_clip's ``CLIP``, ``CustomTextCLIP`` and ``CoCa``."""
+
+    library = "open_clip"
+    image_child = "visual"
+    image_prefixes = ("visual.",)
+
+    def text_tower(self, clip: Any) -> Any:
+        """Return the module that holds the text tower's parts."""
+        return clip.text if isinstance(getattr(clip, "text", None), nn.Module) else clip
+
+    def is_causal(self, clip: Any) -> bool:
+        """Tell whether tokens after the end token cannot change the feature."""
+        tower = self.text_tower(clip)
+        pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+        return (
+            getattr(tower, "attn_mask", None) is not None
+            and getattr(tower, "cls_emb", None) is None
+            and pool in _END_POOLING
+        )
+
+    def encode_image(self, clip: Any, image: Tensor) -> Tensor:
+        """Return raw image features ``(B, D)``."""
+        return _single(clip.encode_image(image, normalize=False))
+
+    def encode_text(self, clip: Any, text: Tensor, end_id: int) -> Tensor:
+        """Return raw text features ``(M, D)``; causal towers take any length."""
+        if not self.is_causal(clip):
+            return _single(clip.encode_text(text, normalize=False))
+        tower = self.text_tower(clip)
+        length = text.shape[1]
+        dtype = tower.transformer.get_cast_dtype()
+        hidden = tower.token_embedding(text).to(dtype)
+        hidden = hidden + tower.positional_embedding[:length].to(dtype)
+        mask = tower.attn_mask[:length, :length]
+        hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
+        pooled = _pool(hidden, text, end_id)
+        projection = tower.text_projection
+        if projection is None:
+            return pooled
+        if isinstance(projection, nn.Module):
+            return projection(pooled)
+        return pooled @ projection
+
+    def blocks(self, clip: Any, tower: str) -> list[BlockView]:
+        """Return the residual blocks of one tower, first to last."""
+        if tower == "image":
+            return open_clip_blocks(clip.visual, tower)
+        return open_clip_blocks(self.text_tower(clip), tower)
+
+    def image_size(self, clip: Any) -> tuple[int, int]:
+        """Return height and width of the input in pixels."""
+        size = clip.visual.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+class TransformersTowers:
+    """Answers for transformers' ``CLIPModel`` and ``SiglipModel``."""
+
+    library = "transformers"
+    image_child = "vision_model"
+    image_prefixes = ("vision_model.", "visual_projection.")
+
+    def text_tower(self, clip: Any) -> Any:
+        """Return the module that holds the text tower's parts."""
+        return clip.text_model
+
+    def is_causal(self, clip: Any) -> bool:
+        """Tell whether tokens after the end token cannot change the feature."""
+        return clip.config.model_type == "clip"
+
+    def encode_image(self, clip: Any, image: Tensor) -> Tensor:
+        """Return raw image features ``(B, D)``."""
+        out = clip.get_image_features(pixel_values=image)
+        # transformers 5 returns an output object, earlier releases a tensor
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+    def encode_text(self, clip: Any, text: Tensor, end_id: int) -> Tensor:
+        """Return raw text features ``(M, D)``; causal towers take any length."""
+        if self.is_causal(clip):
+            hidden = clip.text_model(input_ids=text).last_hidden_state
+            end_id = self.pooling_id(clip, text, end_id)
+            return clip.text_projection(_pool(hidden, text, end_id))
+        out = clip.get_text_features(input_ids=text)
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+    def pooling_id(self, clip: Any, text: Tensor, end_id: int) -> int:
+        """Return the id at which features are taken.
+
+        transformers takes them at the configured end token; 2 stands for the highest
+        id there, as in its first releases.
+        """
+        stated = clip.config.text_config.eos_token_id
+        if not isinstance(stated, int) or stated in (2, end_id):
+            return end_id
+        return stated if bool((text == stated).any(1).all()) else end_id
+
+    def blocks(self, clip: Any, tower: str) -> list[BlockView]:
+        """Return the residual blocks of one tower, first to last."""
+        model = clip.vision_model if tower == "image" else clip.text_model
+        return transformers_blocks(model)
+
+    def image_size(self, clip: Any) -> tuple[int, int]:
+        """Return height and width of the input in pixels."""
+        size = clip.config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+Towers = OpenCLIPTowers | TransformersTowers

@@ -1,0 +1,1 @@
+"""Branches beside the blocks of frozen towers."""

@@ -1,0 +1,1 @@
+"""Automatic selection of a domain (DDAS)."""

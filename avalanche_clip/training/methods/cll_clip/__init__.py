@@ -1,0 +1,1 @@
+"""Growing vocabularies over languages (CLL-CLIP)."""

@@ -1,0 +1,444 @@
+"""CLL-CLIP: a CLIP model learns one language after the other.
+
+Source: Yang et al., AAAI 2024 (CLL-CLIP with TEIR, arXiv 2401.17186) and the
+released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.losses import cross_lingual_loss, cross_modal_loss
+from avalanche_clip.models import (
+    CLIPOutput,
+    attach_token_embedding,
+    find_token_embedding,
+    train_tokens_only,
+)
+from avalanche_clip.models.encoders.output import unit_features
+from avalanche_clip.training.methods.cll_clip.expansion import (
+    TokenEmbeddingExpansionPlugin,
+)
+from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.contrastive import (
+    ContrastiveCriterion,
+    ContrastiveTemplate,
+)
+
+INITIAL_TAU = 0.07
+TAU_RANGE = (0.001, 0.5)
+TRAINABLE = ("tokens", "text", "nothing")
+
+CLL_VARIANTS: dict[str, dict[str, Any]] = {
+    "cll-clip": {"init": "normal", "regularize": None},
+    "teir": {},
+    "init-only": {"regularize": None},
+    "regularize-only": {"init": "normal"},
+    "gradient-only": {"init": "normal", "regularize": "g"},
+    "decay-only": {"init": "normal", "regularize": "d"},
+    "cross-modal-only": {"cross_lingual_weight": 0.0, "cross_modal_weight": 1.0},
+    "cross-lingual-only": {"cross_modal_weight": 0.0},
+    "train-text": {"trainable": "text"},
+    "joint": {"init": "normal", "regularize": None, "vocab_size": 200_000},
+    "frozen": {"trainable": "nothing"},
+}
+"""Methods and ablations of the paper -> options of :class:`CLLCLIP`. "joint" is
+for a stream of one experience that holds all languages; the oracle vocabulary is
+``oracle_vocabulary=<captions of all languages>, vocab_size=200_000``."""
+
+
+class CrossModalTemperature(nn.Module):
+    """The learnable divisor of the cosines between texts and images.
+
+    It is no part of the state dictionary: it starts anew with each experience,
+    and features do not depend on it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tau = nn.Parameter(torch.tensor(INITIAL_TAU))
+
+    def forward(self) -> Tensor:
+        """Clamp the parameter in place and return it."""
+        with torch.no_grad():
+            self.tau.clamp_(*TAU_RANGE)
+        return self.tau
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        return None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        return None
+
+
+class CrossLingualSidePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Reset the temperature, and ask for the teacher where the data have none."""
+
+    active_rows_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tau: Tensor | None = None
+
+    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
+        """Name the initial model when a teacher's features must be computed."""
+        have = set(item_fields(strategy.experience.dataset))
+        return () if strategy.teacher_fields <= have else ("initial",)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Start the temperature anew."""
+        temperature = getattr(strategy.model, "cross_modal", None)
+        self._tau = None if temperature is None else temperature.tau
+        if self._tau is not None:
+            self._tau.data.fill_(INITIAL_TAU)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the temperature."""
+        return {"tau": None if self._tau is None else float(self._tau.detach())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the temperature back, in a running experience."""
+        if self._tau is not None and state["tau"] is not None:
+            self._tau.data.fill_(state["tau"])
+
+
+class CrossLingualCriterion(nn.Module):
+    """Both losses of a batch, from the output of a text student.
+
+    :param cross_lingual_weight: of :func:`cross_lingual_loss`.
+    :param cross_modal_weight: of :func:`cross_modal_loss`.
+    """
+
+    def __init__(self, cross_lingual_weight: float, cross_modal_weight: float) -> None:
+        super().__init__()
+        self.cross_lingual_weight = cross_lingual_weight
+        self.cross_modal_weight = cross_modal_weight
+        self._plain = ContrastiveCriterion()
+
+    def forward(self, output: CLIPOutput, targets: Tensor | None = None) -> Tensor:
+        """Compute the loss.
+
+        :param output: with raw features in ``aux`` (training); without them the
+            plain contrastive loss is returned.
+        :param targets: image ids ``(B,)``, or None for distinct images.
+        """
+        aux = output.aux or {}
+        if "text_raw" not in aux:
+            return self._plain(output)
+        total = output.logit_scale.new_zeros(())
+        if self.cross_lingual_weight:
+            term = cross_lingual_loss(aux["text_raw"], aux["teacher_text"])
+            total = total + self.cross_lingual_weight * term
+        if self.cross_modal_weight:
+            tau = 1.0 / output.logit_scale
+            term = cross_modal_loss(
+                aux["text_raw"], aux["teacher_image"], tau, image_ids=targets
+            )
+            total = total + self.cross_modal_weight * term
+        return total
+
+
+def encode_by_length(model: Any, text: Tensor, groups: int = 1) -> Tensor:
+    """Encode texts in groups of similar length, each as long as its longest.
+
+    In a batch of captions most are far shorter than the longest, to which all are
+    padded. Features agree with those of one pass within rounding.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`; towers that read
+        beyond the end token encode all texts in one pass.
+    :param text: token ids ``(M, L)``.
+    :param groups: number of groups, at least 1; 1 is one pass.
+    :return: raw features ``(M, D)`` in the order of the texts.
+    """
+    if groups == 1 or len(text) < 2 or not getattr(model, "is_causal_text", False):
+        return model.encode_text(text, normalize=False)
+    ends = text == model.tokenizer.eot_id
+    whole = torch.full_like(text[:, 0], text.shape[1])
+    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, whole)
+    order = lengths.argsort(stable=True)
+    parts = [
+        model.encode_text(text[rows, : int(lengths[rows[-1]])], normalize=False)
+        for rows in order.chunk(groups)
+    ]
+    return torch.cat(parts)[order.argsort()]
+
+
+class TextStudent(nn.Module):
+    """The part of a model that is trained: its text tower and the temperature.
+
+    :param model: the dual encoder.
+    :param length_groups: see :func:`encode_by_length`.
+    """
+
+    def __init__(self, model: Any, length_groups: int = 1) -> None:
+        super().__init__()
+        self.model = model
+        self.length_groups = length_groups
+        #: whether the output is for the loss, with raw features
+        self.for_loss = True
+
+    def forward(self, batch: Any) -> CLIPOutput:
+        """Encode the texts of a batch; images are given as features.
+
+        :param batch: with ``text``, ``teacher_image`` and, where the loss needs
+            it, ``teacher_text``.
+        """
+        raw = encode_by_length(self.model, batch["text"], self.length_groups)
+        text, text_norm = unit_features(raw)
+        given = batch["teacher_image"].to(raw.dtype)
+        image, image_norm = unit_features(given)
+        aux = {"image_norm": image_norm, "text_norm": text_norm}
+        temperature = getattr(self.model, "cross_modal", None)
+        if self.for_loss:
+            aux.update(text_raw=raw, teacher_image=given)
+            if "teacher_text" in batch:
+                aux["teacher_text"] = batch["teacher_text"].to(raw.dtype)
+        if self.for_loss and temperature is not None:
+            return CLIPOutput(image, text, 1.0 / temperature(), aux)
+        bias = getattr(self.model, "logit_bias", None)
+        if bias is not None and not self.for_loss:
+            aux["logit_bias"] = bias.float().reshape(())
+        scale = self.model.logit_scale.float().exp().reshape(())
+        return CLIPOutput(image, text, scale, aux)
+
+
+def cll_clip_optimizer(
+    groups: list[dict[str, Any]], *, fused: bool | None = None
+) -> Optimizer:
+    """AdamW with the values of the released code.
+
+    :param groups: parameter groups.
+    :param fused: one pass over the weights per step instead of about eight; not
+        for gradient scalers, which leave the decision to skip to such steps.
+    """
+    return torch.optim.AdamW(groups, lr=5e-5, betas=(0.9, 0.999), eps=1e-6, fused=fused)
+
+
+class CLLCLIP(ContrastiveTemplate):
+    """Continual language learning by growing and training the token table.
+
+    The student is the text tower on captions of the new language. Its targets
+    are features of the frozen original model: those of the English captions
+    (mean squared error) and of the images (InfoNCE with a learnable
+    temperature). Nothing but the token table and the temperature is trained.
+
+    Batches may carry ``teacher_text`` and ``teacher_image``, raw features
+    ``(B, e)``; then no tower of the teacher runs and images may be left out (see
+    ``attach_teacher_features``). Where ``teacher_image`` is missing, the initial
+    model encodes the images; where ``teacher_text`` is missing, it encodes
+    ``source_text`` (ids of the original tokenizer) or ``teacher_captions``.
+    Texts of one image are positives of each other, by ``image_id``, else by
+    ``targets`` of the data.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`; its vocabulary is
+        made growable, and everything but the table is frozen.
+    :param optimizer: default AdamW with lr 5e-5, betas 0.9 and 0.999, eps 1e-6.
+    :param vocab_size: tokens learnt per language.
+    :param init: of new rows, ``"teir"`` or ``"normal"``.
+    :param regularize: see :class:`TokenEmbeddingExpansionPlugin`.
+    :param cross_lingual_weight: of the mean squared error, ``>= 0``.
+    :param cross_modal_weight: of the InfoNCE term, ``>= 0``.
+    :param weight_decay: of the table (and of the text tower, if trained).
+    :param trainable: ``"tokens"``; ``"text"``: the whole text tower;
+        ``"nothing"``: the model stays as it is, and training does nothing.
+    :param teacher_captions: English captions by ``text_id`` (or by
+        ``sample_id``, for data without): a sequence or a mapping.
+    :param expansion: further options of :class:`TokenEmbeddingExpansionPlugin`.
+    :param warmup_fraction: part of each experience's steps with a learning rate
+        that rises from 0 in the first step.
+    :param length_groups: groups of similar length in which the captions of a batch
+        are encoded, see :func:`encode_by_length`; not with plugins that treat the
+        captions of a batch differently (language adapters with replay).
+    :param plugins: further plugins, asked before the own ones.
+    :param kwargs: see :class:`ContrastiveTemplate`; defaults are the paper's:
+        3 epochs, batches of 128, gradients clipped at 1.
+    :raises ValueError: for negative or all-zero weights, or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+        vocab_size: int = 10_000,
+        init: str = "teir",
+        regularize: str | None = "gd",
+        cross_lingual_weight: float = 1.0,
+        cross_modal_weight: float = 0.01,
+        weight_decay: float = 0.05,
+        trainable: str = "tokens",
+        teacher_captions: Any = None,
+        expansion: dict[str, Any] | None = None,
+        warmup_fraction: float = 0.1,
+        length_groups: int = 1,
+        plugins: Sequence[Any] | None = None,
+        param_groups: optim.GroupRule | None = None,
+        train_mb_size: int = 128,
+        train_epochs: int = 3,
+        clip_grad_norm: float | None = 1.0,
+        **kwargs: Any,
+    ):
+        _check(trainable, warmup_fraction, cross_lingual_weight, cross_modal_weight)
+        as_size(length_groups, "length_groups")
+        self.length_groups = length_groups
+        self.trainable = trainable
+        self.warmup_fraction = warmup_fraction
+        self.teacher_captions = teacher_captions
+        self.teacher_fields = {"teacher_image"}
+        if cross_lingual_weight:
+            self.teacher_fields.add("teacher_text")
+        self.expansion = TokenEmbeddingExpansionPlugin(
+            vocab_size,
+            init,
+            regularize,
+            weight_decay=weight_decay,
+            **{"freeze": False, **(expansion or {})},
+        )
+        _prepare(model, self.expansion, trainable, cross_modal_weight > 0)
+        own = [CrossLingualSidePlugin()]
+        if trainable != "nothing":
+            own.append(self.expansion)
+        on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
+        fused = on_cpu and kwargs.get("precision", "fp32") != "fp16"
+        super().__init__(
+            model=model,
+            optimizer=optimizer or partial(cll_clip_optimizer, fused=fused or None),
+            criterion=CrossLingualCriterion(cross_lingual_weight, cross_modal_weight),
+            param_groups=param_groups
+            or partial(optim.clip_param_groups, weight_decay=weight_decay),
+            plugins=[*(plugins or []), *own],
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            clip_grad_norm=clip_grad_norm,
+            **kwargs,
+        )
+        self._student = TextStudent(model, length_groups)
+
+    # -------------------------------------------------------------- training
+    def _train_exp(
+        self, experience: Any, eval_streams: Any = None, **kwargs: Any
+    ) -> None:
+        if self.trainable != "nothing":
+            super()._train_exp(experience, eval_streams, **kwargs)
+
+    def _set_learning_rate(self) -> None:
+        steps = int(self.warmup_fraction * self.planned_iterations)
+        own = self.schedule == "constant" and not self._warmup()
+        if not own or not steps:
+            super()._set_learning_rate()
+            return
+        part = min(1.0, self.clock.train_exp_iterations / steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["initial_lr"]) * part
+
+    def forward(self) -> Any:
+        """Encode the texts; complete the batch by the teacher's features."""
+        self._student.for_loss = self.is_training
+        return super().forward()
+
+    def _meet(self) -> None:
+        super()._meet()
+        self._complete(self.mb_x)
+
+    def _encode(self, batch: Any) -> CLIPOutput:
+        if not self.is_training and "teacher_image" not in batch:
+            return super()._encode(batch)
+        if self.is_training:
+            self._complete(batch)
+        self._student.for_loss = self.is_training
+        with self.autocast():
+            return self._student(batch)
+
+    def _synced_module(self) -> nn.Module:
+        """The text student, not the model."""
+        return self._student
+
+    def criterion(self) -> Tensor:
+        """Loss of the global batch (training) or the local one (evaluation)."""
+        if not self.is_training:
+            return super().criterion()
+        assert self.global_features is not None
+        ids = self.mb_x.get("image_id")
+        targets = self.gather_rows(self.mb_targets if ids is None else ids)
+        return self._criterion(self.global_features, targets)
+
+    def _count_batch(self) -> None:
+        samples, texts = self.batch_totals(self.mb_x)
+        self.compute.spend("train", images=0, texts=texts, steps=1, samples=samples)
+
+    # --------------------------------------------------------------- teacher
+    @torch.no_grad()
+    def _complete(self, batch: Any) -> None:
+        """Add the teacher's features that the data do not have."""
+        missing = self.teacher_fields - set(batch)
+        if not missing:
+            return
+        teacher = self.teachers.get("initial").model
+        size = self.batch_totals(batch)[0]
+        images = size if "teacher_image" in missing else 0
+        texts = size if "teacher_text" in missing else 0
+        self.compute.spend("teacher", images=images, texts=texts)
+        with self.autocast():
+            if images:
+                image = batch["image"]
+                batch["teacher_image"] = teacher.encode_image(image, normalize=False)
+            if texts:
+                ids = self._source_ids(batch, teacher).to(self.device)
+                batch["teacher_text"] = teacher.encode_text(ids, normalize=False)
+
+    def _source_ids(self, batch: Any, teacher: Any) -> Tensor:
+        """Token ids of the English captions of a batch."""
+        if "source_text" in batch:
+            return batch["source_text"]
+        if self.teacher_captions is None:
+            raise ValueError(
+                "The cross-lingual loss needs the English captions' features, but the "
+                f"batch holds {sorted(batch)}. Use attach_teacher_features, or give "
+                "teacher_captions, or set cross_lingual_weight=0."
+            )
+        rows = batch["text_id"] if "text_id" in batch else batch["sample_id"]
+        captions = [self.teacher_captions[int(row)] for row in rows]
+        return teacher.tokenizer(captions)
+
+
+def _prepare(
+    model: Any, expansion: TokenEmbeddingExpansionPlugin, trainable: str, modal: bool
+) -> None:
+    """Make the vocabulary growable, and choose what trains."""
+    if find_token_embedding(model) is None:
+        attach_token_embedding(model, **expansion.tokenizer_options)
+    also: tuple[str, ...] = ()
+    if trainable == "text":
+        tower_of = getattr(model, "tower_of", None)
+        names = [name for name, _ in model.named_parameters()]
+        also = tuple(n for n in names if callable(tower_of) and tower_of(n) == "text")
+        if not also:
+            raise ValueError(
+                f"trainable='text' needs a model that names its towers; "
+                f"{type(model).__name__} does not. Use a DualEncoder."
+            )
+    train_tokens_only(model, also)
+    if modal and getattr(model, "cross_modal", None) is None:
+        model.cross_modal = CrossModalTemperature()
+    if not modal and getattr(model, "cross_modal", None) is not None:
+        del model.cross_modal
+
+
+def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
+    require_choice("trainable", trainable, TRAINABLE)
+    as_finite(warmup, "warmup_fraction", low=0, below=1)
+    as_finite(lingual, "cross_lingual_weight", low=0)
+    as_finite(modal, "cross_modal_weight", low=0)
+    if lingual + modal == 0:
+        raise ValueError(
+            "cross_lingual_weight and cross_modal_weight must not both be 0."
+        )

@@ -1,0 +1,172 @@
+"""EWC for contrastive models, with a batch-level Fisher.
+
+Source: Kirkpatrick et al., PNAS 2017 (EWC), as used in the appendix of Garg et
+al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226). A contrastive loss does not split
+over samples, so the diagonal Fisher is the mean over mini-batches of the
+squared batch gradient (our choice); its batch size is a setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip.common.checks import as_finite, as_size
+from avalanche_clip.common.randomness import evaluating
+from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
+from avalanche_clip.training.templates.routing import routed
+
+
+class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Pull weights towards those of the previous step, by importance.
+
+    Adds ``ewc_lambda / 2 * sum_p F_p (theta_p - theta*_p)^2``. Memory: two
+    copies of the trainable weights. Time: the Fisher pass after each
+    experience, and the penalty per step.
+
+    :param ewc_lambda: weight, ``>= 0``; 0 turns the method off exactly.
+    :param fisher_batch_size: pairs per batch of the Fisher pass.
+    :param fisher_batches: batches of the pass; None for one pass over the data
+        of the step.
+    :param decay: weight of the old Fisher when a new one is added; 0 keeps
+        the last step's only, as TiC-CLIP does. Rows that are new have none.
+    """
+
+    nominal_cost = 1.2
+    """Cost in plain budgets, as accounted in TiC-CLIP."""
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1.0,
+        *,
+        fisher_batch_size: int = 128,
+        fisher_batches: int | None = None,
+        decay: float = 0.0,
+    ):
+        super().__init__()
+        as_finite(ewc_lambda, "ewc_lambda", low=0)
+        as_size(fisher_batch_size, "fisher_batch_size", least=2)
+        if fisher_batches is not None:
+            as_size(fisher_batches, "fisher_batches", hint="None takes all data")
+        as_finite(decay, "decay", low=0, high=1)
+        self.ewc_lambda = ewc_lambda
+        self.fisher_batch_size = fisher_batch_size
+        self.fisher_batches = fisher_batches
+        self.decay = decay
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the penalty from the second experience on."""
+        if not self.fisher or self.ewc_lambda == 0:
+            return
+        strategy.add_loss("ewc", self.ewc_lambda / 2 * self.penalty(strategy.model))
+
+    def penalty(self, model: torch.nn.Module) -> Tensor:
+        """``sum_p F_p (theta_p - theta*_p)^2`` over parameters known before."""
+        terms = []
+        for name, parameter in model.named_parameters():
+            if name not in self.fisher or not parameter.requires_grad:
+                continue
+            fisher, anchor = self.fisher[name], self.anchor[name]
+            now: Tensor = parameter
+            if fisher.shape != now.shape:  # the parameter grew
+                now = now[corner(fisher)]
+            terms.append((fisher * (now - anchor).square()).sum())
+        if not terms:  # everything that was trained is frozen now
+            return torch.zeros((), device=next(model.parameters()).device)
+        return torch.stack(terms).sum()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Compute the Fisher on the data of this step; keep the weights."""
+        if self.ewc_lambda == 0:
+            return
+        fisher = self.compute_fisher(strategy)
+        for name, value in fisher.items():
+            old = self.fisher.get(name)
+            if old is not None and self.decay > 0:
+                value[corner(old)] += self.decay * old
+        self.fisher = fisher
+        self.anchor = {
+            n: p.detach().clone()
+            for n, p in strategy.model.named_parameters()
+            if n in fisher
+        }
+
+    def compute_fisher(self, strategy: Any) -> dict[str, Tensor]:
+        """Mean squared batch gradient of the strategy's loss, per parameter."""
+        model = strategy.model
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        fisher = {n: torch.zeros_like(p) for n, p in named.items()}
+        count = 0
+        with evaluating(model), _no_half(strategy):
+            for batch, targets, *_ in self._loader(strategy):
+                batch, targets = batch.to(strategy.device), targets.to(strategy.device)
+                loss = self.batch_loss(strategy, batch, targets)
+                gradients = torch.autograd.grad(
+                    loss, list(named.values()), allow_unused=True
+                )
+                for name, gradient in zip(named, gradients, strict=True):
+                    if gradient is not None:
+                        fisher[name] += self.square(gradient)
+                count += 1
+        return {n: value / count for n, value in fisher.items()}
+
+    def batch_loss(self, strategy: Any, batch: Any, targets: Tensor) -> Tensor:
+        """The loss that the strategy trains with, on one batch."""
+        with routed(strategy, batch):
+            output = strategy._encode(batch)
+        images = len(batch)
+        if "text_raw" in (output.aux or {}):  # CLLCLIP: no image was encoded for it
+            targets, images = batch.get("image_id", targets), 0
+        strategy.compute.spend("fisher", images=images, texts=len(batch["text"]))
+        return strategy._criterion(output, targets)
+
+    @staticmethod
+    def square(gradient: Tensor) -> Tensor:
+        """What a batch gradient adds to the Fisher."""
+        return gradient.square()
+
+    def _loader(self, strategy: Any) -> TrainLoader:
+        dataset = strategy.experience.dataset.train()
+        order = TrainingOrder(
+            len(dataset),
+            self.fisher_batch_size,
+            seed=strategy.seed,
+            experience=10**6 + strategy.visits.seed_number,
+            continuous=self.fisher_batches is not None,
+        )
+        loader = TrainLoader(dataset, order, collate_fn=dataset.collate_fn)
+        if self.fisher_batches is not None:
+            loader.plan(0, 0, self.fisher_batches)
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Fisher and anchor."""
+        return {"fisher": dict(self.fisher), "anchor": dict(self.anchor)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.fisher = dict(state["fisher"])
+        self.anchor = dict(state["anchor"])
+
+
+@contextmanager
+def _no_half(strategy: Any) -> Iterator[None]:
+    """Leave fp16 for a while: squares of its gradients underflow without a scaler."""
+    precision = strategy.precision
+    strategy.precision = "fp32" if precision == "fp16" else precision
+    try:
+        yield
+    finally:
+        strategy.precision = precision
+
+
+def corner(old: Tensor) -> tuple[slice, ...]:
+    """Where a smaller tensor lies in the grown one."""
+    return tuple(slice(0, size) for size in old.shape)

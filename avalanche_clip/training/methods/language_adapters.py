@@ -1,0 +1,82 @@
+"""Route texts to the adapters of their language (MLA-style and LoRA baselines).
+
+Source: Yang et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186), baselines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip.models.peft.language import attach_language_adapters
+
+
+class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Train one set of adapters per language and choose it by language code.
+
+    The adapters of a language are made before its experience, trained with whatever
+    else the strategy trains, and frozen afterwards. In training and evaluation each
+    text passes those of its own language, which the data must name; texts of languages
+    not learned yet pass the base tower.
+
+    Memory: the adapters. Time: one small product per block, and per language where a
+    batch holds several.
+
+    :param kind: see :func:`attach_language_adapters`; used when the model has no
+        adapters yet.
+    :param options: further arguments of that function.
+    """
+
+    stateless = True
+    active_rows_safe = True
+
+    def __init__(self, kind: str = "mla", **options: Any):
+        super().__init__()
+        self.kind = kind
+        self.options = dict(options)
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Attach the adapters if the model has none."""
+        if getattr(strategy.model, "language_adapters", None) is None:
+            attach_language_adapters(strategy.model, self.kind, **self.options)
+
+    def route_batch(self, strategy: Any, batch: Any) -> None:
+        """Choose the adapters of the texts of a batch.
+
+        :param strategy: whose model is used.
+        :param batch: with ``language`` and ``owner``.
+        :raises ValueError: if the data do not name their languages.
+        """
+        codes: Tensor | None = batch.get("language")
+        if codes is None:
+            raise ValueError(
+                "Language adapters need the language of each sample, but the batch has "
+                f"{sorted(batch)}; make the stream with multilingual_benchmark."
+            )
+        strategy.model.language_adapters.set_languages(codes[batch["owner"]])
+
+    def end_route(self, strategy: Any) -> None:
+        """Go back to the base tower."""
+        strategy.model.language_adapters.set_languages(None)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Choose the adapters of the batch."""
+        self.route_batch(strategy, strategy.mb_x)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Go back to the base tower; chunks are encoded again until here."""
+        self.end_route(strategy)
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Choose the adapters of the batch."""
+        self.route_batch(strategy, strategy.mb_x)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Go back to the base tower."""
+        self.end_route(strategy)
+
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go back to the base tower."""
+        self.end_route(strategy)

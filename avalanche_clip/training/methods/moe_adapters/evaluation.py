@@ -1,0 +1,222 @@
+"""Which routers evaluate a batch: the evaluation side of MoEAdaptersPlugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_clip.models.selector.selector import AutoSelector
+from avalanche_clip.training.templates.visits import Step, belongs
+
+EVAL_ROUTERS = ("auto", "own", "last", "zero-shot")
+ZERO_SHOT = -1
+"""Router id under which the mixtures are skipped: the model before the stream."""
+
+EvalRouter = str | Callable[[Any], int | Tensor]
+
+
+class RoutedEvaluation:
+    """Route every evaluation batch, and put the router of training back."""
+
+    selector: Any
+    router_for_eval: EvalRouter
+    shared_router: bool
+    auto_selector: AutoSelector | None
+    """The selector of the run, None without one."""
+    routers: dict[str, int]
+    """Router of each experience that was begun, by its classes or place."""
+    owners: dict[str, Step]
+    """The step that each of these routers was made for."""
+    routing: dict[str, dict[str, dict[str, int]]]
+    """``[stream][f"{trained},{experience}"][router]`` -> images: how the images of a
+    complete evaluation were routed, after ``trained`` experiences."""
+    _router: int | None  # that of the last experience begun
+    _steps: int | None  # length of the training stream
+    _routes: Tensor | None  # of the running evaluation batch
+    _close: Callable[[], None] | None
+
+    def _moe(self, strategy: Any) -> Any:
+        return strategy.model.moe_adapters
+
+    def _key(self, experience: Any) -> str:
+        """What tells experiences of all streams of a benchmark apart."""
+        ids = getattr(experience, "class_ids", None)
+        if ids is not None:
+            return "classes " + ",".join(str(i) for i in ids)
+        return f"step {experience.logging().current_experience}"
+
+    def _name(self, strategy: Any) -> str:
+        """Name of the running step's router.
+
+        Steps of other streams or benchmarks with the same classes or place are
+        other steps, and get names of their own.
+        """
+        base, step = self._key(strategy.experience), strategy.visits.current
+        name, number = base, 1
+        while self.owners.get(name, step) != step:
+            number += 1
+            name = f"{base} ({number})"
+        return name
+
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Put the router of training back."""
+        self._end_scope()
+        self._routes = None
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Start to count how the images of this experience are routed."""
+        if not strategy.in_training:
+            self._table(strategy).clear()
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Route the next pass of a model that encodes images and captions."""
+        if not callable(getattr(strategy, "variant_logits", None)):
+            self._open_scope(strategy)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        """Put the router of training back, and count the routes."""
+        self._end_scope()
+        if not strategy.in_training and self._routes is not None:
+            table = self._table(strategy)
+            for router, images in zip(*_counts(self._routes), strict=True):
+                table[str(router)] = table.get(str(router), 0) + images
+        self._routes = None
+
+    def image_context(self, strategy: Any) -> AbstractContextManager[Any]:
+        """Context in which the images of an evaluation batch are encoded."""
+        return self._routed(strategy, with_texts=False)
+
+    def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
+        """Compare images with the class vectors of their own routers.
+
+        :param strategy: with a ``ClassNameTemplate``.
+        :param image_features: ``(B, D)``.
+        :return: ``(B, C)``; None without adapters in the text tower.
+        """
+        moe = self._moe(strategy)
+        if "text" not in moe.towers:
+            return None
+        assert self._routes is not None
+        return strategy.variant_logits(
+            image_features,
+            self._routes,
+            context=lambda router: moe.using_router(text=router),
+            fingerprint=lambda router: moe.fingerprint("text", router),
+        )
+
+    @contextmanager
+    def _routed(self, strategy: Any, with_texts: bool) -> Iterator[None]:
+        """Encode an evaluation batch with the routers that the setting asks for."""
+        moe, batch = self._moe(strategy), strategy.mb_x
+        size, device = len(batch["image"]), batch["image"].device
+
+        def use(routes: Tensor) -> None:
+            self._routes = routes.to(device)
+            ids: dict[str, Any] = {"image": self._routes}
+            if with_texts:
+                ids["text"] = _most_frequent(routes)
+            moe.set_router(**{t: ids[t] for t in moe.towers if t in ids})
+
+        chosen = self.auto_selector
+        with moe.using_router():
+            if self.router_for_eval == "auto" and chosen is not None:
+                if chosen.num_tasks:
+                    with chosen.watch(strategy.model, on_routes=use):
+                        yield
+                    return
+            use(_per_image(self._rule(strategy), size, device))
+            yield
+
+    def _rule(self, strategy: Any) -> int | Tensor:
+        """Router of an evaluation batch that no selector decides about."""
+        if callable(self.router_for_eval):
+            return self.router_for_eval(strategy)
+        rule = self.router_for_eval
+        if rule == "zero-shot" or (rule == "auto" and self.selector is not None):
+            return ZERO_SHOT
+        moe = self._moe(strategy)
+        last = self._router
+        if last is None:  # a stream not begun, perhaps with adapters of another one
+            last = moe.learned[-1] if moe.learned else ZERO_SHOT
+        return self._own(strategy, last) if rule == "own" else last
+
+    def _own(self, strategy: Any, last: int) -> int:
+        """Router that was trained on the evaluated experience."""
+        if self.shared_router:
+            return last
+        experience = strategy.experience
+        if getattr(experience, "class_ids", None) is None:
+            stream = getattr(experience, "_origin_stream", None)
+            if stream is None or len(stream) != self._steps:
+                return last  # a gallery of all steps, for example
+        base = self._key(experience)
+        names = [n for n in self.routers if n == base or n.startswith(f"{base} (")]
+        if len(names) > 1:  # steps of several streams or benchmarks
+            benchmark = experience.logging().origin_stream.benchmark
+            names = [n for n in names if belongs(self.owners[n], benchmark)]
+        return self.routers[names[0]] if names else ZERO_SHOT
+
+    def _open_scope(self, strategy: Any) -> None:
+        """Route the model's passes until the batch is done or one of them fails."""
+        model, opened = strategy.model, []
+
+        def begin(module: Any, args: Any) -> None:
+            manager = self._routed(strategy, with_texts=True)
+            manager.__enter__()
+            # called after failures too, then with None
+            handle = module.register_forward_hook(end, always_call=True)
+            opened.append((manager, handle))
+
+        def end(module: Any, args: Any, output: Any) -> None:
+            manager, handle = opened.pop()
+            handle.remove()
+            manager.__exit__(None, None, None)
+            if output is None:
+                self._end_scope()
+
+        self._close = model.register_forward_pre_hook(begin, prepend=True).remove
+
+    def _end_scope(self) -> None:
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
+    def _table(self, strategy: Any) -> dict[str, int]:
+        experience = strategy.experience
+        name = getattr(getattr(experience, "_origin_stream", None), "name", "")
+        stream = self.routing.setdefault(name, {})
+        trained = strategy.clock.train_exp_counter
+        key = f"{trained},{experience.current_experience}"
+        return stream.setdefault(key, {})
+
+
+def _per_image(rule: int | Tensor, size: int, device: Any) -> Tensor:
+    """Router ids of a batch, int64 ``(B,)``."""
+    ids = torch.as_tensor(rule, device=device)
+    if ids.ndim == 0:
+        ids = ids.expand(size)
+    if ids.shape != (size,) or ids.is_floating_point() or ids.dtype is torch.bool:
+        raise ValueError(
+            f"router_for_eval returned {ids.dtype} of shape {tuple(ids.shape)} for "
+            f"{size} images; return an int, or a LongTensor with one id per image."
+        )
+    return ids.long()
+
+
+def _counts(routes: Tensor) -> tuple[list[int], list[int]]:
+    ids, counts = torch.unique(routes, return_counts=True)
+    return ids.tolist(), counts.tolist()
+
+
+def _most_frequent(routes: Tensor) -> int:
+    """The id that occurs most often, the lowest of several.
+
+    >>> _most_frequent(torch.tensor([2, 0, 2, -1, 0]))
+    0
+    """
+    ids, counts = torch.unique(routes, return_counts=True)
+    return int(ids[int(counts.cpu().argmax())]) if len(ids) else ZERO_SHOT

@@ -1,0 +1,132 @@
+"""Train from scratch at every step, and multiples of the budget.
+
+Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226): Restart (budget C
+on all data so far), Oracle (t times C) and Cumulative-All* (a list of
+multiples). The seeds of the fresh weights are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip.common.checks import as_finite
+
+L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
+"""Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
+
+
+class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Replace the weights by fresh random ones before each later experience.
+
+    The first experience keeps the model as it is, so that all methods share
+    their first model. Later ones draw new weights from the seed, the
+    experience and its visit.
+    Frozen parameters stay. Memory: one temporary copy of the frozen ones.
+
+    Every experience warms up like the first one: that warm-up hurts later steps
+    is a finding about warm starts, not about random weights.
+
+    :param seed: of the fresh weights; default the strategy's.
+    """
+
+    fresh_start = True
+
+    def __init__(self, seed: int | None = None):
+        super().__init__()
+        self.seed = seed
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Draw new weights, in place; optimiser state is cleared."""
+        number = strategy.visits.seed_number
+        if strategy.clock.train_exp_counter == 0:
+            return
+        seed = strategy.seed if self.seed is None else self.seed
+        model = strategy.model
+        frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
+        model.reinitialize((seed * 1_000_003 + number) % 2**63)
+        with torch.no_grad():
+            for parameter, value in frozen:
+                parameter.copy_(value)
+        strategy.optimizer.state.clear()
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise when the model cannot be initialised anew."""
+        if not callable(getattr(strategy.model, "reinitialize", None)):
+            raise ValueError(
+                "RestartPlugin needs a model with reinitialize(seed), such as a "
+                f"DualEncoder; got {type(strategy.model).__name__}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the plugin has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept the empty state."""
+
+
+def _frozen(parameter: Tensor) -> bool:
+    return not parameter.requires_grad
+
+
+class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Multiply the compute budget of each experience.
+
+    :param factors: ``"step"`` for the number of distinct steps trained so far, the
+        running one included: ``1, 2, 3, ...`` (Oracle); or one positive number per
+        experience of the stream, whenever that is trained.
+    :raises ValueError: for another string or a factor that is not positive.
+    """
+
+    def __init__(self, factors: str | Sequence[float] = "step"):
+        super().__init__()
+        if isinstance(factors, str):
+            if factors != "step":
+                raise ValueError(f"factors={factors!r}; use 'step' or a list.")
+            self.factors: str | tuple[float, ...] = factors
+        else:
+            if not len(factors):
+                raise ValueError("factors=() must be positive numbers; it is empty.")
+            wanted = f"factors={list(factors)} must be positive numbers; one of them"
+            self.factors = tuple(as_finite(f, wanted, above=0) for f in factors)
+
+    def budget_multiplier(self, strategy: Any) -> float:
+        """Multiple of the budget in the running experience."""
+        if isinstance(self.factors, str):
+            return float(len(strategy.visits.others) + 1)
+        index = strategy.experience_index
+        if index >= len(self.factors):
+            raise ValueError(
+                f"There are {len(self.factors)} budget factors, but this is experience "
+                f"number {index + 1}; give one per experience."
+            )
+        return self.factors[index]
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise when there is no budget to multiply."""
+        if not strategy.compute.limited:
+            raise ValueError(
+                "This method multiplies a compute budget, but none is given; pass "
+                "budget_iterations, budget_samples or budget_macs."
+            )
+
+    def check_benchmark(self, benchmark: Any) -> None:
+        """Raise before a run when there are fewer factors than experiences."""
+        steps = len(benchmark.train_stream)
+        if not isinstance(self.factors, str) and len(self.factors) < steps:
+            raise ValueError(
+                f"There are {len(self.factors)} budget factors for {steps} training "
+                "experiences; give one per experience."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the plugin has no state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept the empty state."""

@@ -1,0 +1,1 @@
+"""Learning without forgetting with replayed vocabulary (VR-LwF)."""

@@ -1,0 +1,422 @@
+"""VR-LwF: keep how images relate to random sentences of the vocabulary.
+
+Source: Ding et al., "Don't Stop Learning: Towards Continual Learning for the
+CLIP Model", arXiv 2207.09248 (2022), for which no code is known. Numbers and
+form are those of the re-implementation in the code of Zheng et al., ICCV 2023
+(ZSCL, arXiv 2303.06628); the other form is that of Gabeff et al., 2023
+(WildCLIP). Ours: special tokens are not drawn, the training batch is reused by
+default, and ``student_text``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip import distributed
+from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
+    VocabularyReplaySettings,
+    draw_token_ids,
+    encode_in_parts,
+    named_seed,
+    own_randomness,
+    own_share,
+    special_tokens,
+    stack_images,
+)
+from avalanche_clip.training.templates.frozen_texts import encode_texts
+from avalanche_clip.training.templates.order import (
+    TrainingOrder,
+    TrainLoader,
+    worker_options,
+)
+from avalanche_clip.training.templates.reference_data import ReferenceTexts
+
+_TEXTS, _IMAGES, _STUDENT = 0x5652_0001, 0x5652_0002, 0x5652_0003
+"""Names of the streams of random numbers."""
+
+
+def reversed_distillation_loss(
+    teacher_logits: Tensor, student_logits: Tensor
+) -> Tensor:
+    """Compute WildCLIP's term, a cross-entropy with the roles swapped.
+
+    The mean over rows of ``-sum_j softmax(student)_j * log_softmax(teacher)_j``.
+    **It is not smallest at student = teacher**: it falls further while the
+    student puts all weight on the teacher's best column, and its gradient at
+    equality is not zero.
+
+    :param teacher_logits: already multiplied by the logit scale, ``(N, M)``; no
+        gradient flows into it.
+    :param student_logits: the same of the student, same shape.
+    :return: scalar, float32 or float64.
+    :raises ValueError: if the shapes differ or are not those of matrices.
+
+    >>> teacher = torch.tensor([[2.0, 0.0]])
+    >>> round(reversed_distillation_loss(teacher, teacher).item(), 6)
+    0.365334
+    >>> round(reversed_distillation_loss(teacher, 9 * teacher).item(), 6)
+    0.126928
+    """
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"teacher_logits {tuple(teacher_logits.shape)} and student_logits "
+            f"{tuple(student_logits.shape)} given; both must be matrices of one shape "
+            "(N, M). Compute them on the same batch."
+        )
+    log_teacher = F.log_softmax(teacher_logits.detach(), dim=1)
+    return -(student_logits.softmax(dim=1) * log_teacher).sum(dim=1).mean()
+
+
+class VocabularyReplayPlugin(
+    VocabularyReplaySettings,
+    SupervisedPlugin,
+    supports_distributed=True,  # type: ignore[call-arg]
+):
+    """Distil similarities of images to pseudo texts from the previous model.
+
+    Pseudo texts are sentences of random tokens. With ``R`` the teacher's
+    features of them, ``T`` and ``S`` the teacher's and the student's logits
+    ``scale * images @ R.T`` ``(B, M)`` and ``D`` the
+    :func:`~avalanche_clip.losses.temperature_distillation_loss`, the plugin adds
+    ``image_weight * D(T, S) + text_weight * D(T.T, S.T)`` over the global batch.
+    No gradient reaches the text tower, the teacher or the scale by these terms.
+    Their values are cross-entropies, far from zero even when student and teacher
+    agree; do not stop early by them.
+
+    The teacher is the model before the experience. In the first one it teaches
+    if the model came with weights. With both weights 0 the plugin only freezes
+    the logit scale.
+
+    Memory: one copy of the weights and ``R``. Time: ``num_texts`` texts of the
+    teacher per experience and one batch of it per step, booked as ``"teacher"``;
+    a second batch or texts that the student encodes are booked as
+    ``"reference"``.
+
+    Random draws come from own generators, seeded by run, experience and
+    iteration; global ones stay where they are.
+
+    :param num_texts: pseudo texts ``M``.
+    :param text_length: random tokens per pseudo text (not for ``texts``).
+    :param image_weight: of the term over texts, one row per image, ``>= 0``;
+        class-incremental runs of the source use 5 for both.
+    :param text_weight: of the term over the images of the batch, one row per
+        text, ``>= 0``; 0 gives the paper's image-only form. Its size depends on
+        the batch, and it is constant for a batch of one.
+    :param temperature: of the softmax on both sides, ``> 0``.
+    :param distill_batch: ``"same"`` reuses the features of the training batch;
+        ``"separate"`` draws a second batch of the experience's own data, with
+        its evaluation transform and in another order (the source).
+    :param distill_batch_size: images of that batch per process; default those
+        of the training batch.
+    :param student_text: let the student encode the pseudo texts for its side,
+        with gradients (``M`` more texts per step).
+    :param allow_special: draw from the whole vocabulary (the source); an end
+        token inside a sentence ends it early.
+    :param redraw: ``"experience"`` keeps the pseudo texts for an experience,
+        ``"iteration"`` draws and encodes new ones at each step.
+    :param texts: sentences to use instead of random tokens; when there are more
+        than ``num_texts``, that many are drawn.
+    :param variant: ``"zscl"`` as above. ``"wildclip"`` replaces ``D`` by
+        :func:`reversed_distillation_loss` (no temperature) and halves the sum
+        of the criterion and the terms; pass ``temperature=1.0``, and
+        ``text_weight=0`` and ``texts`` as its authors do. **Its minimum is not
+        at student = teacher**: even with the same weights it pulls the student
+        away from the teacher. It is there for comparison.
+    :param teach_first_experience: None teaches in the first experience when
+        ``model.pretrained`` is set; True and False decide.
+    :param freeze_logit_scale: stop training the logit scale, from the first
+        experience on. The scale takes no gradient from the terms in any case.
+    :param replay_seed: of the draws; default the strategy's.
+    :raises ValueError: for values outside these ranges.
+    :raises TypeError: if ``texts`` holds something else than strings.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SupervisedPlugin.__init__(self)
+        self._workers: dict[str, Any] = {}
+        self._warned = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to one experience."""
+        self._token_ids: Tensor | None = None
+        self._text_features: Tensor | None = None
+        self._drawn_at: int | None = None
+        self._images: Iterator[Tensor] | None = None
+        self._next_batch = -1
+        self._sizes: list[int] = []  # of all processes' parts of a second batch
+
+    @property
+    def token_ids(self) -> Tensor | None:
+        """Token ids of the pseudo texts in use, ``(M, L)``; None outside steps."""
+        return self._token_ids
+
+    @property
+    def text_features(self) -> Tensor | None:
+        """The teacher's features ``R`` of them, ``(M, D)``, or None."""
+        return self._text_features
+
+    @property
+    def _in_use(self) -> bool:
+        return self.image_weight > 0 or self.text_weight > 0
+
+    def _teaches(self, strategy: Any) -> bool:
+        if not self._in_use:
+            return False
+        if strategy.clock.train_exp_counter > 0:
+            return True
+        if self.teach_first_experience is None:
+            return getattr(strategy.model, "pretrained", None) is not None
+        return self.teach_first_experience
+
+    # ------------------------------------------------------------------- hooks
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise if pseudo texts cannot be made for the model.
+
+        :raises ValueError: for a model without the parts needed, a tokenizer
+            whose rows have another form, texts that are too long, or a second
+            plugin of this kind.
+        """
+        model = strategy.model
+        needed = ("encode_image", "encode_text", "tokenizer", "logit_scale")
+        missing = [name for name in needed if not hasattr(model, name)]
+        if missing:
+            raise ValueError(
+                f"VocabularyReplayPlugin needs a model with {', '.join(needed)}, such "
+                f"as a DualEncoder; {type(model).__name__} lacks {missing}."
+            )
+        if sum(isinstance(p, VocabularyReplayPlugin) for p in strategy.plugins) > 1:
+            raise ValueError(
+                "Several VocabularyReplayPlugins would add the same terms twice; use "
+                "one (VRLwF has its own)."
+            )
+        if self._in_use and self.texts is None:
+            self._random_ids(model, 1, torch.Generator().manual_seed(0))
+
+    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
+        """Ask for the teacher before any plugin replaces the weights."""
+        return ("previous",) if self._teaches(strategy) else ()
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Freeze the logit scale, just before the optimiser is rebuilt."""
+        if self.freeze_logit_scale:
+            strategy.model.logit_scale.requires_grad_(False)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Start with nothing; pseudo texts are drawn in the first step."""
+        self._forget()
+        self._workers = worker_options(kwargs)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the distillation terms."""
+        if not self._teaches(strategy):
+            return
+        teacher_texts = self._references(strategy)
+        with own_randomness(self._student_seed(strategy), strategy.device):
+            student_texts = self._student_texts(strategy, teacher_texts)
+            students, teachers = self._image_features(strategy)
+        if not (students.requires_grad or student_texts.requires_grad):
+            self._warn_frozen()
+        scale = strategy.global_features.logit_scale.detach()
+        student_logits = scale * students @ student_texts.T
+        teacher_logits = scale * teachers @ teacher_texts.T
+        share = 0.5 if self.variant == "wildclip" else 1.0
+        if self.image_weight > 0:
+            loss = self._distance(teacher_logits, student_logits)
+            strategy.add_loss("vr_image", share * self.image_weight * loss)
+        if self.text_weight > 0:
+            loss = self._distance(teacher_logits.T, student_logits.T)
+            strategy.add_loss("vr_text", share * self.text_weight * loss)
+        if self.variant == "wildclip":
+            # Only the criterion is halved, not what other plugins have added.
+            strategy.add_loss("vr_half_criterion", -0.5 * strategy.criterion())
+
+    def _warn_frozen(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "VocabularyReplayPlugin reaches the image tower only, and nothing in "
+                "it is trained: the terms cost time and change nothing. Use "
+                "student_text=True, or leave the plugin out.",
+                stacklevel=3,
+            )
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Drop the pseudo texts and their features."""
+        self._forget()
+
+    def _distance(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        if self.variant == "wildclip":
+            return reversed_distillation_loss(teacher_logits, student_logits)
+        return temperature_distillation_loss(
+            teacher_logits, student_logits, temperature=self.temperature
+        )
+
+    # ------------------------------------------------------------ pseudo texts
+    def draw_texts(self, strategy: Any, draw: int = 0) -> Tensor:
+        """Draw the pseudo texts of the running experience.
+
+        They depend on seed, experience and ``draw`` only. The vocabulary is the
+        teacher's, which a student that grows has outgrown.
+
+        :param strategy: a strategy whose teacher exists.
+        :param draw: iteration of the experience with ``redraw="iteration"``.
+        :return: token ids ``(M, L)``, cut behind the end token for causal towers.
+        """
+        model = strategy.teachers.get("previous").model
+        seed = self._seed(strategy, _TEXTS, draw)
+        generator = torch.Generator().manual_seed(seed)
+        if self.texts is None:
+            ids = self._random_ids(model, self.num_texts, generator)
+            causal = getattr(model, "is_causal_text", False)
+            return ids[:, : self.text_length + 2] if causal else ids
+        texts = list(self.texts)
+        if len(texts) > self.num_texts:
+            order = torch.randperm(len(texts), generator=generator)
+            texts = [texts[i] for i in order[: self.num_texts].tolist()]
+        return model.tokenizer(texts)
+
+    def _random_ids(self, model: Any, count: int, generator: torch.Generator) -> Tensor:
+        tokens = special_tokens(model.tokenizer)
+        excluded: set[int] = set()
+        if not self.allow_special:
+            excluded = {tokens.sot_id, tokens.eot_id}
+            if not getattr(model, "is_causal_text", False):
+                # Towers that see the whole row may mask what equals padding.
+                excluded.add(tokens.pad_id)
+        return draw_token_ids(
+            count,
+            self.text_length,
+            tokens,
+            width=model.context_length,
+            generator=generator,
+            excluded=excluded,
+        )
+
+    def _references(self, strategy: Any) -> Tensor:
+        """The teacher's text features, computed when there are none yet."""
+        per_step = self.redraw == "iteration"
+        draw = strategy.clock.train_exp_iterations if per_step else 0
+        if self._drawn_at != draw or self._text_features is None:
+            self._token_ids = self.draw_texts(strategy, draw)
+            self._text_features = self._teacher_texts(strategy, self._token_ids)
+            self._drawn_at = draw
+        return self._text_features
+
+    def _teacher_texts(self, strategy: Any, ids: Tensor) -> Tensor:
+        texts = ReferenceTexts(ids)
+        if self.redraw == "experience":
+            return strategy.teachers.text_features("previous", texts)
+        strategy.compute.spend("teacher", images=0, texts=len(ids))
+        return encode_texts(strategy, strategy.teachers.get("previous").model, texts)
+
+    def _student_texts(self, strategy: Any, teacher_texts: Tensor) -> Tensor:
+        if not self.student_text:
+            return teacher_texts
+        ids = self._token_ids
+        assert ids is not None
+        own = own_share(ids).to(strategy.device)
+        features = _encode(strategy, strategy.model.encode_text, own)
+        total = len(own) * distributed.world_size()
+        strategy.compute.spend("reference", images=0, texts=total)
+        return distributed.gather_rows(features)[: len(ids)]
+
+    # ------------------------------------------------------------------ images
+    def _image_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
+        """Features of the student and of the teacher, of the global batch."""
+        teacher = strategy.teachers.get("previous")
+        if self.distill_batch == "same":
+            known = teacher.features(strategy.mb_x)
+            return strategy.global_features.image_features, known.image_features
+        images = self._next_images(strategy)
+        ours = _encode(strategy, strategy.model.encode_image, images)
+        with torch.no_grad(), strategy.autocast():
+            theirs = teacher.model.encode_image(images)
+        for kind in ("reference", "teacher"):
+            strategy.compute.spend(kind, images=sum(self._sizes), texts=0)
+        gather = distributed.gather_rows
+        return gather(ours, self._sizes), gather(theirs, self._sizes)
+
+    def _next_images(self, strategy: Any) -> Tensor:
+        """The second batch of this step, wherever the experience was entered."""
+        step = strategy.clock.train_exp_iterations
+        if self._images is None or self._next_batch != step:
+            loader = self._image_loader(strategy, step)
+            world = distributed.world_size()
+            self._sizes = distributed.shares(loader.order.batch_size, world)
+            self._images = iter(loader)
+        images = next(self._images)
+        self._next_batch = step + 1
+        return images.to(strategy.device, non_blocking=True)
+
+    def _image_loader(self, strategy: Any, start: int) -> TrainLoader:
+        dataset = strategy.experience.dataset.eval()
+        world = distributed.world_size()
+        size = self.distill_batch_size or strategy.train_mb_size
+        order = TrainingOrder(
+            len(dataset),
+            size * world,
+            seed=self._seed(strategy, _IMAGES),
+            experience=strategy.visits.seed_number,
+            continuous=True,
+            processes=world,
+        )
+        options = {"pin_memory": strategy.device.type == "cuda", **self._workers}
+        loader = TrainLoader(
+            dataset,
+            order,
+            collate_fn=stack_images,
+            rank=distributed.rank(),
+            world_size=world,
+            **options,
+        )
+        loader.plan(0, start, max(1, strategy.planned_iterations - start))
+        return loader
+
+    # ------------------------------------------------------------------- state
+    def _seed(self, strategy: Any, *parts: int) -> int:
+        seed = strategy.seed if self.replay_seed is None else self.replay_seed
+        return named_seed(seed, strategy.visits.seed_number, *parts)
+
+    def _student_seed(self, strategy: Any) -> int:
+        step = strategy.clock.train_exp_iterations
+        return self._seed(strategy, _STUDENT, step, distributed.rank())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pseudo texts in use and the teacher's features of them.
+
+        Between experiences there are none. Generators and the order of the
+        second batch follow from seed, experience and iteration, so they need no
+        place here.
+        """
+        return {
+            "token_ids": self._token_ids,
+            "text_features": self._text_features,
+            "drawn_at": self._drawn_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self._forget()
+        self._token_ids = state["token_ids"]
+        self._text_features = state["text_features"]
+        self._drawn_at = state["drawn_at"]
+
+
+def _encode(strategy: Any, encode: Any, rows: Tensor) -> Tensor:
+    """Student features of rows that are not part of the training batch."""
+
+    def call(part: Tensor) -> Tensor:
+        with strategy.autocast():
+            return encode(part)
+
+    return encode_in_parts(call, rows, strategy.accumulation_steps)

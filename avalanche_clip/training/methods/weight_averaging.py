@@ -1,0 +1,278 @@
+"""Averages of the weights along the training path: WE, WiSE-FT, EMA.
+
+Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and their code for the
+weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
+(WiSE-FT, arXiv 2109.01903). The exponential average is ours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+
+MODES = ("we", "wise", "we+wise", "ema")
+ANCHORS = ("start", "initial")
+SCORES = ("average", "student")
+
+_OTHERS = ("PatchingPlugin", "RestartPlugin", "ConstantCosinePlugin")
+
+
+class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Deploy an average of the weights that an experience went through.
+
+    With ``theta`` the weights after the step of iteration ``i = 0, 1, ...`` of
+    the experience and ``avg`` first those of its start:
+
+    - ``"we"``: each ``interval`` iterations (``i = 0`` included) a snapshot is
+      merged, ``avg = (n avg + theta) / (n + 1)`` with ``n`` the snapshots so
+      far, this one included: the plain mean of start and snapshots;
+    - ``"we+wise"``: the same, then ``avg = alpha avg + (1 - alpha) anchor``;
+    - ``"ema"``: ``avg = decay avg + (1 - decay) theta``;
+    - ``"wise"``: no average on the way; ``alpha theta + (1 - alpha) anchor`` at
+      the end of the experience.
+
+    Training itself is not changed. After the experience the average replaces
+    the weights in place, before other plugins copy them (anchors, teachers);
+    it is what is evaluated, stored and trained on. Parameters that were
+    trainable at the start are averaged, buffers are those of the last step:
+    running statistics of batch normalisation do not fit averaged weights, which
+    is warned about. What a model has grown since the anchor keeps its values.
+
+    Memory: one copy of the trainable weights; a second one with
+    ``"we+wise"`` and ``anchor="start"``; the strategy's ``"initial"`` teacher
+    with ``anchor="initial"``. Time: one pass over the weights per snapshot.
+
+    :param mode: see above.
+    :param interval: iterations between snapshots, at least 1; default 100, for
+        ``"ema"`` 1. Not for ``"wise"``.
+    :param alpha: share of the trained weights in ``[0, 1]``; default 0.8 for
+        ``"wise"``, 0.99 for ``"we+wise"``. Only for these two.
+    :param anchor: of these two: ``"start"`` of the experience, or
+        ``"initial"``, the weights before the first one.
+    :param decay: of ``"ema"``, in ``[0, 1]``; default 0.999.
+    :param score: what an evaluation *inside* an experience sees: ``"average"``
+        (as the authors' code) or ``"student"``. The average is swapped in for
+        the evaluation and out again, bit for bit. ``"wise"`` has no average
+        then: it is the student that is seen.
+    :raises ValueError: for a value outside its range, or a setting that the
+        mode does not use; together with :class:`PatchingPlugin`,
+        :class:`RestartPlugin`, :class:`ConstantCosinePlugin` or another
+        :class:`WeightAveragingPlugin`, which replace the weights too.
+    """
+
+    replaces_deployed = True
+
+    def __init__(
+        self,
+        mode: str = "we",
+        *,
+        interval: int | None = None,
+        alpha: float | None = None,
+        anchor: str = "start",
+        decay: float | None = None,
+        score: str = "average",
+    ):
+        super().__init__()
+        _check_settings(mode, interval, alpha, anchor, decay)
+        require_choice("score", score, SCORES)
+        self.mode = mode
+        self.interval = (1 if mode == "ema" else 100) if interval is None else interval
+        self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
+        self.anchor = anchor
+        self.decay = 0.999 if decay is None else decay
+        self.score = score
+        self.merged = 0
+        """Snapshots merged in the running experience, or in the last one."""
+        self.average: dict[str, Tensor] = {}
+        self.start: dict[str, Tensor] = {}
+        self._student: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------- settings
+    @property
+    def _mixes(self) -> bool:
+        return "wise" in self.mode and self.alpha < 1
+
+    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
+        """Ask for the weights before the first experience, if they are needed."""
+        return ("initial",) if self._mixes and self.anchor == "initial" else ()
+
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise with plugins that replace the weights; warn of batch norms."""
+        for plugin in strategy.plugins:
+            name = type(plugin).__name__
+            names = {cls.__name__ for cls in type(plugin).__mro__}
+            if self.mode != "wise" and "EarlyStoppingPlugin" in names:
+                raise ValueError(
+                    f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "
+                    f"weights that {name} loads by an average that goes on behind "
+                    "them; leave one out, or use mode='wise'."
+                )
+            twice = isinstance(plugin, WeightAveragingPlugin) and plugin is not self
+            if name in _OTHERS or twice:
+                raise ValueError(
+                    f"WeightAveragingPlugin replaces the weights at the end of each "
+                    f"step, but so does {name}, or it starts the next one elsewhere; "
+                    "use one (mode='we+wise' is an ensemble with WiSE-FT)."
+                )
+        if any(_has_statistics(module) for module in strategy.model.modules()):
+            warnings.warn(
+                "The model has batch normalisation: its running statistics are those "
+                "of the last step, not of the averaged weights. Freeze the tower, or "
+                "recompute them before evaluation.",
+                stacklevel=4,
+            )
+
+    # ---------------------------------------------------------------- hooks
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Take the start, when all plugins have set the weights."""
+        if strategy.clock.train_exp_iterations > 0:
+            return
+        self.merged = 0
+        self.average, self.start = {}, {}
+        if self.mode != "wise":
+            self.average = _copy(strategy.model)
+        if self._mixes and self.anchor == "start":
+            self.start = _copy(strategy.model)
+
+    @torch.no_grad()
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Merge the weights into the average, each ``interval`` iterations."""
+        if not self.average or strategy.clock.train_exp_iterations % self.interval:
+            return
+        self.merged += 1
+        weight = 1 - self.decay if self.mode == "ema" else 1 / (self.merged + 1)
+        average, now = _aligned(self.average, dict(strategy.model.named_parameters()))
+        torch._foreach_lerp_(average, now, weight)
+        if self._mixes:
+            average, anchor = _aligned(self.average, self._anchor(strategy))
+            if average:
+                torch._foreach_lerp_(average, anchor, 1 - self.alpha)
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Load the average in place."""
+        ours = dict(strategy.model.named_parameters())
+        if self.average:
+            _load(ours, self.average)
+        elif self.mode == "wise" and self._mixes:
+            trained = {n: p for n, p in ours.items() if p.requires_grad}
+            now, anchor = _aligned(trained, self._anchor(strategy))
+            if now and self.alpha == 0:
+                torch._foreach_copy_(now, anchor)
+            elif now:
+                # From the anchor, so that frozen (equal) values stay as they are.
+                mixed = torch._foreach_lerp(anchor, now, self.alpha)
+                torch._foreach_copy_(now, mixed)
+        self.average, self.start = {}, {}
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Inside an experience, show the average to the evaluation."""
+        if self.average and self.score == "average" and not self._student:
+            self._student = _copy(strategy.model)
+            _load(dict(strategy.model.named_parameters()), self.average)
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        """Go on training with the student."""
+        self._restore(strategy)
+
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Go on with the student too."""
+        self._restore(strategy)
+
+    def _restore(self, strategy: Any) -> None:
+        if self._student:
+            _load(dict(strategy.model.named_parameters()), self._student)
+            self._student = {}
+
+    def _anchor(self, strategy: Any) -> dict[str, Tensor]:
+        if self.anchor == "start":
+            return self.start
+        teacher = strategy.teachers.get("initial").model
+        return dict(teacher.named_parameters())
+
+    # ---------------------------------------------------------------- state
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, the start and the number of snapshots."""
+        return {
+            "merged": self.merged,
+            "average": dict(self.average),
+            "start": dict(self.start),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        self.merged = int(state["merged"])
+        # The average changes in place, and so must not be that of the caller.
+        self.average = {k: v.clone() for k, v in state["average"].items()}
+        self.start = dict(state["start"])
+
+
+def _check_settings(
+    mode: str,
+    interval: int | None,
+    alpha: float | None,
+    anchor: str,
+    decay: float | None,
+) -> None:
+    require_choice("mode", mode, MODES)
+    require_choice("anchor", anchor, ANCHORS)
+    unused = {
+        "interval": interval is not None and mode == "wise",
+        "alpha": alpha is not None and "wise" not in mode,
+        "anchor": anchor != "start" and "wise" not in mode,
+        "decay": decay is not None and mode != "ema",
+    }
+    for name, given in unused.items():
+        if given:
+            raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
+    if interval is not None:
+        as_size(interval, "interval")
+    for name, value in (("alpha", alpha), ("decay", decay)):
+        if value is not None:
+            as_finite(value, name, low=0, high=1)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    if getattr(module, "running_mean", None) is None:
+        return False
+    own = list(module.parameters(recurse=False))
+    return not own or any(parameter.requires_grad for parameter in own)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def _load(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    torch._foreach_copy_([parameters[n] for n in values], list(values.values()))
+
+
+def _aligned(left: dict[str, Any], right: dict[str, Any]) -> tuple[Any, Any]:
+    """Pair tensors of a name; of a grown one the part that both have.
+
+    :return: two lists of tensors of equal shapes and types, those of the first
+        being views of ``left``.
+    """
+    ours, theirs = [], []
+    for name, value in left.items():
+        other = right.get(name)
+        if other is None or other.dim() != value.dim():
+            continue
+        if other.shape != value.shape:
+            sizes = zip(value.shape, other.shape)
+            block = tuple(slice(0, min(a, b)) for a, b in sizes)
+            value, other = value[block], other[block]
+        ours.append(value.detach())
+        theirs.append(other.detach().to(value.dtype))
+    return ours, theirs

@@ -1,0 +1,1 @@
+"""Zero-shot continual learning (ZSCL)."""

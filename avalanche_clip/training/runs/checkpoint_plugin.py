@@ -1,0 +1,165 @@
+"""Write checkpoints in training, and find the newest one."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+
+from avalanche_clip import distributed
+from avalanche_clip.common.checks import as_finite, as_size
+from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import OtherVersionError, read_state, require_finite, save_state
+from avalanche_clip.training.runs.resume import remember_base
+from avalanche_clip.training.runs.stock_plugin_state import exact_inside
+
+logger = logging.getLogger(__name__)
+
+_PATTERN = "state_*.pt"
+_ITERATIONS_DIGITS = 9
+
+
+class CheckpointPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Save the run after each experience, and inside experiences.
+
+    A killed run resumed from its newest checkpoint ends with the same weights
+    (bit for bit on the CPU). With stock replay, GDumb or A-GEM nothing is saved
+    inside experiences, because their memories cannot start in the middle.
+    Disk: ``keep`` files of about the trained part of the model, its optimiser
+    state and the plugins' weights; the data are never stored, and of weights
+    that were never trainable only a hash. Time: that of writing the file. Weights
+    that are not finite are never written: they stop the run.
+
+    :param folder: where ``state_<iteration>.pt`` files go.
+    :param every_iterations: also save after so many optimiser steps of an
+        experience.
+    :param every_seconds: also save when so much time has passed.
+    :param keep: number of newest checkpoints to keep, at least 1.
+    :raises ValueError: for an interval that is not positive, or ``keep`` < 1.
+    """
+
+    stateless = True
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every_iterations: int | None = None,
+        every_seconds: float | None = None,
+        keep: int = 2,
+    ):
+        super().__init__()
+        if every_iterations is not None:
+            as_size(every_iterations, "every_iterations")
+        if every_seconds is not None:
+            as_finite(every_seconds, "every_seconds", above=0)
+        as_size(keep, "keep")
+        self.folder = Path(folder).expanduser()
+        self.every_iterations = every_iterations
+        self.every_seconds = every_seconds
+        self.keep = keep
+        self.points: Container[int] | None = None
+        """Steps after which it saves, which ``run_stream`` sets; None for all."""
+        self._last = time.monotonic()
+        self._warned = False
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Note the weights that are frozen from the start."""
+        if not hasattr(strategy, "_base_hashes"):
+            remember_base(strategy)
+        self._last = time.monotonic()
+
+    def iteration_completed(self, strategy: Any) -> None:
+        """Save inside an experience when it is time."""
+        done = strategy.clock.train_exp_iterations
+        due = bool(self.every_iterations) and done % self.every_iterations == 0  # type: ignore[operator]
+        if self.every_seconds is not None:
+            due = due or time.monotonic() - self._last >= self.every_seconds
+        if not due:
+            return
+        if exact_inside(strategy):
+            self.save(strategy)
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Stock replay, GDumb and A-GEM resume exactly between experiences "
+                "only: no checkpoint is written inside them. BudgetedReplayPlugin "
+                "also resumes inside.",
+                stacklevel=2,
+            )
+
+    def experience_completed(self, strategy: Any) -> None:
+        """Save between experiences."""
+        if self.points is None or strategy.visits.finished[-1].place in self.points:
+            self.save(strategy, "_end")
+
+    def save(self, strategy: Any, suffix: str = "") -> Path:
+        """Save now, and delete what is no longer kept.
+
+        :param strategy: the strategy.
+        :param suffix: tells checkpoints of the same iteration apart; sorts
+            after those without.
+        :return: path of the checkpoint.
+        """
+        number = f"{strategy.clock.train_iterations:0{_ITERATIONS_DIGITS}d}"
+        path = self.folder / f"state_{number}{suffix}.pt"
+        save_state(strategy, path)
+        self._last = time.monotonic()
+        if distributed.is_main_process():
+            # Later ones were left by another run, or could not be used.
+            known = [p for p in checkpoints(self.folder) if _order(p) <= _order(path)]
+            for old in known[: -self.keep]:
+                old.unlink(missing_ok=True)
+        return path
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """List the checkpoints of a folder, oldest first."""
+    return sorted(Path(folder).expanduser().glob(_PATTERN), key=_order)
+
+
+def _order(path: Path) -> str:
+    # "state_000000100_end.pt" is later than "state_000000100.pt".
+    return path.name.removesuffix(".pt")
+
+
+def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Newest checkpoint of a folder that can be used, with its content.
+
+    Damaged ones, and those with weights that are not finite, are passed over
+    with a warning in the log.
+
+    :raises CheckpointError: if there are only files of other versions.
+    """
+    other: CheckpointError | None = None
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = read_state(path)
+            require_finite(state, path)
+            return path, state
+        except (CheckpointError, FileNotFoundError) as error:  # or a dead link
+            logger.warning("%s Going back to the one before.", error)
+            other = error if isinstance(error, OtherVersionError) else other
+    if other is not None:
+        raise other
+    return None
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """Newest checkpoint of a folder that can be used, or None.
+
+    :raises CheckpointError: if there are only files of other versions.
+    """
+    found = newest_state(folder)
+    return None if found is None else found[0]
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete temporary files of a run that was killed while writing."""
+    for path in Path(folder).expanduser().glob(f"{_PATTERN}*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""The folder of a run: its lock, its files, and what they say of the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from avalanche.logging import TensorboardLogger
+
+from avalanche_clip import distributed
+from avalanche_clip.common.files import read_json, write_json
+from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.training.runs.files import read_state
+from avalanche_clip.evaluation.loggers import MetricsCSVLogger
+from avalanche_clip.training.runs.identity import differences
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, newest_state, remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Call a function on the main process; all get its result, or stop with it.
+
+    :raises RankError: on the others, with the error of the main process.
+    """
+    value: Any = None
+    with distributed.together("opening the folder of the run"):
+        if distributed.is_main_process():
+            value = action()
+    return distributed.broadcast_object(value)
+
+
+class RunFolder:
+    """Files of a run, written by the main process.
+
+    :param path: the folder.
+    :param strategy: its own :class:`CheckpointPlugin`, if it has one, is used.
+    :param identity: what a resumed run must have in common with this one.
+    :param checkpoint_iterations: interval of checkpoints inside experiences.
+    :param points: steps after which checkpoints are written.
+    """
+
+    csv: MetricsCSVLogger
+
+    def __init__(
+        self,
+        path: Path,
+        strategy: Any,
+        identity: dict[str, Any],
+        checkpoint_iterations: int | None,
+        points: Container[int],
+    ):
+        self.path = path
+        self.strategy = strategy
+        self.identity = identity
+        own = [p for p in strategy.plugins if isinstance(p, CheckpointPlugin)]
+        self.added = not own
+        self.checkpoints = (
+            own[0]
+            if own
+            else CheckpointPlugin(
+                path / "checkpoints", every_iterations=checkpoint_iterations
+            )
+        )
+        self.points = points
+        self.found: Path | None = None
+        """Checkpoint that the run goes on from."""
+        self._state: dict[str, Any] | None = None
+        self._made: list[Path] = []
+
+    @property
+    def state_path(self) -> Path:
+        """File that says which run the folder holds."""
+        return self.path / "run_state.json"
+
+    @property
+    def results_path(self) -> Path:
+        """File that a finished run leaves."""
+        return self.path / "results.json"
+
+    # ------------------------------------------------------- opening, closing
+    @contextmanager
+    def opened(self, resume: bool, extra: Callable[[], Any]) -> Iterator[None]:
+        """Keep others out, and write what happens to the strategy meanwhile.
+
+        :param resume: go on with the run in the folder.
+        :param extra: gives checkpoints what they hold of the run itself.
+        :raises ValueError: before any file is touched: if another run is at work
+            in the folder, or it holds a run and ``resume`` is False, or another
+            one.
+        """
+        with ExitStack() as stack:
+            on_main(lambda: self._lock(stack))
+            found = on_main(lambda: self._look(resume))
+            self.found = None if found is None else self.checkpoints.folder / found
+            before = getattr(self.strategy, "checkpoint_extra", None)
+            stack.callback(self._detach, self.strategy.evaluator.loggers, before)
+            try:
+                on_main(lambda: self._attach(resume))
+                if self.added:
+                    self.strategy.plugins.append(self.checkpoints)
+                self.checkpoints.points = self.points
+                self.strategy.checkpoint_extra = extra
+                yield
+            except BaseException:
+                self._forget()
+                raise
+
+    def _lock(self, stack: ExitStack) -> None:
+        folders = {self.path, *([] if self.added else [self.checkpoints.folder])}
+        for folder in sorted(folders):
+            if not folder.exists():
+                stack.callback(_remove_empty, folder)
+            stack.enter_context(FolderLock(folder))
+
+    def _attach(self, resume: bool) -> None:
+        """Open the files; the main process's loggers write them."""
+        path = self.path / "metrics.csv"
+        self._made = [p for p in (self.state_path, path) if not p.exists()]
+        try:
+            self.csv = MetricsCSVLogger(path)
+        except ValueError as error:
+            if not resume:
+                raise
+            kept = path.with_name(path.name + ".damaged")
+            logger.warning("%s It is kept as %s.", error, kept)
+            os.replace(path, kept)
+            self.csv = MetricsCSVLogger(path)
+        if resume and self.found is None:
+            self.csv.truncate_to(0)
+        remove_leftovers(self.checkpoints.folder)
+        for file in (self.state_path, self.results_path, path):
+            for left in self.path.glob(f"{file.name}.*.tmp"):
+                left.unlink(missing_ok=True)
+        write_json(self.state_path, {"identity": self.identity}, checksum=True)
+        board = TensorboardLogger(str(self.path / "tensorboard"))
+        self._writer = board.writer
+        evaluator = self.strategy.evaluator
+        evaluator.loggers = [*evaluator.loggers, self.csv, board]
+
+    def _detach(self, loggers: list[Any], extra: Any) -> None:
+        """Take away what was added, so that the strategy can run again."""
+        if self.added and self.checkpoints in self.strategy.plugins:
+            self.strategy.plugins.remove(self.checkpoints)
+        self.strategy.evaluator.loggers = loggers
+        self.checkpoints.points = None
+        self.strategy.checkpoint_extra = extra
+        if hasattr(self, "_writer"):
+            self._writer.close()
+
+    def _forget(self) -> None:
+        """Leave no trace of a run that failed before its first checkpoint."""
+        if not checkpoints(self.checkpoints.folder):
+            for path in self._made:
+                path.unlink(missing_ok=True)
+
+    # --------------------------------------------------------------- looking
+    def _look(self, resume: bool) -> str | None:
+        """Name of the checkpoint to go on from; touches nothing.
+
+        What counts is the checkpoint; the state file only stands in for it
+        before the first one is written.
+        """
+        folder = self.checkpoints.folder
+        if not resume:
+            known = (self.state_path, self.results_path)
+            if any(p.exists() for p in known) or checkpoints(folder):
+                raise ValueError(
+                    f"{self.path} already holds a run. Pass resume=True to go on with "
+                    "it, or another out_dir."
+                )
+            return None
+        newest = newest_state(folder)
+        noted = self._noted()
+        if newest is None:
+            if checkpoints(folder):
+                logger.warning("No checkpoint can be read; the run starts anew.")
+            if noted is not None:
+                self._require_same(noted, self.path)
+            return None
+        path, state = newest
+        stored = state["extra"].get("identity")
+        if stored is None:
+            raise ValueError(
+                f"{path} was not written by run_stream; go on with load_state."
+            )
+        self._require_same(stored, path)
+        if noted is not None and differences(noted, self.identity):
+            logger.warning(
+                "%s is that of another run than %s; it is written again.",
+                self.state_path,
+                path,
+            )
+        self._state = state
+        return path.name
+
+    def take_state(self) -> dict[str, Any]:
+        """State in the checkpoint that the run goes on from; call once."""
+        assert self.found is not None
+        state, self._state = self._state, None
+        return read_state(self.found) if state is None else state
+
+    def _noted(self) -> dict[str, Any] | None:
+        """Identity in the state file; None if there is none to be read."""
+        try:
+            content = read_json(self.state_path, checksum=True)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logger.warning("%s It is written again.", error)
+            return None
+        return content.get("identity")
+
+    def _require_same(self, stored: Any, where: Path) -> None:
+        different = differences(stored, self.identity)
+        if different:
+            raise ValueError(
+                f"{where} holds another run: {'; '.join(different)}. Resume with the "
+                "same method, settings, seed, streams and data, or use another out_dir."
+            )
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # it holds files, or is gone

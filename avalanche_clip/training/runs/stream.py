@@ -1,0 +1,416 @@
+"""One whole run: train on a stream, evaluate over time, write the folder."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avalanche_clip import distributed
+from avalanche_clip.common.files import write_json
+from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.evaluation.report.results import MAIN_METRIC, main_metric
+from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
+from avalanche_clip.evaluation.report.page import write_report
+from avalanche_clip.training.runs.agreement import agree_on_run
+from avalanche_clip.training.runs.identity import run_identity
+from avalanche_clip.training.runs.resume import restore_state
+from avalanche_clip.training.runs.rollback import undone_on_error
+from avalanche_clip.training.runs.folder import RunFolder
+from avalanche_clip.training.runs.record import data_summary, metric_results, nominal_units, reset_metrics, revision, strategy_config, strict, versions
+from avalanche_clip.training.runs.points import (
+    STEPS,
+    EvaluationPoints,
+    evaluation_points,
+)
+from avalanche_clip.training.templates.options import check_keywords
+from avalanche_clip.training.templates.watchers import check_run, validates
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(
+    r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
+)
+
+Rows = dict[str, dict[str, list[list[float]]]]
+"""stream -> metric -> rows over time; row 0 is before the first experience."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found.
+
+    ``matrices[stream][metric]["E"][i, j]`` is the value after training step
+    ``steps[i]`` (by default ``i``) on experience ``j`` of the stream,
+    ``...["before"][j]`` that of the model before the stream.
+    """
+
+    method: str
+    out_dir: Path
+    matrices: dict[str, dict[str, dict[str, np.ndarray]]]
+    summary: dict[str, Any]
+    compute: dict[str, Any]
+    results: dict[str, Any] = field(repr=False)
+
+    @property
+    def steps(self) -> list[int]:
+        """Index of the training step behind each row of ``E``."""
+        return list(self.results["evaluations"]["steps"])
+
+    @property
+    def E(self) -> np.ndarray:
+        """Main metric at each evaluation point on each experience of stream 1.
+
+        Mean R@1, or the accuracy of strategies on class names.
+        """
+        return self._main()["E"]
+
+    @property
+    def before(self) -> np.ndarray:
+        """Main metric of the model before the stream."""
+        return self._main()["before"]
+
+    def _main(self) -> dict[str, np.ndarray]:
+        metrics = next(iter(self.matrices.values()))
+        return metrics[main_metric(metrics)]
+
+    def matrix(self, metric: str, stream: str | None = None) -> np.ndarray:
+        """Matrix ``E`` of any metric.
+
+        :param metric: for example ``"image_to_text_R@1"``.
+        :param stream: default the first evaluated stream.
+        """
+        name = stream or next(iter(self.matrices))
+        return self.matrices[name][metric]["E"]
+
+
+@distributed.guarded("run_stream()")
+def run_stream(
+    strategy: Any,
+    benchmark: Any,
+    out_dir: str | Path,
+    *,
+    streams: Sequence[str] = ("test",),
+    resume: bool = False,
+    checkpoint_iterations: int | None = 100,
+    method: str | None = None,
+    evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
+    **train_options: Any,
+) -> RunResult:
+    """Train on ``benchmark.train_stream`` and evaluate before and after each step.
+
+    Writes into ``out_dir``: ``results.json``, ``metrics.csv``, TensorBoard
+    events, plots, ``report.html`` and ``checkpoints/``. A run that was killed
+    goes on from its newest checkpoint with ``resume=True``; on the CPU it then
+    ends with the same weights and matrices as an uninterrupted one. With
+    several processes all evaluate and the main one writes. A strategy with
+    ``eval_every`` is evaluated in training on its step of stream ``valid``.
+
+    One run at a time works in a folder, which it locks. What counts on resuming is
+    the newest checkpoint that can be used; it says which run it is of, and a lost or
+    damaged ``run_state.json``, ``metrics.csv`` or ``results.json`` is written again.
+    If the call fails or is interrupted, the strategy is put back as it was before,
+    weights included (the host's memory holds a copy of them meanwhile), and the
+    folder keeps what was written.
+
+    :param strategy: a strategy of this package whose evaluator holds
+        :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
+        on class names (as by default). Its own :class:`CheckpointPlugin`, if it
+        has one, is used.
+    :param benchmark: prepared with the strategy's model.
+    :param out_dir: folder of the run.
+    :param streams: names of the streams to evaluate.
+    :param resume: go on with the run in ``out_dir``; starts anew when there is
+        none. The strategy must be built as it was then.
+    :param checkpoint_iterations: also write a checkpoint after so many
+        iterations inside an experience; None for between experiences only.
+    :param method: name of the method in reports and comparisons; default the
+        strategy's class. Name combinations of plugins.
+    :param evaluate_at: after which steps to evaluate, and to write the checkpoints
+        between steps: ``"steps"`` for each; ``{"samples": n}`` for each step that
+        passes a multiple of ``n`` samples of the stream, which an online stream of
+        many small steps needs; or a list of indices of steps. The model before the
+        stream and the one after the last step are always evaluated. See
+        :func:`evaluation_points`.
+    :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
+        ``multiprocessing_context``, ...).
+    :return: matrices, summaries and cost.
+    :raises RankError: when another process is about to make another run, fails, ends
+        or does not answer in time.
+    :raises ValueError: for an unknown stream, an unprepared benchmark, one
+        that a plugin's ``check_benchmark`` refuses, a folder that another run is at
+        work in, or that holds a run when ``resume`` is False, or another run than
+        this one when it is True.
+    """
+    own = inspect.signature(run_stream).parameters
+    check_keywords("run_stream", train_options, strategy, own)
+    if isinstance(streams, str):
+        streams = (streams,)
+    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
+    given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
+    given["evaluate_at"] = evaluate_at
+    agree_on_run(strategy, benchmark, given)
+    unknown = [s for s in streams if s not in benchmark.streams]
+    if unknown or not streams:
+        raise ValueError(
+            f"streams {unknown or list(streams)} are not in the benchmark, which has "
+            f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
+        )
+    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
+    points = evaluation_points(evaluate_at, sizes)
+    for name in ("train", *streams):
+        for experience in benchmark.streams[name]:
+            captions = strategy.reads_captions
+            require_prepared(experience.dataset, strategy.model, captions=captions)
+    out = Path(out_dir).expanduser()
+    with undone_on_error(strategy):
+        for plugin in strategy.plugins:
+            if hasattr(plugin, "check_benchmark"):
+                plugin.check_benchmark(benchmark)
+        check_run(strategy, benchmark)
+        run = _Run(strategy, benchmark, tuple(streams), points, train_options, method)
+        folder = RunFolder(out, strategy, run.identity, checkpoint_iterations, points)
+        with folder.opened(resume, run.extra):
+            return run.go(folder)
+
+
+class _Run:
+    """State of :func:`run_stream`; checkpoints hold it as their extra."""
+
+    folder: RunFolder
+
+    def __init__(
+        self,
+        strategy: Any,
+        benchmark: Any,
+        streams: tuple[str, ...],
+        points: EvaluationPoints,
+        options: dict[str, Any],
+        method: str | None,
+    ):
+        self.strategy = strategy
+        self.benchmark = benchmark
+        self.streams = streams
+        self.points = points
+        self.options = options
+        self.rows: Rows = {}
+        self.done = 0
+        """Number of evaluations, the one before the stream included."""
+        self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
+        self.next = 0
+        """Experience to train next, or in training."""
+        self._begin: float | None = None
+        self._spent = 0.0
+        # Before training: schedules change the optimiser's learning rates.
+        self.config = strategy_config(strategy, options)
+        self.data = data_summary(benchmark)
+        self.identity = run_identity(
+            strategy, self.config, self.data, streams, points.at, method
+        )
+
+    def go(self, folder: RunFolder) -> RunResult:
+        """Train and evaluate from where the folder stands to the end."""
+        self.folder = folder
+        start = self.load()
+        if not self.done:
+            reset_metrics(self.strategy)
+        self.evaluate_missing(start)
+        for index in range(start, len(self.benchmark.train_stream)):
+            self.train(index)
+            self.evaluate_missing(index + 1)
+        return self.finish()
+
+    # ------------------------------------------------------------- resuming
+    def load(self) -> int:
+        """Go back to the folder's checkpoint; return the next experience."""
+        path = self.folder.found
+        if path is None:
+            return 0
+        state = self.folder.take_state()
+        try:
+            restore_state(self.strategy, state, self.benchmark)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        extra = state["extra"]
+        # Not what was trained last: a strategy may have been trained before the run.
+        index = self.next = int(extra["next"])
+        self.rows, self.done = extra["rows"], extra["done"]
+        self.seconds = extra["seconds"]
+        spent = float(extra.get("train_seconds", 0.0))
+        if state["inside"]:
+            self._spent = spent
+        elif len(self.seconds["train"]) < index:  # written at the end of train()
+            self.seconds["train"].append(spent)
+        logger.info("Resumed from %s at experience %d.", path.name, index)
+        distributed.barrier()
+        return index
+
+    def extra(self) -> dict[str, Any]:
+        """What checkpoints hold of the run itself."""
+        ended = self._begin is not None and self.strategy.experience is None
+        extra = {
+            "identity": self.identity,
+            "next": self.next + ended,
+            "rows": self.rows,
+            "done": self.done,
+            "seconds": self.seconds,
+        }
+        if self._begin is not None:
+            extra["train_seconds"] = self._train_seconds()
+        return extra
+
+    def _train_seconds(self) -> float:
+        assert self._begin is not None
+        return self._spent + time.perf_counter() - self._begin
+
+    def evaluate_missing(self, start: int) -> None:
+        """Evaluate the model before step ``start``, if it is due and was not."""
+        row = self.points.before(start)
+        if self.done <= row and self.strategy._pending is None:
+            self.evaluate(row)
+
+    # ---------------------------------------------------- training, evaluating
+    def train(self, index: int) -> None:
+        """Train one experience."""
+        self.next, self._begin = index, time.perf_counter()
+        experience = self.benchmark.train_stream[index]
+        self.strategy.train(
+            experience, eval_streams=self._validation(index), **self.options
+        )
+        del self.seconds["train"][index:]
+        self.seconds["train"].append(self._train_seconds())
+        self.next, self._begin, self._spent = index + 1, None, 0.0
+
+    def _validation(self, index: int) -> list[Any]:
+        """What a strategy with ``eval_every`` is evaluated on in training.
+
+        The step's own part of stream ``valid``, which early stopping watches;
+        never a stream that is reported.
+        """
+        streams = self.benchmark.streams
+        if not validates(self.strategy, self.benchmark):
+            return []
+        return [[streams["valid"][index]]]
+
+    def evaluate(self, row: int) -> None:
+        """Evaluate all streams; row 0 is before the first experience."""
+        begin = time.perf_counter()
+        for name in self.streams:
+            stream = self.benchmark.streams[name]
+            values = self.strategy.eval(stream, **self.options)
+            table = _read_row(values, name, len(stream))
+            if not table:
+                raise ValueError(
+                    f"Evaluating stream {name!r} gave no per-experience metric; put "
+                    "retrieval_plugin_metrics(), or accuracy_metrics(experience=True) "
+                    "on class names, into the strategy's EvaluationPlugin."
+                )
+            for metric, numbers in table.items():
+                rows = self.rows.setdefault(name, {}).setdefault(metric, [])
+                # A metric may appear later than the first evaluation.
+                rows.extend([float("nan")] * len(stream) for _ in range(len(rows), row))
+                del rows[row:]
+                rows.append(numbers)
+        self.done = row + 1
+        del self.seconds["eval"][row:]
+        self.seconds["eval"].append(time.perf_counter() - begin)
+        self.folder.checkpoints.save(self.strategy, "_eval")
+
+    def finish(self) -> RunResult:
+        """Write results, plots and the report."""
+        matrices = {
+            stream: {
+                metric: {"before": np.asarray(rows[0]), "E": np.asarray(rows[1:])}
+                for metric, rows in metrics.items()
+            }
+            for stream, metrics in self.rows.items()
+        }
+        compute = self.strategy.compute.report(self._macs())
+        compute["nominal_units"] = nominal_units(self.strategy)
+        space = self.config.get("eval_label_space")
+        by_step = self.points.at == STEPS
+        summary = {
+            s: _summaries(m, self.data, self.data["counts"][s], space, by_step)
+            for s, m in matrices.items()
+        }
+        results = {
+            "method": self.identity["method"],
+            "seed": self.strategy.seed,
+            "config": self.config,
+            "versions": versions(),
+            "revision": revision(),
+            "data": self.data,
+            "evaluations": self.points.record(),
+            "samples": compute["samples"],
+            "compute": compute,
+            "parameters": self.strategy.compute.parameters,
+            "macs": {k: v for k, v in compute.items() if "macs" in k},
+            "seconds": self.seconds,
+            "matrices": _plain(matrices),
+            "summary": summary,
+            "metrics": metric_results(self.strategy),
+        }
+        if distributed.is_main_process():
+            write_json(self.folder.results_path, strict(results), checksum=True)
+            write_report(self.folder.path)
+        distributed.barrier()
+        return RunResult(
+            method=results["method"],
+            out_dir=self.folder.path,
+            matrices=matrices,
+            summary=summary,
+            compute=compute,
+            results=results,
+        )
+
+    def _macs(self) -> dict[str, int] | None:
+        macs = getattr(self.strategy.model, "macs", None)
+        return macs() if callable(macs) else None
+
+
+def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
+    """Collect the per-experience values of one stream from metric names."""
+    table: dict[str, list[float]] = {}
+    for name, value in values.items():
+        match = _NAME.match(name)
+        if match and match["stream"] == stream and isinstance(value, (int, float)):
+            row = table.setdefault(match["metric"], [float("nan")] * size)
+            if int(match["exp"]) < size:
+                row[int(match["exp"])] = float(value)
+    return table
+
+
+def _summaries(
+    metrics: dict[str, dict[str, np.ndarray]],
+    data: dict[str, Any],
+    counts: Sequence[int],
+    space: str | None,
+    by_step: bool,
+) -> dict[str, Any]:
+    """Summaries of the recalls and accuracies of a stream."""
+    return {
+        metric: stream_summary(
+            parts["E"], parts["before"], data["protocol"], counts, space, by_step
+        )
+        for metric, parts in metrics.items()
+        if is_result(metric) and parts["E"].ndim == 2 and parts["E"].size
+    }
+
+
+def _plain(matrices: dict[str, Any]) -> dict[str, Any]:
+    return {
+        stream: {
+            metric: {k: v.tolist() for k, v in parts.items()}
+            for metric, parts in metrics.items()
+        }
+        for stream, metrics in matrices.items()
+    }

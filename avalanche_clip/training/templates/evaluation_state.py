@@ -1,0 +1,105 @@
+"""What an evaluation changes, so that a failed one can be undone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+class EvaluatorState:
+    """The evaluator of a strategy as it was: metrics, their values, loggers.
+
+    Containers, tensors and metrics inside metrics are copied; curves are remembered
+    by their length. What else metrics hold (data, models) is left alone.
+
+    :param evaluator: a stock ``EvaluationPlugin``.
+    """
+
+    def __init__(self, evaluator: Any):
+        self.evaluator = evaluator
+        memo = {id(metric): metric for metric in evaluator.metrics}
+        self._metrics = [
+            (m, {k: _copied(v, memo) for k, v in vars(m).items()})
+            for m in evaluator.metrics
+        ]
+        self._last = dict(evaluator.last_metric_results)
+        curves = evaluator.all_metric_results
+        self._lengths = {name: len(steps) for name, (steps, _) in curves.items()}
+        self._loggers = [_logger_state(log) for log in evaluator.loggers]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for metric, fields in self._metrics:
+            vars(metric).clear()
+            vars(metric).update(fields)
+        self.evaluator.last_metric_results = self._last
+        self.evaluator._metric_values = []
+        curves = self.evaluator.all_metric_results
+        for name in list(curves):
+            length = self._lengths.get(name)
+            if length is None:
+                del curves[name]
+                continue
+            for column in curves[name]:
+                del column[length:]
+        for undo in self._loggers:
+            # The cause of the failure counts, not what closing a file says.
+            with suppress(Exception):
+                undo()
+
+
+def _logger_state(log: Any) -> Callable[[], None]:
+    """How to bring a logger back to where it is now."""
+    texts = copy.copy(getattr(log, "metric_vals", None))
+    known = callable(getattr(log, "state_dict", None))
+    state = log.state_dict() if known else None
+
+    def undo() -> None:
+        if texts is not None:
+            log.metric_vals = texts
+        end = getattr(log, "_end_progress", None)
+        if callable(end):
+            end()
+        if state is not None and callable(getattr(log, "load_state_dict", None)):
+            log.load_state_dict(state)
+
+    return undo
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy containers, tensors and metrics, each once; share everything else."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        found: Any = value.detach().clone()
+    elif isinstance(value, np.ndarray):
+        found = value.copy()
+    elif isinstance(value, dict):
+        found = copy.copy(value)
+        memo[id(value)] = found
+        for key, child in value.items():
+            found[key] = _copied(child, memo)
+    elif type(value) in (list, tuple, set, frozenset):
+        found = type(value)(_copied(child, memo) for child in value)
+    elif _is_part(value):
+        found = copy.copy(value)
+        memo[id(value)] = found
+        for name, child in vars(value).items():
+            vars(found)[name] = _copied(child, memo)
+    else:
+        return value
+    memo[id(value)] = found
+    return found
+
+
+def _is_part(value: Any) -> bool:
+    """Whether a value is a metric or a helper of one, whose fields may change."""
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return False
+    packages = [cls.__module__ for cls in type(value).__mro__]
+    return any(name.startswith("avalanche.evaluation") for name in packages)

@@ -1,0 +1,128 @@
+"""Text features of frozen models, computed once for each state of the weights."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from avalanche_clip import distributed
+from avalanche_clip.common.fingerprint import FingerprintCache
+
+TEXTS_PER_PASS = 256
+"""Texts that a frozen model encodes at once."""
+
+
+_CACHES: weakref.WeakKeyDictionary[Any, FingerprintCache] = weakref.WeakKeyDictionary()
+"""Of models without a fingerprint of their own."""
+
+
+class Texts(Protocol):
+    """What can be encoded: see :class:`ReferenceTexts`."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, rows: Any, tokenizer: Any) -> Tensor:
+        """Token ids of some texts."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Checksum of all texts."""
+        ...
+
+
+def text_fingerprint(model: Any) -> str:
+    """Hash what the text features of a model depend on.
+
+    :param model: a dual encoder, or any module with a ``tokenizer``.
+    :return: hexadecimal digits and the size of the vocabulary.
+    """
+    find = getattr(model, "state_fingerprint", None)
+    if callable(find):
+        found = find("text")
+    else:
+        named = model.state_dict(keep_vars=True).items()
+        cache = _CACHES.setdefault(model, FingerprintCache())
+        found = cache((n, t) for n, t in named if isinstance(t, Tensor))
+    size = getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
+    return f"{found}-{size}"
+
+
+class FrozenTexts:
+    """Features of fixed lists of texts, by the weights and texts they come from.
+
+    A list is encoded once for each state of a text tower, whichever plugin or
+    teacher asks: two teachers with the same weights share the features. When an
+    experience begins, features of weights that no teacher has any more are
+    dropped, and those that no one has asked for in the experience before.
+    The cost is booked as ``"teacher"`` when it arises, not again by a resumed
+    run that encodes anew what the stored run had encoded.
+    """
+
+    def __init__(self) -> None:
+        self.features: dict[str, Tensor] = {}
+        self.booked: set[str] = set()
+        self.used: set[str] = set()
+
+    def __call__(self, strategy: Any, model: Any, print_: str, texts: Texts) -> Tensor:
+        """Return the features of all texts.
+
+        :param strategy: gives device, autocast and the budget.
+        :param model: a frozen dual encoder with its tokenizer.
+        :param print_: :func:`text_fingerprint` of the model.
+        :param texts: what to encode.
+        :return: float32, normalised, ``(N, D)``, the same on each process.
+        """
+        key = f"{print_}:{texts.fingerprint()}:{strategy.precision}"
+        self.used.add(key)
+        if key not in self.features:
+            self.features[key] = encode_texts(strategy, model, texts)
+            if key not in self.booked:
+                strategy.compute.spend("teacher", images=0, texts=len(texts))
+                self.booked.add(key)
+        return self.features[key]
+
+    def start_experience(self, prints: Collection[str]) -> None:
+        """Drop what is of no more use.
+
+        :param prints: :func:`text_fingerprint` of all teachers.
+        """
+        keep = {key for key in self.used if key.split(":")[0] in prints}
+        self.features = {k: v for k, v in self.features.items() if k in keep}
+        self.booked &= keep
+        self.used = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which features have been paid for, as plain data."""
+        return {"booked": sorted(self.booked), "used": sorted(self.used)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned; features are made anew."""
+        self.features = {}
+        self.booked, self.used = set(state["booked"]), set(state["used"])
+
+
+@torch.no_grad()
+def encode_texts(strategy: Any, model: Any, texts: Texts) -> Tensor:
+    """Encode all texts, a share per process.
+
+    :param strategy: gives device and autocast.
+    :param model: a frozen dual encoder with its tokenizer.
+    :param texts: what to encode.
+    :return: float32 features ``(N, D)``, the same on each process.
+    """
+    count, world = len(texts), distributed.world_size()
+    share = -(-count // world)
+    low = min(share * distributed.rank(), count)
+    high = min(low + share, count)
+    rows = torch.zeros(share, model.embed_dim, device=strategy.device)
+    for start in range(low, high, TEXTS_PER_PASS):
+        end = min(start + TEXTS_PER_PASS, high)
+        tokens = texts.tokens(slice(start, end), model.tokenizer)
+        with strategy.autocast():
+            found = model.encode_text(tokens.to(strategy.device))
+        rows[start - low : end - low] = found.float()
+    return distributed.gather_rows(rows)[:count]

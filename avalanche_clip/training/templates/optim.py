@@ -1,0 +1,260 @@
+"""Optimisers whose groups follow the model by parameter name.
+
+Works around ``update_optimizer`` of avalanche-lib 0.6.0, which adds frozen
+parameters, fails with several parameter groups, restarts the moments of grown
+parameters and keeps removed ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Named = Iterable[tuple[str, nn.Parameter]]
+GroupRule = Callable[[Named], Sequence[Any]]
+
+_NO_DECAY = ("bn", "ln", "bias", "logit_scale")
+_NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
+"""Entries of a group that are no setting of the method; how it is computed may differ
+between devices."""
+
+
+def clip_param_groups(
+    named_parameters: Named, weight_decay: float = 0.2
+) -> list[dict[str, Any]]:
+    """Split parameters as OpenCLIP does: weight decay on matrices only.
+
+    :param named_parameters: pairs of name and parameter.
+    :param weight_decay: decay of the first group.
+    :return: two groups with ``names``: tensors of two or more dimensions whose
+        name lacks ``bn``, ``ln``, ``bias`` and ``logit_scale``, and the rest
+        with weight decay 0.
+    """
+    decayed: list[str] = []
+    rest: list[str] = []
+    for name, parameter in named_parameters:
+        plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+        (rest if plain else decayed).append(name)
+    return [
+        {"names": decayed, "weight_decay": weight_decay},
+        {"names": rest, "weight_decay": 0.0},
+    ]
+
+
+def one_group(named_parameters: Named) -> list[dict[str, Any]]:
+    """Put all parameters into one group without weight decay.
+
+    :param named_parameters: pairs of name and parameter.
+    """
+    names = [name for name, _ in named_parameters]
+    return [{"names": names, "weight_decay": 0.0}]
+
+
+def default_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW with OpenCLIP's values for vision transformers (TiC-CLIP)."""
+    return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that need gradients, by name."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assign_names(
+    rule: GroupRule | None, named: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Evaluate a rule and check that it covers every parameter once.
+
+    :param rule: returns name lists, or dicts with ``names`` and options;
+        default :func:`clip_param_groups`.
+    :param named: trainable parameters.
+    :return: one dict per group.
+    :raises ValueError: if a name is missing or repeated. Names that are no
+        trainable parameters (frozen ones) are left out.
+    """
+    rows = (rule or clip_param_groups)(list(named.items()))
+    groups = [dict(r) if isinstance(r, dict) else {"names": list(r)} for r in rows]
+    for group in groups:
+        if "names" not in group:
+            raise ValueError(
+                "param_groups must return lists of names, or dicts with 'names' and "
+                f"options; got a dict with {sorted(group)}."
+            )
+    seen = [name for group in groups for name in group["names"]]
+    known = [name for name in seen if name in named]
+    missing = sorted(set(named) - set(known))
+    repeated = sorted(n for n, count in Counter(known).items() if count > 1)
+    if missing or repeated:
+        raise ValueError(
+            "param_groups must name every trainable parameter exactly once; missing "
+            f"{missing[:5]}, repeated {repeated[:5]}."
+        )
+    for group in groups:
+        group["names"] = [n for n in group["names"] if n in named]
+    return groups
+
+
+def home_of(parameter_is_plain: bool, groups: list[dict[str, Any]]) -> int:
+    """Choose the group of a new parameter by weight decay.
+
+    :param parameter_is_plain: whether the parameter takes no weight decay.
+    :param groups: options of the groups, with ``weight_decay`` where known.
+    :return: the first group that decays (or, for a plain parameter, does not);
+        group 0 where there is none.
+    """
+    for index, group in enumerate(groups):
+        if (float(group.get("weight_decay", 0.0)) == 0.0) == parameter_is_plain:
+            return index
+    return 0
+
+
+def rebuild(
+    optimizer: Optimizer,
+    groups: list[dict[str, Any]],
+    named: dict[str, nn.Parameter],
+    old_names: dict[int, str],
+    *,
+    reset_state: bool,
+) -> None:
+    """Point an optimiser at the parameters of a changed model, in place.
+
+    :param optimizer: keeps its groups and their options; groups are added
+        when there are more now.
+    :param groups: names per group, as from :func:`assign_names`; ``owner``
+        tells which group of the optimiser continues as which, by default the
+        one in the same place.
+    :param named: trainable parameters by name.
+    :param old_names: name of each parameter the optimiser held, by ``id``.
+    :param reset_state: forget moments instead of carrying them by name.
+    """
+    old_state = {
+        old_names[id(p)]: state
+        for p, state in optimizer.state.items()
+        if id(p) in old_names
+    }
+    # A rule may return more groups later, so that positions say nothing.
+    held = {
+        g.get("owner", f"rule {i}"): g for i, g in enumerate(optimizer.param_groups)
+    }
+    for index, group in enumerate(groups):
+        owner = group.get("owner", f"rule {index}")
+        params = [named[n] for n in group["names"]]
+        if owner in held:
+            held.pop(owner).update(params=params, owner=owner)
+        else:
+            options = {k: v for k, v in group.items() if k != "names"}
+            optimizer.add_param_group({**options, "params": params, "owner": owner})
+    for extra in held.values():
+        extra["params"] = []
+    optimizer.state.clear()
+    if reset_state:
+        return
+    for name, parameter in named.items():
+        if name in old_state:
+            optimizer.state[parameter] = {
+                key: fit_moment(value, parameter)
+                for key, value in old_state[name].items()
+            }
+
+
+def fit_moment(value: Any, parameter: Tensor) -> Any:
+    """Pad a moment with zeros to the shape of a grown parameter."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.shape == parameter.shape or value.dim() != parameter.dim():
+        return value
+    return overlay(torch.zeros_like(parameter, dtype=value.dtype), value)
+
+
+def overlay(tensor: Tensor, old: Tensor) -> Tensor:
+    """Return a copy of a tensor with ``old`` in its upper left corner.
+
+    :param tensor: of the new shape.
+    :param old: of as many dimensions, usually smaller; cut where it is larger.
+    """
+    grown = tensor.detach().clone()
+    keep = tuple(
+        slice(0, min(a, b)) for a, b in zip(grown.shape, old.shape, strict=True)
+    )
+    grown[keep] = old[keep].to(grown)
+    return grown
+
+
+def group_names(
+    optimizer: Optimizer, named: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Name the parameters of an optimiser built by the user.
+
+    Parameters of the model that it does not hold are left out on purpose.
+    """
+    by_id = {id(p): n for n, p in named.items()}
+    return [
+        {"names": [by_id[id(p)] for p in g["params"] if id(p) in by_id]}
+        for g in optimizer.param_groups
+    ]
+
+
+def describe_groups(
+    optimizer: Optimizer, groups: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Describe the groups that an optimiser was built with, as plain data.
+
+    :param optimizer: of the user, or built for a strategy.
+    :param groups: names per group, as from :func:`group_names`.
+    :return: options and ``names`` of each group.
+    """
+    return [
+        {k: v for k, v in options.items() if k not in _NOT_COMPARED}
+        | {"names": g["names"]}
+        for options, g in zip(optimizer.param_groups, groups, strict=True)
+    ]
+
+
+def check_same_groups(
+    built: list[dict[str, Any]], stored: list[dict[str, Any]]
+) -> None:
+    """Raise unless a stored optimiser was built with the same groups.
+
+    :param built: :func:`describe_groups` of the optimiser to be loaded.
+    :param stored: that of the stored one.
+    :raises ValueError: naming the first option or parameter that differs.
+    """
+    advice = "Build the optimizer with the groups and options of the stored run."
+    if len(stored) != len(built):
+        raise ValueError(
+            f"The stored optimizer was built with {len(stored)} parameter groups, this "
+            f"one with {len(built)}. {advice}"
+        )
+    for place, (theirs, ours) in enumerate(zip(stored, built, strict=True)):
+        for key in theirs.keys() & ours.keys() - {"names"}:
+            if not _equal(theirs[key], ours[key]):
+                raise ValueError(
+                    f"optimizer: groups.{place}.{key} is {theirs[key]!r} in the stored "
+                    f"run and {ours[key]!r} here. {advice}"
+                )
+    homes = {n: place for place, group in enumerate(stored) for n in group["names"]}
+    for place, group in enumerate(built):
+        for name in group["names"]:
+            if homes.get(name) != place:
+                where = f"in groups.{homes[name]}" if name in homes else "in no group"
+                raise ValueError(
+                    f"optimizer: {name!r} is {where} of the stored run and in "
+                    f"groups.{place} here. {advice}"
+                )
+    if missing := homes.keys() - {n for group in built for n in group["names"]}:
+        name = min(missing)
+        raise ValueError(
+            f"optimizer: {name!r} is in groups.{homes[name]} of the stored run and in "
+            f"no group here. {advice}"
+        )
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return bool(torch.equal(torch.as_tensor(left), torch.as_tensor(right).cpu()))
+    return bool(left == right)

@@ -1,0 +1,259 @@
+"""Training order as a pure function, and a loader that can start anywhere.
+
+Which samples make up global batch ``k``, and the random numbers that augment
+them, depend on ``(seed, experience, visit, k)`` only: not on the number of workers
+or processes, nor on what ran before. So a run resumed in the middle draws the
+batches that the uninterrupted run would have drawn, and a step that is trained
+again draws others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+
+from avalanche_clip.benchmarks.streams.quotas import mix64
+from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
+from avalanche_clip.distributed import shares
+
+
+class TrainingOrder:
+    """The sequence of global batches of one experience.
+
+    Without a budget (``continuous=False``) each epoch is a fresh permutation,
+    cut into full batches. With one (``continuous=True``) permutations follow
+    each other without end and batches run across the seams: every sample is
+    drawn equally often, plus or minus one, and no batch holds a sample twice.
+
+    :param num_samples: size ``N`` of the data, at least 1.
+    :param batch_size: global batch size ``B``; when ``B > N`` a batch is the
+        whole data set.
+    :param seed: seed of the run.
+    :param experience: index of the experience, or what :func:`seed_number` makes of
+        it when the experience comes again.
+    :param shuffle: without it the order of the data is kept.
+    :param continuous: see above.
+    :param drop_last: leave out the smaller tail of each epoch.
+    :param processes: number of those that share a batch, each at least one
+        sample of it.
+    :raises ValueError: if a batch has fewer samples than there are processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        experience: int,
+        shuffle: bool = True,
+        continuous: bool = False,
+        drop_last: bool = True,
+        processes: int = 1,
+    ):
+        self.num_samples = num_samples
+        self.batch_size = min(batch_size, num_samples)
+        if self.batch_size < processes or not self.batch_size:
+            raise ValueError(
+                f"{self.batch_size} sample(s) cannot fill a batch on {processes} "
+                "process(es); use fewer processes or more data."
+            )
+        self.seed = seed
+        self.experience = experience
+        self.shuffle = shuffle
+        self.continuous = continuous
+        self.drop_last = drop_last
+        tail = num_samples % self.batch_size
+        if 0 < tail < processes and not (continuous or drop_last):
+            raise ValueError(
+                f"The last batch of an epoch has {tail} of {num_samples} samples, too "
+                f"few for {processes} processes; use drop_last=True, or another batch "
+                "size."
+            )
+
+    def batches_per_epoch(self) -> int:
+        """Number of batches in one pass (of a run without a budget)."""
+        full, rest = divmod(self.num_samples, self.batch_size)
+        return full if self.drop_last or not rest else full + 1
+
+    def permutation(self, number: int) -> np.ndarray:
+        """Order of the samples in pass ``number``."""
+        if not self.shuffle:
+            return np.arange(self.num_samples)
+        seeds = [self.seed & (2**63 - 1), self.experience, number]
+        return np.random.default_rng(seeds).permutation(self.num_samples)
+
+    def batches(self, epoch: int, start: int, count: int) -> Iterator[np.ndarray]:
+        """Yield the index arrays of ``count`` batches.
+
+        :param epoch: number of the epoch; ignored when ``continuous``.
+        :param start: first batch, counted from the start of the epoch or, when
+            ``continuous``, of the experience.
+        :param count: number of batches.
+        """
+        if self.continuous:
+            yield from self._endless(start, count)
+            return
+        order = self.permutation(epoch)
+        for k in range(start, start + count):
+            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+
+    def _skip_to(self, start: int) -> int:
+        """First batch of a pass from which batch ``start`` can be reached.
+
+        A seam moves samples among the first two batches of a pass only. So
+        the order near its end is that of its permutation, and the batches
+        before the pass need not be walked through.
+        """
+        if self.num_samples < 4 * self.batch_size:
+            return 0  # passes are short and seams overlap
+        number = start * self.batch_size // self.num_samples - 1
+        return max(0, number)
+
+    def _endless(self, start: int, count: int) -> Iterator[np.ndarray]:
+        size = self.batch_size
+        number = self._skip_to(start)
+        order = self.permutation(number)
+        # The first batch that lies wholly in this pass.
+        first = -(-number * self.num_samples // size)
+        position = first * size - number * self.num_samples
+        for k in range(first, start + count):
+            batch = order[position : position + size]
+            position += size
+            missing = size - len(batch)
+            if missing:
+                number += 1
+                following = self.permutation(number)
+                free = np.flatnonzero(~np.isin(following, batch))[:missing]
+                batch = np.concatenate([batch, following[free]])
+                order, position = np.delete(following, free), 0
+            if k >= start:
+                yield batch
+
+    def sample_seeds(self, epoch: int, batch: int, size: int) -> np.ndarray:
+        """Seeds of the augmentations of one batch, uint64, ``(size,)``."""
+        state = mix64(np.uint64(self.seed & (2**64 - 1)))
+        for part in (self.experience, 0 if self.continuous else epoch, batch):
+            state = mix64(state ^ np.uint64(part))
+        return mix64(state ^ np.arange(size, dtype=np.uint64))
+
+
+class PlannedBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yield this process's part of the planned batches, with seeds.
+
+    ``plan(epoch, start, count)`` says what the next iteration yields.
+    """
+
+    def __init__(self, order: TrainingOrder, rank: int = 0, world_size: int = 1):
+        self.order = order
+        self.rank = rank
+        self.world_size = world_size
+        self.plan(0, 0, order.batches_per_epoch())
+
+    def plan(self, epoch: int, start: int, count: int) -> None:
+        """Choose the batches of the next iteration."""
+        self.epoch, self.start, self.count = epoch, start, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = self.order.batches(self.epoch, self.start, self.count)
+        for k, batch in enumerate(batches, self.start):
+            seeds = self.order.sample_seeds(self.epoch, k, len(batch))
+            sizes = shares(len(batch), self.world_size)
+            low = sum(sizes[: self.rank])
+            high = low + sizes[self.rank]
+            yield list(
+                zip(batch[low:high].tolist(), seeds[low:high].tolist(), strict=True)
+            )
+
+
+class SeededItems(torch.utils.data.Dataset):
+    """Read items with the random generators seeded per sample.
+
+    Python's, NumPy's and torch's generators are seeded before each item; in
+    the main process they are put back after the batch, so that reading data
+    never disturbs the model's own random numbers.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+        in_worker = get_worker_info() is not None
+        with nullcontext() if in_worker else kept_rng():
+            items = []
+            for index, seed in keys:
+                seed_cpu(seed)
+                items.append(self.dataset[index])
+            return items
+
+
+class TrainLoader(DataLoader):
+    """A ``DataLoader`` over :class:`PlannedBatchSampler`.
+
+    ``len()`` is the number of batches planned for the running epoch, so
+    progress bars are right.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: TrainingOrder,
+        *,
+        collate_fn: Callable[[list[Any]], Any],
+        rank: int = 0,
+        world_size: int = 1,
+        **options: Any,
+    ):
+        self.order = order
+        super().__init__(
+            SeededItems(dataset),
+            batch_sampler=PlannedBatchSampler(order, rank, world_size),
+            collate_fn=collate_fn,
+            generator=torch.Generator().manual_seed(order.seed & (2**63 - 1)),
+            **options,
+        )
+
+    def plan(self, epoch: int, start: int, count: int) -> None:
+        """Choose the batches of the next iteration."""
+        sampler: Any = self.batch_sampler
+        sampler.plan(epoch, start, count)
+
+
+WORKER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "persistent_workers",
+    "prefetch_factor",
+    "multiprocessing_context",
+    "timeout",
+    "worker_init_fn",
+)
+"""Options of a ``DataLoader`` that ``train`` and ``eval`` take."""
+
+
+def worker_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Keep the ``DataLoader`` options among the keywords of ``train``."""
+    kept = {k: v for k, v in options.items() if k in WORKER_OPTIONS and v is not None}
+    for name in ("num_workers", "prefetch_factor"):
+        if name in kept:
+            kept[name] = as_size(kept[name], name, least=int(name != "num_workers"))
+    if not kept.get("num_workers"):
+        for name in ("persistent_workers", "prefetch_factor", "timeout"):
+            kept.pop(name, None)
+        kept.pop("multiprocessing_context", None)
+    return kept

@@ -1,0 +1,401 @@
+"""Frozen copies of the model, shared by all plugins of a run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.frozen_texts import (
+    FrozenTexts,
+    Texts,
+    text_fingerprint,
+)
+
+KINDS = ("previous", "initial", "ema")
+CACHE_BYTES = 128 * 2**20
+"""Largest table of image features that a teacher keeps."""
+
+
+class ImageTable:
+    """Image features of a data set by sample id, in one float32 matrix.
+
+    :param sample_ids: ids of the data, int64, ``(N,)``.
+    :param width: numbers per sample.
+    """
+
+    def __init__(self, sample_ids: np.ndarray, width: int):
+        self.ids = np.unique(sample_ids)
+        self.rows = torch.zeros(len(self.ids), width)
+        self.known = torch.zeros(len(self.ids), dtype=torch.bool)
+
+    def positions(self, sample_ids: Tensor) -> Tensor | None:
+        """Rows of some samples, or None if one is not in the table."""
+        wanted = sample_ids.cpu().numpy()
+        at = np.searchsorted(self.ids, wanted)
+        at = np.minimum(at, len(self.ids) - 1)
+        if not (self.ids[at] == wanted).all():
+            return None
+        return torch.from_numpy(at)
+
+    def get(self, sample_ids: Tensor) -> Tensor | None:
+        """Stored rows of some samples, or None unless all are known."""
+        at = self.positions(sample_ids)
+        if at is None or not bool(self.known[at].all()):
+            return None
+        return self.rows[at]
+
+    def put(self, sample_ids: Tensor, values: Tensor) -> None:
+        """Store rows of some samples."""
+        at = self.positions(sample_ids)
+        if at is not None:
+            self.rows[at] = values.float().cpu()
+            self.known[at] = True
+
+
+class Teacher:
+    """One frozen copy and its features of the current batch.
+
+    Image features are kept over the experience when training images are the
+    same each time, in a table of at most :data:`CACHE_BYTES`.
+
+    :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
+    :param model: the model to copy; the copy has no gradients and is in
+        evaluation mode.
+    """
+
+    def __init__(self, kind: str, model: nn.Module):
+        self.kind = kind
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        self.forward_passes = 0
+        self._service: TeacherService | None = None
+        self._key: Any = None
+        self._output: CLIPOutput | None = None
+        self._print: str | None = None
+        self.table: ImageTable | None = None
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Hash of what its text features depend on, taken once per copy."""
+        if self._print is None:
+            self._print = text_fingerprint(self.model)
+        return self._print
+
+    def renew(self, model: nn.Module) -> None:
+        """Copy a model anew, with its structure and state."""
+        # First let go of the old copy, so that there is never a second one.
+        del self.model
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.forget()
+
+    def forget_batch(self) -> None:
+        """Drop the features of the current batch."""
+        self._key, self._output = None, None
+
+    def forget(self) -> None:
+        """Drop all features."""
+        self.forget_batch()
+        self.table = self._print = None
+
+    def features(self, batch: Any) -> CLIPOutput:
+        """Features of a batch, computed once however often they are asked for.
+
+        Rows are those of ``strategy.global_features``: with several processes
+        the outputs of all are gathered.
+
+        :param batch: the mini-batch ``strategy.mb_x``.
+        :return: output without gradients, features float32 and normalised.
+        """
+        if self._key is not batch:
+            service = self._service
+            gather = (
+                distributed.gather_output
+                if service is None
+                else service.strategy.gather_output
+            )
+            self._output = gather(self._encode(batch))
+            # The batch itself is the key: an id may be used again.
+            self._key = batch
+        assert self._output is not None
+        return self._output
+
+    @torch.no_grad()
+    def _encode(self, batch: Any) -> CLIPOutput:
+        service = self._service
+        self.forward_passes += 1
+        if service is None:
+            return self.model(batch)
+        strategy = service.strategy
+        self._check_tokens(batch, strategy.model)
+        keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
+        known = None
+        if keep and self.table is not None:
+            known = self.table.get(batch["sample_id"])
+        images, texts = strategy.batch_totals(batch)
+        images = 0 if known is not None else images
+        strategy.compute.spend("teacher", images=images, texts=texts)
+        with strategy.autocast():
+            if known is not None:
+                return self._encode_texts(batch, known)
+            output = self.model(batch)
+        if keep:
+            self._store(batch, output, service)
+        return output
+
+    def _check_tokens(self, batch: Any, student: Any) -> None:
+        """Raise when the student has learned tokens that this model lacks."""
+        sizes = [
+            getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
+            for model in (student, self.model)
+        ]
+        if sizes[0] > sizes[1] and int(batch["text"].max()) >= sizes[1]:
+            raise ValueError(
+                f"A text of the batch holds token {int(batch['text'].max())}, but the "
+                f"{self.kind!r} teacher knows {sizes[1]} tokens: the vocabulary has "
+                "grown since. Use the 'previous' teacher, or texts of its own for it."
+            )
+
+    def _encode_texts(self, batch: Any, known: Tensor) -> CLIPOutput:
+        """Complete stored image features and norms by those of the texts."""
+        known = known.to(batch["image"].device)
+        raw = self.model.encode_text(batch["text"], normalize=False).float()
+        aux = {
+            "image_norm": known[:, -1:],
+            "text_norm": raw.norm(dim=-1, keepdim=True),
+        }
+        bias = getattr(self.model, "logit_bias", None)
+        if bias is not None:
+            aux["logit_bias"] = bias.float()
+        scale = self.model.logit_scale.float().exp()
+        return CLIPOutput(known[:, :-1], F.normalize(raw, dim=-1), scale, aux)
+
+    def _store(self, batch: Any, output: CLIPOutput, service: TeacherService) -> None:
+        features = output.image_features
+        if self.table is None:
+            self.table = service.new_table(features.shape[1] + 1)
+        norms = (output.aux or {}).get("image_norm")
+        if self.table is None or norms is None:
+            return
+        self.table.put(batch["sample_id"], torch.cat([features, norms], dim=1))
+
+
+class TeacherService:
+    """At most one teacher per kind, made when a plugin asks for it.
+
+    ``"previous"`` holds the weights deployed by the last experience (after
+    patching or averaging, before a plugin replaces them), ``"initial"`` those
+    before the first training, ``"ema"`` a running average of the weights in
+    training.
+
+    :param strategy: the strategy that owns the service.
+    """
+
+    def __init__(self, strategy: Any):
+        self.strategy = strategy
+        self.teachers: dict[str, Teacher] = {}
+        self.frozen_texts = FrozenTexts()
+        self.ema_decay = 0.999
+        self._decay_given: float | None = None
+        self._forward_state: dict[str, Any] = {}
+        self.training = False
+        """Whether the running experience has left ``before_training_exp``."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether training images are the same each time they are drawn."""
+        return bool(getattr(self.strategy, "deterministic_images", False))
+
+    def start_experience(self) -> None:
+        """Take the weights of this moment as those of ``"previous"``.
+
+        Plugins may say with ``teacher_kinds(strategy)`` which teachers they
+        will ask for, so that copies are made before any plugin replaces the
+        weights.
+        """
+        self.training = False
+        self._forward_state = _forward_state(self.strategy.model)
+        for kind, teacher in self.teachers.items():
+            teacher.forget()
+            if kind == "previous":
+                teacher.renew(self.strategy.model)
+        if self.frozen_texts.booked:
+            fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
+            self.frozen_texts.start_experience([t.text_fingerprint for t in fixed])
+        for plugin in self.strategy.plugins:
+            wanted = getattr(plugin, "teacher_kinds", None)
+            for kind in wanted(self.strategy) if callable(wanted) else ():
+                if kind not in self.teachers:
+                    self._add(kind)
+
+    def start_training(self) -> None:
+        """Note that the weights are about to change."""
+        self.training = True
+
+    def get(self, kind: str, *, decay: float | None = None) -> Teacher:
+        """Return the teacher of a kind, making it when there is none yet.
+
+        Ask in ``before_training_exp``: that is when copies are made.
+
+        :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
+        :param decay: of the running average, in ``[0, 1)``; default 0.999, or
+            what another plugin has asked for.
+        :raises ValueError: for an unknown kind, a decay outside its range or
+            other than that asked for before, or a teacher asked for after
+            training has changed the weights.
+        """
+        require_choice("teacher", kind, KINDS)
+        if decay is not None:
+            as_finite(decay, "decay", low=0, below=1)
+            if self._decay_given not in (None, decay):
+                raise ValueError(
+                    f"decay={decay}, but another plugin has asked for an average with "
+                    f"decay={self._decay_given}, and there is one for all; use the "
+                    "same decay."
+                )
+            self.ema_decay = self._decay_given = decay
+        if kind not in self.teachers:
+            self._make(kind)
+        return self.teachers[kind]
+
+    def text_features(self, kind: str, texts: Texts) -> Tensor:
+        """Features of a fixed list of texts, kept while weights and texts stay.
+
+        :param kind: ``"previous"`` or ``"initial"``, whose weights are fixed
+            during an experience.
+        :param texts: such as :class:`ReferenceTexts`.
+        :return: float32, normalised, ``(N, D)``, the same on each process.
+        :raises ValueError: for ``"ema"``, and as :meth:`get`.
+        """
+        if kind == "ema":
+            raise ValueError(
+                "The 'ema' teacher changes at each step, so its text features cannot "
+                "be kept; encode them with get('ema').model."
+            )
+        teacher = self.get(kind)
+        return self.frozen_texts(
+            self.strategy, teacher.model, teacher.text_fingerprint, texts
+        )
+
+    def _make(self, kind: str) -> None:
+        if kind == "initial" and self.strategy.clock.train_iterations > 0:
+            raise ValueError(
+                "The initial model is gone: training has begun. Ask for the 'initial' "
+                "teacher in before_training_exp of the first experience."
+            )
+        if kind == "previous" and self.training:
+            raise ValueError(
+                "The previous model is gone: this experience is being trained. Ask "
+                "for the 'previous' teacher in before_training_exp."
+            )
+        self._add(kind)
+
+    def _add(self, kind: str) -> None:
+        teacher = Teacher(kind, self.strategy.model)
+        if kind != "ema":  # plugins may have switched the model since
+            _load_forward_state(teacher.model, self._forward_state)
+        teacher._service = self
+        self.teachers[kind] = teacher
+
+    def new_table(self, width: int) -> ImageTable | None:
+        """Table for the images of this experience, None if it were too large."""
+        dataset = self.strategy.adapted_dataset
+        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
+            return None
+        return ImageTable(attribute_array(dataset, "sample_id"), width)
+
+    def forget_batch(self) -> None:
+        """Let go of the last batch."""
+        for teacher in self.teachers.values():
+            teacher.forget_batch()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the running average towards the model (after each update)."""
+        teacher = self.teachers.get("ema")
+        if teacher is None:
+            return
+        model = self.strategy.model
+        ours: list[Tensor] = list(model.parameters())
+        average: list[Tensor] = list(teacher.model.parameters())
+        if [p.shape for p in ours] != [p.shape for p in average]:
+            _grow(teacher, model)
+            average = list(teacher.model.parameters())
+        if average:
+            torch._foreach_lerp_(average, ours, 1.0 - self.ema_decay)
+        for buffer, new in zip(teacher.model.buffers(), model.buffers()):
+            buffer.copy_(new)
+        _load_forward_state(teacher.model, _forward_state(model))
+        teacher.forget_batch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights of all teachers, and their tables, as plain data.
+
+        Tables are stored because features depend on the batch in their last
+        bits: a resumed run must use the same ones.
+        """
+        return {
+            "decay": self.ema_decay,
+            "texts": self.frozen_texts.state_dict(),
+            "weights": {k: t.model.state_dict() for k, t in self.teachers.items()},
+            "tables": {
+                k: {
+                    "ids": torch.from_numpy(t.table.ids),
+                    "rows": t.table.rows,
+                    "known": t.table.known,
+                }
+                for k, t in self.teachers.items()
+                if t.table is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back the teachers of a stored run."""
+        self.ema_decay = float(state["decay"])
+        self.frozen_texts.load_state_dict(state["texts"])
+        for kind, weights in state["weights"].items():
+            if kind not in self.teachers:
+                self._add(kind)
+            teacher = self.teachers[kind]
+            teacher.model.load_state_dict(weights)
+            teacher.forget()
+            stored = state.get("tables", {}).get(kind)
+            if stored is not None:
+                table = ImageTable(stored["ids"].numpy(), stored["rows"].shape[1])
+                table.rows.copy_(stored["rows"])
+                table.known.copy_(stored["known"])
+                teacher.table = table
+
+
+def _forward_state(model: nn.Module) -> dict[str, Any]:
+    """What modules with ``forward_state`` do beside their weights, by name."""
+    return {
+        name: module.forward_state()
+        for name, module in model.named_modules()
+        if callable(getattr(module, "forward_state", None))
+    }
+
+
+def _load_forward_state(model: nn.Module, state: dict[str, Any]) -> None:
+    for name, value in state.items():
+        module: Any = model.get_submodule(name)
+        module.load_forward_state(value)
+
+
+def _grow(teacher: Teacher, model: nn.Module) -> None:
+    """Give an average the structure of a grown model, keeping its values."""
+    old = dict(teacher.model.named_parameters())
+    teacher.renew(model)
+    for name, parameter in teacher.model.named_parameters():
+        if name not in old or old[name].dim() != parameter.dim():
+            continue
+        both = zip(old[name].shape, parameter.shape)
+        block = tuple(slice(0, min(a, b)) for a, b in both)
+        parameter[block] = old[name][block]

@@ -1,0 +1,190 @@
+"""Validation and online splits."""
+
+import numpy as np
+import pytest
+from avalanche.benchmarks import with_classes_timeline, with_task_labels
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
+
+from avalanche_clip.benchmarks import (
+    attribute_array,
+    prepare_benchmark,
+    split_online,
+    split_validation,
+    time_stamped_benchmark,
+)
+from tests.benchmarks.small_streams import (
+    CharModel,
+    counted_benchmark,
+    counted_dataset,
+    ids_of,
+)
+
+
+def benchmark(size=100, order=None):
+    ids = np.arange(size) if order is None else np.asarray(order)
+    return time_stamped_benchmark(
+        counted_dataset(ids % 3 * 1.0, sample_ids=ids, targets=ids % 7),
+        boundaries=[1.0, 2.0],
+        labels=["a", "b", "c"],
+        test=counted_dataset([0.0, 1.0, 2.0], first_id=500, targets=[0, 1, 2]),
+    )
+
+
+# --- validation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prepare_first", [False, True])
+def test_split_validation__disjoint_complete_and_keeps_everything(prepare_first):
+    given = benchmark()
+    if prepare_first:
+        given = prepare_benchmark(given, CharModel())
+    split = split_validation(given, 0.3)
+    assert list(split.streams) == ["train", "valid", "test"]
+    assert split.time_labels == ["a", "b", "c"]
+    whole = zip(given.train_stream, split.train_stream, split.valid_stream, strict=True)
+    for index, (before, train, valid) in enumerate(whole):
+        left, right = ids_of(train.dataset), ids_of(valid.dataset)
+        assert not set(left) & set(right)
+        assert sorted(left + right) == sorted(ids_of(before.dataset))
+        assert len(right) == round(0.3 * len(before.dataset))
+        for exp in (train, valid):
+            assert (
+                exp.time_label == "abc"[index] and exp.time_start == before.time_start
+            )
+            assert exp.current_experience == index
+            targets = attribute_array(exp.dataset, "targets")
+            assert targets.tolist() == [i % 7 for i in ids_of(exp.dataset)]
+            assert (attribute_array(exp.dataset, "timestamp") == index).all()
+            assert exp.dataset.collate_fn.fields == before.dataset.collate_fn.fields
+        if prepare_first:
+            assert train.dataset[0][0][0, 0, 0] == 1000 + left[0]
+            assert valid.dataset[0][0][0, 0, 0] == 2000 + right[0]
+    assert ids_of(given.train_stream[0].dataset)[0] == 0, "the given one is unchanged"
+    assert split.train_stream.benchmark is split
+
+
+def test_split_validation__choice_is_by_id_and_nested():
+    def chosen(scenario, fraction, seed=0):
+        split = split_validation(scenario, fraction, seed=seed)
+        return [set(ids_of(exp.dataset)) for exp in split.valid_stream]
+
+    few, many = chosen(benchmark(), 0.1), chosen(benchmark(), 0.4)
+    assert all(small < large for small, large in zip(few, many))
+    shuffled = np.random.default_rng(0).permutation(100)
+    assert chosen(benchmark(order=shuffled), 0.4) == many
+    assert chosen(benchmark(), 0.4, seed=1) != many
+
+
+def test_split_validation__select_replaces_the_hash():
+    split = split_validation(
+        benchmark(), select=lambda data: attribute_array(data, "targets") == 0
+    )
+    for exp in split.valid_stream:
+        assert all(i % 7 == 0 for i in ids_of(exp.dataset))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 0.0}, "must lie in"),
+        ({"fraction": 1.0}, "must lie in"),
+        ({"fraction": float("nan")}, "must lie in"),
+        ({"valid_name": "test"}, "already has a stream 'test'"),
+        ({"train_name": "tran"}, "no stream 'tran'; it has .*train"),
+        ({"select": lambda data: np.zeros(len(data), bool)}, "0 of 34"),
+        ({"select": lambda data: np.ones(len(data), bool)}, "34 of 34"),
+        ({"select": lambda data: [0, 5]}, r"shape \(2,\)"),
+    ],
+)
+def test_split_validation__bad_arguments_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        split_validation(benchmark(), **options)
+
+
+def test_split_validation__one_sample_raises_and_two_are_shared():
+    one = time_stamped_benchmark(counted_dataset([0.0]), num_experiences=1)
+    with pytest.raises(ValueError, match="needs two"):
+        split_validation(one)
+    two = time_stamped_benchmark(counted_dataset([0.0, 1.0]), num_experiences=1)
+    for fraction in (0.01, 0.99):
+        split = split_validation(two, fraction)
+        assert len(split.train_stream[0].dataset) == 1
+        assert len(split.valid_stream[0].dataset) == 1
+
+
+# --- online -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_split_online__concatenation_equals_the_original(shuffle):
+    given = benchmark()
+    online = split_online(given, 10, shuffle=shuffle)
+    parts = list(online.train_stream)
+    assert [len(e.dataset) for e in parts] == ([10, 10, 10, 4] + [10, 10, 10, 3] * 2)
+    for index, exp in enumerate(given.train_stream):
+        mine = parts[4 * index : 4 * index + 4]
+        pooled = sum((ids_of(e.dataset) for e in mine), [])
+        assert (pooled == ids_of(exp.dataset)) is not shuffle
+        assert sorted(pooled) == ids_of(exp.dataset)
+        assert {e.time_label for e in mine} == {exp.time_label}
+        assert [e.is_first_subexp for e in mine] == [True, False, False, False]
+        assert [e.is_last_subexp for e in mine] == [False, False, False, True]
+    assert [e.current_experience for e in parts] == list(range(12))
+    assert all(isinstance(e, OnlineCLExperience) for e in parts)
+    assert online.time_labels == ["a", "b", "c"]
+    assert [ids_of(e.dataset) for e in online.test_stream] == [[500], [501], [502]]
+
+
+def test_split_online__shuffle_depends_on_the_seed():
+    def order(seed):
+        online = split_online(benchmark(), 5, shuffle=True, seed=seed)
+        return [ids_of(exp.dataset) for exp in online.train_stream]
+
+    assert order(1) == order(1) != order(2)
+    assert order(-1) == order(-1)
+
+
+def test_split_online__drop_last_leaves_full_experiences_and_no_step_vanishes():
+    online = split_online(benchmark(), 10, drop_last=True)
+    assert [len(e.dataset) for e in online.train_stream] == [10] * 9
+    assert [e.is_last_subexp for e in online.train_stream] == [False, False, True] * 3
+    with pytest.raises(ValueError, match="Experience 1 has 33 .*drop_last=False"):
+        split_online(benchmark(), 34, drop_last=True)
+    assert len(split_online(benchmark(), 34).train_stream) == 3
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
+def test_split_online__bad_size_raises(size):
+    with pytest.raises(ValueError, match="experience_size"):
+        split_online(benchmark(), size)
+    with pytest.raises(ValueError, match="no stream 'tran'"):
+        split_online(benchmark(), 5, train_name="tran")
+
+
+def test_split_online__keeps_what_decorators_attached():
+    given = with_classes_timeline(with_task_labels(benchmark()))
+    given.train_stream[2].note = "third"
+    online = split_online(given, 20)
+    assert [e.task_labels for e in online.train_stream] == [[0]] * 6
+    assert [getattr(e, "note", None) for e in online.train_stream][3:] == [
+        None,
+        "third",
+        "third",
+    ]
+    # Lists of classes of the whole step would be wrong for its parts.
+    for part in online.train_stream:
+        targets = attribute_array(part.dataset, "targets")
+        assert part.classes_in_this_experience == set(targets.tolist())
+    again = with_classes_timeline(online)
+    assert len(again.train_stream[0].classes_in_this_experience) == 7
+
+
+def test_splits__compose_and_prepare_last():
+    split = split_online(split_validation(counted_benchmark(), 0.25), 2)
+    prepared = prepare_benchmark(split, CharModel())
+    assert [len(e.dataset) for e in prepared.train_stream] == [2, 1] * 3
+    assert [len(e.dataset) for e in prepared.valid_stream] == [1] * 3
+    exp = prepared.train_stream[3]
+    assert isinstance(exp, OnlineCLExperience) and exp.time_label == "b"
+    batch, _, _ = exp.dataset.collate_fn([exp.dataset[0]])
+    assert batch["image"][0, 0, 0, 0] == 1000 + batch["sample_id"][0]

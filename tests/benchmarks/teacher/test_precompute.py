@@ -1,0 +1,498 @@
+"""Stored teacher features: making, checking, attaching."""
+
+import copy
+import json
+import pickle
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from avalanche_clip.benchmarks import (
+    make_image_text_dataset,
+    multilingual_benchmark,
+    prepare_benchmark,
+    with_facts,
+    without_images,
+)
+from avalanche_clip.benchmarks.datasets.coco36 import Coco36
+from avalanche_clip.benchmarks.teacher.precompute import (
+    attach_teacher_features,
+    precompute_teacher_features,
+    teacher_ids,
+)
+from avalanche_clip.benchmarks.teacher.released import (
+    read_feature_pickle,
+    read_line_rows,
+)
+from avalanche_clip.benchmarks.teacher.store import TeacherFeatureStore, content_marks
+from avalanche_clip.common.fingerprint import FingerprintCache
+from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.evaluation.loop import embed
+from avalanche_clip.models.encoders.output import CLIPOutput
+from tests.benchmarks.datasets.coco36_files import write_coco, write_pictures
+from tests.helpers import IMAGE_SIZE, StubDualEncoder
+
+WORDS = ("dog", "cat", "tree", "house", "sun")
+
+
+class Teacher(StubDualEncoder):
+    """A stub that can tell its weights apart and counts what it encodes."""
+
+    def __init__(self, seed=0, **options):
+        super().__init__(seed, **options)
+        self.encoded = {"image": 0, "text": 0}
+
+    def state_fingerprint(self, tower):
+        names = {"image": ("image_proj",), "text": ("token", "text_proj")}[tower]
+        named = self.state_dict().items()
+        return FingerprintCache()((n, t) for n, t in named if n.startswith(names))
+
+    def encode_image(self, image, normalize=True):
+        self.encoded["image"] += len(image)
+        return super().encode_image(image, normalize)
+
+    def encode_text(self, text, normalize=True):
+        self.encoded["text"] += len(text)
+        return super().encode_text(text, normalize)
+
+
+class Triplets:
+    """Six samples of three pictures, captioned in another language."""
+
+    def __init__(self, language="en", english=WORDS, pictures="abc", seed=0):
+        self.seed = seed
+        self.language, self.words, self.pictures = language, english, pictures
+        self.decoded = 0
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        self.decoded += 1
+        generator = torch.Generator().manual_seed(index // 2 + 10 * self.seed)
+        image = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+        return image, self.text(index)
+
+    def text(self, index):
+        word = self.words[index]
+        return word if self.language == "en" else word[::-1]
+
+    def english(self, index):
+        return self.words[index]
+
+    def image_name(self, index):
+        return self.pictures[index // 2]
+
+
+def triplets(language="en", first_id=0, **options):
+    pairs = Triplets(language, **options)
+    ids = np.arange(first_id, first_id + 5)
+    data = make_image_text_dataset(pairs, sample_ids=ids)
+    return with_facts(
+        data, {"image_id": [30, 30, 10, 10, 20], "text_id": [4, 3, 2, 1, 0]}
+    )
+
+
+def expected(model):
+    """Features of the five samples, computed directly."""
+    model.eval()
+    pairs = Triplets()
+    with torch.no_grad():
+        images = model.encode_image(
+            torch.stack([pairs[k][0] for k in range(5)]), normalize=False
+        )
+        texts = model.encode_text(model.tokenizer(list(WORDS)), normalize=False)
+    return images, texts
+
+
+# ------------------------------------------------------------------- making
+@pytest.mark.parametrize("batch_size", [1, 2, 128])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_store__holds_each_picture_and_caption_once(tmp_path, batch_size, dtype):
+    model = Teacher(dropout=0.5).train()
+    store = precompute_teacher_features(
+        model, triplets(), tmp_path / "s", batch_size=batch_size, dtype=dtype
+    )
+    assert model.training and model.dropout.training
+    assert model.encoded == {"image": 3, "text": 5}
+    images, texts = expected(model)
+    close = (
+        {"rtol": 1e-5, "atol": 1e-6}
+        if dtype == "float32"
+        else {"rtol": 2e-3, "atol": 2e-3}
+    )
+    torch.testing.assert_close(store.images([30, 30, 10, 10, 20]), images, **close)
+    torch.testing.assert_close(store.texts([4, 3, 2, 1, 0]), texts, **close)
+    assert store.images([10]).dtype == torch.float32
+    assert store.features["image"].shape == (3, 8)
+    assert store.features["image"].dtype == dtype
+    assert store.dim == 8
+    assert not (tmp_path / "s.partial").exists()
+    # not normalised
+    assert (store.texts([0, 1]).norm(dim=1) - 1).abs().min() > 1e-3
+
+
+def test_store__is_opened_not_made_again(tmp_path):
+    model = Teacher()
+    first = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    model.encoded = {"image": 0, "text": 0}
+    again = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    assert model.encoded == {"image": 0, "text": 0}
+    assert again.header == first.header
+    # a data set in another language with the same English side is the same data
+    precompute_teacher_features(model, triplets("de"), tmp_path / "s")
+    opened = TeacherFeatureStore.open(tmp_path / "s", model=model, verify=True)
+    assert torch.equal(opened.texts([2]), first.texts([2]))
+
+
+def test_store__of_another_model_or_data_is_refused(tmp_path):
+    path = tmp_path / "s"
+    store = precompute_teacher_features(Teacher(0), triplets(), path)
+    with pytest.raises(ValueError, match="holds features with model"):
+        precompute_teacher_features(Teacher(1), triplets(), path)
+    with pytest.raises(ValueError, match="holds features with data"):
+        data = triplets(english=("dog", "cat", "tree", "house", "moon"))
+        precompute_teacher_features(Teacher(0), data, path)
+    with pytest.raises(ValueError, match="holds features with data"):
+        precompute_teacher_features(Teacher(0), triplets(pictures="abd"), path)
+    with pytest.raises(ValueError, match="holds features with pictures"):
+        precompute_teacher_features(Teacher(0), triplets(seed=1), path)
+    # whoever has the store needs no pictures
+    again = precompute_teacher_features(Teacher(0), without_images(triplets()), path)
+    assert again.header == store.header
+    with pytest.raises(ValueError, match="holds features with dtype"):
+        precompute_teacher_features(Teacher(0), triplets(), path, dtype="float16")
+    with pytest.raises(ValueError, match="another image tower"):
+        TeacherFeatureStore.open(path, model=Teacher(1))
+    with pytest.raises(ValueError, match="other data"):
+        TeacherFeatureStore.open(path, data="0" * 32)
+    student = Teacher(0)
+    with torch.no_grad():
+        student.token.weight += 1
+    with pytest.raises(ValueError, match="another text tower"):
+        store.check_model(student)
+    store.check_model(student, ["image"])
+
+
+def test_store__of_random_pictures_is_continued_and_opened(tmp_path):
+    class Drawn(Triplets):
+        def __getitem__(self, index):
+            image = torch.from_numpy(np.random.default_rng().normal(size=(3, 8, 8)))
+            return image.float(), self.text(index)
+
+    data = with_facts(
+        make_image_text_dataset(Drawn()),
+        {"image_id": [3, 3, 1, 1, 2], "text_id": [4, 3, 2, 1, 0]},
+    )
+    store = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert store.header["pictures"] == "random"
+    again = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    assert torch.equal(again.images([1]), store.images([1]))
+
+
+def test_store__that_another_process_writes_is_refused(tmp_path):
+    path = tmp_path / "s"
+    with FolderLock(tmp_path / "s.partial"):
+        with pytest.raises(ValueError, match=r"s\.partial is in use by this process"):
+            precompute_teacher_features(Teacher(), triplets(), path)
+    precompute_teacher_features(Teacher(), triplets(), path)
+    with FolderLock(path):  # opening needs no lock
+        precompute_teacher_features(Teacher(), triplets(), path)
+
+
+def test_store__is_verified_when_it_is_opened_again(tmp_path):
+    path = tmp_path / "s"
+    store = precompute_teacher_features(Teacher(), triplets(), path)
+    file = path / "image_features.npy"
+    whole = bytearray(file.read_bytes())
+    whole[140] ^= 1
+    file.write_bytes(whole)
+    again = pickle.loads(pickle.dumps(store))  # not read a second time
+    assert again.features["text"].shape == (5, 8)
+    with pytest.raises(ValueError, match=r"image_features\.npy is damaged"):
+        precompute_teacher_features(Teacher(), triplets(), path)
+
+
+def test_store__of_equal_ids_with_different_content_is_refused(tmp_path):
+    data = with_facts(triplets(), {"text_id": [0, 0, 1, 2, 3]})
+    with pytest.raises(ValueError, match="Samples 0 and 1 have the text id 0"):
+        precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    data = with_facts(triplets(), {"image_id": [0, 0, 0, 2, 3]})
+    with pytest.raises(ValueError, match="different pictures"):
+        precompute_teacher_features(Teacher(), data, tmp_path / "s")
+
+
+@pytest.mark.parametrize("after", [1, 4, 6])
+def test_store__continues_where_it_was_stopped(tmp_path, after):
+    calls = []
+
+    class Stopped(Teacher):
+        def stop(self):
+            calls.append(1)
+            if len(calls) == after:
+                raise KeyboardInterrupt
+
+        def encode_image(self, image, normalize=True):
+            self.stop()
+            return super().encode_image(image, normalize)
+
+        def encode_text(self, text, normalize=True):
+            self.stop()
+            return super().encode_text(text, normalize)
+
+    path = tmp_path / "s"
+    flush = mock.patch("avalanche_clip.benchmarks.teacher.precompute._FLUSH", 1)
+    with flush, pytest.raises(KeyboardInterrupt):
+        precompute_teacher_features(Stopped(), triplets(), path, batch_size=1)
+    assert not path.exists()
+    with pytest.raises(ValueError, match="holds features with model"):
+        precompute_teacher_features(Teacher(5), triplets(), path, batch_size=1)
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), path, batch_size=1)
+    assert sum(model.encoded.values()) == 8 - (after - 1)
+    whole = precompute_teacher_features(
+        Teacher(), triplets(), tmp_path / "t", batch_size=1
+    )
+    assert store.header["files"] == whole.header["files"]
+
+
+def test_store__notices_damage(tmp_path):
+    path = tmp_path / "s"
+    precompute_teacher_features(Teacher(), triplets(), path)
+    file = path / "text_features.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        TeacherFeatureStore.open(path)
+    file.write_bytes(content[:-4])
+    with pytest.raises(ValueError, match="damaged"):
+        TeacherFeatureStore.open(path)
+    header = json.loads((path / "header.json").read_text())
+    (path / "header.json").write_text(json.dumps({**header, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        TeacherFeatureStore.open(path)
+    (path / "header.json").write_text("{")
+    with pytest.raises(ValueError, match=r"header\.json is no JSON.*damaged"):
+        TeacherFeatureStore.open(path)
+    with pytest.raises(FileNotFoundError, match="no finished"):
+        TeacherFeatureStore.open(tmp_path)
+
+
+def test_store__refuses_bad_options_and_values(tmp_path):
+    with pytest.raises(ValueError, match="dtype="):
+        precompute_teacher_features(Teacher(), triplets(), tmp_path / "s", dtype="int8")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        precompute_teacher_features(Teacher(), triplets(), tmp_path / "s", batch_size=0)
+    with pytest.raises(ValueError, match="images were left out"):
+        precompute_teacher_features(
+            Teacher(), without_images(triplets()), tmp_path / "s"
+        )
+    broken = Teacher()
+    with torch.no_grad():
+        broken.image_proj.weight.mul_(1e6)
+    with pytest.raises(ValueError, match="not finite in float16"):
+        precompute_teacher_features(broken, triplets(), tmp_path / "u", dtype="float16")
+
+
+def test_store__survives_pickling_and_copies_without_its_arrays(tmp_path):
+    store = precompute_teacher_features(Teacher(), triplets(), tmp_path / "s")
+    column = store.column("text", [0, 4])
+    data = pickle.dumps(column)
+    assert len(data) < 1000
+    np.testing.assert_array_equal(pickle.loads(data)[1], column[1])
+    assert copy.deepcopy(store) is store
+    loose = TeacherFeatureStore({"text": np.ones((2, 3), dtype=np.float32)})
+    assert torch.equal(pickle.loads(pickle.dumps(loose)).texts([1]), torch.ones(1, 3))
+
+
+# ---------------------------------------------------------------- attaching
+def two_languages():
+    train = {"en": triplets(), "de": triplets("de", 100)}
+    return multilingual_benchmark(
+        train, test={"en": triplets("en", 200), "de": triplets("de", 300)}
+    )
+
+
+@pytest.mark.parametrize("images", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_batches__carry_the_features_of_their_samples(tmp_path, images, dtype):
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), tmp_path / "s", dtype=dtype)
+    benchmark = attach_teacher_features(two_languages(), store, images=images)
+    prepared = prepare_benchmark(benchmark, model)
+    assert prepared.languages == ("en", "de")
+    model.encoded = {"image": 0, "text": 0}
+    german = prepared.train_stream[1].dataset
+    part = german.subset([4, 0, 3]).concat(german.subset([1]))
+    batch, _, task = next(iter(DataLoader(part, 4, collate_fn=part.collate_fn)))
+    assert torch.equal(batch["teacher_image"], store.images([20, 30, 10, 30]))
+    assert torch.equal(batch["teacher_text"], store.texts([0, 4, 1, 3]))
+    assert batch["teacher_text"].dtype == batch["teacher_image"].dtype == torch.float32
+    assert len(batch) == 4 and task.tolist() == [0] * 4
+    assert batch["image"].shape == ((4, 3, 8, 8) if images else (4, 0))
+    assert model.encoded == {"image": 0, "text": 0}
+    pairs = german._flat_data
+    while hasattr(pairs, "_datasets"):
+        pairs = pairs._datasets[0]
+    assert (pairs.pairs.decoded == 0) is not images
+    test = prepared.test_stream[0].dataset
+    assert "teacher_text" not in test._data_attributes and test[0][0].shape == (3, 8, 8)
+
+
+def test_attaching__works_on_prepared_data_and_chosen_kinds(tmp_path):
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    prepared = prepare_benchmark(two_languages(), model)
+    more = attach_teacher_features(prepared, store, streams=["test"], kinds=["image"])
+    test = more.test_stream[1].dataset
+    batch, *_ = test.collate_fn([test[0], test[2]])
+    assert torch.equal(batch["teacher_image"], store.images([30, 10]))
+    assert "teacher_text" not in batch
+    with pytest.raises(ValueError, match="prepared for a model"):
+        attach_teacher_features(prepared, store, images=False)
+    single = attach_teacher_features(triplets("de"), store)
+    assert len(single) == 5 and hasattr(single, "teacher_text")
+
+
+def test_attaching__rows_of_one_picture_are_merged_without_seeing_it(tmp_path):
+    model = Teacher()
+    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+
+    def stored(batch):
+        normal = torch.nn.functional.normalize
+        texts = normal(batch["teacher_text"], dim=1)
+        return CLIPOutput(normal(batch["teacher_image"], dim=1), texts, torch.ones(()))
+
+    for streams, images in (("train", "test"), False), (("test",), True):
+        data = two_languages()
+        data = attach_teacher_features(data, store, streams=streams, images=images)
+        test = prepare_benchmark(data, model).test_stream[1].dataset
+        bank = embed(model, test, encode=stored, batch_size=2)
+        assert len(bank.image_features) == 3 and len(bank.text_features) == 5
+        assert bank.owner.tolist() == [[0, 0], [1, 0], [2, 1], [3, 1], [4, 2]]
+
+
+def test_attaching__refuses_what_does_not_belong_together(tmp_path):
+    store = precompute_teacher_features(Teacher(), triplets(), tmp_path / "s")
+    far = with_facts(triplets("de"), {"text_id": [4, 3, 2, 1, 77]})
+    with pytest.raises(ValueError, match=r"1 of 5 text ids .*\[77\]"):
+        attach_teacher_features(far, store)
+    shifted = with_facts(triplets("de"), {"text_id": [0, 1, 2, 3, 4]})
+    with pytest.raises(ValueError, match="its English caption 'dog'"):
+        attach_teacher_features(shifted, store)
+    attach_teacher_features(shifted, store, check=0)
+    with pytest.raises(ValueError, match="its picture 'x'"):
+        attach_teacher_features(triplets("de", pictures="abx"), store)
+    swapped = triplets("de", english=("dog", "cat", "tree", "sun", "house"))
+    with pytest.raises(ValueError, match="'sun'"):
+        attach_teacher_features(swapped, store, check=None)
+    for options, message in (
+        ({"kinds": "image"}, "kinds="),
+        ({"kinds": ["sound"]}, "kinds="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attach_teacher_features(triplets(), store, **options)
+    with pytest.raises(ValueError, match="'valid'"):
+        attach_teacher_features(two_languages(), store, streams=["valid"])
+
+
+def test_ids__come_from_facts_or_sample_ids():
+    plain = make_image_text_dataset(Triplets(), sample_ids=np.arange(5) + 7)
+    assert teacher_ids(plain, "text").tolist() == [7, 8, 9, 10, 11]
+    parallel = multilingual_benchmark({"en": plain, "de": plain})
+    for experience in parallel.train_stream:
+        assert teacher_ids(experience.dataset, "image").tolist() == [7, 8, 9, 10, 11]
+
+
+# ----------------------------------------------------------- released files
+def test_released_features__pair_rows_as_the_files_do(tmp_path):
+    write_pictures(tmp_path / "pictures")
+    coco = Coco36(write_coco(tmp_path), tmp_path / "pictures")
+    files = coco.feature_files("openai/tiny")
+    store = TeacherFeatureStore.from_released(files.texts, files.images)
+    pairs = coco.train("de")
+    data = with_facts(
+        make_image_text_dataset(pairs),
+        {"image_id": pairs.image_id, "text_id": pairs.text_id},
+    )
+    data = attach_teacher_features(data, store, images=False)
+    item = dict(zip(data.collate_fn.fields, data[2], strict=True))
+    np.testing.assert_array_equal(item["teacher_text"], np.load(files.texts)[2])
+    np.testing.assert_array_equal(item["teacher_image"], np.load(files.images)[1])
+    assert item["image_id"] == 1
+    with pytest.raises(ValueError, match="not known"):
+        store.check_model(Teacher())
+    again = pickle.loads(pickle.dumps(store))
+    assert torch.equal(again.images([1]), store.images([1]))
+    with pytest.raises(ValueError, match=r"1 of 2 image ids .*\[2\]"):
+        store.images([0, 2])
+
+
+def test_released_features__may_share_rows_between_lines(tmp_path):
+    np.save(tmp_path / "texts.npy", np.arange(6, dtype=np.float32).reshape(2, 3))
+    (tmp_path / "line2idx.json").write_text(json.dumps({"0": 1, "1": 0, "3": 1}))
+    rows = read_line_rows(tmp_path / "line2idx.json", 5)
+    assert rows.tolist() == [1, 0, -1, 1, -1]
+    store = TeacherFeatureStore.from_released(tmp_path / "texts.npy", None, rows)
+    assert store.texts([0, 3, 1])[:, 0].tolist() == [3, 3, 0]
+    assert pickle.loads(pickle.dumps(store)).texts([3])[0, 0] == 3
+    for wrong in (2, 9, -1):
+        with pytest.raises(ValueError, match="not in the store"):
+            store.texts([wrong])
+    with pytest.raises(ValueError, match="no image features"):
+        store.images([0])
+    with pytest.raises(ValueError, match="beyond"):
+        TeacherFeatureStore.from_released(tmp_path / "texts.npy", None, [2])
+    with pytest.raises(ValueError, match="there are 2"):
+        read_line_rows(tmp_path / "line2idx.json", 2)
+
+
+def test_feature_pickles__are_read_without_running_code(tmp_path):
+    features = {
+        "a.jpg": np.array([[1.0, 2.0]], dtype=np.float32),
+        "b.jpg": np.array([[1.0, 1.0], [3.0, 5.0]], dtype=np.float64),
+        "c.jpg": np.array([7.0, 8.0], dtype=np.float16),
+    }
+    for protocol in (2, 4, 5):
+        path = tmp_path / f"{protocol}.pkl"
+        path.write_bytes(pickle.dumps(features, protocol=protocol))
+        names, rows = read_feature_pickle(path)
+        assert names == list(features) and rows.dtype == np.float32
+        assert rows.tolist() == [[1, 2], [2, 3], [7, 8]]
+        assert read_feature_pickle(path, ["c.jpg"])[1].tolist() == [[7, 8]]
+        with pytest.raises(ValueError, match="x.jpg"):
+            read_feature_pickle(path, ["x.jpg"])
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": print}))
+    with pytest.raises(ValueError, match="builtins.print"):
+        read_feature_pickle(tmp_path / "bad.pkl")
+    (tmp_path / "odd.pkl").write_bytes(pickle.dumps({"a": np.ones(2), "b": np.ones(3)}))
+    with pytest.raises(ValueError, match="shapes"):
+        read_feature_pickle(tmp_path / "odd.pkl")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({}, "Features of shapes"),
+        ({"sound": np.ones((1, 2), np.float32)}, "Features of shapes"),
+        ({"text": np.ones(2, np.float32)}, r"matrices \(N, D\)"),
+        ({"text": np.ones((1, 2))}, "float64"),
+        (
+            {"text": np.ones((1, 2), np.float32), "image": np.ones((1, 3), np.float32)},
+            "one width",
+        ),
+    ],
+)
+def test_arrays__must_fit_together(features, message):
+    with pytest.raises(ValueError, match=message):
+        TeacherFeatureStore(features)
+
+
+def test_marks__are_64_bit_hashes():
+    first, second = content_marks(["a", "b"])
+    assert first != second and first.dtype == np.uint64
+    assert content_marks(["ä"])[0] != 0

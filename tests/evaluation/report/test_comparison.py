@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+
+from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.report.comparison import text_table, write_comparison
+from tests.evaluation.report.test_page import Page
+from tests.evaluation.results import make_results
+
+METHODS = ("Sequential", "Oracle")
+
+
+def runs(seeds=3):
+    return [make_results(method, seed) for method in METHODS for seed in range(seeds)]
+
+
+def test_comparison__means_and_deviations_over_seeds(tmp_path):
+    write_comparison(tmp_path, runs())
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    values = []
+    for seed in range(3):
+        parts = make_results("Oracle", seed)["matrices"]["test"]["mean_R@1"]
+        summary = time_transfer(parts["E"])
+        values.append(summary | continual_summary(parts["E"], parts["before"]))
+    for key in values[0]:
+        numbers = [value[key] for value in values]
+        found = stored["test"]["mean_R@1"]["Oracle"][key]
+        assert found["runs"] == pytest.approx(numbers)
+        assert found["mean"] == pytest.approx(np.mean(numbers))
+        assert found["deviation"] == pytest.approx(np.std(numbers, ddof=1))
+
+
+def test_comparison__page_is_one_file_with_all_methods(tmp_path):
+    page = Page(write_comparison(tmp_path / "new", runs()))
+    assert len(page.sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "2 methods, 3 seeds each" in page.text
+    assert "0, 1, 2" in page.text and "±" in page.text
+    assert "0123456789ab (changed)" in page.text
+    assert "median_rank" not in page.text
+
+
+def test_comparison__one_seed_shows_no_spread(tmp_path):
+    page = Page(write_comparison(tmp_path, runs(seeds=1)))
+    assert "±" not in page.text.split("Sequential", 1)[1]
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    assert stored["test"]["mean_R@1"]["Oracle"]["in_domain"]["deviation"] is None
+
+
+def test_comparison__takes_folders_and_files(tmp_path):
+    sources = []
+    for number, results in enumerate(runs(seeds=1)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(results))
+        sources.append(folder if number else folder / "results.json")
+    page = write_comparison(tmp_path / "a", sources, metric="image_to_text_R@1")
+    same = write_comparison(
+        tmp_path / "b", runs(seeds=1), metric="image_to_text_R@1"
+    ).read_text()
+    assert page.read_text() == same
+
+
+def test_comparison__different_data_are_pointed_out(tmp_path):
+    other = make_results("Oracle", 0)
+    other["data"] = dict(other["data"], hash="zzz")
+    page = Page(write_comparison(tmp_path, [make_results(), other]))
+    assert "different data" in page.text
+
+
+@pytest.mark.parametrize(
+    "results, options, message",
+    [
+        ([], {}, "No results"),
+        ([make_results(), make_results()], {}, "seeds"),
+        ([make_results(), make_results("B", steps=2)], {}, "shapes"),
+        ([make_results(), make_results("B")], {"metric": "acc"}, "metric='acc'"),
+    ],
+)
+def test_comparison__refuses_what_does_not_fit(tmp_path, results, options, message):
+    with pytest.raises(ValueError, match=message):
+        write_comparison(tmp_path, results, **options)
+
+
+def test_text_table__one_seed_missing_figures_and_wide_names():
+    nan = float("nan")
+    lines = {
+        "a": [{"x": 1.25, "seventeen letters": nan}],
+        "a longer name": [{"x": 1.0, "seventeen letters": 2.0}] * 2,
+    }
+    head, rule, first, second = text_table(lines).split("\n")
+    assert len(head) == len(rule) == len(first) == len(second)
+    assert head.split() == ["method", "x", "seventeen", "lette"]
+    assert first.split() == ["a", "1.2", "-"]
+    assert second.split() == ["a", "longer", "name", "1.0", "±0.0", "2.0", "±0.0"]

@@ -1,0 +1,161 @@
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from unittest import mock
+
+import pytest
+
+from avalanche_clip.common.files import write_json
+from avalanche_clip.evaluation.report.page import write_report
+from tests.damage import PAGE, POINTER
+from tests.evaluation.results import make_results
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that all tags are closed and collects text and sources."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.stack, self.sources, self.words = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.stack == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.sources += [v for k, v in attrs.items() if k in ("src", "href")]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] not in ("style", "script"):
+            self.words.append(data)
+
+
+def write(folder, results):
+    (folder / "results.json").write_text(json.dumps(results))
+    return Page(write_report(folder))
+
+
+def test_report__is_one_file_with_everything_in_it(tmp_path):
+    page = write(tmp_path, make_results())
+    assert len(page.sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for word in ("Sequential", "abc123", "0123456789abcdef", "3.11", "in domain"):
+        assert word in page.text
+    assert "plugins[0].class Patching<a>" in page.text
+    assert "2014 & <b>" in page.text
+    assert "train_mb_size 128" in page.text
+    assert "9 GMAC" in page.text and "4.5 s" in page.text
+
+
+def test_report__rows_are_named_after_the_training_steps(tmp_path):
+    results = make_results(steps=1, tests=3)
+    results["data"]["labels"]["train"] = ["2010..2020"]
+    page = write(tmp_path, results)
+    assert "after 2010..2020" in page.text and "after 2010 " not in page.text
+
+
+def test_report__numbers_are_percent_with_one_decimal(tmp_path):
+    results = make_results()
+    results["matrices"]["test"]["mean_R@1"]["E"][1] = [0.12345, 0.5, 1.0]
+    page = write(tmp_path, results)
+    assert "after 2014 & <b> 12.3 50.0 100.0" in page.text
+    ranks = results["matrices"]["test"]["image_to_text_median_rank"]["E"][0]
+    assert " ".join(f"{rank:.1f}" for rank in ranks) in page.text
+
+
+def test_report__plots_lie_beside_it(tmp_path):
+    write(tmp_path, make_results())
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    end = "test_mean_R_at_1.png"
+    assert names == [f"budget_{end}", f"matrix_{end}", f"over_time_{end}"]
+
+
+def test_report__several_streams_have_a_section_each(tmp_path):
+    results = make_results()
+    results["matrices"]["valid/1"] = results["matrices"]["test"]
+    page = write(tmp_path, results)
+    assert "Results on stream “valid/1”" in page.text and len(page.sources) == 6
+
+
+@pytest.mark.parametrize("steps, tests", [(1, 1), (2, 3), (3, 2)])
+def test_report__any_shape_of_matrix(tmp_path, steps, tests):
+    page = write(tmp_path, make_results(steps=steps, tests=tests))
+    assert f"{steps} steps on {tests} test sets" in page.text
+
+
+def test_report__missing_values_and_facts(tmp_path):
+    results = make_results()
+    results["matrices"]["test"]["mean_R@1"]["E"][2] = [None, math.nan, 0.5]
+    results["matrices"]["test"]["mean_R@1"]["before"] = None
+    bare = {key: results[key] for key in ("matrices", "method")}
+    page = write(tmp_path, bare)
+    assert "– – 50.0" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_report__a_run_without_finished_experience(tmp_path):
+    results = make_results()
+    for parts in results["matrices"]["test"].values():
+        parts["E"] = []
+    assert "No experience was finished" in write(tmp_path, results).text
+
+
+def test_report__says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="results.json"):
+        write_report(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="no matrices"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty file"),
+        (b"{", "not a JSON text"),
+        (PAGE, "web page"),
+        (POINTER, "git lfs pull"),
+        (b"[1]", "holds a list"),
+        (b"{}", "no matrices"),
+        (b'{"matrices": [1]}', "no matrix of numbers"),
+        (b'{"matrices": {"test": 3}}', "no matrix of numbers"),
+        (b'{"matrices": {"test": {"R": {}}}}', "no matrix of numbers under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": "x"}}}}', "under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": [[1], [1, 2]]}}}}', "under 'R'"),
+        (b'{"matrices": {"test": {"R": {"E": [[1]]}}}, "data": 3}', "under 'data'"),
+    ],
+)
+def test_report__of_a_damaged_file_names_it(tmp_path, content, words):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        write_report(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_report__compares_the_checksum_of_a_file_that_has_one(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, make_results(), checksum=True)
+    write_report(tmp_path)
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"results\.json is damaged or was changed"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["fsync", "replace"])
+def test_report__an_interrupted_one_leaves_the_old_files(tmp_path, fault):
+    write_json(tmp_path / "results.json", make_results(), checksum=True)
+    write_report(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with mock.patch.object(os, fault, side_effect=KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

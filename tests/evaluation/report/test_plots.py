@@ -1,0 +1,106 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from avalanche_clip.evaluation.report import plots
+from avalanche_clip.evaluation.report.plots import Spread
+
+E = np.array([[0.5, 0.1, 0.0], [0.4, 0.6, math.nan]])
+
+
+def texts(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_plot_matrix__cells_show_percent_and_before_stands_apart():
+    figure = plots.plot_matrix(E, before=[0.012, 0.0, 1.0], labels=list("abc"))
+    shown = texts(figure)
+    assert shown[:3] == ["1.2", "0.0", "100.0"]
+    assert shown[3:] == ["50.0", "10.0", "0.0", "40.0", "60.0", "–"]
+    sides = [[t.get_text() for t in ax.get_yticklabels()] for ax in figure.axes[:2]]
+    assert sides == [["before"], ["after a", "after b"]]
+    assert len(figure.axes[1].patches) == 2
+
+
+def test_plot_matrix__other_units_and_missing_values():
+    assert texts(plots.plot_matrix([[12.34]], percent=False)) == ["12.3"]
+    assert texts(plots.plot_matrix(np.full((2, 2), math.nan))) == ["–"] * 4
+    assert texts(plots.plot_matrix(np.zeros((2, 40)))) == []
+
+
+def test_plot_over_time__one_line_per_test_set_and_the_mean():
+    figure = plots.plot_over_time(E, before=np.zeros(3), ylabel="R@1")
+    (ax,) = figure.axes
+    lines = [line.get_label() for line in ax.lines if line.get_label()[0] != "_"]
+    assert lines == ["mean", "1", "2", "3"]
+    assert ax.lines[1].get_ydata().tolist() == [0, 50, 40]
+    assert ax.get_ylabel() == "R@1 (%)"
+
+
+def test_plot_budget__mean_and_spread_of_each_method():
+    figure = plots.plot_budget({"a": [(1, 0.1), (1, 0.3)], "b": [(2, 0.5)]})
+    (ax,) = figure.axes
+    means = [tuple(box[0].get_xydata()[0]) for box in ax.containers]
+    assert means == [(1, pytest.approx(20)), (2, 50)]
+
+
+def test_plot_budget__wide_ranges_are_logarithmic():
+    figure = plots.plot_budget({"a": [(1e9, 0.1)], "b": [(1e12, 0.5)]})
+    assert figure.axes[0].get_xscale() == "log"
+
+
+def test_plot_comparison__negative_and_missing_values():
+    scores = {
+        "a": {"in_domain": Spread(0.5, 0.1), "transfer": Spread(-0.2, math.nan)},
+        "b": {"in_domain": Spread(0.4, 0.1)},
+    }
+    assert texts(plots.plot_comparison(scores)) == ["50.0", "-20.0", "40.0"]
+
+
+def test_plot_budget_curve__needs_one_score_per_step():
+    assert isinstance(plots.plot_budget_curve([1, 2], {"a": [0.1, 0.2]}), Figure)
+    with pytest.raises(ValueError, match="3 scores of 'a'"):
+        plots.plot_budget_curve([1, 2], {"a": [0.1, 0.2, 0.3]})
+
+
+def test_save_figure__equal_figures_give_equal_files(tmp_path):
+    paths = [
+        plots.save_figure(
+            plots.plot_matrix(E, title="t"), tmp_path / "new" / f"{i}.png"
+        )
+        for i in range(2)
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with Image.open(paths[0]) as image:
+        assert image.width > 300
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: plots.plot_matrix([1, 2]), r"E of shape \(2,\)"),
+        (lambda: plots.plot_matrix(E, before=[1]), r"before of shape \(1,\)"),
+        (lambda: plots.plot_matrix(E, labels=["a"]), "1 labels given; 3"),
+        (lambda: plots.plot_over_time(E, row_labels=["a"]), "1 row_labels given; 2"),
+        (lambda: plots.plot_budget({}), "at least one run"),
+        (lambda: plots.plot_budget({"a": []}), "at least one run"),
+        (lambda: plots.plot_comparison({"a": {}}), "no value"),
+    ],
+)
+def test_plots__refuse_what_does_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_plots__leave_pyplot_alone():
+    code = (
+        "import sys; from avalanche_clip.evaluation.report.plots import plot_matrix; "
+        "plot_matrix([[1.0]]); assert 'matplotlib.pyplot' not in sys.modules; "
+        "assert 'avalanche' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,469 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from avalanche_clip.models import CLIPOutput, create_dual_encoder
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+
+TEXTS = ["red dog", "blue", "green cat bird sun"]
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    torch.manual_seed(0)
+    return create_dual_encoder(tiny_cfg)
+
+
+@pytest.fixture
+def batch(model):
+    torch.manual_seed(1)
+    return {"image": torch.randn(3, 3, 32, 32), "text": model.tokenizer(TEXTS)}
+
+
+def full_length(model, text):
+    missing = model.context_length - text.shape[1]
+    return torch.nn.functional.pad(text, (0, missing), value=model.tokenizer.pad_id)
+
+
+def convnet_cfg(cfg):
+    cfg["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": "test_convnext2",
+        "image_size": 32,
+    }
+    return cfg
+
+
+def resnet_cfg(cfg):
+    cfg["model_cfg"]["vision_cfg"] = {
+        "layers": [1, 1, 1, 1],
+        "width": 16,
+        "image_size": 32,
+    }
+    return cfg
+
+
+def timm_vit_cfg(cfg):
+    cfg["model_cfg"]["vision_cfg"] = {"timm_model_name": "test_vit", "image_size": 64}
+    return cfg
+
+
+def eva_cfg(cfg):
+    cfg["model_cfg"]["vision_cfg"] = {
+        "timm_model_name": "eva02_tiny_patch14_224",
+        "image_size": 28,
+    }
+    return cfg
+
+
+def custom_text_cfg(cfg):
+    cfg["model_cfg"]["custom_text"] = True
+    return cfg
+
+
+def eos_pool_cfg(cfg):
+    cfg["model_cfg"]["text_cfg"] |= {"pool_type": "eos", "eos_id": 39}
+    return cfg
+
+
+def sigmoid_cfg(cfg):
+    cfg["model_cfg"] |= {"init_logit_bias": -10, "custom_text": True}
+    cfg["model_cfg"]["text_cfg"] |= {"no_causal_mask": True, "pool_type": "last"}
+    return cfg
+
+
+def quick_gelu_cfg(cfg):
+    cfg["model_cfg"]["quick_gelu"] = True
+    return cfg
+
+
+def coca_cfg(cfg):
+    cfg["model_cfg"]["custom_text"] = True
+    cfg["model_cfg"]["vision_cfg"] |= {
+        "attentional_pool": True,
+        "attn_pooler_heads": 2,
+        "output_tokens": True,
+    }
+    cfg["model_cfg"]["text_cfg"] |= {"embed_cls": True, "output_tokens": True}
+    cfg["model_cfg"]["multimodal_cfg"] = {
+        "context_length": 12,
+        "vocab_size": 40,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    }
+    return cfg
+
+
+KINDS = [
+    lambda cfg: cfg,
+    convnet_cfg,
+    resnet_cfg,
+    timm_vit_cfg,
+    custom_text_cfg,
+    eos_pool_cfg,
+    quick_gelu_cfg,
+    sigmoid_cfg,
+    coca_cfg,
+]
+IDS = "native convnet resnet timm_vit custom eos quick sigmoid coca".split()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_features__equal_open_clip_bit_for_bit(kind, training, tiny_cfg):
+    model = create_dual_encoder(kind(tiny_cfg)).train(training)
+    image = torch.randn(3, 3, model.image_size, model.image_size)
+    text = full_length(model, model.tokenizer(TEXTS))
+    with torch.no_grad():
+        out = model({"image": image, "text": text})
+        expected_image = model.clip.encode_image(image, normalize=True)
+        expected_text = model.clip.encode_text(text, normalize=True)
+    assert torch.equal(out.image_features, expected_image)
+    assert torch.equal(out.text_features, expected_text)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+def test_encode_text__short_rows_equal_full_rows(kind, tiny_cfg):
+    model = create_dual_encoder(kind(tiny_cfg)).eval()
+    short = model.tokenizer(TEXTS)
+    full = full_length(model, short)
+    if not model.is_causal_text:
+        assert short.shape == full.shape
+        short = short[:, :6]
+    else:
+        assert short.shape[1] == 6
+    with torch.no_grad():
+        difference = model.encode_text(short) - model.encode_text(full)
+    assert difference.abs().max() < 1e-5
+
+
+def test_encode_text__ids_beyond_the_end_token_do_not_move_the_pooling(model):
+    text = model.tokenizer(["red dog"])
+    model.clip.token_embedding = torch.nn.Embedding(50, 32)
+    text[0, 1] = 45
+    features = model.encode_text(text)
+    text[0, 2] = 3
+    assert not torch.equal(features, model.encode_text(text))
+
+
+def test_forward__output_has_the_documented_parts(model, batch):
+    out = model(batch)
+    assert isinstance(out, CLIPOutput)
+    assert out.logit_scale.shape == ()
+    assert out.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
+    assert torch.allclose(out.image_features.norm(dim=1), torch.ones(3))
+    raw = model.encode_image(batch["image"], normalize=False)
+    assert torch.allclose(out.image_features * out.aux["image_norm"], raw, atol=1e-6)
+    raw = model.encode_text(batch["text"], normalize=False)
+    assert torch.allclose(out.text_features * out.aux["text_norm"], raw, atol=1e-6)
+    assert "logit_bias" not in out.aux
+    assert model.max_log_scale == pytest.approx(math.log(100))
+
+
+def test_forward__sigmoid_models_have_a_bias_and_no_clamp(tiny_cfg):
+    model = create_dual_encoder(sigmoid_cfg(tiny_cfg))
+    image = torch.randn(2, 3, 32, 32)
+    out = model({"image": image, "text": model.tokenizer(TEXTS[:2])})
+    assert out.aux["logit_bias"].shape == ()
+    assert out.aux["logit_bias"].item() == -10
+    assert model.max_log_scale is None
+
+
+def test_forward__features_are_float32_under_autocast(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(batch)
+    assert out.image_features.dtype == out.text_features.dtype == torch.float32
+    assert out.logit_scale.dtype == torch.float32
+    assert torch.allclose(out.text_features.norm(dim=1), torch.ones(3), atol=1e-6)
+
+
+def test_forward__missing_key_is_named(model, batch):
+    with pytest.raises(ValueError, match="'text'"):
+        model({"image": batch["image"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (["red"], TypeError),
+        (torch.zeros(2, 4), TypeError),
+        (torch.zeros(4, dtype=torch.long), ValueError),
+        (torch.zeros(2, 13, dtype=torch.long), ValueError),
+        (torch.zeros(2, 0, dtype=torch.long), ValueError),
+    ],
+)
+def test_encode_text__wrong_input_is_refused(model, text, error):
+    with pytest.raises(error):
+        model.encode_text(text)
+
+
+def test_encode_image__wrong_shape_is_refused(model):
+    with pytest.raises(ValueError, match="transform"):
+        model.encode_image(torch.zeros(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (torch.rand(2, 3, 40, 40), r"\(2, 3, 40, 40\).*\(B, 3, 32, 32\)"),
+        (torch.rand(2, 1, 32, 32), r"\(2, 1, 32, 32\).*\(B, 3, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+    ],
+)
+def test_encode_image__says_what_the_model_takes(model, image, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode_image(image)
+
+
+def test_features__pair_images_with_their_first_texts(model, batch):
+    assert model.features is None
+    out = model(batch)
+    joint = torch.cat([out.image_features, out.text_features], 1)
+    assert torch.equal(model.features, joint)
+    owner = torch.tensor([1, 0, 1, 0, 2])
+    text = model.tokenizer([*TEXTS, "moon", "house"])
+    out = model({**batch, "text": text, "owner": owner})
+    expected = torch.cat([out.image_features, out.text_features[[1, 0, 4]]], 1)
+    assert torch.equal(model.features, expected)
+    out = model({**batch, "text": text})
+    assert torch.equal(model.features, out.image_features)
+
+
+def test_deepcopy__is_independent_and_drops_features(model, batch):
+    model(batch)
+    twin = copy.deepcopy(model)
+    assert twin.features is None
+    before = twin.encode_text(batch["text"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(before, twin.encode_text(batch["text"]))
+    assert twin.tokenizer(TEXTS).equal(model.tokenizer(TEXTS))
+
+
+def test_pickle__round_trip_keeps_everything_but_features(model, batch):
+    out = model(batch)
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin.features is None
+    assert torch.equal(twin(batch).image_features, out.image_features)
+    assert twin.state_fingerprint() == model.state_fingerprint()
+    assert twin.config == model.config
+
+
+# ------------------------------------------------------------------- adapters
+class Probe(torch.nn.Module):
+    """Adds a learned vector to the second branch of a block."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.randn(block.width))
+        self.active = True
+        self.seen = None
+        block.module.probe = self
+        block.norm2.register_forward_pre_hook(self.before)
+        block.mlp_out.register_forward_hook(self.after)
+
+    def before(self, module, args):
+        self.seen = args[0].shape
+
+    def after(self, module, args, output):
+        return output + self.shift if self.active else None
+
+
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], timm_vit_cfg, eva_cfg], ids=["native", "timm", "eva"]
+)
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_blocks__hooks_change_features_and_deep_copies_rebind(kind, tower, tiny_cfg):
+    model = create_dual_encoder(kind(tiny_cfg)).train()
+    size = model.image_size
+    batch = {"image": torch.randn(2, 3, size, size), "text": model.tokenizer(TEXTS[:2])}
+    plain = model(batch)
+    keys = set(model.state_dict())
+    probes = [Probe(block) for block in model.blocks(tower)]
+    assert keys < set(model.state_dict())
+    assert len(probes) == len(model.blocks(tower))
+    shifted = model(batch)
+    assert all(probe.seen[0] == 2 and len(probe.seen) == 3 for probe in probes)
+    name = f"{tower}_features"
+    other = "text_features" if tower == "image" else "image_features"
+    assert not torch.allclose(getattr(plain, name), getattr(shifted, name))
+    assert torch.equal(getattr(plain, other), getattr(shifted, other))
+    twin = copy.deepcopy(model)
+    for probe in probes:
+        probe.active = False
+    assert torch.equal(getattr(model(batch), name), getattr(plain, name))
+    assert torch.equal(getattr(twin(batch), name), getattr(shifted, name))
+
+
+@pytest.mark.parametrize("kind", [convnet_cfg, resnet_cfg], ids=["convnet", "resnet"])
+def test_blocks__convolutional_towers_name_the_alternative(kind, tiny_cfg):
+    model = create_dual_encoder(kind(tiny_cfg))
+    with pytest.raises(ValueError, match="tiny-emoji-vit"):
+        model.blocks("image")
+    assert len(model.blocks("text")) == 2
+
+
+def test_blocks__unknown_tower_is_refused(model):
+    with pytest.raises(ValueError, match="'audio'"):
+        model.blocks("audio")
+
+
+# ---------------------------------------------------------------- fingerprint
+def test_state_fingerprint__follows_the_tower_that_was_trained(model, batch):
+    before = {t: model.state_fingerprint(t) for t in (None, "image", "text")}
+    assert before == {t: model.state_fingerprint(t) for t in before}
+    names = [n for n, _ in model.named_parameters() if model.tower_of(n) == "text"]
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW([parameters[n] for n in names], lr=1e-3)
+    out = model(batch)
+    (out.image_features * out.text_features).sum().backward()
+    optimizer.step()
+    after = {t: model.state_fingerprint(t) for t in before}
+    assert after["image"] == before["image"]
+    assert after["text"] != before["text"]
+    assert after[None] != before[None]
+
+
+def test_state_fingerprint__sees_every_single_element(model):
+    parameter = model.clip.visual.conv1.weight
+    known = {model.state_fingerprint()}
+    for write in (
+        lambda: parameter.data.view(-1)[7:8].mul_(1.0001),
+        lambda: parameter.detach().view(-1)[0:1].add_(1e-3),
+        lambda: model.clip.logit_scale.data.add_(0.1),
+    ):
+        write()
+        known.add(model.state_fingerprint())
+    assert len(known) == 4
+
+
+def test_state_fingerprint__does_not_depend_on_history(model):
+    first = model.state_fingerprint()
+    state = copy.deepcopy(model.state_dict())
+    model.reinitialize(5)
+    assert model.state_fingerprint() != first
+    model.load_state_dict(state)
+    assert model.state_fingerprint() == first
+    assert copy.deepcopy(model).state_fingerprint() == first
+
+
+# ----------------------------------------------------------- fresh parameters
+@pytest.mark.parametrize("kind", [KINDS[0], convnet_cfg, resnet_cfg, sigmoid_cfg])
+def test_reinitialize__equals_a_new_model_and_keeps_the_global_state(kind, tiny_cfg):
+    model = create_dual_encoder(kind(tiny_cfg))
+    objects = dict(model.named_parameters())
+    state = torch.get_rng_state()
+    model.reinitialize(11)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p is objects[n] for n, p in model.named_parameters())
+    torch.manual_seed(11)
+    fresh = create_dual_encoder(model.config)
+    assert fresh.state_fingerprint() == model.state_fingerprint()
+    model.reinitialize(12)
+    assert fresh.state_fingerprint() != model.state_fingerprint()
+
+
+def test_reinitialize__forgets_the_pretraining(model, tmp_path):
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(6.0)
+    model.save(tmp_path)
+    model = create_dual_encoder(model.config, pretrained=tmp_path)
+    assert model.pretrained == str(tmp_path)
+    assert model.max_log_scale == pytest.approx(6.0)
+    model.reinitialize(0)
+    assert model.pretrained is None
+    assert model.max_log_scale == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize("action", ["reinitialize", "save"])
+def test_plain_actions__refuse_adapters(action, model, tmp_path):
+    Probe(model.blocks("text")[0])
+    with pytest.raises(ValueError, match="probe"):
+        getattr(model, action)(0 if action == "reinitialize" else tmp_path)
+
+
+# --------------------------------------------------------------- MACs, freezing
+def test_macs__equal_a_count_by_hand(model):
+    def block(tokens, width):
+        products = tokens * width * (3 * width + width + 4 * width + 4 * width)
+        return products + 2 * tokens * tokens * width
+
+    patches, tokens, width = 16, 17, 32
+    image = patches * (3 * 8 * 8) * width + 2 * block(tokens, width) + width * 24
+    assert model.macs()["image"] == image
+    for length in (12, 5):
+        text = 2 * block(length, 32) + 32 * 24
+        assert model.macs(length)["text"] == text
+    assert model.macs() == model.macs(12)
+
+
+def test_macs__leave_mode_and_random_state_alone(tiny_cfg):
+    model = create_dual_encoder(resnet_cfg(tiny_cfg))
+    model.clip.visual.eval()
+    modes = [m.training for m in model.modules()]
+    fingerprint, state = model.state_fingerprint(), torch.get_rng_state()
+    assert model.macs()["image"] > 0
+    assert modes == [m.training for m in model.modules()]
+    assert fingerprint == model.state_fingerprint()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precision__frozen_weights_are_small_and_features_close(precision, tiny_cfg):
+    torch.manual_seed(0)
+    exact = create_dual_encoder(tiny_cfg)
+    torch.manual_seed(0)
+    model = create_dual_encoder(tiny_cfg, precision=precision)
+    image, text = torch.randn(3, 3, 32, 32), model.tokenizer(TEXTS)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.clip.token_embedding.weight.element_size() == 2
+    assert model.logit_scale.dtype == torch.float32
+    small, large = model.encode_image(image), exact.encode_image(image)
+    assert small.dtype == torch.float32
+    assert (small * large).sum(1).min() > 0.99
+    assert (model.encode_text(text) * exact.encode_text(text)).sum(1).min() > 0.99
+
+
+def test_precision__trainable_parameters_must_be_float32(tiny_cfg, batch):
+    model = create_dual_encoder(tiny_cfg, precision="bf16")
+    model.clip.visual.conv1.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="conv1.*unfreeze"):
+        model(batch)
+    model.unfreeze("image")
+    out = model(batch)
+    out.image_features.sum().backward()
+    assert model.clip.visual.conv1.weight.grad.dtype == torch.float32
+    assert model.clip.token_embedding.weight.dtype == torch.bfloat16
+    model.freeze("image")
+    assert model.clip.visual.conv1.weight.dtype == torch.bfloat16
+
+
+def test_freeze__batch_norms_of_a_frozen_tower_stand_still(tiny_cfg):
+    model = create_dual_encoder(resnet_cfg(tiny_cfg))
+    model.freeze("image")
+    model.train()
+    before = model.state_fingerprint("image")
+    model.encode_image(torch.randn(4, 3, 32, 32))
+    assert model.state_fingerprint("image") == before
+    assert all(p.requires_grad for p in model.clip.transformer.parameters())
+    model.unfreeze("image")
+    model.encode_image(torch.randn(4, 3, 32, 32))
+    assert model.state_fingerprint("image") != before
+
+
+def test_constructor__unknown_precision_is_refused(model):
+    with pytest.raises(ValueError, match="fp8"):
+        DualEncoder(model.clip, model.config, precision="fp8")
+
+
+def test_state_fingerprint__sees_rows_that_change_places(model):
+    parameters = [p for p in model.parameters() if p.dim() > 1]
+    known = {model.state_fingerprint()}
+    for parameter in parameters:  # nothing is counted by a version
+        parameter.data.copy_(parameter.data.flip(0).clone())
+        known.add(model.state_fingerprint())
+    assert len(known) == 1 + len(parameters)

@@ -1,0 +1,488 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avalanche_clip.models import DualEncoder, create_dual_encoder, save_weights
+from avalanche_clip.models.encoders.presets import (
+    PRESETS,
+    TOKENIZER_FILE,
+    preset_weights,
+)
+
+TEXTS = ["red dog", "green cat bird"]
+
+
+@pytest.fixture
+def trained(tiny_cfg):
+    """A model whose weights are the ones to find again."""
+    torch.manual_seed(3)
+    return create_dual_encoder(tiny_cfg)
+
+
+def same(model, other):
+    return model.state_fingerprint() == other.state_fingerprint()
+
+
+# -------------------------------------------------------------- single files
+def plain(state, path):
+    torch.save(state, path)
+
+
+def checkpoint(state, path):
+    torch.save({"epoch": 3, "name": "run", "state_dict": state}, path)
+
+
+def distributed(state, path):
+    state = {f"module.{k}": v for k, v in state.items()}
+    torch.save({"epoch": 3, "state_dict": state}, path)
+
+
+def compiled(state, path):
+    torch.save({f"_orig_mod.{k}": v for k, v in state.items()}, path)
+
+
+def wrapped(state, path):
+    torch.save({f"clip.{k}": v for k, v in state.items()}, path)
+
+
+def half(state, path):
+    torch.save({k: v.half().float() for k, v in state.items()}, path)
+
+
+def one_element_scale(state, path):
+    torch.save({**state, "logit_scale": state["logit_scale"].reshape(1)}, path)
+
+
+def custom_layout(state, path):
+    text = ("text_projection", "positional", "token_emb", "transformer", "ln_final")
+    state = {f"text.{k}" if k.startswith(text) else k: v for k, v in state.items()}
+    torch.save(state, path)
+
+
+def safetensors(state, path):
+    save_file({k: v.clone() for k, v in state.items()}, str(path))
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [
+        (plain, ".pt"),
+        (plain, ".pth"),
+        (plain, ".bin"),
+        (checkpoint, ".pt"),
+        (distributed, ".pt"),
+        (compiled, ".pt"),
+        (wrapped, ".ckpt"),
+        (one_element_scale, ".pt"),
+        (custom_layout, ".pt"),
+        (safetensors, ".safetensors"),
+    ],
+)
+def test_pretrained_file__every_layout_gives_the_same_model(
+    write, suffix, trained, tmp_path
+):
+    path = tmp_path / f"weights{suffix}"
+    write(trained.clip.state_dict(), path)
+    model = create_dual_encoder(trained.config, pretrained=path)
+    assert same(model, trained)
+    assert model.pretrained == str(path)
+
+
+def test_pretrained_file__old_layout_fits_the_custom_text_model(trained, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(trained.clip.state_dict(), path)
+    config = trained.config
+    config["model_cfg"]["custom_text"] = True
+    model = create_dual_encoder(config, pretrained=path)
+    text = trained.tokenizer(TEXTS)
+    assert torch.equal(model.encode_text(text), trained.encode_text(text))
+
+
+class Traced(torch.nn.Module):
+    def __init__(self, clip, resolution):
+        super().__init__()
+        for name, module in clip.named_children():
+            setattr(self, name, module)
+        for name, parameter in clip.named_parameters(recurse=False):
+            setattr(self, name, parameter)
+        self.register_buffer("input_resolution", torch.tensor(resolution))
+        self.register_buffer("context_length", torch.tensor(clip.context_length))
+        self.register_buffer("vocab_size", torch.tensor(clip.vocab_size))
+
+    def forward(self, text):
+        return self.token_embedding(text)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_pretrained_file__openai_archive_needs_quick_gelu(trained, tmp_path):
+    path = tmp_path / "openai.pt"
+    script = torch.jit.trace(Traced(trained.clip, 32), torch.zeros(1, 4).long())
+    torch.jit.save(script, str(path))
+    with pytest.raises(ValueError, match="QuickGELU"):
+        create_dual_encoder(trained.config, pretrained=path)
+    config = trained.config
+    config["model_cfg"]["quick_gelu"] = True
+    assert same(create_dual_encoder(config, pretrained=path), trained)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_pretrained_file__pickled_objects_are_refused(trained, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(trained.clip, path)
+    with pytest.raises(ValueError, match="refused.*state_dict"):
+        create_dual_encoder(trained.config, pretrained=path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        create_dual_encoder(trained.config, pretrained=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([1, 2], "list"),
+        ({"state_dict": {"a": 1}}, "'a' is a int"),
+        ({}, "no weights"),
+    ],
+)
+def test_pretrained_file__files_without_tensors_are_refused(
+    content, match, trained, tmp_path
+):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=match):
+        create_dual_encoder(trained.config, pretrained=path)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npz", ".safetensors", ".pt"])
+def test_pretrained_file__wrong_formats_are_refused(suffix, trained, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="weights"):
+        create_dual_encoder(trained.config, pretrained=path)
+
+
+def test_pretrained_file__misfits_are_listed(trained, tmp_path):
+    state = dict(trained.clip.state_dict())
+    state["extra.weight"] = torch.zeros(1)
+    del state["ln_final.bias"]
+    state["positional_embedding"] = torch.zeros(20, 32)
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"ln_final\.bias") as info:
+        create_dual_encoder(trained.config, pretrained=path)
+    assert "extra.weight" in str(info.value)
+    assert "(20, 32), the model has (12, 32)" in str(info.value)
+
+
+def test_pretrained_file__stored_configuration_is_checked(trained, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(trained, path, precision="fp16")
+    assert load_file(path)["token_embedding.weight"].dtype == torch.float16
+    model = create_dual_encoder(trained.config, pretrained=path)
+    assert model.clip.token_embedding.weight.dtype == torch.float32
+    config = trained.config
+    config["model_cfg"]["quick_gelu"] = True
+    with pytest.raises(ValueError, match="quick_gelu: model True, weights False"):
+        create_dual_encoder(config, pretrained=path)
+
+
+# ------------------------------------------------------------------- folders
+def test_save__folder_gives_the_same_model_back(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    loaded = create_dual_encoder(tmp_path / "model")
+    assert isinstance(loaded, DualEncoder)
+    assert same(loaded, trained)
+    assert loaded.pretrained == str(tmp_path / "model")
+    assert torch.equal(loaded.tokenizer(TEXTS), trained.tokenizer(TEXTS))
+    (tmp_path / "model").rename(tmp_path / "moved")
+    moved = create_dual_encoder(str(tmp_path / "moved"))
+    assert torch.equal(moved.tokenizer(TEXTS), trained.tokenizer(TEXTS))
+    again = create_dual_encoder(moved.config)
+    assert not same(again, trained)
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+)
+def test_folder__open_clip_hub_layout(name, native_cfg, tmp_path):
+    trained = create_dual_encoder(native_cfg)
+    state = {k: v.clone() for k, v in trained.clip.state_dict().items()}
+    if name.endswith(".bin"):
+        torch.save(state, tmp_path / name)
+    else:
+        save_file(state, str(tmp_path / name))
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+    stored = {"model_cfg": native_cfg, "preprocess_cfg": preprocess}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+    for source in (tmp_path, f"local-dir:{tmp_path}"):
+        model = create_dual_encoder(source)
+        assert same(model, trained)
+        assert model.transform(False).preprocessing.mean == (0.1, 0.2, 0.3)
+    assert same(create_dual_encoder(native_cfg, pretrained=tmp_path), trained)
+    other = {**native_cfg, "quick_gelu": True}
+    for weights in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match="quick_gelu"):
+            create_dual_encoder(other, pretrained=weights)
+
+
+def test_file__beside_our_own_configuration_of_another_model_is_refused(
+    trained, native_cfg, tmp_path
+):
+    trained.save(tmp_path)
+    torch.save(trained.clip.state_dict(), tmp_path / "x.pt")
+    other = {**native_cfg, "quick_gelu": True}
+    with pytest.raises(ValueError, match="quick_gelu"):
+        create_dual_encoder(other, pretrained=tmp_path / "x.pt")
+    assert same(create_dual_encoder(native_cfg, pretrained=tmp_path / "x.pt"), trained)
+
+
+def test_file__beside_a_configuration_of_something_else_is_loaded(
+    trained, native_cfg, tmp_path
+):
+    torch.save(trained.clip.state_dict(), tmp_path / "x.pt")
+    for text in ('{"model_type": "bert"}', "[1, 2]", "no json"):
+        (tmp_path / "config.json").write_text(text)
+        model = create_dual_encoder(native_cfg, pretrained=tmp_path / "x.pt")
+        assert same(model, trained)
+
+
+def test_folder__several_or_no_weights_are_refused(trained, native_cfg, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": native_cfg})
+    )
+    with pytest.raises(ValueError, match="no weights"):
+        create_dual_encoder(tmp_path)
+    for name in ("a.pt", "b.pt"):
+        torch.save(trained.clip.state_dict(), tmp_path / name)
+    with pytest.raises(ValueError, match=r"a\.pt, b\.pt"):
+        create_dual_encoder(tmp_path)
+
+
+def test_folder__without_configuration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no model"):
+        create_dual_encoder(tmp_path)
+
+
+# --------------------------------------------------------------------- names
+def test_name__close_matches_are_suggested():
+    with pytest.raises(ValueError, match="Did you mean ViT-B-32"):
+        create_dual_encoder("vit-b32")
+    with pytest.raises(ValueError, match="tiny-emoji-vit"):
+        create_dual_encoder("tiny_emoji_vit")
+
+
+def test_name__unknown_tag_lists_the_known_ones(monkeypatch):
+    with pytest.raises(ValueError, match="yfcc15m, cc12m"):
+        create_dual_encoder("RN50", pretrained="laion")
+
+
+def test_name__tag_of_quick_gelu_weights_is_refused():
+    with pytest.raises(ValueError, match="'RN50-quickgelu'"):
+        create_dual_encoder("RN50", pretrained="openai")
+
+
+@pytest.mark.parametrize("config", [{"width": 3}, {"model_cfg": {"embed_dim": 3}}])
+def test_config__incomplete_dictionaries_are_refused(config):
+    with pytest.raises(ValueError, match="vision_cfg"):
+        create_dual_encoder(config)
+
+
+def test_config__unknown_setting_is_refused(native_cfg):
+    with pytest.raises(ValueError, match="colour"):
+        create_dual_encoder({**native_cfg, "colour": "red"})
+    native_cfg["vision_cfg"] = {"timm_model_name": "no_such_tower"}
+    with pytest.raises(ValueError, match="no_such_tower"):
+        create_dual_encoder(native_cfg)
+
+
+def test_config__unreachable_text_tower_is_explained(native_cfg, tmp_path):
+    native_cfg["text_cfg"] = {"hf_model_name": str(tmp_path / "none")}
+    with pytest.raises(ValueError, match="none"):
+        create_dual_encoder(native_cfg)
+
+
+def test_config__is_plain_data_and_rebuilds_the_architecture(trained):
+    config = json.loads(json.dumps(trained.config))
+    shapes = {k: v.shape for k, v in trained.state_dict().items()}
+    rebuilt = create_dual_encoder(config)
+    assert shapes == {k: v.shape for k, v in rebuilt.state_dict().items()}
+    config["model_cfg"]["embed_dim"] = 99
+    assert trained.config["model_cfg"]["embed_dim"] == 24
+
+
+def test_open_clip_name__equals_open_clip_itself():
+    import open_clip
+
+    torch.manual_seed(0)
+    reference, _, preprocess = open_clip.create_model_and_transforms("RN50")
+    torch.manual_seed(0)
+    model = create_dual_encoder("RN50").eval()
+    reference.eval()
+    image = torch.randn(1, 3, 224, 224)
+    text = open_clip.get_tokenizer("RN50")(["a photo of a dog"])
+    with torch.no_grad():
+        expected = reference.encode_image(image, normalize=True)
+        assert torch.equal(model.encode_image(image), expected)
+        expected = reference.encode_text(text, normalize=True)
+        assert torch.equal(model.encode_text(text), expected)
+        short = model.tokenizer(["a photo of a dog"])
+        assert short.shape == (1, 7)
+        assert (model.encode_text(short) - expected).abs().max() < 1e-5
+    assert model.embed_dim == 1024
+    assert model.image_size == 224
+    assert model.context_length == 77
+
+
+# ------------------------------------------------------------- text from HF
+def test_hf_text_tower__loads_and_moves_with_its_folder(
+    native_cfg, tokenizer_file, tmp_path
+):
+    from transformers import RobertaConfig
+
+    from tests.models.conftest import VOCAB, save_hf_tokenizer
+
+    folder = tmp_path / "roberta"
+    RobertaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=60,
+        pad_token_id=VOCAB - 1,
+    ).save_pretrained(folder)
+    save_hf_tokenizer(tokenizer_file, folder)
+    native_cfg["text_cfg"] = {
+        "context_length": 12,
+        "hf_model_name": str(folder),
+        "hf_tokenizer_name": str(folder),
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "mean_pooler",
+    }
+    model = create_dual_encoder(native_cfg).eval()
+    text = model.tokenizer(TEXTS)
+    assert text.shape == (2, 12)
+    assert not model.is_causal_text
+    with torch.no_grad():
+        expected = model.clip.encode_text(text, normalize=True)
+    assert torch.equal(model.encode_text(text), expected)
+    with pytest.raises(ValueError, match="text tower"):
+        model.blocks("text")
+    model.save(tmp_path / "saved")
+    folder.rename(tmp_path / "gone")
+    loaded = create_dual_encoder(tmp_path / "saved").eval()
+    assert same(loaded, model)
+    assert torch.equal(loaded.tokenizer(TEXTS), text)
+    loaded.reinitialize(0)
+
+
+# ------------------------------------------------------------------- presets
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset__trains_and_describes_itself(name):
+    model = create_dual_encoder(name)
+    assert model.image_size == 48
+    assert model.tokenizer.eot_id == model.tokenizer.vocab_size - 1
+    assert model.tokenizer.sot_id == model.tokenizer.vocab_size - 2
+    table = model.clip.token_embedding.weight
+    assert table.shape[0] == model.tokenizer.vocab_size
+    text = model.tokenizer(["grinning face", "flag: Germany"])
+    out = model({"image": torch.randn(2, 3, 48, 48), "text": text})
+    loss = -(out.image_features * out.text_features).sum() * out.logit_scale
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert str(TOKENIZER_FILE.parent) not in json.dumps(model.config)
+    assert len(model.blocks("text")) == 2
+
+
+def test_preset__only_the_transformer_has_image_blocks():
+    assert len(create_dual_encoder("tiny-emoji-vit").blocks("image")) == 4
+    with pytest.raises(ValueError, match="tiny-emoji-vit"):
+        create_dual_encoder("tiny-emoji").blocks("image")
+
+
+def test_preset__missing_weights_and_unknown_tags_are_explained(monkeypatch, tmp_path):
+    from avalanche_clip.models.encoders import presets
+
+    with pytest.raises(ValueError, match="'emoji-2010'"):
+        create_dual_encoder("tiny-emoji", pretrained="emoji-2011")
+    monkeypatch.setattr(presets, "DATA_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match="emoji-2010"):
+        create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
+    name = "tiny-emoji-emoji-2010.safetensors"
+    trained = create_dual_encoder("tiny-emoji")
+    save_weights(trained, tmp_path / name)
+    model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
+    assert model.pretrained == "emoji-2010"
+    assert same(model, trained)
+
+
+# ----------------------------------------------------------------- downloads
+@pytest.fixture
+def registered(monkeypatch, native_cfg):
+    """A model name and a tag as if open_clip shipped them."""
+    import open_clip.factory
+    import open_clip.pretrained
+
+    tag = {"mean": [0.1, 0.1, 0.1], "std": [0.2, 0.2, 0.2], "quick_gelu": False}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-Test", native_cfg)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Tiny-Test", {"v1": tag})
+    return open_clip.pretrained
+
+
+def test_tag__weights_come_with_their_preprocessing(registered, tmp_path, monkeypatch):
+    trained = create_dual_encoder("Tiny-Test")
+    path = tmp_path / "v1.safetensors"
+    safetensors(trained.clip.state_dict(), path)
+    monkeypatch.setattr(registered, "download_pretrained", lambda *a, **k: str(path))
+    model = create_dual_encoder("Tiny/Test", pretrained="v1")
+    assert same(model, trained)
+    assert model.pretrained == "v1"
+    assert model.transform(False).preprocessing.mean == (0.1, 0.1, 0.1)
+
+
+def test_tag__failed_download_advises_a_local_file(registered, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(registered, "download_pretrained", fail)
+    with pytest.raises(RuntimeError, match="no route.*local file"):
+        create_dual_encoder("Tiny-Test", pretrained="v1")
+
+
+def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
+    trained = create_dual_encoder("Tiny-Test")
+    safetensors(trained.clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    stored = {"model_cfg": trained.config["model_cfg"]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+
+    def download(ident, filename="open_clip_model.safetensors", **kwargs):
+        assert ident == "org/repo"
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(registered, "download_pretrained_from_hf", download)
+    model = create_dual_encoder("hf-hub:org/repo")
+    assert same(model, trained)
+    assert model.pretrained == "hf-hub:org/repo"
+    with pytest.raises(RuntimeError, match="could not be downloaded"):
+        create_dual_encoder("hf-hub:other/repo")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets__shipped_weights_load_and_are_small(name):
+    model = create_dual_encoder(name, pretrained="emoji-2010")
+    assert model.pretrained == "emoji-2010"
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert preset_weights(name, "emoji-2010").stat().st_size <= 4e6
+
+
+def test_names__empty_ones_are_not_the_working_folder(tiny_cfg, tmp_path, monkeypatch):
+    create_dual_encoder(tiny_cfg).save(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    create_dual_encoder(".")
+    with pytest.raises(ValueError, match="give a name"):
+        create_dual_encoder("")
+    with pytest.raises(ValueError, match="give a name"):
+        create_dual_encoder("tiny-emoji", "")

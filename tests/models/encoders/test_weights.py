@@ -1,0 +1,340 @@
+"""Weight files: which, whose, whole, and under which names."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avalanche_clip.models import create_dual_encoder, rewrite_file, save_weights
+from avalanche_clip.models.encoders.weights import (
+    find_weights,
+    portable_config,
+    read_weights,
+)
+
+
+@pytest.fixture
+def trained(tiny_cfg):
+    torch.manual_seed(3)
+    return create_dual_encoder(tiny_cfg)
+
+
+def same(model, other):
+    return model.state_fingerprint() == other.state_fingerprint()
+
+
+# --------------------------------------------------------- verified files
+def test_save_weights__every_flipped_bit_is_found(trained, tmp_path):
+    path, generator = tmp_path / "w.safetensors", random.Random(0)
+    save_weights(trained, path, precision="fp16")
+    assert same(
+        create_dual_encoder(trained.config, path),
+        create_dual_encoder(trained.config, path, verify=False),
+    )
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [generator.randrange(header) for _ in range(60)]
+    places += [generator.randrange(header, len(whole)) for _ in range(60)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"w\.safetensors"):
+            read_weights(path)
+
+
+def test_save__weights_out_of_their_folder_can_be_verified(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    inside, alone = tmp_path / "model" / "model.safetensors", tmp_path / "x.safetensors"
+    alone.write_bytes(inside.read_bytes())
+    assert same(create_dual_encoder(trained.config, alone), trained)
+    data = bytearray(inside.read_bytes())
+    data[-5] ^= 1
+    for path in (alone, inside):
+        path.write_bytes(data)
+    for call in (
+        {"name": trained.config, "pretrained": alone},
+        {"name": trained.config, "pretrained": inside},
+        {"name": trained.config, "pretrained": inside.parent},
+        {"name": inside.parent},
+    ):
+        with pytest.raises(ValueError, match=r"safetensors is damaged"):
+            create_dual_encoder(**call)
+
+
+def old_form(trained, folder):
+    """Write a folder as earlier versions did."""
+    trained.save(folder)
+    path = folder / "model.safetensors"
+    config = json.dumps(trained.config)
+    save_file(load_file(path), str(path), metadata={"format": "pt", "config": config})
+    facts = json.loads((folder / "dual_encoder.json").read_text())
+    del facts["files"]
+    (folder / "dual_encoder.json").write_text(json.dumps({**facts, "format": 1}))
+    return path
+
+
+def test_older_files__are_refused_until_they_are_rewritten(trained, tmp_path):
+    path = old_form(trained, tmp_path / "old")
+    call = r"rewrite_file\('"
+    for pretrained in (path, path.parent):
+        with pytest.raises(ValueError, match=call):
+            create_dual_encoder(trained.config, pretrained)
+    with pytest.raises(ValueError, match=call) as info:
+        create_dual_encoder(path.parent)
+    assert "dual_encoder.json" in str(info.value)
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="checksum.*rewrite_file"):
+        create_dual_encoder(trained.config, alone)
+    for old in (path.parent, alone):
+        rewrite_file(old)
+        assert same(create_dual_encoder(trained.config, old), trained)
+    assert same(create_dual_encoder(path.parent), trained)
+    # of a folder of ours, also without our metadata
+    save_file(load_file(path), str(path))
+    with pytest.raises(ValueError, match="no checksum"):
+        create_dual_encoder(path.parent)
+
+
+def test_other_peoples_files__need_no_checksum(trained, tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    for metadata in (None, {"format": "pt"}, {"config": "their word"}):
+        save_file(trained.clip.state_dict(), str(path), metadata=metadata)
+        assert same(create_dual_encoder(trained.config, path), trained)
+
+
+def test_portable_config__names_no_file_of_this_machine(trained, tmp_path):
+    stored = json.dumps(portable_config(trained))
+    assert "/" not in stored and "sha256" in stored
+    path = tmp_path / "w.safetensors"
+    save_weights(trained, path)
+    other = trained.config
+    other["tokenizer"] = {"type": "json", "preset": "emoji_bpe.json"}
+    other["model_cfg"]["text_cfg"]["vocab_size"] = 40
+    with pytest.warns(UserWarning, match="another tokenizer"):
+        create_dual_encoder(other, path)
+
+
+def test_metadata__a_tokenizer_elsewhere_is_not_opened(trained, tmp_path):
+    from avalanche_clip.common.arrays import write_safetensors
+
+    path = tmp_path / "w.safetensors"
+    for name in ("/etc/passwd", str(tmp_path / "x.json"), "../x.json"):
+        config = {**trained.config, "tokenizer": {"type": "json", "file": name}}
+        metadata = {"config": json.dumps(config)}
+        write_safetensors(path, trained.clip.state_dict(), metadata)
+        model = create_dual_encoder(trained.config, path)
+        assert model.config["tokenizer"] == trained.config["tokenizer"]
+        assert same(model, trained)
+
+
+# ------------------------------------------------------------------ layouts
+def nested(key):
+    return lambda state: {"epoch": 1, key: state}
+
+
+def prefixed(prefix):
+    return lambda state: {prefix + k: v for k, v in state.items()}
+
+
+LAYOUTS = {
+    "model_state_dict": nested("model_state_dict"),
+    "state_dict": nested("state_dict"),
+    "model": nested("model"),
+    "state_dict in model": lambda s: {"model": {"state_dict": s}},
+    "lightning": lambda s: {"state_dict": prefixed("model.")(s), "loops": {}},
+    "clip_model.": prefixed("clip_model."),
+    "module.model.": prefixed("module.model."),
+    "module.clip_model.": prefixed("module.clip_model."),
+    "model.clip.": prefixed("model.clip."),
+    "_orig_mod.": prefixed("_orig_mod."),
+    "inner wrapper": lambda s: {
+        k.replace(".", "._orig_mod.", 1): v for k, v in s.items()
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts__as_people_wrap_them(layout, trained, tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(LAYOUTS[layout](trained.clip.state_dict()), path)
+    assert same(create_dual_encoder(trained.config, path), trained)
+
+
+def test_checkpoint__with_numbers_of_numpy_loads(trained, tmp_path):
+    import numpy as np
+
+    path = tmp_path / "w.pt"
+    extras = {"epoch": np.int64(3), "best": np.float64(0.5), "seen": np.arange(3)}
+    torch.save({**extras, "state_dict": trained.clip.state_dict()}, path)
+    assert same(create_dual_encoder(trained.config, path), trained)
+    state = {**trained.clip.state_dict(), "logit_scale": np.float64(3.0)}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="logit_scale.*of NumPy"):
+        create_dual_encoder(trained.config, path)
+
+
+def test_resnet__without_counters_of_batch_norms(native_cfg, tmp_path):
+    native_cfg["vision_cfg"] = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 32}
+    trained = create_dual_encoder(native_cfg)
+    state = {
+        k: v
+        for k, v in trained.clip.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
+    assert len(state) < len(trained.clip.state_dict())
+    torch.save(state, tmp_path / "w.pt")
+    assert same(create_dual_encoder(native_cfg, tmp_path / "w.pt"), trained)
+    state.pop("visual.bn1.running_mean")
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="running_mean"):
+        create_dual_encoder(native_cfg, tmp_path / "w.pt")
+
+
+def test_home__is_expanded_everywhere(trained, tmp_path, monkeypatch, hf_clip_folder):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained.save("~/model")
+    save_weights(trained, "~/w.safetensors")
+    for name, pretrained in (
+        ("~/model", None),
+        ("local-dir:~/model", None),
+        (trained.config, "~/model"),
+        (trained.config, "~/model/model.safetensors"),
+        (trained.config, "~/w.safetensors"),
+    ):
+        assert same(create_dual_encoder(name, pretrained), trained)
+    model = create_dual_encoder(f"hf:~/{hf_clip_folder.name}")
+    assert len(model.tokenizer("red dog")[0]) == 4
+
+
+# ------------------------------------------------------------------- folders
+def test_folder__of_both_libraries_keeps_them_apart(
+    hf_clip_folder, native_cfg, tokenizer_file
+):
+    folder = hf_clip_folder
+    theirs = create_dual_encoder(f"hf:{folder}")
+    native_cfg["text_cfg"] |= {"vocab_size": 40, "hf_tokenizer_name": "somebody/x"}
+    ours = create_dual_encoder({"model_cfg": native_cfg})
+    config = {"model_cfg": native_cfg, "preprocess_cfg": {"mean": [0.9, 0.9, 0.9]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        state = {k: v.clone() for k, v in ours.clip.state_dict().items()}
+        if name.endswith(".bin"):
+            torch.save(state, folder / name)
+        else:
+            save_file(state, str(folder / name))
+        plain = create_dual_encoder(folder)
+        assert same(plain, ours)
+        assert plain.transform(False).preprocessing.mean == (0.9, 0.9, 0.9)
+        assert len(plain.tokenizer("red dog")[0]) == 4
+        assert same(create_dual_encoder(f"hf:{folder}"), theirs)
+        assert same(create_dual_encoder(native_cfg, folder), ours)
+        assert same(create_dual_encoder(native_cfg, folder / name), ours)
+        for source in (folder, folder / "model.safetensors"):
+            model = create_dual_encoder(theirs.config, source)
+            assert same(model, theirs)
+            assert model.transform(False).preprocessing.mean == (0.1, 0.2, 0.3)
+        (folder / name).unlink()
+    # only transformers' weights are left
+    assert same(create_dual_encoder(folder), theirs)
+    assert find_weights(folder, "open_clip_config.json") is None
+
+
+def test_fine_tuned_folder__whose_end_id_differs(hf_clip_folder, tmp_path):
+    import shutil
+
+    tuned = tmp_path / "tuned"
+    shutil.copytree(hf_clip_folder, tuned)
+    path = tuned / "config.json"
+    stored = json.loads(path.read_text())
+    stored["text_config"]["eos_token_id"] = 2
+    path.write_text(json.dumps(stored))
+    model = create_dual_encoder(f"hf:{hf_clip_folder}", tuned)
+    assert same(model, create_dual_encoder(tuned))
+    assert model.config["hf_config"]["text_config"]["eos_token_id"] == 2
+
+
+# ------------------------------------------------------------------- indexes
+@pytest.fixture
+def index(trained, tmp_path):
+    state = trained.clip.state_dict()
+    names = sorted(state)
+    for number, part in enumerate((names[::2], names[1::2])):
+        chosen = {k: state[k].clone() for k in part}
+        save_file(chosen, str(tmp_path / f"{number}.safetensors"))
+    shards = {k: f"{i % 2}.safetensors" for i, k in enumerate(names)}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": shards}))
+    return path
+
+
+def test_index__shards_are_put_together_and_links_followed(index, trained, tmp_path):
+    assert same(create_dual_encoder(trained.config, index), trained)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (tmp_path / "0.safetensors").rename(cache / "blob")
+    (tmp_path / "0.safetensors").symlink_to(cache / "blob")
+    assert same(create_dual_encoder(trained.config, index), trained)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "{}/0.safetensors", "", 3, "a"])
+def test_index__names_outside_are_refused(name, index, trained, tmp_path):
+    outside = tmp_path.parent / "x.safetensors"
+    outside.write_bytes((tmp_path / "0.safetensors").read_bytes())
+    if isinstance(name, str):
+        name = name.format(tmp_path.parent)
+    content = json.loads(index.read_text())
+    content["weight_map"]["logit_scale"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"index\.json"):
+        create_dual_encoder(trained.config, index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{}", '{"weight_map": [1]}', "<html>", "version https://git-lfs.x"],
+)
+def test_index__damaged_ones_are_told(content, index, trained):
+    index.write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json"):
+        create_dual_encoder(trained.config, index)
+
+
+def test_index__a_tensor_in_two_shards_is_refused(index, trained, tmp_path):
+    state = load_file(tmp_path / "0.safetensors") | load_file(
+        tmp_path / "1.safetensors"
+    )
+    save_file(state, str(tmp_path / "1.safetensors"))
+    with pytest.raises(ValueError, match="too"):
+        create_dual_encoder(trained.config, index)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin", ".npz", ".txt"])
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"<html>not found</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"", "an empty file"),
+        (b"\x80\x02}q\x00.", "a pickle"),
+    ],
+)
+def test_foreign_files__are_told_what_they_are(
+    suffix, content, match, trained, tmp_path
+):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=match) as info:
+        create_dual_encoder(trained.config, path)
+    assert str(path) in str(info.value)
+
+
+def test_folder__of_ours_without_its_weights_is_no_other_model(trained, hf_clip_folder):
+    trained.save(hf_clip_folder)
+    assert same(create_dual_encoder(hf_clip_folder), trained)
+    (hf_clip_folder / "model.safetensors").rename(hf_clip_folder / "x.safetensors")
+    with pytest.raises(ValueError, match=r"dual_encoder\.json.*no weights"):
+        create_dual_encoder(hf_clip_folder)

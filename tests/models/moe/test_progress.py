@@ -1,0 +1,214 @@
+"""Progress of expert adapters in states, flags and copies."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+from avalanche_clip.models import (
+    MoEAdapter,
+    attach_moe_adapters,
+    create_dual_encoder,
+    load_moe_adapters,
+    noisy_top_k_gates,
+)
+from tests.models.experts import OPTIONS, train
+
+
+@pytest.fixture
+def make(tiny_cfg):
+    def build(attach=True, **options):
+        kind = {k: options.pop(k) for k in ("precision",) if k in options}
+        torch.manual_seed(0)
+        model = create_dual_encoder(tiny_cfg, **kind)
+        if attach:
+            attach_moe_adapters(model, **{**OPTIONS, **options})
+        return model
+
+    return build
+
+
+def trainable(moe):
+    return [name for name, _ in moe.trainable_parameters()]
+
+
+def two_tasks(model):
+    moe = model.moe_adapters
+    for _ in range(2):
+        moe.start_task()
+        train(model, steps=2)
+        moe.finish_task(count=1)
+    return moe
+
+
+def test_state__inside_a_task_keeps_the_router_trainable(make):
+    model = make()
+    moe = model.moe_adapters
+    moe.start_task()
+    moe.counting = False  # as between the steps of a run
+    other = make().moe_adapters
+    other.load_adapter_state_dict(moe.adapter_state_dict())
+    assert trainable(other) == trainable(moe)
+    assert any(".routers.0." in n for n in trainable(other)) and not other.counting
+    moe.finish_task()
+    other.load_adapter_state_dict(moe.adapter_state_dict())
+    assert not any(".routers." in n for n in trainable(other))
+
+
+def test_model_state__brings_routers_and_progress(make):
+    model = make()
+    moe = two_tasks(model)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    fresh = make()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    other = fresh.moe_adapters
+    assert other.growth_state() | {"counting": False} == moe.growth_state()
+    assert trainable(other) == trainable(moe)
+    kept = [p.clone() for a in other.adapters() for p in a.routers.parameters()]
+    assert other.start_task() == 2
+    train(fresh, steps=2)
+    after = [p for a in other.adapters() for r in a.routers[:2] for p in r.parameters()]
+    before = [p for i, p in enumerate(kept)]
+    assert len(before) == len(after)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_model_state__running_task_goes_on(make):
+    model = make()
+    moe = two_tasks(model)
+    moe.start_task()
+    fresh = make()
+    fresh.load_state_dict(model.state_dict())
+    assert trainable(fresh.moe_adapters) == trainable(moe)
+    assert fresh.moe_adapters.routers == {"image": 2, "text": 2}
+
+
+def test_model_state__a_frozen_copy_stays_frozen(make):
+    model = make()
+    moe = two_tasks(model)
+    moe.start_task()
+    twin = copy.deepcopy(make()).requires_grad_(False)
+    twin.load_state_dict(model.state_dict())
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert twin.moe_adapters.learned == [0, 1]
+
+
+def test_model_state__plain_state_changes_nothing(make):
+    plain = make(attach=False).state_dict()
+    model = make()
+    moe = two_tasks(model)
+    before = moe.growth_state()
+    model.load_state_dict(plain)
+    assert moe.growth_state() == before
+
+
+def test_model_state__adapters_of_one_tower_are_missing_keys(make):
+    state = make(towers="text").state_dict()
+    both = make()
+    with pytest.raises(RuntimeError, match="Missing"):
+        both.load_state_dict(state)
+    missing = both.load_state_dict(state, strict=False).missing_keys
+    assert missing and all(".moe." in n for n in missing)
+    copy.deepcopy(both).load_state_dict(both.state_dict())
+
+
+def test_growth__other_options_are_refused(make):
+    state = make().moe_adapters.growth_state()
+    with pytest.raises(ValueError, match="top_k=2, these 1"):
+        make(top_k=1).moe_adapters.load_growth_state(state)
+    with pytest.raises(ValueError, match="towers"):
+        make(towers="text").moe_adapters.load_growth_state(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: f.pop("routers"),
+        lambda f: f.update(learned=[7]),
+        lambda f: f.update(num_routers="2"),
+        lambda f: f.update(in_task=None),
+        lambda f: f.pop("base"),
+        lambda f: f.update(towers=3),
+        lambda f: f.update(options={"speed": 1}),
+    ],
+)
+def test_damaged_facts__change_nothing(make, damage):
+    model = make()
+    moe = two_tasks(model)
+    state = moe.adapter_state_dict()
+    damage(state["facts"])
+    fresh = make()
+    before = {k: v.clone() for k, v in fresh.state_dict().items()}
+    with pytest.raises(ValueError):
+        fresh.moe_adapters.load_adapter_state_dict(state, check_base=False)
+    after = fresh.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_damaged_file__leaves_the_model_plain(make, tmp_path):
+    from avalanche_clip.models.moe import storage as moe_storage
+
+    state = make().moe_adapters.adapter_state_dict()
+    state["facts"]["options"]["speed"] = 1
+    moe_storage.write(state, tmp_path / "a.safetensors")
+    model = make(attach=False)
+    with pytest.raises(ValueError, match="damaged"):
+        load_moe_adapters(model, tmp_path / "a.safetensors")
+    assert not hasattr(model, "moe_adapters")
+
+
+def test_fingerprint__sees_modules_outside_the_wrapped_model(make):
+    model = make()
+    moe = model.moe_adapters
+    model.add_module("prompt", torch.nn.Linear(2, 2))
+    kinds = (moe.base_fingerprint, lambda: moe.fingerprint("text", 0))
+    before = [kind() for kind in kinds]
+    with torch.no_grad():
+        model.prompt.weight.add_(1)
+    assert all(old != kind() for old, kind in zip(before, kinds, strict=True))
+    before = [moe.base_fingerprint(), model.state_fingerprint("text")]
+    moe.set_router(-1)
+    assert before == [moe.base_fingerprint(), model.state_fingerprint("text")]
+
+
+def test_freeze__leaves_adapters_in_float32(make):
+    model = make(precision="bf16")
+    moe = model.moe_adapters
+    moe.start_task()
+    model.freeze("image")
+    assert {p.dtype for a in moe.adapters() for p in a.parameters()} == {torch.float32}
+
+
+def test_unfreeze__does_not_touch_what_adapters_froze(make):
+    model = make()
+    moe = two_tasks(model)
+    expected = trainable(moe)
+    model.unfreeze()
+    assert trainable(moe) == expected
+    assert model.logit_scale.requires_grad
+
+
+def test_arguments__of_a_wrong_type_are_refused():
+    with pytest.raises(TypeError, match="int64"):
+        MoEAdapter(4, 2)(torch.zeros(1, 2, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"top_k=1\.5"):
+        MoEAdapter(4, 2, 1.5)
+    scores = torch.randn(2, 3)
+    with pytest.raises(ValueError, match="negative"):
+        noisy_top_k_gates(scores, 1, torch.tensor([-1.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"k=2\.0"):
+        noisy_top_k_gates(scores, 2.0)
+
+
+def test_paused__tower_neither_counts_nor_balances():
+    moe = MoEAdapter(4, 3).train()
+    moe.track_balance, moe.paused = True, True
+    moe(torch.randn(2, 3, 4))
+    assert moe.counts.sum() == 0 and moe.balance() == 0
+    moe.paused = False
+    moe(torch.randn(2, 3, 4))
+    assert moe.counts.sum() == 4 and moe.balance() > 0

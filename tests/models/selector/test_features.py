@@ -1,0 +1,401 @@
+"""Frozen features of the selector: which they are, and that they stay so."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import alexnet
+
+from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
+from avalanche_clip.models.selector.alexnet import AlexNetFeatures
+from avalanche_clip.models.selector.features import ModelFeatures, check_same_extractor
+
+
+def images(model, count=3, seed=0):
+    size = model.image_size
+    side = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, *side, generator=generator)
+
+
+@pytest.fixture
+def vit(tiny_cfg):
+    torch.manual_seed(0)
+    return create_dual_encoder(tiny_cfg).eval()
+
+
+@pytest.fixture
+def conv():
+    torch.manual_seed(0)
+    return create_dual_encoder("tiny-emoji").eval()
+
+
+def block_output(model, x):
+    """Output of the first block, read by a plain hook."""
+    seen = []
+    block = model.blocks("image")[0].module
+    handle = block.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        model.encode_image(x)
+    handle.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def tapped(features, model, x):
+    seen = []
+    with torch.no_grad(), features.tap(model, seen.append):
+        output = model.encode_image(x)
+    return seen, output
+
+
+def test_transformer__mean_token_after_first_block(vit):
+    x = images(vit)
+    expected = block_output(vit, x)
+    assert torch.equal(ModelFeatures(vit)(x), expected.mean(1))
+    both = ModelFeatures(vit, "mean_std")(x)
+    torch.testing.assert_close(both[:, :32], expected.mean(1))
+    torch.testing.assert_close(both[:, 32:], expected.var(1, unbiased=False).sqrt())
+
+
+def test_convolutional__grid_over_the_stem(conv):
+    x = images(conv)
+    stem = conv.clip.visual.trunk.stem(x).detach()  # (3, 32, 12, 12)
+    expected = stem.view(3, 32, 4, 3, 4, 3).mean((3, 5)).flatten(1)
+    features = ModelFeatures(conv)
+    torch.testing.assert_close(features(x), expected)
+    assert features.feature_size == 512
+    torch.testing.assert_close(ModelFeatures(conv, "mean")(x), stem.mean((2, 3)))
+
+
+def test_pooling_none__keeps_every_token_and_place(vit, conv):
+    x = images(vit)
+    features = ModelFeatures(vit, "none")
+    expected = block_output(vit, x)  # (3, L, 32)
+    assert torch.equal(features(x).view_as(expected), expected)
+    assert features.feature_size == expected[0].numel()
+    seen, _ = tapped(features, vit, x)
+    torch.testing.assert_close(seen[0], features(x))
+    x = images(conv)
+    stem = conv.clip.visual.trunk.stem(x).detach()  # (3, 32, 12, 12)
+    places = ModelFeatures(conv, "none")
+    torch.testing.assert_close(places(x).view(3, 12, 12, 32), stem.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="240 tokens instead of 144.*48 x 48"):
+        places(torch.zeros(1, 3, 80, 48))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_transformers__mean_token_after_first_block(
+    kind, hf_clip_folder, hf_siglip_folder
+):
+    folder = hf_clip_folder if kind == "clip" else hf_siglip_folder
+    model = create_dual_encoder(f"hf:{folder}").eval()
+    x = images(model)
+    features = ModelFeatures(model)
+    assert torch.equal(features(x), block_output(model, x).mean(1))
+    assert torch.equal(tapped(features, model, x)[0][0], features(x))
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"timm_model_name": "test_vit2", "image_size": 64},
+        {"timm_model_name": "test_efficientnet", "image_size": 64},
+        {"timm_model_name": "resnet10t", "image_size": 64},
+        {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "head_width": 16},
+    ],
+)
+def test_other_towers__copy_equals_own_pass(tiny_cfg, vision):
+    if "timm_model_name" in vision:
+        vision = {**vision, "timm_pool": "avg", "timm_proj": "linear"}
+    tiny_cfg["model_cfg"]["vision_cfg"] = vision
+    model = create_dual_encoder(tiny_cfg).eval()
+    x = images(model)
+    features = ModelFeatures(model)
+    seen, _ = tapped(features, model, x)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], features(x))
+
+
+def test_one_block__is_enough(tiny_cfg):
+    tiny_cfg["model_cfg"]["vision_cfg"]["layers"] = 1
+    model = create_dual_encoder(tiny_cfg).eval()
+    x = images(model)
+    assert torch.equal(ModelFeatures(model)(x), block_output(model, x).mean(1))
+
+
+def test_copy__holds_early_layers_only_and_does_not_run_later_ones(vit):
+    features = ModelFeatures(vit)
+    kept = sum(p.numel() for p in features.parameters())
+    block = sum(p.numel() for p in vit.blocks("image")[0].module.parameters())
+    start = sum(p.numel() for p in vit.clip.visual.conv1.parameters())
+    # positions, class token, norm, and the unused projection, a bare parameter
+    assert kept == block + start + 17 * 32 + 32 + 64 + 32 * 24
+    assert not any(p.requires_grad for p in features.parameters())
+    kept_features = features(images(vit))
+    for view in vit.blocks("image")[1:]:
+        view.module.forward = None  # would raise if it ran
+    assert torch.equal(features(images(vit)), kept_features)
+
+
+def test_features__do_not_follow_training(vit):
+    x = images(vit)
+    features = ModelFeatures(vit)
+    assert features.was_trainable
+    before = features(x)
+    assert torch.equal(tapped(features, vit, x)[0][0], before)
+    optimizer = torch.optim.SGD(vit.parameters(), lr=0.5)
+    vit.encode_image(x).sum().backward()
+    optimizer.step()
+    assert not torch.equal(block_output(vit, x).mean(1), before)
+    assert torch.equal(features(x), before)
+    seen, output = tapped(features, vit, x)
+    assert torch.equal(seen[0], before)
+    with torch.no_grad():
+        assert torch.equal(output, vit.encode_image(x))
+
+
+def test_features__do_not_follow_writes_to_frozen_tensors(vit):
+    vit.freeze()
+    x = images(vit)
+    features = ModelFeatures(vit)
+    assert not features.was_trainable
+    before = features(x)
+    assert features.equals(vit)
+    with torch.no_grad():
+        vit.clip.visual.conv1.weight.mul_(1.5)
+    assert not features.equals(vit)
+    assert torch.equal(tapped(features, vit, x)[0][0], before)
+
+
+def test_batch_norm_stem__training_mode_changes_nothing(tiny_cfg):
+    tiny_cfg["model_cfg"]["vision_cfg"] = {
+        "layers": [1, 1, 1, 1],
+        "width": 16,
+        "image_size": 64,
+    }
+    model = create_dual_encoder(tiny_cfg).eval()
+    x = images(model)
+    features = ModelFeatures(model)
+    before = features(x)
+    model.train()
+    features.train()
+    state = copy.deepcopy(model.state_dict())
+    assert torch.equal(features(x), before)
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    model.encode_image(x)  # moves the running statistics
+    model.eval()
+    assert torch.equal(tapped(features, model, x)[0][0], before)
+
+
+def trained_adapters(model):
+    attach_moe_adapters(model, num_experts=4, top_k=2, bottleneck=8)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 1.0, generator=generator)
+
+
+def test_mixture__features_are_those_of_the_bare_model(vit):
+    x = images(vit)
+    plain = ModelFeatures(vit)
+    expected = plain(x)
+    bare = vit.encode_image(x).detach()
+    trained_adapters(vit)
+    vit.eval()
+    assert not torch.allclose(vit.encode_image(x), bare, atol=1e-3)
+    assert not torch.allclose(block_output(vit, x).mean(1), expected, atol=1e-3)
+    # built with adapters in place: they are left out, and their weights too
+    late = ModelFeatures(vit)
+    assert torch.equal(late(x), expected)
+    assert sum(p.numel() for p in late.parameters()) == sum(
+        p.numel() for p in plain.parameters()
+    )
+    # read from the pass in which the adapters are active
+    assert late._can_share(vit)
+    seen, output = tapped(late, vit, x)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(output, vit.encode_image(x))
+
+
+def test_foreign_hook__that_changes_activations_is_left_out(vit):
+    x = images(vit)
+    features = ModelFeatures(vit)
+    attention = vit.blocks("image")[0].norm1
+    handle = attention.register_forward_hook(lambda m, a, out: None)
+    assert features._can_share(vit)  # it only listens
+    handle.remove()
+    attention.register_forward_hook(lambda m, a, out: out * 2)
+    assert not features._can_share(vit)
+    assert torch.equal(tapped(features, vit, x)[0][0], features(x))
+
+
+def test_tap__leaves_no_hook_even_after_an_error(vit):
+    features = ModelFeatures(vit)
+
+    def hooks():
+        return sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vit.modules()
+        )
+
+    before = hooks()
+    with pytest.raises(KeyError), features.tap(vit, lambda f: None):
+        raise KeyError
+    assert hooks() == before
+
+
+def test_precision__sixteen_bits_and_autocast_stay_close(tiny_cfg):
+    torch.manual_seed(0)
+    plain = create_dual_encoder(tiny_cfg).eval()
+    half = create_dual_encoder(tiny_cfg, precision="bf16").eval()
+    half.clip.load_state_dict(plain.clip.state_dict())
+    x = images(plain)
+    full, rounded = ModelFeatures(plain), ModelFeatures(half)
+    torch.testing.assert_close(rounded(x), full(x), rtol=0.05, atol=0.01)
+    seen, _ = tapped(rounded, half, x)
+    assert seen[0].dtype is torch.float32
+    torch.testing.assert_close(seen[0], full(x), rtol=0.05, atol=0.02)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(full(x), ModelFeatures(plain)(x))
+
+
+def test_copy_and_pickle__work_on_their_own(vit, tmp_path):
+    features = ModelFeatures(vit)
+    x = images(vit)
+    twin = copy.deepcopy(features)
+    with torch.no_grad():
+        next(features.parameters()).zero_()
+    assert not torch.equal(twin(x), features(x))
+    torch.save(twin, tmp_path / "f.pt")
+    loaded = torch.load(tmp_path / "f.pt", weights_only=False)
+    assert torch.equal(loaded(x), twin(x))
+
+
+def test_errors__say_what_is_wrong(vit, conv):
+    with pytest.raises(ValueError, match="pooling='grid'"):
+        ModelFeatures(vit, "grid")
+    with pytest.raises(TypeError, match="Linear"):
+        ModelFeatures(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="30, 32"):
+        ModelFeatures(vit)(torch.zeros(1, 3, 30, 32))
+    other = ModelFeatures(conv)(torch.zeros(1, 3, 80, 64))
+    assert other.shape == (1, 512)
+
+
+# AlexNet ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alexnet_file(tmp_path_factory):
+    generator = torch.Generator().manual_seed(5)
+    with torch.device("meta"):
+        shapes = alexnet(weights=None).state_dict()
+    # torchvision's names; the classifier's 54 million numbers are never read
+    state = {
+        key: 0.04 * torch.randn(value.shape, generator=generator)
+        if key.startswith("features.")
+        else torch.zeros(1)
+        for key, value in shapes.items()
+    }
+    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_alexnet__last_convolution_before_its_relu(alexnet_file):
+    with torch.device("meta"):
+        network = alexnet(weights=None).eval()
+    state = torch.load(alexnet_file)
+    network.features.load_state_dict(
+        {k[9:]: v for k, v in state.items() if k.startswith("features.")},
+        assign=True,
+    )
+    x = torch.randn(2, 3, 224, 224)
+    seen = []
+    network.features[10].register_forward_hook(lambda m, a, o: seen.append(o.clone()))
+    network.features(x)
+    features = AlexNetFeatures(alexnet_file)
+    out = features(x)
+    assert out.shape == (2, 43264)
+    assert features.feature_size == 43264
+    assert torch.equal(out.view(2, 256, 13, 13), seen[0])
+    assert (out < 0).any()
+
+
+def test_alexnet__safetensors_and_random_numbers(alexnet_file, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(torch.load(alexnet_file), tmp_path / "a.safetensors")
+    state = torch.get_rng_state()
+    features = AlexNetFeatures(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    x = torch.randn(1, 3, 224, 224)
+    assert torch.equal(features(x), AlexNetFeatures(alexnet_file)(x))
+    features.eval()
+    assert features.train() is features
+    assert not features.training
+
+
+def test_alexnet__normalisation_and_size(alexnet_file):
+    clip_mean, clip_std = (
+        torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1),
+        torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1),
+    )
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+    )
+    torch.manual_seed(0)
+    pixels = torch.rand(1, 3, 224, 224)
+    as_clip, as_imagenet = (pixels - clip_mean) / clip_std, (pixels - mean) / std
+    plain = AlexNetFeatures(alexnet_file)
+    proper = AlexNetFeatures(alexnet_file, normalization="imagenet")
+    torch.testing.assert_close(
+        proper(as_clip), plain(as_imagenet), rtol=1e-4, atol=1e-4
+    )
+    # images of a model with other statistics
+    plain.set_input_statistics([0.5] * 3, [0.5] * 3)
+    torch.testing.assert_close(
+        plain((pixels - 0.5) / 0.5),
+        AlexNetFeatures(alexnet_file)(as_clip),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert AlexNetFeatures(alexnet_file)(torch.rand(2, 3, 48, 48)).shape == (2, 43264)
+    small = AlexNetFeatures(alexnet_file, image_size=None, input_size=64)
+    assert small.feature_size == 256 * 3 * 3
+    assert small(torch.rand(1, 3, 64, 64)).shape == (1, 2304)
+
+
+def test_alexnet__without_weights_or_with_others_raises(alexnet_file, tmp_path):
+    with pytest.raises(ValueError, match="local state dictionary"):
+        AlexNetFeatures(None)
+    with pytest.raises(ValueError, match=r"nowhere\.pth"):
+        AlexNetFeatures(tmp_path / "nowhere.pth")
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="AlexNet's tensors"):
+        AlexNetFeatures(tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="normalization='none'"):
+        AlexNetFeatures(alexnet_file, normalization="none")
+    with pytest.raises(ValueError, match="48 pixels"):
+        AlexNetFeatures(alexnet_file, image_size=None, input_size=48)
+
+
+def test_same_extractor__other_weights_and_settings_are_refused(alexnet_file, tmp_path):
+    first = AlexNetFeatures(alexnet_file)
+    settings = {"feature_size": 43264, **first.settings()}
+    std = torch.ones(1)
+    check_same_extractor(first, settings, first.probe(), std)
+    state = {k: v * 1.1 for k, v in torch.load(alexnet_file).items()}
+    torch.save(state, tmp_path / "c.pth")
+    other = AlexNetFeatures(tmp_path / "c.pth")
+    with pytest.raises(ValueError, match="other weights"):
+        check_same_extractor(other, settings, first.probe(), std)
+    with pytest.raises(ValueError, match="imagenet"):
+        check_same_extractor(
+            AlexNetFeatures(alexnet_file, normalization="imagenet"),
+            settings,
+            first.probe(),
+            std,
+        )

@@ -1,0 +1,239 @@
+"""MoEAdapters as a strategy, and ZSCL and fine-tuning on class names."""
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+
+from avalanche_clip.training.plugins import (
+    MoEAdaptersPlugin,
+    ReferenceDistillationPlugin,
+    WeightAveragingPlugin,
+)
+from avalanche_clip.training.supervised import (
+    CLASS_INCREMENTAL,
+    MTIL_RATES,
+    ClassNameFineTuning,
+    ClassNameZSCL,
+    MoEAdapters,
+    zscl_variants,
+)
+from avalanche_clip.training.templates import ClassNameTemplate
+from tests.helpers import (
+    assert_same_weights,
+    quiet_evaluator,
+    train_stream,
+    weights,
+)
+from tests.training import moe_runs
+
+SHORT = {
+    "train_mb_size": 6,
+    "budget_iterations": 5,
+    "warmup_iterations": 2,
+    "evaluator": quiet_evaluator,
+}
+
+
+def adapters(**options):
+    given = {
+        "selector": None,
+        "num_experts": 4,
+        "bottleneck": 4,
+        **SHORT,
+        **options,
+    }
+    given.setdefault("model", moe_runs.vit())
+    return MoEAdapters(**given)
+
+
+class Rates(SupervisedPlugin):
+    """Note learning rates, weight decay and what the optimiser holds."""
+
+    stateless = True
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def after_update(self, strategy, **kwargs):
+        (group,) = strategy.optimizer.param_groups
+        self.found.append((group["lr"], group["weight_decay"], len(group["params"])))
+
+
+def test_defaults__are_the_published_ones():
+    model = moe_runs.vit()
+    strategy = MoEAdapters(
+        model=model, reference_images=moe_runs.reference(), evaluator=quiet_evaluator
+    )
+    (image, *_) = model.moe_adapters.adapters("image")
+    options = image.options()
+    expected = {"num_experts": 22, "top_k": 2, "bottleneck": 64, "scale": 0.1}
+    assert expected.items() <= options.items()
+    assert isinstance(strategy.optimizer, torch.optim.AdamW)
+    assert strategy.train_mb_size == 64 and strategy.label_smoothing == 0.2
+    assert strategy.compute.iterations == 1001 and strategy.schedule == "cosine"
+    assert strategy.warmup_iterations == strategy.later_warmup_iterations == 100
+    assert strategy.learning_rates == (1e-3,)
+    plugin = strategy.moe
+    assert plugin in strategy.plugins
+    assert (plugin.freeze, plugin.count, plugin.rank_over) == (True, 2, "all")
+    assert plugin.balance_weight == 0 and plugin.auto_selector.extractor == "model"
+    assert plugin.auto_selector.granularity == "sample"
+    assert [len(r) for r in MTIL_RATES.values()] == [11, 11]
+
+
+def test_selector_by_default__needs_reference_images():
+    with pytest.raises(ValueError, match="reference_images"):
+        MoEAdapters(model=moe_runs.vit())
+
+
+def test_optimisation__warm_up_cosine_to_zero_and_one_rate_per_experience():
+    rates = Rates()
+    strategy = adapters(lr=[1e-2, 2e-2], plugins=[rates])
+    benchmark = moe_runs.domains(strategy.model)
+    train_stream(strategy, benchmark, 2)
+    found = [rate for rate, _, _ in rates.found]
+    # i = 0..4, W = 2, N = 4: (i + 1) / 2, then cosine to zero
+    shape = [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert found == pytest.approx(
+        [1e-2 * s for s in shape] + [2e-2 * s for s in shape], abs=1e-12
+    )
+    assert all(decay == 0 for _, decay, _ in rates.found)
+    # 4 blocks x (4 experts x 4 tensors + 2 of the router), then without 2 frozen
+    assert rates.found[0][2] == 4 * (16 + 2)
+    assert rates.found[-1][2] == 4 * (8 + 2)
+    with pytest.raises(ValueError, match="one per experience"):
+        strategy.train(benchmark.train_stream[2], eval_streams=[])
+
+
+def test_plugin_on_the_template__equals_the_strategy():
+    strategy = adapters(lr=1e-2)
+    train_stream(strategy, moe_runs.domains(strategy.model), 2)
+    model = moe_runs.vit()
+    options = {
+        **SHORT,
+        "optimizer": lambda g: torch.optim.AdamW(g, lr=1e-2, weight_decay=0.0),
+        "plugins": [MoEAdaptersPlugin({"num_experts": 4, "bottleneck": 4})],
+        "label_smoothing": 0.2,
+    }
+    from avalanche_clip.training.methods.zscl.strategy import MTILTraining
+    from avalanche_clip.training.templates.optim import one_group
+
+    class Plain(MTILTraining, ClassNameTemplate):
+        pass
+
+    other = Plain(model=model, param_groups=one_group, **options)
+    train_stream(other, moe_runs.domains(model), 2)
+    assert_same_weights(strategy.model, other.model)
+
+
+def test_class_incremental_form__two_experts_one_router_seen_classes():
+    preset = {**CLASS_INCREMENTAL, "train_mb_size": 2, "warmup_iterations": 1}
+    strategy = MoEAdapters(
+        model=moe_runs.vit(), evaluator=quiet_evaluator, bottleneck=4, **preset
+    )
+    benchmark = moe_runs.classes_over_time(strategy.model)
+    widths = []
+
+    class Widths(SupervisedPlugin):
+        stateless = True
+
+        def after_forward(self, strategy, **kwargs):
+            widths.append(strategy.mb_output.shape[1])
+
+        def after_eval_forward(self, strategy, **kwargs):
+            widths.append(strategy.mb_output.shape[1])
+
+    strategy.plugins.append(Widths())
+    for experience in benchmark.train_stream:
+        strategy.train(experience, eval_streams=[])
+    assert set(widths) == {2}  # training: the classes of the step alone
+    widths.clear()
+    strategy.eval(benchmark.test_stream)
+    assert set(widths) == {6}
+    moe = strategy.model.moe_adapters
+    assert moe.num_routers == 1 and moe.adapters()[0].num_experts == 2
+    assert not any(a.frozen.any() for a in moe.adapters())
+    assert strategy.compute.iterations is None and strategy.label_smoothing == 0.0
+
+
+def test_published_size_of_the_class_incremental_form():
+    """12 blocks of width 768 and 512: 4,027,392 trainable numbers."""
+    image = 2 * (2 * 768 * 64 + 64 + 768) + 2 * 768 * 2
+    text = 2 * (2 * 512 * 64 + 64 + 512) + 2 * 512 * 2
+    assert 12 * (image + text) == 4_027_392
+    strategy = adapters(num_experts=2, bottleneck=64)
+    expert = 2 * 64 * 64 + 64 + 64
+    expected = 2 * 2 * (2 * expert + 2 * 64 * 2)
+    assert strategy.model.moe_adapters.num_trainable == expected
+
+
+# ------------------------------------------------------------ ZSCL and fine-tuning
+def zscl(**options):
+    given = {
+        "model": moe_runs.vit(),
+        "reference_images": moe_runs.reference(),
+        "reference_texts": ["ab", "cd", "e"],
+        "reference_options": {"batch_size": 4},
+        "averaging_interval": 2,
+        **SHORT,
+        **options,
+    }
+    return ClassNameZSCL(**given)
+
+
+def test_class_name_zscl__has_the_parts_and_smoothing():
+    strategy = zscl()
+    assert isinstance(strategy, ClassNameTemplate)
+    assert strategy.label_smoothing == 0.2
+    kinds = [type(p).__name__ for p in strategy.plugins]
+    for name in (
+        "ReferenceDistillationPlugin",
+        "WeightConsolidationPlugin",
+        "WeightAveragingPlugin",
+        "FrozenLogitScalePlugin",
+    ):
+        assert name in kinds
+    scale = strategy.model.logit_scale.detach().clone()
+    before = weights(strategy.model)
+    train_stream(strategy, moe_runs.domains(strategy.model), 2)
+    assert torch.equal(strategy.model.logit_scale, scale)
+    assert strategy.compute.experiences[1]["reference"]["images"] > 0
+    after = strategy.model.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_class_name_zscl__without_its_terms_is_fine_tuning():
+    options = {
+        "distillation_weight": 0.0,
+        "consolidation_weight": 0.0,
+        "averaging_interval": None,
+    }
+    strategy = zscl(**options)
+    train_stream(strategy, moe_runs.domains(strategy.model), 2)
+    model = moe_runs.vit()
+    plugins = zscl_variants([0], ["a"])["continual-ft"]()
+    plain = ClassNameFineTuning(model=model, plugins=plugins, **SHORT)
+    train_stream(plain, moe_runs.domains(model), 2)
+    assert_same_weights(strategy.model, plain.model)
+
+
+def test_class_name_zscl__teacher_is_the_zero_shot_model():
+    strategy = zscl()
+    benchmark = moe_runs.domains(strategy.model)
+    train_stream(strategy, benchmark, 2)
+    teacher = strategy.teachers.get("initial").model
+    assert_same_weights(teacher, moe_runs.vit())
+    plugins = {type(p): p for p in strategy.plugins}
+    distillation = plugins[ReferenceDistillationPlugin]
+    assert distillation.text_features.shape == (3, 24)
+    assert plugins[WeightAveragingPlugin].merged == 3  # i = 0, 2, 4
+
+
+@pytest.mark.parametrize("name", ["wc", "we", "wise-ft", "lwf", "zscl*", "zscl"])
+def test_variants__run_on_class_names(name):
+    make = zscl_variants(moe_runs.reference(), ["ab", "cd"], interval=2, batch_size=4)
+    model = moe_runs.vit()
+    strategy = ClassNameFineTuning(model=model, plugins=make[name](), **SHORT)
+    train_stream(strategy, moe_runs.domains(model, 2))
+    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -1,0 +1,306 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_clip.training import Sequential
+from avalanche_clip.training.plugins import (
+    ContrastiveEWCPlugin,
+    WeightAveragingPlugin,
+)
+from tests.helpers import (
+    Recorder,
+    assert_other_weights,
+    assert_same_weights,
+    build,
+    fit,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+    weights,
+)
+from tests.training.runs.test_files import GrowingEncoder
+
+
+class Track:
+    """Keep the student of every update, the start of each step, and losses."""
+
+    stateless = True
+
+    def __init__(self):
+        self.start, self.path, self.losses = [], [], []
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.start.append(weights(strategy.model))
+        self.path.append([])
+
+    def after_update(self, strategy, **kwargs):
+        self.path[-1].append(weights(strategy.model))
+        self.losses.append(float(strategy.loss.detach()))
+
+
+def tracked(plugin, steps=1, **options):
+    track = Track()
+    plugins = [track] if plugin is None else [plugin, track]
+    return fit(Sequential, steps=steps, plugins=plugins, **options), track
+
+
+def assert_near(left, right, tolerance=1e-6):
+    for name, value in right.items():
+        torch.testing.assert_close(left[name], value, rtol=0, atol=tolerance, msg=name)
+
+
+def mean(models):
+    return {k: torch.stack([m[k] for m in models]).mean(0) for k in models[0]}
+
+
+def lerp(left, right, share):
+    return {k: (1 - share) * left[k] + share * right[k] for k in left}
+
+
+class One(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+
+class Steps:
+    """A strategy of which only the parts that the plugin reads exist."""
+
+    def __init__(self):
+        self.model, self.clock = One(), self
+        self.train_exp_iterations = 0
+
+    def run(self, plugin, values):
+        for i, value in enumerate(values):
+            self.train_exp_iterations = i
+            plugin.before_training_iteration(self)
+            self.model.w.data.fill_(value)
+            plugin.after_update(self)
+            yield float(plugin.average["w"]) if plugin.average else None
+        plugin.after_training_exp(self)
+        yield float(self.model.w.detach())
+
+
+def test_we__published_numbers():
+    plugin = WeightAveragingPlugin(interval=1)
+    assert list(Steps().run(plugin, [1.0, 2.0, 3.0])) == [0.5, 1.0, 1.5, 1.5]
+
+
+@pytest.mark.parametrize("count, interval, merges", [(1001, 100, 11), (6, 10, 1)])
+def test_we__number_of_snapshots(count, interval, merges):
+    plugin = WeightAveragingPlugin(interval=interval)
+    values = [float(i) for i in range(count)]
+    *_, final = Steps().run(plugin, values)
+    assert plugin.merged == merges
+    kept = [0.0, *values[::interval]]
+    assert final == pytest.approx(sum(kept) / len(kept), rel=1e-6)
+
+
+def test_we_wise_and_ema__hand_computed():
+    plugin = WeightAveragingPlugin("we+wise", interval=1, alpha=0.5)
+    steps = Steps()
+    steps.model.w.data.fill_(4.0)
+    # (4 + 8) / 2 = 6, then 5; (2 * 5 + 11) / 3 = 7, then 5.5
+    assert list(steps.run(plugin, [8.0, 11.0])) == [5.0, 5.5, 5.5]
+    plugin = WeightAveragingPlugin("ema", decay=0.75)
+    assert list(Steps().run(plugin, [4.0, 8.0])) == [1.0, 2.75, 2.75]
+    plugin = WeightAveragingPlugin("wise", alpha=0.75)
+    assert list(Steps().run(plugin, [4.0, 8.0])) == [None, None, 6.0]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_we__deploys_the_mean_of_start_and_snapshots(steps):
+    strategy, track = tracked(WeightAveragingPlugin(interval=2), steps)
+    kept = [track.start[-1], *track.path[-1][::2]]
+    assert len(kept) == 4
+    assert_near(strategy.model.state_dict(), mean(kept))
+
+
+@pytest.mark.parametrize("mode", ["we", "we+wise", "ema"])
+def test_average__leaves_the_trajectory_alone(mode):
+    _, plain = tracked(None)
+    _, averaged = tracked(WeightAveragingPlugin(mode))
+    assert plain.losses == averaged.losses
+    assert_same_weights(plain.path[0][-1], averaged.path[0][-1])
+
+
+def test_we_wise__equals_the_slow_form_in_each_step():
+    plugin = WeightAveragingPlugin("we+wise", interval=2, alpha=0.9)
+    strategy, track = tracked(plugin, 2)
+    average = start = track.start[1]
+    for n, theta in enumerate(track.path[1][::2], 1):
+        average = lerp(start, lerp(average, theta, 1 / (n + 1)), 0.9)
+    assert_near(strategy.model.state_dict(), average)
+
+
+def test_ema__equals_the_slow_form():
+    strategy, track = tracked(WeightAveragingPlugin("ema", interval=2, decay=0.7))
+    average = track.start[0]
+    for theta in track.path[0][::2]:
+        average = lerp(average, theta, 0.3)
+    assert_near(strategy.model.state_dict(), average)
+
+
+@pytest.mark.parametrize("anchor", ["start", "initial"])
+@pytest.mark.parametrize("alpha", [0.0, 0.8, 1.0])
+def test_wise__mixes_with_the_anchor(alpha, anchor):
+    plugin = WeightAveragingPlugin("wise", alpha=alpha, anchor=anchor)
+    strategy, track = tracked(plugin, 2)
+    base = track.start[1 if anchor == "start" else 0]
+    theta = track.path[1][-1]
+    if alpha == 0:
+        assert_same_weights(strategy.model, base)
+    elif alpha == 1:
+        assert_same_weights(strategy.model, theta)
+        assert not strategy.teachers.teachers
+    else:
+        assert_near(strategy.model.state_dict(), lerp(base, theta, alpha))
+    assert ("initial" in strategy.teachers.teachers) == (
+        anchor == "initial" and alpha < 1
+    )
+
+
+def test_we_wise__with_the_initial_anchor():
+    plugin = WeightAveragingPlugin("we+wise", interval=5, alpha=0.6, anchor="initial")
+    strategy, track = tracked(plugin, 2)
+    average = lerp(track.start[1], track.path[1][0], 0.5)
+    expected = lerp(track.start[0], average, 0.6)
+    assert_near(strategy.model.state_dict(), expected)
+
+
+def test_growth__new_rows_keep_their_values_under_the_initial_anchor():
+    model = GrowingEncoder()
+    plugin = WeightAveragingPlugin("wise", alpha=0.5, anchor="initial")
+    strategy, track = tracked(plugin, 3, model=model)
+    rows = track.path[2][-1]["table.rows"]
+    first = strategy.teachers.get("initial").model.table.rows
+    ours = model.state_dict()["table.rows"]
+    count = len(first)
+    assert len(rows) > count
+    assert torch.equal(ours[count:], rows[count:])
+    torch.testing.assert_close(ours[:count], (first + rows[:count]) / 2)
+    assert_near(
+        {"w": ours_of(model)},
+        {"w": (track.start[0]["token.weight"] + track.path[2][-1]["token.weight"]) / 2},
+    )
+
+
+def ours_of(model):
+    return model.state_dict()["token.weight"]
+
+
+def test_deployed__before_other_plugins_copy_the_weights():
+    ewc = ContrastiveEWCPlugin(1.0, fisher_batch_size=4)
+    strategy = fit(Sequential, steps=2, plugins=[ewc, WeightAveragingPlugin()])
+    assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))
+    assert isinstance(strategy.plugins[0], WeightAveragingPlugin)
+
+
+@pytest.mark.parametrize("score", ["average", "student"])
+def test_score__evaluation_inside_an_experience(score):
+    seen = []
+
+    class Look:
+        stateless = True
+
+        def after_training_epoch(self, strategy, **kwargs):
+            before = weights(strategy.model)
+            strategy.eval(stub_benchmark().test_stream[:1])
+            assert_same_weights(strategy.model, before)
+
+        def before_eval_exp(self, strategy, **kwargs):
+            shown = weights(strategy.model)
+            average = plugin.average
+            seen.append(all(torch.equal(shown[k], v) for k, v in average.items()))
+
+    plugin = WeightAveragingPlugin(interval=1, score=score)
+    strategy, track = tracked(plugin, train_epochs=2, budget_iterations=4)
+    reference = weights(strategy.model)
+    strategy = fit(
+        Sequential,
+        steps=1,
+        plugins=[plugin, Look()],
+        train_epochs=2,
+        budget_iterations=4,
+    )
+    assert seen == [score == "average"] * 2
+    assert_same_weights(strategy.model, reference)
+    strategy.eval(stub_benchmark().test_stream[:1])
+    assert_same_weights(strategy.model, reference)
+
+
+def test_half_precision_and_accumulation__stay_finite():
+    for precision in ("bf16", "fp16"):
+        options = {"precision": precision, "accumulation_steps": 2}
+        strategy, track = tracked(WeightAveragingPlugin(interval=2), **options)
+        kept = [track.start[0], *track.path[0][::2]]
+        assert_near(strategy.model.state_dict(), mean(kept))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mode": "swa"}, "mode='swa'"),
+        ({"anchor": "end"}, "anchor='end'"),
+        ({"score": "best"}, "score='best'"),
+        ({"interval": 0}, "interval=0"),
+        ({"mode": "wise", "interval": 5}, "interval is not used"),
+        ({"alpha": 0.5}, "alpha is not used"),
+        ({"decay": 0.5}, "decay is not used"),
+        ({"anchor": "initial"}, "anchor is not used"),
+        ({"mode": "wise", "alpha": 1.5}, "alpha=1.5"),
+        ({"mode": "ema", "decay": -1}, "decay=-1"),
+    ],
+    ids=str,
+)
+def test_wrong_settings__raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        WeightAveragingPlugin(**options)
+
+
+def test_batch_norm__warns_and_buffers_are_those_of_the_student():
+    model = stub_model()
+    model.norm = nn.BatchNorm1d(3)
+    with pytest.warns(UserWarning, match="batch normalisation"):
+        build(Sequential, model, plugins=[WeightAveragingPlugin()])
+    model.norm.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(Sequential, model, plugins=[WeightAveragingPlugin()])
+
+
+def test_second_step__starts_from_the_average():
+    plugin = WeightAveragingPlugin(interval=2)
+    strategy, track = tracked(plugin, 2)
+    assert_other_weights(track.start[1], track.path[0][-1])
+    assert_near(track.start[1], mean([track.start[0], *track.path[0][::2]]))
+    assert plugin.average == {} and plugin.start == {}
+
+
+def test_interrupted_evaluation__training_goes_on_with_the_student():
+    class Interrupt(Recorder):
+        def __init__(self):
+            self.seen = {}
+
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 2:
+                before = weights(strategy.model)
+                with pytest.raises(KeyboardInterrupt):
+                    strategy.eval(benchmark.test_stream)
+                assert_same_weights(strategy.model, before)
+                self.seen["student"] = before
+
+        def before_eval_iteration(self, strategy, **kwargs):
+            raise KeyboardInterrupt
+
+        def before_forward(self, strategy, **kwargs):
+            if self.seen and "after" not in self.seen:
+                self.seen["after"] = weights(strategy.model)
+
+    plugin, benchmark = Interrupt(), stub_benchmark()
+    averaging = WeightAveragingPlugin("we", interval=1)
+    strategy = build(Sequential, plugins=[averaging, plugin])
+    train_stream(strategy, benchmark, 1)
+    assert_same_weights(plugin.seen["after"], plugin.seen["student"])

@@ -1,0 +1,411 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from avalanche_clip.training.methods.vr_lwf.plugin import reversed_distillation_loss
+from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
+    SpecialTokens,
+    draw_token_ids,
+)
+from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
+from avalanche_clip.training.runs.record import strategy_config
+from avalanche_clip.training.supervised import Sequential
+from tests.helpers import (
+    StubTokenizer,
+    assert_same_weights,
+    build,
+    fit,
+    stub_model,
+    weights,
+)
+
+SMALL = {"num_texts": 20, "text_length": 3}
+TEACHER = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+STUDENT = torch.tensor([[1.0, 0.0], [2.0, 2.0]])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def replayed(steps=2, *, model=None, extra=(), first=(), run=None, **settings):
+    """Train the stub with the plugin; ``first`` come before it."""
+    plugin = VocabularyReplayPlugin(**{**SMALL, **settings})
+    plugins = [*first, plugin, *extra]
+    return fit(Sequential, steps=steps, model=model, plugins=plugins, **(run or {}))
+
+
+class Each:
+    """Call a function at a hook of every step of later experiences."""
+
+    supports_distributed = True
+
+    def __init__(self, hook, function, experience=1):
+        self.function, self.experience = function, experience
+        setattr(self, hook, self.call)
+
+    def call(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter >= self.experience:
+            self.function(strategy)
+
+
+def plugin_of(strategy):
+    return next(p for p in strategy.plugins if isinstance(p, VocabularyReplayPlugin))
+
+
+# ------------------------------------------------------------------------ kernels
+def test_reversed_kernel__against_loops_and_its_trap():
+    total = 0.0
+    for t, s in zip(TEACHER.tolist(), STUDENT.tolist()):
+        zt, zs = (sum(math.exp(v) for v in row) for row in (t, s))
+        total -= sum(
+            math.exp(b) / zs * math.log(math.exp(a) / zt) for a, b in zip(t, s)
+        )
+    value = reversed_distillation_loss(TEACHER, STUDENT)
+    assert value.item() == pytest.approx(total / 2, abs=1e-6)
+    same = TEACHER.clone().requires_grad_()
+    at_teacher = reversed_distillation_loss(TEACHER, same)
+    at_teacher.backward()
+    assert same.grad.abs().max() > 0.05
+    assert reversed_distillation_loss(TEACHER, 5 * TEACHER) < at_teacher
+    with pytest.raises(ValueError, match="one shape"):
+        reversed_distillation_loss(TEACHER, STUDENT[:1])
+
+
+# -------------------------------------------------------------------------- terms
+def slow_terms(strategy, images, *, tau=2.0, student_text=False):
+    """Both terms by loops in float64, from the models themselves."""
+    plugin, model = plugin_of(strategy), strategy.model
+    teacher = strategy.teachers.get("previous").model
+    ids = plugin.token_ids
+    with torch.no_grad():
+        ours, theirs = model.encode_image(images), teacher.encode_image(images)
+        references = teacher.encode_text(ids)
+        own = model.encode_text(ids) if student_text else references
+    scale = math.exp(model.logit_scale.item())
+    student = scale * ours.double().numpy() @ own.double().numpy().T
+    teacher_logits = scale * theirs.double().numpy() @ references.double().numpy().T
+
+    def distance(t_rows, s_rows):
+        total = 0.0
+        for t, s in zip(t_rows / tau, s_rows / tau):
+            p = np.exp(t - t.max())
+            p /= p.sum()
+            q = s - s.max() - np.log(np.exp(s - s.max()).sum())
+            total -= (p * q).sum()
+        return tau**2 * total / len(t_rows)
+
+    return distance(teacher_logits, student), distance(teacher_logits.T, student.T)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"distill_batch": "separate", "distill_batch_size": 3},
+        {"student_text": True, "temperature": 0.7},
+        {"redraw": "iteration", "image_weight": 5.0, "text_weight": 0.5},
+        {"texts": ["ab", "c", "def", "ba"], "num_texts": 3, "redraw": "iteration"},
+        {"allow_special": True, "text_weight": 0.0},
+        {"image_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_terms__equal_loops(settings):
+    rows, batches = [], []
+    separate = settings.get("distill_batch") == "separate"
+
+    def look(strategy):
+        plugin = plugin_of(strategy)
+        images = batches[-1] if separate else strategy.mb_x["image"]
+        rest = {"student_text": settings.get("student_text", False)}
+        found = slow_terms(strategy, images, tau=plugin.temperature, **rest)
+        terms = strategy.loss_terms
+        weight = (plugin.image_weight, plugin.text_weight)
+        rows.append([w * v for w, v in zip(weight, found)])
+        for name, w, value in zip(("vr_image", "vr_text"), weight, rows[-1]):
+            assert (name in terms) == (w > 0)
+            if w > 0:
+                assert float(terms[name]) == pytest.approx(value, rel=1e-4)
+        total = sum(float(v) for v in terms.values())
+        assert float(strategy.loss.detach()) == pytest.approx(total, rel=1e-5)
+
+    plugin = VocabularyReplayPlugin(**{**SMALL, **settings})
+    following = plugin._next_images
+
+    def keep(strategy):
+        batches.append(following(strategy))
+        return batches[-1]
+
+    plugin._next_images = keep
+    looker = Each("after_backward", look)
+    fit(Sequential, steps=2, plugins=[plugin, looker])
+    assert len(rows) == 5 and (not separate or batches[0].shape[0] == 3)
+
+
+def gradients(settings, step, seed_model=None, run=None):
+    """Gradients of the terms alone at one step of the second experience."""
+    found = {}
+
+    def only(strategy):
+        if strategy.clock.train_exp_iterations == step:
+            strategy.loss = strategy.loss * 0
+
+    def look(strategy):
+        if strategy.clock.train_exp_iterations == step:
+            for name, parameter in strategy.model.named_parameters():
+                if parameter.requires_grad:
+                    found[name] = float(parameter.grad.abs().max())
+            model = strategy.teachers.get("previous").model
+            assert not any(p.requires_grad for p in model.parameters())
+            assert all(p.grad is None for p in model.parameters())
+            assert not model.training
+
+    replayed(
+        model=seed_model,
+        first=[Each("before_backward", only)],
+        extra=[Each("after_backward", look)],
+        run=run,
+        **settings,
+    )
+    return found
+
+
+@pytest.mark.parametrize("batch", ["same", "separate"])
+@pytest.mark.parametrize("student_text", [False, True])
+def test_gradient__is_zero_in_the_first_step_and_reaches_the_right_tower(
+    batch, student_text
+):
+    settings = {"distill_batch": batch, "student_text": student_text}
+    start = gradients(settings, 0)
+    assert max(start.values()) < 1e-6
+    later = gradients(settings, 2)
+    assert "logit_scale" not in later
+    assert later["image_proj.weight"] > 1e-4
+    for name in ("token.weight", "text_proj.weight"):
+        assert later[name] > 1e-4 if student_text else later[name] == 0
+    # A scale that is trained takes no gradient from the terms either.
+    trained = gradients({**settings, "freeze_logit_scale": False}, 2)
+    assert trained["logit_scale"] == 0
+
+
+def test_wildclip__halves_the_criterion_and_pulls_from_the_first_step_on():
+    settings = {"variant": "wildclip", "temperature": 1.0, "text_weight": 0.0}
+    rows = []
+
+    def look(strategy):
+        terms = {k: float(v) for k, v in strategy.loss_terms.items()}
+        rows.append((terms, float(strategy.loss.detach())))
+        if len(rows) > 1:
+            return
+        # At equal weights the term is the mean entropy, here by hand.
+        plugin = plugin_of(strategy)
+        with torch.no_grad():
+            image = strategy.model.encode_image(strategy.mb_x["image"])
+            text = strategy.model.encode_text(plugin.token_ids)
+            p = (strategy.model.logit_scale.exp() * image @ text.T).softmax(1)
+        entropy = -(p * p.log()).sum(1).mean()
+        assert terms["vr_image"] == pytest.approx(float(entropy) / 2, rel=1e-5)
+
+    class Other:
+        """Another plugin's term, which is not halved."""
+
+        def before_backward(self, strategy, **kwargs):
+            strategy.add_loss("other", torch.tensor(3.0))
+
+    replayed(first=[Other()], extra=[Each("after_backward", look)], **settings)
+    for terms, loss in rows:
+        assert terms["vr_half_criterion"] == pytest.approx(-terms["criterion"] / 2)
+        expected = 0.5 * terms["criterion"] + 3 + terms["vr_image"]
+        assert loss == pytest.approx(expected, rel=1e-5) and "vr_text" not in terms
+    # This is the trap: not zero where student and teacher agree.
+    assert gradients(settings, 0)["image_proj.weight"] > 1e-3
+
+
+# ------------------------------------------------------------- neutral, and scale
+@pytest.mark.parametrize("kind", ["rule", "instance", "groups"])
+def test_logit_scale__leaves_the_optimiser_and_stays(kind):
+    model = stub_model()
+    start = model.logit_scale.item()
+    options = {}
+    if kind == "instance":
+        options["optimizer"] = torch.optim.SGD(model.parameters(), lr=0.5)
+    if kind == "groups":
+        options["param_groups"] = lambda named: [
+            {"names": [n for n, _ in named if n == "logit_scale"], "lr": 1.0},
+            {"names": [n for n, _ in named if n != "logit_scale"]},
+        ]
+    strategy = replayed(model=model, run=options)
+    held = {id(p) for g in strategy.optimizer.param_groups for p in g["params"]}
+    assert id(model.logit_scale) not in held
+    assert len(held) == len(list(model.parameters())) - 1
+    assert model.logit_scale.item() == start
+    free = replayed(freeze_logit_scale=False)
+    assert free.model.logit_scale.item() != start
+
+
+# ------------------------------------------------------------------------ teacher
+@pytest.mark.parametrize(
+    "pretrained, option, expected",
+    [
+        (None, None, False),
+        ("somewhere", None, True),
+        ("somewhere", False, False),
+        (None, True, True),
+    ],
+)
+def test_first_experience__teaches_when_the_model_has_weights(
+    pretrained, option, expected
+):
+    model = stub_model()
+    model.pretrained = pretrained
+    strategy = replayed(2, model=model, teach_first_experience=option)
+    spent = strategy.compute.experiences
+    assert ("teacher" in spent[0]) == expected and "teacher" in spent[1]
+
+
+def test_teacher__is_the_model_before_the_experience_and_stays_so():
+    ends, teachers = [], []
+
+    class Watch:
+        def before_training_exp(self, strategy, **kwargs):
+            ends.append(weights(strategy.model))
+
+        def after_update(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter:
+                model = strategy.teachers.get("previous").model
+                teachers.append((strategy.clock.train_exp_counter, weights(model)))
+                ours = {p.data_ptr() for p in strategy.model.parameters()}
+                assert not ours & {p.data_ptr() for p in model.parameters()}
+
+    replayed(3, extra=[Watch()])
+    assert len(teachers) == 10
+    for number, copy in teachers:
+        assert_same_weights(copy, ends[number])
+
+
+def encodings(settings, steps=3, run=None):
+    """Calls of the teachers' text towers per experience, and token ids per step."""
+    calls, ids = [0, 0, 0], []
+
+    def spy(strategy):
+        model = strategy.teachers.get("previous").model
+        if hasattr(model, "counted"):
+            return
+        model.counted, encode = True, model.encode_text
+
+        def counted(*args, **kwargs):
+            calls[strategy.clock.train_exp_counter] += 1
+            return encode(*args, **kwargs)
+
+        model.encode_text = counted
+
+    def look(strategy):
+        plugin = plugin_of(strategy)
+        assert plugin.text_features.shape == (len(plugin.token_ids), 8)
+        ids.append(plugin.token_ids)
+
+    strategy = replayed(
+        steps,
+        first=[Each("before_forward", spy)],
+        extra=[Each("after_update", look)],
+        run=run,
+        **settings,
+    )
+    assert plugin_of(strategy).token_ids is None
+    assert plugin_of(strategy).text_features is None
+    return calls, ids, strategy
+
+
+def test_pseudo_texts__are_encoded_once_and_differ_between_experiences():
+    calls, ids, strategy = encodings({"distill_batch": "separate"})
+    assert calls == [0, 1, 1]
+    assert all(torch.equal(ids[0], row) for row in ids[:5])
+    assert all(torch.equal(ids[5], row) for row in ids[5:])
+    assert not torch.equal(ids[0], ids[5])
+    # The stub sees whole rows, so padding is not drawn, and nothing is cut.
+    assert ids[0].shape == (20, 6) and (ids[0][:, 1:4] > 2).all()
+    assert strategy.compute.experiences[1]["teacher"]["texts"] == 20
+    # With the training batch its captions are encoded, too.
+    spent = encodings({})[2].compute.experiences[1]["teacher"]
+    assert spent["texts"] == 20 + 5 * 4
+    again = encodings({"replay_seed": 0})[1]
+    other = encodings({"replay_seed": 1})[1]
+    assert torch.equal(ids[0], again[0]) and not torch.equal(ids[0], other[0])
+
+
+def test_pseudo_texts__many_are_encoded_in_parts_and_redrawn_on_request():
+    other = {"distill_batch": "separate"}
+    assert encodings({**other, "num_texts": 600})[0] == [0, 3, 3]
+    calls, ids, _ = encodings({**other, "redraw": "iteration"})
+    assert calls == [0, 5, 5]
+    assert len({row.numpy().tobytes() for row in ids}) == 10
+    _, ids, _ = encodings({"allow_special": True, "num_texts": 200})
+    assert (ids[0][:, 1:4] <= 2).any()
+
+
+def test_pseudo_texts__sentences_of_the_user():
+    texts = ["ab", "cd", "e", "fgh"]
+    _, ids, strategy = encodings({"texts": texts})
+    assert torch.equal(ids[0], StubTokenizer()(texts))
+    assert torch.equal(ids[0], ids[5])
+    _, ids, _ = encodings({"texts": texts, "num_texts": 2})
+    known = {tuple(row) for row in StubTokenizer()(texts).tolist()}
+    for rows in ids:
+        chosen = {tuple(row) for row in rows.tolist()}
+        assert len(chosen) == 2 and chosen <= known
+
+
+def test_teacher__is_shared_with_other_methods():
+    strategy = replayed(extra=[ContrastiveLwFPlugin()])
+    assert list(strategy.teachers.teachers) == ["previous"]
+    assert strategy.teachers.get("previous").forward_passes == 5
+
+
+def test_cost__of_a_second_batch_and_of_student_texts():
+    strategy = replayed(distill_batch="separate", student_text=True)
+    spent = strategy.compute.experiences[1]
+    assert spent["teacher"] == {"images": 20, "texts": 20, "steps": 0}
+    assert spent["reference"] == {"images": 20, "texts": 5 * 20, "steps": 0}
+    assert spent["train"] == {"images": 20, "texts": 20, "steps": 5}
+    assert strategy.compute.experiences[0]["train"]["images"] == 20
+
+
+def test_distillation__keeps_similarities_of_noise_images():
+    def drift(weight):
+        model = stub_model()
+        model.pretrained = "somewhere"
+        before = stub_model()
+        run = {"budget_iterations": 40}
+        replayed(1, model=model, image_weight=weight, text_weight=weight, run=run)
+        images = torch.randn(64, 3, 8, 8, generator=generator())
+        ids = draw_token_ids(
+            50, 3, SpecialTokens(1, 2, 0, 32), width=6, generator=generator(5)
+        )
+        with torch.no_grad():
+            texts = before.encode_text(ids)
+            scale = before.logit_scale.exp()
+            change = model.encode_image(images) - before.encode_image(images)
+            return float((scale * change @ texts.T).norm(dim=1).mean())
+
+    assert drift(5.0) < 0.8 * drift(0.0)
+
+
+# ---------------------------------------------------------------------- settings
+def test_compatible__another_model_raises():
+    class Strategy:
+        model = torch.nn.Linear(2, 2)
+        plugins = ()
+
+    with pytest.raises(ValueError, match="Linear lacks.*encode_image"):
+        VocabularyReplayPlugin(**SMALL).check_compatible(Strategy)
+
+
+def test_settings__are_part_of_the_record_of_a_run():
+    plugin = VocabularyReplayPlugin(**SMALL, texts=["a", "b"])
+    config = strategy_config(build(Sequential, plugins=[plugin]), {})
+    (row,) = [p for p in config["plugins"] if p["class"] == "VocabularyReplayPlugin"]
+    assert row["num_texts"] == 20 and row["texts"] == ("a", "b")
+    assert row["temperature"] == 2.0 and row["distill_batch"] == "same"

@@ -1,0 +1,559 @@
+"""Files of checkpoints: what is in them, and what happens when they break."""
+
+import time
+import zipfile
+import zlib
+from unittest import mock
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+from avalanche_clip.training.runs import files as checkpointing
+from avalanche_clip import distributed
+from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import load_state, read_state, save_state, write_state
+from avalanche_clip.training.plugins import ContrastiveLwFPlugin
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
+from avalanche_clip.training.runs.resume import FORMAT
+from avalanche_clip.training.supervised import CumulativeAll, Sequential
+from tests.helpers import (
+    StubDualEncoder,
+    assert_same_weights,
+    fit,
+    quiet_evaluator,
+    stub_benchmark,
+    stub_model,
+    train_stream,
+)
+
+OPTIONS = {"train_mb_size": 4, "train_epochs": 2, "schedule": "constant"}
+
+
+def build(model=None, cls=Sequential, sizes=(12, 12, 12), **options):
+    model = model or stub_model(dropout=0.1)
+    benchmark = stub_benchmark(sizes, model=model)
+    options = {"evaluator": quiet_evaluator(), **OPTIONS, **options}
+    return cls(model=model, **options), benchmark
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    parts = parts if isinstance(value, (dict, list, tuple)) else []
+    return [t for part in parts for t in tensors(part)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "state.pt"
+
+
+def test_save_state__is_plain_data_with_a_checksum(path):
+    strategy, benchmark = build(cls=CumulativeAll)
+    train_stream(strategy, benchmark, 2)
+    assert save_state(strategy, path) == path
+    plain = torch.load(path, weights_only=True)
+    assert {type(t) for t in tensors(plain)} == {torch.Tensor}
+    state = read_state(path)
+    assert state["experience"] == 2 and not state["inside"]
+    # The checksum is the comment of the archive that torch wrote.
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    content = path.read_bytes().removesuffix(comment)[:-2] + b"\0\0"
+    assert comment == b"avalanche_clip checkpoint, CRC-32 %08x" % zlib.crc32(content)
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+    # No image is in it: those have 3 * 8 * 8 values, as has a row of the weights.
+    assert not [t for t in tensors(state["plugins"]) if t.numel() >= 192]
+
+
+def test_save_state__size_does_not_depend_on_the_data(tmp_path):
+    sizes = []
+    for number, count in enumerate((8, 200)):
+        strategy, benchmark = build(
+            cls=CumulativeAll, sizes=(count, count), budget_iterations=3, train_epochs=1
+        )
+        train_stream(strategy, benchmark)
+        sizes.append(save_state(strategy, tmp_path / str(number)).stat().st_size)
+    assert abs(sizes[0] - sizes[1]) <= 64
+
+
+def test_save_state__during_an_evaluation_raises(path):
+    class Saves(SupervisedPlugin):
+        stateless = True
+
+        def after_eval_iteration(self, strategy, **kwargs):
+            save_state(strategy, path)
+
+    strategy, benchmark = build(plugins=[Saves()])
+    with pytest.raises(RuntimeError, match="during an evaluation"):
+        strategy.eval(benchmark.test_stream)
+
+
+class Saver(SupervisedPlugin):
+    """Saves from one hook of the seventh step."""
+
+    stateless = True
+
+    def __init__(self, hook, path):
+        super().__init__()
+        self.path = path
+        setattr(self, hook, self.hook)
+
+    def hook(self, strategy, **kwargs):
+        if strategy.clock.train_iterations >= 6 and not self.path.exists():
+            save_state(strategy, self.path)
+
+
+@pytest.mark.parametrize(
+    "hook", ["before_training_iteration", "after_training_iteration"]
+)
+def test_save_state__from_a_hook_around_a_step_resumes_exactly(hook, path):
+    whole, benchmark = build(plugins=[Saver(hook, path)])
+    train_stream(whole, benchmark)
+    again, benchmark = build(stub_model(5, dropout=0.1))
+    start = load_state(again, path, benchmark)
+    for experience in list(benchmark.train_stream)[start:]:
+        again.train(experience, eval_streams=[])
+    assert again.clock.train_iterations == whole.clock.train_iterations
+    assert_same_weights(again.model, whole.model)
+
+
+@pytest.mark.parametrize(
+    "hook", ["before_backward", "after_update", "before_training_exp"]
+)
+def test_save_state__in_the_middle_of_a_step_raises(hook, path):
+    strategy, benchmark = build(plugins=[Saver(hook, path)])
+    with pytest.raises(RuntimeError, match="middle of a step"):
+        train_stream(strategy, benchmark)
+
+
+def test_save_state__only_the_main_process_writes(path, monkeypatch):
+    strategy, _ = build()
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert save_state(strategy, path) == path
+    assert write_state({"format": FORMAT}, path) == path
+    assert not path.exists()
+
+
+def test_write_state__failure_leaves_the_old_file(path):
+    write_state({"format": FORMAT, "n": 1}, path)
+    with (
+        mock.patch.object(checkpointing.torch, "save", side_effect=OSError("full")),
+        pytest.raises(OSError, match="full"),
+    ):
+        write_state({"format": FORMAT, "n": 2}, path)
+    assert read_state(path)["n"] == 1
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A checkpoint in the middle of an experience, and its bytes."""
+    folder = tmp_path_factory.mktemp("stored")
+    plugin = CheckpointPlugin(folder, every_iterations=3, keep=99)
+    strategy, benchmark = build(cls=CumulativeAll, plugins=[plugin])
+    train_stream(strategy, benchmark, 2)
+    path = folder / "state_000000009.pt"
+    return path, path.read_bytes()
+
+
+def refused(path, content, message):
+    """Fail unless a checkpoint of this content is refused, by name and cause."""
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as found:
+        read_state(path)
+    assert isinstance(found.value, ValueError) and isinstance(found.value, RuntimeError)
+    assert str(path) in str(found.value)
+
+
+def test_read_state__every_flipped_bit_raises(stored, tmp_path):
+    content = stored[1]
+    size = 8 * len(content)
+    ends = [*range(64), *range(size - 8 * 64, size)]
+    places = {*range(0, size, size // 200 + 1), *ends}
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        refused(tmp_path / "state.pt", damaged, "is damaged|is no checkpoint")
+    assert len(places) > 700
+    (tmp_path / "state.pt").write_bytes(content)
+    assert read_state(tmp_path / "state.pt")["inside"]
+
+
+def test_read_state__file_of_another_length_raises(stored, tmp_path):
+    path, content = tmp_path / "state.pt", stored[1]
+    for length in (*range(1, 60), *range(60, len(content), len(content) // 50)):
+        refused(path, content[:-length], "is damaged|is no checkpoint|is an archive")
+    for more in (b"x", b"\0", b"\n" * 100, bytes(2**17), content):
+        refused(path, content + more, "is damaged")
+        refused(path, more + content, "is damaged|is no checkpoint")
+    middle = len(content) // 2
+    refused(path, content[:middle] + b"x" + content[middle:], "does not have its check")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "found an empty file"),
+        (b"hello", "found bytes that begin with b'hello'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "found a web page"),
+        (bytes(5000), "found only zero bytes"),
+        (b"PK\x03\x04", "does not end as it was written"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_read_state__other_files_say_what_they_are(content, message, tmp_path):
+    refused(tmp_path / "state.pt", content, message)
+
+
+def test_read_state__other_archives_raise(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        read_state(tmp_path / "none.pt")
+    # Nothing but plain data is ever executed, nor an older file taken.
+    for content in (nn.Linear(1, 1), {"format": 1}, {"format": FORMAT, "tree": {}}):
+        torch.save(content, tmp_path / "torch.pt")
+        message = "without the checksum.*Go on with the version that wrote it"
+        refused(tmp_path / "torch.pt", (tmp_path / "torch.pt").read_bytes(), message)
+    write_state({"format": 1}, tmp_path / "old.pt")
+    with pytest.raises(CheckpointError, match=f"format 1, .* reads format {FORMAT}"):
+        read_state(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_write_state__is_read_by_torch_alone(mmap, path):
+    large, small = torch.arange(1e5), torch.arange(3)
+    write_state({"format": FORMAT, "large": large, "small": {"a": small}}, path)
+    found = torch.load(path, weights_only=True, mmap=mmap)
+    assert found["format"] == FORMAT and torch.equal(found["tree"]["large"], large)
+    assert torch.equal(found["flat"]["torch.int64, cpu"], small)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment.startswith(b"avalanche_clip checkpoint")
+
+
+def test_read_state__parts_that_unpack_to_more_than_the_file_are_refused(path):
+    write_state({"format": FORMAT, "a": torch.zeros(40000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, bytes(2**20))
+    whole = path.read_bytes()
+    comment = checkpointing._comment(zlib.crc32(whole))
+    path.write_bytes(whole[:-2] + len(comment).to_bytes(2, "little") + comment)
+    with (
+        mock.patch.object(torch, "load", side_effect=AssertionError),
+        pytest.raises(CheckpointError, match="its parts declare"),
+    ):
+        read_state(path)
+
+
+BROKEN = {
+    "a weight": lambda model: model.image_proj.weight.data[0, 0].fill_(torch.nan),
+    "infinity": lambda model: model.logit_scale.data.fill_(torch.inf),
+    "a buffer": lambda model: model.register_buffer("mean", torch.tensor(torch.nan)),
+    "frozen since": lambda model: model.text_proj.requires_grad_(False).bias.data.fill_(
+        -torch.inf
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_save_state__weights_that_are_not_finite_are_not_written(kind, path):
+    strategy, _ = build()
+    save_state(strategy, path)
+    before = path.read_bytes()
+    BROKEN[kind](strategy.model)
+    with pytest.raises(CheckpointError, match="not written: 1 weights are not finite"):
+        save_state(strategy, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_save_state__masks_may_hold_infinity(path):
+    strategy, benchmark = build()
+    strategy.model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    save_state(strategy, path)
+    assert load_state(strategy, path, benchmark) == 0
+
+
+class Breaks(SupervisedPlugin):
+    """Breaks a weight in one step."""
+
+    stateless = True
+
+    def after_update(self, strategy, **kwargs):
+        if strategy.clock.train_iterations == 8:
+            strategy.model.token.weight.data[3] = torch.nan
+
+
+def test_checkpoint_plugin__stops_at_weights_that_are_not_finite(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_iterations=1, keep=99)
+    strategy, benchmark = build(plugins=[Breaks(), plugin])
+    with pytest.raises(CheckpointError, match="state_000000009.pt is not written"):
+        train_stream(strategy, benchmark)
+    assert checkpoints(tmp_path)[-1].name == "state_000000008.pt"
+    assert latest_checkpoint(tmp_path) == checkpoints(tmp_path)[-1]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_newest_state__passes_over_weights_that_are_not_finite(
+    value, stored, tmp_path, caplog
+):
+    whole = tmp_path / "state_000000003.pt"
+    whole.write_bytes(stored[1])
+    state = read_state(whole)
+    state["model"]["text_proj.bias"][1] = value
+    write_state(state, tmp_path / "state_000000004.pt")
+    assert latest_checkpoint(tmp_path) == whole
+    assert "state_000000004.pt holds 1 weights that are not finite" in caplog.text
+    strategy, benchmark = build(cls=CumulativeAll)
+    with pytest.raises(CheckpointError, match="_000000004.pt holds 1 weights"):
+        load_state(strategy, tmp_path / "state_000000004.pt", benchmark)
+    whole.unlink()
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_newest_state__passes_over_a_dead_link(stored, tmp_path, caplog):
+    whole = tmp_path / "state_000000003.pt"
+    whole.write_bytes(stored[1])
+    (tmp_path / "state_000000004.pt").symlink_to(tmp_path / "gone")
+    assert latest_checkpoint(tmp_path) == whole
+    assert "There is no checkpoint" in caplog.text
+
+
+def test_write_state__reserved_key_raises(path):
+    with pytest.raises(ValueError, match="'__packed__' of a state is reserved"):
+        write_state({"format": FORMAT, "a": [{"__packed__": 1}]}, path)
+    assert not path.exists()
+
+
+def test_load_state__of_another_run_names_the_file(stored):
+    strategy, benchmark = build(cls=Sequential)
+    with pytest.raises(CheckpointError, match="state_000000009.pt: .*CumulativeAll"):
+        load_state(strategy, stored[0], benchmark)
+
+
+def test_checkpoint_plugin__later_files_do_not_cost_the_new_one(tmp_path):
+    later = tmp_path / "state_000000099_end.pt"
+    later.write_bytes(b"damaged")
+    for keep in (1, 2):
+        plugin = CheckpointPlugin(tmp_path, keep=keep)
+        strategy, benchmark = build(plugins=[plugin])
+        train_stream(strategy, benchmark)
+        newest = latest_checkpoint(tmp_path)
+        assert newest.name == "state_000000018_end.pt"
+        assert checkpoints(tmp_path)[-1] == later
+        assert len(checkpoints(tmp_path)) == keep + 1
+
+
+def test_checkpoint_plugin__keeps_the_newest(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_iterations=2, keep=3)
+    strategy, benchmark = build(plugins=[plugin])
+    train_stream(strategy, benchmark, 2)
+    names = [p.name for p in checkpoints(tmp_path)]
+    assert names == [
+        "state_000000010.pt",
+        "state_000000012.pt",
+        "state_000000012_end.pt",
+    ]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert latest_checkpoint(tmp_path).name == names[-1]
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_checkpoint_plugin__saves_by_time(tmp_path):
+    plugin = CheckpointPlugin(tmp_path, every_seconds=1e-9, keep=99)
+    strategy, benchmark = build(plugins=[plugin])
+    train_stream(strategy, benchmark, 1)
+    assert len(checkpoints(tmp_path)) == 7
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
+)
+def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        CheckpointPlugin(tmp_path, **options)
+
+
+class Growing(nn.Module):
+    """Adds a row per training experience to a table used by the image tower."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(1, 8))
+        self.grown = 0
+
+    def adaptation(self, experience):
+        self.resize(len(self.rows) + 1)
+        self.grown += 1
+
+    def resize(self, count):
+        old = self.rows.detach()
+        fresh = torch.zeros(count, 8)
+        fresh[: len(old)] = old[:count]
+        self.rows = nn.Parameter(fresh)
+
+    def growth_state(self):
+        return {"rows": len(self.rows)}
+
+    def load_growth_state(self, state):
+        self.resize(state["rows"])
+
+
+class GrowingEncoder(StubDualEncoder):
+    def __init__(self, seed=0, **options):
+        super().__init__(seed, **options)
+        self.table = Growing()
+
+    def _raw_image(self, image):
+        weights = torch.arange(1.0, len(self.table.rows) + 1)
+        return super()._raw_image(image) + weights @ self.table.rows
+
+
+def whole_and_resumed(make, folder, stop):
+    """Strategies with a table that grows: uninterrupted, and resumed from a file."""
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    plugin = CheckpointPlugin(folder, every_iterations=3, keep=99)
+    part, benchmark = make(plugin)
+    train_stream(part, benchmark, 2)
+    later, benchmark = make()
+    start = load_state(later, folder / stop, benchmark)
+    assert start == (2 if "end" in stop else 1)
+    assert len(later.model.table.rows) == 3
+    for experience in list(benchmark.train_stream)[start:]:
+        later.train(experience, eval_streams=[])
+    assert len(full.model.table.rows) == 4
+    return full, later
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_load_state__growing_model(stop, reset, teacher, tmp_path):
+    def make(*plugins):
+        own = [ContrastiveLwFPlugin()] if teacher else []
+        model = GrowingEncoder(dropout=0.1)
+        options = {"reset_optimizer_state": reset, "clip_grad_norm": 0.5}
+        return build(model, plugins=[*own, *plugins], **options)
+
+    full, later = whole_and_resumed(make, tmp_path, stop)
+    assert later.model.table.grown == 1
+    assert_same_weights(full.model, later.model)
+
+
+class PlainGrowing(nn.Module):
+    """Grows by ``adaptation`` alone, as the design asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(1, 8))
+
+    def adaptation(self, experience):
+        fresh = torch.full((len(self.rows) + 1, 8), 0.01)
+        fresh[:-1] = self.rows.detach()
+        self.rows = nn.Parameter(fresh)
+
+
+@pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_load_state__plain_growing_module(stop, teacher, tmp_path):
+    def make(*plugins):
+        own = [ContrastiveLwFPlugin()] if teacher else []
+        model = GrowingEncoder(dropout=0.1)
+        model.table = PlainGrowing()
+        return build(model, plugins=[*own, *plugins], reset_optimizer_state=False)
+
+    full, later = whole_and_resumed(make, tmp_path, stop)
+    assert_same_weights(full.model, later.model)
+
+
+def test_load_state__growing_module_that_the_model_lacks_raises(path):
+    strategy, _ = build(GrowingEncoder())
+    save_state(strategy, path)
+    other, benchmark = build()
+    with pytest.raises(CheckpointError, match="growing module 'table'"):
+        load_state(other, path, benchmark)
+
+
+def frozen_model(seed=0):
+    model = stub_model(seed)
+    model.image_proj.requires_grad_(False)
+    return model
+
+
+def test_frozen_base__is_stored_as_a_hash(tmp_path):
+    def make(*plugins):
+        return build(frozen_model(), plugins=[ContrastiveLwFPlugin(), *plugins])
+
+    full, benchmark = make()
+    train_stream(full, benchmark)
+    part, benchmark = make(CheckpointPlugin(tmp_path))
+    train_stream(part, benchmark, 2)
+    newest = latest_checkpoint(tmp_path)
+    state = read_state(newest)
+    assert state["base"]["names"] == ["image_proj.weight", "image_proj.bias"]
+    assert not [t for t in tensors(state) if t.shape == (8, 192)]
+    later, benchmark = make()
+    load_state(later, newest, benchmark)
+    later.train(benchmark.train_stream[2], eval_streams=[])
+    assert_same_weights(full.model, later.model)
+    other, benchmark = build(frozen_model(1), plugins=[ContrastiveLwFPlugin()])
+    with pytest.raises(CheckpointError, match="same pretrained weights"):
+        load_state(other, newest, benchmark)
+
+
+def test_frozen_base__what_was_written_to_is_stored(tmp_path, path):
+    strategy, benchmark = build(frozen_model(), plugins=[CheckpointPlugin(tmp_path)])
+    train_stream(strategy, benchmark, 1)
+    strategy.model.image_proj.weight.data.add_(1.0)
+    save_state(strategy, path)
+    assert read_state(path)["base"]["names"] == ["image_proj.bias"]
+    other, benchmark = build(frozen_model())
+    load_state(other, path, benchmark)
+    assert_same_weights(strategy.model, other.model)
+
+
+def test_load_state__frozen_flags_come_back(path):
+    strategy, benchmark = build()
+    train_stream(strategy, benchmark, 1)
+    strategy.model.text_proj.requires_grad_(False)
+    save_state(strategy, path)
+    other, benchmark = build()
+    load_state(other, path, benchmark)
+    assert not other.model.text_proj.weight.requires_grad
+    assert other.model.image_proj.weight.requires_grad
+    assert_same_weights(strategy.model, other.model)
+
+
+def test_save_state__is_quick(path):
+    strategy, benchmark = build()
+    train_stream(strategy, benchmark, 1)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        save_state(strategy, path)
+        times.append(time.perf_counter() - begin)
+    # benchmarks/checkpoint_cost.py measures; this only finds a gross mistake.
+    assert min(times) < 1.0
+
+
+class _SavesWhenClosing(SupervisedPlugin):
+    stateless = True
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def after_training_exp(self, strategy, **kwargs):
+        save_state(strategy, self.path)
+
+
+def test_save_state__in_after_training_exp_raises(tmp_path):
+    plugin = _SavesWhenClosing(tmp_path / "state.pt")
+    with pytest.raises(RuntimeError, match="experience_completed"):
+        fit(Sequential, steps=1, plugins=[plugin])

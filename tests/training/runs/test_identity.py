@@ -1,0 +1,183 @@
+"""What a run is, and where two runs differ."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin
+
+from avalanche_clip.training.runs.identity import differences, run_identity
+from avalanche_clip.training.plugins import WeightConsolidationPlugin
+from avalanche_clip.training.runs.record import data_summary, strategy_config
+from tests.helpers import train_stream
+from tests.training.languages import language_strategy, language_stream, tiny_model
+from tests.training.small_runs import build
+
+
+def identity(train=(), **options):
+    strategy, benchmark = build(**options)
+    config = strategy_config(strategy, dict(train))
+    return run_identity(
+        strategy, config, data_summary(benchmark), ["test"], "steps", None
+    )
+
+
+@pytest.mark.parametrize(
+    "stored, have, expected",
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b is 1 there and 2 here"]),
+        ({"a": 1}, {}, ["a is 1 there and missing here"]),
+        ({}, {"a": None}, ["a is missing there and None here"]),
+        ({"a": None}, {"a": None}, []),
+        ({"a": 1}, {"a": 1.0}, []),
+        ({"a": True}, {"a": 1}, ["a is True there and 1 here"]),
+        ({"a": "1"}, {"a": 1}, ["a is '1' there and 1 here"]),
+        ({"a": [1, 2]}, {"a": [1, 3]}, ["a is [1, 2] there and [1, 3] here"]),
+        (
+            {"g": [{"lr": 1, "b": [1, 2]}, {"lr": 2}]},
+            {"g": [{"lr": 1, "b": [1, 3]}, {"lr": 3}]},
+            ["g.0.b is [1, 2] there and [1, 3] here", "g.1.lr is 2 there and 3 here"],
+        ),
+        (
+            {"g": [{"lr": 1}, {"lr": 2}]},
+            {"g": [{"lr": 3}]},
+            ["g has 2 parts there and 1 here", "g.0.lr is 1 there and 3 here"],
+        ),
+    ],
+    ids=str,
+)
+def test_differences__name_the_key_and_both_values(stored, have, expected):
+    assert differences(stored, have) == expected
+
+
+def test_differences__are_few_and_short():
+    many = {"a": {str(i): i for i in range(9)}, "z": 1}
+    found = differences(many, {"a": {str(i): -1 for i in range(9)}, "z": 2})
+    assert len(found) == 4 and found[-1] == "z is 1 there and 2 here"
+    (long,) = differences({"a": "x" * 9999}, {"a": list(range(9999))})
+    assert len(long) < 300
+
+
+CHANGES = {
+    "groups.0.lr": {"rate": 0.1},
+    "groups.1.lr": {"optimizer": lambda g: torch.optim.AdamW(g, lr=0.1)},
+    "groups.1.weight_decay": {"weight_decay": 0.3},
+    "optimizer.class": {"optimizer": torch.optim.SGD},
+    "train_mb_size": {"train_mb_size": 4},
+    "budget.iterations": {"budget_iterations": 6},
+    "plugins.0 WeightConsolidationPlugin.weight": {
+        "extra": [WeightConsolidationPlugin(2.0), EWCPlugin(0.1)]
+    },
+    "plugins.1 EWCPlugin.ewc_lambda": {
+        "extra": [WeightConsolidationPlugin(1.0), EWCPlugin(0.5)]
+    },
+    "options.shuffle": {"train": {"shuffle": False}},
+    "criterion.class": {"criterion": torch.nn.CrossEntropyLoss()},
+    "eval_every": {"eval_every": 1},
+}
+
+
+def with_rates(options):
+    """Three groups of weights, with options of their own."""
+    decay, rate = options.pop("weight_decay", 0.2), options.pop("rate", 1e-3)
+
+    def rule(named):
+        names = [name for name, _ in named]
+        return [
+            {"names": names[:2], "lr": rate},
+            {"names": names[2:3], "weight_decay": decay},
+            {"names": names[3:]},
+        ]
+
+    plugins = [WeightConsolidationPlugin(1.0), EWCPlugin(0.1)]
+    return {"extra": plugins, "param_groups": rule, **options}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_run_identity__differences_name_the_setting(key):
+    stored = json.loads(json.dumps(identity(**with_rates({}))))
+    assert differences(stored, identity(**with_rates({}))) == []
+    found = differences(stored, identity(**with_rates(dict(CHANGES[key]))))
+    assert any(f".{key} is " in line or line.startswith(f"{key} is ") for line in found)
+
+
+def test_run_identity__where_and_how_it_loads_is_free():
+    default = identity(train={"shuffle": True, "num_workers": 2})
+    assert differences(identity(), default) == []
+    assert differences(identity(), identity(eval_mb_size=3)) == []
+
+
+@pytest.mark.parametrize(
+    "name, other",
+    [("cross_lingual_weight", 0.5), ("length_groups", 2), ("warmup_fraction", 0.25)],
+)
+def test_run_identity__arguments_of_named_strategies_count(name, other):
+    def make(**options):
+        model = tiny_model()
+        strategy = language_strategy(model, **options)
+        data = data_summary(language_stream(model, ["en"]))
+        config = strategy_config(strategy, {})
+        return run_identity(strategy, config, data, ["test"], "steps", None)
+
+    found = differences(make(), make(**{name: other}))
+    assert any(f"{name} is " in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    "kind, plugins, schedule",
+    [
+        ("Sequential", [EWCPlugin], "cosine"),
+        ("CumulativeExp", [], "cosine"),
+        ("Oracle", [], "cosine"),
+    ],
+)
+def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
+    extra = tuple(plugin(0.1) for plugin in plugins)
+    strategy, benchmark = build(kind, extra=extra, schedule=schedule)
+    data = data_summary(benchmark)
+
+    def now():
+        config = strategy_config(strategy, {})
+        return run_identity(strategy, config, data, ["test"], "steps", None)
+
+    before = now()
+    train_stream(strategy, benchmark)
+    rates = [group["lr"] for group in strategy.optimizer.param_groups]
+    assert rates != [group["initial_lr"] for group in strategy.optimizer.param_groups]
+    assert differences(before, now()) == []
+
+
+def test_run_identity__long_lists_are_hashed():
+    def make(last):
+        plugin = WeightConsolidationPlugin(1.0)
+        plugin.weight = ["a caption"] * 999 + [last]
+        return identity(extra=[plugin])
+
+    assert differences(make("x"), make("x")) == []
+    (found,) = differences(make("x"), make("y"))
+    assert "1000 values, " in found and len(json.dumps(make("x"))) < 5000
+
+
+def test_run_identity__numbers_of_other_types_count():
+    def make(rate):
+        return identity(optimizer=lambda g: torch.optim.SGD(g, lr=rate))
+
+    stored = make(torch.tensor(0.5))
+    assert differences(stored, make(0.5)) == []
+    found = differences(stored, make(torch.tensor(0.25)))
+    assert "settings.optimizer.groups.0.lr is 0.5 there and 0.25 here" in found
+    plugin = WeightConsolidationPlugin(1.0)
+    plugin.weight = np.float32(0.5)
+    stored = identity(extra=[plugin])
+    plugin.weight = np.float32(0.75)
+    (found,) = differences(stored, identity(extra=[plugin]))
+    assert found.endswith(".weight is 0.5 there and 0.75 here")
+
+
+def test_run_identity__infinity_is_a_value():
+    stored = identity(optimizer=lambda g: torch.optim.SGD(g, lr=0.1, momentum=0.5))
+    for group in stored["settings"]["optimizer"]["groups"]:
+        group["momentum"] = float("inf")
+    again = json.loads(json.dumps(stored))
+    assert differences(stored, again) == []

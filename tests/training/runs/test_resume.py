@@ -1,0 +1,232 @@
+"""A run that was stopped anywhere ends as if it had never been."""
+
+import signal
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import loss_metrics
+
+from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
+from tests.helpers import assert_same_weights, train_stream
+from tests.training.small_runs import (
+    Interrupted,
+    assert_same_runs,
+    build,
+    evaluator,
+    go,
+    kill,
+)
+
+KILLS = {
+    # method -> (iteration in the first, iteration in a later experience)
+    "CumulativeExp": (4, 13),
+    "Patching": (2, 8),
+    "ContrastiveLwF": (5, 11),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Uninterrupted runs, each made once."""
+    made = {}
+
+    def get(method, **options):
+        key = (method, repr(sorted(options.items())))
+        if key not in made:
+            made[key] = go(tmp_path_factory.mktemp(method), method, **options)
+        return made[key]
+
+    return get
+
+
+def killed(*processes):
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("method", KILLS)
+def test_resume__run_killed_at_an_iteration_ends_the_same(method, tmp_path, reference):
+    folders = [tmp_path / "first", tmp_path / "later"]
+    killed(
+        *[kill(f, {"train": k}, method=method) for f, k in zip(folders, KILLS[method])]
+    )
+    for folder in folders:
+        assert not (folder / "results.json").exists()
+        assert_same_runs(reference(method), go(folder, method, resume=True))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [{"evaluation": 2}, {"evaluation": 17}, {"writing": 1}, {"writing": 5}],
+    ids=str,
+)
+def test_resume__killed_in_evaluation_or_while_writing(stop, tmp_path, reference):
+    killed(kill(tmp_path, stop, method="CumulativeExp"))
+    left = list((tmp_path / "checkpoints").glob("*.tmp"))
+    assert bool(left) == ("writing" in stop)
+    resumed = go(tmp_path, "CumulativeExp", resume=True)
+    assert_same_runs(reference("CumulativeExp"), resumed)
+    assert not list((tmp_path / "checkpoints").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("method", ["ContrastiveEWC", "Oracle", "ConstantCosine"])
+def test_resume__other_methods(method, tmp_path, reference):
+    for number, iteration in enumerate((3, 9)):
+        folder = tmp_path / str(number)
+        with pytest.raises(Interrupted):
+            go(folder, method, {"train": iteration})
+        assert_same_runs(reference(method), go(folder, method, resume=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_epochs": 3},
+        {"train_epochs": 2, "budget_iterations": 5},
+        {"budget_samples": 44, "budget_iterations": None},
+        pytest.param(
+            {"budget_macs": 44 * 1636.0, "budget_iterations": None},
+            marks=pytest.mark.slow,
+        ),
+        {"accumulation_steps": 2, "clip_grad_norm": 0.5},
+        {"reset_optimizer_state": False, "warmup_iterations": 2},
+    ],
+    ids=str,
+)
+def test_resume__other_ways_to_train(options, tmp_path, reference):
+    with pytest.raises(Interrupted):
+        go(tmp_path, "CumulativeExp", {"train": 10}, **options)
+    resumed = go(tmp_path, "CumulativeExp", resume=True, **options)
+    assert_same_runs(reference("CumulativeExp", **options), resumed)
+
+
+def test_resume__data_workers(tmp_path, reference):
+    # Batches do not depend on the number of workers: compare with none.
+    run = {"num_workers": 2, "multiprocessing_context": "fork", "streams": ("test",)}
+    with pytest.raises(Interrupted):
+        go(tmp_path, stop={"train": 8}, run=run)
+    strategy, _ = go(tmp_path, resume=True, run=run)
+    expected, _ = reference("Sequential")
+    assert_same_weights(expected.model, strategy.model)
+
+
+def test_resume__twice(tmp_path, reference):
+    for stop in ({"train": 4}, {"train": 9}, {"evaluation": 3}):
+        with pytest.raises(Interrupted):
+            go(tmp_path, "ContrastiveLwF", stop, resume=True)
+    resumed = go(tmp_path, "ContrastiveLwF", resume=True)
+    assert_same_runs(reference("ContrastiveLwF"), resumed)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "append"])
+def test_resume__goes_back_when_the_newest_file_is_damaged(
+    damage, tmp_path, reference, caplog
+):
+    with pytest.raises(Interrupted):
+        go(tmp_path, "ContrastiveLwF", {"train": 9})
+    newest = checkpoints(tmp_path / "checkpoints")[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    elif damage == "truncate":
+        newest.write_bytes(content[:1000])
+    else:
+        newest.write_bytes(content + b"more")
+    assert latest_checkpoint(tmp_path / "checkpoints") != newest
+    resumed = go(tmp_path, "ContrastiveLwF", resume=True)
+    assert "is damaged" in caplog.text
+    assert_same_runs(reference("ContrastiveLwF"), resumed)
+
+
+def test_resume__starts_anew_when_no_file_can_be_read(tmp_path, reference, caplog):
+    with pytest.raises(Interrupted):
+        go(tmp_path, stop={"train": 3})
+    for path in checkpoints(tmp_path / "checkpoints"):
+        path.write_bytes(b"nothing")
+    assert_same_runs(reference("Sequential"), go(tmp_path, resume=True))
+    assert "starts anew" in caplog.text
+
+
+def test_resume__of_a_finished_run_changes_nothing(tmp_path, reference):
+    go(tmp_path)
+    assert_same_runs(reference("Sequential"), go(tmp_path, resume=True))
+
+
+def test_resume__running_means_inside_an_epoch_go_on(tmp_path):
+    def losses(strategy):
+        found = strategy.evaluator.get_all_metrics()
+        return {k: v for k, v in found.items() if k.startswith("Loss_Epoch")}
+
+    def metrics():
+        return evaluator(loss_metrics(epoch_running=True, minibatch=True))
+
+    options = {"train_epochs": 2, "train_mb_size": 4}
+    full, benchmark = build(evaluator=metrics(), **options)
+    train_stream(full, benchmark)
+    folder = CheckpointPlugin(tmp_path, every_iterations=3)
+    part, benchmark = build(evaluator=metrics(), extra=[folder], **options)
+    train_stream(part, benchmark, 1)
+    later, benchmark = build(evaluator=metrics(), **options)
+    # Written after 3 of the 4 iterations of the first epoch.
+    assert load_state(later, tmp_path / "state_000000006.pt", benchmark) == 0
+    train_stream(later, benchmark)
+    assert losses(full) == losses(later)
+    assert_same_weights(full.model, later.model)
+
+
+def saved(tmp_path, method="Sequential", steps=1, every=3, **options):
+    plugin = CheckpointPlugin(tmp_path, every_iterations=every, keep=9)
+    strategy, benchmark = build(method, extra=[plugin], **options)
+    train_stream(strategy, benchmark, steps)
+    return strategy, benchmark
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("Restart", {}, "method='Sequential'"),
+        ("Sequential", {"seed": 4}, "seed=3"),
+        ("Sequential", {"model": {"dim": 4}}, "another model"),
+        ("Sequential", {"optimizer": torch.optim.SGD}, "AdamW"),
+        ("Sequential", {"evaluator": evaluator(loss_metrics(epoch=True))}, "metrics"),
+    ],
+    ids=["method", "seed", "model", "optimizer", "metrics"],
+)
+def test_load_state__another_run_raises(method, options, message, tmp_path):
+    saved(tmp_path)
+    strategy, benchmark = build(method, **options)
+    with pytest.raises(CheckpointError, match=message):
+        load_state(strategy, tmp_path / "state_000000005_end.pt", benchmark)
+
+
+def test_load_state__other_plugins_raise(tmp_path):
+    saved(tmp_path)
+    from avalanche_clip.training.plugins import ContrastiveLwFPlugin
+
+    strategy, benchmark = build(extra=[ContrastiveLwFPlugin()])
+    with pytest.raises(CheckpointError, match="same plugins"):
+        load_state(strategy, tmp_path / "state_000000005_end.pt", benchmark)
+
+
+def test_load_state__another_experience_or_plan_raises(tmp_path):
+    saved(tmp_path)
+    strategy, benchmark = build()
+    assert load_state(strategy, tmp_path / "state_000000003.pt", benchmark) == 0
+    with pytest.raises(CheckpointError, match="inside experience 0"):
+        strategy.train(benchmark.train_stream[1], eval_streams=[])
+    strategy, benchmark = build(budget_iterations=7)
+    load_state(strategy, tmp_path / "state_000000003.pt", benchmark)
+    with pytest.raises(CheckpointError, match="planned 5 iterations"):
+        strategy.train(benchmark.train_stream[0], eval_streams=[])

@@ -1,0 +1,275 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+from avalanche_clip.training.templates.reference_data import (
+    FeatureStore,
+    RandomTexts,
+    ReferenceImages,
+    ReferenceSampler,
+    ReferenceTexts,
+    SharedOrder,
+    order_seed,
+)
+from tests.helpers import (
+    CONTEXT,
+    StubTokenizer,
+    StubTransform,
+    stub_benchmark,
+    stub_model,
+)
+
+
+class CLIPTokenizer:
+    sot_id, eot_id, pad_id = 49406, 49407, 0
+    vocab_size, context_length = 49408, 77
+
+
+class Counting(torch.utils.data.Dataset):
+    """Images that say which they are, and note when they are read."""
+
+    def __init__(self, size, draws=False):
+        self.size, self.draws, self.read = size, draws, []
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if index >= self.size:
+            raise IndexError
+        self.read.append(index)
+        value = float(index)
+        if self.draws:
+            value += random.random() + np.random.rand() + float(torch.rand(()))
+        return torch.full((1, 2, 2), value), f"text {index}"
+
+
+def sampler(size=10, batch=4, seed=0, experience=0, data=None, **options):
+    images = ReferenceImages(data or Counting(size), transform=None, **options)
+    order = SharedOrder(len(images), batch, seed=seed, experience=experience)
+    return ReferenceSampler(images, order, False)
+
+
+def drawn(source, steps, planned=20):
+    return [source.batch(k, planned).indices.tolist() for k in steps]
+
+
+# -------------------------------------------------------------------- images
+def test_images__from_every_kind_of_source():
+    data = stub_benchmark((4, 6)).train_stream
+    expected = {
+        "data": (Counting(3), 3),
+        "subset": (Subset(Counting(5), [4, 1]), 2),
+        "tensors": (TensorDataset(torch.rand(3, 1, 2, 2)), 3),
+        "list of images": ([torch.rand(1, 2, 2)] * 4, 4),
+        "list of data": ([Counting(2), Counting(3)], 5),
+        "experience": (data[0], 4),
+        "stream": (data, 10),
+        "list of experiences": ([data[1], data[0]], 10),
+        "data set": (data[1].dataset, 6),
+        "mappings": ([{"image": torch.zeros(1)}], 1),
+    }
+    for name, (source, size) in expected.items():
+        images = ReferenceImages(source, transform=None)
+        assert len(images) == size, name
+        assert isinstance(images[size - 1], torch.Tensor), name
+    both = ReferenceImages([Counting(2), Counting(3)], transform=None)
+    assert [float(both[i].mean()) for i in range(5)] == [0, 1, 0, 1, 2]
+
+
+def test_images__prepared_data_go_through_their_evaluation_transform():
+    model = stub_model(noise=1.0)
+    benchmark = stub_benchmark(model=model)
+    images = ReferenceImages(benchmark.train_stream).bind(model)
+    assert images.fixed
+    assert torch.equal(images[3], images[3])
+    raw = stub_benchmark(prepare=False).train_stream
+    bare = ReferenceImages(raw).bind(model)
+    assert bare.fixed and torch.equal(bare[3], images[3])
+    noisy = ReferenceImages(raw, transform=StubTransform(noise=1.0))
+    assert not noisy.fixed
+    assert not ReferenceImages(raw, transform=None).fixed
+    assert ReferenceImages(raw, transform=None, fixed=True).fixed
+
+
+def test_images__are_read_when_they_are_needed():
+    data = Counting(100)
+    source = sampler(data=data, batch=4)
+    assert data.read == []
+    batch = source.batch(0, 10)
+    assert data.read == batch.indices.tolist()
+    assert batch.images[:, 0, 0, 0].tolist() == batch.indices.tolist()
+
+
+@pytest.mark.parametrize(
+    "source, error",
+    [
+        ([], ValueError),
+        (iter([1]), TypeError),
+        ("images", TypeError),
+        (3, TypeError),
+        (Counting(0), ValueError),
+    ],
+)
+def test_images__wrong_sources_raise(source, error):
+    with pytest.raises(error, match="[Rr]eference.images"):
+        ReferenceImages(source)
+
+
+def test_images__wrong_settings_and_items_raise():
+    with pytest.raises(ValueError, match="transform='train'"):
+        ReferenceImages(Counting(1), transform="train")
+    with pytest.raises(ValueError, match="integer >= 0"):
+        ReferenceImages(Counting(1), num_workers=-1)
+    with pytest.raises(TypeError, match="not a tensor"):
+        ReferenceImages([("no image", "text")], transform=None)[0]
+    mixed = ReferenceImages([torch.rand(1, 2, 2), torch.rand(1, 3, 3)], transform=None)
+    with pytest.raises(ValueError, match="differ in shape"):
+        order = SharedOrder(2, 2, seed=0, experience=0)
+        ReferenceSampler(mixed, order, False).batch(0, 1)
+
+
+# --------------------------------------------------------------------- order
+def test_order__every_image_equally_often_and_no_end():
+    rows = drawn(sampler(), range(10), 10)
+    counts = np.bincount(np.concatenate(rows), minlength=10)
+    assert counts.tolist() == [4] * 10
+    assert all(len(set(row)) == 4 for row in rows)
+
+
+def test_order__is_a_function_of_seed_experience_and_step():
+    rows = drawn(sampler(), range(12))
+    assert drawn(sampler(), range(12)) == rows
+    assert drawn(sampler(), range(7, 12)) == rows[7:]
+    assert drawn(sampler(), [5, 2, 3]) == [rows[5], rows[2], rows[3]]
+    assert drawn(sampler(seed=1), range(12)) != rows
+    assert drawn(sampler(experience=1), range(12)) != rows
+    assert (
+        drawn(sampler(100, 4), range(60, 63), 63)
+        == drawn(sampler(100, 4), range(63), 63)[60:]
+    )
+
+
+def test_order__workers_make_no_difference():
+    expected = sampler()
+    source = sampler(num_workers=2)
+    for k in range(3):
+        assert torch.equal(source.batch(k, 3).images, expected.batch(k, 3).images)
+
+
+def test_order__global_generators_stay_where_they_are():
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    source = sampler(data=Counting(10, draws=True))
+    first = source.batch(0, 9).images
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1][1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+    torch.manual_seed(7)
+    again = sampler(data=Counting(10, draws=True)).batch(0, 9).images
+    assert torch.equal(first, again)
+
+
+def test_order__smaller_data_than_a_batch():
+    assert sorted(drawn(sampler(3, 8), [0])[0]) == [0, 1, 2]
+
+
+def test_order_seed__differs_by_kind():
+    assert len({order_seed(s, k) for s in (0, 1, -1) for k in (1, 2)}) == 6
+
+
+# --------------------------------------------------------------------- texts
+def test_random_texts__layout():
+    rows = RandomTexts(1000)(CLIPTokenizer)
+    assert rows.shape == (1000, 77) and rows.dtype == torch.int64
+    assert (rows[:, 0] == 49406).all() and (rows[:, 11] == 49407).all()
+    assert (rows[:, 12:] == 0).all()
+    assert (rows.argmax(dim=1) == 11).all()  # where CLIP pools
+    inner = rows[:, 1:11]
+    assert inner.min() >= 1 and inner.max() < 49406
+    assert len(inner.unique()) > 8000
+    state = torch.get_rng_state()
+    assert torch.equal(RandomTexts(1000)(CLIPTokenizer), rows)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(RandomTexts(1000, seed=1)(CLIPTokenizer), rows)
+
+
+def test_random_texts__too_long_raises():
+    assert RandomTexts(3, length=CONTEXT - 2)(StubTokenizer()).shape == (3, CONTEXT)
+    with pytest.raises(ValueError, match="room for 4"):
+        RandomTexts(3, length=CONTEXT - 1)(StubTokenizer())
+    with pytest.raises(ValueError, match="count=0"):
+        RandomTexts(0)
+
+
+def test_texts__tokens_of_strings_ids_and_callables():
+    tokenizer = StubTokenizer()
+    strings = ReferenceTexts(["ab", "c", "abcd"]).bind(tokenizer)
+    ids = tokenizer(["ab", "c", "abcd"])
+    assert torch.equal(strings.tokens(slice(0, 2), tokenizer), ids[:2])
+    assert torch.equal(strings.tokens(torch.tensor([2, 0]), tokenizer), ids[[2, 0]])
+    tensor = ReferenceTexts(ids)
+    assert torch.equal(tensor.tokens(slice(0, 2), tokenizer), ids[:2, :4])
+    assert torch.equal(tensor.tokens(torch.tensor([1]), tokenizer), ids[1:2, :3])
+    made = ReferenceTexts(RandomTexts(5, length=2)).bind(tokenizer)
+    assert len(made) == 5 and made.tokens(slice(0, 5), tokenizer).shape == (5, 4)
+    prints = {t.fingerprint() for t in (strings, tensor, made)}
+    assert len(prints) == 3
+    assert ReferenceTexts(["ab", "c", "abcd"]).fingerprint() == strings.fingerprint()
+
+
+def test_texts__padding_that_is_the_end_token_keeps_one():
+    class Same(StubTokenizer):
+        pad_id = eot_id = 2
+
+    ids = torch.tensor([[1, 5, 6, 2, 2, 2], [1, 5, 2, 2, 2, 2]])
+    cut = ReferenceTexts(ids).tokens(slice(0, 2), Same())
+    assert torch.equal(cut, ids[:, :4])
+
+
+@pytest.mark.parametrize(
+    "texts, error",
+    [
+        ("a photo", TypeError),
+        ([1, 2], TypeError),
+        ([], ValueError),
+        (torch.zeros(0, 4, dtype=torch.int64), ValueError),
+        (torch.zeros(3, 4), ValueError),
+        (torch.zeros(3, dtype=torch.int64), ValueError),
+    ],
+)
+def test_texts__wrong_ones_raise(texts, error):
+    with pytest.raises(error, match="[Rr]eference texts"):
+        ReferenceTexts(texts)
+
+
+# --------------------------------------------------------------------- store
+def test_store__keeps_rows_up_to_its_bound():
+    store = FeatureStore(1000, max_bytes=3 * 4 * 2)
+    values = torch.arange(8.0).view(4, 2)
+    indices = torch.tensor([7, 900, 3, 5])
+    assert not store.known(indices).any()
+    store.put(indices, values)
+    assert store.known(indices).tolist() == [True, True, True, False]
+    assert torch.equal(store.get(torch.tensor([3, 7])), values[[2, 0]])
+    store.put(indices, values + 1)  # full, and the first rows stay
+    assert torch.equal(store.get(indices[:3]), values[:3])
+    assert len(store.rows) == 3
+
+
+def test_store__grows_and_round_trips():
+    store, other = FeatureStore(5000, 2**20), FeatureStore(5000, 2**20)
+    table = torch.rand(5000, 3)
+    order = torch.randperm(5000)[:3000]
+    for part in order.split(64):
+        store.put(part, table[part])
+    other.load_state_dict(store.state_dict())
+    for one in (store, other):
+        assert int(one.known(torch.arange(5000)).sum()) == 3000
+        assert torch.equal(one.get(order), table[order])
+    empty = FeatureStore(5, 0)
+    empty.put(torch.tensor([1]), torch.rand(1, 2))
+    assert not empty.known(torch.arange(5)).any()
+    empty.load_state_dict(empty.state_dict())
