@@ -4,10 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 
 import avalanche_clip
+from avalanche_clip._exports import EXPORTS, SHOWN_BELOW, SUBPACKAGES, face_names
+
+FACES = sorted({"", *SHOWN_BELOW, *(f for row in EXPORTS.values() for f in row)})
 
 HEAVY = ("avalanche", "matplotlib", "numpy", "open_clip", "torch", "transformers")
 HEAVY += ("timm", "torchvision", "wandb")
@@ -58,15 +63,27 @@ def test_pure_subpackage__loads_neither_avalanche_nor_wandb(module):
     assert loaded_after(f"import {module}", ("avalanche", "wandb")) == []
 
 
-@pytest.mark.parametrize("name", sorted(avalanche_clip._PUBLIC))
-def test_public_name__resolves_to_an_export_of_its_subpackage(name):
-    value = getattr(avalanche_clip, name)
-    module = sys.modules[avalanche_clip._PUBLIC[name]]
-    assert value is getattr(module, name)
-    assert name in module.__all__
+@pytest.mark.parametrize("name", FACES)
+def test_face__shows_what_its_modules_define(name):
+    face = import_module(f"avalanche_clip.{name}".rstrip("."))
+    shown = face_names(name)
+    assert set(shown) <= set(face.__all__) and set(shown) <= set(dir(face))
+    for public, module in shown.items():
+        value = getattr(face, public)
+        assert value is vars(import_module(module))[public]
+        assert not isinstance(value, ModuleType)
 
 
-@pytest.mark.parametrize("name", avalanche_clip._SUBPACKAGES)
+def test_face__of_classic_benchmarks_is_right_after_an_import_of_its_module():
+    code = (
+        "import avalanche_clip.benchmarks.classic.tic_emoji\n"
+        "from avalanche_clip.benchmarks.classic import tic_emoji\n"
+        "print(callable(tic_emoji))"
+    )
+    assert run_python(code).strip() == "True"
+
+
+@pytest.mark.parametrize("name", SUBPACKAGES)
 def test_subpackage__is_an_attribute_of_the_root(name):
     code = f"import avalanche_clip; print(avalanche_clip.{name}.__name__)"
     assert run_python(code).strip() == f"avalanche_clip.{name}"
@@ -74,12 +91,12 @@ def test_subpackage__is_an_attribute_of_the_root(name):
 
 def test_dir__lists_names_before_they_are_loaded():
     listed = run_python("import avalanche_clip; print(*dir(avalanche_clip))").split()
-    assert set(avalanche_clip._PUBLIC) | set(avalanche_clip._SUBPACKAGES) <= set(listed)
+    assert set(face_names("")) | set(SUBPACKAGES) <= set(listed)
 
 
 def test_all__holds_each_public_name_once():
     assert len(avalanche_clip.__all__) == len(set(avalanche_clip.__all__))
-    assert set(avalanche_clip.__all__) == {"__version__", *avalanche_clip._PUBLIC}
+    assert set(avalanche_clip.__all__) == {"__version__", *face_names("")}
 
 
 def test_unknown_name__raises_attribute_error():

@@ -21,12 +21,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
 FORBIDDEN = {
-    "_contexts": ("avalanche", "avalanche_clip"),
-    "_lock": ("avalanche", "avalanche_clip"),
-    "_files": ("avalanche", "avalanche_clip", "numpy", "torch"),
-    "_pictures": ("avalanche", "torch"),
-    "_arrays": ("avalanche",),
-    "_pickles": ("avalanche", "avalanche_clip", "numpy", "torch"),
+    "common.randomness": ("avalanche", "avalanche_clip"),
+    "common.lock": ("avalanche", "avalanche_clip"),
+    "common.files": ("avalanche", "numpy", "torch"),
+    "common.pictures": ("avalanche", "torch"),
+    "common.arrays": ("avalanche",),
+    "common.pickles": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "common.checks": ("avalanche", "avalanche_clip", "numpy", "torch"),
     "losses": (
         "avalanche",

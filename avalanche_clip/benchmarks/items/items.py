@@ -98,6 +98,7 @@ class CheckedPairs:
 
 
 def check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
+    """Refuse an item whose text is no caption."""
     captions = text if isinstance(text, (list, tuple)) else (text,)
     where = f"Item {index} (sample_id {sample_id})"
     if not captions:

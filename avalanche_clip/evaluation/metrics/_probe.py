@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from avalanche_clip.benchmarks.items.prepare import require_prepared
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, require_some
 from avalanche_clip.common.randomness import evaluating, kept_rng, seed_cpu
 
 
@@ -43,20 +43,13 @@ class Probe:
         batch_size: int = 128,
         num_workers: int = 0,
     ):
-        for name, value, least in (
-            ("max_pairs", max_pairs, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            as_size(value, name, least=least)
+        as_size(max_pairs, "max_pairs")
+        self.batch_size = as_size(batch_size, "batch_size")
+        self.num_workers = as_size(num_workers, "num_workers", least=0)
         require_prepared(dataset)
-        total = len(dataset)
-        if total == 0:
-            raise ValueError("The probe has no pairs; pass a data set that has some.")
-        size = min(max_pairs, total)
+        require_some(dataset, "pairs in the probe")
+        size, total = min(max_pairs, len(dataset)), len(dataset)
         self.indices = [number * total // size for number in range(size)]
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self._dataset = dataset.eval()
 
     def __len__(self) -> int:

@@ -12,9 +12,10 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
-from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.checks import require_known, require_same
 from avalanche_clip.evaluation.functional import rotation_angles, spatial_disorder
 from avalanche_clip.evaluation.metrics._probe import Probe, Snapshot
+from avalanche_clip.evaluation.metrics._values import bare_model, metric_values
 
 REFERENCES = ("initial", "previous")
 
@@ -78,13 +79,7 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         keep_snapshots: bool = False,
     ) -> None:
         super().__init__()
-        known = spatial_disorder(*[torch.ones(1, 1)] * 4)
-        unknown = sorted(set(keys or ()) - known.keys())
-        if unknown:
-            raise ValueError(
-                f"keys {unknown} are unknown; choose from {list(known)}."
-                f"{did_you_mean(unknown, known)}"
-            )
+        require_known(keys or (), spatial_disorder(*[torch.ones(1, 1)] * 4), "keys")
         if not name or "/" in name:
             raise ValueError(f"name={name!r} must be a word without '/'.")
         self.probe = Probe(
@@ -129,11 +124,8 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         :param state: plain data.
         :raises ValueError: if the probe had another number of pairs.
         """
-        if state["pairs"] != len(self.probe):
-            raise ValueError(
-                f"The stored run looked at {state['pairs']} pairs, the probe has "
-                f"{len(self.probe)}; resume with the same probe and max_pairs."
-            )
+        do = "resume with the same probe and max_pairs"
+        require_same("number of pairs", state["pairs"], len(self.probe), do)
         self.snapshots = {
             int(trained): Snapshot(*(part.cpu() for part in parts))
             for trained, parts in state["snapshots"].items()
@@ -169,9 +161,7 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         return values
 
     def _embed(self, strategy: Any) -> Snapshot:
-        model = strategy.model
-        model = getattr(model, "module", model)  # DistributedDataParallel
-        return self.probe.embed(model, torch.device(strategy.device))
+        return self.probe.embed(bare_model(strategy), torch.device(strategy.device))
 
     def _emit(
         self,
@@ -191,21 +181,15 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
             for modality, old, new in pairs:
                 angles = rotation_angles(old, new).float()
                 named[f"{modality}_rotation"] = Histogram(angles)
-        step = strategy.clock.train_iterations
-        prefix = f"{self.name}/{reference}"
-        return [
-            MetricValue(
-                self,
-                get_metric_name(f"{prefix}/{key}", strategy, add_task=False),
-                value,
-                step,
-            )
-            for key, value in named.items()
-        ]
+
+        def full_name(key: str) -> str:
+            name = f"{self.name}/{reference}/{key}"
+            return get_metric_name(name, strategy, add_task=False)
+
+        return metric_values(self, strategy, named, full_name)
 
     def _check_names(self, strategy: Any) -> None:
-        metrics = getattr(getattr(strategy, "evaluator", None), "metrics", ())
-        for other in metrics:
+        for other in strategy.evaluator.metrics:
             same = isinstance(other, SpatialDisorderMetric) and other.name == self.name
             if same and other is not self:
                 raise ValueError(
@@ -231,32 +215,11 @@ class Histogram(AlternativeValues):
         return f"{self.values.numel()} values, mean {self.values.mean():.4f}"
 
 
-def spatial_disorder_metrics(
-    probe: Any,
-    *,
-    max_pairs: int = 1000,
-    batch_size: int = 128,
-    name: str = "SpatialDisorder",
-    keys: Sequence[str] | None = None,
-    histograms: bool = True,
-) -> list[PluginMetric]:
+def spatial_disorder_metrics(probe: Any, **options: Any) -> list[PluginMetric]:
     """Return the spatial disorder metric to hand to an ``EvaluationPlugin``.
 
-    :param probe: prepared image-text data, see :class:`SpatialDisorderMetric`.
-    :param max_pairs: largest number of pairs.
-    :param batch_size: pairs per forward pass.
-    :param name: first part of the emitted names.
-    :param keys: names of the scalars to emit; None for all.
-    :param histograms: whether to emit the rotation angles.
+    :param probe: prepared image-text data.
+    :param options: those of :class:`SpatialDisorderMetric`.
     :return: one :class:`SpatialDisorderMetric`.
     """
-    return [
-        SpatialDisorderMetric(
-            probe,
-            max_pairs=max_pairs,
-            batch_size=batch_size,
-            name=name,
-            keys=keys,
-            histograms=histograms,
-        )
-    ]
+    return [SpatialDisorderMetric(probe, **options)]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
+
+from avalanche_clip.evaluation.metrics._values import metric_values, per_experience
 
 
 class LossTermsMetric(PluginMetric[dict[str, float]]):
@@ -68,25 +69,18 @@ class LossTermsMetric(PluginMetric[dict[str, float]]):
         if not self.iteration:
             return []
         numbers = {name: float(value) for name, value in values.items()}
-        return self._emit(strategy, "_iteration", numbers | _ratios(numbers))
+        numbers |= _ratios(numbers)
+        named = {f"{name}_iteration": value for name, value in numbers.items()}
+        return self._emit(strategy, named)
 
     def after_training_epoch(self, strategy: Any) -> list[MetricValue]:
         """Emit the means of the epoch."""
-        return self._emit(strategy, "", self.result())
+        return self._emit(strategy, self.result())
 
-    def _emit(
-        self, strategy: Any, end: str, values: dict[str, float]
-    ) -> list[MetricValue]:
-        step = strategy.clock.train_iterations
-        return [
-            MetricValue(
-                self,
-                get_metric_name(name + end, strategy, add_experience=True),
-                value,
-                step,
-            )
-            for name, value in values.items()
-        ]
+    def _emit(self, strategy: Any, values: dict[str, float]) -> list[MetricValue]:
+        return metric_values(
+            self, strategy, values, lambda name: per_experience(name, strategy)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the running epoch."""

@@ -8,10 +8,19 @@ from typing import Any
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor
 
+from avalanche_clip.common.checks import (
+    require_array,
+    require_indices,
+    require_length,
+)
 from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
+from avalanche_clip.evaluation.metrics._values import (
+    bare_model,
+    metric_values,
+    per_experience,
+)
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
 
 StreamResults = dict[str, dict[int, dict[str, float]]]
@@ -110,16 +119,9 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         num_images, num_texts = image_features.shape[0], text_features.shape[0]
         if owner is None:
             owner = torch.arange(num_images)
-        if owner.shape != (num_texts,):
-            raise ValueError(
-                f"owner of shape {tuple(owner.shape)} given for {num_texts} texts and "
-                f"{num_images} images; pass the image of each text."
-            )
-        if num_texts and not 0 <= int(owner.min()) <= int(owner.max()) < num_images:
-            raise ValueError(
-                f"owner holds {owner.min()} to {owner.max()}; within a batch of "
-                f"{num_images} images it must lie in 0..{num_images - 1}."
-            )
+        wanted = f"the image of each text, of {num_images} images in this batch"
+        require_array(owner, "owner", f"{num_texts}", "integer", give=wanted)
+        require_indices(owner, num_images, "owner")
         owner = owner.detach().cpu().long()
         if languages is not None:
             languages = languages.cpu()[owner]
@@ -138,11 +140,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
             raise ValueError(f"{what} given for some batches only; give all or none.")
         if rows is None:
             return
-        if len(rows) != size:
-            raise ValueError(
-                f"{what} of shape {tuple(rows.shape)} given for {size} features; pass "
-                "one row each."
-            )
+        require_length(rows, size, what, "feature")
         kept.append(rows.detach().cpu())
 
     def result(self) -> dict[str, float]:
@@ -200,7 +198,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Collect the features of one batch."""
-        self._pad_id = _pad_id(strategy)
+        self._pad_id = bare_model(strategy).tokenizer.pad_id
         features, batch = strategy.mb_features, strategy.mb_x
         marks = batch.get("caption_key", batch.get("text"))
         self.update(
@@ -221,29 +219,22 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         experience = strategy.experience
         rows = self.stream_results.setdefault(experience.origin_stream.name, {})
         rows[int(experience.current_experience)] = values
-        step = strategy.clock.train_iterations
-        return [
-            MetricValue(
-                self, get_metric_name(name, strategy, add_experience=True), value, step
-            )
-            for name, value in values.items()
-        ]
+        return metric_values(
+            self, strategy, values, lambda name: per_experience(name, strategy)
+        )
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Emit the means over the experiences of each evaluated stream."""
         if not self.stream:
             return []
-        step = strategy.clock.train_iterations
-        return [
-            MetricValue(
-                self,
-                f"{name}/eval_phase/{stream}_stream",
-                sum(row[name] for row in rows.values()) / len(rows),
-                step,
+        means = {
+            f"{name}/eval_phase/{stream}_stream": (
+                sum(row[name] for row in rows.values()) / len(rows)
             )
             for stream, rows in self.stream_results.items()
             for name in next(iter(rows.values()))
-        ]
+        }
+        return metric_values(self, strategy, means, str)
 
     def __str__(self) -> str:
         return "Retrieval"
@@ -274,13 +265,6 @@ def retrieval_plugin_metrics(
         ks=ks, ties=ties, tie_eps=tie_eps, chunk_size=chunk_size, stream=stream
     )
     return [retrieval, *(ContinualSummary(retrieval, key) for key in summary)]
-
-
-def _pad_id(strategy: Any) -> int:
-    """Return the padding id of the model's tokenizer, 0 where it has none."""
-    model = getattr(strategy, "model", None)
-    model = getattr(model, "module", model)  # DistributedDataParallel
-    return int(getattr(getattr(model, "tokenizer", None), "pad_id", 0))
 
 
 def _copy(results: StreamResults) -> StreamResults:

@@ -9,6 +9,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.metrics._values import metric_values
 
 
 class ResultSource(Protocol):
@@ -163,15 +164,13 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
             for index, values in results.items():
                 row[index] = values[self.key]
             self.add(stream, strategy.clock.train_exp_counter, row)
-        step = strategy.clock.train_iterations
-        return [
-            MetricValue(
-                self, f"{self.key}_{name}/eval_phase/{stream}_stream", value, step
-            )
+        summaries = {
+            f"{self.key}_{name}/eval_phase/{stream}_stream": value
             for stream, values in self.result().items()
             if stream in self.source.stream_results
             for name, value in values.items()
-        ]
+        }
+        return metric_values(self, strategy, summaries, str)
 
     def __str__(self) -> str:
         return f"{self.key}_Summary"

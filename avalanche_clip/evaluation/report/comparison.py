@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip.common.files import write_json, write_text
-from avalanche_clip.evaluation.report import html as _html
-from avalanche_clip.evaluation.report import plots
+from avalanche_clip.evaluation.report import html, plots
 from avalanche_clip.evaluation.report.plots import Spread
 from avalanche_clip.evaluation.report.results import (
     Matrix,
@@ -70,7 +69,7 @@ def write_comparison(
         s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
     }
     write_json(folder / "comparison.json", content, checksum=True)
-    page = _html.render(
+    page = html.render(
         "comparison.html",
         title="Comparison of methods",
         lead=lead,
@@ -161,7 +160,7 @@ def _collect(runs: Runs) -> dict[str, Tables]:
     for stream, metrics in flat[0].items():
         for metric in metrics:
             everywhere = all(metric in tables.get(stream, {}) for tables in flat)
-            if not (everywhere and _html.is_score(metric)):
+            if not (everywhere and html.is_score(metric)):
                 continue
             shapes = {tables[stream][metric].E.shape for tables in flat}
             points = {str(tables[stream][metric].points) for tables in flat}
@@ -197,9 +196,9 @@ def _stream(
     folder: Path, runs: Runs, stream: str, name: str, metrics: Tables
 ) -> dict[str, Any]:
     """What the page shows about one stream."""
-    percent = _html.is_fraction(name)
+    percent = html.is_fraction(name)
     summaries = _summaries(metrics[name])
-    end = _html.file_name(f"{stream}_{name}")
+    end = html.file_name(f"{stream}_{name}")
     shown = {
         method: {k: v for k, v in values.items() if math.isfinite(v.mean)}
         for method, values in summaries.items()
@@ -233,7 +232,7 @@ def _stream(
             + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
             percent=percent,
         )
-        path = folder / f"matrix_{_html.file_name(method)}_{end}.png"
+        path = folder / f"matrix_{html.file_name(method)}_{end}.png"
         means.append((method, plots.save_figure(heat, path), mean))
     return {
         "stream": stream,
@@ -319,8 +318,8 @@ def _run_rows(runs: Runs) -> list[tuple[str, list[str]]]:
         ]
         cells = [
             ", ".join(str(result.get("seed")) for result in results),
-            _html.quantity(float(np.mean(budgets)), "MAC"),
-            _html.duration(float(np.mean(seconds))),
+            html.quantity(float(np.mean(budgets)), "MAC"),
+            html.duration(float(np.mean(seconds))),
             ", ".join(sorted({_commit(result) for result in results})),
         ]
         rows.append((method, cells))

@@ -14,14 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, require_array
 from avalanche_clip.evaluation.functional import rotation_angles, topology_change
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
 from avalanche_clip.evaluation.report.drawing import (
     INK,
     SOFT,
     add_title,
+    draw_line,
     look,
+    name_ticks,
+    names_of,
     new_figure,
     style,
 )
@@ -82,14 +85,14 @@ def plot_disorder(
         for method, values in curves.items()
     }
     steps = _steps(runs)
-    names = _names(labels, steps)
+    names = names_of(labels, steps)
     figure = new_figure(min(2.2 + 2.9 * len(parts), 15), 3.9)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for ax, panel in zip(axes, parts):
         style(ax)
         for number, method in enumerate(runs):
             for dash, key in zip(_dashes(panel), panel.keys):
-                _draw_line(ax, runs[method][key], look(number), dash)
+                _draw_runs(ax, runs[method][key], number, dash)
         _finish_steps(ax, names)
         ax.set_title(panel.title, fontsize=11, color=INK, loc="left")
         if len(panel.keys) > 1:
@@ -129,18 +132,19 @@ def plot_angle_histograms(
     :raises ValueError: as in :func:`spatial_disorder`, or if ``num_bins`` < 1.
     """
     as_size(num_bins, "num_bins")
-    turns = [rotation_angles(*x) for x in ((v_old, v_new), (t_old, t_new))]
-    changes = [topology_change(*x).abs() for x in ((v_old, v_new), (t_old, t_new))]
+    pairs = ((v_old, v_new), (t_old, t_new))
     figure = new_figure(9.2, 3.9)
-    left, right = figure.subplots(1, 2)
-    _draw_histograms(left, [x.cpu().numpy() for x in turns], num_bins)
-    left.set_title("Rotation of single vectors", fontsize=11, color=INK, loc="left")
-    left.set_ylabel("share of samples (%)")
-    _draw_histograms(right, [x.cpu().numpy() for x in changes], num_bins)
-    right.set_title(
-        "Change of angles between samples", fontsize=11, color=INK, loc="left"
-    )
-    right.set_ylabel("share of pairs (%)")
+    for ax, heading, things, angles in zip(
+        figure.subplots(1, 2),
+        ("Rotation of single vectors", "Change of angles between samples"),
+        ("samples", "pairs"),
+        (rotation_angles, topology_change),
+        strict=True,
+    ):
+        values = [angles(*pair).abs().cpu().numpy() for pair in pairs]
+        _draw_histograms(ax, values, num_bins)
+        ax.set_title(heading, fontsize=11, color=INK, loc="left")
+        ax.set_ylabel(f"share of {things} (%)")
     add_title(figure, title)
     return figure
 
@@ -153,11 +157,8 @@ def _runs(method: str, key: str, values: Curves) -> np.ndarray:
         )
     array = as_float64_array(key, values[key])
     array = array[None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"{key} of {method!r} has shape {array.shape}; pass one value per "
-            "experience, or (runs, experiences)."
-        )
+    give = "or one value per experience"
+    require_array(array, f"{key} of {method!r}", "runs experiences", give=give)
     return array
 
 
@@ -172,26 +173,13 @@ def _steps(runs: Mapping[str, Mapping[str, np.ndarray]]) -> int:
     return every.pop()
 
 
-def _names(labels: Sequence[str] | None, steps: int) -> list[str]:
-    if labels is None:
-        return [str(number) for number in range(1, steps + 1)]
-    if len(labels) != steps:
-        raise ValueError(f"{len(labels)} labels given; {steps} are needed.")
-    return [str(label) for label in labels]
-
-
 def _dashes(panel: Panel) -> list[object]:
     return [_DASHES[number % len(_DASHES)] for number in range(len(panel.keys))]
 
 
-def _draw_line(
-    ax: Axes, runs: np.ndarray, looks: tuple[str, str], dash: object
-) -> None:
-    colour, marker = looks
-    x = np.arange(runs.shape[1])
-    mean = runs.mean(axis=0)
-    (line,) = ax.plot(x, mean, color=colour, linewidth=1.8, linestyle=dash)
-    line.set(marker=marker, markersize=5.5, markerfacecolor="white")
+def _draw_runs(ax: Axes, runs: np.ndarray, number: int, dash: object) -> None:
+    x, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
+    colour, _ = draw_line(ax, x, mean, number, 5.5, linestyle=dash)
     if len(runs) > 1:
         spread = runs.std(axis=0, ddof=1)
         ax.fill_between(
@@ -200,13 +188,7 @@ def _draw_line(
 
 
 def _finish_steps(ax: Axes, names: list[str]) -> None:
-    long = max(map(len, names)) > 5 or len(names) > 10
-    ax.set_xticks(
-        range(len(names)),
-        names,
-        rotation=30 if long else 0,
-        ha="right" if long else "center",
-    )
+    name_ticks(ax, names, max(map(len, names)) > 5 or len(names) > 10)
     ax.set_xlim(-0.3, len(names) - 0.7)
     if ax.dataLim.y0 >= 0:
         ax.set_ylim(bottom=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from avalanche_clip.common.checks import require_length
 
 # Okabe and Ito's palette: distinct under all common colour deficiencies.
 COLOURS = (
@@ -36,6 +40,62 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure with one axes in our style."""
+    figure = new_figure(width, height)
+    ax = figure.add_subplot()
+    style(ax)
+    return figure, ax
+
+
+def finish(
+    figure: Figure, ax: Axes, title: str, xlabel: str, ylabel: str, things: str = ""
+) -> None:
+    """Write labels and title, and the legend, of ``things``, beside the axes."""
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    legend = ax.legend(
+        title=things or None,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
+    legend.get_title().set_color(SOFT)
+    add_title(figure, title)
+
+
+def names_of(
+    labels: Sequence[str] | None, size: int, what: str = "labels"
+) -> list[str]:
+    """Return one name per column or row: those given, or numbers from 1."""
+    if labels is None:
+        return [str(number) for number in range(1, size + 1)]
+    require_length(labels, size, what, "step or test set")
+    return [str(label) for label in labels]
+
+
+def name_ticks(ax: Axes, names: list[str], long: bool, turn: int = 30) -> None:
+    """Write names below an axes, turned where they are long."""
+    looks: dict[str, Any] = {"rotation": turn, "ha": "right"} if long else {}
+    ax.set_xticks(range(len(names)), names, **{"rotation": 0, "ha": "center", **looks})
+
+
+def draw_line(
+    ax: Axes, x: Any, y: Any, number: int, size: float, **options: Any
+) -> tuple[str, str]:
+    """Draw a line with hollow markers; return its colour and marker."""
+    colour, marker = look(number)
+    (line,) = ax.plot(x, y, color=colour, linewidth=1.8, **options)
+    line.set(marker=marker, markersize=size, markerfacecolor="white")
+    return colour, marker
+
+
+def budget_axis(ax: Axes, top: float) -> None:
+    """Let an axis of large numbers begin at 0 and end at ``top``."""
+    ax.set_xlim(0, top or 1)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(EngFormatter())
 
 
 def add_title(figure: Figure, title: str) -> None:

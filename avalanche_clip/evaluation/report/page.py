@@ -14,8 +14,7 @@ from avalanche_clip.evaluation.functional import (
     transfer_average_last,
     transfer_per_task,
 )
-from avalanche_clip.evaluation.report import html as _html
-from avalanche_clip.evaluation.report import plots
+from avalanche_clip.evaluation.report import html, plots
 from avalanche_clip.evaluation.report.results import (
     Matrix,
     cumulative_budget,
@@ -91,7 +90,7 @@ def write_report(out_dir: str | Path) -> Path:
     folder = Path(out_dir)
     results = load_results(folder)
     streams = matrices(results)
-    page = _html.render(
+    page = html.render(
         "report.html",
         title=f"{results.get('method', 'Run')}: continual run",
         lead=f"Seed {results.get('seed', 'unknown')}, {_shape_of(streams)}",
@@ -126,13 +125,13 @@ def _cards(results: Mapping[str, Any], metrics: Mapping[str, Matrix]) -> dict[st
     summary = metrics[name].summary()
     fitting = [keys for keys in _HEADLINES if keys[0] in summary]
     shown = [key for keys in fitting[:1] for key in keys if key in summary]
-    end = " %" if _html.is_fraction(name) else ""
+    end = " %" if html.is_fraction(name) else ""
     values = {
-        f"{name}, {key.replace('_', '-')}": _html.score(summary[key], name) + end
+        f"{name}, {key.replace('_', '-')}": html.score(summary[key], name) + end
         for key in shown
     }
-    values["forward compute"] = _html.quantity(total_budget(results), "MAC")
-    values["training time"] = _html.duration(_total(results, "train"))
+    values["forward compute"] = html.quantity(total_budget(results), "MAC")
+    values["training time"] = html.duration(_total(results, "train"))
     return values
 
 
@@ -150,7 +149,7 @@ def _stream(
     """What the page shows about one stream."""
     name = main_metric(metrics)
     matrix = metrics[name]
-    scores = [metric for metric in metrics if _html.is_score(metric)]
+    scores = [metric for metric in metrics if html.is_score(metric)]
     summaries = {metric: metrics[metric].summary() for metric in scores or metrics}
     keys = [k for k in _KEY_VALUES if any(k in s for s in summaries.values())]
     header = ["metric (%)" if scores else "metric"]
@@ -177,8 +176,8 @@ def _draw(
     folder: Path, results: Mapping[str, Any], stream: str, name: str, matrix: Matrix
 ) -> list[Path]:
     """Write the three figures of a metric."""
-    percent = _html.is_fraction(name)
-    end = _html.file_name(f"{stream}_{name}")
+    percent = html.is_fraction(name)
+    end = html.file_name(f"{stream}_{name}")
     sides: dict[str, Any] = {
         "before": matrix.before,
         "labels": matrix.labels,
@@ -280,9 +279,9 @@ def _budget(
     for i in range(max(len(samples), len(macs), len(seconds))):
         spent = macs[i] if i < len(macs) and isinstance(macs[i], dict) else {}
         cells = [
-            _html.quantity(_item(samples, i)),
-            *(_html.quantity(spent.get(kind)) for kind in kinds),
-            _html.duration(_item(seconds, i)),
+            html.quantity(_item(samples, i)),
+            *(html.quantity(spent.get(kind)) for kind in kinds),
+            html.duration(_item(seconds, i)),
         ]
         rows.append((str(i + 1), cells))
     return header, rows

@@ -16,21 +16,26 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from avalanche_clip.common.checks import require_array
 from avalanche_clip.common.files import replacing
-from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
+from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_results, as_row
 from avalanche_clip.evaluation.report.drawing import (
     INK,
     MISSING,
     SOFT,
     add_title,
+    budget_axis,
     draw_cells,
+    draw_line,
+    finish,
     frame_diagonal,
     look,
+    name_ticks,
+    names_of,
+    new_axes,
     new_figure,
     shared_limits,
-    style,
     unit,
 )
 
@@ -69,12 +74,9 @@ def plot_matrix(
     :return: the figure.
     :raises ValueError: if the shapes or the numbers of labels do not fit.
     """
-    matrix = _matrix(E)
+    matrix, top, names, row_names = _parts(E, before, labels, row_labels, percent)
     rows, columns = matrix.shape
-    names, row_names = _names(labels, row_labels, matrix.shape)
-    top = None if before is None else _row(before, columns)
-    scale = 100.0 if percent else 1.0
-    blocks = [matrix * scale] if top is None else [top[None] * scale, matrix * scale]
+    blocks = [matrix] if top is None else [top[None], matrix]
     heights = [len(block) for block in blocks]
     figure = new_figure(
         min(2.4 + 0.72 * columns, 16), min(1.7 + 0.5 * (sum(heights) + 0.3), 14)
@@ -91,13 +93,7 @@ def plot_matrix(
         ax.set_yticks(range(len(side)), side)
         ax.set_xticks([])
     bottom = axes[-1]
-    long = max(map(len, names)) > 7
-    bottom.set_xticks(
-        range(columns),
-        names,
-        rotation=35 if long else 0,
-        ha="right" if long else "center",
-    )
+    name_ticks(bottom, names, max(map(len, names)) > 7, turn=35)
     bottom.set_xlabel("test set")
     if diagonal:
         frame_diagonal(bottom, min(rows, columns))
@@ -137,40 +133,24 @@ def plot_over_time(
     :return: the figure.
     :raises ValueError: if the shapes or the numbers of labels do not fit.
     """
-    matrix = _matrix(E)
-    rows, columns = matrix.shape
-    names, ticks = _names(labels, row_labels, matrix.shape)
+    matrix, top, names, ticks = _parts(E, before, labels, row_labels, percent)
     values, offset = matrix, 0
-    if before is not None:
-        values, offset = np.vstack([_row(before, columns), matrix]), 1
+    if top is not None:
+        values, offset = np.vstack([top, matrix]), 1
         ticks.insert(0, "before")
-    values = values * (100.0 if percent else 1.0)
     x = np.arange(len(values))
-    figure = new_figure(min(4.6 + 0.7 * len(values), 13), 4.4)
-    ax = figure.add_subplot()
-    style(ax)
+    figure, ax = new_axes(min(4.6 + 0.7 * len(values), 13), 4.4)
     mean = values.mean(axis=1)
     ax.plot(x, mean, color="#B0B0B0", linewidth=5, label="mean", solid_capstyle="round")
     for j, name in enumerate(names):
-        colour, marker = look(j)
-        (line,) = ax.plot(x, values[:, j], color=colour, linewidth=1.8, label=name)
-        line.set(marker=marker, markersize=6, markerfacecolor="white")
-        if diagonal and j < rows:
+        colour, marker = draw_line(ax, x, values[:, j], j, 6, label=name)
+        if diagonal and j < len(matrix):
             own = j + offset
             ax.plot(x[own], values[own, j], marker=marker, markersize=8, color=colour)
-    long = max(map(len, ticks)) > 8 or len(ticks) > 8
-    ax.set_xticks(
-        x, ticks, rotation=30 if long else 0, ha="right" if long else "center"
-    )
+    name_ticks(ax, ticks, max(map(len, ticks)) > 8 or len(ticks) > 8)
     ax.set_xlim(-0.25, len(values) - 0.75)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("trained step")
-    ax.set_ylabel(unit(ylabel, percent))
-    legend = ax.legend(
-        title="test set", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-    )
-    legend.get_title().set_color(SOFT)
-    add_title(figure, title)
+    finish(figure, ax, title, "trained step", unit(ylabel, percent), "test set")
     return figure
 
 
@@ -200,9 +180,7 @@ def plot_budget(
             f"points with methods {list(points)} given; pass at least one run for "
             "each method."
         )
-    figure = new_figure(7.2, 4.6)
-    ax = figure.add_subplot()
-    style(ax)
+    figure, ax = new_axes(7.2, 4.6)
     means = []
     for number, (name, runs) in enumerate(points.items()):
         colour, marker = look(number)
@@ -230,14 +208,9 @@ def plot_budget(
     if min(means) > 0 and max(means) / min(means) > 20:
         ax.set_xscale("log")
     else:
-        ax.set_xlim(0, max(means) * 1.12 or 1)
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        ax.xaxis.set_major_formatter(EngFormatter())
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(unit(ylabel, percent))
+        budget_axis(ax, max(means) * 1.12)
     ax.margins(y=0.15)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    add_title(figure, title)
+    finish(figure, ax, title, xlabel, unit(ylabel, percent))
     return figure
 
 
@@ -264,17 +237,12 @@ def plot_budget_curve(
     :raises ValueError: if a line has another number of scores than ``budget``.
     """
     x = np.asarray(budget, dtype=np.float64)
-    names = _labels(labels, len(x), "labels")
-    figure = new_figure(7.2, 4.4)
-    ax = figure.add_subplot()
-    style(ax)
+    names = names_of(labels, len(x))
+    figure, ax = new_axes(7.2, 4.4)
     highest = np.full(len(x), -np.inf)
     for number, (name, line) in enumerate(scores.items()):
         y = np.asarray(line, dtype=np.float64) * (100.0 if percent else 1.0)
-        if y.shape != x.shape:
-            raise ValueError(
-                f"{len(y)} scores of {name!r} given for {len(x)} steps; pass one each."
-            )
+        require_array(y, f"scores of {name!r}", f"{len(x)}", give="one per step")
         colour, marker = look(number)
         ax.plot(x, y, color=colour, marker=marker, linewidth=1.8, label=name)
         highest = np.fmax(highest, y)
@@ -285,15 +253,10 @@ def plot_budget_curve(
             )
             note.set(ha="center", fontsize=8.5, color=SOFT)
             note.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    ax.set_xlim(0, x.max(initial=0) * 1.08 or 1)
-    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_major_formatter(EngFormatter())
+    budget_axis(ax, x.max(initial=0) * 1.08)
     ax.margins(y=0.18)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(unit(ylabel, percent))
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    add_title(figure, title)
+    finish(figure, ax, title, xlabel, unit(ylabel, percent))
     return figure
 
 
@@ -321,9 +284,7 @@ def plot_comparison(
         )
     scale = 100.0 if percent else 1.0
     width = 0.82 / len(scores)
-    figure = new_figure(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)
-    ax = figure.add_subplot()
-    style(ax)
+    figure, ax = new_axes(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)
     missing = Spread(np.nan, np.nan)
     for number, (method, values) in enumerate(scores.items()):
         spreads = [values.get(group, missing) for group in groups]
@@ -335,13 +296,11 @@ def plot_comparison(
         ax.bar(x, means, width * 0.92, color=colour, label=method)
         ax.errorbar(x, means, bars, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
         if len(groups) * len(scores) <= 40:
-            _write_bar_values(ax, x, means, np.nan_to_num(errors))
+            _write_bar_values(ax, x, means, bars)
     ax.axhline(0, color=SOFT, linewidth=0.8)
     ax.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
-    ax.set_ylabel(unit(ylabel, percent))
     ax.margins(y=0.12)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    add_title(figure, title)
+    finish(figure, ax, title, "", unit(ylabel, percent))
     return figure
 
 
@@ -359,45 +318,24 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
     return Path(path)
 
 
-def _matrix(E: ArrayLike) -> np.ndarray:
-    matrix = as_float64_array("E", E)
-    if matrix.ndim != 2 or matrix.size == 0:
-        raise ValueError(
-            f"E of shape {matrix.shape} given; pass one row per trained step and one "
-            "column per test set."
-        )
-    return matrix
-
-
-def _row(before: ArrayLike, columns: int) -> np.ndarray:
-    row = as_float64_array("before", before)
-    if row.shape != (columns,):
-        raise ValueError(
-            f"before of shape {row.shape} given for {columns} test sets; pass one "
-            "value per column of E."
-        )
-    return row
-
-
-def _names(
+def _parts(
+    E: ArrayLike,
+    before: ArrayLike | None,
     labels: Sequence[str] | None,
     row_labels: Sequence[str] | None,
-    shape: tuple[int, ...],
-) -> tuple[list[str], list[str]]:
-    """Names of the test sets and of the models, as plots of a matrix show them."""
-    rows, columns = shape
-    names = _labels(labels, columns, "labels")
+    percent: bool,
+) -> tuple[np.ndarray, np.ndarray | None, list[str], list[str]]:
+    """Matrix, row before it, names of the test sets and of the models."""
+    scale = 100.0 if percent else 1.0
+    give = "one row per trained step and one column per test set"
+    matrix = as_results("E", E, "K J", give) * scale
+    rows, columns = matrix.shape
+    top = None if before is None else as_row("before", before, columns) * scale
+    names = names_of(labels, columns)
     if row_labels is None and rows <= columns:
         row_labels = names[:rows]
-    return names, [f"after {n}" for n in _labels(row_labels, rows, "row_labels")]
-
-
-def _labels(labels: Sequence[str] | None, size: int, name: str) -> list[str]:
-    if labels is None:
-        return [str(number) for number in range(1, size + 1)]
-    if len(labels) != size:
-        raise ValueError(f"{len(labels)} {name} given; {size} are needed.")
-    return [str(label) for label in labels]
+    models = [f"after {name}" for name in names_of(row_labels, rows, "row_labels")]
+    return matrix, top, names, models
 
 
 def _write_bar_values(

@@ -15,14 +15,9 @@ from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.common.fingerprint import FingerprintCache
-from avalanche_clip.models.encoders import architectures
+from avalanche_clip.models.encoders import architectures, inputs
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.folder import save_model
-from avalanche_clip.models.encoders.inputs import (
-    check_conversion,
-    check_images,
-    check_tokens,
-)
 from avalanche_clip.models.encoders.macs import count_macs
 from avalanche_clip.models.encoders.output import (
     PRECISIONS,
@@ -249,7 +244,7 @@ class DualEncoder(nn.Module):
         return CLIPOutput(image_features, text_features, scale, aux)
 
     def _raw_image(self, image: Tensor) -> Tensor:
-        check_images(image)
+        inputs.check_images(image)
         size = self._towers.image_size(self.clip)
         try:
             with self._compute_type(image):
@@ -266,7 +261,7 @@ class DualEncoder(nn.Module):
 
     def _raw_text(self, text: Tensor) -> Tensor:
         limit = self.context_length
-        check_tokens(text, limit)
+        inputs.check_tokens(text, limit)
         if not self.is_causal_text and text.shape[1] < limit:
             missing = limit - text.shape[1]
             text = nn.functional.pad(text, (0, missing), value=self.tokenizer.pad_id)
@@ -368,7 +363,7 @@ class DualEncoder(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> DualEncoder:
-        check_conversion(fn)
+        inputs.check_conversion(fn)
         super()._apply(fn, recurse)
         return self
 

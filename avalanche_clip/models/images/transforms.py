@@ -108,9 +108,9 @@ def to_rgb(
 ) -> Image.Image | Tensor:
     """Bring any image to three channels.
 
-    Pictures follow :func:`avalanche_clip.common.pictures.picture_to_rgb`, as the readers
-    of files do: transparent pixels become white, as on paper. Byte tensors become
-    PIL images, so that they take the same path as files.
+    Pictures follow :func:`avalanche_clip.common.pictures.picture_to_rgb`, as the
+    readers of files do: transparent pixels become white, as on paper. Byte tensors
+    become PIL images, so that they take the same path as files.
 
     :param image: PIL image of any mode, or tensor ``(C, H, W)`` with one,
         three or four channels, uint8 or float in [0, 1].

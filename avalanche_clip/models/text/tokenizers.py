@@ -314,6 +314,7 @@ class JSONTokenizer(CaptionTokenizer):
 
 
 def read_json_tokenizer(path: str | Path) -> Any:
+    """Read a tokenizer in the format of Hugging Face tokenizers."""
     from tokenizers import Tokenizer
 
     path = require_file(path, "give the path of a tokenizer.json")

@@ -71,7 +71,7 @@ def test_plot_disorder__own_panels_missing_and_negative_values():
         ({"a": curves()}, {"panels": []}, "at least one"),
         ({"a": {"imd_mean": [1]}}, {}, "'a' has no value 'image_rotation_mean'"),
         ({"a": curves(), "b": curves(steps=2)}, {}, "different lengths"),
-        ({"a": curves()}, {"labels": ["1"]}, "1 labels given; 3"),
+        ({"a": curves()}, {"labels": ["1"]}, "1 labels given, 3"),
         ({"a": {k: [] for k in KEYS}}, {}, r"shape \(1, 0\)"),
     ],
 )
