@@ -11,7 +11,6 @@ from avalanche_clip.training.plugins import (
     ContrastiveLwFPlugin,
     OffDiagonalAlignmentPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
 from avalanche_clip.training.supervised import ModX
 from avalanche_clip.training.templates.optim import one_group
 from tests.helpers import (

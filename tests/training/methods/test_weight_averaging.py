@@ -9,7 +9,6 @@ from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     WeightAveragingPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
 from tests.helpers import (
     Recorder,
     assert_other_weights,

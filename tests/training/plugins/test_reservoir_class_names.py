@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_clip.training.plugins import ReservoirReplayPlugin
-from avalanche_clip.training.runs.files import load_state, save_state
 from tests.helpers import (
     Recorder,
     stub_model,
