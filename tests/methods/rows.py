@@ -25,6 +25,7 @@ from tests.training.small_runs import evaluator
 BEHAVIOURS = {
     "neutral": "its neutral setting is plain training, bit for bit",
     "resume": "resumes anywhere, in any order of steps and with repeats, bit for bit",
+    "reload": "its state is loaded over a later one",
     "processes": "two processes with half batches equal one process",
     "accumulation": "accumulated parts of a batch equal the batch",
     "bf16": "trains in bfloat16",
@@ -105,7 +106,15 @@ TABLE = {
     "moves": ("token_embedding", "cross_modal"),
     "cannot": FROZEN_BASE,
 }
-LWF = partial(p.ContrastiveLwFPlugin, 5.0)
+ADAPTERS = {
+    "world": "languages",
+    "moves": ("token_embedding", "cross_modal", "language_adapter."),
+    "some": True,
+    "cannot": {
+        **FROZEN_BASE,
+        "reload": "Adapters of later languages stay: load into a fresh model.",
+    },
+}
 CURRENT = partial(
     p.ReferenceDistillationPlugin, "current", "current", teacher="previous"
 )
@@ -341,14 +350,12 @@ ROWS: dict[str, Row] = {
     "MLA": Row(
         "CLLCLIP",
         plugins=(partial(p.LanguageAdapterPlugin, "mla"),),
-        **{**TABLE, "moves": ("token_embedding", "cross_modal", "language_adapter.")},
-        some=True,
+        **ADAPTERS,
     ),
     "LoRA per language": Row(
         "CLLCLIP",
         plugins=(partial(p.LanguageAdapterPlugin, "lora", rank=2),),
-        **{**TABLE, "moves": ("token_embedding", "cross_modal", "language_adapter.")},
-        some=True,
+        **ADAPTERS,
     ),
 }
 """Every method, by its name in the table."""
@@ -444,7 +451,7 @@ def _experts(cls, model, noise, *, selector=None, **settings):
     settings = {**moe_runs.ADAPTERS, "adapter_options": {"dropout": noise}, **settings}
     if selector:
         settings["reference_images"] = moe_runs.reference()
-    settings["selector"] = moe_runs.selector() if selector else None
+    settings["selector"] = moe_runs.selector(20) if selector else None
     benchmark = moe_runs.domains(model, noise=noise, per_class=3)
     return classes.class_strategy(model, cls, **settings), benchmark
 

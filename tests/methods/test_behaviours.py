@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -37,7 +38,8 @@ def whole(tmp_path_factory):
         writer = CheckpointPlugin(folder, every_iterations=1, keep=99)
         strategy, benchmark = build(row_of(name), writer)
         save_state(strategy, folder / "first.pt")
-        return train(strategy, benchmark), folder
+        train(strategy, benchmark)
+        return strategy, folder, np.cumsum(strategy.compute.report()["steps"])
 
     return run
 
@@ -78,27 +80,46 @@ def test_training__moves_what_it_says_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", [*rows_that("resume"), *VARIANTS])
-def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, tmp_path, whole):
-    expected, folder = whole(name)
-    done = [0, *torch.tensor(expected.compute.report()["steps"]).cumsum(0).tolist()]
-    places = [
-        ("first.pt", 0),
-        (f"state_{1:09d}.pt", 0),
-        (f"state_{done[1]:09d}_end.pt", 1),
-        (f"state_{done[2] + 1:09d}.pt", 2),
-    ]
-    for file, visit in places:
+def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
+    expected, folder, ends = whole(name)
+    # File, number of visits that were finished, and where to stop.
+    for file, visit, last in (
+        ("first.pt", 0, 1),
+        (f"state_{1:09d}.pt", 0, 3),
+        (f"state_{ends[0]:09d}_end.pt", 1, 3),
+        (f"state_{ends[1] + 1:09d}.pt", 2, 3),
+    ):
         strategy, benchmark = build(row_of(name))
         index = load_state(strategy, folder / file, benchmark)
-        if file != "first.pt":
-            place = ORDER[visit - 1] + 1 if "end" in file else ORDER[visit]
-            assert index == place, file
-        train(strategy, benchmark, ORDER[visit:])
+        if visit or last == 3:
+            assert index == (ORDER[visit - 1] + 1 if "end" in file else ORDER[visit])
+        train(strategy, benchmark, ORDER[visit:last])
+        if last == 1:
+            assert_ended(strategy, folder, ends[0])
+            continue
         assert_same_weights(expected.model, strategy.model)
         assert vars(strategy.clock) == vars(expected.clock)
-    # Over a later state: what was learned or made since leaves no trace.
+        assert strategy.compute.experiences == expected.compute.experiences
+    found = [s.eval(benchmark.test_stream) for s in (expected, strategy)]
+    assert_equal(*found)
+
+
+@pytest.mark.parametrize("name", rows_that("reload"))
+def test_state__is_loaded_over_a_later_one(name, whole):
+    """What a strategy has learned or made since leaves no trace."""
+    _, folder, ends = whole(name)
+    strategy, benchmark = build(ROWS[name])
+    load_state(strategy, folder / f"state_{ends[1]:09d}_end.pt", benchmark)
     load_state(strategy, folder / "first.pt", benchmark)
-    assert_same_weights(train(strategy, benchmark).model, expected.model)
+    train(strategy, benchmark, ORDER[:2])
+    assert_ended(strategy, folder, ends[1])
+
+
+def assert_ended(strategy, folder, iterations):
+    """Fail unless the trained weights are those that were stored then."""
+    state = read_state(folder / f"state_{iterations:09d}_end.pt")
+    found = strategy.model.state_dict()
+    assert_same_weights({k: found[k] for k in state["model"]}, state["model"])
 
 
 class Idle(SupervisedPlugin, supports_distributed=True):

@@ -181,13 +181,13 @@ def reference(count=12, seed=99):
     return ReferenceImages(images, transform=None, fixed=True)
 
 
-def selector(**options):
+def selector(iterations=150, **options):
     """A selector that learns in a few steps."""
     from avalanche_clip.models.selector.selector import AutoSelector
     from avalanche_clip.models.selector.training import SelectorTraining
 
     training = SelectorTraining(
-        reference_iterations=150, task_iterations=150, batch_size=8
+        reference_iterations=iterations, task_iterations=iterations, batch_size=8
     )
     return AutoSelector(
         "model", options.pop("model", None), hidden=16, training=training, **options

@@ -38,9 +38,10 @@ from tests.helpers import (
     stub_benchmark,
     stub_model,
 )
+from tests.methods.rows import ROWS
+from tests.methods.rows import build as build_row
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
-from tests.training.strategies import make
 
 ORDERS = ([0, 2], [2, 0], [0, 1, 0, 2], [1, 1, 0])
 SIZES = (8, 8, 8)
@@ -412,7 +413,7 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
 
 def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
     def make_one():
-        strategy, data = make("MoEAdapters", steps=2)
+        strategy, data = build_row(ROWS["MoEAdapters"])
         first, valid = data.train_stream[0], data.streams["valid"][0]
         return strategy, data, [first, valid, first]
 
