@@ -6,12 +6,11 @@
 
 Times are the best of interleaved runs (other work on the machine only adds) on
 ViT-B/16 with random weights. The selection is measured from the model's own
-features, alone (early layers included) and inside the tower's own pass, and from
-AlexNet's features: the autoencoders, in one fused pass and in 12 separate ones,
-and the extractor.
+features (its early layers run once more) and from AlexNet's: the autoencoders, in
+one fused pass and in 12 separate ones, and the extractor.
 Without a weight file AlexNet gets random weights, which take the same time.
-Limits: selection at most 10 % of the image encoder's time; fused at least as
-fast as separate passes.
+Limits: autoencoders at most 10 % of the image encoder's time, the whole selection
+from the model's features 15 %; fused at least as fast as separate passes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from avalanche_clip.models import AlexNetFeatures, AutoSelector, create_dual_encoder
 
 COUNT = 12  # 11 tasks and the reference
-LIMIT = 0.10
+LIMIT = 0.10  # of the autoencoders
+LIMIT_WHOLE = 0.15  # with the early layers, which run once more
 
 
 def best_times(
@@ -139,15 +139,11 @@ def main() -> int:
     other = AutoSelector(alexnet_features(options.alexnet))
     fill(other, other.extractor_module.feature_size)
 
-    def watched() -> None:
-        with own.watch(model):
-            model.encode_image(images)
-
     seconds = best_times(
         {
             "image encoder": lambda: model.encode_image(images),
-            "image encoder, watched": watched,
-            "model features, alone": lambda: own.route(images),
+            "selection": lambda: own.route(images),
+            "early layers": lambda: own.features(images),
             "AlexNet features": lambda: other.features(images),
         },
         options.rounds,
@@ -175,9 +171,8 @@ def main() -> int:
         line(f"{name} features, 12 autoencoders, fused", times["fused"])
         line(f"{name} features, 12 separate passes", times["separate"], None)
         faster[name] = times["separate"] / times["fused"]
-    line("model features, whole selection, alone", seconds["model features, alone"])
-    added = seconds["image encoder, watched"] - base
-    line("model features, added to the tower's own pass", added)
+    line("model features, early layers", seconds["early layers"], None)
+    line("model features, whole selection", seconds["selection"], LIMIT_WHOLE)
     line("AlexNet extractor (not shared)", seconds["AlexNet features"], None)
     for name, ratio in faster.items():
         reached &= ratio >= 1

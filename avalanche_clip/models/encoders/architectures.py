@@ -95,7 +95,7 @@ def stated_preprocess(values: dict[str, Any], source: str) -> dict[str, Any]:
 def _complete_open_clip(config: dict[str, Any], source: str) -> dict[str, Any]:
     schema = Schema(source)
     model_cfg = config["model_cfg"]
-    schema.known("model_cfg", model_cfg, ())
+    schema.entries("model_cfg", model_cfg, {})
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
     if missing:
         raise ValueError(
@@ -133,7 +133,7 @@ def open_clip_tokenizer_spec(
 
 def _complete_transformers(config: dict[str, Any], source: str) -> dict[str, Any]:
     schema = Schema(source)
-    schema.known("hf_config", config["hf_config"], ())
+    schema.entries("hf_config", config["hf_config"], {})
     try:
         hf_config = plain_hf_config(config["hf_config"])
     except ValueError as error:

@@ -7,8 +7,10 @@ types and impossible values are refused with the key named.
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,34 +27,17 @@ from avalanche_clip.models.text.settings import (
 )
 
 FORMAT = 2
-_SIZES = {
-    "embed_dim",
-    "layers",
-    "width",
-    "head_width",
-    "heads",
-    "dim_head",
-    "patch_size",
-    "image_size",
-    "context_length",
-    "vocab_size",
-    "n_queries",
-    "attn_pooler_queries",
-    "attn_pooler_heads",
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "projection_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "max_position_embeddings",
-}
+_SIZES = (
+    *("embed_dim", "layers", "width", "head_width", "heads", "dim_head", "size"),
+    *("patch_size", "image_size", "context_length", "vocab_size", "n_queries"),
+    *("attn_pooler_queries", "attn_pooler_heads", "hidden_size", "intermediate_size"),
+    *("projection_dim", "projection_size", "num_hidden_layers", "num_channels"),
+    *("num_attention_heads", "max_position_embeddings", "rows", "base_rows"),
+)
+_SEVERAL = ("layers", "image_size", "patch_size", "size")
+_OPEN = ("patch_size", "projection_size", "size")  # None leaves them to the model
+_SHARES = ("patch_dropout", "timm_drop", "timm_drop_path", "attention_dropout")
 _LARGEST = 10**7  # ten times the largest vocabulary that was published
-_SHARES = {"patch_dropout", "timm_drop", "timm_drop_path", "attention_dropout"}
-_TOP = ("format", "config", "growth", "files")
-_GROWTH = ("base_rows", "rows", "init", "std", "seed", "tokenizer")
-_TOKENIZER = ("type", "file", "preset", "kwargs")
 _MODEL = {
     "embed_dim": int,
     "vision_cfg": dict,
@@ -65,6 +50,39 @@ _MODEL = {
     "nonscalar_logit_scale": bool,
     "output_dict": bool,
     "pad_id": int,
+}
+_GROWTH = {
+    "base_rows": int,
+    "rows": int,
+    "init": str,
+    "std": float,
+    "seed": int,
+    "tokenizer": dict,
+}
+_TOKENIZER = {"type": str, "file": str, "preset": str, "kwargs": Any}
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a plain type; no flag is a number."""
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, (list, tuple) if kind is list else kind)
+
+
+def _is_size(value: Any) -> bool:
+    return _is(value, int) and 0 < value <= _LARGEST
+
+
+# name -> what its value must be besides its type
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        _SIZES, (_is_size, f"give a whole number above 0 and up to {_LARGEST}")
+    ),
+    **dict.fromkeys(
+        _SHARES,
+        (lambda v: _is(v, float) and 0 <= v < 1, "give a share, at least 0, below 1"),
+    ),
+    **dict.fromkeys(("mlp_ratio", "eps"), (lambda v: v > 0, "give a number above 0")),
 }
 
 
@@ -82,53 +100,49 @@ class Schema:
         """Make the error for one key."""
         return ValueError(f"{self.source}: {key}={value!r} is refused; {advice}.")
 
-    def known(self, key: str, values: Any, names: typing.Iterable[str]) -> None:
-        """Refuse what is no mapping, and unknown keys where that is strict."""
+    def entries(
+        self, key: str, values: Any, known: Mapping[str, Any], needed: Any = ()
+    ) -> None:
+        """Refuse what is no mapping, unknown keys where that is strict, wrong values.
+
+        :param key: of the mapping, empty for the whole file.
+        :param known: allowed keys with the annotations of their types.
+        :param needed: those of them that must be there.
+        """
         if not isinstance(values, dict):
             raise self.refused(key, values, "give a mapping")
-        names = sorted(names)
-        for name in values if self.strict else ():
-            if name not in names:
-                place = f"{key}.{name}" if key else name
+        prefix = f"{key}." if key else ""
+        for name, value in values.items():
+            if name in known:
+                self.value(prefix + name, value, known[name])
+            elif self.strict:
                 raise ValueError(
-                    f"{self.source}: the key {place!r} is unknown."
-                    f"{did_you_mean(name, names)} Known here: {', '.join(names)}."
+                    f"{self.source}: the key {prefix + name!r} is unknown."
+                    f"{did_you_mean(name, known)} Known here: "
+                    f"{', '.join(sorted(known))}."
                 )
+        for name in needed:
+            if name not in values:
+                raise self.refused(prefix + name, None, "it is needed")
 
-    def size(self, key: str, value: Any, *, many: bool = False) -> None:
-        """Refuse what is no whole number above 0."""
-        values = value if many and isinstance(value, (list, tuple)) else [value]
-        if not values or not all(_is_integer(v) and 0 < v <= _LARGEST for v in values):
-            raise self.refused(
-                key, value, f"give a whole number above 0 and up to {_LARGEST}"
-            )
-
-    def typed(self, key: str, value: Any, allowed: Any) -> None:
-        """Refuse a value of another type than an annotation says."""
+    def value(self, key: str, value: Any, allowed: Any) -> None:
+        """Refuse a value of another type than an annotation says, or out of range."""
         name = key.rpartition(".")[2]
-        if value is None:
-            if name in _SIZES and name not in ("patch_size", "projection_size"):
-                raise self.refused(key, value, "give a whole number above 0")
+        holds, advice = _RULES.get(name, (None, ""))
+        if value is None and (name not in _SIZES or name in _OPEN):
             return
-        if name in _SIZES:
-            self.size(key, value, many=name in ("layers", "image_size", "patch_size"))
-            return
-        kinds = _kinds(allowed)
-        right = any(_is_kind(value, kind) for kind in kinds) if kinds else True
-        if not right:
-            names = " or ".join(sorted(kind.__name__ for kind in kinds))
-            raise self.refused(key, value, f"its type must be {names}")
-        if _is_number(value) and not math.isfinite(value):
-            raise self.refused(key, value, "give a finite number")
+        if name not in _SIZES:
+            kinds = _kinds(allowed)
+            if kinds and not any(_is(value, kind) for kind in kinds):
+                names = " or ".join(sorted(kind.__name__ for kind in kinds))
+                raise self.refused(key, value, f"its type must be {names}")
+            if _is(value, float) and not math.isfinite(value):
+                raise self.refused(key, value, "give a finite number")
+        several = name in _SEVERAL and isinstance(value, (list, tuple)) and value
+        if holds and not all(holds(v) for v in (value if several else [value])):
+            raise self.refused(key, value, advice)
         if name == "norm_kwargs":
-            for option, given in value.items():
-                self.typed(f"{key}.{option}", given, float | bool)
-                if option == "eps" and not given > 0:
-                    raise self.refused(f"{key}.{option}", given, "give more than 0")
-        if name in _SHARES and not 0 <= value < 1:
-            raise self.refused(key, value, "give a share, 0 or more and less than 1")
-        if name == "mlp_ratio" and not value > 0:
-            raise self.refused(key, value, "give a number above 0")
+            self.entries(key, value, dict.fromkeys(value, float | bool))
 
     # ------------------------------------------------------------- parts
     def model_cfg(self, values: Any, key: str = "model_cfg") -> None:
@@ -136,24 +150,15 @@ class Schema:
         from open_clip.coca_model import MultimodalCfg
         from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-        self.known(key, values, _MODEL)
-        for name, value in values.items():
-            if name in _MODEL:
-                self.typed(f"{key}.{name}", value, _MODEL[name])
-        parts = {
-            "vision_cfg": CLIPVisionCfg,
-            "text_cfg": CLIPTextCfg,
-            "multimodal_cfg": MultimodalCfg,
-        }
-        for part, kind in parts.items():
-            if part not in values:
-                continue
-            hints = typing.get_type_hints(kind)
-            inner = values[part]
-            self.known(f"{key}.{part}", inner, [f.name for f in fields(kind)])
-            for name, value in inner.items():
-                if name in hints:
-                    self.typed(f"{key}.{part}.{name}", value, hints[name])
+        self.entries(key, values, _MODEL)
+        for part, kind in (
+            ("vision_cfg", CLIPVisionCfg),
+            ("text_cfg", CLIPTextCfg),
+            ("multimodal_cfg", MultimodalCfg),
+        ):
+            if part in values:
+                hints = typing.get_type_hints(kind)
+                self.entries(f"{key}.{part}", values[part], hints)
         self.divides(values.get("text_cfg", {}), f"{key}.text_cfg", "width", "heads")
 
     def divides(self, values: dict[str, Any], key: str, whole: str, part: str) -> None:
@@ -165,38 +170,32 @@ class Schema:
 
     def hf_config(self, values: Any, key: str = "hf_config") -> None:
         """Check a transformers configuration."""
-        self.known(key, values, HF_KEYS[""])
+        self.entries(key, values, dict.fromkeys(HF_KEYS[""], Any))
         kind = values.get("model_type")
         if kind not in HF_MODEL_TYPES:
             raise self.refused(
                 f"{key}.model_type", kind, f"use {' or '.join(HF_MODEL_TYPES)}"
             )
-        for part in ("", "text_config", "vision_config"):
-            inner = values.get(part) if part else values
-            if inner is None:
-                continue
-            place = f"{key}.{part}" if part else key
-            self.known(place, inner, HF_KEYS[part])
-            for name, value in inner.items():
-                if name in _SIZES or name in _SHARES:
-                    self.typed(f"{place}.{name}", value, float)
-            if part:
+        for part in ("text_config", "vision_config"):
+            inner, place = values.get(part), f"{key}.{part}"
+            if inner is not None:
+                self.entries(place, inner, dict.fromkeys(HF_KEYS[part], Any))
                 self.divides(inner, place, "hidden_size", "num_attention_heads")
 
     def tokenizer(self, values: Any, key: str = "tokenizer") -> None:
         """Check the entry of a tokenizer."""
         if values is None:
             return
-        self.known(key, values, _TOKENIZER)
+        self.entries(key, values, _TOKENIZER)
+        for name in ("file", "preset"):
+            if values.get(name, "") is None:
+                raise self.refused(f"{key}.{name}", None, "give a text")
         kind = values.get("type")
-        if not isinstance(kind, str) or kind not in TOKENIZER_SETTINGS:
+        if kind not in TOKENIZER_SETTINGS:
             raise self.refused(
                 f"{key}.type", kind, f"use one of {', '.join(TOKENIZER_SETTINGS)}"
             )
-        for name in ("file", "preset"):
-            if name in values and not isinstance(values[name], str):
-                raise self.refused(f"{key}.{name}", values[name], "give a text")
-        named = kind == "open_clip" or "file" in values or "preset" in values
+        named = kind == "open_clip" or values.get("file") or values.get("preset")
         if self.strict and not named:
             raise self.refused(f"{key}.file", None, "name the tokenizer's file")
         check_tokenizer_settings(kind, values.get("kwargs"), f"{self.source}: {key}")
@@ -204,51 +203,39 @@ class Schema:
     def preprocess_cfg(self, values: Any, key: str = "preprocess_cfg") -> None:
         """Check preprocessing, its augmentation included."""
         names = [f.name for f in fields(Preprocessing)]
-        self.known(key, values, [*names, "augmentation", "mode"])
-        augmentation = values.get("augmentation")
-        if augmentation is not None:
-            names = [f.name for f in fields(TinyAugmentation)]
-            self.known(f"{key}.augmentation", augmentation, names)
+        self.entries(key, values, dict.fromkeys([*names, "augmentation", "mode"], Any))
+        if values.get("augmentation") is not None:
+            known = {f.name: Any for f in fields(TinyAugmentation)}
+            self.entries(f"{key}.augmentation", values["augmentation"], known)
         check_preprocess(values, self.source)
-        if values.get("size") is not None:
-            self.size(f"{key}.size", values["size"], many=True)
 
     def config(self, values: Any, key: str = "config") -> None:
         """Check a whole model configuration."""
         library = values.get("library") if isinstance(values, dict) else None
         parts = {"open_clip": "model_cfg", "transformers": "hf_config"}
-        part = parts.get(library) if isinstance(library, str) else None
-        if part is None:
+        if not isinstance(library, str) or library not in parts:
             raise self.refused(
                 f"{key}.library", library, "use 'open_clip' or 'transformers'"
             )
-        self.known(key, values, ("library", part, "preprocess_cfg", "tokenizer"))
-        for name in (part, "preprocess_cfg"):
-            if name not in values:
-                raise self.refused(f"{key}.{name}", None, "it is needed")
+        part = parts[library]
+        known = dict.fromkeys(("library", "preprocess_cfg", "tokenizer", part), Any)
+        self.entries(key, values, known, needed=(part, "preprocess_cfg"))
         getattr(self, part)(values[part], f"{key}.{part}")
         self.preprocess_cfg(values["preprocess_cfg"], f"{key}.preprocess_cfg")
         self.tokenizer(values.get("tokenizer"), f"{key}.tokenizer")
 
     def growth(self, values: Any, key: str = "growth") -> None:
         """Check what is said of a growing token table."""
-        self.known(key, values, _GROWTH)
-        missing = [name for name in _GROWTH if name not in values]
-        if missing:
-            raise self.refused(f"{key}.{missing[0]}", None, "it is needed")
-        for name in ("base_rows", "rows"):
-            self.size(f"{key}.{name}", values[name])
+        self.entries(key, values, _GROWTH, needed=_GROWTH)
         if values["rows"] < values["base_rows"]:
             raise self.refused(
                 f"{key}.rows", values["rows"], f"base_rows is {values['base_rows']}"
             )
-        if not isinstance(values["init"], str):
-            raise self.refused(f"{key}.init", values["init"], "give a text")
-        std = values["std"]
-        if std is not None and not (_is_number(std) and 0 <= std < math.inf):
-            raise self.refused(f"{key}.std", std, "give a number of 0 or more")
-        if not _is_integer(values["seed"]):
-            raise self.refused(f"{key}.seed", values["seed"], "give a whole number")
+        for name in ("init", "seed"):
+            if values[name] is None:
+                raise self.refused(f"{key}.{name}", None, "it is needed")
+        if values["std"] is not None and values["std"] < 0:
+            raise self.refused(f"{key}.std", values["std"], "give 0 or more")
         self.tokenizer(values["tokenizer"], f"{key}.tokenizer")
 
 
@@ -261,43 +248,27 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
     """
     schema = Schema(path, strict=True)
     form = facts.get("format")
-    if form == 1 and not isinstance(form, bool):
+    if form == 1 and _is(form, int):
         raise ValueError(
             f"{path} was written by an earlier version, without hashes of the files "
             f"beside it; avalanche_clip.models.rewrite_file({str(path.parent)!r}) "
             "rewrites a folder that you trust."
         )
-    if form != FORMAT or not _is_integer(form):
-        raise schema.refused(
-            "format", facts.get("format"), f"this version reads {FORMAT}"
-        )
-    schema.known("", facts, _TOP)
+    if form != FORMAT or not _is(form, int):
+        raise schema.refused("format", form, f"this version reads {FORMAT}")
+    known = {"format": int, "config": Any, "growth": Any, "files": dict}
+    schema.entries("", facts, known, needed=("files",))
     schema.config(facts.get("config"))
     if facts.get("growth") is not None:
         schema.growth(facts["growth"])
-    files = facts.get("files")
-    if not isinstance(files, dict):
-        raise schema.refused("files", files, "give a mapping of names to hashes")
-    for name, digest in files.items():
+    if facts["files"] is None:
+        raise schema.refused("files", None, "give a mapping of names to hashes")
+    for name, digest in facts["files"].items():
         inside(path.parent, name, path)
-        if not _is_hash(digest):
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             raise schema.refused(
                 f"files.{name}", digest, "give a SHA-256, 64 hex digits"
             )
-
-
-def _is_hash(value: Any) -> bool:
-    if not isinstance(value, str) or len(value) != 64:
-        return False
-    return all(c in "0123456789abcdef" for c in value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _kinds(annotation: Any) -> list[type]:
@@ -305,17 +276,6 @@ def _kinds(annotation: Any) -> list[type]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = typing.get_args(annotation)
         return [kind for part in parts for kind in _kinds(part)]
-    annotation = typing.get_origin(annotation) or annotation
-    plain = {tuple: list, list: list, dict: dict, str: str, bool: bool}
-    plain |= {int: int, float: float}
-    return [plain[annotation]] if annotation in plain else []
-
-
-def _is_kind(value: Any, kind: type) -> bool:
-    if kind is float:
-        return _is_number(value)
-    if kind is int:
-        return _is_integer(value)
-    if kind is list:
-        return isinstance(value, (list, tuple))
-    return isinstance(value, kind)
+    kind = typing.get_origin(annotation) or annotation
+    kind = list if kind is tuple else kind
+    return [kind] if kind in (list, dict, str, bool, int, float) else []

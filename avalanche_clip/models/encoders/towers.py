@@ -87,7 +87,79 @@ def _single(value: Any) -> Any:
     return value
 
 
-class OpenCLIPTowers:
+class _Reached(Exception):
+    """Carries activations out of a tower that need not go on."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _leave(module: nn.Module, args: Any, output: Any = None) -> None:
+    found = args if output is None else output
+    # earlier transformers releases return a tuple
+    raise _Reached(found[0] if isinstance(found, tuple) else found)
+
+
+class _Towers:
+    """What both libraries' image towers have in common."""
+
+    image_child: str
+
+    def blocks(self, clip: Any, tower: str) -> list[BlockView]:
+        """Return the residual blocks of one tower, first to last."""
+        raise NotImplementedError
+
+    def early_stage(self, clip: Any) -> tuple[nn.Module, list[nn.Module]]:
+        """Find where early image features are read, and what comes later.
+
+        :return: the first residual block, after which they are read, and the later
+            blocks; for convolutional towers the first stage, before which they are
+            read, and the stages, itself included.
+        :raises ValueError: for a tower without a known beginning.
+        """
+        try:
+            first, *later = [view.module for view in self.blocks(clip, "image")]
+            return first, later
+        except ValueError:
+            trunk = getattr(clip, self.image_child)
+            trunk = getattr(trunk, "trunk", trunk)
+        for name in ("stages", "layer1", "s1", "blocks"):
+            stage = getattr(trunk, name, None)
+            if name in ("stages", "blocks") and stage is not None and len(stage):
+                return stage[0], list(stage)
+            if stage is not None:
+                return stage, [stage]
+        raise ValueError(
+            f"The image tower ({type(trunk).__name__}) has neither plain residual"
+            " blocks nor a first stage named stages, layer1, s1 or blocks; give a"
+            " SelectorFeatures module of your own, or extractor='alexnet' with local"
+            " weights."
+        )
+
+    @staticmethod
+    def prefix(root: nn.Module, stage: str, before: bool, image: Tensor) -> Tensor:
+        """Run the beginning of an image tower only.
+
+        :param root: the tower.
+        :param stage: name of the module at which it is left.
+        :param before: return the module's input instead of its output.
+        :param image: float ``(B, 3, H, W)``.
+        :return: the activations there.
+        """
+        module = root.get_submodule(stage)
+        hook = module.register_forward_pre_hook if before else None
+        handle = (hook or module.register_forward_hook)(_leave)
+        try:
+            root(image)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise RuntimeError(f"The image tower never reached {stage}.")
+
+
+class OpenCLIPTowers(_Towers):
     """Answers for open_clip's ``CLIP``, ``CustomTextCLIP`` and ``CoCa``."""
 
     library = "open_clip"
@@ -143,7 +215,7 @@ class OpenCLIPTowers:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-class TransformersTowers:
+class TransformersTowers(_Towers):
     """Answers for transformers' ``CLIPModel`` and ``SiglipModel``."""
 
     library = "transformers"

@@ -36,20 +36,6 @@ class Calibration:
     given: float
 
 
-@dataclass
-class Watched:
-    """What the last image pass inside ``AutoSelector.watch`` showed.
-
-    :ivar features: ``(B, F)``.
-    :ivar errors: ``(B, T + 1)``.
-    :ivar routes: long ``(B,)``.
-    """
-
-    features: Tensor | None = None
-    errors: Tensor | None = None
-    routes: Tensor | None = None
-
-
 def held_out_pairs(
     held_out: Mapping[int, Any] | Sequence[Any], num_tasks: int
 ) -> list[tuple[int, Any]]:

@@ -8,8 +8,7 @@ tasks only, and the model's own features are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from avalanche_clip.models.selector.alexnet import AlexNetFeatures
 from avalanche_clip.models.selector.decisions import (
     GRANULARITIES,
     Calibration,
-    Watched,
     autoencoder_errors,
     choose_routes,
     conformal_threshold,
@@ -203,7 +201,8 @@ class AutoSelector(nn.Module):
         kept = {k: v.clone() for k, v in features.state_dict().items()}
         try:
             if layers is not None:
-                features.load_state_dict(layers)
+                # layers that are never run need not be there
+                features.load_state_dict(layers, strict=False)
             std = self.feature_std if std is None else std
             check_same_extractor(features, settings, probe, std)
         except (RuntimeError, ValueError) as error:
@@ -348,34 +347,6 @@ class AutoSelector(nn.Module):
             )
         limits = self._limits(errors.shape[1])
         return choose_routes(errors, limits, self.granularity)
-
-    @contextmanager
-    def watch(
-        self,
-        model: DualEncoder,
-        on_routes: Callable[[Tensor], None] | None = None,
-    ) -> Iterator[Watched]:
-        """Route the images of a model's own passes, without a pass of its own.
-
-        See ``SelectorFeatures.tap``. ``on_routes`` is called while the first
-        block is being computed, before a mixture adapter adds its output
-        there, so that the adapters can use the routes in the same pass.
-
-        :param model: the model whose image passes are watched.
-        :param on_routes: receives the router ids ``(B,)``.
-        :return: context that yields a :class:`Watched`, filled at each pass.
-        """
-        seen = Watched()
-
-        def note(features: Tensor) -> None:
-            features = features.to(self.encoder_weight.device)
-            seen.features, seen.errors = features, self.errors_of(features)
-            seen.routes = self.route(seen.errors)
-            if on_routes is not None:
-                on_routes(seen.routes)
-
-        with self.extractor_module.tap(model, note):
-            yield seen
 
     @property
     def threshold(self) -> float | tuple[float, ...]:

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models.text.learning import (
@@ -33,7 +31,6 @@ from avalanche_clip.models.text.tokenizers import (
     CaptionTokenizer,
     Codes,
     check_languages,
-    check_texts,
 )
 from avalanche_clip.models.text.vocabulary import (
     Snapshot,
@@ -159,25 +156,29 @@ class GrowingTokenizer(CaptionTokenizer):
     # --------------------------------------------------------------- encoding
     def encode(self, text: str) -> list[int]:
         """Return the ids of one caption under the latest vocabulary, uncut."""
-        return self._encode_at(text, self.vocabulary.level)
+        return self._encode_in(text, self.vocabulary.level)
 
     def encode_in(self, text: str, language: int | str | None = None) -> list[int]:
         """Return the uncut ids of one caption as :meth:`__call__` would cut it.
 
         :param text: the caption.
-        :param language: its language's code or name, see :meth:`__call__`.
+        :param language: its language's code or name; used with
+            ``scope="language"`` only. Languages that were never added are cut with
+            the latest vocabulary.
+        :raises ValueError: if it is missing under ``scope="language"`` and there is
+            no ``default_language``.
         """
         given = None if language is None else [language]
-        return self._encode_at(text, self._levels(given, 1)[0])
+        return self._encode_in(text, self._ways(given, 1)[0])
 
-    def _encode_at(self, text: str, level: int) -> list[int]:
+    def _encode_in(self, text: str, way: Any) -> list[int]:
         if self._clean is not None:
             text = self._clean(text)
         for old, new in self._dress.renamed.items():
             text = text.replace(old, new)
-        inner = self._built.get(level)
+        inner = self._built.get(way)
         if inner is None:
-            inner = self._built[level] = self.vocabulary.build(level)
+            inner = self._built[way] = self.vocabulary.build(way)
         # one caption per call: the batch call starts threads, which forked data
         # workers then warn about
         ids = inner.encode(text, add_special_tokens=self._dress.template).ids
@@ -188,36 +189,8 @@ class GrowingTokenizer(CaptionTokenizer):
             ids = [0 if number == self._dress.zeroed else number for number in ids]
         return ids
 
-    def __call__(
-        self, texts: str | Sequence[str], languages: Codes | None = None
-    ) -> Tensor:
-        """Tokenise captions.
-
-        :param texts: captions; a single string counts as a list of one.
-        :param languages: code or name of the language of each caption; used with
-            ``scope="language"`` only. Languages that were never added are cut
-            with the latest vocabulary.
-        :return: long tensor ``(N, L)``, padded, see the base class.
-        :raises TypeError: if an element of ``texts`` is not a string.
-        :raises ValueError: if ``languages`` is missing under
-            ``scope="language"`` and there is no ``default_language``, or has
-            another length than ``texts``; or if a caption is too long and
-            ``truncate`` is off.
-        """
-        texts = check_texts(texts)
-        levels = self._levels(languages, len(texts))
-        rows = []
-        for text, level in zip(texts, levels, strict=True):
-            key = f"{level}|{text}"
-            row = self._cache.get(key)
-            if row is None:
-                if len(self._cache) >= 65536:
-                    self._cache.clear()
-                row = self._cache[key] = self._encode_at(text, level)
-            rows.append(self._fit(row, text))
-        return self._stack(rows)
-
-    def _levels(self, languages: Codes | None, count: int) -> list[int]:
+    def _ways(self, languages: Codes | None, count: int) -> list[Any]:
+        """Return the level of each caption, see ``scope``."""
         listed = check_languages(languages, count)
         latest = self.vocabulary.level
         if self.scope == "latest":
@@ -238,13 +211,6 @@ class GrowingTokenizer(CaptionTokenizer):
             language = self._codes.get(int(language), "")
         snapshot = self.snapshots.get(language)
         return self.vocabulary.level if snapshot is None else snapshot.level
-
-    def _fit(self, row: list[int], text: str) -> list[int]:
-        cut = super()._fit(row, text)
-        # rows without an end token of their own (T5 style ids) keep their form
-        if cut is not row and self._dress.template and row[-1] != self.eot_id:
-            cut[-1] = row[-1]
-        return cut
 
     # ---------------------------------------------------------------- growing
     def train_language(

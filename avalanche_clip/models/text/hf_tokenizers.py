@@ -6,11 +6,9 @@ import codecs
 import re
 import string
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from avalanche_clip.common.files import read_json, replacing_folder, write_json
 from avalanche_clip.models.text.settings import (
@@ -21,7 +19,6 @@ from avalanche_clip.models.text.tokenizers import (
     CaptionTokenizer,
     Codes,
     check_languages,
-    check_texts,
 )
 
 _CONFIG = "tokenizer_config.json"
@@ -68,7 +65,9 @@ class HFCaptionTokenizer(CaptionTokenizer):
             readable = _without_marks(self.name)
             self._inner = loader(readable, context_length, cache_dir)
             _check_code(getattr(self._inner, "init_kwargs", {}))
-            eot = self._end_id()
+            eot = self._id("eos", "sep")
+            if eot is None:
+                raise ValueError("it has neither an end nor a separator token")
             length = self._length(context_length, open_clip, trim)
             self.encode("a photo")  # damaged vocabularies show when they are used
         except BaseException as error:  # panics of tokenizers are no Exceptions
@@ -82,7 +81,7 @@ class HFCaptionTokenizer(CaptionTokenizer):
         pad = self._inner.pad_token_id
         super().__init__(
             context_length=length,
-            sot_id=self._start_id(),
+            sot_id=self._id("bos", "cls"),
             eot_id=eot,
             pad_id=eot if pad is None else pad,
             vocab_size=len(self._inner),
@@ -132,17 +131,10 @@ class HFCaptionTokenizer(CaptionTokenizer):
         self._clean = self._wrapper.clean_fn
         return self._wrapper.tokenizer
 
-    def _start_id(self) -> int | None:
-        for token in (self._inner.bos_token_id, self._inner.cls_token_id):
-            if token is not None:
-                return int(token)
-        return None
-
-    def _end_id(self) -> int:
-        for token in (self._inner.eos_token_id, self._inner.sep_token_id):
-            if token is not None:
-                return int(token)
-        raise ValueError("the tokenizer has neither an end nor a separator token")
+    def _id(self, *names: str) -> int | None:
+        """Return the id of the first special token of these that there is."""
+        found = [getattr(self._inner, f"{name}_token_id") for name in names]
+        return next((int(number) for number in found if number is not None), None)
 
     def _length(self, context_length: int, open_clip: bool, trim: bool) -> int:
         longest = getattr(self._inner, "model_max_length", None)
@@ -186,41 +178,21 @@ class HFCaptionTokenizer(CaptionTokenizer):
         )
 
     # --------------------------------------------------------------- encoding
-    def __call__(
-        self, texts: str | Sequence[str], languages: Codes | None = None
-    ) -> Tensor:
-        """Tokenise captions, see the base class.
-
-        :param texts: captions; a single string counts as a list of one.
-        :param languages: per caption. Tokenizers that mark the language (NLLB,
-            mBART) take their own names for it (``"fra_Latn"``); codes count if
-            ``language_names`` says what they stand for. All others give the same
-            ids for every language.
-        :raises ValueError: for a language that the tokenizer does not know.
-        """
-        if not self.marks_language or languages is None:
-            return super().__call__(texts, languages)
-        texts = check_texts(texts)
-        listed = check_languages(languages, len(texts)) or []
-        names = [self._language(language) for language in listed]
-        rows = []
-        for text, name in zip(texts, names, strict=True):
-            key = f"{name}|{text}"
-            if key not in self._marked:
-                if len(self._marked) >= 65536:
-                    self._marked.clear()
-                self._marked[key] = self._encode_in(text, name)
-            rows.append(self._fit(self._marked[key], text))
-        return self._stack(rows)
-
     @property
     def marks_language(self) -> bool:
-        """Whether the ids of a caption depend on its language."""
+        """Whether the ids of a caption depend on its language (NLLB, mBART).
+
+        Such tokenizers take their own names for it (``"fra_Latn"``); codes count if
+        ``language_names`` says what they stand for. Others refuse nothing and give
+        the same ids for every language.
+        """
         return callable(getattr(self._inner, "set_src_lang_special_tokens", None))
 
-    @property
-    def _marked(self) -> dict[str, list[int]]:
-        return self.__dict__.setdefault("_by_language", {})
+    def _ways(self, languages: Codes | None, count: int) -> list[Any]:
+        listed = check_languages(languages, count)
+        if listed is None or not self.marks_language:
+            return [None] * count
+        return [self._language(language) for language in listed]
 
     def _language(self, language: int | str) -> str:
         if isinstance(language, int):
@@ -250,10 +222,12 @@ class HFCaptionTokenizer(CaptionTokenizer):
                 "give its own names, such as 'eng_Latn' (NLLB) or 'en_XX' (mBART)."
             )
 
-    def _encode_in(self, text: str, language: str) -> list[int]:
+    def _encode_in(self, text: str, way: Any) -> list[int]:
+        if way is None:
+            return self.encode(text)
         before = getattr(self._inner, "src_lang", None)
         try:
-            _speak(self._inner, language)
+            _speak(self._inner, way)
             return self.encode(text)
         finally:
             if before is not None:
@@ -273,13 +247,6 @@ class HFCaptionTokenizer(CaptionTokenizer):
         if self._wrapper is not None and self._wrapper.strip_sep_token:
             ids = [0 if i == self._inner.sep_token_id else i for i in ids]
         return ids
-
-    def _fit(self, row: list[int], text: str) -> list[int]:
-        cut = super()._fit(row, text)
-        # rows without an end token of their own (T5 style ids) keep their form
-        if cut is not row and row[-1] != self.eot_id:
-            cut[-1] = row[-1]
-        return cut
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the tokenizer's files into ``folder/tokenizer``."""

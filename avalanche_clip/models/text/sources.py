@@ -83,67 +83,32 @@ def _from_open_clip(tokenizer: OpenCLIPTokenizer) -> tuple[Vocabulary, Dress]:
             f"{tokenizer.kwargs['reduction_mask']!r}), which a growing one does not; "
             "build the model with a configuration without it."
         )
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
     inner = tokenizer._inner
     names = {"<start_of_text>": START_TOKEN, "<end_of_text>": END_TOKEN}
     # To open_clip the names used here are plain text, cut behind "<|" anyway.
     plain = {name: name.replace("<|", "<| ") for name in names.values()}
     tokens = [names.get(token, token) for token in inner.encoder]
-    specials = [tokens[number] for number in inner.all_special_ids]
-    pipeline = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": number,
-                "content": tokens[number],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for number in inner.all_special_ids
-        ],
-        # open_clip's clean-up has done all of it before
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": _PATTERN},
-                    "behavior": "Removed",
-                    "invert": True,
-                },
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
-            ],
-        },
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": END_TOKEN,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": _SUFFIX,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-        },
-    }
+    split = pre_tokenizers.Split(Regex(_PATTERN), "removed", invert=True)
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merges = list(inner.bpe_ranks)
+    model = models.BPE(
+        {token: number for number, token in enumerate(tokens)},
+        merges,
+        unk_token=END_TOKEN,
+        end_of_word_suffix=_SUFFIX,
+    )
+    # open_clip's clean-up has done before what a normalizer would do
+    own = Tokenizer(model)
+    own.pre_tokenizer = pre_tokenizers.Sequence([split, pieces])
+    own.add_special_tokens([tokens[number] for number in inner.all_special_ids])
     dress = Dress(
         clean=str(tokenizer.kwargs.get("clean", "lower")),
         renamed={**plain, **names},
         special_ids=[int(n) for n in inner.all_special_ids],
     )
-    assert len(specials) == len(dress.special_ids)
-    return Vocabulary(pipeline, tokens, merges=list(inner.bpe_ranks)), dress
+    return _from_json(own.to_str(), "open_clip's tokenizer"), dress
 
 
 def _from_json(text: str, name: str) -> Vocabulary:

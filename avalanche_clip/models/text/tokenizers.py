@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, as_texts
 from avalanche_clip.common.files import read_text, require_file, unreadable, write_text
 from avalanche_clip.models.text.settings import check_tokenizer_settings
 
@@ -61,7 +61,7 @@ class CaptionTokenizer:
         #: captions cut so far by this object (each worker process counts its own)
         self.num_truncated = 0
         self._warned = False
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[tuple[str, Any], list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of one caption, uncut, start and end token included.
@@ -87,17 +87,29 @@ class CaptionTokenizer:
         :raises ValueError: if ``languages`` has another length than
             ``texts``, or if a caption is too long and ``truncate`` is off.
         """
-        texts = check_texts(texts)
-        check_languages(languages, len(texts))
-        rows = [self._fit(self._encode_cached(text), text) for text in texts]
-        return self._stack(rows)
+        if isinstance(texts, str):
+            texts = [texts]
+        texts = as_texts(texts, "the captions", least=0)
+        ways = self._ways(languages, len(texts))
+        return self._stack(
+            [self._fit(self._cut(t, way), t) for t, way in zip(texts, ways)]
+        )
 
-    def _encode_cached(self, text: str) -> list[int]:
-        row = self._cache.get(text)
+    def _ways(self, languages: Codes | None, count: int) -> list[Any]:
+        """Name the way in which each caption is cut, where there are several."""
+        check_languages(languages, count)
+        return [None] * count
+
+    def _encode_in(self, text: str, way: Any) -> list[int]:
+        """Return the uncut ids of one caption, cut in one of the ways."""
+        return self.encode(text)
+
+    def _cut(self, text: str, way: Any) -> list[int]:
+        row = self._cache.get((text, way))
         if row is None:
             if len(self._cache) >= _CACHE_LIMIT:
                 self._cache.clear()
-            row = self._cache[text] = self.encode(text)
+            row = self._cache[text, way] = self._encode_in(text, way)
         return row
 
     def _fit(self, row: list[int], text: str) -> list[int]:
@@ -117,7 +129,8 @@ class CaptionTokenizer:
                 UserWarning,
                 stacklevel=4,
             )
-        return row[: self.context_length - 1] + [self.eot_id]
+        # rows without an end token (T5 style ids) keep the last one they have
+        return row[: self.context_length - 1] + row[-1:]
 
     def _stack(self, rows: list[list[int]]) -> Tensor:
         length = self.context_length
@@ -152,28 +165,6 @@ class CaptionTokenizer:
             f"{type(self).__name__}(vocab_size={self.vocab_size},"
             f" context_length={self.context_length}, trim={self.trim})"
         )
-
-
-def check_texts(texts: str | Sequence[str]) -> list[str]:
-    """Return captions as a list, or say which element is not a string.
-
-    :param texts: a string or a sequence of strings.
-    :return: list of strings.
-    :raises TypeError: for anything else.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, Sequence):
-        raise TypeError(
-            f"Captions came as {type(texts).__name__}; give a list of strings."
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"Caption {index} is a {type(text).__name__}, not a string; flatten"
-                " nested lists and convert ids before tokenising."
-            )
-    return list(texts)
 
 
 def check_languages(languages: Any, count: int) -> list[int | str] | None:
@@ -314,7 +305,7 @@ class JSONTokenizer(CaptionTokenizer):
 
 
 def read_json_tokenizer(path: str | Path) -> Any:
-    """Read a tokenizer in the format of Hugging Face tokenizers."""
+    """Read a file of the ``tokenizers`` library, whole or refused."""
     from tokenizers import Tokenizer
 
     path = require_file(path, "give the path of a tokenizer.json")

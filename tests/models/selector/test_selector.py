@@ -14,7 +14,6 @@ from avalanche_clip.models import (
     AlexNetFeatures,
     AutoSelector,
     SelectorTraining,
-    attach_moe_adapters,
     create_dual_encoder,
 )
 from avalanche_clip.models.selector.decisions import (
@@ -288,46 +287,6 @@ def test_model_state__base_is_checked_or_stored(vit, tiny_cfg):
         assert torch.equal(fresh.errors(images[1]), trained.errors(images[1]))
         again = through_file(fresh.state_dict())["_extra_state"]["layers"]
         assert again is not None
-
-
-def test_watch__routes_the_images_of_the_models_own_pass(vit):
-    selector, images = model_selector(vit)
-    mixed = torch.cat([images[1, :3], images[2, :3], images[0, :1]])
-    routes = []
-    with torch.no_grad(), selector.watch(vit, routes.append) as seen:
-        vit.encode_image(mixed)
-    assert torch.equal(seen.features, selector.features(mixed))
-    assert torch.equal(seen.errors, selector.errors(mixed))
-    assert torch.equal(seen.routes, selector.route(mixed))
-    assert torch.equal(routes[0], seen.routes)
-    assert seen.routes[:6].tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_watch__sets_the_routers_of_the_same_pass(vit):
-    selector, images = model_selector(vit)
-    adapters = attach_moe_adapters(vit, num_experts=4, top_k=2, bottleneck=8)
-    vit.eval()
-    tower = vit.blocks("image")[0].module.moe._tower
-    generator = torch.Generator().manual_seed(0)
-    for parameter in vit.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(0, 1.0, generator=generator)
-    assert adapters is not None
-    x = images[0, :1] + 100.0  # unfamiliar
-    selector.given_threshold = 1e-9
-
-    def use(routes):
-        tower.ids = int(routes[0])
-
-    with torch.no_grad():
-        tower.ids = -1
-        bare = vit.encode_image(x)
-        tower.ids = 0
-        assert not torch.equal(vit.encode_image(x), bare)
-        with selector.watch(vit, use) as seen:
-            output = vit.encode_image(x)
-    assert seen.routes.tolist() == [-1]
-    assert torch.equal(output, bare)
 
 
 def test_alexnet__trains_and_selects(tmp_path):

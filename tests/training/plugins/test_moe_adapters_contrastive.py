@@ -239,7 +239,7 @@ def test_selector__routes_as_it_decides(granularity):
             assert len(expected) == 1
 
 
-def test_selector__costs_no_pass_of_its_own_and_unknown_images_are_zero_shot():
+def test_selector__sees_each_image_once_and_unknown_images_are_zero_shot():
     strategy, plugin, benchmark = domains_with()
     train_stream(strategy, benchmark, 1)
     passes = []

@@ -114,21 +114,21 @@ class RoutedEvaluation:
         moe, batch = self._moe(strategy), strategy.mb_x
         size, device = len(batch["image"]), batch["image"].device
 
-        def use(routes: Tensor) -> None:
-            self._routes = routes.to(device)
-            ids: dict[str, Any] = {"image": self._routes}
-            if with_texts:
-                ids["text"] = _most_frequent(routes)
-            moe.set_router(**{t: ids[t] for t in moe.towers if t in ids})
-
         chosen = self.auto_selector
         with moe.using_router():
-            if self.router_for_eval == "auto" and chosen is not None:
-                if chosen.num_tasks:
-                    with chosen.watch(strategy.model, on_routes=use):
-                        yield
-                    return
-            use(_per_image(self._rule(strategy), size, device))
+            if (
+                self.router_for_eval == "auto"
+                and chosen is not None
+                and chosen.num_tasks
+            ):
+                routes: int | Tensor = chosen.route(batch["image"])
+            else:
+                routes = self._rule(strategy)
+            self._routes = _per_image(routes, size, device)
+            ids: dict[str, Any] = {"image": self._routes}
+            if with_texts:
+                ids["text"] = _most_frequent(self._routes)
+            moe.set_router(**{t: ids[t] for t in moe.towers if t in ids})
             yield
 
     def _rule(self, strategy: Any) -> int | Tensor:
