@@ -6,8 +6,9 @@ from unittest import mock
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip import distributed
 from tests.helpers import train_stream, weights
-from tests.methods.rows import ROWS, WORLDS, Row, build
+from tests.methods.rows import BATCH, ROWS, Row, build
 from tests.methods.variants import VARIANTS
 
 
@@ -28,17 +29,19 @@ def sgd(groups):
 
 
 class Losses(SupervisedPlugin, supports_distributed=True):
-    """Notes the terms of the loss of each step."""
+    """Notes the samples of each step and the terms of its loss."""
 
     stateless = True
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.ids = [], []
 
     def after_update(self, strategy, **kwargs):
         terms = {k: float(v) for k, v in strategy.loss_terms.items()}
         self.seen.append({**terms, "all": float(strategy.loss)})
+        ids = distributed.gather_rows(strategy.mb_x["sample_id"])
+        self.ids.append(sorted(ids.tolist()))
 
 
 @cache
@@ -46,8 +49,9 @@ def batch_run(name, processes=1, **options):
     """Train two experiences without randomness; return what came of it."""
     row, losses = row_of(name, processes), Losses()
     options = {"param_groups": None, "optimizer": sgd, **options}
-    size = WORLDS[row.world][1] // processes
-    strategy, benchmark = build(row, losses, noise=0.0, train_mb_size=size, **options)
+    strategy, benchmark = build(
+        row, losses, noise=0.0, train_mb_size=BATCH // processes, **options
+    )
     no_gate_noise = mock.patch(
         "torch.randn", lambda *size, generator=None, **kind: torch.zeros(*size, **kind)
     )
@@ -56,6 +60,7 @@ def batch_run(name, processes=1, **options):
     return {
         "weights": weights(strategy.model),
         "losses": losses.seen,
+        "ids": losses.ids,
         "metrics": strategy.eval(benchmark.test_stream),
         "samples": strategy.compute.report()["samples"],
     }

@@ -1,6 +1,7 @@
 """Every method on a batch in two processes, in parts, and in half precision."""
 
-from functools import partial
+from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
@@ -10,30 +11,52 @@ from tests.methods.runs import batch_run, rows_that
 from tests.methods.variants import VARIANTS
 from tests.processes import run_in_processes
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    # The first test waits for all rows.
+    pytest.mark.timeout(900),
+]
 
 NAMES = [*rows_that("processes"), *VARIANTS]
+IN_THREE = [
+    "Sequential",
+    "ContrastiveLwF",
+    "ModX",
+    "LwF-VR",
+    "DER",
+    "Replay on class names",
+    "LoRA per language",
+]
 # Where the loss of a process is that of its own rows, the mean counts.
 OWN_ROWS = ("balance",)
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Results of both processes, which do all rows in one go."""
-    jobs = {name: partial(batch_run, name, 2) for name in NAMES}
-    return run_in_processes(jobs, tmp_path_factory.mktemp("pool"), seconds=280)
+    """Results of several processes, which do all rows in one go."""
+
+    @cache
+    def run(count):
+        names = NAMES if count == 2 else IN_THREE
+        jobs = {name: partial(batch_run, name, count) for name in names}
+        folder = tmp_path_factory.mktemp("pool")
+        return run_in_processes(jobs, folder, count=count, seconds=800)
+
+    return run
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes__equal_one_with_the_whole_batch(name, pool):
-    first, second = pool[name]
-    assert_same_weights(first["weights"], second["weights"])
-    assert first["losses"] == second["losses"]
-    assert repr(first["metrics"]) == repr(second["metrics"])
+@pytest.mark.parametrize("name, count", [*product(NAMES, [2]), *product(IN_THREE, [3])])
+def test_processes__equal_one_with_the_whole_batch(name, count, pool):
+    first, *others = pool(count)[name]
+    for other in others:
+        assert_same_weights(first["weights"], other["weights"])
+        assert first["losses"] == other["losses"]
+        assert repr(first["metrics"]) == repr(other["metrics"])
     if name in OWN_ROWS:
         return
     whole = batch_run(name)
-    assert first["samples"] == whole["samples"]
+    for key in ("ids", "samples"):
+        assert first[key] == whole[key], key
     for ours, expected in zip(first["losses"], whole["losses"], strict=True):
         assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)
     for key, value in whole["weights"].items():

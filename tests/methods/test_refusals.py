@@ -118,7 +118,9 @@ def test_method__refuses_in_words(name, plugins, settings, message):
     settings = dict(settings)
     model = settings.pop("model", lambda: None)()
     with pytest.raises(ValueError, match=message):
-        build(ROWS[name], *[make() for make in plugins], model=model, **settings)
+        further = [make() for make in plugins]
+        strategy, benchmark = build(ROWS[name], *further, model=model, **settings)
+        strategy.train(benchmark.train_stream[0])
 
 
 def test_not_refused__the_nearest_that_may_be():
