@@ -29,9 +29,10 @@ BEHAVIOURS = {
     "processes": "two processes with half batches equal one process",
     "accumulation": "accumulated parts of a batch equal the batch",
     "bf16": "trains in bfloat16",
-    "open_clip": "trains a model of open_clip; saved and loaded, it is the same",
-    "transformers": "the same with a CLIP of transformers",
-    "siglip": "the same with a SigLIP of transformers",
+    "open_clip": "trains a model of open_clip",
+    "transformers": "trains a CLIP model of transformers",
+    "siglip": "trains a SigLIP model of transformers",
+    "saved": "the trained model is saved as a folder, and loaded from it",
 }
 """Columns of the table. What every method can do has none: it trains what it says and
 nothing else, evaluation leaves no trace, idle plugins change nothing."""
@@ -77,18 +78,13 @@ class Row:
     cannot: Mapping[str, str] = field(default_factory=dict)
 
 
-def reference(size: int = 8) -> dict[str, Any]:
-    """Settings of ZSCL for images of a size."""
-    images = torch.nn.functional.interpolate(IMAGES, size=size)
-    return {
-        "reference_images": images,
-        "reference_texts": ["ab", "cd", "e"],
-        "reference_options": {"batch_size": 4, "teach_first_experience": True},
-        "averaging_interval": 2,
-        "warmup_iterations": 0,
-    }
-
-
+REFERENCE = {
+    "reference_images": IMAGES,
+    "reference_texts": ["ab", "cd", "e"],
+    "reference_options": {"batch_size": 4, "teach_first_experience": True},
+    "averaging_interval": 2,
+    "warmup_iterations": 0,
+}
 NO_TERMS = {
     "distillation_weight": 0.0,
     "consolidation_weight": 0.0,
@@ -98,11 +94,12 @@ ITSELF = {"neutral": "It is plain training itself."}
 NO_OFF = {"neutral": "It has no setting that switches it off."}
 FROZEN_BASE = {"neutral": "It freezes the model and trains its own parameters only."}
 SCALE = ("logit_scale",)
+BESIDE = {"saved": "Its adapters are saved by themselves, beside a plain model."}
 EXPERTS = {
     "world": "experts",
     "moves": (".moe.",),
     "some": True,
-    "cannot": FROZEN_BASE,
+    "cannot": {**FROZEN_BASE, **BESIDE},
 }
 TABLE = {
     "world": "languages",
@@ -115,6 +112,7 @@ ADAPTERS = {
     "some": True,
     "cannot": {
         **FROZEN_BASE,
+        **BESIDE,
         "reload": "Adapters of later languages stay: load into a fresh model.",
     },
 }
@@ -163,7 +161,7 @@ ROWS: dict[str, Row] = {
     ),
     "ZSCL": Row(
         "ZSCL",
-        reference(),
+        REFERENCE,
         neutral=NO_TERMS,
         plain="FineTuning",
         still=SCALE,
@@ -184,7 +182,7 @@ ROWS: dict[str, Row] = {
     ),
     "ClassNameZSCL": Row(
         "ClassNameZSCL",
-        reference(),
+        REFERENCE,
         world="classes",
         neutral=NO_TERMS,
         plain="ClassNameFineTuning",
@@ -435,6 +433,7 @@ def _pairs(cls, model, noise, **settings):
         benchmark = stub_benchmark((13, 11, 10), model=model)
     else:
         benchmark = moe_runs.pairs(model, noise=noise)
+        settings = _fitting(settings)
     return cls(model=model, **settings), benchmark
 
 
@@ -445,7 +444,15 @@ def _classes(cls, model, noise, **settings):
         benchmark = prepare_benchmark(benchmark, model)
     else:
         benchmark = moe_runs.domains(model, noise=noise)
+        settings = _fitting(settings)
     return classes.class_strategy(model, cls, **settings), benchmark
+
+
+def _fitting(settings):
+    """Settings with reference images of the size of moe_runs' models."""
+    if "reference_images" in settings:
+        settings = {**settings, "reference_images": moe_runs.reference()}
+    return settings
 
 
 def _experts(cls, model, noise, *, selector=None, **settings):

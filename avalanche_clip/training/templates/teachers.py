@@ -360,6 +360,8 @@ class TeacherService:
         """Put back the teachers of a stored run."""
         self.ema_decay = float(state["decay"])
         self.frozen_texts.load_state_dict(state["texts"])
+        for kind in self.teachers.keys() - state["weights"].keys():
+            del self.teachers[kind]  # made later than what is loaded
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
                 self._add(kind)
