@@ -264,8 +264,20 @@ EXPORTS: dict[str, dict[str, str]] = {
     "models.moe.mixture": {
         "models": "MoEAdapter*",
     },
+    "models.peft.adapter": {
+        "models": "attach_adapters*",
+    },
+    "models.peft.attached": {
+        "models": "BranchSet merge_adapters*",
+    },
     "models.peft.language": {
         "models": "LanguageAdapterSet attach_language_adapters",
+    },
+    "models.peft.lora": {
+        "models": "attach_lora*",
+    },
+    "models.peft.prompt": {
+        "models": "PromptSet attach_prompts*",
     },
     "models.selector.alexnet": {
         "models": "AlexNetFeatures",
@@ -383,9 +395,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "CheckpointPlugin* latest_checkpoint",
     },
     "training.runs.files": {
-        "checkpointing": (
-            "load_state* read_state require_finite save_state* write_state"
-        ),
+        "checkpointing": "CheckpointError read_state require_finite write_state",
     },
     "training.runs.plugin_state": {
         "checkpointing": "register_plugin_state*",
@@ -394,7 +404,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "ProgressPlugin*",
     },
     "training.runs.resume": {
-        "checkpointing": "CheckpointError capture_state",
+        "checkpointing": "capture_state load_state* save_state*",
     },
     "training.runs.stream": {
         "training": "RunResult* run_stream*",
@@ -407,6 +417,9 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.templates.contrastive": {
         "training.templates": "ContrastiveCriterion ContrastiveTemplate*",
+    },
+    "training.templates.contract": {
+        "training.templates": "MethodPlugin*",
     },
     "training.templates.step_mixin": {
         "training.templates": "NonFiniteLossError",

@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 
@@ -50,7 +49,7 @@ from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.selector.selector import AutoSelector
 from avalanche_clip.models.selector.training import SelectorTraining
-from avalanche_clip.training import run_stream, supervised
+from avalanche_clip.training import MethodPlugin, run_stream, supervised
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 
 CONSTANT_COSINE = "ConstantCosine"
@@ -87,7 +86,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What a strategy needs to be small; the others take their defaults."""
 
 
-class KillPlugin(SupervisedPlugin):
+class KillPlugin(MethodPlugin):
     """SIGKILL this process at an iteration of training or evaluation."""
 
     stateless = True

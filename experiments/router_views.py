@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-
 from avalanche_clip.benchmarks.items.scenario import make_scenario
+from avalanche_clip.training import MethodPlugin
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def copy_test_stream(benchmark: Any, names: Iterable[str]) -> Any:
     return make_scenario({**have, **copies}, benchmark)
 
 
-class RouterViewsPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class RouterViewsPlugin(MethodPlugin, supports_distributed=True):
     """Chooses routers by the name of the tested stream, as ``views`` says.
 
     Other streams are tested as ``views["test"]`` says.

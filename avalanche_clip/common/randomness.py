@@ -24,20 +24,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def rng_state() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's CPU generators."""
-    return {
+def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's CPU generators, as plain data.
+
+    :param device: if of CUDA, the state of its generator too. Those of other devices
+        belong to other processes.
+    """
+    name, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
     """Put generators back to what :func:`rng_state` returned."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
+    if torch.device(device).type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def seed_cpu(seed: int) -> None:
@@ -57,12 +68,8 @@ def kept_rng(device: str | torch.device = "cpu") -> Iterator[None]:
 
     :param device: if of CUDA, its generator is put back too.
     """
-    cuda = torch.device(device).type == "cuda"
-    saved = rng_state()
-    saved_cuda = torch.cuda.get_rng_state(device) if cuda else None
+    saved = rng_state(device)
     try:
         yield
     finally:
-        set_rng_state(saved)
-        if saved_cuda is not None:
-            torch.cuda.set_rng_state(saved_cuda, device)
+        set_rng_state(saved, device)

@@ -105,10 +105,7 @@ class MetricsCSVLogger(BaseLogger):
                 "resume with the file that belongs to the checkpoint."
             )
         content = self.path.read_bytes()
-        size = _size_of(content, num_rows)
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-        self._remember_all(content[:size])
+        self._cut(content[: _size_of(content, num_rows)])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, packed into text, their number and the experience."""
@@ -135,18 +132,23 @@ class MetricsCSVLogger(BaseLogger):
         """Cut the file back to this content, or write it anew."""
         found = self.path.read_bytes() if self.path.exists() else b""
         if found.startswith(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(content))
-        else:
-            if not content.startswith(found):
-                os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
-            logger.warning(
-                "%s did not hold the rows that it had when the checkpoint was written; "
-                "they are written again.",
-                self.path,
-            )
-            with replacing(self.path) as temporary:
-                temporary.write_bytes(content)
+            self._cut(content)
+            return
+        if not content.startswith(found):
+            os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
+        logger.warning(
+            "%s did not hold the rows that it had when the checkpoint was written; "
+            "they are written again.",
+            self.path,
+        )
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(content)
+        self._remember_all(content)
+
+    def _cut(self, content: bytes) -> None:
+        """Leave only this beginning of the file."""
+        with self.path.open("r+b") as file:
+            file.truncate(len(content))
         self._remember_all(content)
 
     def _open_existing(self) -> None:
@@ -163,10 +165,7 @@ class MetricsCSVLogger(BaseLogger):
                 f"{self.path} begins with {first!r} instead of {','.join(COLUMNS)!r}; "
                 "give another path or move the file away."
             )
-        if len(complete) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(complete))
-        self._remember_all(complete)
+        self._cut(complete)
 
     def _remember_all(self, content: bytes) -> None:
         """Take the whole content of the file as what was written."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip.checkpointing import load_state, read_state, save_state
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import load_state, read_state, save_state
 from tests.helpers import assert_other_weights, assert_same_weights, weights
 from tests.methods.rows import PLAIN, ROWS, build, strategies
 from tests.methods.runs import row_of, rows_that

@@ -34,7 +34,6 @@ def cil_cifar100(
     steps: int = 10,
     *,
     class_names: ClassNames | None = None,
-    keep_underscores: bool | None = None,
     templates: str | Sequence[str] | None = None,
     download: bool = False,
     check: str = "warn",
@@ -44,31 +43,24 @@ def cil_cifar100(
     :param root: directory with ``cifar-100-python``.
     :param steps: number of steps, published 10, 20 and 50; must divide 100.
     :param class_names: one name per class in the original order, or a text file
-        with one name per line; default torchvision's as they are, which is what
-        the released codes of Continual-CLIP and ZSCL write into prompts.
-    :param keep_underscores: False writes "aquarium fish" instead of the released
-        "aquarium_fish"; default as released.
+        with one name per line; default torchvision's as they are ("aquarium_fish"),
+        which is what the released codes of Continual-CLIP and ZSCL write into prompts.
     :param templates: default ``a bad photo of a {}.``
     :param download: let torchvision fetch the data.
     :param check: ``"warn"``, ``"raise"`` or ``"ignore"`` when the numbers of
         images are not the published ones.
     :return: a scenario with streams ``train`` and ``test``, one experience per
         step; pass it to :func:`prepare_benchmark` with a model.
-    :raises ValueError: if ``steps`` does not divide 100, names are too few or too
-        many, or both ways to set the names are used.
+    :raises ValueError: if ``steps`` does not divide 100, or names are too few or
+        too many.
     :raises FileNotFoundError: if the data are missing.
     """
-    if keep_underscores is not None and class_names is not None:
-        raise ValueError("Give class_names or keep_underscores, not both.")
-    if keep_underscores not in (None, True, False):
-        raise ValueError(f"keep_underscores={keep_underscores!r} must be a bool.")
     sizes = _equal_steps(100, steps, "CIFAR-100 has 100 classes")
     data = read_mtil_domain("CIFAR100", root, download=download, check=check)
-    if class_names is not None:
-        data = data._replace(class_names=given_names(class_names, 100))
-    elif keep_underscores is not False:
-        # torchvision's own names; the reader replaced the underscores.
-        data = data._replace(class_names=tuple(data.train.source.classes))
+    # torchvision's own names; the reader replaced the underscores.
+    own = data.train.source.classes
+    names = tuple(own) if class_names is None else given_names(class_names, 100)
+    data = data._replace(class_names=names)
     return _stream(data, "CIFAR100", sizes, templates)
 
 
@@ -158,10 +150,7 @@ def cil_imagenet1k(
 
 
 def _equal_steps(classes: int, steps: int, what: str) -> list[int]:
-    try:
-        count = as_size(steps, "steps")
-    except ValueError:
-        count = classes + 1
+    count = as_size(steps, "steps")
     if classes % count:
         raise ValueError(f"steps={steps!r}, but {what}; choose a divisor of {classes}.")
     return [classes // count] * count

@@ -22,7 +22,12 @@ from avalanche_clip.benchmarks.streams.classes import (
     domain_seed,
     multi_domain_benchmark,
 )
-from avalanche_clip.common.checks import as_integers, did_you_mean
+from avalanche_clip.common.checks import (
+    as_permutation,
+    require_choice,
+    require_distinct,
+    require_some,
+)
 
 Root = str | Path | Mapping[str, str | Path] | Sequence[Any]
 
@@ -177,15 +182,12 @@ def _domains(
     if isinstance(datasets, str):
         raise ValueError(f"datasets={datasets!r} is one name; give a list of names.")
     items = list(known if datasets is None else datasets)
-    if not items:
-        raise ValueError(f"datasets is empty; choose some of {', '.join(known)}.")
+    require_some(items, f"datasets (known are {', '.join(known)})")
     names = [
         dataset_name(item, known) if isinstance(item, str) else _name(item)
         for item in items
     ]
-    repeated = sorted({str(n) for n in names if n is not None and names.count(n) > 1})
-    if repeated:
-        raise ValueError(f"datasets has {repeated} more than once; list each once.")
+    require_distinct((name for name in names if name is not None), "datasets")
     if all(isinstance(item, str) for item in items):
         items = names = [name for name in known if name in names]
     roots = {
@@ -226,7 +228,6 @@ def _positions(
     known: Sequence[str],
 ) -> list[int]:
     """Indices of the data sets in the order of the stream."""
-    count = len(names)
     if isinstance(order, str):
         return _published_positions(order, names, known)
     listed: list[Any] = list(order)
@@ -235,26 +236,13 @@ def _positions(
         unknown = [item for item in listed if item not in have]
         spelled = [dataset_name(i, have) if i in unknown else i for i in listed]
         listed = [names.index(item) for item in spelled]
-    try:
-        numbers = as_integers(listed, "order")
-    except ValueError:
-        numbers = []
-    if sorted(numbers) != list(range(count)):
-        raise ValueError(
-            f"order={list(order)} must name each of the {count} data sets once: "
-            f"indices 0 to {count - 1}, or names of {list(names)}."
-        )
-    return numbers
+    return as_permutation(listed, len(names), "order")
 
 
 def _published_positions(
     order: str, names: Sequence[str | None], known: Sequence[str]
 ) -> list[int]:
-    if order not in MTIL_ORDERS:
-        raise ValueError(
-            f"order={order!r} is unknown; use {sorted(MTIL_ORDERS)}, or a list of "
-            f"indices or names.{did_you_mean(order, MTIL_ORDERS)}"
-        )
+    require_choice("order", order, MTIL_ORDERS)
     if order == "I":
         return list(range(len(names)))
     sequence = [MTIL_NAMES[k] for k in MTIL_ORDERS[order] if MTIL_NAMES[k] in known]

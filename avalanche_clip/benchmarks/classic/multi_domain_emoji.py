@@ -9,13 +9,11 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
-from avalanche_clip.benchmarks.classic.tic_emoji import (
-    VALIDATION_FRACTION,
-    VALIDATION_STYLE,
-)
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STYLES,
+    VALIDATION_STYLE,
     EmojiPairs,
+    check_styles,
     load_emoji_table,
     validation_mask,
 )
@@ -29,7 +27,6 @@ from avalanche_clip.benchmarks.streams.classes import (
     labelled_dataset,
     multi_domain_benchmark,
 )
-from avalanche_clip.common.checks import did_you_mean
 
 REFERENCE_DOMAIN = "2010"
 
@@ -109,9 +106,14 @@ def multi_domain_emoji(
     Sources: see :func:`tic_emoji`; the protocol is that of ZSCL (arXiv
     2303.06628), the data set is ours.
     """
-    styles = (styles,) if isinstance(styles, str) else tuple(styles)
+    styles = [styles] if isinstance(styles, str) else styles
+    styles = check_styles(styles, test_style, validation)
     templates = templates if isinstance(templates, str) else tuple(templates)
-    _check_styles(styles, test_style, validation)
+    if validation and len(styles) < 2:
+        raise ValueError(
+            f"Validation holds out drawings of emoji that another style shows in "
+            f"training; got styles={styles}."
+        )
     table = load_emoji_table()
     domains: list[Domain] = []
     valid: list[EmojiClasses] = []
@@ -119,7 +121,7 @@ def multi_domain_emoji(
         rows = np.flatnonzero((table.group == group) & (table.step > 0))
         held = None
         if validation:
-            held = validation_mask(table.ids, VALIDATION_FRACTION)[rows]
+            held = validation_mask(table.ids)[rows]
             valid.append(EmojiClasses([VALIDATION_STYLE], rows, held, keep_held=True))
         domains.append(
             Domain(
@@ -136,25 +138,6 @@ def multi_domain_emoji(
     )
     references = _reference_streams(scenario, styles, test_style, templates)
     return make_scenario({**scenario.streams, **references}, scenario)
-
-
-def _check_styles(styles: Sequence[str], test_style: str, validation: bool) -> None:
-    unknown = sorted({*styles, test_style} - set(EMOJI_STYLES))
-    if unknown or not styles:
-        raise ValueError(
-            f"styles {unknown or styles} unknown; use {EMOJI_STYLES}."
-            f"{did_you_mean(unknown, EMOJI_STYLES)}"
-        )
-    if test_style in styles:
-        raise ValueError(
-            f"test_style={test_style!r} is also trained on; the test is a style never "
-            "seen. Leave it out of styles."
-        )
-    if validation and (VALIDATION_STYLE not in styles or len(styles) < 2):
-        raise ValueError(
-            f"Validation holds out drawings in {VALIDATION_STYLE!r} of emoji that "
-            f"another style shows in training; got styles={list(styles)}."
-        )
 
 
 def _reference_streams(

@@ -10,13 +10,12 @@ import numpy as np
 from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip.benchmarks.datasets.coco36 import COCO36_LANGUAGES, Coco36
-from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
+from avalanche_clip.benchmarks.datasets.coco36 import Coco36
+from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES, check_languages
 from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
 from avalanche_clip.benchmarks.items.facts import with_facts
 from avalanche_clip.benchmarks.items.items import make_image_text_dataset
 from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
-from avalanche_clip.common.checks import did_you_mean
 
 _STREAMS = ("train", "test", "valid", "xm3600")
 _ROWS = 10**7
@@ -63,13 +62,7 @@ def multilingual_coco36(
 
     Source: Yang et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186).
     """
-    codes = tuple(languages) if not isinstance(languages, str) else ()
-    unknown = [code for code in codes if code not in COCO36_LANGUAGES]
-    if not codes or unknown or len(set(codes)) < len(codes):
-        raise ValueError(
-            f"languages={languages!r} must be distinct codes out of "
-            f"{', '.join(EMOJI_LANGUAGES)}.{did_you_mean(unknown, COCO36_LANGUAGES)}"
-        )
+    codes = check_languages(languages)
     coco = Coco36(root, image_root)
     train = {c: _training(coco, c) for c in codes}
     streams: dict[str, Any] = {

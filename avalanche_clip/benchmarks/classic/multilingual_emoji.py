@@ -14,7 +14,10 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_LANGUAGES,
     EMOJI_STYLES,
+    VALIDATION_STYLE,
     EmojiPairs,
+    check_languages,
+    check_styles,
     load_emoji_table,
     validation_mask,
 )
@@ -24,12 +27,10 @@ from avalanche_clip.benchmarks.items.items import (
     make_image_text_dataset,
 )
 from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
-from avalanche_clip.common.checks import did_you_mean, require_choice
+from avalanche_clip.common.checks import as_size, require_choice
 
 QUICK_LANGUAGES = EMOJI_LANGUAGES[:6]
 UNNAMED = ("drop", "common", "raise")
-_VALIDATION_STYLE = "openmoji"
-_VALIDATION_FRACTION = 0.2
 
 
 def language_order(languages: Sequence[str], seed: int = 222) -> tuple[str, ...]:
@@ -61,12 +62,7 @@ class EmojiTriplets(EmojiPairs):
 
     def text(self, item: int) -> str | list[str]:
         """Return the caption or captions of an item without its drawing."""
-        emoji = int(self.indices[item % len(self.indices)])
-        name = self._table.captions(self.language)[emoji]
-        assert name is not None  # checked at construction
-        if self.captions == "name":
-            return name
-        return [name, *self._table.keywords(self.language)[emoji]]
+        return self._text(item % len(self.indices))
 
     def english(self, item: int) -> str:
         """Return the English name, the caption that a teacher sees."""
@@ -167,13 +163,14 @@ def multilingual_emoji(
     et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186); the data set is ours.
     """
     codes = _languages(languages)
-    _check_options(styles, test_style, unnamed, validation)
+    require_choice("unnamed", unnamed, UNNAMED)
+    styles = check_styles(styles, test_style, validation)
     table = load_emoji_table()
     rows = np.flatnonzero(table.step == 0) if emoji is None else np.asarray(emoji)
     if unnamed == "common":
         rows = rows[np.all([table.named(code)[rows] for code in codes], axis=0)]
     rule: Literal["drop", "raise"] = "drop" if unnamed == "drop" else "raise"
-    held = validation_mask(table.ids, _VALIDATION_FRACTION)
+    held = validation_mask(table.ids)
     train, test, valid = {}, {}, {}
     for code in codes:
         whole = emoji_language_dataset(
@@ -182,7 +179,7 @@ def multilingual_emoji(
         train[code] = _without(whole, held) if validation else whole
         test[code] = emoji_language_dataset(code, test_style, rows, unnamed=rule)
         valid[code] = emoji_language_dataset(
-            code, _VALIDATION_STYLE, rows[held[rows]], unnamed=rule
+            code, VALIDATION_STYLE, rows[held[rows]], unnamed=rule
         )
     streams: dict[str, Any] = {"test": test, **({"valid": valid} if validation else {})}
     scenario = multilingual_benchmark(
@@ -199,45 +196,18 @@ def multilingual_emoji(
 def _languages(languages: int | Sequence[str] | None) -> tuple[str, ...]:
     if languages is None:
         return EMOJI_LANGUAGES
-    if isinstance(languages, (int, np.integer)) and not isinstance(languages, bool):
-        if not 1 <= int(languages) <= len(EMOJI_LANGUAGES):
-            raise ValueError(
-                f"languages={languages} must lie in 1..{len(EMOJI_LANGUAGES)}, or be "
-                "a list of codes."
-            )
-        return EMOJI_LANGUAGES[: int(languages)]
-    codes = () if isinstance(languages, (str, bool)) else tuple(languages)  # type: ignore[arg-type]
-    unknown = [code for code in codes if code not in EMOJI_LANGUAGES]
-    if not codes or unknown or len(set(codes)) < len(codes):
+    if not isinstance(languages, (int, np.integer)):
+        return check_languages(languages)
+    count = as_size(languages, "languages", hint="or a list of codes")
+    if count > len(EMOJI_LANGUAGES):
         raise ValueError(
-            f"languages={languages!r} must be a number, or distinct codes out of "
-            f"{', '.join(EMOJI_LANGUAGES)}.{did_you_mean(unknown, EMOJI_LANGUAGES)}"
+            f"languages={count} must lie in 1..{len(EMOJI_LANGUAGES)}, or be codes."
         )
-    return codes
-
-
-def _check_options(
-    styles: Sequence[str], test_style: str, unnamed: str, validation: bool
-) -> None:
-    chosen = [styles] if isinstance(styles, str) else list(styles)
-    unknown = sorted({*chosen, test_style} - set(EMOJI_STYLES))
-    if unknown or not chosen or isinstance(styles, str):
-        raise ValueError(
-            f"styles={styles!r} and test_style={test_style!r}: give a list of styles "
-            f"and one style out of {EMOJI_STYLES}.{did_you_mean(unknown, EMOJI_STYLES)}"
-        )
-    if test_style in chosen:
-        raise ValueError(
-            f"test_style={test_style!r} is also trained on; the test is a style never "
-            "seen. Leave it out of styles."
-        )
-    require_choice("unnamed", unnamed, UNNAMED)
-    if validation and _VALIDATION_STYLE not in chosen:
-        raise ValueError(f"Validation uses {_VALIDATION_STYLE!r}; train on it.")
+    return EMOJI_LANGUAGES[:count]
 
 
 def _without(train: AvalancheDataset, held: npt.NDArray[np.bool_]) -> AvalancheDataset:
     """Drop the validation drawings of held-out emoji."""
     style, row = np.divmod(attribute_array(train, "image_id"), len(held))
-    out = (style == EMOJI_STYLES.index(_VALIDATION_STYLE)) & held[row]
+    out = (style == EMOJI_STYLES.index(VALIDATION_STYLE)) & held[row]
     return train.subset(np.flatnonzero(~out).tolist())

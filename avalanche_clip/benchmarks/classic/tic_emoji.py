@@ -12,18 +12,16 @@ from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_STEPS,
-    EMOJI_STYLES,
+    VALIDATION_STYLE,
     EmojiPairs,
+    check_styles,
     load_emoji_table,
     validation_mask,
 )
 from avalanche_clip.benchmarks.items.items import make_image_text_dataset
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 from avalanche_clip.benchmarks.streams.timed import time_stamped_benchmark
-from avalanche_clip.common.checks import as_size, did_you_mean
-
-VALIDATION_STYLE = "openmoji"
-VALIDATION_FRACTION = 0.2
+from avalanche_clip.common.checks import as_size
 
 
 def emoji_dataset(
@@ -87,17 +85,7 @@ def tic_emoji(
     CLDR (Unicode-3.0); see ``benchmarks/datasets/data/NOTICE``. The stream in
     time follows TiC-CLIP (arXiv 2310.16226); the data set is ours.
     """
-    unknown = sorted({*styles, test_style} - set(EMOJI_STYLES))
-    if unknown or not styles:
-        raise ValueError(
-            f"styles {unknown or styles} unknown; use {EMOJI_STYLES}."
-            f"{did_you_mean(unknown, EMOJI_STYLES)}"
-        )
-    if test_style in styles:
-        raise ValueError(
-            f"test_style={test_style!r} is also trained on; the test is a style never "
-            "seen. Leave it out of styles."
-        )
+    styles = check_styles(styles, test_style, validation)
     first_step = as_size(first_step, "first_step", least=0)
     if first_step >= len(EMOJI_STEPS):
         raise ValueError(
@@ -108,9 +96,7 @@ def tic_emoji(
     streams = {}
     train = emoji_dataset(styles, later, captions="all")
     if validation:
-        if VALIDATION_STYLE not in styles:
-            raise ValueError(f"Validation uses {VALIDATION_STYLE!r}; train on it.")
-        held = validation_mask(table.ids, VALIDATION_FRACTION)[later]
+        held = validation_mask(table.ids)[later]
         train = _without(train, styles, np.flatnonzero(held), len(later))
         streams["valid"] = emoji_dataset([VALIDATION_STYLE], later[held])
     scenario = time_stamped_benchmark(

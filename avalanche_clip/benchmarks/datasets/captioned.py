@@ -13,7 +13,7 @@ from PIL import Image
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
-from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.common.files import read_json, require_file, unreadable
 from avalanche_clip.common.pictures import read_picture
 
@@ -23,11 +23,7 @@ LANGUAGES_36 = tuple(sorted(EMOJI_LANGUAGES))
 
 def check_language(language: str) -> None:
     """Raise ValueError unless a code is one of the 36 languages."""
-    if language not in LANGUAGES_36:
-        raise ValueError(
-            f"unknown language {language!r}; choose one of {', '.join(LANGUAGES_36)}."
-            f"{did_you_mean(language, LANGUAGES_36)}"
-        )
+    require_choice("language", language, LANGUAGES_36)
 
 
 def load_image(root: str | Path | None, name: str) -> Image.Image:

@@ -8,7 +8,7 @@ in 16 dated versions, sorted into 9 groups and about 100 subgroups, and named in
 
 Emoji are indexed by release date, then in Unicode's order, so that index ``i``
 means the same emoji in every table and data set of this module. This module
-needs NumPy and Pillow only; torch is imported when tensors are asked for.
+needs NumPy and Pillow only.
 
 Names are unique, drawings are not quite: some flags (Norway, Svalbard) and many
 families look alike. At a root mean square below 3 of 255, 25 Noto, 75 OpenMoji
@@ -26,17 +26,23 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timezone
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from avalanche_clip.common.checks import as_finite, did_you_mean
+from avalanche_clip.common.checks import (
+    as_finite,
+    did_you_mean,
+    require_array,
+    require_choice,
+    require_distinct,
+    require_indices,
+    require_known,
+    require_some,
+)
 from avalanche_clip.common.pictures import read_picture
-
-if TYPE_CHECKING:
-    import torch
 
 EMOJI_SIZE = 48
 
@@ -48,6 +54,21 @@ EMOJI_LANGUAGES = (
     *("fa", "mi", "fr", "el", "zh", "id", "sw", "no", "hi", "da", "te", "th"),
     *("pt", "ru", "ro", "pl", "hr", "es", "vi", "ar", "cs", "ko", "ja", "hu"),
 )
+
+
+def check_languages(languages: Sequence[str]) -> tuple[str, ...]:
+    """Return codes of languages, distinct ones out of :data:`EMOJI_LANGUAGES`.
+
+    :raises ValueError: for anything else.
+    """
+    codes = () if isinstance(languages, (str, bool)) else tuple(languages)
+    unknown = [code for code in codes if code not in EMOJI_LANGUAGES]
+    if not codes or unknown or len(set(codes)) < len(codes):
+        raise ValueError(
+            f"languages={languages!r} must be distinct codes out of "
+            f"{', '.join(EMOJI_LANGUAGES)}.{did_you_mean(unknown, EMOJI_LANGUAGES)}"
+        )
+    return codes
 
 
 def _timestamp(day: date) -> float:
@@ -96,14 +117,6 @@ def _reading(name: str) -> Iterator[None]:
             f"{name} of the installed package is damaged ({type(error).__name__}: "
             f"{error}); install avalanche_clip again."
         ) from error
-
-
-def _check_choice(value: object, allowed: Sequence[str], what: str) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"unknown {what} {value!r}; choose one of {', '.join(allowed)}."
-            f"{did_you_mean(value, allowed)}"
-        )
 
 
 def _read_only(values: Iterable[Any], dtype: type) -> npt.NDArray[Any]:
@@ -197,7 +210,7 @@ class EmojiTable:
         return np.array([name is not None for name in self.captions(language)])
 
     def _language(self, language: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        _check_choice(language, EMOJI_LANGUAGES, "language")
+        require_choice("language", language, EMOJI_LANGUAGES)
         if language not in self._decoded:
             with _reading(_TABLE):
                 content = json.loads(self._languages[language])
@@ -248,15 +261,9 @@ def _check_indices(indices: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     array = np.asarray(indices)
     if array.ndim == 1 and array.size == 0:
         return np.empty(0, dtype=np.int64)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"indices have shape {array.shape} and dtype {array.dtype}; give a flat "
-            "sequence of integers (use numpy.flatnonzero for a mask)."
-        )
-    if array.min() < 0 or array.max() >= total:
-        raise ValueError(
-            f"indices span {array.min()}..{array.max()}; allowed are 0..{total - 1}."
-        )
+    give = "for a mask use numpy.flatnonzero"
+    require_array(array, "indices", "N", "integer", give=give)
+    require_indices(array, total, "indices")
     return array.astype(np.int64)
 
 
@@ -269,40 +276,26 @@ class EmojiImages:
 
     :param style: one of :data:`EMOJI_STYLES`.
     :param indices: emoji to hold, flat integers; None for all.
-    :param output: ``"pil"`` for RGB images, ``"tensor"`` for uint8 tensors of
-        shape ``(3, 48, 48)``.
-    :raises ValueError: for an unknown style or output or a bad index.
+    :raises ValueError: for an unknown style or a bad index.
 
     >>> EmojiImages("noto", [0])[0].size
     (48, 48)
     """
 
-    def __init__(
-        self,
-        style: str,
-        indices: npt.ArrayLike | None = None,
-        output: Literal["pil", "tensor"] = "pil",
-    ) -> None:
-        _check_choice(style, EMOJI_STYLES, "style")
-        _check_choice(output, ("pil", "tensor"), "output")
+    def __init__(self, style: str, indices: npt.ArrayLike | None = None) -> None:
+        require_choice("style", style, EMOJI_STYLES)
         self.style = style
         self.indices = _check_indices(indices)
-        self.output = output
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> Image.Image | torch.Tensor:
-        """Return drawing ``item`` as a new image or tensor.
+    def __getitem__(self, item: int) -> Image.Image:
+        """Return drawing ``item`` as a new image.
 
         :raises IndexError: if ``item`` is out of range.
         """
-        tile = _load_sheet(self.style)[self.indices[item]]
-        if self.output == "pil":
-            return Image.fromarray(tile)
-        import torch
-
-        return torch.from_numpy(tile.transpose(2, 0, 1).copy())
+        return Image.fromarray(_load_sheet(self.style)[self.indices[item]])
 
 
 class EmojiPairs:
@@ -317,7 +310,6 @@ class EmojiPairs:
     :param language: one of :data:`EMOJI_LANGUAGES`.
     :param captions: ``"name"`` gives the name (str), ``"all"`` a list that
         starts with the name and goes on with the keywords.
-    :param output: image type, as in :class:`EmojiImages`.
     :raises ValueError: for an unknown or repeated style, an unknown language,
         a bad index, or an emoji without a name in that language.
 
@@ -338,16 +330,12 @@ class EmojiPairs:
         indices: npt.ArrayLike | None = None,
         language: str = "en",
         captions: Literal["name", "all"] = "name",
-        output: Literal["pil", "tensor"] = "pil",
     ) -> None:
         self.styles = (styles,) if isinstance(styles, str) else tuple(styles)
-        if not self.styles or len(set(self.styles)) < len(self.styles):
-            raise ValueError(
-                f"styles={self.styles} must be one or more distinct styles out of "
-                f"{', '.join(EMOJI_STYLES)}."
-            )
-        _check_choice(captions, ("name", "all"), "captions")
-        self._images = {s: EmojiImages(s, indices, output) for s in self.styles}
+        require_some(self.styles, "styles")
+        require_distinct(self.styles, "styles")
+        require_choice("captions", captions, ("name", "all"))
+        self._images = {s: EmojiImages(s, indices) for s in self.styles}
         self.indices = self._images[self.styles[0]].indices
         self.language = language
         self.captions = captions
@@ -387,9 +375,7 @@ class EmojiPairs:
     def __len__(self) -> int:
         return len(self.styles) * len(self.indices)
 
-    def __getitem__(
-        self, item: int
-    ) -> tuple[Image.Image | torch.Tensor, str | list[str]]:
+    def __getitem__(self, item: int) -> tuple[Image.Image, str | list[str]]:
         """Return the drawing and the caption or captions of one sample.
 
         :raises IndexError: if ``item`` is out of range.
@@ -397,17 +383,50 @@ class EmojiPairs:
         if not -len(self) <= item < len(self):
             raise IndexError(f"item {item} is out of range for {len(self)} samples.")
         style, position = divmod(item % len(self), len(self.indices))
+        return self._images[self.styles[style]][position], self._text(position)
+
+    def _text(self, position: int) -> str | list[str]:
         emoji = self.indices[position]
         name = self._table.captions(self.language)[emoji]
         assert name is not None  # checked at construction
-        image = self._images[self.styles[style]][position]
         if self.captions == "name":
-            return image, name
-        return image, [name, *self._table.keywords(self.language)[emoji]]
+            return name
+        return [name, *self._table.keywords(self.language)[emoji]]
+
+
+VALIDATION_STYLE = "openmoji"
+VALIDATION_FRACTION = 0.2
+
+
+def check_styles(
+    styles: Sequence[str], test_style: str, validation: bool
+) -> tuple[str, ...]:
+    """Return the styles of a stream, which is tested on another one.
+
+    :param styles: to train on, a list.
+    :param test_style: never trained on.
+    :param validation: whether drawings in :data:`VALIDATION_STYLE` are held out.
+    :raises ValueError: if one is unknown, or they do not go together.
+    """
+    if isinstance(styles, str):
+        raise ValueError(f"styles={styles!r} is one string; give a list of styles.")
+    chosen = tuple(styles)
+    require_some(chosen, "styles")
+    require_known((*chosen, test_style), EMOJI_STYLES, "styles")
+    if test_style in chosen:
+        raise ValueError(
+            f"test_style={test_style!r} is also trained on; the test is a style never "
+            "seen. Leave it out of styles."
+        )
+    if validation and VALIDATION_STYLE not in chosen:
+        raise ValueError(
+            f"Validation holds out drawings in {VALIDATION_STYLE!r}; train on it."
+        )
+    return chosen
 
 
 def validation_mask(
-    ids: Iterable[str], fraction: float = 0.2, seed: int = 0
+    ids: Iterable[str], fraction: float = VALIDATION_FRACTION, seed: int = 0
 ) -> npt.NDArray[np.bool_]:
     """Choose emoji for validation by a hash of their id.
 

@@ -144,10 +144,6 @@ class FieldCollate:
                 "names of the item's elements in order."
             )
 
-    def with_tokenizer(self, tokenizer: Any) -> FieldCollate:
-        """Return a copy that uses another tokenizer."""
-        return type(self)(self.fields, tokenizer, self.pixels)
-
     def with_fields(self, fields: Sequence[str]) -> FieldCollate:
         """Return a copy for items with other elements."""
         return type(self)(fields, self.tokenizer, self.pixels)

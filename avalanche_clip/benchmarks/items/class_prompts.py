@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
-from avalanche_clip.common.checks import as_integer, did_you_mean, require_choice
+from avalanche_clip.common.checks import (
+    as_integer,
+    as_size,
+    as_texts,
+    require_choice,
+    require_distinct,
+    require_length,
+    require_some,
+)
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -45,21 +53,15 @@ class ClassPrompts:
         domains: str | Sequence[str] | None = None,
         ids: Iterable[int] | None = None,
     ):
-        checked = _names(names)
-        numbers = tuple(range(len(checked))) if ids is None else _ids(ids)
-        owners = _domains(domains, len(checked))
-        if len(numbers) != len(checked):
-            raise ValueError(
-                f"{len(checked)} names and {len(numbers)} ids given; give one id per "
-                "class."
-            )
-        self.ids: tuple[int, ...] = numbers
-        self.names: tuple[str, ...] = checked
-        self.domains: tuple[str, ...] = owners
-        self.domain_names: tuple[str, ...] = tuple(dict.fromkeys(owners))
+        self.names = _names(names)
+        count = len(self.names)
+        self.ids = tuple(range(count)) if ids is None else _ids(ids)
+        require_length(self.ids, count, "ids", "class")
+        self.domains = _domains(domains, count)
+        self.domain_names: tuple[str, ...] = tuple(dict.fromkeys(self.domains))
         """Domains in order of their first class."""
         self._templates = _templates(templates, self.domain_names)
-        self._row = {number: row for row, number in enumerate(numbers)}
+        self._row = {number: row for row, number in enumerate(self.ids)}
 
     # ------------------------------------------------------------- look-ups
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class ClassPrompts:
         except KeyError:
             raise ValueError(
                 f"Class id {number} is unknown; there are {len(self)} classes with ids "
-                f"{_span(self.ids)}."
+                f"{min(self.ids, default=0)}..{max(self.ids, default=0)}."
             ) from None
 
     def name(self, number: int) -> str:
@@ -105,7 +107,7 @@ class ClassPrompts:
 
         :raises ValueError: for an unknown domain.
         """
-        self._check_domain(domain)
+        require_choice("domain", domain, self._templates)
         return self._templates[domain]
 
     def ids_of(self, domain: str) -> tuple[int, ...]:
@@ -113,17 +115,8 @@ class ClassPrompts:
 
         :raises ValueError: for an unknown domain.
         """
-        self._check_domain(domain)
-        return tuple(
-            i for i, d in zip(self.ids, self.domains, strict=True) if d == domain
-        )
-
-    def _check_domain(self, domain: str) -> None:
-        if domain not in self._templates:
-            raise ValueError(
-                f"Domain {domain!r} is unknown; there are {self.domain_names}."
-                f"{did_you_mean(domain, self.domain_names)}"
-            )
+        require_choice("domain", domain, self._templates)
+        return tuple(i for i, d in zip(self.ids, self.domains) if d == domain)
 
     # -------------------------------------------------------------- prompts
     @overload
@@ -179,20 +172,14 @@ class ClassPrompts:
         :param parts: prompts whose domain names differ.
         :raises ValueError: if there are no parts, or a domain occurs in two.
         """
-        if not parts:
-            raise ValueError("There is nothing to merge; give at least one part.")
+        require_some(parts, "prompts to merge")
+        require_distinct((d for p in parts for d in p.domain_names), "domains")
         names: list[str] = []
         domains: list[str] = []
         ids: list[int] = []
         templates: dict[str, tuple[str, ...]] = {}
         offset = 0
         for part in parts:
-            repeated = sorted(set(part.domain_names) & set(templates))
-            if repeated:
-                raise ValueError(
-                    f"The domain {repeated[0]!r} occurs in two parts; give each its "
-                    "own name with domains=..."
-                )
             names += part.names
             domains += part.domains
             ids += [offset + number for number in part.ids]
@@ -234,56 +221,26 @@ def fill(template: str, name: str) -> str:
     return before + name + after
 
 
-def _span(ids: tuple[int, ...]) -> str:
-    if not ids:
-        return "()"
-    return f"{min(ids)}..{max(ids)}"
-
-
 def _names(names: Any) -> tuple[str, ...]:
-    if isinstance(names, (str, Mapping, Set)) or not isinstance(names, Iterable):
-        raise TypeError(
-            f"names={names!r} is a {type(names).__name__}; give a list of strings, one "
-            "per class."
-        )
-    found = tuple(names)
-    for row, name in enumerate(found):
-        if not isinstance(name, str):
-            raise TypeError(
-                f"The name of class {row} is a {type(name).__name__}; give strings."
-            )
-        if not name.strip():
-            raise ValueError(f"The name of class {row} is empty; give each class one.")
-    return found
-
-
-def _ids(ids: Any) -> tuple[int, ...]:
-    found = []
-    for number in ids:
-        checked = as_integer(number, "A class id")
-        if checked < 0:
-            raise ValueError(f"Class id {checked} must be an integer >= 0.")
-        found.append(checked)
-    if len(set(found)) < len(found):
-        twice = next(i for i in found if found.count(i) > 1)
-        raise ValueError(f"Class id {twice} occurs more than once; ids are distinct.")
+    found = as_texts(names, "names", least=0)
+    empty = [row for row, name in enumerate(found) if not name.strip()]
+    if empty:
+        raise ValueError(f"The name of class {empty[0]} is empty; give each class one.")
     return tuple(found)
 
 
-def _domains(domains: Any, count: int) -> tuple[str, ...]:
-    if domains is None:
-        domains = ""
-    if isinstance(domains, str):
-        return (domains,) * count
-    found = tuple(domains)
-    if any(not isinstance(domain, str) for domain in found):
-        raise TypeError(f"domains={domains!r} must be strings.")
-    if len(found) != count:
-        raise ValueError(
-            f"{count} names and {len(found)} domains given; give one domain per class, "
-            "or one for all."
-        )
+def _ids(ids: Iterable[Any]) -> tuple[int, ...]:
+    found = tuple(as_size(number, "A class id", least=0) for number in ids)
+    require_distinct(found, "class ids")
     return found
+
+
+def _domains(domains: Any, count: int) -> tuple[str, ...]:
+    if domains is None or isinstance(domains, str):
+        return (domains or "",) * count
+    found = as_texts(domains, "domains", least=0)
+    require_length(found, count, "domains", "class, or one for all")
+    return tuple(found)
 
 
 def _templates(given: Any, domains: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
@@ -298,25 +255,13 @@ def _templates(given: Any, domains: tuple[str, ...]) -> dict[str, tuple[str, ...
 
 
 def _checked(templates: Any) -> tuple[str, ...]:
-    if isinstance(templates, str):
-        templates = (templates,)
-    if not isinstance(templates, Iterable):
-        raise TypeError(
-            f"templates={templates!r} is a {type(templates).__name__}; give a string "
-            "or a list of strings."
-        )
-    found = tuple(templates)
-    if not found:
-        raise ValueError("There are no templates; give at least one, such as '{}'.")
+    given = [templates] if isinstance(templates, str) else templates
+    found = as_texts(given, "templates")
     for template in found:
-        if not isinstance(template, str):
-            raise TypeError(
-                f"A template is a {type(template).__name__}; templates are strings."
-            )
         rest = template.replace("{}", "", 1)
         if "{}" not in template or "{" in rest or "}" in rest:
             raise ValueError(
                 f"The template {template!r} must hold {{}} exactly once, where the "
                 "class name goes, and no other brace."
             )
-    return found
+    return tuple(found)

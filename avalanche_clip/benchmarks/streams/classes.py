@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,16 @@ from avalanche_clip.benchmarks.items.items import (
     make_image_text_dataset,
 )
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
-from avalanche_clip.common.checks import as_integers, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_integers,
+    as_permutation,
+    as_size,
+    require_choice,
+    require_length,
+    require_one_of,
+    require_some,
+    require_type,
+)
 
 RELABEL = ("arrival", "original")
 
@@ -158,12 +167,12 @@ def multi_domain_benchmark(
     Source: the stream of Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628), with
     any data sets; see ``mtil`` for theirs.
     """
-    given_domains = list(domains)
-    listed = [_domain(domain, index) for index, domain in enumerate(given_domains)]
-    seeds = [domain_seed(domain, i) for i, domain in enumerate(given_domains)]
-    if not listed:
-        raise ValueError("There are no domains; give at least one.")
-    chosen = _order(order, len(listed))
+    given_domains = list(enumerate(domains))
+    listed = [_domain(domain, index) for index, domain in given_domains]
+    seeds = [domain_seed(domain, index) for index, domain in given_domains]
+    require_some(listed, "domains")
+    count = len(listed)
+    chosen = as_permutation(range(count) if order is None else order, count, "order")
     parts = [ClassPrompts(d.names, d.templates, domains=d.name or "") for d in listed]
     prompts = ClassPrompts.merge(parts)
     given: dict[str, Sequence[Any]] = {
@@ -174,11 +183,7 @@ def multi_domain_benchmark(
     built: dict[str, list[Any]] = {name: [] for name in given}
     first_id = 0
     for name, sets in given.items():
-        if len(sets) != len(listed):
-            raise ValueError(
-                f"Stream {name!r} has {len(sets)} data sets for {len(listed)} domains; "
-                "give one per domain."
-            )
+        require_length(sets, count, f"data sets of stream {name!r}", "domain")
         for data in sets:
             check_source(data, "label", LABELLED)
         first = [first_id + n for n in np.cumsum([0, *map(len, sets)]).tolist()]
@@ -210,11 +215,8 @@ def _domain(given: Any, index: int) -> Domain:
             "names, templates) or (train, test, class names, templates, name)."
         )
     domain = Domain(*given)
-    if not isinstance(domain.name, (str, type(None))):
-        raise ValueError(
-            f"The name of domain {index} is {domain.name!r}, of type "
-            f"{type(domain.name).__name__}; give a string."
-        )
+    what = f"The name of domain {index}"
+    require_type(domain.name, (str, type(None)), what, "a string", error=ValueError)
     return domain._replace(name=domain.name or f"domain {index}")
 
 
@@ -224,17 +226,6 @@ def domain_seed(given: Sequence[Any], index: int) -> int:
     if not name:
         return index
     return int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:7], "big")
-
-
-def _order(order: Sequence[int] | None, count: int) -> list[int]:
-    if order is None:
-        return list(range(count))
-    found = as_integers(order, "order")
-    if sorted(found) != list(range(count)):
-        raise ValueError(
-            f"order={found} must hold each of 0..{count - 1} exactly once."
-        )
-    return found
 
 
 def _few_shot(
@@ -292,9 +283,9 @@ def class_incremental_benchmark(
     """
     own = ClassPrompts(names, templates)
     count = len(own)
-    if not count:
-        raise ValueError("There are no class names; give one per class.")
-    arrival = _class_order(class_order, count)
+    require_some(own, "class names")
+    given = range(count) if class_order is None else class_order
+    arrival = as_permutation(given, count, "class_order")
     cuts = _sizes(sizes, base, increment, count)
     require_choice("relabel", relabel, RELABEL)
     ids = np.arange(count)
@@ -339,56 +330,26 @@ def class_incremental_benchmark(
     )
 
 
-def _class_order(given: Sequence[int] | None, count: int) -> list[int]:
-    if given is None:
-        return list(range(count))
-    found = as_integers(given, "class_order")
-    if sorted(found) != list(range(count)):
-        missing = sorted(set(range(count)) - set(found))[:3]
-        extra = sorted(set(found) - set(range(count)))[:3]
-        raise ValueError(
-            f"class_order has {len(found)} entries and must hold each label "
-            f"0..{count - 1} exactly once (missing {missing}, unknown {extra})."
-        )
-    return found
-
-
 def _sizes(
     sizes: Sequence[int] | None, base: int | None, increment: int | None, count: int
 ) -> list[int]:
-    if (sizes is None) == (increment is None) or (
-        sizes is not None and base is not None
-    ):
-        raise ValueError(
-            f"Give sizes, or increment with or without base; got sizes={sizes}, "
-            f"base={base}, increment={increment}."
-        )
+    """Number of classes of each step."""
+    require_one_of(sizes=sizes, increment=increment)
+    require_one_of(least=0, sizes=sizes, base=base)
     if sizes is None:
-        assert increment is not None
-        increment = _size("increment", increment)
-        first = increment if base is None else _size("base", base)
-        rest = max(count - first, 0)
-        full, last = divmod(rest, increment)
-        found = [min(first, count), *[increment] * full, *([last] if last else [])]
+        increment = as_size(increment, "increment")
+        first = increment if base is None else as_size(base, "base")
         if first > count:
             name = "increment" if base is None else "base"
             raise ValueError(
                 f"{name}={first} exceeds the {count} classes; choose less."
             )
-        return found
-    if isinstance(sizes, (str, Mapping)) or not isinstance(sizes, Iterable):
-        raise ValueError(f"sizes={sizes!r} must be a list of integers.")
-    found = [_size("sizes", value) for value in sizes]
+        full, last = divmod(count - first, increment)
+        return [first, *[increment] * full, *([last] if last else [])]
+    found = [as_size(size, "An entry of sizes") for size in as_integers(sizes, "sizes")]
     if sum(found) != count:
         raise ValueError(
             f"sizes={found} add up to {sum(found)}, but there are {count} classes; no "
             "class may be left out."
         )
     return found
-
-
-def _size(name: str, value: Any) -> int:
-    try:
-        return as_size(value, name)
-    except ValueError:
-        raise ValueError(f"{name}={value!r} must hold integers >= 1.") from None

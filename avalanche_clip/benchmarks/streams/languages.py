@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +18,14 @@ from avalanche_clip.benchmarks.items.scenario import (
     make_experience,
     make_scenario,
 )
-from avalanche_clip.common.checks import did_you_mean, require_choice
+from avalanche_clip.common.checks import (
+    as_size,
+    require_choice,
+    require_distinct,
+    require_known,
+    require_some,
+    require_type,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,16 +152,11 @@ def _codes(
         raise ValueError(
             f"languages={languages!r} is one string; give a list of names."
         )
+    if isinstance(languages, Mapping):
+        return _checked_codes(languages.items())
     if languages is not None:
-        pairs = (
-            list(languages.items())
-            if isinstance(languages, Mapping)
-            else [(name, code) for code, name in enumerate(languages)]
-        )
-        codes = dict(pairs)
-        _check_names(pairs)
-        return {str(name): int(code) for name, code in codes.items()}
-    codes = {}
+        return _checked_codes((name, code) for code, name in enumerate(languages))
+    codes: dict[str, int] = {}
     for name, source in sources.items():
         if isinstance(source, Mapping):
             for language, dataset in source.items():
@@ -166,51 +167,34 @@ def _codes(
             for code in np.unique(_language_column(name, source)).tolist():
                 if code not in codes.values():
                     codes[str(code)] = int(code)
-    _check_names(list(codes.items()))
-    return codes
+    return _checked_codes(codes.items())
 
 
-def _check_names(pairs: Sequence[tuple[Any, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    numbers = [code for _, code in pairs]
-    wrong = [n for n in names if not isinstance(n, str) or not n]
-    wrong += [
-        c
-        for c in numbers
-        if isinstance(c, bool) or not isinstance(c, Integral) or c < 0
-    ]
-    if wrong:
-        raise ValueError(
-            f"languages holds {wrong[:3]}; names are non-empty strings and codes "
-            "integers >= 0."
-        )
-    for kind, values in (("name", names), ("code", numbers)):
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise ValueError(
-                f"Language {kind}(s) {twice} occur more than once; each language has "
-                "one name and one code."
-            )
+def _checked_codes(pairs: Iterable[tuple[Any, Any]]) -> dict[str, int]:
+    names, codes = [], []
+    for name, code in pairs:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"Language name {name!r} must be a non-empty string.")
+        names.append(name)
+        codes.append(as_size(code, f"Code of language {name!r}", least=0))
+    require_distinct(names, "language names")
+    require_distinct(codes, "language codes")
+    return dict(zip(names, codes))
 
 
 def _language_column(stream: str, dataset: Any) -> np.ndarray:
-    if not isinstance(dataset, AvalancheDataset):
-        raise TypeError(
-            f"Stream {stream!r} is a {type(dataset).__name__}; give a data set made by "
-            "make_image_text_dataset(..., languages=...), or a mapping of language "
-            "names to data sets."
-        )
+    made = (
+        "a data set made by make_image_text_dataset(..., languages=...), or a mapping"
+    )
+    require_type(dataset, AvalancheDataset, f"Stream {stream!r}", made)
     return attribute_array(dataset, "language")
 
 
 def _own_code(stream: str, language: str, dataset: Any) -> int | None:
     """The code that a data set of a mapping has, None without the attribute."""
-    if not isinstance(dataset, AvalancheDataset):
-        raise TypeError(
-            f"Language {language!r} of stream {stream!r} is a "
-            f"{type(dataset).__name__}; give a data set made by "
-            "make_image_text_dataset."
-        )
+    what = f"Language {language!r} of stream {stream!r}"
+    made = "a data set made by make_image_text_dataset"
+    require_type(dataset, AvalancheDataset, what, made)
     if "language" not in dataset._data_attributes:
         return None
     found = np.unique(attribute_array(dataset, "language"))
@@ -285,22 +269,11 @@ def _order(
     if isinstance(order, str):
         raise ValueError(f"order={order!r} is one string; give a list of languages.")
     names = {code: name for name, code in codes.items()}
-    chosen = []
-    for entry in order:
-        name = entry if isinstance(entry, str) else names.get(int(entry))
-        if name not in codes:
-            raise ValueError(
-                f"order has {entry!r}, but the languages are {', '.join(codes)}."
-                f"{did_you_mean(entry, codes)}"
-            )
-        chosen.append(str(name))
-    twice = sorted({name for name in chosen if chosen.count(name) > 1})
-    if twice or not chosen:
-        raise ValueError(
-            f"order={list(order)!r} must name each language once"
-            + (f"; {twice} repeat." if twice else "; it is empty.")
-        )
-    return chosen
+    chosen = [e if isinstance(e, str) else names.get(int(e), e) for e in order]
+    require_some(chosen, "languages in order")
+    require_known(chosen, codes, "languages in order")
+    require_distinct(chosen, "languages in order")
+    return [str(name) for name in chosen]
 
 
 def _check_languages(

@@ -23,7 +23,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
-from avalanche_clip.common.checks import as_finite, as_size, did_you_mean
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 
 EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
 """What generators of this package attach to experiences."""
@@ -66,7 +66,7 @@ def split_validation(
     """
     if select is None:
         as_finite(fraction, "fraction", above=0, below=1)
-    _check_train(benchmark, train_name)
+    require_choice("train_name", train_name, benchmark.streams)
     if valid_name in benchmark.streams:
         raise ValueError(
             f"The benchmark already has a stream {valid_name!r}; choose another "
@@ -96,14 +96,6 @@ def split_validation(
         own = {train_name: kept, valid_name: held}
         streams |= own if name == train_name else {name: stream}
     return make_scenario(streams, benchmark)
-
-
-def _check_train(benchmark: CLScenario, name: str) -> None:
-    if name not in benchmark.streams:
-        raise ValueError(
-            f"The benchmark has no stream {name!r}; it has {list(benchmark.streams)}. "
-            f"Name one of them in train_name.{did_you_mean(name, benchmark.streams)}"
-        )
 
 
 def _hash_mask(
@@ -147,7 +139,7 @@ def split_online(
     :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
         step has no full experience and ``drop_last`` is set.
     """
-    _check_train(benchmark, train_name)
+    require_choice("train_name", train_name, benchmark.streams)
     experience_size = as_size(experience_size, "experience_size")
     online: list[OnlineCLExperience] = []
     for number, origin in enumerate(benchmark.streams[train_name]):

@@ -19,7 +19,15 @@ from avalanche_clip.benchmarks.items.times import (
     period_starts,
     timestamp_column,
 )
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_integers,
+    as_size,
+    require_choice,
+    require_length,
+    require_one_of,
+    require_some,
+    require_type,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,19 +78,14 @@ def time_stamped_benchmark(
         empty.
     :raises TypeError: if a stream is not an Avalanche data set.
     """
-    given = {
-        "boundaries": boundaries,
-        "num_experiences": num_experiences,
-        "counts": counts,
-        "period": period,
-    }
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        raise ValueError(
-            f"Give exactly one of {sorted(given)} to say where to cut; got {chosen}."
-        )
-    for name, value in (("missing", missing), ("empty", empty)):
-        require_choice(name, value, ("raise", "drop"))
+    require_one_of(
+        boundaries=boundaries,
+        num_experiences=num_experiences,
+        counts=counts,
+        period=period,
+    )
+    require_choice("missing", missing, ("raise", "drop"))
+    require_choice("empty", empty, ("raise", "drop"))
     datasets = {"train": train, **streams}
     times, kept = {}, {}
     for name, dataset in datasets.items():
@@ -115,11 +118,8 @@ def _valid_times(
     name: str, dataset: AvalancheDataset, missing: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return finite timestamps and their positions."""
-    if not isinstance(dataset, AvalancheDataset):
-        raise TypeError(
-            f"Stream {name!r} is a {type(dataset).__name__}; give one data set made "
-            "by make_image_text_dataset with timestamps."
-        )
+    made = "one data set made by make_image_text_dataset with timestamps"
+    require_type(dataset, AvalancheDataset, f"Stream {name!r}", made)
     times = timestamp_column(attribute_array(dataset, "timestamp"), checked=True)
     finite = np.isfinite(times)
     lost = int((~finite).sum())
@@ -163,25 +163,21 @@ def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
     # As one column: single numbers of it may look like years.
     given = boundaries if hasattr(boundaries, "dtype") else list(boundaries)
     cuts = timestamp_column(given, "boundaries")
-    if not np.isfinite(cuts).all():
+    if not np.isfinite(cuts).all() or not (np.diff(cuts) > 0).all():
         raise ValueError(
-            f"boundaries={list(boundaries)} holds what is not a finite time."
+            f"boundaries={list(boundaries)} must be finite times that strictly "
+            "increase."
         )
-    if not (np.diff(cuts) > 0).all():
-        raise ValueError(f"boundaries={list(boundaries)} must strictly increase.")
     return cuts
 
 
 def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
     starts = np.flatnonzero(np.diff(ordered) > 0) + 1
-    try:
-        count = as_size(num, "num_experiences")
-    except ValueError:
-        count = 0
-    if not 1 <= count <= len(starts) + 1:
+    count = as_size(num, "num_experiences")
+    if count > len(starts) + 1:
         raise ValueError(
-            f"num_experiences={num!r}, but there are {len(starts) + 1} different "
-            "timestamps; choose an integer between 1 and that."
+            f"num_experiences={num}, but there are {len(starts) + 1} different "
+            "timestamps; choose at most that."
         )
     chosen: list[int] = []
     low = 0
@@ -200,14 +196,9 @@ def _even_cuts(ordered: np.ndarray, num: int) -> np.ndarray:
 
 
 def _count_cuts(ordered: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    try:
-        sizes = np.asarray([as_size(count, "counts") for count in counts])
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"counts={counts!r} must be a list of positive integers."
-        ) from None
-    if not len(sizes):
-        raise ValueError("counts=[] must be a list of positive integers.")
+    given = as_integers(counts, "counts")
+    sizes = np.asarray([as_size(count, "An entry of counts") for count in given])
+    require_some(sizes, "counts")
     if int(sizes.sum()) != len(ordered):
         raise ValueError(
             f"counts sum to {int(sizes.sum())}, but there are {len(ordered)} samples "
@@ -262,11 +253,9 @@ def _labels(
     total: int,
 ) -> list[str]:
     if labels is not None:
-        if isinstance(labels, str) or len(labels) != total:
-            raise ValueError(
-                f"labels={labels!r} for {total} steps; give a list of one per step."
-            )
-        return [str(labels[step]) for step in steps]
+        given = [] if isinstance(labels, str) else [str(label) for label in labels]
+        require_length(given, total, "labels", "step")
+        return [given[step] for step in steps]
     times = timestamp_column(attribute_array(train, "timestamp"), checked=True)
     ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
     if period is not None:

@@ -109,8 +109,8 @@ def loss_term_metrics(*, iteration: bool = False) -> list[PluginMetric]:
 
 def _values(strategy: Any) -> dict[str, Tensor]:
     values = {f"loss_{name}": value for name, value in strategy.loss_terms.items()}
-    for plugin in strategy.plugins:
-        values |= getattr(plugin, "step_values", {})
+    for contract in strategy.contracts:
+        values |= contract.step_values
     return values
 
 

@@ -82,12 +82,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
     def reset(self) -> None:
         """Forget the features collected so far."""
-        self._images: list[Tensor] = []
-        self._texts: list[Tensor] = []
-        self._owners: list[Tensor] = []
-        self._tokens: list[Tensor] = []
-        self._pictures: list[Tensor] = []
-        self._languages: list[Tensor] = []
+        self._kept: dict[str, list[Tensor]] = {}
         self._num_images = 0
         self._pad_id = 0
 
@@ -125,23 +120,25 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         owner = owner.detach().cpu().long()
         if languages is not None:
             languages = languages.cpu()[owner]
-        self._keep("token ids", self._tokens, tokens, num_texts)
-        self._keep("marks of pictures", self._pictures, pictures, num_images)
-        self._keep("languages", self._languages, languages, num_texts)
-        self._images.append(_stored(image_features))
-        self._texts.append(_stored(text_features))
-        self._owners.append(owner + self._num_images)
+        for what, rows, size in (
+            ("token ids", tokens, num_texts),
+            ("marks of pictures", pictures, num_images),
+            ("languages", languages, num_texts),
+        ):
+            if self._num_images and (rows is None) != (what not in self._kept):
+                raise ValueError(
+                    f"{what} given for some batches only; give all or none."
+                )
+            if rows is not None:
+                require_length(rows, size, what, "feature")
+                self._keep(what, rows.detach().cpu())
+        self._keep("images", _stored(image_features))
+        self._keep("texts", _stored(text_features))
+        self._keep("owners", owner + self._num_images)
         self._num_images += num_images
 
-    def _keep(
-        self, what: str, kept: list[Tensor], rows: Tensor | None, size: int
-    ) -> None:
-        if self._images and (rows is None) != (not kept):
-            raise ValueError(f"{what} given for some batches only; give all or none.")
-        if rows is None:
-            return
-        require_length(rows, size, what, "feature")
-        kept.append(rows.detach().cpu())
+    def _keep(self, what: str, rows: Tensor) -> None:
+        self._kept.setdefault(what, []).append(rows)
 
     def result(self) -> dict[str, float]:
         """Return the metrics of everything added since the last reset.
@@ -149,17 +146,19 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         :return: the values of :func:`retrieval_metrics`; empty if nothing was
             added.
         """
-        if not self._images:
+        kept = self._kept
+        if not kept:
             return {}
-        images, texts = torch.cat(self._images), torch.cat(self._texts)
-        owner = torch.cat(self._owners)
+        images, texts = torch.cat(kept["images"]), torch.cat(kept["texts"])
+        owner = torch.cat(kept["owners"])
         if self.deduplicate:
+            spoken = kept.get("languages")
             shown, said, owner = merge_equal_pairs(
                 owner,
                 len(images),
-                pictures=self._pictures or None,
-                captions=self._tokens or None,
-                languages=torch.cat(self._languages) if self._languages else None,
+                pictures=kept.get("marks of pictures"),
+                captions=kept.get("token ids"),
+                languages=None if spoken is None else torch.cat(spoken),
                 pad_id=self._pad_id,
             )
             images, texts = images[shown], texts[said]
@@ -241,29 +240,18 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
 
 def retrieval_plugin_metrics(
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    ties: str = "pessimistic",
-    tie_eps: float = 1e-6,
-    chunk_size: int = 1024,
-    stream: bool = True,
-    summary: Sequence[str] = (),
+    *, summary: Sequence[str] = (), **options: Any
 ) -> list[PluginMetric]:
     """Return the retrieval metrics to hand to an ``EvaluationPlugin``.
 
-    :param ks: numbers of results looked at.
-    :param ties: tie policy, see :func:`retrieval_metrics`.
-    :param tie_eps: largest difference of two scores that counts as a tie.
-    :param chunk_size: side of the score tiles.
-    :param stream: whether to emit the means over each evaluated stream.
     :param summary: values, for example ``("mean_R@1",)``, whose matrix over
         the run is summarised after each evaluation by a
         :class:`ContinualSummary`.
+    :param options: those of :class:`RetrievalMetric`: ``ks``, ``ties``,
+        ``tie_eps``, ``chunk_size``, ``deduplicate`` and ``stream``.
     :return: one :class:`RetrievalMetric`, then the summaries.
     """
-    retrieval = RetrievalMetric(
-        ks=ks, ties=ties, tie_eps=tie_eps, chunk_size=chunk_size, stream=stream
-    )
+    retrieval = RetrievalMetric(**options)
     return [retrieval, *(ContinualSummary(retrieval, key) for key in summary)]
 
 

@@ -340,15 +340,13 @@ def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
-    plain: dict[str, Any] = {}
-    for method, rows in methods.items():
-        summaries = [matrix.summary() for matrix in rows]
-        plain[method] = {
+    return {
+        method: {
             key: {
-                "mean": finite(spread([s[key] for s in summaries]).mean),
-                "deviation": finite(spread([s[key] for s in summaries]).deviation),
-                "runs": [finite(s[key]) for s in summaries],
+                **{k: finite(v) for k, v in values._asdict().items()},
+                "runs": [finite(matrix.summary()[key]) for matrix in methods[method]],
             }
-            for key in summaries[0]
+            for key, values in summary.items()
         }
-    return plain
+        for method, summary in _summaries(methods).items()
+    }

@@ -7,7 +7,7 @@ Drawn in the style of :mod:`avalanche_clip.evaluation.report.plots`, whose
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -92,14 +92,16 @@ def plot_disorder(
         style(ax)
         for number, method in enumerate(runs):
             for dash, key in zip(_dashes(panel), panel.keys):
-                _draw_runs(ax, runs[method][key], number, dash)
+                named = {"label": method} if key == panel.keys[0] else {}
+                _draw_runs(ax, runs[method][key], number, linestyle=dash, **named)
         _finish_steps(ax, names)
         ax.set_title(panel.title, fontsize=11, color=INK, loc="left")
         if len(panel.keys) > 1:
             _explain_dashes(ax, panel)
     axes[0].set_ylabel(ylabel)
     if len(runs) > 1:
-        _method_legend(figure, list(runs))
+        handles, _ = axes[0].get_legend_handles_labels()
+        figure.legend(handles=handles, loc="outside right center", frameon=False)
     add_title(figure, title)
     return figure
 
@@ -177,9 +179,9 @@ def _dashes(panel: Panel) -> list[object]:
     return [_DASHES[number % len(_DASHES)] for number in range(len(panel.keys))]
 
 
-def _draw_runs(ax: Axes, runs: np.ndarray, number: int, dash: object) -> None:
+def _draw_runs(ax: Axes, runs: np.ndarray, number: int, **options: Any) -> None:
     x, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
-    colour, _ = draw_line(ax, x, mean, number, 5.5, linestyle=dash)
+    colour, _ = draw_line(ax, x, mean, number, 5.5, **options)
     if len(runs) > 1:
         spread = runs.std(axis=0, ddof=1)
         ax.fill_between(
@@ -225,16 +227,6 @@ def _leave_room(ax: Axes) -> None:
     """Raise the upper limit, so that a legend covers no line."""
     low, high = ax.get_ylim()
     ax.set_ylim(top=high + 0.16 * (high - low))
-
-
-def _method_legend(figure: Figure, methods: list[str]) -> None:
-    handles = []
-    for number, method in enumerate(methods):
-        colour, marker = look(number)
-        handle = Line2D([], [], color=colour, linewidth=1.8, label=method)
-        handle.set(marker=marker, markersize=5.5, markerfacecolor="white")
-        handles.append(handle)
-    figure.legend(handles=handles, loc="outside right center", frameon=False)
 
 
 # ------------------------------------------------------------------- histograms

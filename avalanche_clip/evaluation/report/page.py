@@ -25,27 +25,12 @@ from avalanche_clip.evaluation.report.results import (
 )
 from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, MULTI_DOMAIN
 
+# Summaries in the order of their columns.
 _KEY_VALUES = (
-    "average_recall",
-    "recall_forgetting",
-    "first_task_forgetting",
-    "transfer",
-    "average",
-    "last",
-    "seen",
-    "unseen",
-    "harmonic",
-    "incremental_average",
-    "incremental_last",
-    "average_accuracy",
-    "in_domain",
-    "backward",
-    "forward",
-    "forgetting",
-    "backward_transfer",
-    "forward_transfer",
-    "retention",
-)
+    "average_recall recall_forgetting first_task_forgetting transfer average last "
+    "seen unseen harmonic incremental_average incremental_last average_accuracy "
+    "in_domain backward forward forgetting backward_transfer forward_transfer retention"
+).split()
 _EXPLANATION = (
     "In-domain, backward and forward are levels: the means of the diagonal, of the "
     "part below and of the part above it. Forgetting, backward transfer, forward "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip.common.checks import existing_file, require_type
 from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.report.summaries import is_result, protocol_summary
@@ -83,10 +84,7 @@ def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     else:
         path = Path(source)
         path = path / RESULTS_FILE if path.is_dir() else path
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} does not exist; pass the folder of a finished run."
-            )
+        existing_file(path, "pass the folder of a finished run")
         results = read_json(path, dict)
         if CHECKSUM in results:  # earlier versions wrote none
             results = read_json(path, checksum=True, rewrite="finish the run again")
@@ -102,13 +100,9 @@ def load_results(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 def _check_matrices(results: Mapping[str, Any], place: str) -> None:
     """Raise ValueError unless matrices are stored as a run stores them."""
     streams = results["matrices"]
-    tables: list[Any] = [None]
-    if isinstance(streams, Mapping):
-        tables = list(streams.values())
+    tables: list[Any] = [*streams.values()] if isinstance(streams, Mapping) else [None]
     for table in tables:
-        metrics: Mapping[str, Any] = {"?": None}
-        if isinstance(table, Mapping):
-            metrics = table
+        metrics: Mapping[str, Any] = table if isinstance(table, Mapping) else {"?": 0}
         for metric, parts in metrics.items():
             try:
                 np.array(parts["E"], dtype=np.float64)
@@ -119,11 +113,8 @@ def _check_matrices(results: Mapping[str, Any], place: str) -> None:
                     "pass the results.json of a run."
                 ) from error
     for key in ("data", "config"):
-        if not isinstance(results.get(key, {}), Mapping):
-            raise ValueError(
-                f"{place} hold no mapping under {key!r}; pass the results.json of a "
-                "run."
-            )
+        what, give = f"{place}: what lies under {key!r}", "the results.json of a run"
+        require_type(results.get(key, {}), Mapping, what, give, error=ValueError)
 
 
 def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:

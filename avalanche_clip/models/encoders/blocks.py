@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+ATTACHMENTS = ("moe_adapters", "language_adapters", "lora", "adapters", "prompts")
+"""Attributes of a model for what can be attached to its blocks; None without."""
+
 
 @dataclass(frozen=True)
 class BlockView:
@@ -28,6 +31,8 @@ class BlockView:
         identity in its place; the perceptron itself where there is neither).
     :param batch_first: True if activations are ``(B, L, D)``, False if
         ``(L, B, D)``.
+    :param attn_out: last module of the first branch, as ``mlp_out`` of the second;
+        the attention itself may give a tuple.
     """
 
     module: nn.Module
@@ -37,6 +42,7 @@ class BlockView:
     mlp: nn.Module
     mlp_out: nn.Module
     batch_first: bool = True
+    attn_out: nn.Module | None = None
 
     @property
     def width(self) -> int:
@@ -73,7 +79,16 @@ def open_clip_blocks(owner: Any, tower: str) -> list[BlockView]:
     transformer = getattr(owner, "transformer", None)
     if transformer is not None and hasattr(transformer, "resblocks"):
         return [
-            BlockView(b, b.ln_1, b.attn, b.ln_2, b.mlp, b.ls_2, transformer.batch_first)
+            BlockView(
+                b,
+                b.ln_1,
+                b.attn,
+                b.ln_2,
+                b.mlp,
+                b.ls_2,
+                transformer.batch_first,
+                b.ls_1,
+            )
             for b in transformer.resblocks
         ]
     trunk = getattr(owner, "trunk", None)
@@ -91,13 +106,14 @@ def _timm_block(block: Any) -> BlockView | None:
     if not all(hasattr(block, n) for n in ("norm1", "attn", "norm2", "mlp")):
         return None
     if hasattr(block, "ls2"):
-        last = block.ls2
+        outs = block.ls1, block.ls2
     elif type(block).__name__ == "EvaBlock":
         # its layer scale is a bare parameter; what follows it is a module
-        last = block.drop_path2
+        outs = block.drop_path1, block.drop_path2
     else:
         return None
-    return BlockView(block, block.norm1, block.attn, block.norm2, block.mlp, last)
+    parts = block.norm1, block.attn, block.norm2, block.mlp
+    return BlockView(block, *parts, outs[1], attn_out=outs[0])
 
 
 def transformers_blocks(model: Any) -> list[BlockView]:
@@ -107,6 +123,14 @@ def transformers_blocks(model: Any) -> list[BlockView]:
     :return: views in order of computation.
     """
     return [
-        BlockView(b, b.layer_norm1, b.self_attn, b.layer_norm2, b.mlp, b.mlp)
+        BlockView(
+            b,
+            b.layer_norm1,
+            b.self_attn,
+            b.layer_norm2,
+            b.mlp,
+            b.mlp,
+            attn_out=b.self_attn,
+        )
         for b in model.encoder.layers
     ]

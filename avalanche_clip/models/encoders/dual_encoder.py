@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders import architectures, inputs
-from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.blocks import ATTACHMENTS, BlockView
 from avalanche_clip.models.encoders.folder import save_model
 from avalanche_clip.models.encoders.macs import count_macs
 from avalanche_clip.models.encoders.output import (
@@ -72,6 +72,8 @@ class DualEncoder(nn.Module):
         super().__init__()
         require_choice("precision", precision, PRECISIONS)
         self.clip: Any = clip
+        for name in ATTACHMENTS:
+            self.register_module(name, None)
         self._config = config
         self._towers = architectures.towers_of(config)
         self._cache_dir = cache_dir
@@ -326,9 +328,8 @@ class DualEncoder(nn.Module):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self._still -= {tower} if tower else set(_TOWERS)
-        adapters: Any = getattr(self, "moe_adapters", None)
-        if adapters is not None:
-            adapters.restore_trainable()
+        for adapters in filter(None, map(self._modules.get, ATTACHMENTS)):
+            adapters.restore_trainable()  # type: ignore[operator]
         self.train(self.training)
 
     def _parameters_of(self, tower: str | None) -> list[nn.Parameter]:
@@ -368,11 +369,11 @@ class DualEncoder(nn.Module):
         return self
 
     def _cast_frozen(self) -> None:
-        """Store frozen matrices in 16 bits; vectors and norms stay float32."""
+        """Store frozen matrices in 16 bits; vectors, norms, branches stay float32."""
         for name, parameter in self.named_parameters():
+            own = self._inner_name(name) in self.plain_shapes and self.tower_of(name)
             is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
-            is_matrix = is_matrix and ".moe." not in name  # adapters stay float32
-            if is_matrix and not parameter.requires_grad and self.tower_of(name):
+            if own and is_matrix and not parameter.requires_grad:
                 parameter.data = parameter.data.to(PRECISIONS[self.precision])
 
     def reset_scale_bound(self) -> None:

@@ -209,6 +209,22 @@ class OpenCLIPTowers(_Towers):
             return open_clip_blocks(clip.visual, tower)
         return open_clip_blocks(self.text_tower(clip), tower)
 
+    def image_entry(self, clip: Any) -> nn.Module:
+        """Return the norm of all tokens before the first image block."""
+        visual = clip.visual
+        trunk = getattr(visual, "trunk", None)
+        return visual.ln_pre if trunk is None else trunk.norm_pre
+
+    def image_head(self, clip: Any, token: Tensor) -> Tensor:
+        """Return raw features ``(M, D)`` of tokens ``(M, W)`` of the last block."""
+        visual = clip.visual
+        both = torch.stack([token, token], 1)  # as class token and as patch
+        trunk = getattr(visual, "trunk", None)
+        if trunk is not None:
+            return visual.head(trunk.forward_head(trunk.norm(both)))
+        pooled, _ = visual._pool(both)
+        return pooled if visual.proj is None else pooled @ visual.proj
+
     def image_size(self, clip: Any) -> tuple[int, int]:
         """Return height and width of the input in pixels."""
         size = clip.visual.image_size
@@ -260,6 +276,19 @@ class TransformersTowers(_Towers):
         """Return the residual blocks of one tower, first to last."""
         model = clip.vision_model if tower == "image" else clip.text_model
         return transformers_blocks(model)
+
+    def image_entry(self, clip: Any) -> nn.Module:
+        """Return the norm of all tokens before the first image block."""
+        if clip.config.model_type == "clip":
+            return clip.vision_model.pre_layrnorm
+        return nn.Identity()
+
+    def image_head(self, clip: Any, token: Tensor) -> Tensor:
+        """Return raw features ``(M, D)`` of tokens ``(M, W)`` of the last block."""
+        token = clip.vision_model.post_layernorm(token)
+        if clip.config.model_type == "clip":
+            return clip.visual_projection(token)
+        return clip.vision_model.head(token[:, None])
 
     def image_size(self, clip: Any) -> tuple[int, int]:
         """Return height and width of the input in pixels."""

@@ -15,10 +15,10 @@ from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.moe import storage as moe_storage
-from avalanche_clip.models.moe.block import BlockMoE, TowerRouter
+from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.mixture import set_trainable
 from avalanche_clip.models.moe.progress import AdapterProgress
-from avalanche_clip.models.peft.routes import SKIP, RouterIds, parse_router
+from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids
 
 NAME = "moe_adapters"
 """Child of the model that holds the set."""
@@ -41,7 +41,7 @@ class MoEAdapterSet(AdapterProgress):
         self,
         model: DualEncoder,
         adapters: dict[str, list[BlockMoE]],
-        towers: dict[str, TowerRouter],
+        towers: dict[str, Routes],
     ) -> None:
         super().__init__()
         # In containers, so that neither is registered a second time.
@@ -132,7 +132,7 @@ class MoEAdapterSet(AdapterProgress):
         chosen = {} if router is None else dict.fromkeys(self._towers, router)
         own = {"image": image, "text": text}
         chosen |= {t: ids for t, ids in own.items() if ids is not None}
-        parsed = {self._check_tower(t): parse_router(ids) for t, ids in chosen.items()}
+        parsed = {self._check_tower(t): parse_ids(ids) for t, ids in chosen.items()}
         for tower, ids in parsed.items():
             present = [ids] if isinstance(ids, int) else ids.present
             self._adapters[tower][0].check_known(present)
@@ -404,7 +404,7 @@ class MoEAdapterSet(AdapterProgress):
             parts = zip(blocks, views[tower], exact[tower], strict=True)
             for adapter, view, was_trainable in parts:
                 self._handles += adapter.connect(view, was_trainable)
-        model.add_module(NAME, self)
+        setattr(model, NAME, self)
         self._handles += [
             model.register_forward_pre_hook(self.before_forward),
             model.register_forward_hook(self.after_forward),
@@ -424,7 +424,7 @@ class MoEAdapterSet(AdapterProgress):
         for tower in self._adapters:
             for view in model.blocks(tower):
                 del view.module.moe
-        delattr(model, NAME)
+        setattr(model, NAME, None)
         for name, parameter in model.named_parameters():
             if name in self._flags:
                 parameter.requires_grad_(self._flags[name])
@@ -432,5 +432,5 @@ class MoEAdapterSet(AdapterProgress):
         model.train(model.training)
 
 
-def _plain(ids: int | RouterIds) -> int | Tensor:
+def _plain(ids: int | RowIds) -> int | Tensor:
     return ids if isinstance(ids, int) else ids.ids

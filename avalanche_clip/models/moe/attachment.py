@@ -19,8 +19,9 @@ from typing import Any
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.moe import storage as moe_storage
 from avalanche_clip.models.moe.adapters import NAME, MoEAdapterSet
-from avalanche_clip.models.moe.block import BlockMoE, TowerRouter
+from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.options import NUM_EXPERTS
+from avalanche_clip.models.peft.routes import Routes
 
 TOWERS = ("image", "text")
 
@@ -64,7 +65,7 @@ def attach_moe_adapters(
     if not names:
         raise ValueError(f"towers is empty; give one or both of {list(TOWERS)}.")
     options |= {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
-    states = {tower: TowerRouter() for tower in names}
+    states = {tower: Routes() for tower in names}
     adapters = {
         tower: [
             BlockMoE(view.width, states[tower], view.batch_first, **options).to(

@@ -8,24 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip.models.encoders.blocks import BlockView
-from avalanche_clip.models.moe.mixture import MoEAdapter, is_recomputation
-from avalanche_clip.models.peft.routes import SKIP, RouterIds
-
-
-class TowerRouter:
-    """Router ids of one tower, read by its blocks at every pass."""
-
-    def __init__(self) -> None:
-        self.ids: int | RouterIds = 0
-        self._trained: int | RouterIds | None = None
-
-    def current(self) -> int | RouterIds:
-        """Ids of this pass; those of the original pass when it is recomputed."""
-        if is_recomputation() and self._trained is not None:
-            return self._trained
-        if torch.is_grad_enabled():
-            self._trained = self.ids
-        return self.ids
+from avalanche_clip.models.moe.mixture import MoEAdapter
+from avalanche_clip.models.peft.routes import SKIP, Routes
 
 
 class BlockMoE(MoEAdapter):
@@ -38,7 +22,7 @@ class BlockMoE(MoEAdapter):
     """
 
     def __init__(
-        self, width: int, tower: TowerRouter, batch_first: bool, **options: Any
+        self, width: int, tower: Routes, batch_first: bool, **options: Any
     ) -> None:
         super().__init__(width, **options)
         self._tower = tower

@@ -31,7 +31,7 @@ from avalanche_clip.models.moe.options import (
     check_options,
     check_sizes,
 )
-from avalanche_clip.models.peft.routes import SKIP, RouterIds, parse_router
+from avalanche_clip.models.peft.routes import SKIP, RowIds, is_recomputation, parse_ids
 
 
 class Expert(nn.Module):
@@ -252,8 +252,8 @@ class MoEAdapter(nn.Module):
             return self._forward(x[:, None], ids)[:, 0]
         return self._forward(x, ids)
 
-    def _parse(self, router: Any, rows: int) -> int | RouterIds:
-        ids = self._active if router is None else parse_router(router)
+    def _parse(self, router: Any, rows: int) -> int | RowIds:
+        ids = self._active if router is None else parse_ids(router)
         if isinstance(ids, int):
             self.check_known([ids])
             return ids
@@ -265,18 +265,18 @@ class MoEAdapter(nn.Module):
         self.check_known(ids.present)
         return ids if len(ids.present) > 1 else (*ids.present, SKIP)[0]
 
-    def _forward(self, x: Tensor, ids: int | RouterIds) -> Tensor:
+    def _forward(self, x: Tensor, ids: int | RowIds) -> Tensor:
         if isinstance(ids, int):
             return torch.zeros_like(x) if ids == SKIP else self._mix(x, ids)
         if ids.present[0] != SKIP:
             return self._mix(x, ids)
         on_device = ids.ids.to(x.device)
         rows = torch.nonzero(on_device != SKIP).squeeze(1)
-        kept = RouterIds(on_device[rows], ids.present[1:])
+        kept = RowIds(on_device[rows], ids.present[1:])
         part = self._mix(x.index_select(0, rows), kept)
         return torch.zeros_like(x).index_copy(0, rows, part)
 
-    def _mix(self, x: Tensor, ids: int | RouterIds) -> Tensor:
+    def _mix(self, x: Tensor, ids: int | RowIds) -> Tensor:
         if not x.shape[0] or not x.shape[1]:
             return x * 0.0
         clean, noise_std = self._scores(x, ids)
@@ -310,7 +310,7 @@ class MoEAdapter(nn.Module):
         clean, noise_std = self._scores(x, ids)
         return route(clean, self.top_k, noise_std)
 
-    def _scores(self, x: Tensor, ids: int | RouterIds) -> tuple[Tensor, Tensor | None]:
+    def _scores(self, x: Tensor, ids: int | RowIds) -> tuple[Tensor, Tensor | None]:
         """Scores ``(B, E)``, and in training the scale of their noise."""
         token = x[:, 0] if self.router_input == "first" else x.mean(1)
         with torch.autocast(x.device.type, enabled=False):
@@ -322,7 +322,7 @@ class MoEAdapter(nn.Module):
             spread = self._per_router(token, ids, "noise")
             return clean, nn.functional.softplus(spread) + self.noise_floor
 
-    def _per_router(self, token: Tensor, ids: int | RouterIds, kind: str) -> Tensor:
+    def _per_router(self, token: Tensor, ids: int | RowIds, kind: str) -> Tensor:
         def matrix(router: int) -> Tensor:
             return getattr(self.routers[router], kind).to(token.dtype)
 
@@ -451,8 +451,3 @@ def set_trainable(module: nn.Module, trainable: bool) -> None:
         if not trainable:
             # an optimiser would apply what is left
             parameter.grad = None
-
-
-def is_recomputation() -> bool:
-    """Tell whether gradient checkpointing runs this pass a second time."""
-    return torch._C._current_graph_task_id() != -1

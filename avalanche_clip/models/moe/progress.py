@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip.models.moe import storage as moe_storage
-from avalanche_clip.models.moe.block import TowerRouter
-from avalanche_clip.models.peft.routes import RouterIds
+from avalanche_clip.models.peft.routes import Routes, RowIds
 
 PROGRESS = "moe.progress"
 """Entry of the set in the state of a model; adapters add names with ``.moe.``."""
@@ -29,7 +28,7 @@ class AdapterProgress(nn.Module):
     restore_trainable: Any
     towers: Any
     _named: Any
-    _towers: dict[str, TowerRouter]
+    _towers: dict[str, Routes]
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,11 +69,11 @@ class AdapterProgress(nn.Module):
         for tower, ids in state["routers"].items():
             self._towers[tower].ids = ids
 
-    def forward_state(self) -> dict[str, int | RouterIds]:
+    def forward_state(self) -> dict[str, int | RowIds]:
         """Router ids per tower: what decides a pass beside weights."""
         return {tower: state.ids for tower, state in self._towers.items()}
 
-    def load_forward_state(self, state: dict[str, int | RouterIds]) -> None:
+    def load_forward_state(self, state: dict[str, int | RowIds]) -> None:
         """Put back what :meth:`forward_state` of this model or a copy returned."""
         for tower, ids in state.items():
             self._towers[tower].ids = ids

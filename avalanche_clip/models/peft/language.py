@@ -342,6 +342,9 @@ class LanguageAdapterSet(nn.Module):
             for part in self._parts:
                 part.route = before
 
+    def restore_trainable(self) -> None:
+        """Leave the adapters as they are: :meth:`adaptation` chooses."""
+
     def growth_state(self) -> dict[str, Any]:
         """Return which languages have adapters."""
         return {"codes": list(self.codes)}
@@ -361,7 +364,7 @@ class LanguageAdapterSet(nn.Module):
         for module in list(model.modules()):
             if CHILD in module._modules:
                 delattr(module, CHILD)
-        del model.language_adapters
+        model.register_module("language_adapters", None)
 
 
 def attach_language_adapters(

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -19,14 +18,14 @@ from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.models import ExpandableTokenEmbedding
-from avalanche_clip.training.templates.routing import routed
+from avalanche_clip.training.templates.contract import MethodPlugin, routed
 
 RECALLS = tuple(
     f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
 )
 
 
-class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     """Evaluate after each epoch, and end the experience with the best weights.
 
     The score is the mean of the metrics over the validation data of the running
@@ -45,7 +44,7 @@ class BestEpochPlugin(SupervisedPlugin, supports_distributed=True):  # type: ign
         recall.
     """
 
-    active_rows_safe = True
+    keeps_per_weight_state = False
 
     def __init__(self, validation: str = "valid", metrics: Sequence[str] = RECALLS):
         super().__init__()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
 from avalanche_clip.benchmarks.streams.quotas import (
@@ -19,12 +18,13 @@ from avalanche_clip.benchmarks.streams.quotas import (
     sample_priorities,
 )
 from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import Step, find_step, read_step
 
 KINDS = ("all", "exp", "equal")
 
 
-class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     """Train on the new data pooled with samples of earlier time steps.
 
     Kept in memory: references to the data sets seen and one count per step;
@@ -47,6 +47,9 @@ class BudgetedReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type
     :param seed: of the choice; default the strategy's.
     :raises ValueError: for an unknown kind, or a missing or negative size.
     """
+
+    keeps_per_weight_state = False
+    replays_data = True
 
     def __init__(
         self,

@@ -11,15 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avalanche_clip.common.checks import as_finite
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.optim import overlay
 from avalanche_clip.training.templates.schedules import trunk_steps
 
 
-class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
     """Decay at the end of each experience, then go on from before the decay.
 
     The last ``decay_fraction`` of an experience's iterations are the branch;
@@ -29,6 +29,9 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
 
     :param decay_fraction: share of the branch, in ``(0, 1)``.
     """
+
+    keeps_per_weight_state = False
+    starts_elsewhere = True
 
     def __init__(self, decay_fraction: float = 0.2):
         super().__init__()
@@ -43,11 +46,12 @@ class ConstantCosinePlugin(SupervisedPlugin, supports_distributed=True):  # type
                 f"ConstantCosinePlugin needs schedule='const-cosine', got "
                 f"{strategy.schedule!r}."
             )
-        for plugin in strategy.plugins:
-            if type(plugin).__name__ == "RestartPlugin":
+        for contract in strategy.contracts:
+            if contract.starts_fresh:
                 raise ValueError(
-                    "ConstantCosinePlugin continues from the trunk, but RestartPlugin "
-                    "starts each step from fresh weights; use one."
+                    "ConstantCosinePlugin continues from the trunk, but "
+                    f"{type(contract.wrapped).__name__} starts each step from fresh "
+                    "weights; use one."
                 )
         strategy.decay_fraction = self.decay_fraction
 

@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, as_size
 from avalanche_clip.common.randomness import evaluating
+from avalanche_clip.training.templates.contract import MethodPlugin, routed
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
-from avalanche_clip.training.templates.routing import routed
 
 
-class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
     """Pull weights towards those of the previous step, by importance.
 
     Adds ``ewc_lambda / 2 * sum_p F_p (theta_p - theta*_p)^2``. Memory: two
@@ -37,6 +36,7 @@ class ContrastiveEWCPlugin(SupervisedPlugin, supports_distributed=True):  # type
         the last step's only, as TiC-CLIP does. Rows that are new have none.
     """
 
+    keeps_per_weight_state = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.models.peft.language import attach_language_adapters
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
-class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
     """Train one set of adapters per language and choose it by language code.
 
     The adapters of a language are made before its experience, trained with whatever
@@ -29,8 +29,8 @@ class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     :param options: further arguments of that function.
     """
 
-    stateless = True
-    active_rows_safe = True
+    keeps_per_weight_state = False
+    routes_batches = True
 
     def __init__(self, kind: str = "mla", **options: Any):
         super().__init__()
@@ -76,6 +76,10 @@ class LanguageAdapterPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Go back to the base tower."""
         self.end_route(strategy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the adapters are part of the model."""
+        return {}
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Go back to the base tower."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite
 from avalanche_clip.losses import similarity_distillation_loss
 from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
-class ContrastiveLwFPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ContrastiveLwFPlugin(MethodPlugin, supports_distributed=True):
     """Distil the in-batch image-text similarities of the previous model.
 
     Adds ``lwf_weight`` times the mean of both directions' KL divergence

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
@@ -20,12 +19,13 @@ from avalanche_clip.losses.off_diagonal_alignment import (
     correctly_ranked_rows,
 )
 from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.teachers import KINDS
 
 LOGIT_SCALE_MODES = ("none", "own", "shared")
 
 
-class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
     """Keep how a teacher lays out the pairs of each batch.
 
     Adds ``alpha`` times :func:`off_diagonal_alignment_loss` of the cosines of
@@ -96,7 +96,14 @@ class OffDiagonalAlignmentPlugin(SupervisedPlugin, supports_distributed=True):  
         empty; :func:`loss_term_metrics` logs them."""
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise when the initial model has nothing to teach."""
+        """Raise without pairs, or when the initial model has nothing to teach."""
+        if not strategy.reads_captions:
+            raise ValueError(
+                f"{type(self).__name__} cannot be used with "
+                f"{type(strategy).__name__}: it aligns the square matrix of image-text "
+                "pairs; use ReferenceDistillationPlugin, or "
+                "ContrastiveTemplate(positives='targets')."
+            )
         unknown = self.teach_first_experience is None and not _pretrained(strategy)
         if self.alpha > 0 and self.teacher == "initial" and unknown:
             raise ValueError(

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.evaluation.loop import evaluate_retrieval
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import belongs
 
 GRID = tuple(i / 10 for i in range(11))
 SELECT_ON = ("previous", "previous+current")
 
 
-class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class PatchingPlugin(MethodPlugin, supports_distributed=True):
     """Deploy ``(1 - a) * previous + a * trained`` after each later step.
 
     ``a`` is the value of ``grid`` with the best mean retrieval score on
@@ -51,7 +51,8 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
     a step (anchors, teachers) are the patched weights.
     """
 
-    replaces_deployed = True
+    replaces_deployed_weights = True
+    keeps_per_weight_state = True
 
     def __init__(
         self,
@@ -142,11 +143,12 @@ class PatchingPlugin(SupervisedPlugin, supports_distributed=True):  # type: igno
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a plugin that continues from other weights."""
-        for plugin in strategy.plugins:
-            if type(plugin).__name__ in ("RestartPlugin", "ConstantCosinePlugin"):
+        for contract in strategy.contracts:
+            if contract.starts_elsewhere:
                 raise ValueError(
-                    f"PatchingPlugin continues from the patched weights, but "
-                    f"{type(plugin).__name__} starts each step from others; use one."
+                    "PatchingPlugin continues from the patched weights, but "
+                    f"{type(contract.wrapped).__name__} starts each step from others; "
+                    "use one."
                 )
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -23,6 +22,7 @@ from avalanche_clip.benchmarks.items.items import (
     item_fields,
 )
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.order import SeededItems, TrainLoader
 from avalanche_clip.training.templates.prompt_batch import PromptBatch
 from avalanche_clip.training.templates.visits import Step, find_step, read_step
@@ -59,7 +59,7 @@ def reservoir_slots(
     return slots
 
 
-class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
     """Append samples of earlier experiences to each batch (ER and DER).
 
     Every training sample is offered once to one reservoir over the whole stream.
@@ -104,7 +104,8 @@ class ReservoirReplayPlugin(SupervisedPlugin, supports_distributed=True):  # typ
     :raises ValueError: for values outside these ranges.
     """
 
-    active_rows_safe = True
+    keeps_per_weight_state = False
+    replays_data = True
 
     def __init__(
         self,

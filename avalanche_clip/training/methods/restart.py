@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
 
 
-class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class RestartPlugin(MethodPlugin, supports_distributed=True):
     """Replace the weights by fresh random ones before each later experience.
 
     The first experience keeps the model as it is, so that all methods share
@@ -34,7 +34,8 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
     :param seed: of the fresh weights; default the strategy's.
     """
 
-    fresh_start = True
+    starts_fresh = True
+    starts_elsewhere = True
 
     def __init__(self, seed: int | None = None):
         super().__init__()
@@ -62,19 +63,12 @@ class RestartPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignor
                 f"DualEncoder; got {type(strategy.model).__name__}."
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the plugin has no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
-
 
 def _frozen(parameter: Tensor) -> bool:
     return not parameter.requires_grad
 
 
-class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
     """Multiply the compute budget of each experience.
 
     :param factors: ``"step"`` for the number of distinct steps trained so far, the
@@ -82,6 +76,8 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
         experience of the stream, whenever that is trained.
     :raises ValueError: for another string or a factor that is not positive.
     """
+
+    keeps_per_weight_state = False
 
     def __init__(self, factors: str | Sequence[float] = "step"):
         super().__init__()
@@ -95,7 +91,7 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
             wanted = f"factors={list(factors)} must be positive numbers; one of them"
             self.factors = tuple(as_finite(f, wanted, above=0) for f in factors)
 
-    def budget_multiplier(self, strategy: Any) -> float:
+    def budget_factor(self, strategy: Any) -> float:
         """Multiple of the budget in the running experience."""
         if isinstance(self.factors, str):
             return float(len(strategy.visits.others) + 1)
@@ -123,10 +119,3 @@ class BudgetFactorPlugin(SupervisedPlugin, supports_distributed=True):  # type: 
                 f"There are {len(self.factors)} budget factors for {steps} training "
                 "experiences; give one per experience."
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the plugin has no state."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""

@@ -11,19 +11,18 @@ import warnings
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 MODES = ("we", "wise", "we+wise", "ema")
 ANCHORS = ("start", "initial")
 SCORES = ("average", "student")
 
-_OTHERS = ("PatchingPlugin", "RestartPlugin", "ConstantCosinePlugin")
 
-
-class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     """Deploy an average of the weights that an experience went through.
 
     With ``theta`` the weights after the step of iteration ``i = 0, 1, ...`` of
@@ -66,7 +65,8 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
         :class:`WeightAveragingPlugin`, which replace the weights too.
     """
 
-    replaces_deployed = True
+    replaces_deployed_weights = True
+    keeps_per_weight_state = True
 
     def __init__(
         self,
@@ -104,17 +104,16 @@ class WeightAveragingPlugin(SupervisedPlugin, supports_distributed=True):  # typ
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with plugins that replace the weights; warn of batch norms."""
-        for plugin in strategy.plugins:
-            name = type(plugin).__name__
-            names = {cls.__name__ for cls in type(plugin).__mro__}
-            if self.mode != "wise" and "EarlyStoppingPlugin" in names:
+        for contract in strategy.contracts:
+            plugin, name = contract.wrapped, type(contract.wrapped).__name__
+            if self.mode != "wise" and isinstance(plugin, EarlyStoppingPlugin):
                 raise ValueError(
                     f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "
                     f"weights that {name} loads by an average that goes on behind "
                     "them; leave one out, or use mode='wise'."
                 )
-            twice = isinstance(plugin, WeightAveragingPlugin) and plugin is not self
-            if name in _OTHERS or twice:
+            other = contract.replaces_deployed_weights or contract.starts_elsewhere
+            if other and plugin is not self:
                 raise ValueError(
                     f"WeightAveragingPlugin replaces the weights at the end of each "
                     f"step, but so does {name}, or it starts the next one elsewhere; "

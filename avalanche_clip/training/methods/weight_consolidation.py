@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
-class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
     """Add ``weight * sum_p (theta_p - start_p)^2`` to the loss.
 
     The sum (not a mean) runs over the trainable parameters; ``start`` are
@@ -34,6 +34,8 @@ class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  #
         :class:`RestartPlugin`, whose start is random.
     """
 
+    keeps_per_weight_state = True
+
     def __init__(self, weight: float = 1.0):
         super().__init__()
         as_finite(weight, "weight", low=0)
@@ -43,11 +45,12 @@ class WeightConsolidationPlugin(SupervisedPlugin, supports_distributed=True):  #
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise with a plugin that starts from random weights."""
-        for plugin in strategy.plugins:
-            if type(plugin).__name__ == "RestartPlugin" and self.weight > 0:
+        for contract in strategy.contracts:
+            if contract.starts_fresh and self.weight > 0:
                 raise ValueError(
                     "WeightConsolidationPlugin pulls weights to where the step began, "
-                    "but RestartPlugin begins each step at random ones; use one."
+                    f"but {type(contract.wrapped).__name__} begins each step at random "
+                    "ones; use one."
                 )
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

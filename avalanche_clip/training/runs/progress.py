@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
 from tqdm import tqdm
 
 from avalanche_clip import distributed
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
-class ProgressPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ProgressPlugin(MethodPlugin, supports_distributed=True):
     """Show iterations, loss and learning rate of the running experience.
 
     A quiet alternative to Avalanche's ``InteractiveLogger``; only the main

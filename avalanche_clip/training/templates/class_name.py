@@ -17,10 +17,12 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.evaluation.metrics import RetrievalMetric
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.class_scoring import ClassScoringMixin
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
+from avalanche_clip.training.templates.contract import defines
 from avalanche_clip.training.templates.label_spaces import (
     LABEL_SPACES,
     LabelSpaceMixin,
@@ -93,18 +95,6 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
     """
 
     reads_captions = False
-    refused_plugins = {
-        "OffDiagonalAlignmentPlugin": (
-            "it aligns the square matrix of image-text pairs; use "
-            "ReferenceDistillationPlugin, or ContrastiveTemplate(positives='targets')"
-        ),
-        "LwFPlugin": (
-            "it takes the model's output for class columns, but the model returns "
-            "features; use ReferenceDistillationPlugin('current', 'current', "
-            "teacher='previous')"
-        ),
-    }
-    """Plugin class name -> why this template refuses it."""
 
     def __init__(
         self,
@@ -322,14 +312,14 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
 def _check_combination(strategy: ClassNameTemplate) -> None:
     for hook in ("class_logits", "image_context"):
-        owners = [p for p in strategy.plugins if callable(getattr(p, hook, None))]
+        owners = [c.wrapped for c in strategy.contracts if defines(c, hook)]
         if len(owners) > 1:
             raise ValueError(
                 f"{[type(p).__name__ for p in owners]} all define {hook}; at most one "
                 "plugin may decide how classes are scored."
             )
     for metric in strategy.evaluator.metrics:
-        if type(metric).__name__ == "RetrievalMetric":
+        if isinstance(metric, RetrievalMetric):
             raise ValueError(
                 "retrieval_plugin_metrics needs captions of images, which class names "
                 "are not; use accuracy_metrics(experience=True, stream=True)."

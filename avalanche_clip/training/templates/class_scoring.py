@@ -23,6 +23,7 @@ class ClassScoringMixin(StepMixin):
     """Logits of evaluation batches, and the class vectors that they need."""
 
     class_prompts: Any
+    contracts: Any
     label_ids: tuple[int, ...]
     _evaluation_groups: Callable[[], list[tuple[int, ...]]]
     _eval_matrices: dict[Any, Tensor]
@@ -53,8 +54,8 @@ class ClassScoringMixin(StepMixin):
             images[0], none, scale.detach().float().exp().reshape(()), aux
         )
         self.mb_features = output
-        for hook in self._hooks("class_logits"):
-            logits = hook(self, output.image_features)
+        for contract in self.contracts:
+            logits = contract.class_logits(self, output.image_features)
             if logits is not None:
                 return logits
         matrix = self.class_matrix()
@@ -62,7 +63,8 @@ class ClassScoringMixin(StepMixin):
         return self._class_scores(output.image_features, matrix)
 
     def _evaluate_images(self) -> tuple[Tensor, Tensor]:
-        contexts = [hook(self) for hook in self._hooks("image_context")]
+        asked = [contract.image_context(self) for contract in self.contracts]
+        contexts = [context for context in asked if context is not None]
         encode: Any = self.model.encode_image
         with contexts[0] if contexts else nullcontext(), self.autocast():
             raw = encode(self.mb_x["image"], normalize=False)

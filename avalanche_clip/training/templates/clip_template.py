@@ -26,17 +26,17 @@ from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training.runs.resume import apply_pending, check_interrupted
-from avalanche_clip.training.runs.stock_plugin_state import forget_step
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.compatibility import (
-    check_planned,
     check_plugins,
+    contract_of,
     in_order,
     running_order,
 )
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
+from avalanche_clip.training.templates.frozen_base import FrozenBase
 from avalanche_clip.training.templates.loader_mixin import LoaderMixin
 from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
 from avalanche_clip.training.templates.options import (
@@ -50,6 +50,7 @@ from avalanche_clip.training.templates.plan_mixin import PlanMixin
 from avalanche_clip.training.templates.step_mixin import (
     StepMixin,
 )
+from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
     ClassView,
     check_classes,
@@ -198,7 +199,13 @@ class CLIPTemplate(
         """Set what changes during a run to its first value."""
         self._ddp: nn.Module | None = None
         self._cache: FeatureCache | None = None
-        self._pending: dict[str, Any] | None = None
+        self._contracts: dict[int, MethodPlugin] = {}
+        self._pending: Any = None
+        """What a run goes on with that was stored inside an experience."""
+        self.run: Any = None
+        """The run of :func:`run_stream` that is going on; checkpoints hold it."""
+        self.frozen_base = FrozenBase(self)
+        self.warned_inexact = False
         self.visits = Visits()
         """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)
@@ -216,6 +223,15 @@ class CLIPTemplate(
         ``"counting"`` while a step is done but the clock has not moved; else empty."""
         self.planned_iterations = 0
         self.deterministic_images = False
+
+    @property
+    def contracts(self) -> list[MethodPlugin]:
+        """What is asked of each plugin, in their order (see :class:`MethodPlugin`)."""
+        for plugin in self.plugins:
+            known = self._contracts.get(id(plugin))
+            if known is None or known.wrapped is not plugin:
+                self._contracts[id(plugin)] = contract_of(plugin)
+        return [self._contracts[id(plugin)] for plugin in self.plugins]
 
     @property
     def experience_index(self) -> int:  # type: ignore[override]
@@ -317,11 +333,15 @@ class CLIPTemplate(
         check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
         self.visits.begin(self.experience)
-        check_interrupted(self)
+        if self._pending is not None:
+            self._pending.check(self)
         forget_step(self)
         self._seed_experience()
         self.compute.start_experience()
-        if self._pending is None:  # else the teachers are those of the stored run
+        if self._pending is None:  # else all this comes from the stored run
+            if not self.visits.finished:
+                for contract in self.contracts:
+                    contract.prepare(self, self.experience.dataset)
             self.teachers.start_experience()
         if self.reset_optimizer_state:
             self._new_scaler()
@@ -330,9 +350,10 @@ class CLIPTemplate(
         with distributed.together(f"the plan of experience {self.experience_index}"):
             self.planned_iterations = self._plan()
         self._agree_on_steps()
-        check_planned(self, self.planned_iterations)
+        for contract in self.contracts:
+            contract.check_plan(self, self.planned_iterations)
         if self._pending is not None:
-            self._resume()
+            self._pending.apply(self)
         self.compute.count_parameters(self.model)
         self.teachers.start_training()
         self.step_phase = ""
@@ -359,7 +380,7 @@ class CLIPTemplate(
             self._plan_epoch()
             self._before_training_epoch(**kwargs)
             if resumed:
-                self._resume()
+                self._pending.apply(self)
                 self._plan_epoch()
             self._pending = None
             if self._stop_training:
@@ -375,7 +396,6 @@ class CLIPTemplate(
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""
-        completed = self._hooks("iteration_completed")
         for mbatch in self._draw(self._plan_epoch()):
             self.mbatch = mbatch
             if self._stop_training:
@@ -406,8 +426,8 @@ class CLIPTemplate(
             self.step_phase = "counting"
             self._after_training_iteration(**kwargs)
             self.step_phase = ""
-            for hook in completed:
-                hook(self)
+            for contract in self.contracts:
+                contract.iteration_completed(self)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
@@ -472,11 +492,6 @@ class CLIPTemplate(
         self.step_phase = ""
         forget_values(self)
         experience, self.experience = self.experience, None
-        for hook in self._hooks("experience_completed"):
-            hook(self)
+        for contract in self.contracts:
+            contract.experience_completed(self)
         self.experience = experience
-
-    # --------------------------------------------------------------- resume
-    def _resume(self) -> None:
-        """Put back the state of an interrupted experience (see load_state)."""
-        apply_pending(self)

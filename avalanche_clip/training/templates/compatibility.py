@@ -1,106 +1,194 @@
-"""Which plugins cannot work with image-text training, and what to use."""
+"""Which plugins cannot work with image-text training, and what to use.
+
+Checked against avalanche-lib 0.6.0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import unwrap
 from typing import Any
 
-from avalanche.training.plugins import EvaluationPlugin
+import torch
+from avalanche.training import plugins as stock
+from avalanche.training.plugins.checkpoint import CheckpointPlugin
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base_sgd import PeriodicEval
+from torch import nn
 
-from avalanche_clip.training.templates.stock_repairs import repair_plugins
+from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
+from avalanche_clip.training.templates.watchers import (
+    repair_early_stopping,
+    repair_scheduler,
+)
 
 _CLASS_MEANS = (
     "it keeps means of class features; use retrieval_plugin_metrics, which needs no "
     "classifier"
 )
-
-REFUSED = {
-    "LwFPlugin": (
-        "it distils class columns, which in-batch logits do not have; use "
-        "avalanche_clip's ContrastiveLwFPlugin"
+REFUSED: dict[type, str] = {
+    stock.LwFPlugin: (
+        "it distils class columns, which in-batch logits do not have, and of class "
+        "names the model returns features; use avalanche_clip's ContrastiveLwFPlugin "
+        "or ReferenceDistillationPlugin('current', 'current', teacher='previous')"
     ),
-    "MASPlugin": (
+    stock.MASPlugin: (
         "it takes the norm of a single output tensor; use ContrastiveEWCPlugin"
     ),
-    "GEMPlugin": (
+    stock.GEMPlugin: (
         "it stores flat inputs and a full gradient per experience; use AGEMPlugin or "
         "BudgetedReplayPlugin"
     ),
-    "GSS_greedyPlugin": (
+    stock.GSS_greedyPlugin: (
         "it slices inputs as one tensor; use avalanche_clip's BudgetedReplayPlugin"
     ),
-    "BiCPlugin": (
+    stock.BiCPlugin: (
         "it corrects the bias of a class head, and fails with avalanche-lib 0.6.0; "
         "use BudgetedReplayPlugin"
     ),
-    "LFLPlugin": (
+    stock.LFLPlugin: (
         "it needs a BaseModel with a last linear layer; use FeatureDistillationPlugin "
         "or ContrastiveLwFPlugin"
     ),
-    "MIRPlugin": (
+    stock.MIRPlugin: (
         "it selects by class labels that in-batch targets do not have and would do "
         "nothing; use BudgetedReplayPlugin"
     ),
-    "CWRStarPlugin": "it needs a class head; use BudgetedReplayPlugin",
-    "RARPlugin": "it traces a single tower; use BudgetedReplayPlugin",
-    "CoPEPlugin": "it keeps class prototypes; use BudgetedReplayPlugin",
-    "GenerativeReplayPlugin": (
+    stock.CWRStarPlugin: "it needs a class head; use BudgetedReplayPlugin",
+    stock.RARPlugin: "it traces a single tower; use BudgetedReplayPlugin",
+    stock.CoPEPlugin: "it keeps class prototypes; use BudgetedReplayPlugin",
+    stock.GenerativeReplayPlugin: (
         "it generates images without captions; use BudgetedReplayPlugin"
     ),
-    "CurrentDataNCMUpdate": _CLASS_MEANS,
-    "MemoryNCMUpdate": _CLASS_MEANS,
-    "NCMOracle": _CLASS_MEANS,
-    "CurrentDataFeCAMUpdate": _CLASS_MEANS,
-    "MemoryFeCAMUpdate": _CLASS_MEANS,
-    "FeCAMOracle": _CLASS_MEANS,
-    "CheckpointPlugin": (
+    stock.CurrentDataNCMUpdate: _CLASS_MEANS,
+    stock.MemoryNCMUpdate: _CLASS_MEANS,
+    stock.NCMOracle: _CLASS_MEANS,
+    stock.CurrentDataFeCAMUpdate: _CLASS_MEANS,
+    stock.MemoryFeCAMUpdate: _CLASS_MEANS,
+    stock.FeCAMOracle: _CLASS_MEANS,
+    unwrap(CheckpointPlugin): (  # type: ignore[dict-item]  # deprecated: a function
         "it pickles the whole strategy, which fails with avalanche-lib 0.6.0; use "
         "avalanche_clip's CheckpointPlugin"
     ),
 }
-"""Stock plugin class name -> why it is refused and what replaces it."""
+"""Class of a stock plugin -> why it is refused and what replaces it."""
 
-_NO_CHUNKS = ("FeatureDistillationPlugin",)
+
+class _Refused(PluginContract):
+    def check_compatible(self, strategy: Any) -> None:
+        reason = next(r for cls, r in REFUSED.items() if isinstance(self.wrapped, cls))
+        raise ValueError(
+            f"{type(self.wrapped).__name__} cannot be used with "
+            f"{type(strategy).__name__}: {reason}."
+        )
+
+
+class _Machinery(PluginContract):
+    """Avalanche's own: the clock, and what evaluates in training."""
+
+    stateless = True  # type: ignore[assignment]
+
+
+class _Evaluation(PluginContract):
+    keeps_per_weight_state = False  # type: ignore[assignment]
+
+
+class _Scheduler(PluginContract):
+    keeps_per_weight_state = False  # type: ignore[assignment]
+    sets_learning_rate = True
+
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        repair_scheduler(stock.LRSchedulerPlugin)
+
+
+class _EarlyStopping(PluginContract):
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        repair_early_stopping(stock.EarlyStoppingPlugin)
+
+
+class _FeatureDistillation(PluginContract):
+    def check_compatible(self, strategy: Any) -> None:
+        super().check_compatible(strategy)
+        if strategy.accumulation_steps > 1:
+            raise ValueError(
+                f"{type(self.wrapped).__name__} reads model.features, which hold one "
+                f"chunk only with accumulation_steps={strategy.accumulation_steps}; "
+                "use ContrastiveLwFPlugin, or accumulation_steps=1."
+            )
+
+
+class _RWalk(PluginContract):
+    def check_plan(self, strategy: Any, iterations: int) -> None:
+        if self.wrapped.delta_t > iterations:
+            raise ValueError(
+                f"RWalkPlugin(delta_t={self.wrapped.delta_t}) needs at least that many "
+                f"iterations per experience, but {iterations} are planned "
+                "(avalanche-lib 0.6.0 divides by zero); choose a smaller delta_t or "
+                "use ContrastiveEWCPlugin."
+            )
+
+
+class _SynapticIntelligence(PluginContract):
+    """Repairs the class: importances and penalty would stay zero.
+
+    It keeps its "copies" of the weights as ``param.detach().cpu().flatten()``, which
+    on the CPU are the weights themselves and always equal the current ones.
+    """
+
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        repaired: Any = stock.SynapticIntelligencePlugin
+        repaired.extract_weights = staticmethod(_copy_weights)
+
+
+@torch.no_grad()
+def _copy_weights(
+    model: nn.Module, target: dict[str, Any], excluded_parameters: set[str]
+) -> None:
+    synapses: Any = stock.SynapticIntelligencePlugin
+    for name, parameter in synapses.allowed_parameters(model, excluded_parameters):
+        target[name].data = parameter.detach().cpu().flatten().clone()
+
+
+STOCK: dict[type, type[PluginContract]] = {
+    **dict.fromkeys(REFUSED, _Refused),
+    Clock: _Machinery,
+    PeriodicEval: _Machinery,
+    stock.EvaluationPlugin: _Evaluation,
+    stock.LRSchedulerPlugin: _Scheduler,
+    stock.EarlyStoppingPlugin: _EarlyStopping,
+    stock.FeatureDistillationPlugin: _FeatureDistillation,
+    stock.RWalkPlugin: _RWalk,
+    stock.SynapticIntelligencePlugin: _SynapticIntelligence,
+}
+"""Class of a stock plugin -> its contract: refusals, repairs and checks."""
+
+
+def contract_of(plugin: Any) -> MethodPlugin:
+    """What a plugin is asked through: itself, or a new contract object.
+
+    :param plugin: any object that Avalanche takes for a plugin.
+    """
+    if isinstance(plugin, MethodPlugin):
+        return plugin
+    known = (STOCK[cls] for cls in type(plugin).__mro__ if cls in STOCK)
+    return next(known, PluginContract)(plugin)
 
 
 def check_plugins(strategy: Any) -> None:
     """Raise if a plugin of a strategy cannot work with it.
 
-    Stock plugins that fail or do nothing are refused by name; every plugin
-    with ``check_compatible(strategy)`` is asked. Plugins that say
-    ``replaces_deployed = True`` are moved to the front of the list.
+    Plugins that deploy other weights are moved to the front of the list.
 
     :raises ValueError: naming the plugin, the reason and the replacement.
     """
-    repair_plugins(strategy.plugins)
-    # Who replaces the weights after a step comes before those who copy them.
-    strategy.plugins.sort(key=lambda p: not getattr(p, "replaces_deployed", False))
-    own = getattr(strategy, "refused_plugins", {})
-    for plugin in strategy.plugins:
-        for cls in type(plugin).__mro__:
-            if cls.__name__ in own:
-                raise ValueError(
-                    f"{type(plugin).__name__} cannot be used with "
-                    f"{type(strategy).__name__}: {own[cls.__name__]}."
-                )
-            if cls.__name__ in REFUSED and cls.__module__.startswith("avalanche."):
-                raise ValueError(
-                    f"{type(plugin).__name__} cannot be used with "
-                    f"{type(strategy).__name__}: {REFUSED[cls.__name__]}."
-                )
-            if cls.__name__ in _NO_CHUNKS and strategy.accumulation_steps > 1:
-                raise ValueError(
-                    f"{type(plugin).__name__} reads model.features, which hold one "
-                    "chunk only with accumulation_steps="
-                    f"{strategy.accumulation_steps}; use ContrastiveLwFPlugin, or "
-                    "accumulation_steps=1."
-                )
-        check = getattr(plugin, "check_compatible", None)
-        if callable(check):
-            check(strategy)
+    order = {id(c.wrapped): not c.replaces_deployed_weights for c in strategy.contracts}
+    strategy.plugins.sort(key=lambda plugin: order[id(plugin)])
+    for contract in strategy.contracts:
+        contract.check_compatible(strategy)
 
 
 def in_order(plugins: Iterable[Any]) -> list[Any]:
@@ -109,7 +197,7 @@ def in_order(plugins: Iterable[Any]) -> list[Any]:
     Others may have been appended behind them; but metrics see what other plugins
     did, and the clock counts after everybody.
     """
-    own = (EvaluationPlugin, PeriodicEval, Clock)
+    own = (stock.EvaluationPlugin, PeriodicEval, Clock)
     return sorted(plugins, key=lambda plugin: isinstance(plugin, own))
 
 
@@ -125,16 +213,3 @@ def running_order(strategy: Any) -> Iterator[None]:
         kept = [p for p in given if any(p is q for q in plugins)]
         added = [p for p in plugins if all(p is not q for q in kept)]
         plugins[:] = kept + added
-
-
-def check_planned(strategy: Any, planned: int) -> None:
-    """Raise if a plugin cannot work with the planned number of iterations."""
-    for plugin in strategy.plugins:
-        names = [cls.__name__ for cls in type(plugin).__mro__]
-        if "RWalkPlugin" in names and plugin.delta_t > planned:
-            raise ValueError(
-                f"RWalkPlugin(delta_t={plugin.delta_t}) needs at least that many "
-                f"iterations per experience, but {planned} are planned (avalanche-lib "
-                "0.6.0 divides by zero); choose a smaller delta_t or use "
-                "ContrastiveEWCPlugin."
-            )

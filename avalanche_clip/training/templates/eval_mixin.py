@@ -63,7 +63,7 @@ class EvalMixin:
     experience: Any
     training_experience: Any
     """The experience that is trained, or about to be; None outside ``train``."""
-    _hooks: Any
+    contracts: Any
     _eval_cleanup: Any
     _load_train_state: Any
     _save_train_state: Any
@@ -76,8 +76,8 @@ class EvalMixin:
         try:
             yield
         except BaseException:
-            for hook in self._hooks("evaluation_failed"):
-                hook(self)
+            for contract in self.contracts:
+                contract.evaluation_failed(self)
             self._eval_cleanup()
             self._load_train_state(state)
             self.current_eval_stream = stream

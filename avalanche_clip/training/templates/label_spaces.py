@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL
 from avalanche_clip.training.templates.class_matrix import distinct_rows, prompt_key
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 LABEL_SPACES = ("current", "seen", "all", "own")
 
 
-class SeenClasses(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class SeenClasses(MethodPlugin, supports_distributed=True):
     """The classes that a strategy has met, part of its checkpoints."""
+
+    keeps_per_weight_state = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class LabelSpaceMixin:
     device: torch.device
     eval_label_space: str
     experience: Any
-    _hooks: Callable[[str], Sequence[Any]]
+    contracts: Any
     is_training: bool
     label_space: str
     mb_targets: Tensor
@@ -127,7 +129,7 @@ class LabelSpaceMixin:
 
     def _training_ids(self) -> tuple[int, ...]:
         # Replay replaces the loader, when the plugins before it have run.
-        drawn = [hook(self) for hook in self._hooks("replayed_classes")]
+        drawn = [contract.replayed_classes(self) for contract in self.contracts]
         source = (self.experience, self.adapted_dataset, self.dataloader, *drawn)
         space = self._train_space
         if (

@@ -23,14 +23,14 @@ class OptimizerMixin:
     model: nn.Module
     optimizer: Optimizer
     device: torch.device
-    plugins: list[Any]
+    contracts: Any
     experience: Any
     is_training: bool
     reset_optimizer_state: bool
     _group_rule: optim.GroupRule | None
     _ddp: nn.Module | None
     _ddp_ids: frozenset[int]
-    _pending: dict[str, Any] | None
+    _pending: Any
     _built: list[dict[str, Any]]
     # For strategies with values of their own: the optimiser where the user gives
     # none, and its groups where the user gives no rule either.
@@ -104,13 +104,11 @@ class OptimizerMixin:
         self._groups = groups
         groups = [{**g, "owner": f"rule {i}"} for i, g in enumerate(groups)]
         numbers: Counter[str] = Counter()
-        for plugin in self.plugins:
-            rule = getattr(plugin, "param_groups", None)
-            if callable(rule):
-                name = type(plugin).__name__
-                owner = f"{name} {numbers[name]}"
-                numbers[name] += 1
-                groups = _claim(groups, rule(self), named, owner)
+        for contract in self.contracts:
+            name = type(contract.wrapped).__name__
+            owner = f"{name} {numbers[name]}"
+            numbers[name] += 1
+            groups = _claim(groups, contract.param_groups(self), named, owner)
         self._check_scheduler(len(groups))
         optim.rebuild(
             self.optimizer,
@@ -140,11 +138,7 @@ class OptimizerMixin:
         return groups
 
     def _check_scheduler(self, count: int) -> None:
-        stock = any(
-            cls.__name__ == "LRSchedulerPlugin"
-            for plugin in self.plugins
-            for cls in type(plugin).__mro__
-        )
+        stock = any(contract.sets_learning_rate for contract in self.contracts)
         if stock and count > len(self.optimizer.param_groups):
             raise ValueError(
                 "A plugin adds parameter groups, but LRSchedulerPlugin's scheduler "

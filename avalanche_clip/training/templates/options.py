@@ -65,14 +65,8 @@ def check_keywords(
         return
     makers = ("make_train_dataloader", "make_optimizer", "check_model_and_optimizer")
     takers = [getattr(strategy, name) for name in makers]
-    takers += [
-        hook
-        for plugin in strategy.plugins
-        for name in dir(type(plugin))
-        if name.startswith(("before_", "after_"))
-        and callable(hook := getattr(plugin, name))
-    ]
     named = {p for taker in takers for p in inspect.signature(taker).parameters}
+    named.update(*(contract.keywords() for contract in strategy.contracts))
     known = {*WORKER_OPTIONS, *named, *also} - {"self", "strategy", "args", "kwargs"}
     fixed = set(inspect.signature(DataLoader).parameters)
     for name in sorted(set(given) - known):

@@ -27,7 +27,7 @@ class PlanMixin:
     model: nn.Module
     optimizer: Optimizer
     planned_iterations: int
-    plugins: list[Any]
+    contracts: Any
     schedule: str | None
     train_epochs: int
     train_mb_size: int
@@ -51,10 +51,8 @@ class PlanMixin:
             # A stock loader's batches hold memory samples, which count too.
             size = len(next(iter(loader))[0]) * distributed.world_size()
         factor = 1.0
-        for plugin in self.plugins:
-            multiplier = getattr(plugin, "budget_multiplier", None)
-            if callable(multiplier):
-                factor *= float(multiplier(self))
+        for contract in self.contracts:
+            factor *= float(contract.budget_factor(self))
         macs = 0.0
         if self.compute.macs is not None:
             macs = self._macs_per_sample(size)
@@ -65,7 +63,7 @@ class PlanMixin:
         return float(sum(self.model.macs().values()))  # type: ignore[operator]
 
     def _warmup(self) -> int:
-        fresh = any(getattr(p, "fresh_start", False) for p in self.plugins)
+        fresh = any(contract.starts_fresh for contract in self.contracts)
         if self.clock.train_exp_counter == 0 or fresh:
             return self.warmup_iterations
         return self.later_warmup_iterations
@@ -134,8 +132,8 @@ class PlanMixin:
 
     def _give_up_schedule(self) -> None:
         """Leave the learning rate to a stock scheduler plugin, if there is one."""
-        names = {cls.__name__ for p in self.plugins for cls in type(p).__mro__}
-        if "LRSchedulerPlugin" not in names or self.schedule is None:
+        setting = [c for c in self.contracts if c.sets_learning_rate]
+        if not setting or self.schedule is None:
             return
         if (
             self.schedule != "constant"
@@ -143,8 +141,8 @@ class PlanMixin:
             or self.later_warmup_iterations
         ):
             warnings.warn(
-                f"LRSchedulerPlugin sets the learning rate: schedule={self.schedule!r} "
-                "and the warm-up are off.",
+                f"{type(setting[0].wrapped).__name__} sets the learning rate: "
+                f"schedule={self.schedule!r} and the warm-up are off.",
                 stacklevel=3,
             )
         self.schedule = None

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from avalanche_clip import distributed
-from avalanche_clip.training.runs.agreement import agree_on_steps, agree_on_training
+from avalanche_clip.training.templates.agreement import (
+    agree_on_steps,
+    agree_on_training,
+)
 
 
 class RanksMixin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -221,8 +220,3 @@ class StepMixin(RanksMixin):
     def _count_batch(self) -> None:
         images, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=images, texts=texts, steps=1)
-
-    def _hooks(self, name: str) -> Sequence[Any]:
-        """Bound methods of the plugins that have an optional hook."""
-        found = [getattr(plugin, name, None) for plugin in self.plugins]
-        return [hook for hook in found if callable(hook)]

@@ -229,9 +229,8 @@ class TeacherService:
         if self.frozen_texts.booked:
             fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
             self.frozen_texts.start_experience([t.text_fingerprint for t in fixed])
-        for plugin in self.strategy.plugins:
-            wanted = getattr(plugin, "teacher_kinds", None)
-            for kind in wanted(self.strategy) if callable(wanted) else ():
+        for contract in self.strategy.contracts:
+            for kind in contract.teacher_kinds(self.strategy):
                 if kind not in self.teachers:
                     self._add(kind)
 

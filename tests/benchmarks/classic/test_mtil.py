@@ -196,12 +196,12 @@ def test_mtil__one_directory_per_data_set(root):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("III", "use \\['I', 'II'\\]"),
-        ([0], "each of the 2"),
-        ([0, 0], "each of the 2"),
-        ([0.5, 1], "each of the 2"),
-        ([1, 2], "each of the 2"),
-        (["DTD", "DTD"], "each of the 2"),
+        ("III", "use one of 'I', 'II'"),
+        ([0], "each of 0..1"),
+        ([0, 0], "each of 0..1"),
+        ([0.5, 1], "order is 0.5"),
+        ([1, 2], "each of 0..1"),
+        (["DTD", "DTD"], "each of 0..1"),
         (["DTD", "MNIST"], "Unknown data set 'MNIST'"),
     ],
 )
@@ -216,7 +216,7 @@ def test_mtil__orders_that_are_none_are_refused(root, order, message):
         (["DTD", "dtd"], "'DTD'.*more than once"),
         (["ImageNet"], "Unknown data set 'ImageNet'"),
         ("DTD", "list of names"),
-        ([], "empty"),
+        ([], "no datasets"),
     ],
 )
 def test_mtil__data_sets_that_are_none_are_refused(root, names, message):

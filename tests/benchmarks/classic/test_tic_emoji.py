@@ -149,12 +149,12 @@ def test_tic_emoji__later_start_keeps_the_other_steps(first, validation, plain):
         ({"first_step": 6}, r"first_step=6 must lie in 0\.\.5"),
         ({"first_step": -1}, "first_step=-1"),
         ({"styles": ("noto", "twemoji")}, "also trained on"),
-        ({"styles": ()}, "unknown"),
-        ({"styles": "noto"}, "unknown"),
+        ({"styles": ()}, "no styles"),
+        ({"styles": "noto"}, "list of styles"),
         ({"styles": ("apple",)}, "apple"),
-        ({"styles": ("noto", "noto")}, "distinct"),
+        ({"styles": ("noto", "noto")}, "more than once"),
         ({"test_style": "apple"}, "apple"),
-        ({"styles": ("noto",), "validation": True}, "Validation uses 'openmoji'"),
+        ({"styles": ("noto",), "validation": True}, "in 'openmoji'; train on it"),
     ],
 )
 def test_tic_emoji__bad_styles_raise(options, message):

@@ -10,8 +10,6 @@ from importlib import resources
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from tokenizers import Tokenizer
 
 from avalanche_clip.benchmarks.datasets import emoji
@@ -96,7 +94,7 @@ def test_table__pickles_as_a_reference():
 
 
 def test_table__unknown_language_is_refused():
-    with pytest.raises(ValueError, match="unknown language 'xx'"):
+    with pytest.raises(ValueError, match="language='xx' is unknown"):
         load_emoji_table().captions("xx")
 
 
@@ -125,23 +123,11 @@ def test_images__drawings_are_assigned_to_the_right_emoji():
             assert pixel.argmax() == channel, (style, pixel)
 
 
-def test_images__tensor_equals_pil_image():
-    rows = [3, 1910, 3]
-    tensors = EmojiImages("twemoji", rows, output="tensor")
-    for i, image in enumerate(EmojiImages("twemoji", rows)):
-        assert isinstance(image, Image.Image) and image.mode == "RGB"
-        assert tensors[i].dtype == torch.uint8 and tensors[i].shape == (3, 48, 48)
-        expected = torch.tensor(np.asarray(image)).permute(2, 0, 1)
-        assert torch.equal(tensors[i], expected)
-
-
 def test_images__changing_an_item_leaves_the_data_intact():
     images = EmojiImages("noto", [0])
-    tensors = EmojiImages("noto", [0], output="tensor")
-    before = tensors[0].clone()
-    tensors[0].zero_()
+    before = images[0].tobytes()
     images[0].paste("black", (0, 0, 48, 48))
-    assert torch.equal(tensors[0], before)
+    assert images[0].tobytes() == before
 
 
 def test_images__pickle_holds_no_pixels():
@@ -155,11 +141,10 @@ def test_images__pickle_holds_no_pixels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("apple",), "unknown style 'apple'; choose one of noto"),
-        (("noto", None, "numpy"), "unknown output 'numpy'"),
-        (("noto", [0, COUNT]), "indices span 0..1911; allowed are 0..1910"),
-        (("noto", [-1]), "allowed are 0..1910"),
-        (("noto", [0.5]), "flat sequence of integers"),
+        (("apple",), "style='apple' is unknown; use one of 'noto'"),
+        (("noto", [0, COUNT]), "indices holds 0 to 1911; indices must lie in 0..1910"),
+        (("noto", [-1]), "must lie in 0..1910"),
+        (("noto", [0.5]), "integers of shape"),
         (("noto", [True, False]), "numpy.flatnonzero"),
         (("noto", [[0]]), r"shape \(1, 1\)"),
     ],
@@ -214,10 +199,10 @@ def test_pairs__unnamed_emoji_are_refused_and_can_be_left_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"styles": []}, "one or more distinct styles"),
-        ({"styles": ["noto", "noto"]}, "one or more distinct styles"),
-        ({"styles": "noto", "captions": "first"}, "unknown captions 'first'"),
-        ({"styles": "noto", "language": "tlh"}, "unknown language 'tlh'"),
+        ({"styles": []}, "no styles"),
+        ({"styles": ["noto", "noto"]}, "more than once"),
+        ({"styles": "noto", "captions": "first"}, "captions='first' is unknown"),
+        ({"styles": "noto", "language": "tlh"}, "language='tlh' is unknown"),
     ],
 )
 def test_pairs__bad_arguments_are_refused(arguments, message):

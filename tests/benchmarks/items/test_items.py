@@ -34,7 +34,7 @@ IMAGE = torch.zeros(3, 4, 4)
 
 
 def collate_of(dataset, tokenizer=None):
-    return dataset.collate_fn.with_tokenizer(tokenizer or CharTokenizer())
+    return FieldCollate(dataset.collate_fn.fields, tokenizer or CharTokenizer())
 
 
 def batch_of(items, **options):

@@ -191,7 +191,7 @@ def test_unfinished__continues_to_the_same_bytes(tmp_path, until):
 def kill_script(path, after):
     return f"""
 import os, signal
-from tests.benchmarks.datasets import test_feature_writer as t
+from tests.benchmarks.teacher import test_writer as t
 calls = 0
 def counted(function):
     def call(*args, **options):
@@ -369,7 +369,7 @@ def test_full_disk__is_an_error_in_words_before_anything_is_computed(tmp_path, n
 def test_full_disk__of_the_system_is_no_signal(tmp_path):
     script = f"""
 import resource
-from tests.benchmarks.datasets import test_feature_writer as t
+from tests.benchmarks.teacher import test_writer as t
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
 t.IDS = {{kind: t.np.arange(1000) for kind in t.IDS}}
 t.MARKS = {{kind: ids.astype("uint64") for kind, ids in t.IDS.items()}}

@@ -9,13 +9,11 @@ from avalanche_clip import distributed
 from avalanche_clip.evaluation.functional import spatial_disorder
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.metrics import (
-    RetrievalMetric,
     SpatialDisorderMetric,
     retrieval_plugin_metrics,
     spatial_disorder_metrics,
 )
 from avalanche_clip.training import Sequential, supervised
-from avalanche_clip.training.runs.files import load_state, save_state
 from tests.evaluation.metrics.test_probe import embed_by_hand, prepared
 from tests.helpers import (
     assert_same_weights,
@@ -96,17 +94,6 @@ def test_metric__values_are_those_of_the_models_at_each_point():
     curves = metric.result()
     assert curves["previous"]["trained"] == [1, 2, 3]
     assert curves["initial"]["imd_mean"] == [r["imd_mean"] for r in metric.rows[::2]]
-
-
-def test_metric__frozen_model_has_no_disorder():
-    model = stub_model()
-    metric = SpatialDisorderMetric(prepared())
-    run(metric, model=model, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
-    assert all(
-        row[key] == 0
-        for row in metric.rows
-        for key in ("image_rotation_mean", "imd_mean", "text_topology_change")
-    )
 
 
 def test_metric__sees_the_model_that_patching_leaves():
@@ -238,15 +225,6 @@ def test_metric__training_is_bit_identical_with_and_without_it(method):
     assert str(plain.optimizer.state_dict()) == str(measured.optimizer.state_dict())
 
 
-def test_metric__evaluation_gives_the_same_retrieval():
-    results = []
-    for extra in ((), (SpatialDisorderMetric(prepared()),)):
-        strategy, benchmark = run(RetrievalMetric(), *extra)
-        values = strategy.eval(benchmark.test_stream)
-        results.append({k: v for k, v in values.items() if "eval_phase" in k})
-    assert results[0] == results[1]
-
-
 # ------------------------------------------------------------------- resuming
 def assert_same_metric(left, right):
     assert str(left.rows) == str(right.rows) and left.rows
@@ -282,28 +260,6 @@ def test_metric__run_stopped_anywhere_ends_the_same(stop, whole, tmp_path):
     assert_same_runs(resumed, whole[1])
 
 
-def test_metric__save_state_between_experiences(tmp_path):
-    metric = SpatialDisorderMetric(prepared())
-    strategy, benchmark = run(metric, steps=2)
-    save_state(strategy, tmp_path / "state.pt")
-    before = weights(strategy.model)
-    for experience in list(benchmark.train_stream)[2:]:
-        strategy.train(experience, eval_streams=[])
-    again = SpatialDisorderMetric(prepared())
-    fresh = build(
-        Sequential,
-        stub_model(7, dropout=0.2, noise=0.1),
-        seed=3,
-        evaluator=quiet_evaluator([again]),
-    )
-    benchmark = stub_benchmark(model=fresh.model)
-    index = load_state(fresh, tmp_path / "state.pt", benchmark)
-    assert index == 2 and len(again.rows) == 4
-    assert_same_weights(fresh.model, before)
-    fresh.train(benchmark.train_stream[2], eval_streams=[])
-    assert_same_metric(again, metric)
-
-
 def test_metric__state_of_another_probe_raises():
     metric = SpatialDisorderMetric(prepared())
     run(metric, steps=1)
@@ -313,14 +269,6 @@ def test_metric__state_of_another_probe_raises():
         SpatialDisorderMetric(prepared(), max_pairs=2).load_state_dict(
             metric.state_dict()
         )
-
-
-def test_metric__state_does_not_share_later_changes():
-    metric = SpatialDisorderMetric(prepared())
-    strategy, benchmark = run(metric, steps=1)
-    state = metric.state_dict()
-    strategy.train(benchmark.train_stream[1], eval_streams=[])
-    assert len(state["rows"]) == 2 and sorted(state["snapshots"]) == [0, 1]
 
 
 def test_metric__looks_behind_data_parallel_wrappers():

@@ -94,8 +94,8 @@ def test_retrieval_metric__padding_comes_from_the_tokenizer():
     # the same twelve captions in both batches
     assert metric.result()["text_to_image_mean_rank"] == pytest.approx(
         retrieval_metrics(
-            torch.cat(metric._images),
-            metric._texts[0],
+            torch.cat(metric._kept["images"]),
+            metric._kept["texts"][0],
             [(i % 12, i % 6 + 6 * (i // 12)) for i in range(24)],
         )["text_to_image_mean_rank"]
     )
@@ -106,7 +106,7 @@ def test_retrieval_metric__features_are_copied_as_float32_to_the_cpu():
     buffer = unit(4, 8).to(torch.bfloat16)
     metric.update(buffer, buffer)
     buffer.zero_()
-    assert metric._images[0].dtype == torch.float32
+    assert metric._kept["images"][0].dtype == torch.float32
     assert metric.result()["mean_R@1"] == 1
 
 

@@ -38,14 +38,6 @@ def test_continual_summary_metric__equals_the_functions_on_the_matrix():
     assert strategy.evaluator.metrics[1].matrix("test") == (before, E)
 
 
-def test_continual_summary_metric__levels_wait_for_the_whole_matrix():
-    strategy = make_strategy()
-    strategy.train(0)
-    last = strategy.eval()
-    assert f"{KEY}_average_accuracy/eval_phase/test_stream" in last
-    assert f"{KEY}_in_domain/eval_phase/test_stream" not in last
-
-
 def test_continual_summary_metric__nested_evaluations_add_no_row():
     strategy = make_strategy()
     strategy.train(0, nested_eval=True)
@@ -134,15 +126,6 @@ def test_continual_summary_metric__repeats_are_visits_of_one_step():
     assert found["backward"] == pytest.approx(sum(old) / 4)
     unseen = [rows[0][1], *(r[2] for r in rows[:3])]
     assert found["forward"] == pytest.approx(sum(unseen) / 4)
-
-
-def test_continual_summary_metric__gap_survives_plain_data():
-    _, _, _, whole = trained_in([2])
-    metric = make_strategy().evaluator.metrics[1]
-    state = json.loads(json.dumps(whole.evaluator.metrics[1].state_dict()))
-    metric.load_state_dict(state)
-    expected = whole.evaluator.metrics[1].result()
-    assert repr(metric.result()) == repr(expected) and expected["test"]
 
 
 def test_continual_summary_metric__no_column_or_several_streams_give_no_summary():

@@ -13,37 +13,7 @@ from tests.models.experts import (
     randomize,
     train,
 )
-
-
-def native(cfg, request):
-    return create_dual_encoder(cfg)
-
-
-def custom_text(cfg, request):
-    cfg["model_cfg"]["custom_text"] = True
-    return create_dual_encoder(cfg)
-
-
-def layer_scale(cfg, request):
-    cfg["model_cfg"]["vision_cfg"]["ls_init_value"] = 0.3
-    cfg["model_cfg"]["text_cfg"]["ls_init_value"] = 0.4
-    return create_dual_encoder(cfg)
-
-
-def timm_vit(cfg, request):
-    cfg["model_cfg"]["vision_cfg"] = {"timm_model_name": "test_vit", "image_size": 64}
-    return create_dual_encoder(cfg)
-
-
-def hf_clip(cfg, request):
-    return create_dual_encoder(request.getfixturevalue("hf_clip_folder"))
-
-
-def hf_siglip(cfg, request):
-    return create_dual_encoder(request.getfixturevalue("hf_siglip_folder"))
-
-
-KINDS = [native, custom_text, layer_scale, timm_vit, hf_clip, hf_siglip]
+from tests.models.kinds import KINDS
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -324,7 +294,7 @@ def test_detach__restores_what_trained(model):
     modules = list(model.modules())
     assert sum(len(m._forward_hooks) for m in modules) == hooks
     assert sum(len(m._forward_pre_hooks) for m in modules) == 0
-    assert not hasattr(model, "moe_adapters")
+    assert model.moe_adapters is None
     assert attach_moe_adapters(model, **OPTIONS) is model.moe_adapters
 
 

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import avalanche_clip
 from avalanche_clip.models import MoEAdapter, noisy_top_k_gates
 from avalanche_clip.models.moe.gating import balance_loss, expert_load, importance
-from avalanche_clip.models.peft.routes import parse_router
+from avalanche_clip.models.peft.routes import parse_ids
 
 
 def make(trained=True, **options):
@@ -454,5 +454,5 @@ def test_copies__are_independent():
 def test_names__are_public():
     assert avalanche_clip.MoEAdapter is MoEAdapter
     assert avalanche_clip.noisy_top_k_gates is noisy_top_k_gates
-    assert parse_router(torch.tensor([1, 0, 1])).present == (0, 1)
+    assert parse_ids(torch.tensor([1, 0, 1])).present == (0, 1)
     assert "top_k=2" in repr(make())

@@ -245,7 +245,7 @@ def test_file__damage_leaves_the_model_plain(learned, tiny_cfg, tmp_path):
         load_moe_adapters(fresh, path).detach()
 
     assert not_refused(path, read, count=8) == []
-    assert not hasattr(fresh, "moe_adapters")
+    assert fresh.moe_adapters is None
     assert torch.equal(features(fresh, batch), before)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from avalanche_clip.training import Sequential
-from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.frozen_texts import (
     encode_texts,
     text_fingerprint,

@@ -21,8 +21,8 @@ from avalanche_clip.training.plugins import (
     OffDiagonalAlignmentPlugin,
     ReservoirReplayPlugin,
 )
-from avalanche_clip.training.runs.files import load_state, save_state
-from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.visits import (
     Step,
     Visits,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -34,6 +33,7 @@ from avalanche_clip.models import (
     train_tokens_only,
 )
 from avalanche_clip.models.text.token_table import INITS
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import Step, read_step, seed_number
 
 logger = logging.getLogger(__name__)
@@ -42,18 +42,6 @@ REGULARIZE = ("gd", "g", "d", None)
 SCALE_TARGETS = ("gradient", "update")
 ROW_WISE = ("Adam", "AdamW", "SGD", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
 """Optimisers whose step for one entry looks at no other entry."""
-HARMLESS = (
-    "BudgetedReplayPlugin",
-    "CheckpointPlugin",
-    "Clock",
-    "ConstantCosinePlugin",
-    "BudgetFactorPlugin",
-    "EvaluationPlugin",
-    "LRSchedulerPlugin",
-    "PeriodicEval",
-    "ProgressPlugin",
-)
-"""Plugins that keep nothing per weight."""
 
 
 @dataclass(eq=False)
@@ -96,8 +84,8 @@ class TokenEmbeddingExpansionSettings:
 
 class TokenEmbeddingExpansionPlugin(
     TokenEmbeddingExpansionSettings,
-    SupervisedPlugin,
-    supports_distributed=True,  # type: ignore[call-arg]
+    MethodPlugin,
+    supports_distributed=True,
 ):
     """Train the token table only, with new rows for each language.
 
@@ -128,7 +116,7 @@ class TokenEmbeddingExpansionPlugin(
     :param weight_decay: decoupled decay of the table, ``>= 0``.
     :param active_rows: True, False, or ``"auto"``: where it is exact, that is
         unless another plugin keeps something per weight (plugins without state
-        or with ``active_rows_safe = True`` do not), the optimiser is none of
+        or with ``keeps_per_weight_state = False`` do not), the optimiser is none of
         ``ROW_WISE``, or moments survive experiences.
     :param clip_after_mask: leave frozen rows out of the norm that is clipped;
         the source counts them.
@@ -146,9 +134,11 @@ class TokenEmbeddingExpansionPlugin(
     :raises ValueError: for values outside these ranges.
     """
 
+    changes_text_table = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        SupervisedPlugin.__init__(self)
+        MethodPlugin.__init__(self)
         self._growth: list[VocabularyGrowth] = []
         self._occurs: Tensor | None = None
         self._current: Tensor | None = None
@@ -195,13 +185,11 @@ class TokenEmbeddingExpansionPlugin(
         shared = "d" not in (self.regularize or "") and self.weight_decay > 0
         if shared and kind != "AdamW":
             return f"the weight decay of {kind} acts through the gradient"
-        for plugin in strategy.plugins:
-            if plugin is self or getattr(plugin, "active_rows_safe", False):
-                continue
-            names = {cls.__name__ for cls in type(plugin).__mro__}
-            stateless = getattr(plugin, "stateless", False) or not vars(plugin)
-            if not stateless and not names & set(HARMLESS):
-                return f"{type(plugin).__name__} may keep something per weight"
+        for contract in strategy.contracts:
+            harmless = contract.stateless or contract.keeps_per_weight_state is False
+            if contract is not self and not harmless:
+                name = type(contract.wrapped).__name__
+                return f"{name} may keep something per weight"
         return ""
 
     def param_groups(self, strategy: Any) -> list[dict[str, Any]]:
@@ -288,8 +276,8 @@ class TokenEmbeddingExpansionPlugin(
         pooled = self._occurs
         if len(strategy.adapted_dataset) != len(strategy.experience.dataset):
             pooled = self._used(strategy.adapted_dataset, table)
-        for replayed_data in strategy._hooks("replayed_data"):
-            replayed = replayed_data(strategy)
+        for contract in strategy.contracts:
+            replayed = contract.replayed_data(strategy)
             if replayed is not None:
                 pooled = pooled | self._used(replayed, table)
         if self.count_replay:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,6 +28,7 @@ from avalanche_clip.training.methods.cll_clip.expansion import (
     TokenEmbeddingExpansionPlugin,
 )
 from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveCriterion,
     ContrastiveTemplate,
@@ -80,10 +80,10 @@ class CrossModalTemperature(nn.Module):
         return None
 
 
-class CrossLingualSidePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class CrossLingualSidePlugin(MethodPlugin, supports_distributed=True):
     """Reset the temperature, and ask for the teacher where the data have none."""
 
-    active_rows_safe = True
+    keeps_per_weight_state = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
@@ -33,16 +32,14 @@ from avalanche_clip.training.methods.moe_adapters.selector_data import (
     selector_images,
     task_loader,
 )
+from avalanche_clip.training.methods.patching import PatchingPlugin
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import own_randomness
 from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import read_step
 
-_OTHER_WEIGHTS = ("RestartPlugin", "PatchingPlugin", "ConstantCosinePlugin")
 
-
-class MoEAdaptersPlugin(  # type: ignore[call-arg]
-    RoutedEvaluation, SupervisedPlugin, supports_distributed=True
-):
+class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=True):
     """Train a pool of experts with a router per experience; pick routers by image.
 
     Every block of both towers gets a mixture of small experts beside its MLP
@@ -110,6 +107,8 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
     reference_images: Any
     selector_transform: str
 
+    routes_batches = True
+
     def __init__(
         self,
         adapters: Mapping[str, Any] | None = None,
@@ -163,8 +162,9 @@ class MoEAdaptersPlugin(  # type: ignore[call-arg]
 
         :raises ValueError: see the class.
         """
-        for plugin in strategy.plugins:
-            if type(plugin).__name__ in _OTHER_WEIGHTS:
+        for contract in strategy.contracts:
+            plugin = contract.wrapped
+            if contract.starts_elsewhere or isinstance(plugin, PatchingPlugin):
                 raise ValueError(
                     f"{type(plugin).__name__} replaces the weights after or before an "
                     "experience, and with them frozen experts; use one of it and "

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip import distributed
@@ -31,6 +30,7 @@ from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
     special_tokens,
     stack_images,
 )
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.frozen_texts import encode_texts
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
@@ -77,8 +77,8 @@ def reversed_distillation_loss(
 
 class VocabularyReplayPlugin(
     VocabularyReplaySettings,
-    SupervisedPlugin,
-    supports_distributed=True,  # type: ignore[call-arg]
+    MethodPlugin,
+    supports_distributed=True,
 ):
     """Distil similarities of images to pseudo texts from the previous model.
 
@@ -141,7 +141,7 @@ class VocabularyReplayPlugin(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        SupervisedPlugin.__init__(self)
+        MethodPlugin.__init__(self)
         self._workers: dict[str, Any] = {}
         self._warned = False
         self._forget()

@@ -13,13 +13,13 @@ import weakref
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.reference_data import (
     IMAGE_ORDER,
     TEXT_ORDER,
@@ -36,7 +36,7 @@ TEXT_SIDES = ("teacher", "student")
 CURRENT = "current"
 
 
-class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class ReferenceDistillationPlugin(MethodPlugin, supports_distributed=True):
     """Keep a teacher's similarities between reference images and sentences.
 
     With ``s`` the student's logit scale, ``X`` the reference images of the
@@ -379,14 +379,14 @@ class ReferenceDistillationPlugin(SupervisedPlugin, supports_distributed=True): 
             self.store.load_state_dict(state["store"])
 
 
-class FrozenLogitScalePlugin(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
+class FrozenLogitScalePlugin(MethodPlugin, supports_distributed=True):
     """Do not train the logit scale: it keeps its value, bit for bit.
 
     The parameter is frozen just before the optimiser is rebuilt for an
     experience, which so leaves it out.
     """
 
-    stateless = True
+    keeps_per_weight_state = False
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the parameter."""

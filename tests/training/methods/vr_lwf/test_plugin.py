@@ -10,8 +10,8 @@ from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
     draw_token_ids,
 )
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
-from avalanche_clip.training.runs.record import strategy_config
 from avalanche_clip.training.supervised import Sequential
+from avalanche_clip.training.templates.settings import strategy_settings
 from tests.helpers import (
     StubTokenizer,
     assert_same_weights,
@@ -405,7 +405,7 @@ def test_compatible__another_model_raises():
 
 def test_settings__are_part_of_the_record_of_a_run():
     plugin = VocabularyReplayPlugin(**SMALL, texts=["a", "b"])
-    config = strategy_config(build(Sequential, plugins=[plugin]), {})
-    (row,) = [p for p in config["plugins"] if p["class"] == "VocabularyReplayPlugin"]
-    assert row["num_texts"] == 20 and row["texts"] == ("a", "b")
+    settings = strategy_settings(build(Sequential, plugins=[plugin]))
+    row = settings["plugins"]["0 VocabularyReplayPlugin"]
+    assert row["num_texts"] == 20 and row["texts"] == ["a", "b"]
     assert row["temperature"] == 2.0 and row["distill_batch"] == "same"

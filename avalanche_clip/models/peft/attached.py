@@ -1,0 +1,413 @@
+"""All branches of one kind in a model: ids, what trains, state, merging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from avalanche_clip.common.checks import as_integers, require_choice
+from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.peft.branch import Branch, RoutedBranch
+from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
+
+TOWERS = ("image", "text")
+
+
+def chosen_blocks(
+    model: DualEncoder, tower: str, blocks: Iterable[int] | None
+) -> tuple[dict[str, list[BlockView]], dict[str, Any]]:
+    """List some blocks of one or both towers, first to last.
+
+    :param tower: ``"image"``, ``"text"`` or ``"both"``.
+    :param blocks: their indices, from 0; None for all.
+    :return: views per tower, and the choice as plain data.
+    :raises ValueError: for a tower without residual blocks, and unknown indices.
+    """
+    require_choice("tower", tower, (*TOWERS, "both"))
+    wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
+    views = {}
+    for name in TOWERS if tower == "both" else (tower,):
+        every = views[name] = model.blocks(name)
+        if wanted is None:
+            continue
+        wrong = [number for number in wanted if not 0 <= number < len(every)]
+        if wrong or not wanted:
+            raise ValueError(
+                f"blocks={wrong or wanted} are not in the {name} tower; it has the"
+                f" blocks 0 to {len(every) - 1}."
+            )
+        views[name] = [every[number] for number in wanted]
+    return views, {"tower": tower, "blocks": wanted}
+
+
+def set_trainable(module: nn.Module, trainable: bool) -> None:
+    """Let the parameters of a module train, or stop it and drop gradients."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            # an optimiser would apply what is left
+            parameter.grad = None
+
+
+class BranchSet(nn.Module):
+    """All branches of one kind in a model; an attribute of the model.
+
+    It holds no parameters: branches are children of their blocks. Each tower has its
+    own id (or ids per row), 0 at first; copies of the model have their own. Under -1
+    nothing is computed, and features equal those of the model without branches bit
+    for bit.
+
+    :param model: the model.
+    :param name: attribute of the model that holds the set.
+    :param config: how the branches were made, plain data.
+    :param freezes: whether the model's own parameters are frozen while the set is
+        attached.
+    """
+
+    WHAT = "branches"
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        name: str,
+        config: dict[str, Any],
+        *,
+        freezes: bool = True,
+    ) -> None:
+        super().__init__()
+        if getattr(model, name) is not None:
+            raise ValueError(
+                f"The model has {self.WHAT} already; use model.{name}, or detach() them"
+                " before."
+            )
+        # In containers, so that nothing is registered a second time.
+        self._owner = (model,)
+        self.name = name
+        self.config = config
+        self.freezes = freezes
+        self._branches: dict[str, list[Any]] = {}
+        self._routes: dict[str, Routes] = {}
+        self._flags: dict[str, bool] = {}
+        self._still: set[str] = set()
+        self._training: tuple[int, ...] = (0,)
+        self._handles: list[Any] = []
+
+    # ---------------------------------------------------------------- description
+    @property
+    def model(self) -> DualEncoder:
+        """The model the branches belong to."""
+        return self._owner[0]
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers that have branches."""
+        return tuple(self._branches)
+
+    def branches(self, tower: str | None = None) -> list[Any]:
+        """List the branches of one tower, or of all, first block to last."""
+        if tower is None:
+            return [b for branches in self._branches.values() for b in branches]
+        return list(self._branches[self._check_tower(tower)])
+
+    def _check_tower(self, tower: str) -> str:
+        if tower not in self._branches:
+            raise ValueError(
+                f"tower={tower!r} has no {self.WHAT}; use one of {list(self.towers)}."
+            )
+        return tower
+
+    def named_branches(self) -> Iterator[tuple[str, Branch]]:
+        """Yield the branches with their names in the model."""
+        own = set(map(id, self.branches()))
+        for name, module in self.model.named_modules():
+            if id(module) in own:
+                yield name, module  # type: ignore[misc]
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """List what trains, with names as in ``model.named_parameters()``."""
+        return [
+            (f"{prefix}.{name}", parameter)
+            for prefix, branch in self.named_branches()
+            for name, parameter in branch.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all branches."""
+        return sum(p.numel() for b in self.branches() for p in b.parameters())
+
+    @property
+    def num_trainable(self) -> int:
+        """Numbers that train."""
+        return sum(parameter.numel() for _, parameter in self.trainable_parameters())
+
+    # ------------------------------------------------------------------------ ids
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Ids that have parts, in order of arrival."""
+        return self.branches()[0].keys
+
+    def add(self, key: int | None = None) -> int:
+        """Make the parts of an id; nothing happens if it has some.
+
+        They train if :meth:`train_ids` chooses them.
+
+        :param key: the id; None for the next free one.
+        :return: the id.
+        """
+        known = self.keys
+        key = max(known, default=-1) + 1 if key is None else key
+        if key not in known:
+            for branch in self.branches():
+                branch.add(key)
+            self.restore_trainable()
+        return key
+
+    def check_known(self, present: Iterable[int]) -> None:
+        """Raise ValueError unless all ids are -1 or have parts."""
+        unknown = [key for key in present if key != SKIP and key not in self.keys]
+        if unknown:
+            raise ValueError(
+                f"Id {unknown[0]} does not exist; there are {list(self.keys)}, and"
+                f" {SKIP} for the plain model. Make one with add()."
+            )
+
+    @property
+    def ids(self) -> dict[str, int | Tensor]:
+        """Current id of each tower, or ids per row."""
+        return {tower: routes.plain for tower, routes in self._routes.items()}
+
+    def set_ids(self, ids: Any = None, *, image: Any = None, text: Any = None) -> None:
+        """Choose the ids of the next passes.
+
+        :param ids: for both towers; -1 for the plain model.
+        :param image: id, or LongTensor with one id per image, of the image tower.
+        :param text: id, or LongTensor with one id per text, of the text tower. What
+            is None stays as it is.
+        :raises ValueError: for unknown ids and towers without branches.
+        """
+        chosen = {} if ids is None else dict.fromkeys(self._routes, ids)
+        own = {"image": image, "text": text}
+        chosen |= {t: given for t, given in own.items() if given is not None}
+        parsed = {self._check_tower(t): parse_ids(given) for t, given in chosen.items()}
+        for found in parsed.values():
+            self.check_known([found] if isinstance(found, int) else found.present)
+        for tower, found in parsed.items():
+            self._routes[tower].ids = found
+
+    @contextmanager
+    def using_ids(
+        self, ids: Any = None, *, image: Any = None, text: Any = None
+    ) -> Iterator[Any]:
+        """Choose ids as :meth:`set_ids` does, and restore the old ones on exit."""
+        with restored(self._routes):
+            self.set_ids(ids, image=image, text=text)
+            yield self
+
+    def train_ids(self, keys: Iterable[int]) -> None:
+        """Let the parts of these ids train, and freeze those of all others."""
+        chosen = tuple(int(key) for key in keys)
+        self.check_known(chosen)
+        self._training = chosen
+        self.restore_trainable()
+
+    def restore_trainable(self) -> None:
+        """Let train what may, after something else has frozen or thawed it."""
+        for branch in self.branches():
+            for key, parts in branch.table.items():
+                set_trainable(parts, int(key) in self._training)
+
+    # --------------------------------------------------------------------- storage
+    def growth_state(self) -> dict[str, Any]:
+        """Describe how the branches were made, and their ids."""
+        return {
+            "config": dict(self.config),
+            "ids": list(self.keys),
+            "training": list(self._training),
+        }
+
+    def load_growth_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`growth_state` returned; values of weights stay.
+
+        :raises ValueError: if the stored branches were made in another way.
+        """
+        self.check_config(state["config"])
+        for key in state["ids"]:
+            self.add(key)
+        self.train_ids(state["training"])
+
+    def check_config(self, stored: dict[str, Any]) -> None:
+        """Raise ValueError if stored branches were made in another way."""
+        for name in sorted(self.config.keys() | stored.keys()):
+            own, found = self.config.get(name), stored.get(name)
+            if own != found:
+                raise ValueError(
+                    f"The stored {self.WHAT} have {name}={found!r}, these {own!r};"
+                    f" attach {self.WHAT} with the stored options."
+                )
+
+    def forward_state(self) -> dict[str, int | RowIds]:
+        """Ids per tower: what decides a pass beside weights."""
+        return {tower: routes.ids for tower, routes in self._routes.items()}
+
+    def load_forward_state(self, state: dict[str, int | RowIds]) -> None:
+        """Put back what :meth:`forward_state` of this model or a copy returned."""
+        for tower, ids in state.items():
+            self._routes[tower].ids = ids
+
+    # --------------------------------------------------------------------- attach
+    def connect(self, branches: Mapping[str, list[tuple[Branch, BlockView]]]) -> None:
+        """Freeze the model and hook branches into its blocks, once.
+
+        :param branches: per tower, branches and where they belong.
+        """
+        model, others = self.model, attached(self.model)
+        before = [other for other in others if other.freezes]
+        self._flags = {n: p.requires_grad for n, p in model.named_parameters()}
+        self._still = set(model._still)
+        if before:  # the model is frozen already
+            self._flags, self._still = before[0]._flags, before[0]._still
+        elif self.freezes:
+            model.freeze()
+            for other in others:
+                other.restore_trainable()
+        for tower, pairs in branches.items():
+            self._routes[tower] = Routes()
+            self._branches[tower] = [branch for branch, _ in pairs]
+            for branch, view in pairs:
+                branch.connect(view, self._routes[tower])
+        setattr(model, self.name, self)
+        for branch in self.branches():
+            if isinstance(branch, RoutedBranch):
+                branch.add(0)
+        self._handles += [
+            model.register_load_state_dict_pre_hook(self._before_load),
+        ]
+        model.train(model.training)
+
+    def _before_load(
+        self,
+        model: nn.Module,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *args: Any,
+    ) -> None:
+        """Report branches that a state leaves out.
+
+        The state of a plain model has none at all and leaves them as they are.
+        """
+        named = [(f"{prefix}{name}.", branch) for name, branch in self.named_branches()]
+        absent = [
+            (start, branch)
+            for start, branch in named
+            if not any(key.startswith(start) for key in state)
+        ]
+        if len(absent) < len(named):
+            for start, branch in absent:
+                missing += branch.state_dict(prefix=start)
+
+    def detach(self) -> None:
+        """Remove the branches, and let train what trained before.
+
+        The model then is the one before they were attached.
+        """
+        model = self.model
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for branch in self.branches():
+            branch.detach()
+        setattr(model, self.name, None)
+        if self.freezes and not any(other.freezes for other in attached(model)):
+            for name, parameter in model.named_parameters():
+                if name in self._flags:
+                    parameter.requires_grad_(self._flags[name])
+            model._still = set(self._still)
+        model.train(model.training)
+
+    def active_ids(self) -> dict[str, int]:
+        """Return the id of each tower.
+
+        :raises ValueError: if there is none, or several.
+        """
+        present = {tower: routes.present for tower, routes in self._routes.items()}
+        several = {t: list(ids) for t, ids in present.items() if len(ids) != 1}
+        if several:
+            raise ValueError(
+                f"The rows of model.{self.name} have several ids {several}, and weights"
+                " can hold one; choose it with set_ids(id)."
+            )
+        active = {tower: ids[0] for tower, ids in present.items()}
+        if set(active.values()) == {SKIP}:
+            raise ValueError(
+                f"No id of model.{self.name} is in use; choose the one to merge from"
+                f" {list(self.keys)} before."
+            )
+        return active
+
+    def merge(self) -> None:
+        """Put the updates of the active id into the weights, and detach.
+
+        :raises ValueError: if that is not exact; the model is then unchanged.
+        """
+        self.check_merge()
+        active = self.active_ids()
+        for tower, branches in self._branches.items():
+            for branch in branches:
+                if active[tower] != SKIP:
+                    branch.merge(active[tower])
+        self.detach()
+
+    def check_merge(self) -> None:
+        """Raise ValueError if :meth:`merge` would."""
+        self.active_ids()
+        for branch in self.branches():
+            branch.check_merge()
+
+
+def attached(model: nn.Module) -> list[BranchSet]:
+    """List what is attached to a model."""
+    return [child for child in model.children() if isinstance(child, BranchSet)]
+
+
+def merge_adapters(model: DualEncoder) -> DualEncoder:
+    """Put the update of the active id into the model's weights, in place.
+
+    Afterwards the model computes the same (up to rounding, 1e-6) without any branch:
+    it has exactly the parameters of the plain model, and its attribute is None.
+
+    :param model: with updates from :func:`attach_lora`, or language adapters of the
+        kind ``"lora"``.
+    :return: the model.
+    :raises ValueError: if nothing is attached; for mixtures, bottlenecks and prompts,
+        which are no update of a weight; if rows of several ids, or none at all, are
+        in use. The model is then unchanged.
+
+    Source: Hu et al., ICLR 2022 (LoRA, arXiv 2106.09685), section 4.1.
+    """
+    sets = attached(model)
+    if not sets:
+        raise ValueError(
+            "Nothing is attached to this model, so there is nothing to merge; attach"
+            " updates with attach_lora."
+        )
+    for one in sets:
+        one.check_merge()
+    for one in reversed(sets):
+        one.merge()
+    return model
+
+
+def pairs(
+    make: Callable[[BlockView], Branch], views: Mapping[str, Sequence[BlockView]]
+) -> dict[str, list[tuple[Branch, BlockView]]]:
+    """Make one branch per block, before anything is changed."""
+    return {t: [(make(view), view) for view in own] for t, own in views.items()}

@@ -1,0 +1,372 @@
+"""What a template, a run or another method may ask of a plugin.
+
+All of it is declared in :class:`MethodPlugin`, with a default. Plugins that are none,
+Avalanche's and a user's own, are asked through a :class:`PluginContract`, made once
+for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_clip.common.plain import as_number, is_plain
+
+_LONG = 100
+FORMER = {
+    "replaces_deployed_weights": "replaces_deployed",
+    "starts_fresh": "fresh_start",
+    "budget_factor": "budget_multiplier",
+    "keeps_per_weight_state": "active_rows_safe",
+}
+"""Name of the contract -> the name that it had, which plain plugins may still use."""
+
+
+class MethodPlugin(SupervisedPlugin):
+    """Base of methods: what may be asked of a plugin beyond Avalanche's callbacks.
+
+    A method overrides what it needs; every default changes nothing. State and settings
+    need no code while all attributes are plain: numbers, strings, bools, None, and
+    flat lists of them. These are stored in checkpoints, so that a counter goes on
+    exactly where it was; those named like an argument of the constructor are also
+    compared when a run is resumed. A plugin with other attributes defines
+    :meth:`state_dict` and :meth:`load_state_dict`.
+
+    Write ``class Mine(MethodPlugin, supports_distributed=True)`` if several processes
+    may train with it.
+    """
+
+    # ------------------------------------------------------------------ roles
+    replaces_deployed_weights: bool = False
+    """Deploys other weights than were trained at the end of an experience (patching,
+    averaging); such plugins act before all others."""
+    starts_fresh: bool = False
+    """Begins each later experience from fresh weights (restart): it warms up."""
+    starts_elsewhere: bool = False
+    """Begins an experience from other weights than were deployed last (restart,
+    constant-cosine)."""
+    keeps_per_weight_state: bool | None = None
+    """Keeps something for each weight beside the optimiser (EWC, averaging); None: it
+    is not known."""
+    replays_data: bool = False
+    """Trains on data of earlier experiences."""
+    routes_batches: bool = False
+    """Chooses what the samples of a batch pass (:meth:`route_batch`)."""
+    changes_text_table: bool = False
+    """Changes the tokenizer or the size of the token table."""
+    sets_learning_rate: bool = False
+    """Sets the learning rate in place of the strategy's schedule."""
+    stateless: bool = False
+    """Nothing of it is stored or compared, whatever attributes it has."""
+    nominal_cost: float = 1.0
+    """Factor of the cost at which a run is accounted (1.2 for LwF in TiC-CLIP)."""
+    step_values: Mapping[str, Tensor] = {}
+    """Values of the step, by name, that :func:`loss_term_metrics` shows beside the
+    terms of the loss."""
+
+    def __init_subclass__(
+        cls, supports_distributed: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
+        for name, former in FORMER.items():
+            if former in vars(cls) and name not in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__} defines {former}, which a MethodPlugin is not "
+                    f"asked for; it is {name} now (see MethodPlugin.{name})."
+                )
+
+    @property
+    def wrapped(self) -> Any:
+        """The plugin that is asked: itself, or the one behind a contract object."""
+        return self
+
+    # -------------------------------------------------------------- questions
+    def check_compatible(self, strategy: Any) -> None:
+        """Raise ValueError if it cannot work with a strategy; attach what it needs.
+
+        Asked when the strategy is built, and again when plugins were added.
+
+        :param strategy: with its model, optimiser and all plugins.
+        """
+
+    def check_benchmark(self, benchmark: Any) -> None:
+        """Raise ValueError before a run if the whole stream does not fit.
+
+        :param benchmark: of :func:`run_stream`.
+        """
+
+    def check_plan(self, strategy: Any, iterations: int) -> None:
+        """Raise ValueError if the running experience is too short.
+
+        :param iterations: planned for it.
+        """
+
+    def teacher_kinds(self, strategy: Any) -> Sequence[str]:
+        """Name the teachers that the coming experience needs.
+
+        Asked at its start, before any plugin has changed the weights.
+        """
+        return ()
+
+    def param_groups(self, strategy: Any) -> Sequence[dict[str, Any]]:
+        """Claim parameters for optimiser groups of its own.
+
+        Asked whenever the optimiser is rebuilt.
+
+        :return: dicts with ``names`` and options of the group.
+        """
+        return ()
+
+    def budget_factor(self, strategy: Any) -> float:
+        """Multiple of the compute budget in the running experience."""
+        return 1.0
+
+    def replayed_data(self, strategy: Any) -> Any:
+        """Return the earlier data that may be drawn in the coming experience.
+
+        :return: one data set, or None. Data that were pooled in
+            ``after_train_dataset_adaptation`` are not meant.
+        """
+        return None
+
+    def replayed_classes(self, strategy: Any) -> Sequence[int]:
+        """Ids of the classes in :meth:`replayed_data`; the same object while equal."""
+        return ()
+
+    def identity(self) -> dict[str, Any]:
+        """Settings for the record of a run, which a resumed run must share.
+
+        By default the arguments of the constructor that are kept as plain attributes.
+        """
+        return kept_arguments(self)
+
+    def keywords(self) -> set[str]:
+        """Names of the keywords of ``train`` and ``eval`` that its callbacks take."""
+        return _keywords(self)
+
+    # ---------------------------------------------------------------- moments
+    def prepare(self, strategy: Any, dataset: Any) -> None:
+        """Act once, before the first experience of a run is trained.
+
+        Not called when a run is resumed: what it made is part of the state.
+
+        :param dataset: of the first experience.
+        """
+
+    def iteration_completed(self, strategy: Any) -> None:
+        """Act when an iteration is over and counted; checkpoints may be written."""
+
+    def experience_completed(self, strategy: Any) -> None:
+        """Act when an experience is over and counted; checkpoints may be written."""
+
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Undo what was begun for an evaluation that has failed."""
+
+    def route_batch(self, strategy: Any, batch: Any) -> None:
+        """Choose what the samples of a batch outside the loop pass; see `routed`.
+
+        :param batch: about to be encoded.
+        """
+
+    def end_route(self, strategy: Any) -> None:
+        """Go back to the base model after :meth:`route_batch`."""
+
+    def image_context(self, strategy: Any) -> AbstractContextManager[Any] | None:
+        """Context in which the images of an evaluation batch are encoded.
+
+        One plugin at most may have it, with strategies on class names only.
+        """
+        return None
+
+    def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
+        """Logits ``(B, C)`` of an evaluation batch; None for the strategy's own.
+
+        One plugin at most may have it, with strategies on class names only.
+
+        :param image_features: normalised, ``(B, D)``.
+        """
+        return None
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain data: tensors, numbers, strings, containers.
+
+        :raises TypeError: by default, for an attribute that is not plain.
+        """
+        for name, value in vars(self).items():
+            if not _is_flat(value):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a {type(value).__name__}, which "
+                    "is not stored by itself (numbers, strings, bools, None and flat "
+                    "lists of them are): a resumed run would differ. Define "
+                    "state_dict() and load_state_dict(), or set stateless = True."
+                )
+        return {k: _copied(v) for k, v in vars(self).items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned, possibly before data are there."""
+        self.__dict__.update({k: _copied(v) for k, v in state.items()})
+
+    def restore_data(self, benchmark: Any) -> None:
+        """Find the data behind the state in the benchmark of a resumed run.
+
+        Called after :meth:`load_state_dict`.
+        """
+
+
+class PluginContract(MethodPlugin):
+    """The contract of a plugin that is no :class:`MethodPlugin`.
+
+    What the plugin defines under a name of the contract counts, else the default.
+
+    :param plugin: any object that Avalanche takes for a plugin.
+    """
+
+    def __init__(self, plugin: Any):
+        super().__init__()
+        self._plugin = plugin
+
+    @property
+    def wrapped(self) -> Any:
+        """The plugin."""
+        return self._plugin
+
+    def has(self, name: str) -> bool:
+        """Whether the plugin defines a name of the contract."""
+        return hasattr(self._plugin, name)
+
+    @property
+    def keeps_per_weight_state(self) -> bool | None:  # type: ignore[override]
+        """As the plugin says; one that may hold nothing keeps nothing."""
+        for name, meaning in (("keeps_per_weight_state", 1), ("active_rows_safe", 0)):
+            if self.has(name):
+                return bool(getattr(self._plugin, name)) == bool(meaning)
+        return False if self.stateless or not vars(self._plugin) else None
+
+    @property
+    def stateless(self) -> bool:  # type: ignore[override]
+        """As the plugin says; one without attributes is."""
+        if self.has("stateless"):
+            return bool(self._plugin.stateless)
+        return not vars(self._plugin) and not self.has("state_dict")
+
+    def identity(self) -> dict[str, Any]:
+        """Settings of Avalanche's plugins; nothing is known of others."""
+        stock = type(self._plugin).__module__.startswith("avalanche.training.")
+        return kept_arguments(self._plugin) if stock else {}
+
+    def keywords(self) -> set[str]:
+        """Names of the keywords that the plugin's callbacks take."""
+        return _keywords(self._plugin)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that the plugin tells.
+
+        :raises TypeError: if it has attributes and no ``state_dict``.
+        """
+        if callable(own := getattr(self._plugin, "state_dict", None)):
+            state: dict[str, Any] = own()
+            return state
+        raise TypeError(
+            f"{type(self._plugin).__name__} may have state "
+            f"({sorted(vars(self._plugin))}), but no state_dict(): a resumed run would "
+            "differ. Give it state_dict() and load_state_dict(), make it a "
+            "MethodPlugin, which stores plain attributes, use register_plugin_state, "
+            "or set stateless=True on it."
+        )
+
+
+def _delegated(name: str, default: Any) -> Any:
+    """What a contract object answers for a plugin that may define ``name`` itself."""
+    names = (name, FORMER.get(name, name))
+
+    def own(contract: PluginContract) -> Any:
+        found = [getattr(contract.wrapped, n) for n in names if contract.has(n)]
+        return found[0] if found else None
+
+    def value(contract: PluginContract) -> Any:
+        found = own(contract)
+        return default if found is None else found
+
+    def ask(contract: PluginContract, *arguments: Any) -> Any:
+        found = own(contract)
+        return (found if callable(found) else partial(default, contract))(*arguments)
+
+    return ask if callable(default) else property(value)
+
+
+for _name, _default in list(vars(MethodPlugin).items()):
+    if not _name.startswith("_") and _name not in vars(PluginContract):
+        setattr(PluginContract, _name, _delegated(_name, _default))
+
+
+def defines(contract: MethodPlugin, name: str) -> bool:
+    """Whether a plugin has an answer of its own to a question of the contract."""
+    if isinstance(contract, PluginContract):
+        return contract.has(name)
+    return getattr(type(contract), name) is not getattr(MethodPlugin, name)
+
+
+@contextmanager
+def routed(strategy: Any, batch: Any) -> Iterator[None]:
+    """Route a batch in a ``with`` block as in training and evaluation.
+
+    :param strategy: whose plugins choose what the samples of the batch pass.
+    :param batch: about to be encoded.
+    """
+    for contract in strategy.contracts:
+        contract.route_batch(strategy, batch)
+    try:
+        yield
+    finally:
+        for contract in strategy.contracts:
+            contract.end_route(strategy)
+
+
+# ------------------------------------------------------------ plain attributes
+def kept_arguments(thing: Any) -> dict[str, Any]:
+    """Arguments of the constructors of an object that it has kept as plain data."""
+    names = {
+        name
+        for cls in type(thing).__mro__
+        if "__init__" in vars(cls)
+        for name in inspect.signature(vars(cls)["__init__"]).parameters
+    }
+    have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
+    plain = {k: as_number(v) for k, v in sorted(have.items())}
+    return {k: _brief(v) for k, v in plain.items() if is_plain(v)}
+
+
+def _is_flat(value: Any) -> bool:
+    parts = value if type(value) in (list, tuple) else [value]
+    atoms = (bool, int, float, str, type(None), np.number, np.bool_)
+    return all(isinstance(part, atoms) for part in parts)
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _brief(value: Any) -> Any:
+    """A long list, such as one of captions, as its length and a hash."""
+    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
+        return value
+    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
+    return f"{len(value)} values, {digest.hexdigest()[:16]}"
+
+
+def _keywords(plugin: Any) -> set[str]:
+    hooks: Iterable[Any] = (
+        getattr(plugin, name)
+        for name in dir(type(plugin))
+        if name.startswith(("before_", "after_"))
+    )
+    return {p for h in hooks if callable(h) for p in inspect.signature(h).parameters}

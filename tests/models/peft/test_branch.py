@@ -1,0 +1,308 @@
+"""What all branches have in common, on the towers of each library."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from avalanche_clip.models import (
+    attach_adapters,
+    attach_lora,
+    attach_prompts,
+    create_dual_encoder,
+)
+from tests.models.experts import features, make_batch
+from tests.models.kinds import convolutional, hf_clip, hf_siglip, layer_scale, timm_vit
+
+FORMS = {
+    "lora": (attach_lora, {"targets": ("qkv", "out", "mlp")}),
+    "serial": (attach_adapters, {"bottleneck": 6}),
+    "parallel": (
+        attach_adapters,
+        {"bottleneck": 5, "form": "parallel", "shared": False, "activation": "gelu"},
+    ),
+    "prefix": (attach_prompts, {"length": 3, "compensate": True}),
+}
+CLOSE = {"rtol": 0, "atol": 2e-6}
+
+
+@pytest.fixture(
+    params=[layer_scale, timm_vit, hf_clip, hf_siglip], ids=lambda kind: kind.__name__
+)
+def model(request, tiny_cfg):
+    torch.manual_seed(0)
+    return request.param(tiny_cfg, request).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def one(tiny_cfg):
+    torch.manual_seed(0)
+    return create_dual_encoder(tiny_cfg).eval()
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    attach, options = FORMS[request.param]
+    return lambda model, **more: attach(model, **{**options, **more})
+
+
+def randomise(branches, seed=1, std=0.3):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for branch in branches.branches():
+            for parameter in branch.parameters():
+                parameter.normal_(0, std)
+
+
+def loss(model):
+    out = model(make_batch(model))
+    return (out.image_features @ out.text_features.T).square().sum()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attached__features_stay(model, form, training):
+    model.train(training)
+    batch, names = make_batch(model), [n for n, _ in model.named_parameters()]
+    plain = features(model, batch)
+    branches = form(model)
+    assert branches.training == training == model.training
+    torch.testing.assert_close(features(model, batch), plain, **CLOSE)
+    randomise(branches)
+    assert (features(model, batch) - plain).abs().max() > 1e-4
+    with branches.using_ids(-1):
+        assert torch.equal(features(model, batch), plain)
+        assert not loss(model).requires_grad
+    branches.detach()
+    assert getattr(model, branches.name) is None
+    assert [n for n, _ in model.named_parameters()] == names
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(features(model, batch), plain)
+
+
+def test_rows__of_several_ids_equal_separate_passes(model, form):
+    batch = make_batch(model)
+    branches = form(model)
+    assert branches.add() == 1
+    randomise(branches)
+    separate = {}
+    for key in (-1, 0, 1):
+        with branches.using_ids(key):
+            separate[key] = features(model, batch)
+    assert (separate[0] - separate[1]).abs().max() > 1e-4
+    with branches.using_ids(
+        image=torch.tensor([1, -1, 0]), text=torch.tensor([0, 1, -1])
+    ):
+        mixed = features(model, batch)
+    for row, key in enumerate((1, -1, 0, 0, 1, -1)):
+        torch.testing.assert_close(mixed[row], separate[key][row], **CLOSE)
+
+
+def test_gradients__reach_the_ids_in_use_only(model, form):
+    model.requires_grad_(True)
+    branches = form(model)
+    branches.add()
+    branches.train_ids([0, 1])
+    randomise(branches)
+    branches.set_ids(1)
+    loss(model.train()).backward()
+    own = {name for name, _ in branches.trainable_parameters()}
+    for name, parameter in model.named_parameters():
+        if name in own and ".entries.1." in name:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        else:
+            assert parameter.grad is None, name
+    branches.train_ids([0])
+    assert all(".entries.0." in name for name, _ in branches.trainable_parameters())
+    branches.detach()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies__are_their_own(one, form, way):
+    one.freeze()
+    batch, plain = make_batch(one), features(one, make_batch(one))
+    branches = form(one)
+    randomise(branches)
+    out = features(one, batch)
+    other = copy.deepcopy(one) if way == "deepcopy" else pickle.loads(pickle.dumps(one))
+    twin = getattr(other, branches.name)
+    assert twin.model is other and torch.equal(features(other, batch), out)
+    randomise(branches, seed=5)
+    branches.set_ids(-1)
+    assert torch.equal(features(other, batch), out)
+    twin.detach()
+    assert torch.equal(features(other, batch), plain)
+    assert torch.equal(features(one, batch), plain)
+    branches.set_ids(0)
+    assert not torch.equal(features(one, batch), plain)
+
+
+def test_state__brings_its_ids_and_a_plain_one_changes_nothing(one, form, tiny_cfg):
+    original = {k: v.clone() for k, v in one.state_dict().items()}
+    branches = form(one)
+    branches.add(4)
+    randomise(branches)
+    branches.train_ids([4])
+    branches.set_ids(4)
+    state = one.state_dict()
+    assert original.keys() < state.keys()
+    torch.manual_seed(0)
+    other = create_dual_encoder(tiny_cfg).eval()
+    twin = form(other)
+    other.load_state_dict(state)
+    assert twin.keys == (0, 4)
+    twin.load_growth_state(branches.growth_state())
+    twin.load_forward_state(branches.forward_state())
+    assert torch.equal(features(other, make_batch(one)), features(one, make_batch(one)))
+    names = [name for name, _ in branches.trainable_parameters()]
+    assert names == [name for name, _ in twin.trainable_parameters()]
+    before = features(one, make_batch(one))
+    one.load_state_dict(original)
+    assert torch.equal(features(one, make_batch(one)), before)
+    del state[names[0]]
+    with pytest.raises(RuntimeError, match="Missing"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="The stored"):
+        twin.load_growth_state({**branches.growth_state(), "config": {"rank": 99}})
+
+
+def test_checkpointing__gives_the_same_gradients(one, form):
+    branches = form(one)
+    branches.add()
+    randomise(branches)
+    branches.train_ids([0, 1])
+    one.train()
+    found = []
+    for checkpointing in (False, True):
+        one.clip.set_grad_checkpointing(checkpointing)
+        one.zero_grad()
+        torch.manual_seed(3)
+        with branches.using_ids(torch.tensor([0, 1, -1])):
+            value = loss(one)
+        value.backward()  # the ids of the pass are gone
+        found.append({n: p.grad for n, p in branches.trainable_parameters()})
+    assert any(grad.any() for grad in found[0].values())
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bf16__stays_finite_and_close(tiny_cfg, form, precision):
+    torch.manual_seed(0)
+    model = create_dual_encoder(tiny_cfg, precision=precision).eval()
+    batch = make_batch(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = features(model, batch)
+        branches = form(model)
+        torch.testing.assert_close(features(model, batch), plain, rtol=0, atol=0.03)
+        loss(model.train()).backward()
+        with branches.using_ids(-1):
+            assert torch.equal(features(model.eval(), batch), plain)
+    assert {p.dtype for b in branches.branches() for p in b.parameters()} == {
+        torch.float32
+    }
+    grads = [p.grad for _, p in branches.trainable_parameters() if p.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
+
+
+def test_layout__sequence_first_towers_give_the_same(one, form):
+    branches = form(one)
+    branches.add()
+    randomise(branches)
+    ids = torch.tensor([0, 1, -1])
+    with branches.using_ids(ids):
+        expected = features(one, make_batch(one))
+    branches.detach()
+    for transformer in (one.clip.transformer, one.clip.visual.transformer):
+        transformer.batch_first = False
+        for block in transformer.resblocks:
+            block.attn.batch_first = False
+    again = form(one)
+    again.add()
+    randomise(again)
+    with again.using_ids(ids):
+        torch.testing.assert_close(features(one, make_batch(one)), expected, **CLOSE)
+
+
+def test_towers__and_blocks_are_chosen(one, form):
+    one.freeze()
+    batch = make_batch(one)
+    plain = features(one, batch)
+    branches = form(one, tower="text", blocks=[1])
+    randomise(branches)
+    assert branches.towers == ("text",)
+    assert all("resblocks.1." in name for name, _ in branches.trainable_parameters())
+    found = features(one, batch)
+    assert torch.equal(found[:3], plain[:3]) and not torch.equal(found[3:], plain[3:])
+    with pytest.raises(ValueError, match="'image' has no"):
+        branches.set_ids(image=0)
+
+
+def test_wrong_calls__leave_the_model_alone(tiny_cfg, form):
+    model = convolutional(tiny_cfg)
+    for options, message in (
+        ({}, "tiny-emoji-vit"),
+        ({"tower": "audio"}, "tower='audio'"),
+        ({"tower": "text", "blocks": [2]}, "blocks 0 to 1"),
+        ({"tower": "text", "blocks": []}, "blocks"),
+        ({"tower": "text", "blocks": [0.5]}, "blocks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            form(model, **options)
+        assert all(p.requires_grad for p in model.parameters())
+        assert not any("forward" in vars(m) for m in model.modules())
+    branches = form(model, tower="text")
+    with pytest.raises(ValueError, match="already"):
+        form(model, tower="text")
+    for wrong, kind in ((5, ValueError), (-2, ValueError), (0.5, TypeError)):
+        with pytest.raises(kind):
+            branches.set_ids(wrong)
+    assert branches.ids == {"text": 0}
+    branches.add()
+    branches.set_ids(text=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="2 ids were set for 3 rows"):
+        features(model, make_batch(model))
+
+
+def test_together__updates_adapters_and_prompts(one):
+    batch = make_batch(one)
+    plain, parts = features(one, batch), {}
+    for name in ("lora", "serial", "prefix"):
+        attach, options = FORMS[name]
+        parts[name] = attach(one, **options)
+        randomise(parts[name])
+    together = features(one, batch)
+    flags = {n for n, p in one.named_parameters() if p.requires_grad}
+    assert all(".entries.0." in name for name in flags)
+    for name, branches in parts.items():
+        with branches.using_ids(-1):
+            assert not torch.allclose(features(one, batch), together, atol=1e-5), name
+    parts["lora"].detach()
+    assert not one.logit_scale.requires_grad
+    parts["prefix"].detach()
+    parts["serial"].detach()
+    assert one.logit_scale.requires_grad
+    assert torch.equal(features(one, batch), plain)
+
+
+def test_order__of_updates_and_prefix_does_not_matter(one):
+    found = []
+    for order in ((attach_lora, attach_prompts), (attach_prompts, attach_lora)):
+        for attach in order:
+            attach(one)
+        for name, seed in (("lora", 1), ("prompts", 2)):
+            randomise(getattr(one, name), seed)
+        found.append(features(one, make_batch(one)))
+        one.lora.detach()
+        one.prompts.detach()
+    torch.testing.assert_close(found[0], found[1], **CLOSE)
+
+
+def test_unfreeze__keeps_what_branches_have_frozen(one):
+    branches = attach_lora(one)
+    branches.add()
+    one.unfreeze()
+    assert one.logit_scale.requires_grad
+    assert all(".entries.0." in name for name, _ in branches.trainable_parameters())

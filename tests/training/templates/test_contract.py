@@ -1,0 +1,284 @@
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import LRSchedulerPlugin
+
+import avalanche_clip
+from avalanche_clip import MethodPlugin
+from avalanche_clip.training import Sequential, plugins, run_stream
+from avalanche_clip.training.runs.resume import load_state, save_state
+from avalanche_clip.training.templates.compatibility import REFUSED, STOCK, contract_of
+from avalanche_clip.training.templates.contract import (
+    FORMER,
+    PluginContract,
+    defines,
+    routed,
+)
+from avalanche_clip.training.templates.settings import strategy_settings
+from tests.helpers import build, fit, stub_benchmark, train_stream
+
+DECLARED = [n for n in vars(MethodPlugin) if n[0] != "_"]
+HOOKS = [n for n in DECLARED if callable(getattr(MethodPlugin, n))]
+
+
+class Counter(MethodPlugin, supports_distributed=True):
+    """Counts iterations, in plain attributes of every kind."""
+
+    def __init__(self, start=0, label="a", sizes=(1, 2)):
+        super().__init__()
+        self.count, self.label, self.sizes = start, label, sizes
+        self.start = start
+        self.values = []
+        self.best = None
+        self.on = True
+        self._last = np.float64(0.5)
+
+    def iteration_completed(self, strategy):
+        self.count += 1
+        self.values.append(float(self.count))
+        self.best, self.on = "yes", not self.on
+
+
+def test_export__root_and_training_give_the_same_class():
+    assert avalanche_clip.training.MethodPlugin is MethodPlugin
+    assert avalanche_clip.training.templates.MethodPlugin is MethodPlugin
+
+
+@pytest.mark.parametrize("name", plugins.__all__)
+def test_our_plugins__declare_what_they_are_asked(name):
+    cls = getattr(plugins, name)
+    if isinstance(cls, type):
+        assert issubclass(cls, MethodPlugin) and cls.supports_distributed
+        asked = {n for base in cls.__mro__[:-1] for n in vars(base)}
+        assert not asked & set(FORMER.values())
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks__say_what_they_are_for(name):
+    assert getattr(MethodPlugin, name).__doc__
+
+
+# ------------------------------------------------------------------------- state
+def test_state__plain_attributes_go_on_where_they_were(tmp_path):
+    data = stub_benchmark()
+    strategy = fit(Sequential, data, 1, plugins=[Counter()])
+    save_state(strategy, tmp_path / "state.pt")
+    other = Counter()
+    resumed = build(Sequential, plugins=[other])
+    load_state(resumed, tmp_path / "state.pt", data)
+    assert other.count == 5 and other.values == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (other.best, other.on, other.sizes, other._last) == (
+        "yes",
+        False,
+        (1, 2),
+        0.5,
+    )
+    for experience in list(data.train_stream)[1:2]:
+        resumed.train(experience)
+        strategy.train(experience)
+    assert vars(other) == vars(strategy.plugins[0])
+
+
+def test_state__lists_are_not_shared():
+    counter = Counter()
+    counter.load_state_dict(state := counter.state_dict())
+    counter.values.append(1.0)
+    assert state["values"] == []
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {1}, [[1]], torch.zeros(1), np.zeros(2), object(), len]
+)
+def test_state__other_attributes_are_refused_before_the_first_evaluation(
+    value, tmp_path
+):
+    counter, evaluated = Counter(), []
+    counter.extra = value
+    counter.before_eval = lambda strategy, **kwargs: evaluated.append(1)
+    with pytest.raises(TypeError, match=r"Counter\.extra is a .*stateless = True"):
+        counter.state_dict()
+    strategy = build(Sequential, plugins=[counter])
+    with pytest.raises(TypeError, match=r"Counter\.(extra|before_eval)"):
+        run_stream(strategy, stub_benchmark(), tmp_path / "run")
+    assert not evaluated
+    counter.stateless = True
+    save_state(strategy, tmp_path / "state.pt")
+
+
+def test_identity__arguments_are_settings_and_counters_are_not():
+    settings = strategy_settings(build(Sequential, plugins=[Counter(3, "b")]))[
+        "plugins"
+    ]
+    assert settings == {"0 Counter": {"label": "b", "sizes": [1, 2], "start": 3}}
+
+
+@pytest.mark.parametrize("stateless", [True, False])
+def test_identity__stateless_plugins_have_no_settings(stateless):
+    counter = Counter()
+    counter.stateless = stateless
+    settings = strategy_settings(build(Sequential, plugins=[counter]))["plugins"]
+    assert bool(settings) is not stateless
+
+
+# ----------------------------------------------------------------------- moments
+def test_prepare__once_before_the_first_experience(tmp_path):
+    seen = []
+
+    class Ready(MethodPlugin):
+        def prepare(self, strategy, dataset):
+            seen.append((dataset, strategy.clock.train_iterations))
+
+        def before_train_dataset_adaptation(self, strategy, **kwargs):
+            assert seen
+
+    data = stub_benchmark()
+    strategy = fit(Sequential, data, 2, plugins=[Ready()])
+    assert seen == [(data.train_stream[0].dataset, 0)]
+    save_state(strategy, tmp_path / "state.pt")
+    resumed = build(Sequential, plugins=[Ready()])
+    load_state(resumed, tmp_path / "state.pt", data)
+    resumed.train(data.train_stream[2])
+    assert len(seen) == 1
+
+
+def test_routed__ends_the_route_of_every_plugin_after_an_error():
+    calls = []
+
+    class Route(MethodPlugin):
+        def route_batch(self, strategy, batch):
+            calls.append(batch)
+
+        def end_route(self, strategy):
+            calls.append("end")
+
+    strategy = build(Sequential, plugins=[Route(), Route()])
+    with pytest.raises(RuntimeError), routed(strategy, "batch"):
+        raise RuntimeError
+    assert calls == ["batch", "batch", "end", "end"]
+
+
+# --------------------------------------------------- plugins that are none of ours
+class Plain:
+    """A plugin of another package, with names of the contract."""
+
+    def __init__(self, **names):
+        vars(self).update(names)
+
+
+def test_contracts__are_made_once_and_follow_the_plugins():
+    plain, ours = Plain(), Counter()
+    strategy = build(Sequential, plugins=[plain, ours])
+    first = strategy.contracts
+    assert [c.wrapped for c in first] == strategy.plugins
+    assert first[1] is ours and type(first[0]) is PluginContract
+    strategy.plugins.insert(0, Plain())
+    again = strategy.contracts
+    assert again[1] is first[0] and again[0].wrapped is strategy.plugins[0]
+
+
+@pytest.mark.parametrize("name", [n for n in DECLARED if n != "wrapped"])
+def test_plain_plugin__gets_the_default_of_every_name(name):
+    contract, default = contract_of(Plain()), getattr(MethodPlugin, name)
+    if callable(default):
+        assert callable(getattr(contract, name)) and not defines(contract, name)
+    elif name not in ("stateless", "keeps_per_weight_state"):
+        assert getattr(contract, name) == default
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("check_compatible", ["strategy"]),
+        ("check_benchmark", ["benchmark"]),
+        ("teacher_kinds", ["strategy"]),
+        ("param_groups", ["strategy"]),
+        ("budget_factor", ["strategy"]),
+        ("class_logits", ["strategy", "features"]),
+        ("restore_data", ["benchmark"]),
+        ("load_state_dict", [{"a": 1}]),
+        ("state_dict", []),
+    ],
+)
+def test_plain_plugin__what_it_defines_is_asked(name, arguments):
+    plain = Plain(**{name: lambda *given: given})
+    assert getattr(contract_of(plain), name)(*arguments) == tuple(arguments)
+    assert defines(contract_of(plain), name)
+
+
+def test_plain_plugin__values_may_change_later():
+    plain = Plain(count=1)
+    contract = contract_of(plain)
+    assert (contract.stateless, contract.keeps_per_weight_state) == (False, None)
+    plain.stateless, plain.nominal_cost = True, 1.5
+    assert (contract.stateless, contract.nominal_cost) == (True, 1.5)
+    assert contract.keeps_per_weight_state is False
+
+
+@pytest.mark.parametrize(
+    ("former", "given", "name", "expected"),
+    [
+        ("replaces_deployed", True, "replaces_deployed_weights", True),
+        ("fresh_start", True, "starts_fresh", True),
+        ("active_rows_safe", True, "keeps_per_weight_state", False),
+        ("budget_multiplier", lambda strategy: 2.0, "budget_factor", 2.0),
+    ],
+)
+def test_former_names__count_for_plain_plugins_and_are_told_to_methods(
+    former, given, name, expected
+):
+    found = getattr(contract_of(Plain(**{former: given})), name)
+    assert (found(None) if callable(found) else found) == expected
+    with pytest.raises(TypeError, match=f"Old defines {former}.* it is {name} now"):
+        type("Old", (MethodPlugin,), {former: given})
+
+
+def test_former_names__budget_of_a_plain_plugin_counts():
+    class Twice(SupervisedPlugin):
+        def budget_multiplier(self, strategy):
+            return 2.0
+
+    strategy = fit(Sequential, steps=1, plugins=[Twice()])
+    assert strategy.compute.report()["steps"] == [10]
+
+
+def test_plain_plugin__with_state_it_does_not_tell_is_refused(tmp_path):
+    strategy = build(Sequential, plugins=[Plain(count=1)])
+    with pytest.raises(TypeError, match=r"Plain may have state \(\['count'\]\)"):
+        run_stream(strategy, stub_benchmark(), tmp_path)
+
+
+def test_image_context__none_is_the_default():
+    assert contract_of(Plain()).image_context(None) is None
+    assert contract_of(Plain(image_context=nullcontext)).image_context("x").enter_result
+
+
+# ----------------------------------------------------------------- the stock table
+@pytest.mark.parametrize("cls", STOCK, ids=lambda cls: cls.__name__)
+def test_stock_table__covers_subclasses(cls):
+    made = type("Mine", (cls,), {"__init__": lambda self: None})
+    made.__abstractmethods__ = frozenset()
+    contract = contract_of(made())
+    assert type(contract) is STOCK[cls]
+    if cls in REFUSED:
+        # Even with a check of its own.
+        contract.wrapped.check_compatible = lambda strategy: None
+        with pytest.raises(ValueError, match="Mine cannot be used with .*; use "):
+            contract.check_compatible(None)
+
+
+def test_stock_table__scheduler_takes_over_the_learning_rate():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    contract = contract_of(LRSchedulerPlugin(scheduler))
+    assert contract.sets_learning_rate and contract.keeps_per_weight_state is False
+    assert not Sequential(model=build(Sequential).model).contracts[0].starts_fresh
+
+
+def test_order__deployed_weights_come_first():
+    first = plugins.PatchingPlugin(grid=(0.5,))
+    strategy = build(Sequential, plugins=[Counter(), first])
+    assert strategy.plugins[0] is first
+    train_stream(strategy, stub_benchmark(), 1)
