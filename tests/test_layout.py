@@ -38,7 +38,7 @@ FLOORS = (
 
 # To be mended; a test fails when one of them is gone, so that it leaves this list.
 UPWARDS: set[tuple[str, str]] = set()
-CIRCLES = {("models.moe.adapters", "models.moe.progress", "models.moe.storage")}
+CIRCLES: set[tuple[str, ...]] = set()
 
 # Part of the package -> what it may never import. "models" alone knows open_clip and
 # transformers; the pure parts know no Avalanche.

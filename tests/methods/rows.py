@@ -234,12 +234,6 @@ ROWS: dict[str, Row] = {
         ),
         cannot=NO_OFF,
     ),
-    "EMA": Row(
-        "Sequential",
-        plugins=(partial(p.WeightAveragingPlugin, "ema", decay=0.7),),
-        neutral={},
-        without=(partial(p.WeightAveragingPlugin, "ema", decay=0.0),),
-    ),
     "WeightConsolidation": Row(
         "Sequential",
         plugins=(partial(p.WeightConsolidationPlugin, 3.0),),

@@ -43,7 +43,6 @@ REFUSED = [
     ("ConstantCosine", [p.WeightAveragingPlugin], {}, "use one"),
     ("WiSE-FT", [p.WeightAveragingPlugin], {}, "use one"),
     ("WeightEnsemble", [early_stop], {}, "leave one out, or use mode='wise'"),
-    ("EMA", [early_stop], {}, "leave one out, or use mode='wise'"),
     ("MoEAdapters", [p.RestartPlugin], {}, "RestartPlugin"),
     ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin"),
     # Two of a kind.

@@ -63,15 +63,13 @@ VARIANTS = {
         ),
     ),
     "not divisible": reference(batch_size=5),
-    "student": reference(text_side="student", sentence_batch=4),
-    "student, not divisible": reference(text_side="student", sentence_batch=3),
+    "student": reference(text_side="student"),
     "previous": reference(teacher="previous"),
     "small cache": reference(cache_bytes=5 * 8 * 4),
     "trained scale": reference(train_logit_scale=True),
     "separate": vocabulary(distill_batch="separate"),
     "texts": vocabulary(student_text=True, num_texts=21),
     "redraw": vocabulary(redraw="iteration", text_weight=0.0),
-    "wildclip": vocabulary(variant="wildclip", temperature=1.0),
     "few old": Row(
         "Sequential",
         plugins=(

@@ -434,9 +434,7 @@ def _prepare_teachers(
     grown = {"initial": 0, "previous": last, "ema": last + 1}
     for kind, stored in growth.items():
         if kind not in service.teachers:
-            teacher = Teacher(kind, strategy.model)
-            teacher._service = service
-            service.teachers[kind] = teacher
+            service.teachers[kind] = Teacher(kind, strategy.model, strategy)
         model = service.teachers[kind].model
         _adapt_again(model, trained[: grown.get(kind, last)])
         _grow(model, stored)

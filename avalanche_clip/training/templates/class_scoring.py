@@ -13,7 +13,7 @@ from avalanche_clip.common.checks import as_integer
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
-from avalanche_clip.training.templates.frozen_texts import text_fingerprint
+from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.step_mixin import StepMixin
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]
@@ -148,7 +148,7 @@ class ClassScoringMixin(StepMixin):
         if tokenizer is not self._tokenizer:
             self._matrices.forget()
             self._tokenizer = tokenizer
-        mark = text_fingerprint(self.model) if fingerprint is None else fingerprint
+        mark = fingerprint or tower_fingerprint(self.model, "text")
         size = getattr(tokenizer, "vocab_size", None)
         state = f"{mark}|{size}|{self.precision}|{self.device}"
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]

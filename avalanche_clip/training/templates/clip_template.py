@@ -21,9 +21,8 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
-from avalanche_clip.benchmarks.streams.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.common.randomness import kept_rng
+from avalanche_clip.common.randomness import kept_rng, named_seed
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates import optim
@@ -360,9 +359,7 @@ class CLIPTemplate(
 
     def _seed_experience(self) -> None:
         """Seed all generators from the run's seed, the experience and its visit."""
-        state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        state = mix64(state ^ np.uint64(self.visits.seed_number))
-        number = int(state >> np.uint64(1))
+        number = named_seed(self.seed, self.visits.seed_number)
         torch.manual_seed(number)
         # Stock buffers draw from these two.
         random.seed(number)

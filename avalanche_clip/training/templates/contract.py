@@ -64,6 +64,8 @@ class MethodPlugin(SupervisedPlugin):
     """Changes the tokenizer or the size of the token table."""
     sets_learning_rate: bool = False
     """Sets the learning rate in place of the strategy's schedule."""
+    only_one: bool = False
+    """A strategy may have one of its class only."""
     stateless: bool = False
     """Nothing of it is stored or compared, whatever attributes it has."""
     nominal_cost: float = 1.0

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+
+from avalanche_clip.common.grown import fit_moment
 
 Named = Iterable[tuple[str, nn.Parameter]]
 GroupRule = Callable[[Named], Sequence[Any]]
@@ -160,29 +162,6 @@ def rebuild(
                 key: fit_moment(value, parameter)
                 for key, value in old_state[name].items()
             }
-
-
-def fit_moment(value: Any, parameter: Tensor) -> Any:
-    """Pad a moment with zeros to the shape of a grown parameter."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if value.shape == parameter.shape or value.dim() != parameter.dim():
-        return value
-    return overlay(torch.zeros_like(parameter, dtype=value.dtype), value)
-
-
-def overlay(tensor: Tensor, old: Tensor) -> Tensor:
-    """Return a copy of a tensor with ``old`` in its upper left corner.
-
-    :param tensor: of the new shape.
-    :param old: of as many dimensions, usually smaller; cut where it is larger.
-    """
-    grown = tensor.detach().clone()
-    keep = tuple(
-        slice(0, min(a, b)) for a, b in zip(grown.shape, old.shape, strict=True)
-    )
-    grown[keep] = old[keep].to(grown)
-    return grown
 
 
 def group_names(

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.grown import fit_moment
 from avalanche_clip.training.templates import optim
 
 
@@ -232,7 +233,7 @@ class OptimizerMixin:
             if name in named:
                 parameter = named[name]
                 self.optimizer.state[parameter] = {
-                    k: optim.fit_moment(_to_device(v, k, parameter), parameter)
+                    k: fit_moment(_to_device(v, k, parameter), parameter)
                     for k, v in entry.items()
                 }
 

@@ -179,7 +179,7 @@ def test_teacher__other_kinds(kind):
     first = weights(model)
     strategy, rows = watched(
         model=model,
-        alignment={"teacher": kind, "ema_decay": 0.5, "teach_first_experience": False},
+        alignment={"teacher": kind, "teach_first_experience": False},
         steps=3,
     )
     assert set(strategy.teachers.teachers) == {kind}
@@ -188,7 +188,6 @@ def test_teacher__other_kinds(kind):
     if kind == "initial":
         assert_same_weights(last, first)
     else:
-        assert strategy.teachers.ema_decay == 0.5
         assert_other_weights(last, first)
 
 
@@ -281,7 +280,6 @@ def test_bias__sigmoid_models_are_aligned_on_cosines():
         ({"reduction": "mean"}, "batchmean"),
         ({"row_filter": "hard"}, "soft"),
         ({"teacher": "last"}, "previous"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0"),
     ],
 )
 def test_options__bad_ones_raise(options, message):
@@ -305,14 +303,3 @@ def test_two_plugins__terms_add_up():
     fit(ModX, steps=2, plugins=[*plugins, seen, losses], **options)
     for row, total in zip(seen.rows, losses.totals, strict=True):
         assert sum(map(float, row["terms"].values())) == pytest.approx(total, rel=1e-5)
-
-
-def test_strategy__has_the_optimiser_of_the_authors():
-    strategy = ModX(model=stub_model(), evaluator=quiet_evaluator)
-    assert isinstance(strategy.optimizer, torch.optim.AdamW)
-    groups = strategy.optimizer.param_groups
-    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
-    for group in groups:
-        assert (group["lr"], group["betas"]) == (5e-4, (0.9, 0.999))
-        assert group["eps"] == 1e-8
-    assert strategy.train_mb_size == 280

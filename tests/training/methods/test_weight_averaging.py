@@ -98,14 +98,12 @@ def test_we__number_of_snapshots(count, interval, merges):
     assert final == pytest.approx(sum(kept) / len(kept), rel=1e-6)
 
 
-def test_we_wise_and_ema__hand_computed():
+def test_we_wise__hand_computed():
     plugin = WeightAveragingPlugin("we+wise", interval=1, alpha=0.5)
     steps = Steps()
     steps.model.w.data.fill_(4.0)
     # (4 + 8) / 2 = 6, then 5; (2 * 5 + 11) / 3 = 7, then 5.5
     assert list(steps.run(plugin, [8.0, 11.0])) == [5.0, 5.5, 5.5]
-    plugin = WeightAveragingPlugin("ema", decay=0.75)
-    assert list(Steps().run(plugin, [4.0, 8.0])) == [1.0, 2.75, 2.75]
     plugin = WeightAveragingPlugin("wise", alpha=0.75)
     assert list(Steps().run(plugin, [4.0, 8.0])) == [None, None, 6.0]
 
@@ -118,7 +116,7 @@ def test_we__deploys_the_mean_of_start_and_snapshots(steps):
     assert_near(strategy.model.state_dict(), mean(kept))
 
 
-@pytest.mark.parametrize("mode", ["we", "we+wise", "ema"])
+@pytest.mark.parametrize("mode", ["we", "we+wise"])
 def test_average__leaves_the_trajectory_alone(mode):
     _, plain = tracked(None)
     _, averaged = tracked(WeightAveragingPlugin(mode))
@@ -132,14 +130,6 @@ def test_we_wise__equals_the_slow_form_in_each_step():
     average = start = track.start[1]
     for n, theta in enumerate(track.path[1][::2], 1):
         average = lerp(start, lerp(average, theta, 1 / (n + 1)), 0.9)
-    assert_near(strategy.model.state_dict(), average)
-
-
-def test_ema__equals_the_slow_form():
-    strategy, track = tracked(WeightAveragingPlugin("ema", interval=2, decay=0.7))
-    average = track.start[0]
-    for theta in track.path[0][::2]:
-        average = lerp(average, theta, 0.3)
     assert_near(strategy.model.state_dict(), average)
 
 
@@ -248,10 +238,8 @@ def test_half_precision_and_accumulation__stay_finite():
         ({"interval": 0}, "interval=0"),
         ({"mode": "wise", "interval": 5}, "interval is not used"),
         ({"alpha": 0.5}, "alpha is not used"),
-        ({"decay": 0.5}, "decay is not used"),
         ({"anchor": "initial"}, "anchor is not used"),
         ({"mode": "wise", "alpha": 1.5}, "alpha=1.5"),
-        ({"mode": "ema", "decay": -1}, "decay=-1"),
     ],
     ids=str,
 )

@@ -122,7 +122,7 @@ def test_failing_constructor__leaves_a_plain_model():
             **ADAPTERS,
             **common,
         )
-    assert not hasattr(model, "moe_adapters")
+    assert model.moe_adapters is None
     assert all(p.requires_grad for p in model.parameters())
     MoEAdapters(model=model, selector=None, **ADAPTERS, **common)
     with pytest.raises(ValueError, match="num_experts=6, but 5"):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from avalanche_clip.models.moe.attachment import load_moe_adapters
+from avalanche_clip.models.moe.adapters import load_moe_adapters
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints

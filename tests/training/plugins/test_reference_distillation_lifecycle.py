@@ -65,7 +65,7 @@ def test_previous_teacher__text_features_are_renewed():
             before.append(strategy.model.encode_text(tokens))
         strategy.train(experience, eval_streams=[])
     assert torch.equal(seen[0], before[0]) and torch.equal(seen[1], before[1])
-    assert method.text_features is None and method.store is None
+    assert method.text_features is None and method.table is None
 
 
 def test_first_experience__is_taught_by_pretrained_weights_only():

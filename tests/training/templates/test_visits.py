@@ -313,7 +313,7 @@ def test_growth__is_gone_through_by_the_steps_that_were_trained(
         own = {
             None: lambda: [],
             "previous": lambda: [ContrastiveLwFPlugin()],
-            "ema": lambda: [OffDiagonalAlignmentPlugin(teacher="ema", ema_decay=0.5)],
+            "ema": lambda: [OffDiagonalAlignmentPlugin(teacher="ema")],
         }[teacher]()
         model = GrowingEncoder(dropout=0.1)
         if plain:

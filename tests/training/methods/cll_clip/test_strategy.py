@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from avalanche_clip.losses import cross_modal_loss
 from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
-from avalanche_clip.training.methods.cll_clip.strategy import encode_by_length
+from avalanche_clip.training.methods.cll_clip.student import encode_by_length
 from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
 from tests.training.languages import (
     WORDS,

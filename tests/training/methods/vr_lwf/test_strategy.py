@@ -4,9 +4,9 @@ import torch
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.training.methods.vr_lwf.pseudo_texts import own_share
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential, VRLwF
+from avalanche_clip.training.templates.distillation import own_share
 from avalanche_clip.training.templates.schedules import learning_rate
 from tests.helpers import (
     assert_other_weights,
