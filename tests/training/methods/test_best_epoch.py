@@ -14,7 +14,6 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.supervised import Sequential
 from tests.helpers import (
-    build,
     fit,
     stub_benchmark,
     train_stream,
@@ -151,8 +150,3 @@ def test_one_epoch__needs_no_validation():
     assert plugin.chosen == [0]
     with pytest.raises(ValueError, match="chooses on stream 'valid'"):
         fit(Sequential, benchmark, 1, plugins=[BestEpochPlugin()], train_epochs=2)
-
-
-def test_second_plugin__is_refused():
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[BestEpochPlugin(), BestEpochPlugin()])

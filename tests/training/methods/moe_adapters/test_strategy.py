@@ -203,21 +203,6 @@ def test_class_name_zscl__has_the_parts_and_smoothing():
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
-def test_class_name_zscl__without_its_terms_is_fine_tuning():
-    options = {
-        "distillation_weight": 0.0,
-        "consolidation_weight": 0.0,
-        "averaging_interval": None,
-    }
-    strategy = zscl(**options)
-    train_stream(strategy, moe_runs.domains(strategy.model), 2)
-    model = moe_runs.vit()
-    plugins = zscl_variants([0], ["a"])["continual-ft"]()
-    plain = ClassNameFineTuning(model=model, plugins=plugins, **SHORT)
-    train_stream(plain, moe_runs.domains(model), 2)
-    assert_same_weights(strategy.model, plain.model)
-
-
 def test_class_name_zscl__teacher_is_the_zero_shot_model():
     strategy = zscl()
     benchmark = moe_runs.domains(strategy.model)

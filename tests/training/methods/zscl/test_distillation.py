@@ -12,7 +12,6 @@ from avalanche_clip.training.templates.reference_data import (
 )
 from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
-    assert_other_weights,
     build,
     fit,
     sgd,
@@ -240,24 +239,6 @@ def test_current_data__are_the_training_batch():
     ours = [r["reference_image"] + r["reference_text"] for r in note.terms]
     torch.testing.assert_close(ours, look.values, rtol=1e-5, atol=1e-5)
     assert "reference" not in strategy.compute.experiences[1]
-
-
-@pytest.mark.parametrize("texts", [TEXTS, "ids"], ids=type)
-@pytest.mark.parametrize("text_side", ["teacher", "student"])
-def test_mixed_sources__run(texts, text_side):
-    if texts == "ids":
-        texts = stub_model().tokenizer(TEXTS)
-    options = {"teacher": "previous", "text_side": text_side}
-    for images in ("current", None):
-        note = Note()
-        fit(Sequential, steps=2, plugins=[plugin(images, texts, **options), note])
-        assert all(row["reference_text"] > 0 for row in note.terms)
-    note = Note()
-    strategy = fit(
-        Sequential, steps=1, plugins=[plugin(None, "current", **options), note]
-    )
-    assert all(row["reference_text"] > 0 for row in note.terms)
-    assert_other_weights(strategy.model, fit(Sequential, steps=1).model)
 
 
 def test_random_numbers__are_those_of_plain_training():
