@@ -246,15 +246,11 @@ ROWS: dict[str, Row] = {
         neutral={},
         without=(partial(p.OnlineEWCPlugin, 0.0),),
     ),
-    "Mod-X, EMA teacher": Row(
+    "Mod-X, initial teacher": Row(
         "Sequential",
-        plugins=(
-            partial(p.OffDiagonalAlignmentPlugin, 50.0, teacher="ema", ema_decay=0.5),
-        ),
+        plugins=(partial(p.OffDiagonalAlignmentPlugin, 50.0, teacher="initial"),),
         neutral={},
-        without=(
-            partial(p.OffDiagonalAlignmentPlugin, 0.0, teacher="ema", ema_decay=0.5),
-        ),
+        without=(partial(p.OffDiagonalAlignmentPlugin, 0.0, teacher="initial"),),
     ),
     "LwF-VR": Row(
         "Sequential",

@@ -8,19 +8,15 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
 from tests.helpers import train_stream, weights
-from tests.methods.rows import BATCH, ROWS, Row, build
+from tests.methods.rows import BATCH, ROWS, build
 from tests.methods.variants import VARIANTS
+
+ALL = {**ROWS, **VARIANTS}
 
 
 def rows_that(behaviour):
     """Names of all rows that have a behaviour."""
     return [name for name, row in ROWS.items() if behaviour not in row.cannot]
-
-
-def row_of(name, processes=1):
-    """A row or variant by name."""
-    row = {**ROWS, **VARIANTS}[name]
-    return row if isinstance(row, Row) else row(processes)
 
 
 def sgd(groups):
@@ -47,10 +43,10 @@ class Losses(SupervisedPlugin, supports_distributed=True):
 @cache
 def batch_run(name, processes=1, **options):
     """Train two experiences without randomness; return what came of it."""
-    row, losses = row_of(name, processes), Losses()
+    losses = Losses()
     options = {"param_groups": None, "optimizer": sgd, **options}
     strategy, benchmark = build(
-        row, losses, noise=0.0, train_mb_size=BATCH // processes, **options
+        ALL[name], losses, noise=0.0, train_mb_size=BATCH // processes, **options
     )
     no_gate_noise = mock.patch(
         "torch.randn", lambda *size, generator=None, **kind: torch.zeros(*size, **kind)

@@ -11,7 +11,7 @@ from avalanche_clip.checkpointing import load_state, read_state, save_state
 from avalanche_clip.training.plugins import CheckpointPlugin
 from tests.helpers import assert_other_weights, assert_same_weights, weights
 from tests.methods.rows import PLAIN, ROWS, build, strategies
-from tests.methods.runs import row_of, rows_that
+from tests.methods.runs import ALL, rows_that
 from tests.methods.variants import VARIANTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
     def run(name):
         folder = tmp_path_factory.mktemp("whole")
         writer = CheckpointPlugin(folder, every_iterations=1, keep=99)
-        strategy, benchmark = build(row_of(name), writer)
+        strategy, benchmark = build(ALL[name], writer)
         save_state(strategy, folder / "first.pt")
         train(strategy, benchmark)
         steps = strategy.compute.report()["steps"]
@@ -90,7 +90,7 @@ def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
         (f"state_{ends[0]:09d}_end.pt", 1, 3),
         (f"state_{ends[1] + 1:09d}.pt", 2, 3),
     ):
-        strategy, benchmark = build(row_of(name))
+        strategy, benchmark = build(ALL[name])
         index = load_state(strategy, folder / file, benchmark)
         if visit or last == 3:
             assert index == (ORDER[visit - 1] + 1 if "end" in file else ORDER[visit])

@@ -35,14 +35,10 @@ def with_settings(name, **settings):
     return replace(ROWS[name], settings={**ROWS[name].settings, **settings})
 
 
-def reservoir(name, *args, **options):
-    """A row with a reservoir that appends four old samples over all processes."""
-
-    def of(processes):
-        make = partial(p.ReservoirReplayPlugin, 7, 4 // processes, **options)
-        return replace(ROWS[name], plugins=(make, *args))
-
-    return of
+def reservoir(name, *further, **options):
+    """A row with a reservoir of seven samples."""
+    make = partial(p.ReservoirReplayPlugin, 7, **options)
+    return replace(ROWS[name], plugins=(make, *further))
 
 
 VARIANTS = {
@@ -76,8 +72,9 @@ VARIANTS = {
             partial(p.ReservoirReplayPlugin, 1, target="student", duplicates=True),
         ),
     ),
-    "two old": reservoir("DER on languages", target="student", duplicates=True),
-    "two old of classes": reservoir("DER on class names", target="student"),
+    "samples kept twice": reservoir(
+        "DER on languages", target="student", duplicates=True
+    ),
     "ER and MLA": reservoir("MLA", partial(p.LanguageAdapterPlugin, "mla")),
     "class names": Row(ClassNameTemplate, world="classes"),
     "smoothing": Row(
@@ -108,4 +105,3 @@ VARIANTS = {
         "MoEAdapters", selector=False, plugin_options={"balance_weight": 1.0}
     ),
 }
-"""A row, or a function of the number of processes that gives one."""
