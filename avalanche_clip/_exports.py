@@ -423,7 +423,7 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.templates.contract": {
         "training.templates": "MethodPlugin*",
     },
-    "training.templates.step_mixin": {
+    "training.templates.step": {
         "training.templates": "NonFiniteLossError",
     },
 }

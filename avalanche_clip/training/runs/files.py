@@ -304,7 +304,7 @@ def require_finite(state: dict[str, Any], path: Path) -> None:
 
 
 def _broken_weights(strategy: Any) -> list[str]:
-    trained = strategy._known | set(optim.trainable(strategy.model))
+    trained = strategy.groups.known | set(optim.trainable(strategy.model))
     named = dict(strategy.model.named_parameters())
     tensors: dict[str, Any] = {k: v for k, v in named.items() if k in trained}
     return _not_finite({**tensors, **dict(strategy.model.named_buffers())}, trained)

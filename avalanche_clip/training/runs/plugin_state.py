@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_clip.training.templates.compatibility import in_order
+
 Getter = Callable[[Any], dict[str, Any]]
 Setter = Callable[[Any, dict[str, Any]], None]
 
@@ -40,8 +42,6 @@ def _registered(plugin: Any) -> tuple[Getter, Setter] | None:
 
 def _in_order(strategy: Any) -> list[Any]:
     """Contracts of the plugins that have something to store."""
-    from avalanche_clip.training.templates.compatibility import in_order
-
     contracts = {id(c.wrapped): c for c in strategy.contracts}
     found = [contracts[id(plugin)] for plugin in in_order(strategy.plugins)]
     return [contract for contract in found if not contract.stateless]

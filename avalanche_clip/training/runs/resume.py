@@ -40,6 +40,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
     """
     model = strategy.model
     extra = getattr(strategy, "checkpoint_extra", None)
+    scaler = strategy.step.scaler
     base = _frozen_base(strategy)
     omitted = set() if base is None else set(base["names"])
     teachers = strategy.teachers.state_dict()
@@ -55,16 +56,16 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "device": strategy.device.type,
         "growth": _growth(model),
         "trainable": sorted(optim.trainable(model)),
-        "known": sorted(strategy._known),
+        "known": sorted(strategy.groups.known),
         "base": base,
         "model": {k: v for k, v in model.state_dict().items() if k not in omitted},
         "optimizer": {
             "class": type(strategy.optimizer).__name__,
-            "names": [list(group["names"]) for group in strategy._groups],
-            "built": strategy._built,
+            "names": [list(group["names"]) for group in strategy.groups.names],
+            "built": strategy.groups.built,
             **strategy.optimizer_state(copied=False),
         },
-        "scaler": None if strategy._scaler is None else strategy._scaler.state_dict(),
+        "scaler": scaler and scaler.state_dict(),
         "clock": plugin_state.number_fields(strategy.clock),
         "planned_iterations": strategy.planned_iterations,
         "compute": strategy.compute.state_dict(),
@@ -107,7 +108,7 @@ def _base_items(strategy: Any) -> list[tuple[str, torch.Tensor]]:
     return [
         (name, parameter)
         for name, parameter in strategy.model.named_parameters()
-        if not parameter.requires_grad and name not in strategy._known
+        if not parameter.requires_grad and name not in strategy.groups.known
     ]
 
 
@@ -161,7 +162,7 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     _prepare_teachers(strategy, state, trained)
     restore_model(strategy, state, trained)
     with _as_checkpoint_error():
-        optim.check_same_groups(strategy._built, state["optimizer"]["built"])
+        optim.check_same_groups(strategy.groups.built, state["optimizer"]["built"])
     plugin_state.apply_numbers(strategy.clock, state["clock"])
     strategy.compute.load_state_dict(state["compute"])
     # What is applied again later must not be what plugins work on until then.
@@ -170,7 +171,7 @@ def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
     with _as_checkpoint_error():
         plugin_state.restore_data(strategy, benchmark)
     _restore_teachers(strategy, state)
-    strategy._pending = state if inside else None
+    strategy._pending = Interrupted(state) if inside else None
     if not inside:
         restore_running(strategy, state)
     return int(state["experience"])
@@ -205,39 +206,46 @@ def _trained(strategy: Any, state: dict[str, Any], benchmark: Any) -> list[Any]:
     return [found[step] for step in steps]
 
 
-def check_interrupted(strategy: Any) -> None:
-    """Raise if another step than the interrupted one is about to be trained.
+class Interrupted:
+    """What is put back when the interrupted experience of a stored run goes on.
 
-    :raises CheckpointError: naming both.
+    :param state: from :func:`capture_state`.
     """
-    if strategy._pending is None:
-        return
-    stored = read_step(strategy._pending["visits"]["current"])
-    current = strategy.visits.current
-    if current != stored:
-        other = "the same with other data" if str(current) == str(stored) else current
-        raise CheckpointError(
-            f"The checkpoint stopped inside {stored}, but {other} is being trained; go "
-            "on with the experience whose index load_state returned."
-        )
 
+    def __init__(self, state: dict[str, Any]):
+        self.state = state
 
-def apply_pending(strategy: Any) -> None:
-    """Apply the rest of a stored state to its interrupted experience."""
-    state = strategy._pending
-    # The model grew in load_state; growing again would replace its parameters.
-    _load_weights(strategy, state)
-    plugin_state.apply_numbers(strategy.clock, state["clock"])
-    strategy.compute.load_state_dict(state["compute"])
-    _restore_plugins(strategy, copy.deepcopy(state["plugins"]), state)
-    _restore_teachers(strategy, state)
-    if strategy.planned_iterations != state["planned_iterations"]:
-        raise CheckpointError(
-            f"The checkpoint planned {state['planned_iterations']} iterations, but the "
-            f"strategy plans {strategy.planned_iterations}; use the same data, batch "
-            "size and budget."
-        )
-    restore_running(strategy, state)
+    def check(self, strategy: Any) -> None:
+        """Raise if another step than the interrupted one is about to be trained.
+
+        :raises CheckpointError: naming both.
+        """
+        stored = read_step(self.state["visits"]["current"])
+        current = strategy.visits.current
+        if current != stored:
+            same = str(current) == str(stored)
+            other = "the same with other data" if same else current
+            raise CheckpointError(
+                f"The checkpoint stopped inside {stored}, but {other} is being trained; "
+                "go on with the experience whose index load_state returned."
+            )
+
+    def apply(self, strategy: Any) -> None:
+        """Apply the rest of the stored state to its experience."""
+        state = self.state
+        # The model grew in load_state; growing again would replace its parameters.
+        _load_weights(strategy, state)
+        plugin_state.apply_numbers(strategy.clock, state["clock"])
+        strategy.compute.load_state_dict(state["compute"])
+        _restore_plugins(strategy, copy.deepcopy(state["plugins"]), state)
+        _restore_teachers(strategy, state)
+        if strategy.planned_iterations != state["planned_iterations"]:
+            raise CheckpointError(
+                f"The checkpoint planned {state['planned_iterations']} iterations, but "
+                f"the strategy plans {strategy.planned_iterations}; use the same data, "
+                "batch size and budget."
+            )
+        restore_running(strategy, state)
 
 
 def _check_same_run(strategy: Any, state: dict[str, Any]) -> None:
@@ -280,7 +288,7 @@ def restore_model(strategy: Any, state: dict[str, Any], trained: Iterable[Any]) 
     _grow(strategy.model, state["growth"])
     strategy.model.to(strategy.device)
     _load_weights(strategy, state)
-    strategy._known |= set(state["known"])
+    strategy.groups.known |= set(state["known"])
     base = state["base"]
     remember_base(strategy, set() if base is None else set(base["names"]))
 
@@ -391,8 +399,9 @@ def _restore_teachers(strategy: Any, state: dict[str, Any]) -> None:
 def restore_running(strategy: Any, state: dict[str, Any]) -> None:
     """Load optimiser, scaler and random generators."""
     _restore_optimizer(strategy, state["optimizer"])
-    if strategy._scaler is not None and state["scaler"] is not None:
-        strategy._scaler.load_state_dict(state["scaler"])
+    scaler = strategy.step.scaler
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
     plugin_state.apply_rng(state["rng"], strategy.device)
 
 
@@ -401,11 +410,7 @@ def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     with _as_checkpoint_error():
         _match_groups(strategy, [options["owner"] for options in stored["groups"]])
         strategy.load_optimizer_state(stored)
-    named = optim.trainable(strategy.model)
-    strategy._groups = [{"names": list(names)} for names in stored["names"]]
-    strategy._known |= set(named)
-    # Moments are found by the names of the parameters as they are now.
-    strategy._optimizer_names = {id(p): n for n, p in named.items()}
+    strategy.groups.resumed(stored["names"], strategy.model)
 
 
 def _match_groups(strategy: Any, owners: list[str]) -> None:
