@@ -13,13 +13,14 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 CONSTRAINTS := requirements/constraints.txt
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint types unit format bench clean distclean
+.PHONY: help setup demo test test-all lint types unit docs format bench clean distclean
 
 help:
 	@echo "make demo     one continual run on embedded data, with a report"
@@ -28,6 +29,7 @@ help:
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make types    mypy on the package"
 	@echo "make unit     pytest: tests, doctests, README example (PYTEST_ARGS=...)"
+	@echo "make docs     the documentation, docs/_build/index.html (installs its own extra)"
 	@echo "make bench    every benchmark under benchmarks/"
 	@echo "make format   apply ruff's fixes and formatting"
 	@echo "make clean    remove caches and build products; distclean also $(VENV)"
@@ -74,6 +76,14 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -84,7 +94,7 @@ bench: $(STAMP)
 	    echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build docs/api docs/support.rst *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean

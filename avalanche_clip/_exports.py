@@ -253,10 +253,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "models": "ImageTransform Preprocessing TinyTransform",
     },
     "models.moe.adapters": {
-        "models": "MoEAdapterSet",
-    },
-    "models.moe.attachment": {
-        "models": "attach_moe_adapters* load_moe_adapters*",
+        "models": "MoEAdapterSet attach_moe_adapters* load_moe_adapters*",
     },
     "models.moe.gating": {
         "models": "noisy_top_k_gates*",
@@ -331,7 +328,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "ConstantCosinePlugin*",
     },
     "training.methods.ewc": {
-        "training.plugins": "ContrastiveEWCPlugin*",
+        "training.plugins": "ContrastiveEWCPlugin* OnlineEWCPlugin",
     },
     "training.methods.language_adapters": {
         "training.plugins": "LanguageAdapterPlugin",
@@ -341,8 +338,6 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.methods.mod_x": {
         "training.plugins": "OffDiagonalAlignmentPlugin*",
-    },
-    "training.methods.mod_x_strategy": {
         "training.supervised": "ModX*",
     },
     "training.methods.moe_adapters.plugin": {
@@ -351,8 +346,8 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.methods.moe_adapters.strategy": {
         "training.supervised": "CLASS_INCREMENTAL MTIL_RATES MoEAdapters*",
     },
-    "training.methods.online_ewc": {
-        "training.plugins": "OnlineEWCPlugin",
+    "training.methods.mtil_training": {
+        "training.supervised": "ClassNameFineTuning FineTuning",
     },
     "training.methods.patching": {
         "training.plugins": "PatchingPlugin*",
@@ -372,8 +367,6 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.methods.vr_lwf.plugin": {
         "training.plugins": "VocabularyReplayPlugin*",
-    },
-    "training.methods.vr_lwf.strategy": {
         "training.supervised": "VRLwF*",
     },
     "training.methods.weight_averaging": {
@@ -383,21 +376,18 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "WeightConsolidationPlugin*",
     },
     "training.methods.zscl.distillation": {
-        "training.plugins": "FrozenLogitScalePlugin ReferenceDistillationPlugin*",
+        "training.plugins": "ReferenceDistillationPlugin*",
     },
     "training.methods.zscl.strategy": {
         "training.supervised": (
-            "ClassNameFineTuning ClassNameZSCL FineTuning ZSCL* "
-            "ZSCL_CLASS_INCREMENTAL zscl_variants"
+            "ClassNameZSCL ZSCL* ZSCL_CLASS_INCREMENTAL zscl_variants"
         ),
     },
     "training.runs.checkpoint_plugin": {
         "training.plugins": "CheckpointPlugin* latest_checkpoint",
     },
     "training.runs.files": {
-        "checkpointing": (
-            "load_state* read_state require_finite save_state* write_state"
-        ),
+        "checkpointing": "CheckpointError read_state require_finite write_state",
     },
     "training.runs.plugin_state": {
         "checkpointing": "register_plugin_state*",
@@ -406,7 +396,7 @@ EXPORTS: dict[str, dict[str, str]] = {
         "training.plugins": "ProgressPlugin*",
     },
     "training.runs.resume": {
-        "checkpointing": "CheckpointError capture_state",
+        "checkpointing": "capture_state load_state* save_state*",
     },
     "training.runs.stream": {
         "training": "RunResult* run_stream*",
@@ -422,6 +412,9 @@ EXPORTS: dict[str, dict[str, str]] = {
     },
     "training.templates.contract": {
         "training.templates": "MethodPlugin*",
+    },
+    "training.templates.distillation": {
+        "training.plugins": "FrozenLogitScalePlugin",
     },
     "training.templates.step": {
         "training.templates": "NonFiniteLossError",

@@ -33,7 +33,8 @@ from avalanche_clip.benchmarks import (
 )
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.training.runs.files import read_state, save_state
+from avalanche_clip.training.runs.files import read_state
+from avalanche_clip.training.runs.resume import save_state
 from avalanche_clip.training.supervised import CumulativeExp
 
 REPEATS = 15

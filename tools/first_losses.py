@@ -134,7 +134,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> float:
     ]
     if len(old["losses"]) != len(new["losses"]):
         return float("inf")
-    return max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
+    return max((abs(a - b) / max(abs(a), 1e-12) for a, b in pairs), default=0.0)
 
 
 def main() -> int:

@@ -130,3 +130,29 @@ def hf_siglip_folder(tmp_path, tokenizer_file):
     SiglipModel(config).save_pretrained(folder)
     save_hf_tokenizer(tokenizer_file, folder)
     return folder
+
+
+@pytest.fixture
+def text_tower(tmp_path, tokenizer_file):
+    """A folder with the configuration of a RoBERTa text tower and its tokenizer."""
+    from transformers import RobertaConfig
+
+    folder = tmp_path / "roberta"
+    RobertaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=60,
+        pad_token_id=VOCAB - 1,
+    ).save_pretrained(folder)
+    save_hf_tokenizer(tokenizer_file, folder)
+    return folder
+
+
+def hf_text(native_cfg, folder):
+    """The native configuration with a text tower of transformers."""
+    text = {"context_length": 12, "hf_proj_type": "linear"}
+    text |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
+    return {**native_cfg, "text_cfg": {**text, "hf_pooler_type": "mean_pooler"}}

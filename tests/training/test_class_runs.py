@@ -283,7 +283,7 @@ def test_run_stream__class_incremental_results(tmp_path):
 
 def test_data_hash__knows_class_names_and_templates():
     from avalanche_clip.benchmarks import multi_domain_benchmark
-    from avalanche_clip.training.runs.record import data_summary
+    from avalanche_clip.benchmarks.items.content import data_summary
     from tests.training.classes import domains
 
     given = domains((3, 2))

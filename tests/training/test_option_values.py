@@ -34,7 +34,6 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.order import worker_options
-from avalanche_clip.training.templates.reference_data import RandomTexts
 from tests.benchmarks.small_streams import counted_benchmark
 from tests.helpers import build, quiet_evaluator, stub_benchmark, stub_model
 
@@ -43,7 +42,7 @@ scores = partial(retrieval_metrics, ONE, ONE)
 # Call -> names of numbers that must be finite, of sizes, of sizes that may be 0.
 OPTIONS = {
     BudgetedReplayPlugin: ((), (), ("buffer_size",), {"kind": "exp"}),
-    ReservoirReplayPlugin: (("weight",), ("buffer_size", "replay_size"), (), {}),
+    ReservoirReplayPlugin: (("weight",), ("buffer_size",), (), {}),
     CheckpointPlugin: (
         ("every_seconds",),
         ("every_iterations", "keep"),
@@ -59,7 +58,7 @@ OPTIONS = {
         {},
     ),
     OnlineEWCPlugin: (("ewc_lambda", "gamma"), ("fisher_batches",), (), {}),
-    OffDiagonalAlignmentPlugin: (("alpha", "temperature", "ema_decay"), (), (), {}),
+    OffDiagonalAlignmentPlugin: (("alpha", "temperature"), (), (), {}),
     WeightConsolidationPlugin: (("weight",), (), (), {}),
     WeightAveragingPlugin: (("alpha",), ("interval",), (), {"mode": "we+wise"}),
     VocabularyReplayPlugin: (
@@ -72,7 +71,6 @@ OPTIONS = {
     TokenEmbeddingExpansionPlugin: (("weight_decay",), ("vocab_size",), (), {}),
     ComputeBudget: (("macs",), ("iterations", "samples"), (), {}),
     RandomCaption: (("name_probability",), (), (), {}),
-    RandomTexts: ((), ("count", "length"), (), {}),
     ClassMatrices: ((), ("batch_size",), (), {}),
     RetrievalMetric: (("tie_eps",), ("chunk_size",), (), {}),
     scores: (("tie_eps",), ("chunk_size",), (), {}),

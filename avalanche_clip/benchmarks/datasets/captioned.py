@@ -13,7 +13,7 @@ from PIL import Image
 from avalanche_clip.benchmarks.datasets.emoji import EMOJI_LANGUAGES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import require_choice, require_length
 from avalanche_clip.common.files import read_json, require_file, unreadable
 from avalanche_clip.common.pictures import read_picture
 
@@ -72,11 +72,8 @@ class CaptionedImages:
     ) -> None:
         sizes = np.asarray(counts, dtype=np.int64)
         self.image_id = np.asarray(image_ids, dtype=np.int64)
-        if not len(names) == len(sizes) == len(self.image_id):
-            raise ValueError(
-                f"{len(names)} names, {len(sizes)} counts and {len(self.image_id)} "
-                "image ids given; there must be one of each per picture."
-            )
+        require_length(sizes, len(names), "counts", "picture")
+        require_length(self.image_id, len(names), "image ids", "picture")
         if int(sizes.sum()) != len(captions) or (sizes < 1).any():
             raise ValueError(
                 f"counts sum to {sizes.sum()} for {len(captions)} captions, the "
@@ -84,9 +81,7 @@ class CaptionedImages:
                 "one caption, and each caption a picture."
             )
         if single and (sizes != 1).any():
-            raise ValueError(
-                "single=True, but there are pictures with several captions."
-            )
+            raise ValueError("single=True, but pictures have several captions.")
         self.names = _column(names)
         self.captions = _column(captions)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])

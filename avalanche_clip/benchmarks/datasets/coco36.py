@@ -31,7 +31,7 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
     number_texts,
     read_table,
 )
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import require_choice, require_length
 
 COCO36_LANGUAGES = LANGUAGES_36
 CORPUS = Path("corpus/multilingual_coco/36langs")
@@ -142,11 +142,7 @@ class Coco36:
                 f"{path.relative_to(folder)} nor {pair_path.relative_to(folder)} nor "
                 f"{text_path.name} is there."
             )
-        if len(names) != len(english):
-            raise ValueError(
-                f"{path} has {len(names)} rows, but there are {len(english)} English "
-                "captions; rows belong together by their number."
-            )
+        require_length(names, len(english), f"rows of {path}", "English caption")
         self._check_aligned(path, names, english)
         return captions
 
@@ -171,11 +167,8 @@ class Coco36:
                     "their number."
                 )
             self._pictures = listed.names
-        if len(self._pictures) != len(english):
-            raise ValueError(
-                f"{path} has {len(english)} rows, but {source} has "
-                f"{len(self._pictures)} entries; rows belong together by their number."
-            )
+        count = len(self._pictures)
+        require_length(english, count, f"rows of {path}", f"entry of {source}")
         return self._pictures
 
     def _check_aligned(

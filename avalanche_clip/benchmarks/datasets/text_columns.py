@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
-from avalanche_clip.common.files import (
-    file_limits,
-    open_bytes,
-    require_file,
-    unreadable,
-)
-
-_LINE_FEED, _TAB = 10, 9
-_BLOCK = 1 << 20
+from avalanche_clip.common.files import read_lines, require_file, unreadable
 
 
 class TextColumn(Sequence[str]):
@@ -107,96 +98,27 @@ def read_table(path: str | Path, fields: int) -> list[TextColumn]:
     path = require_file(
         path, "give the folder that holds the released files, with their original names"
     )
-    content = _read_lines(path).removeprefix(b"\xef\xbb\xbf")
-    refuse_foreign(path, content[:512], "a table of texts")
-    if not content:
-        raise unreadable(path, "a table of texts", "it has no rows")
-    if not content.endswith(b"\n"):
-        content += b"\n"
-    if b"\r" in content:
-        content = content.replace(b"\r\n", b"\n").replace(b"\r", b" ")
-    data = np.frombuffer(content, dtype=np.uint8)
-    ends = np.flatnonzero(data == _LINE_FEED)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-    tabs = np.flatnonzero(data == _TAB)
-    _check_fields(path, content, tabs, starts, ends, fields)
-    _check_encoding(path, content)
-    cuts = tabs.reshape(len(ends), fields - 1)
-    edges = np.column_stack([starts - 1, cuts, ends])
-    return [_column(data, edges[:, k] + 1, edges[:, k + 1]) for k in range(fields)]
-
-
-def _read_lines(path: Path) -> bytes:
-    """Read a file block by block; lines of a gzipped one have a longest length."""
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    most = file_limits.line_bytes
-    content = bytearray()
-    start = lines = 0
-    with open_bytes(path) as file:
-        while block := file.read(_BLOCK):
-            content += block
-            while (end := content.find(b"\n", start)) >= 0 and end - start <= most:
-                start, lines = end + 1, lines + 1
-            if len(content) - start > most:
-                raise ValueError(
-                    f"{path}, line {lines + 1} is longer than {most} bytes: it is "
-                    "refused. Raise avalanche_clip.file_limits.line_bytes if that is "
-                    "meant."
-                )
-    return bytes(content)
-
-
-def _column(
-    data: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    ends: npt.NDArray[np.int64],
-) -> TextColumn:
-    """Gather disjoint pieces of a block, given in order."""
-    inside = np.zeros(len(data) + 1, dtype=np.int8)
-    # An empty piece starts where it ends, so marks are added, not set.
-    inside[starts] += 1
-    inside[ends] -= 1
-    kept = data[np.cumsum(inside, dtype=np.int8)[:-1].astype(bool)]
-    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-    return TextColumn(kept.tobytes(), offsets.astype(np.int64))
-
-
-def _check_fields(
-    path: Path,
-    content: bytes,
-    tabs: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    ends: npt.NDArray[np.int64],
-    fields: int,
-) -> None:
-    found = np.searchsorted(tabs, ends) - np.searchsorted(tabs, starts) + 1
-    wrong = np.flatnonzero(found != fields)
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"{path}, line {row + 1} has {found[row]} tab-separated field(s), not "
-            f"{fields}: {content[starts[row] : ends[row]][:80]!r}. Rows of all files "
-            "belong together by their number, so the file has to be repaired."
-        )
-
-
-def _check_encoding(path: Path, content: bytes) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(content), _BLOCK):
-        try:
-            decoder.decode(
-                content[start : start + _BLOCK], start + _BLOCK >= len(content)
+    blocks = [bytearray() for _ in range(fields)]
+    ends = [[0] for _ in range(fields)]
+    for number, line in read_lines(path):
+        if number == 1:
+            refuse_foreign(path, line[:512].encode(), "a table of texts")
+        texts = line.replace("\r", " ").split("\t")
+        if len(texts) != fields:
+            raise ValueError(
+                f"{path}, line {number} has {len(texts)} tab-separated field(s), not "
+                f"{fields}: {line[:80]!r}. Rows of all files belong together by their "
+                "number, so the file has to be repaired."
             )
-        except UnicodeDecodeError:
-            break
-    else:
-        return
-    for number, line in enumerate(content.split(b"\n"), 1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no UTF-8: {error}.") from error
+        for block, found, text in zip(blocks, ends, texts):
+            block += text.encode()
+            found.append(len(block))
+    if len(ends[0]) == 1:
+        raise unreadable(path, "a table of texts", "it has no rows")
+    return [
+        TextColumn(bytes(block), np.array(found, dtype=np.int64))
+        for block, found in zip(blocks, ends)
+    ]
 
 
 def number_texts(column: TextColumn) -> tuple[TextColumn, npt.NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avalanche_clip.benchmarks.items.given import check_item, check_source
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.common.checks import as_integer, as_size
+from avalanche_clip.common.checks import as_integer, as_size, require_array
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,8 @@ def class_targets(data: Any) -> np.ndarray:
     array = np.asarray(found)
     if array.size == 0:
         array = array.astype(np.int64)
-    if array.dtype.kind not in "iu" or array.shape != (len(data),):
-        raise ValueError(
-            f"{type(data).__name__} has labels of shape {array.shape} and type "
-            f"{array.dtype} for {len(data)} items; class labels are one integer per "
-            "item."
-        )
+    what = f"labels of the {type(data).__name__}"
+    require_array(array, what, str(len(data)), "integer", give="one per item")
     return array.astype(np.int64)
 
 

@@ -125,3 +125,40 @@ def _pieces(value: Any) -> Iterator[Any]:
     else:
         # Its printed form may hold an address.
         yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
+
+
+def data_summary(benchmark: Any) -> dict[str, Any]:
+    """Hash, counts, labels and transforms of the data of a benchmark.
+
+    The hash covers :func:`content_hash` of every experience of every stream, which
+    ``experiences`` holds one by one, and class names and templates where there
+    are any.
+    """
+    digest = hashlib.sha256()
+    hashes: dict[str, dict[str, str]] = {}
+    counts: dict[str, list[int]] = {}
+    labels: dict[str, list[str]] = {}
+    prompts = getattr(benchmark, "class_prompts", None)
+    if prompts is not None and hasattr(prompts, "fingerprint"):
+        digest.update(f"prompts|{prompts.fingerprint()}|".encode())
+    for name, stream in benchmark.streams.items():
+        hashes[name] = experience_hashes(stream)
+        digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
+        for index, experience in enumerate(stream):
+            counts.setdefault(name, []).append(len(experience.dataset))
+            label = getattr(experience, "label", str(index))
+            label = getattr(experience, "time_label", label)
+            labels.setdefault(name, []).append(str(label))
+    return {
+        "hash": digest.hexdigest(),
+        "experiences": hashes,
+        "counts": counts,
+        "labels": labels,
+        "protocol": getattr(benchmark, "protocol", None),
+        "transforms": getattr(benchmark, "transforms", None),
+    }
+
+
+def experience_hashes(stream: Any) -> dict[str, str]:
+    """Hashes of the data of a stream, by the place of the experience in it."""
+    return {str(i): content_hash(e.dataset) for i, e in enumerate(stream)}

@@ -17,6 +17,7 @@ from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.flat import has_no_images, texts_only
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.benchmarks.items.times import timestamp_column
+from avalanche_clip.common.checks import require_length, require_type
 
 TASK_LABELS = "targets_task_labels"
 
@@ -42,22 +43,15 @@ def with_facts(
         something else.
     :raises TypeError: if the data set is no Avalanche data set.
     """
-    if not isinstance(dataset, AvalancheDataset):
-        raise TypeError(
-            f"dataset is a {type(dataset).__name__}; give one made by "
-            "make_image_text_dataset."
-        )
+    made = "one made by make_image_text_dataset"
+    require_type(dataset, AvalancheDataset, "dataset", made)
     changed = copy.copy(dataset)
     attributes = dict(dataset._data_attributes)
     tail = (
         {TASK_LABELS: attributes.pop(TASK_LABELS)} if TASK_LABELS in attributes else {}
     )
     for name, column in facts.items():
-        if len(column) != len(dataset):
-            raise ValueError(
-                f"Fact {name!r} has {len(column)} values for {len(dataset)} samples; "
-                "give one per sample."
-            )
+        require_length(column, len(dataset), f"values of fact {name!r}", "sample")
         if name == "timestamp":
             column = timestamp_column(column)
         if name in ("image", "text", "owner", "caption_key", TASK_LABELS) or (

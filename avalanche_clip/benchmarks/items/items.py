@@ -32,7 +32,11 @@ from torch import Tensor
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.given import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.items.times import timestamp_column
-from avalanche_clip.common.checks import did_you_mean, require_choice
+from avalanche_clip.common.checks import (
+    require_array,
+    require_choice,
+    require_known,
+)
 from avalanche_clip.common.pictures import decoded
 
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
@@ -169,31 +173,28 @@ def make_image_text_dataset(
     check_source(pairs)
     size = len(pairs)
     require_choice("empty_captions", empty_captions, ("raise", "keep"))
-    unknown = sorted(set(in_item) - set(_ATTRIBUTE_ORDER))
-    if unknown:
-        raise ValueError(
-            f"in_item has {unknown}; allowed are {_ATTRIBUTE_ORDER}."
-            f"{did_you_mean(unknown, _ATTRIBUTE_ORDER)}"
+    require_known(in_item, _ATTRIBUTE_ORDER, "in_item")
+    ids = np.arange(size) if sample_ids is None else sample_ids
+    ids = _column("sample_ids", ids, size)
+    _check_distinct(ids)
+    columns = {"sample_id": ids}
+    if targets is not None:
+        columns["targets"] = _column("targets", targets, size)
+    if languages is not None:
+        columns["language"] = _column("languages", languages, size)
+    if timestamps is not None:
+        columns["timestamp"] = timestamp_column(timestamps)
+        require_array(
+            columns["timestamp"], "timestamps", str(size), give="one per pair"
         )
-    ids = _column("sample_ids", np.arange(size) if sample_ids is None else sample_ids)
-    columns = {
-        "sample_id": ids,
-        "targets": None if targets is None else _column("targets", targets),
-        "language": None if languages is None else _column("languages", languages),
-        "timestamp": None if timestamps is None else timestamp_column(timestamps),
-    }
-    labels: Any = None
+    labels: Any = task_labels
     if isinstance(task_labels, numbers.Integral):
         labels = ConstantSequence(int(task_labels), size)
     elif task_labels is not None:
-        labels = _column("task_labels", task_labels)
-        columns["task_labels"] = labels
-    _check_columns(columns, size)
-    columns.pop("task_labels", None)
+        labels = _column("task_labels", task_labels, size)
     attributes = [
         DataAttribute(column, name, use_in_getitem=name in in_item)
         for name, column in columns.items()
-        if column is not None
     ]
     fields = ["image", "text"] + [a.name for a in attributes if a.use_in_getitem]
     if task_labels is not None:
@@ -211,37 +212,25 @@ def make_image_text_dataset(
     )
 
 
-def _column(name: str, values: Any) -> np.ndarray:
+def _column(name: str, values: Any, size: int) -> np.ndarray:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
     if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{name} has values of 2**63 or more; use signed 64-bit ones.")
-    if array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} has dtype {array.dtype}; it must hold integers (for languages "
-            "and classes, integer codes)."
-        )
+    give = "one per pair (of languages and classes, integer codes)"
+    require_array(array, name, str(size), "integer", give=give)
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _check_columns(columns: dict[str, np.ndarray | None], size: int) -> None:
-    for name, column in columns.items():
-        if column is not None and column.shape != (size,):
-            raise ValueError(
-                f"{name} has shape {column.shape}, but there are {size} pairs; give "
-                "one value per pair."
-            )
-    ids = columns["sample_id"]
-    assert ids is not None
-    if size > 1:
-        ordered = np.sort(ids)
-        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-        if len(repeated):
-            raise ValueError(
-                f"sample_ids repeat (for example {repeated[0]}); they must be unique "
-                "in the whole benchmark."
-            )
+def _check_distinct(ids: np.ndarray) -> None:
+    ordered = np.sort(ids)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(
+            f"sample_ids repeat (for example {repeated[0]}); they must be unique in "
+            "the whole benchmark."
+        )
 
 
 def find_corrupt_samples(dataset: Any) -> list[tuple[int, str]]:

@@ -18,7 +18,7 @@ from avalanche_clip.benchmarks.items.flat import has_no_images, without_groups
 from avalanche_clip.benchmarks.items.items import attribute_array, item_fields
 from avalanche_clip.benchmarks.items.marks import MarkedPictures
 from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
-from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.checks import as_finite, require_type
 
 
 class RandomCaption:
@@ -204,11 +204,8 @@ def prepare_dataset(
         :class:`FieldCollate`.
     """
     collate = dataset.collate_fn
-    if not isinstance(collate, FieldCollate):
-        raise ValueError(
-            f"The data set collates by {type(collate).__name__}; image-text data sets "
-            "are made by make_image_text_dataset."
-        )
+    what, made = "The data set's collate", "data made by make_image_text_dataset"
+    require_type(collate, FieldCollate, what, made, error=ValueError)
     if has_no_images(dataset):
         pixels = None
         groups = TransformGroups(

@@ -215,11 +215,7 @@ def _parts(
     if isinstance(source, Mapping):
         for language, dataset in source.items():
             own = _own_code(stream, language, dataset)
-            if language not in codes:
-                raise ValueError(
-                    f"Stream {stream!r} has the language {language!r}, which is not in "
-                    f"languages ({', '.join(codes)})."
-                )
+            require_known([language], codes, f"languages in stream {stream!r}")
             if own is not None and own != codes[language]:
                 raise ValueError(
                     f"The data set of language {language!r} in stream {stream!r} has "
@@ -230,12 +226,8 @@ def _parts(
                 found[language] = _with_language(dataset, codes[language])
         return found
     column = _language_column(stream, source)
-    unknown = [c for c in np.unique(column).tolist() if c not in names]
-    if unknown:
-        raise ValueError(
-            f"Stream {stream!r} has the language code(s) {unknown[:5]}, which "
-            "languages does not name; name all codes."
-        )
+    found_codes = np.unique(column).tolist()
+    require_known(found_codes, names, f"language codes in stream {stream!r}")
     order = np.argsort(column, kind="stable")
     values, starts = np.unique(column[order], return_index=True)
     whole = _with_language(source, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.randomness import scramble
 
 
 def replay_quotas(total: int, step: int, kind: str) -> list[int]:
@@ -62,19 +63,7 @@ def sample_priorities(sample_ids: np.ndarray, seed: int, step: int) -> np.ndarra
     :param step: index of the time step that the samples belong to.
     :return: uint64, ``(N,)``, equal inputs give equal values everywhere.
     """
-    with np.errstate(over="ignore"):
-        mixed = mix64(np.uint64(int(seed) & (2**64 - 1)))
-        mixed = mix64(mixed ^ np.uint64(step))
-        return mix64(np.asarray(sample_ids).astype(np.uint64) ^ mixed)
-
-
-def mix64(value: np.ndarray | np.uint64) -> np.ndarray:
-    """Scramble 64-bit integers (the finaliser of SplitMix64)."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    return scramble(seed, step, sample_ids)
 
 
 def keep_smallest(priorities: np.ndarray, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from avalanche_clip.common.arrays import npy_seal, read_npy
@@ -16,6 +17,14 @@ FORMAT = 2
 HEADER = "header.json"
 PARTS = ("features", "ids", "marks")
 ARRAYS = tuple(f"{kind}_{part}.npy" for kind in KINDS for part in PARTS)
+_FORMS = {
+    "model": dict.fromkeys(KINDS, str),
+    "rows": dict.fromkeys(KINDS, int),
+    "data": str,
+    "dim": int,
+    "dtype": DTYPES,
+}
+_FILES = dict.fromkeys(ARRAYS, {"bytes": int, "sha256": str})
 _AGAIN = "Delete it and make it again with precompute_teacher_features."
 
 
@@ -47,14 +56,13 @@ def read_header(folder: Path, unfinished: bool = False) -> dict[str, Any]:
             f"reads {FORMAT}, whose files hold checksums. {_AGAIN}"
         )
     header = read_json(path, checksum=True, rewrite=_AGAIN[0].lower() + _AGAIN[1:-1])
-    wrong = [name for name, right in _RULES.items() if not right(header.get(name))]
     if not unfinished and "files" not in header:
         raise ValueError(
             f"{folder} is unfinished; call precompute_teacher_features with the path "
             "of the store again, which continues it."
         )
-    if "files" in header and not _is_file_list(header["files"]):
-        wrong.append("files")
+    forms = {**_FORMS, "files": _FILES} if "files" in header else _FORMS
+    wrong = [name for name, form in forms.items() if not _fits(header.get(name), form)]
     if wrong:
         raise ValueError(
             f"{path}: {wrong[0]!r} is missing or wrong ({header.get(wrong[0])!r:.80}): "
@@ -63,36 +71,14 @@ def read_header(folder: Path, unfinished: bool = False) -> dict[str, Any]:
     return header
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_table(value: Any, check: Any) -> bool:
-    known = isinstance(value, dict) and value.keys() == set(KINDS)
-    return known and all(check(value[kind]) for kind in KINDS)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_file_list(value: Any) -> bool:
-    known = isinstance(value, dict) and value.keys() == set(ARRAYS)
-    return known and all(
-        isinstance(entry, dict)
-        and _is_count(entry.get("bytes"))
-        and _is_text(entry.get("sha256"))
-        for entry in value.values()
-    )
-
-
-_RULES = {
-    "model": lambda v: _is_table(v, _is_text),
-    "rows": lambda v: _is_table(v, _is_count),
-    "data": _is_text,
-    "dim": _is_count,
-    "dtype": lambda v: v in DTYPES,
-}
+def _fits(value: Any, form: Any) -> bool:
+    """Whether a value has a form: a type, one of several values, a dict of forms."""
+    if isinstance(form, dict):
+        same = isinstance(value, dict) and value.keys() == form.keys()
+        return same and all(_fits(value[key], part) for key, part in form.items())
+    if isinstance(form, tuple):
+        return value in form
+    return type(value) is form and (form is str or value > 0)
 
 
 def compare_headers(
@@ -144,16 +130,25 @@ def read_arrays(
             read[part][kind] = read_npy(
                 path, mmap=large, sealed=True, verify=verify or not large
             )
-            rows, dim = header["rows"][kind], header["dim"]
-            shape = (rows, dim) if large else (rows,)
-            dtype = {"features": header["dtype"], "ids": "int64", "marks": "uint64"}
-            found = read[part][kind]
-            if found.shape != shape or found.dtype != dtype[part]:
-                raise ValueError(
-                    f"{path} holds {found.dtype} of shape {found.shape}, not "
-                    f"{dtype[part]} of shape {shape}: the store is damaged. {_AGAIN}"
-                )
+            check_array(path, read[part][kind], header, kind, part)
     return read
+
+
+def check_array(
+    path: Path, found: Any, header: dict[str, Any], kind: str, part: str
+) -> None:
+    """Raise ValueError unless an array, or its head, is as a header says.
+
+    :param found: with ``shape`` and ``dtype``.
+    """
+    rows, dim = header["rows"][kind], header["dim"]
+    shape = (rows, dim) if part == "features" else (rows,)
+    dtype = {"features": header["dtype"], "ids": "int64", "marks": "uint64"}[part]
+    if found.shape != shape or found.dtype != np.dtype(dtype):
+        raise ValueError(
+            f"{path} holds {found.dtype} of shape {found.shape}, not {dtype} of shape "
+            f"{shape}: the store is damaged. {_AGAIN}"
+        )
 
 
 def _check_entry(path: Path, header: dict[str, Any], kind: str, part: str) -> None:

@@ -35,7 +35,13 @@ from avalanche_clip.benchmarks.teacher.store import (
     data_fingerprint,
 )
 from avalanche_clip.benchmarks.teacher.writer import FeatureWriter
-from avalanche_clip.common.checks import as_size, did_you_mean, require_choice
+from avalanche_clip.common.checks import (
+    as_size,
+    require_choice,
+    require_known,
+    require_some,
+    require_type,
+)
 
 _ID_NAMES = {
     "image": ("image_id", "source_id", "sample_id"),
@@ -348,22 +354,14 @@ def attach_teacher_features(
     :raises ValueError: if ids are missing in the store, captions or names differ,
         or there is no such stream or kind.
     """
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or not kinds or isinstance(kinds, str):
-        raise ValueError(
-            f"kinds={kinds!r} must be a list out of {KINDS}."
-            f"{did_you_mean(unknown, KINDS)}"
-        )
+    require_type(kinds, (list, tuple), "kinds", "a list", error=ValueError)
+    require_some(kinds, "kinds")
+    require_known(kinds, KINDS, "kinds")
     if check is not None:
         as_size(check, "check", least=0, hint="None compares all")
     if isinstance(data, AvalancheDataset):
         return _attach(data, store, kinds, images, check)
-    lost = [name for name in streams if name not in data.streams]
-    if lost:
-        raise ValueError(
-            f"streams {lost} are not in the benchmark; it has {sorted(data.streams)}."
-            f"{did_you_mean(lost, data.streams)}"
-        )
+    require_known(streams, data.streams, "streams")
     attached = {
         name: [
             clone_experience(e, _attach(e.dataset, store, kinds, images, check))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from avalanche_clip.benchmarks.teacher.files import (
     DTYPES,
@@ -17,9 +19,14 @@ from avalanche_clip.benchmarks.teacher.files import (
     read_header,
 )
 from avalanche_clip.common.arrays import read_npy
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from avalanche_clip.common.checks import (
+    require_alike,
+    require_array,
+    require_choice,
+    require_known,
+    require_some,
+)
+from avalanche_clip.common.feature_table import FeatureTable
 
 _MISSING_SHOWN = 5
 
@@ -57,30 +64,19 @@ class TeacherFeatureStore:
         self.features, self.ids, self.marks = features, ids or {}, marks or {}
         self.header = header or {}
         self._source = source
-        shapes = {kind: array.shape for kind, array in features.items()}
-        widths = {shape[1:] for shape in shapes.values()}
-        if not shapes or set(shapes) - set(KINDS) or len(widths) != 1:
-            raise ValueError(
-                f"Features of shapes {shapes} given; pass matrices of one width for "
-                f"{' and '.join(KINDS)}."
-            )
-        if any(len(shape) != 2 for shape in shapes.values()):
-            raise ValueError(
-                f"Features of shapes {shapes} given; pass matrices (N, D)."
-            )
+        require_some(features, f"features of {' or '.join(KINDS)}")
+        require_known(features, KINDS, "kinds of features")
         for kind, array in features.items():
-            if array.dtype not in (np.float16, np.float32):
-                raise ValueError(
-                    f"{kind} features of type {array.dtype} given; pass {DTYPES}."
-                )
+            give = "a matrix (N, D)"
+            require_array(array, f"{kind} features", "* *", "float", give=give)
+            require_choice(f"type of {kind} features", array.dtype.name, DTYPES)
             for name, columns in (("ids", self.ids), ("marks", self.marks)):
-                if kind in columns and columns[kind].shape != (len(array),):
-                    raise ValueError(
-                        f"{len(columns[kind])} {kind} {name} given for {len(array)} "
-                        "rows; pass one per row."
-                    )
+                if kind in columns:
+                    what, count = f"{kind} {name}", str(len(array))
+                    require_array(columns[kind], what, count, "integer", give="per row")
+        require_alike("give matrices of one width", ("columns",), **features)
         #: width D of the features
-        self.dim = int(next(iter(widths))[0])
+        self.dim = int(next(iter(features.values())).shape[1])
 
     # ------------------------------------------------------------ opening
     @classmethod
@@ -97,7 +93,7 @@ class TeacherFeatureStore:
         :param path: its folder.
         :param model: the teacher that must have made it, see :meth:`check_model`.
         :param data: the fingerprint of the data it must hold, see
-            :meth:`check_data`.
+            :func:`data_fingerprint`.
         :param verify: read all features and compare their checksums; False leaves
             them out (all else is compared).
         :raises FileNotFoundError: if there is no store.
@@ -116,8 +112,12 @@ class TeacherFeatureStore:
         )
         if model is not None:
             store.check_model(model)
-        if data is not None:
-            store.check_data(data)
+        if data not in (None, header["data"]):
+            raise ValueError(
+                f"{path} holds features of other data (fingerprint {header['data']}) "
+                f"than these ({data}): pictures, captions or ids differ. Make a store "
+                "for these under another path."
+            )
         return store
 
     @classmethod
@@ -197,18 +197,6 @@ class TeacherFeatureStore:
                     "this model under another path; it must be made before training."
                 )
 
-    def check_data(self, fingerprint: str) -> None:
-        """Raise ValueError unless the store was made of these data.
-
-        :param fingerprint: of :func:`data_fingerprint`.
-        """
-        if self.header.get("data") != fingerprint:
-            raise ValueError(
-                f"The store holds features of other data (fingerprint "
-                f"{self.header.get('data')}) than these ({fingerprint}): pictures, "
-                "captions or ids differ. Make a store for these under another path."
-            )
-
     # ------------------------------------------------------------- reading
     def rows(self, kind: str, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Find the rows of ids.
@@ -220,20 +208,13 @@ class TeacherFeatureStore:
         """
         if kind not in self.features:
             raise ValueError(f"The store has no {kind} features.")
-        wanted = np.asarray(ids, dtype=np.int64)
-        known = self.ids.get(kind)
-        if known is None:
-            rows = wanted
-            if kind == "text" and self._line_rows is not None:
-                inside = (wanted >= 0) & (wanted < len(self._line_rows))
-                rows = np.where(
-                    inside, self._line_rows[np.where(inside, wanted, 0)], -1
-                )
-            lost = (rows < 0) | (rows >= len(self.features[kind]))
-        else:
-            rows = np.searchsorted(known, wanted)
-            rows = np.minimum(rows, max(len(known) - 1, 0))
-            lost = known[rows] != wanted if len(known) else np.ones(len(wanted), bool)
+        wanted = lookup = np.asarray(ids, dtype=np.int64)
+        if kind == "text" and self._line_rows is not None:
+            lines = FeatureTable(len(self._line_rows), self._line_rows)
+            at = lines.positions(wanted)
+            lookup = np.where(at < 0, -1, self._line_rows[at])
+        rows = self._table(kind).positions(lookup)
+        lost = rows < 0
         if lost.any():
             shown = np.unique(wanted[lost])[:_MISSING_SHOWN].tolist()
             raise ValueError(
@@ -245,17 +226,15 @@ class TeacherFeatureStore:
 
     def images(self, ids: npt.ArrayLike) -> Tensor:
         """Return image features ``(N, D)``, float32, not normalised."""
-        return self._read("image", ids)
+        return torch.from_numpy(self.column("image", ids)[:])
 
     def texts(self, ids: npt.ArrayLike) -> Tensor:
         """Return text features ``(N, D)``, float32, not normalised."""
-        return self._read("text", ids)
+        return torch.from_numpy(self.column("text", ids)[:])
 
-    def _read(self, kind: str, ids: npt.ArrayLike) -> Tensor:
-        import torch
-
-        rows = self.rows(kind, ids)
-        return torch.from_numpy(self.features[kind][rows].astype(np.float32))
+    def _table(self, kind: str) -> FeatureTable:
+        rows = self.features[kind]
+        return FeatureTable(self.ids.get(kind, len(rows)), rows)
 
     def column(self, kind: str, ids: npt.ArrayLike) -> StoredRows:
         """Return the features of samples as a column that reads when indexed.

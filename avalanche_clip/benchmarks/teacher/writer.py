@@ -20,6 +20,7 @@ from avalanche_clip.benchmarks.teacher.files import (
     HEADER,
     KINDS,
     array_facts,
+    check_array,
     compare_headers,
     file_entry,
     read_arrays,
@@ -121,9 +122,7 @@ class FeatureWriter:
             for kind in KINDS:
                 for part, column in (("ids", self.ids), ("marks", self.marks)):
                     path = self.partial / f"{kind}_{part}.npy"
-                    with open(path, "wb") as file:
-                        _start_array(file, column[kind].dtype, column[kind].shape)
-                        file.write(column[kind].tobytes())
+                    np.save(path, column[kind])
                     seal_npy(path, array_facts(self.header, kind, part))
             write_json(self.partial / HEADER, self.header, checksum=True)
         except OSError:
@@ -145,14 +144,13 @@ class FeatureWriter:
 
     def _reserve(self, kind: str) -> None:
         """Make a file of features at its full size, its space taken."""
-        path = self._features(kind)
         shape = (len(self.ids[kind]), self.header["dim"])
         dtype = np.dtype(self.header["dtype"])
-        with open(path, "wb") as file:
-            _start_array(file, dtype, shape)
+        with open(self._features(kind), "wb") as file:
+            head = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, head)
             file.flush()
-            start, size = file.tell(), shape[0] * shape[1] * dtype.itemsize
-            _allocate(file, start, size)
+            _allocate(file, file.tell(), shape[0] * shape[1] * dtype.itemsize)
 
     def _continue(self) -> None:
         """Compare everything that an earlier process left with this job."""
@@ -184,16 +182,11 @@ class FeatureWriter:
 
     def _check_features(self, kind: str) -> None:
         path = self._features(kind)
-        shape = (len(self.ids[kind]), self.header["dim"])
         try:
             head = npy_head(path)
         except Exception as error:
             raise ValueError(f"{path} is damaged ({error}).") from error
-        if head.shape != shape or head.dtype != np.dtype(self.header["dtype"]):
-            raise ValueError(
-                f"{path} holds {head.dtype} of shape {head.shape}, not "
-                f"{self.header['dtype']} of shape {shape}."
-            )
+        check_array(path, head, self.header, kind, "features")
         size = path.stat().st_size
         # A checksum may stand behind the array already, when it was being closed.
         if not head.end <= size <= head.end + _BLOCK:
@@ -321,13 +314,6 @@ class FeatureWriter:
 def _whole_name(path: Path) -> str:
     """Name of the file that a temporary one was to become, else its own."""
     return path.name.rsplit(".", 2)[0] if path.suffix == ".tmp" else path.name
-
-
-def _start_array(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Write what a ``.npy`` file declares."""
-    descr = np.lib.format.dtype_to_descr(dtype)
-    facts = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, facts)
 
 
 def _allocate(file: IO[bytes], start: int, size: int) -> None:

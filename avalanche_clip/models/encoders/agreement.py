@@ -12,34 +12,17 @@ from typing import Any
 from avalanche_clip.models.encoders.hf_loading import plain_hf_config
 
 # settings that change neither tensors nor what is computed from them
-_IRRELEVANT = {
-    "custom_text",
-    "init_logit_bias",
-    "init_logit_scale",
-    "timm_model_pretrained",
-    "hf_model_pretrained",
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "tokenizer_mode",
-    "output_tokens",
-    "patch_dropout",
-    "timm_drop",
-    "timm_drop_path",
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "logit_scale_init_value",
-    "initializer_factor",
-    "initializer_range",
-    "attention_dropout",
-    # texts are pooled where the tokenizer says, and some releases stored others
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-}
+_IRRELEVANT = frozenset(
+    """
+    custom_text init_logit_bias init_logit_scale timm_model_pretrained
+    hf_model_pretrained hf_model_name hf_tokenizer_name tokenizer_kwargs
+    tokenizer_mode output_tokens patch_dropout timm_drop timm_drop_path
+    _name_or_path architectures dtype torch_dtype transformers_version
+    logit_scale_init_value initializer_factor initializer_range attention_dropout
+    bos_token_id eos_token_id pad_token_id
+    """.split()
+)
+"""Texts are pooled where the tokenizer says, so ids of tokens do not count."""
 
 
 def check_same_architecture(
@@ -76,7 +59,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     if config["library"] == "open_clip":
         values = _with_open_clip_defaults(config["model_cfg"])
     else:
-        values = _with_transformers_defaults(config["hf_config"])
+        values = plain_hf_config(config["hf_config"])
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if key in _IRRELEVANT:
@@ -105,10 +88,6 @@ def _with_open_clip_defaults(model_cfg: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_transformers_defaults(hf_config: dict[str, Any]) -> dict[str, Any]:
-    return plain_hf_config(hf_config)
-
-
 def check_tag_activation(
     name: str, config: dict[str, Any], source: str, facts: dict[str, Any]
 ) -> None:
@@ -126,10 +105,7 @@ def check_tag_activation(
     if theirs is None or ours == bool(theirs):
         return
     has, needs = ("QuickGELU", "GELU") if ours else ("GELU", "QuickGELU")
-    if ours:
-        advice = f"{name.removesuffix('-quickgelu')!r}"
-    else:
-        advice = f"{name + '-quickgelu'!r}"
+    advice = repr(name.removesuffix("-quickgelu") if ours else f"{name}-quickgelu")
     raise ValueError(
         f"The weights {source!r} were trained with {needs}, the model {name!r} uses"
         f" {has}; use the model name {advice}, or a configuration with"

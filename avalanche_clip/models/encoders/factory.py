@@ -29,7 +29,7 @@ from avalanche_clip.models.encoders.presets import (
     preset_weights,
 )
 from avalanche_clip.models.encoders.sources import Stored
-from avalanche_clip.models.encoders.weight_layouts import load_into
+from avalanche_clip.models.encoders.weight_layouts import load_into, misfits
 from avalanche_clip.models.images.preprocessing import (
     OPENAI,
     of_name,
@@ -150,30 +150,35 @@ def _build(request: _Request) -> torch.nn.Module:
 
 
 def _resolve(name: Any, pretrained: str | Path | None, cache: str | None) -> _Request:
-    if isinstance(name, Mapping):
-        return _with_weights(_from_mapping(dict(name)), pretrained, cache)
-    name = str(name)
-    if not name or pretrained == "":  # a path would make it the working folder
+    if "" in (name, pretrained):  # a path would make it the working folder
         raise ValueError(f"name={name!r} and pretrained={pretrained!r}: give a name.")
+    if isinstance(name, Mapping):
+        request = _from_mapping(dict(name))
+    else:
+        request = _from_text(str(name), cache)
+    return _with_weights(request, pretrained, cache)
+
+
+def _from_text(name: str, cache: str | None) -> _Request:
     if name in PRESETS:
-        request = _Request(name, preset_config(name), f"the preset {name}")
-        if pretrained in PRESET_WEIGHTS:
-            request.weights = preset_weights(name, str(pretrained))
-            request.label = str(pretrained)
-            return request
-        return _with_weights(request, pretrained, cache)
+        return _Request(name, preset_config(name), f"the preset {name}")
     if name.startswith(_HF_PREFIX):
-        request = _from_transformers(name.removeprefix(_HF_PREFIX), cache)
-        return _with_weights(request, pretrained, cache)
+        return _from_transformers(name.removeprefix(_HF_PREFIX), cache)
     if name.startswith(_HUB_PREFIX):
-        return _with_weights(_from_hub(name, cache), pretrained, cache)
-    plain = name.replace("/", "-")
-    if plain in _open_clip_names():
-        return _with_weights(_from_name(plain), pretrained, cache)
+        return _from_hub(name, cache)
+    names, plain = _open_clip_names(), name.replace("/", "-")
+    if plain in names:
+        return _from_name(plain)
     folder = Path(name.removeprefix(_LOCAL_PREFIX)).expanduser()
     if folder.is_dir():
-        return _with_weights(_from_folder(folder), pretrained, cache)
-    raise _unknown_name(name)
+        return _from_folder(folder)
+    close = closest(name, [*PRESETS, *names])
+    hint = f" Did you mean {close}?" if close else ""
+    raise ValueError(
+        f"No model or folder is called {name!r}.{hint} Names are open_clip's"
+        f" (open_clip.list_models()), {', '.join(PRESETS)}, 'hf:<folder or id>',"
+        " 'hf-hub:<id>' or an existing folder."
+    )
 
 
 def _from_mapping(values: dict[str, Any]) -> _Request:
@@ -200,23 +205,14 @@ def _open_clip_names() -> list[str]:
     return list_models()
 
 
-def _unknown_name(name: str) -> ValueError:
-    close = closest(name, [*PRESETS, *_open_clip_names()])
-    hint = f" Did you mean {close}?" if close else ""
-    return ValueError(
-        f"No model or folder is called {name!r}.{hint} Names are open_clip's"
-        f" (open_clip.list_models()), {', '.join(PRESETS)}, 'hf:<folder or id>',"
-        " 'hf-hub:<id>' or an existing folder."
-    )
-
-
 # ------------------------------------------------------------------ folders
-def _of_stored(name: str, stored: Stored, label: str) -> _Request:
+def _of_stored(
+    name: str, stored: Stored, label: str, found: Path | None = None
+) -> _Request:
     source = stored.source or f"the default, since {stored.path} states none"
-    growth = stored.growth
-    return _Request(
-        name, stored.config, source, label=label, stored=stored, growth=growth
-    )
+    request = _Request(name, stored.config, source, weights=found, label=label)
+    request.stored, request.growth = stored, stored.growth
+    return request
 
 
 def _from_folder(folder: Path) -> _Request:
@@ -231,9 +227,8 @@ def _from_folder(folder: Path) -> _Request:
     for file in files:
         found = weights.find_weights(folder, file.name)
         if found is not None:
-            request = _of_stored(str(folder), model_sources.read_stored(file), "")
-            request.label, request.weights = str(folder), found
-            return request
+            stored = model_sources.read_stored(file)
+            return _of_stored(str(folder), stored, str(folder), found)
         if file.name == weights.CONFIG_FILE:
             break  # what else lies there is not the model that was saved
     for file in files:
@@ -266,9 +261,7 @@ def _from_hub(name: str, cache: str | None) -> _Request:
     stored = model_sources.read_open_clip(Path(path), None)
     if stored.config["tokenizer"].get("type") == "open_clip_hf":
         stored.config["tokenizer"].setdefault("file", ident)
-    request = _of_stored(name, stored, name)
-    request.weights = Path(file)
-    return request
+    return _of_stored(name, stored, name, Path(file))
 
 
 # ------------------------------------------------------------- transformers
@@ -279,11 +272,10 @@ def _from_transformers(source: str, cache: str | None) -> _Request:
         request = _of_stored(f"hf:{source}", stored, source)
         request.hf_source = source
         return request
-    request = _of_stored(f"hf:{source}", stored, str(folder))
-    request.weights = weights.find_weights(folder, CONFIG_NAME)
-    if request.weights is None:
+    found = weights.find_weights(folder, CONFIG_NAME)
+    if found is None:
         raise _no_weights(folder, CONFIG_NAME)
-    return request
+    return _of_stored(f"hf:{source}", stored, str(folder), found)
 
 
 def _load_transformers(request: _Request, cache: str | None) -> torch.nn.Module:
@@ -305,19 +297,13 @@ def _load_transformers(request: _Request, cache: str | None) -> torch.nn.Module:
         raise ValueError(
             f"The weights of {request.hf_source} cannot be loaded ({error})."
         ) from error
-    problems = {
-        what: sorted(map(str, info[key]))
-        for what, key in (
-            ("missing", "missing_keys"),
-            ("unexpected", "unexpected_keys"),
-            ("of another shape", "mismatched_keys"),
-        )
-        if info[key]
-    }
+    problems = misfits(
+        *(info[f"{k}_keys"] for k in ("missing", "unexpected", "mismatched"))
+    )
     if problems:
-        listed = "; ".join(f"{len(v)} {k} ({v[0]})" for k, v in problems.items())
         raise ValueError(
-            f"The weights in {request.hf_source} do not fit its config.json: {listed}."
+            f"The weights in {request.hf_source} do not fit its config.json:"
+            f" {problems}."
         )
     return clip
 
@@ -331,7 +317,9 @@ def _with_weights(
         return request
     path = Path(pretrained).expanduser()
     request.growth = None
-    if path.is_file():
+    if request.name in PRESETS and pretrained in PRESET_WEIGHTS:
+        request.weights = preset_weights(request.name, str(pretrained))
+    elif path.is_file():
         _beside(path, request)
         request.weights = path
     elif path.is_dir():

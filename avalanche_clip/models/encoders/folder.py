@@ -62,15 +62,10 @@ def save_model(model: Storable, folder: str | Path) -> None:
 
 def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
     """Hash the files beside the weights that have no checksum of their own."""
-    names = [(config.get("tokenizer") or {}).get("file")]
-    names += [config.get("model_cfg", {}).get("text_cfg", {}).get("hf_model_name")]
     found: list[Path] = []
-    for name in names:
-        path = folder / name if name else None
-        if path is not None and path.is_dir():
-            found += (p for p in path.rglob("*") if p.is_file())
-        elif path is not None and path.is_file():
-            found.append(path)
+    for path in (folder / name for name in weights.named_files(config)):
+        inner = path.rglob("*") if path.is_dir() else [path]
+        found += (p for p in inner if p.is_file())
     return {
         path.relative_to(folder).as_posix(): weights.file_hash(path)
         for path in sorted(found)
@@ -98,10 +93,8 @@ def renew_model_file(folder: Path) -> None:
 
 def _key_of(model: Storable, table: ExpandableTokenEmbedding | None) -> str | None:
     """Name of a table's weight in the state dictionary of the wrapped model."""
-    for name, module in model.clip.named_modules():
-        if module is table:
-            return plain_name(f"{name}.weight")
-    return None
+    names = (name for name, m in model.clip.named_modules() if m is table)
+    return next((plain_name(f"{name}.weight") for name in names), None)
 
 
 def _growth_facts(
@@ -142,13 +135,5 @@ def restore_growth(
         std=growth["std"],
         seed=growth["seed"],
     )
-    table.load_growth_state(
-        {
-            "rows": growth["rows"],
-            "base_rows": growth["base_rows"],
-            "usage": usage,
-            "active": None,
-            "factor": 1.0,
-            "tokenizer": None,
-        }
-    )
+    rest = {"usage": usage, "active": None, "factor": 1.0, "tokenizer": None}
+    table.load_growth_state({**growth, **rest})

@@ -12,50 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip.common.files import inside, read_json
-from avalanche_clip.models.text.settings import is_hub_id
+from avalanche_clip.models.text.settings import error_words, is_hub_id
 
 HF_MODEL_TYPES = ("clip", "siglip")
 CONFIG_NAME = "config.json"
 
-_TOWER_KEYS = {
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "projection_dim",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "layer_norm_eps",
-    "attention_dropout",
-    "initializer_range",
-    "initializer_factor",
-}
-HF_KEYS: dict[str, set[str]] = {
-    "": {
-        "model_type",
-        "text_config",
-        "vision_config",
-        "projection_dim",
-        "logit_scale_init_value",
-        "initializer_factor",
-        "initializer_range",
-    },
-    "text_config": {
-        *_TOWER_KEYS,
-        "vocab_size",
-        "max_position_embeddings",
-        "projection_size",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    },
-    "vision_config": {
-        *_TOWER_KEYS,
-        "num_channels",
-        "image_size",
-        "patch_size",
-        "vision_use_head",
-    },
+_TOWER_KEYS = frozenset(
+    "model_type hidden_size intermediate_size projection_dim num_hidden_layers"
+    " num_attention_heads hidden_act layer_norm_eps attention_dropout"
+    " initializer_range initializer_factor".split()
+)
+HF_KEYS: dict[str, frozenset[str]] = {
+    "": frozenset(
+        "model_type text_config vision_config projection_dim logit_scale_init_value"
+        " initializer_factor initializer_range".split()
+    ),
+    "text_config": _TOWER_KEYS.union(
+        "vocab_size max_position_embeddings projection_size pad_token_id"
+        " bos_token_id eos_token_id".split()
+    ),
+    "vision_config": _TOWER_KEYS.union(
+        "num_channels image_size patch_size vision_use_head".split()
+    ),
 }
 """All settings of a transformers configuration that a built model depends on."""
 
@@ -107,7 +85,7 @@ def hf_config_object(values: dict[str, Any]) -> Any:
         return kinds[values["model_type"]].from_dict(values)
     except Exception as error:  # of transformers and of its checking library
         raise ValueError(
-            f"transformers refuses the configuration: {_words(error)}."
+            f"transformers refuses the configuration: {error_words(error)}."
         ) from error
 
 
@@ -116,7 +94,7 @@ def read_hf_config(source: str, cache: str | None) -> tuple[dict[str, Any], Path
 
     :param source: folder, or id on the hub.
     :param cache: download folder.
-    :return: see :func:`plain_hf_config`, and the folder that holds the file.
+    :return: the content, and the folder that holds the file.
     :raises ValueError: naming the source and the cause.
     """
     folder = Path(source).expanduser()
@@ -128,11 +106,7 @@ def read_hf_config(source: str, cache: str | None) -> tuple[dict[str, Any], Path
             )
     else:
         path = _download(source, CONFIG_NAME, cache)
-    stored = read_json(path, dict)
-    try:
-        return plain_hf_config(stored), path.parent
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_json(path, dict), path.parent
 
 
 def _download(source: str, name: str, cache: str | None) -> Path:
@@ -143,12 +117,8 @@ def _download(source: str, name: str, cache: str | None) -> Path:
     except Exception as error:  # the hub client raises types of several libraries
         raise ValueError(
             f"transformers finds no model configuration at {source!r} "
-            f"({_words(error)}); give an existing folder or a reachable hub id."
+            f"({error_words(error)}); give an existing folder or a reachable hub id."
         ) from error
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_text_tower(name: str) -> None:
@@ -178,8 +148,8 @@ def check_text_tower(name: str) -> None:
             )
     except Exception as error:  # of transformers, its checks and the hub client
         raise ValueError(
-            f"The text tower {name!r} cannot be built ({_words(error)}). Code beside a "
-            "configuration is never run; give a local folder of a model that "
+            f"The text tower {name!r} cannot be built ({error_words(error)}). Code "
+            "beside a configuration is never run; give a local folder of a model that "
             "transformers itself supports."
         ) from error
 

@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_array
+
 _SHORT = (torch.float16, torch.bfloat16)
 
 
 def check_images(image: Any) -> None:
     """Refuse what is no batch of preprocessed images."""
-    is_tensor = isinstance(image, Tensor)
-    if not is_tensor or image.ndim != 4 or not image.is_floating_point():
-        found = (tuple(image.shape), image.dtype) if is_tensor else type(image)
-        raise ValueError(
-            f"Images came as {found}; give a float tensor (B, 3, H, W), made by"
-            " model.transform(train)."
-        )
+    give = "made by model.transform(train)"
+    require_array(image, "Images", "* * * *", "float", give=give)
 
 
 def check_tokens(text: Any, limit: int) -> None:

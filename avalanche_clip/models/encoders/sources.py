@@ -93,10 +93,8 @@ def _check_listed(
     config: dict[str, Any], files: dict[str, str], folder: Path, path: Path
 ) -> None:
     """Make sure that every file a tokenizer or a text tower is read from is listed."""
-    text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
     base = os.path.abspath(folder.expanduser())
-    names = [(config.get("tokenizer") or {}).get("file"), text_cfg.get("hf_model_name")]
-    for name in filter(None, names):
+    for name in weights.named_files(config):
         found = inside(folder, name, path)
         inner = sorted(found.rglob("*")) if found.is_dir() else [found]
         for file in inner:
@@ -159,22 +157,16 @@ def read_open_clip(path: Path, folder: Path | None) -> Stored:
     if folder is None:
         _require_hub_ids(text_cfg, path)
     else:
-        if spec["type"] == "open_clip_hf" and _has_tokenizer(folder):
+        local = spec["type"] == "open_clip_hf" and _has_tokenizer(folder)
+        _anchor({**config, "tokenizer": None if local else spec}, folder, path)
+        if local:
             spec["file"] = str(folder)
-        _anchor_names(config, folder, path)
         if source is None:
             size = config["preprocess_cfg"]["size"]
             stated, source = read_image_processor(folder, size)
             config["preprocess_cfg"].update(stated)
     keys = ("hf_tokenizer_name", "tokenizer_kwargs")
     return Stored(path, config, stated, source, any(text_cfg.get(k) for k in keys))
-
-
-def _anchor_names(config: dict[str, Any], folder: Path, path: Path) -> None:
-    spec = config["tokenizer"]
-    if spec.get("file") == str(folder):
-        spec = {}
-    _anchor({**config, "tokenizer": spec}, folder, path)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -189,18 +181,14 @@ def read_transformers(source: str, cache: str | None) -> Stored:
     """
     hf_config, folder = read_hf_config(source, cache)
     is_local = Path(source).expanduser().is_dir()
-    files = folder if is_local else _processor_folder(source, cache)
-    size = hf_config["vision_config"].get("image_size")
-    stated, stater = read_image_processor(files, size) if files else ({}, None)
-    place = str(folder) if is_local else source
+    spec = {"type": "hf", "file": str(folder) if is_local else source}
     config = architectures.complete_config(
-        {
-            "hf_config": hf_config,
-            "preprocess_cfg": stated,
-            "tokenizer": {"type": "hf", "file": place},
-        },
-        str(folder / CONFIG_NAME),
+        {"hf_config": hf_config, "tokenizer": spec}, str(folder / CONFIG_NAME)
     )
+    files = folder if is_local else _processor_folder(source, cache)
+    size = config["preprocess_cfg"].pop("size")
+    stated, stater = read_image_processor(files, size) if files else ({}, None)
+    config["preprocess_cfg"] |= {**stated, "size": size}
     has_tokenizer = not is_local or _has_tokenizer(folder)
     return Stored(folder / CONFIG_NAME, config, stated, stater, has_tokenizer)
 

@@ -86,28 +86,33 @@ def load_into(clip: Any, state: dict[str, Tensor], source: str | Path) -> None:
     for key in own:
         if key.endswith(".num_batches_tracked"):
             state.setdefault(key, own[key])
-    missing = [k for k in own if k not in state]
-    unexpected = [k for k in state if k not in own]
-    reshaped = [
-        f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems = [
-        f"{len(found)} {what} ({'; '.join(found[:3])}{', ...' if found[3:] else ''})"
-        for what, found in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", reshaped),
-        )
-        if found
-    ]
+    problems = misfits(
+        [k for k in own if k not in state],
+        [k for k in state if k not in own],
+        [
+            f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+    )
     if problems:
         raise ValueError(
-            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Use"
+            f"The weights in {source} do not fit the model: {problems}. Use"
             " the model name or configuration they were trained with."
         )
     clip.load_state_dict(state)
+
+
+def misfits(missing: list[str], unexpected: list[str], reshaped: list[str]) -> str:
+    """Describe tensors that do not fit a model, empty if all do."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return "; ".join(
+        f"{len(found)} {what} ({'; '.join(found[:3])}{', ...' if found[3:] else ''})"
+        for what, found in (
+            (what, sorted(map(str, names))) for what, names in kinds.items()
+        )
+        if found
+    )
 
 
 def _translate(

@@ -48,17 +48,11 @@ REWRITE = "avalanche_clip.models.rewrite_file({!r}) adds it to files you trust"
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _OPEN_CLIP_NAMES = (
     "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
+    *(f"open_clip_pytorch_model.{kind}" for kind in ("safetensors", "bin", "pth")),
 )
 _PLAIN_NAMES = (
-    WEIGHTS_FILE,
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "pytorch_model.bin.index.json",
-    "model.pth",
+    *(WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin"),
+    *("pytorch_model.pth", "pytorch_model.bin.index.json", "model.pth"),
 )
 
 
@@ -101,17 +95,21 @@ def find_weights(folder: Path, config: str | None = None) -> Path | None:
         folder that holds those of both libraries each has its own. None for any.
     :raises ValueError: if several files without a standard name compete.
     """
-    names: tuple[str, ...] = (WEIGHTS_FILE, *_OPEN_CLIP_NAMES, *_PLAIN_NAMES[1:])
-    others = [path.name for path in config_files(folder) if path.name != config]
     if config == CONFIG_FILE:
-        return next(_present(folder, (WEIGHTS_FILE,)), None)
-    if config == CONFIG_NAME:
+        names: tuple[str, ...] = (WEIGHTS_FILE,)
+    elif config == CONFIG_NAME:
         names = _PLAIN_NAMES
     elif config == OPEN_CLIP_FILE:
+        others = [path for path in config_files(folder) if path.name != config]
         # plain names belong to the other configuration, if there is one
         names = _OPEN_CLIP_NAMES if others else (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES)
-    for path in _present(folder, names):
-        return path
+    else:
+        names = (WEIGHTS_FILE, *_OPEN_CLIP_NAMES, *_PLAIN_NAMES[1:])
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if config == CONFIG_FILE:
+        return None
     suffixes = (".safetensors", *_TORCH_SUFFIXES)
     taken = (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES, "token_usage.safetensors")
     unnamed = sorted(
@@ -123,10 +121,6 @@ def find_weights(folder: Path, config: str | None = None) -> Path | None:
             f"{folder} holds several weight files ({listed}); give the path of one."
         )
     return unnamed[0] if unnamed else None
-
-
-def _present(folder: Path, names: tuple[str, ...]) -> Any:
-    return (folder / name for name in names if (folder / name).is_file())
 
 
 def read_weights(
@@ -148,15 +142,8 @@ def read_weights(
     path = require_file(path, "give the path of a weight file")
     if path.name.endswith(".index.json"):
         loaded = _read_shards(path, verify)
-    elif path.suffix == ".safetensors":
-        loaded = _read_safetensors(path, required, verify)
-    elif path.suffix in _TORCH_SUFFIXES:
-        loaded = _read_torch(path)
     else:
-        raise ValueError(
-            f"{path} is no weight file that can be read (found {found_in(path)}); give"
-            f" .safetensors, {', '.join(_TORCH_SUFFIXES)} or an .index.json."
-        )
+        loaded = _read_file(path, required, verify)
     loaded.state = strip_prefixes(loaded.state)
     if not loaded.state:
         raise ValueError(f"{path} holds no weights.")
@@ -173,11 +160,9 @@ def _read_shards(path: Path, verify: bool) -> LoadedWeights:
     state: dict[str, Tensor] = {}
     for name in sorted(set(parts.values())):
         shard = inside(path.parent, name, path)
-        if shard.name.endswith(".index.json"):
-            raise ValueError(f"{path} names the index {name} as a shard; name weights.")
         if not shard.is_file():
             raise ValueError(f"{path} names the shard {name}, which is missing.")
-        found = _read_plain(shard, verify)
+        found = _read_file(shard, False, verify).state
         wanted = {key for key, value in parts.items() if value == name}
         twice = sorted(state.keys() & found.keys())
         if twice or not wanted <= found.keys():
@@ -187,12 +172,15 @@ def _read_shards(path: Path, verify: bool) -> LoadedWeights:
     return LoadedWeights(state)
 
 
-def _read_plain(shard: Path, verify: bool) -> dict[str, Tensor]:
-    if shard.suffix == ".safetensors":
-        return _read_safetensors(shard, False, verify).state
-    if shard.suffix in _TORCH_SUFFIXES:
-        return _read_torch(shard).state
-    raise ValueError(f"{shard} is no weight file that can be read.")
+def _read_file(path: Path, required: bool, verify: bool) -> LoadedWeights:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, required, verify)
+    if path.suffix in _TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise ValueError(
+        f"{path} is no weight file that can be read (found {found_in(path)}); give"
+        f" .safetensors, {', '.join(_TORCH_SUFFIXES)} or an .index.json."
+    )
 
 
 def _read_safetensors(path: Path, required: bool, verify: bool) -> LoadedWeights:
@@ -202,11 +190,8 @@ def _read_safetensors(path: Path, required: bool, verify: bool) -> LoadedWeights
         verify=verify,
         rewrite=REWRITE.format(str(path.parent if required else path)),
     )
-    stored = metadata.get("config")
-    if stored is None:
-        return LoadedWeights(state)
     try:
-        config = json.loads(stored)
+        config = json.loads(metadata.get("config", "null"))
     except ValueError:
         config = None  # somebody else's word for something else
     if not isinstance(config, dict) or "library" not in config:
@@ -304,6 +289,13 @@ def file_hash(path: Path) -> str:
         while data := file.read(2**20):
             digest.update(data)
     return digest.hexdigest()
+
+
+def named_files(config: dict[str, Any]) -> list[str]:
+    """Names of the files and folders that a configuration is read with."""
+    text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
+    names = [(config.get("tokenizer") or {}).get("file"), text_cfg.get("hf_model_name")]
+    return [name for name in names if name]
 
 
 def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avalanche_clip.common.checks import as_finite, require_choice
+
 
 @dataclass(frozen=True)
 class TinyAugmentation:
@@ -51,27 +53,16 @@ class TinyAugmentation:
             raise ValueError(f"scale={self.scale} must satisfy 0 < low <= high.")
         object.__setattr__(self, "scale", (float(low), float(high)))
         for name in ("translate", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+            as_finite(getattr(self, name), name, low=0, high=1)
         for name in ("grayscale", "blur", "thin", "flatten", "thicken"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is a probability; give [0, 1]."
-                )
+            hint = "a probability"
+            as_finite(getattr(self, name), name, low=0, high=1, hint=hint)
         if self.thin + self.flatten + self.thicken > 1:
             raise ValueError(
                 "thin + flatten + thicken are probabilities of which one happens; "
                 f"their sum {self.thin + self.flatten + self.thicken} exceeds 1."
             )
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} must lie in [0, 0.5].")
-        if not 0 <= self.shear < 90 or not 0 <= self.degrees < 360:
-            raise ValueError(
-                f"shear={self.shear} must lie in [0, 90) and degrees={self.degrees}"
-                " must not be negative."
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation={self.interpolation!r} is unknown; use 'bilinear' or"
-                " 'bicubic'."
-            )
+        as_finite(self.hue, "hue", low=0, high=0.5)
+        as_finite(self.shear, "shear", low=0, below=90)
+        as_finite(self.degrees, "degrees", low=0, below=360)
+        require_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))

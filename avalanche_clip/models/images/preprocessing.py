@@ -29,14 +29,18 @@ SIGLIP = {
 KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _FILTERS = {2: "bilinear", 3: "bicubic"}
-_MODES = ("shortest", "longest", "squash")
-_INTERPOLATIONS = ("bicubic", "bilinear", "random")
+_CHOICES = {
+    "resize_mode": ("shortest", "longest", "squash"),
+    "interpolation": ("bicubic", "bilinear", "random"),
+    "mode": ("RGB",),
+}
 
 
 # --------------------------------------------------------------- open_clip
 def of_tag(facts: dict[str, Any]) -> dict[str, Any]:
     """Take the preprocessing out of what open_clip knows of a tag."""
-    return {k: _plain(facts[k]) for k in KEYS if facts.get(k) is not None}
+    found = {k: facts[k] for k in KEYS if facts.get(k) is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
 def of_name(name: str) -> tuple[dict[str, Any], str]:
@@ -67,10 +71,6 @@ def warn_of_default(name: str, source: str) -> None:
     )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 # ------------------------------------------------------------------- checks
 def check_preprocess(values: Any, source: str) -> dict[str, Any]:
     """Make sure that stored preprocessing can be honoured.
@@ -87,11 +87,7 @@ def check_preprocess(values: Any, source: str) -> dict[str, Any]:
         if key in values and not _is_triple(values[key], positive=key == "std"):
             kind = "positive numbers" if key == "std" else "numbers"
             raise _refused(source, key, values[key], f"give three {kind}")
-    for key, known in (
-        ("resize_mode", _MODES),
-        ("interpolation", _INTERPOLATIONS),
-        ("mode", ("RGB",)),
-    ):
+    for key, known in _CHOICES.items():
         if key in values and values[key] not in known:
             raise _refused(source, key, values[key], f"use one of {', '.join(known)}")
     fill = values.get("fill_color", 0)
@@ -164,32 +160,18 @@ def read_image_processor(
     return _Processor(values, source).read(_pair(image_size)), source
 
 
-_STEPS = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_center_crop": None,
-}
-# switches that change nothing for pictures in RGB, or are off
-_HARMLESS = ("do_convert_rgb",)
+_STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
 # settings of other processors that have no counterpart here
 _FURTHER = ("crop_pct", "use_square_size", "rescale_offset", "size_divisor", "pad_size")
 
 
 def _is_image_processor(values: dict[str, Any]) -> bool:
-    keys = (
-        "image_processor_type",
-        "feature_extractor_type",
-        "image_mean",
-        "image_std",
-        "size",
-        "crop_size",
-        "resample",
-        "rescale_factor",
-        *_FURTHER,
-    )
+    keys = {
+        *("image_processor_type", "feature_extractor_type", "image_mean", "image_std"),
+        *("size", "crop_size", "resample", "rescale_factor", *_FURTHER),
+    }
     steps = any(key.startswith("do_") and key != "do_lower_case" for key in values)
-    return steps or any(key in values for key in keys)
+    return steps or not keys.isdisjoint(values)
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
@@ -203,18 +185,12 @@ class _Processor:
 
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self.values, self.source = values, source
-        kind = values.get("image_processor_type") or values.get(
-            "feature_extractor_type", "CLIPImageProcessor"
-        )
-        kind = str(kind)
+        named = values.get("image_processor_type")
+        kind = str(named or values.get("feature_extractor_type", "CLIPImageProcessor"))
         self.is_siglip = kind.startswith("Siglip") and not kind.startswith("Siglip2")
         if not self.is_siglip and not kind.startswith("CLIP"):
-            missing = [
-                key
-                for key in ("size", "resample", "image_mean", "image_std")
-                if key not in values
-            ]
-            if missing or "auto_map" in values:
+            needed = {"size", "resample", "image_mean", "image_std"}
+            if not needed <= values.keys() or "auto_map" in values:
                 raise self.refused(
                     "image_processor_type", "state size, resample, mean and std in full"
                 )
@@ -248,9 +224,8 @@ class _Processor:
         for key, value in self.values.items():
             if key in _STEPS and value not in (True, False, None):
                 raise self.refused(key, "give true or false")
-            if key in _STEPS or key in _HARMLESS or not key.startswith("do_"):
-                continue
-            if value:
+            plain = key in (*_STEPS, "do_convert_rgb") or not key.startswith("do_")
+            if value and not plain:
                 raise self.refused(key, "such a step does not exist here")
         if not self.values.get("do_resize", True):
             raise self.refused("do_resize", "pictures are always resized")
@@ -266,15 +241,13 @@ class _Processor:
     def resizing(self, wanted: tuple[int, int] | None) -> dict[str, Any]:
         """Return how pictures get their size."""
         crops = self.values.get("do_center_crop")
-        if crops is None:
-            crops = not self.is_siglip
+        crops = not self.is_siglip if crops is None else crops
+        height, width = wanted or (224, 224)
         size = self.values.get("size")
-        if size is None:
-            default = wanted or (224, 224)
-            if self.is_siglip:
-                size = {"height": default[0], "width": default[1]}
-            else:
-                size = {"shortest_edge": min(default)}
+        if size is None and self.is_siglip:
+            size = {"height": height, "width": width}
+        elif size is None:
+            size = min(height, width)
         if _is_size(size):
             size = {"shortest_edge": size}
         if not isinstance(size, dict) or not all(map(_is_size, size.values())):
@@ -282,11 +255,8 @@ class _Processor:
         crop = self.crop(wanted) if crops else None
         if set(size) == {"shortest_edge"}:
             if crop is None:
-                raise self.refused(
-                    "do_center_crop",
-                    "resizing the shorter side needs a crop, since towers take one "
-                    "size",
-                )
+                advice = "the shorter side is resized, so towers need a crop"
+                raise self.refused("do_center_crop", advice)
             return {"resize_mode": "shortest", "resize_to": size["shortest_edge"]}
         if set(size) != {"height", "width"}:
             raise self.refused("size", "give shortest_edge, or height and width")
@@ -305,9 +275,8 @@ class _Processor:
             given = dict(zip(("height", "width"), wanted or (224, 224), strict=True))
         if _is_size(given):
             given = {"height": given, "width": given}
-        if not isinstance(given, dict) or set(given) != {"height", "width"}:
-            raise self.refused("crop_size", "give height and width in pixels")
-        if not all(map(_is_size, given.values())):
+        pair = isinstance(given, dict) and set(given) == {"height", "width"}
+        if not pair or not all(map(_is_size, given.values())):
             raise self.refused("crop_size", "give height and width in pixels")
         crop = (given["height"], given["width"])
         self.fits("crop_size", crop, wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,11 @@ def spatial_transform(
     """
     from torchvision import transforms as tv
 
+    side = resize_to
+    if side is None and resize_mode == "shortest" and size[0] == size[1]:
+        side = size[0]
     mode = tv.InterpolationMode(interpolation)
-    if resize_mode == "squash":
-        return _SquashCrop(size, mode, resize_to)
-    if resize_mode == "longest":
-        return _ResizePad(size, mode, fill_color)
-    if resize_to is not None or size[0] == size[1]:
-        return _ShortestCrop(size, mode, resize_to or size[0])
-    return _CoverCrop(size, mode)
+    return _Fit(size, mode, resize_mode, side, fill_color)
 
 
 def height_width(image: Any) -> tuple[int, int]:
@@ -46,69 +44,51 @@ def height_width(image: Any) -> tuple[int, int]:
     return image.height, image.width
 
 
-class _SquashCrop:
-    """Resize both sides whatever the picture's shape, and crop the centre."""
+@dataclass(frozen=True)
+class _Fit:
+    """Resize in one of the ways, then crop the centre or pad.
 
-    def __init__(self, size: tuple[int, int], mode: Any, side: int | None) -> None:
-        self.size, self.mode = size, mode
-        self.target = size if side is None else (side, side)
+    :param size: height and width of the result.
+    :param mode: torchvision's ``InterpolationMode``.
+    :param way: ``"squash"``: both sides whatever the picture's shape;
+        ``"shortest"``: the shorter side, or, without ``side``, so that a box of the
+        size is just covered; ``"longest"``: so that the picture fits, padded.
+    :param side: length to which sides are resized before the crop.
+    :param fill: of the padding, 0 to 255.
+    """
+
+    size: tuple[int, int]
+    mode: Any
+    way: str
+    side: int | None
+    fill: int
 
     def __call__(self, image: Any) -> Any:
-        return resize_and_crop(image, self.target, self.size, self.mode)
-
-
-class _ShortestCrop:
-    """Resize the shorter side to a length, and crop the centre."""
-
-    def __init__(self, size: tuple[int, int], mode: Any, side: int) -> None:
-        self.size, self.mode, self.side = size, mode, side
-
-    def __call__(self, image: Any) -> Any:
-        height, width = height_width(image)
-        short = min(height, width)
-        # torchvision's rounding
-        target = [int(self.side * length / short) for length in (height, width)]
+        target = self._target(height_width(image))
+        if self.way == "longest":
+            return self._padded(_resized(image, target, self.mode))
         return resize_and_crop(image, target, self.size, self.mode)
 
+    def _target(self, lengths: tuple[int, int]) -> Sequence[int]:
+        """Height and width to which a picture is resized."""
+        side = self.side
+        if self.way == "squash":
+            return self.size if side is None else (side, side)
+        if self.way == "shortest" and side is not None:
+            # torchvision's rounding
+            return [int(side * length / min(lengths)) for length in lengths]
+        pick = max if self.way == "longest" else min
+        ratio = pick(length / size for length, size in zip(lengths, self.size))
+        return [max(1, round(length / ratio)) for length in lengths]
 
-class _CoverCrop:
-    """Resize so that a box of the given size is just covered, and crop."""
-
-    def __init__(self, size: tuple[int, int], mode: Any) -> None:
-        self.size, self.mode = size, mode
-
-    def __call__(self, image: Any) -> Any:
-        target = _scaled(image, self.size, min)
-        return resize_and_crop(image, target, self.size, self.mode)
-
-
-class _ResizePad:
-    """Resize so that the image fits into the given size, and pad the rest."""
-
-    def __init__(self, size: tuple[int, int], mode: Any, fill: int) -> None:
-        self.size, self.mode, self.fill = size, mode, fill
-
-    def __call__(self, image: Any) -> Any:
+    def _padded(self, image: Any) -> Any:
         from torchvision.transforms.functional import center_crop, pad
 
-        image = _resized(image, _scaled(image, self.size, max), self.mode)
-        height, width = height_width(image)
-        missing = (max(self.size[0] - height, 0), max(self.size[1] - width, 0))
+        lengths = height_width(image)
+        rows, columns = (max(s - n, 0) for s, n in zip(self.size, lengths))
         fill = self.fill / 255 if isinstance(image, Tensor) else (self.fill,) * 3
-        border = [
-            missing[1] // 2,
-            missing[0] // 2,
-            (missing[1] + 1) // 2,
-            (missing[0] + 1) // 2,
-        ]
+        border = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
         return center_crop(pad(image, border, fill=fill), list(self.size))
-
-
-def _scaled(image: Any, size: tuple[int, int], pick: Any) -> list[int]:
-    """Height and width after scaling by one of the two ratios to a size."""
-    lengths = height_width(image)
-    ratio = pick(length / side for length, side in zip(lengths, size))
-    return [max(1, round(length / ratio)) for length in lengths]
 
 
 def resize_and_crop(

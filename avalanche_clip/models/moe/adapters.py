@@ -1,4 +1,12 @@
-"""All expert mixtures of a dual encoder: routers, tasks, state."""
+"""Expert mixtures beside the perceptron of every block of a dual encoder.
+
+A block computes ``r = x + attn(norm1(x))`` and then ``r + mlp(norm2(r))``. With
+the mixture attached it is ``r + mlp(norm2(r)) + moe(r)``. The adapters are new
+children ``moe`` of the blocks, so all parameters keep their names.
+
+Source: Yu et al., CVPR 2024 (MoE-Adapters, arXiv 2403.11549) and the released
+code; the router id is part of the model here, not of the process.
+"""
 
 from __future__ import annotations
 
@@ -11,64 +19,69 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avalanche_clip.common.fingerprint import FingerprintCache
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.models.moe import storage as moe_storage
 from avalanche_clip.models.moe.block import BlockMoE
-from avalanche_clip.models.moe.mixture import set_trainable
-from avalanche_clip.models.moe.progress import AdapterProgress
-from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids
+from avalanche_clip.models.moe.mixture import NUM_EXPERTS
+from avalanche_clip.models.peft import storage
+from avalanche_clip.models.peft.attached import (
+    TOWERS,
+    BranchSet,
+    check_free,
+    chosen_blocks,
+)
+from avalanche_clip.models.peft.branch import set_trainable
+from avalanche_clip.models.peft.routes import SKIP
+from avalanche_clip.models.text.vocabulary_storage import naming
 
 NAME = "moe_adapters"
-"""Child of the model that holds the set."""
+"""Attribute of the model that holds the set."""
+PROGRESS = "moe.progress"
+"""Entry of the set in the state of a model; adapters add names with ``.moe.``."""
+_WHAT = "expert adapters"
+_ABSENT = -2
+_RULES: storage.Rules = {
+    "towers": lambda v: (
+        bool(v) and storage.is_table(v, lambda w: isinstance(w, list) and _sizes(w))
+    ),
+    "options": lambda v: bool(v) and storage.is_table(v, lambda w: w is not None),
+    "num_routers": lambda v: storage.is_int(v, 1),
+    "active_router": lambda v: storage.is_int(v, 0),
+    "learned": lambda v: storage.is_ints(v, 0),
+    "in_task": lambda v: isinstance(v, bool),
+    "counting": lambda v: isinstance(v, bool),
+    "routers": lambda v: storage.is_table(v, lambda w: storage.is_int(w, SKIP)),
+}
 
 
-class MoEAdapterSet(AdapterProgress):
+def _sizes(values: list[Any]) -> bool:
+    return all(storage.is_int(value, 1) for value in values)
+
+
+class MoEAdapterSet(BranchSet):
     """All expert mixtures of a dual encoder; made by :func:`attach_moe_adapters`.
 
-    It is the child ``moe_adapters`` of the model and holds no parameters: the
-    adapters belong to the blocks. Each tower has its own router id (or ids),
-    0 at first; copies of the model have their own. Under -1 nothing is computed
-    and features equal those of the model without adapters bit for bit.
+    It is ``model.moe_adapters`` and holds no parameters: the adapters belong to the
+    blocks. Each tower has its own router id (or ids), 0 at first; copies of the model
+    have their own. Under -1 nothing is computed and features equal those of the frozen
+    model without adapters bit for bit.
 
     :param model: the model.
-    :param adapters: mixtures per tower, first block to last.
-    :param towers: router ids per tower.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        adapters: dict[str, list[BlockMoE]],
-        towers: dict[str, Routes],
-    ) -> None:
-        super().__init__()
-        # In containers, so that neither is registered a second time.
-        self._owner = (model,)
-        self._adapters = adapters
-        self._towers = towers
-        self._handles: list[Any] = []
-        self._flags: dict[str, bool] = {}
-        self._still: set[str] = set()
-        self._cache = FingerprintCache()
+    WHAT, RULES = _WHAT, _RULES
+
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__(model, NAME, {})
+        self._in_task = False
+        #: routers of finished tasks, in the order of finishing
+        self.learned: list[int] = []
 
     # ------------------------------------------------------------- description
-    @property
-    def model(self) -> DualEncoder:
-        """The model the adapters belong to."""
-        return self._owner[0]
-
-    @property
-    def towers(self) -> tuple[str, ...]:
-        """Towers that have adapters."""
-        return tuple(self._adapters)
-
     def adapters(self, tower: str | None = None) -> list[BlockMoE]:
         """List the mixtures of one tower, or of all, first block to last."""
-        if tower is None:
-            return [a for blocks in self._adapters.values() for a in blocks]
-        return list(self._adapters[self._check_tower(tower)])
+        return self.branches(tower)
 
     @property
     def num_routers(self) -> int:
@@ -80,47 +93,16 @@ class MoEAdapterSet(AdapterProgress):
         """The router in training."""
         return self.adapters()[0].active_router
 
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in all experts and routers."""
-        return sum(p.numel() for a in self.adapters() for p in a.parameters())
-
-    @property
-    def num_trainable(self) -> int:
-        """Numbers in unfrozen experts and the active router."""
-        return sum(parameter.numel() for _, parameter in self.trainable_parameters())
-
-    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """List what trains, with names as in ``model.named_parameters()``."""
-        return [
-            (f"{prefix}.{name}", parameter)
-            for prefix, adapter in self._named()
-            for name, parameter in adapter.named_parameters()
-            if parameter.requires_grad
-        ]
-
-    def _named(self) -> Iterator[tuple[str, BlockMoE]]:
-        for name, module in self.model.named_modules():
-            if isinstance(module, BlockMoE):
-                yield name, module
-
-    def _check_tower(self, tower: str) -> str:
-        if tower not in self._adapters:
-            raise ValueError(
-                f"tower={tower!r} has no adapters; use one of {list(self._adapters)}."
-            )
-        return tower
-
     # ----------------------------------------------------------------- routers
     @property
     def routers(self) -> dict[str, int | Tensor]:
         """Current router id of each tower, or ids per row."""
-        return {t: _plain(state.ids) for t, state in self._towers.items()}
+        return self.ids
 
     def set_router(
         self, router: Any = None, *, image: Any = None, text: Any = None
     ) -> None:
-        """Choose the routers of the next passes.
+        """Choose the routers of the next passes, as :meth:`set_ids` does.
 
         :param router: id for both towers; -1 skips the mixture everywhere.
         :param image: id, or LongTensor with one id per image, for the image
@@ -129,28 +111,19 @@ class MoEAdapterSet(AdapterProgress):
             alone. What is None stays as it is.
         :raises ValueError: for unknown ids and towers without adapters.
         """
-        chosen = {} if router is None else dict.fromkeys(self._towers, router)
-        own = {"image": image, "text": text}
-        chosen |= {t: ids for t, ids in own.items() if ids is not None}
-        parsed = {self._check_tower(t): parse_ids(ids) for t, ids in chosen.items()}
-        for tower, ids in parsed.items():
-            present = [ids] if isinstance(ids, int) else ids.present
-            self._adapters[tower][0].check_known(present)
-        for tower, ids in parsed.items():
-            self._towers[tower].ids = ids
+        self.set_ids(router, image=image, text=text)
 
     @contextmanager
     def using_router(
         self, router: Any = None, *, image: Any = None, text: Any = None
     ) -> Iterator[MoEAdapterSet]:
         """Choose routers as :meth:`set_router` does, and restore them on exit."""
-        before = {t: state.ids for t, state in self._towers.items()}
-        try:
-            self.set_router(router, image=image, text=text)
+        with self.using_ids(router, image=image, text=text):
             yield self
-        finally:
-            for tower, ids in before.items():
-                self._towers[tower].ids = ids
+
+    def check_known(self, present: Iterable[int]) -> None:
+        """Raise ValueError unless all ids are -1 or those of routers."""
+        self.adapters()[0].check_known(present)
 
     def add_router(self) -> int:
         """Add a router to every block; it does not train before its task starts.
@@ -174,7 +147,7 @@ class MoEAdapterSet(AdapterProgress):
         :raises ValueError: if an id would be left out.
         """
         if router is None:
-            router = self.num_routers if self._started or self.learned else 0
+            router = self.num_routers if self._started else 0
         if not 0 <= router <= self.num_routers:
             raise ValueError(
                 f"router={router} cannot be started; choose 0 to {self.num_routers}"
@@ -182,11 +155,8 @@ class MoEAdapterSet(AdapterProgress):
             )
         if router == self.num_routers:
             self.add_router()
-        for adapter in self.adapters():
-            adapter.activate_router(router)
-            adapter.clear_counts()
-            adapter.clear_balance()
-        self.counting = self._started = self._in_task = True
+        self._clear(router)
+        self.counting = self._in_task = True
         self.restore_trainable()
         self.set_router(router)
         return router
@@ -204,17 +174,25 @@ class MoEAdapterSet(AdapterProgress):
         """
         self.share_counts()
         frozen = {
-            tower: [adapter.freeze_most_used(count, rank_over) for adapter in blocks]
-            for tower, blocks in self._adapters.items()
+            tower: [a.freeze_most_used(count, rank_over) for a in self.adapters(tower)]
+            for tower in self.towers
         }
-        for adapter in self.adapters():
-            adapter.clear_counts()
-            adapter.clear_balance()
-            set_trainable(adapter.routers[adapter.active_router], False)
+        self._clear(self.active_router)
         self.counting = self._in_task = False
         if self.active_router not in self.learned:
             self.learned.append(self.active_router)
+        self.restore_trainable()
         return frozen
+
+    def _clear(self, router: int) -> None:
+        for adapter in self.adapters():
+            adapter.activate_router(router)
+            adapter.clear_counts()
+            adapter.clear_balance()
+
+    @property
+    def _started(self) -> bool:
+        return self._in_task or bool(self.learned)
 
     def share_counts(self) -> None:
         """Add up what each process has counted since the last call.
@@ -225,7 +203,7 @@ class MoEAdapterSet(AdapterProgress):
         running = dist.is_available() and dist.is_initialized()
         if not running or dist.get_world_size() == 1:
             return
-        adapters = self.adapters()
+        adapters = self.branches()
         device = adapters[0].frozen.device
         before = torch.stack([a._shared.to(device) for a in adapters])
         added = torch.stack([a.counts.to(device) for a in adapters]) - before
@@ -236,7 +214,7 @@ class MoEAdapterSet(AdapterProgress):
     @contextmanager
     def paused(self, tower: str) -> Iterator[None]:
         """Let passes of one tower neither count nor collect the balance loss."""
-        adapters = self._adapters.get(tower, [])
+        adapters = self._branches.get(tower, [])
         for adapter in adapters:
             adapter.paused = True
         try:
@@ -308,10 +286,96 @@ class MoEAdapterSet(AdapterProgress):
         aux = {**(output.aux or {}), "balance_loss": self.balance_loss()}
         return output._replace(aux=aux)
 
-    # ----------------------------------------------------------------- storage
-    def base_fingerprint(self) -> str:
-        """Return a content hash of the wrapped model without the adapters."""
-        return self._hash(self.model._tensors_of(None), ())
+    # ------------------------------------------------------------------- state
+    def growth_state(self) -> dict[str, Any]:
+        """Describe options, growth and progress as plain data."""
+        widths = {t: [a.width for a in self.adapters(t)] for t in self.towers}
+        ids = {t: i for t, i in self.ids.items() if isinstance(i, int)}
+        return {
+            "towers": widths,
+            "options": self.adapters()[0].options(),
+            "num_routers": self.num_routers,
+            "active_router": self.active_router,
+            "learned": list(self.learned),
+            "started": self._started,
+            "in_task": self._in_task,
+            "counting": self.counting,
+            "routers": {t: ids.get(t, self.active_router) for t in self.towers},
+        }
+
+    @staticmethod
+    def made_with(state: dict[str, Any]) -> dict[str, Any]:
+        """Pick from a growth state what two sets must share to exchange weights."""
+        return {"towers": state["towers"], **state["options"]}
+
+    @staticmethod
+    def keys_of(facts: dict[str, Any]) -> Iterable[int]:
+        """Ids of the routers."""
+        return range(facts["num_routers"])
+
+    @staticmethod
+    def check_facts(facts: dict[str, Any]) -> None:
+        """Raise ValueError if routers are named that are not there."""
+        ids = facts["routers"]
+        used = [facts["active_router"], *facts["learned"], *ids.values()]
+        if max(used) >= facts["num_routers"] or ids.keys() != facts["towers"].keys():
+            raise storage.damaged(facts, "routers")
+
+    def load_growth_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`growth_state` returned; values of weights stay.
+
+        :raises ValueError: if the towers, blocks or options are others.
+        """
+        self.check_config(state)
+        for adapter in self.adapters():
+            del adapter.routers[state["num_routers"] :]
+            while adapter.num_routers < state["num_routers"]:
+                adapter.add_router()
+        self.counting = state["counting"]
+        self._set_progress(state)
+        self.restore_trainable()
+
+    def _set_progress(self, state: dict[str, Any]) -> None:
+        for adapter in self.adapters():
+            adapter._active = state["active_router"]
+        self.learned, self._in_task = list(state["learned"]), bool(state["in_task"])
+        for tower, ids in state["routers"].items():
+            self._routes[tower].ids = ids
+
+    def _save_to_state_dict(
+        self, destination: Any, prefix: str, keep_vars: bool
+    ) -> None:
+        """Write the progress as numbers: a state dict holds tensors only."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state = self.growth_state()
+        names = "started", "in_task", "active_router"
+        ids = [state["routers"].get(tower, _ABSENT) for tower in TOWERS]
+        numbers = [*(int(state[name]) for name in names), *ids, *self.learned]
+        destination[prefix + PROGRESS] = torch.tensor(numbers)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take over the progress; the state of a plain model holds none."""
+        packed = state_dict.pop(prefix + PROGRESS, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if packed is None:
+            return
+        _, in_task, active, *ids = packed.tolist()
+        if active >= self.num_routers:
+            return  # only a part of a state
+        routers = {t: i for t, i in zip(TOWERS, ids) if t in self.towers}
+        self._set_progress(
+            {
+                "in_task": in_task,
+                "active_router": active,
+                "learned": ids[2:],
+                "routers": {t: i for t, i in routers.items() if i != _ABSENT},
+            }
+        )
+        # Copies such as teachers are frozen as a whole, and stay so.
+        if self.num_trainable:
+            self.restore_trainable()
 
     def fingerprint(self, tower: str, router: int) -> str:
         """Return a content hash of what decides a tower's features.
@@ -323,114 +387,103 @@ class MoEAdapterSet(AdapterProgress):
             masks are not part of it.
         """
         tensors = self.model._tensors_of(tower)
-        if router == SKIP or tower not in self._adapters:
-            return self._hash(tensors, ())
-        self._adapters[tower][0].check_known([router])
-        return self._hash(tensors, ("experts.", f"routers.{router}."))
-
-    def _hash(
-        self, tensors: Iterable[tuple[str, Tensor]], kinds: tuple[str, ...]
-    ) -> str:
-        prefixes = tuple(f"{name}." for name, _ in self._named())
-        wanted = tuple(prefix + kind for prefix in prefixes for kind in kinds)
-        return self._cache(
-            (name, tensor)
-            for name, tensor in tensors
-            if not name.startswith(f"{NAME}.")
-            and (not name.startswith(prefixes) or name.startswith(wanted))
-        )
-
-    def adapter_state_dict(self) -> dict[str, Any]:
-        """Return all adapter state, and the hash of the base it belongs to.
-
-        :return: ``{"facts": numbers, strings and lists, "tensors": by name}``;
-            plain data.
-        """
-        return moe_storage.collect(self)
-
-    def load_adapter_state_dict(
-        self, state: dict[str, Any], check_base: bool = True
-    ) -> None:
-        """Put back what :meth:`adapter_state_dict` returned, all of it or nothing.
-
-        The number of routers becomes that of the state.
-
-        :param state: the state.
-        :param check_base: refuse adapters that were trained on other weights.
-        :raises ValueError: if the base, the options or the blocks differ.
-        """
-        moe_storage.restore(self, state, check_base)
-
-    def save(self, path: str | Path) -> None:
-        """Write the adapters alone as one safetensors file.
-
-        :param path: ends with ``.safetensors``; replaced if it exists.
-        """
-        moe_storage.write(self.adapter_state_dict(), path)
-
-    def load(
-        self, path: str | Path, check_base: bool = True, *, verify: bool = True
-    ) -> None:
-        """Read a file written by :meth:`save`.
-
-        :param path: the file.
-        :param check_base: refuse adapters that were trained on other weights.
-        :param verify: compare the checksums of all tensors, even of large ones.
-        :raises FileNotFoundError: if there is no such file.
-        :raises ValueError: if it is damaged, else as :meth:`load_adapter_state_dict`.
-        """
-        state = moe_storage.read(path, verify=verify)
-        with moe_storage.naming(path, "adapters of this model"):
-            self.load_adapter_state_dict(state, check_base)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_cache"] = FingerprintCache()
-        return state
+        if router == SKIP or tower not in self._branches:
+            return self.fingerprint_of(tensors)
+        self._branches[tower][0].check_known([router])
+        return self.fingerprint_of(tensors, ("experts.", f"routers.{router}."))
 
     # ------------------------------------------------------------------ attach
-    def connect(self) -> None:
+    def connect(self, branches: Any) -> None:
         """Freeze the model and hook the adapters into its blocks, once."""
-        model = self.model
-        self._flags = {n: p.requires_grad for n, p in model.named_parameters()}
-        self._still = set(model._still)
-        views = {tower: model.blocks(tower) for tower in self._adapters}
-        exact = {
-            tower: [any(p.requires_grad for p in v.attn.parameters()) for v in found]
-            for tower, found in views.items()
-        }
-        model.freeze()
-        for tower, blocks in self._adapters.items():
-            parts = zip(blocks, views[tower], exact[tower], strict=True)
-            for adapter, view, was_trainable in parts:
-                self._handles += adapter.connect(view, was_trainable)
-        setattr(model, NAME, self)
+        super().connect(branches)
         self._handles += [
-            model.register_forward_pre_hook(self.before_forward),
-            model.register_forward_hook(self.after_forward),
-            model.register_load_state_dict_pre_hook(self.before_load),
+            self.model.register_forward_pre_hook(self.before_forward),
+            self.model.register_forward_hook(self.after_forward),
         ]
-        model.train(model.training)
-
-    def detach(self) -> None:
-        """Remove the adapters from the model and restore what trained before.
-
-        The model then equals the one before :func:`attach_moe_adapters`.
-        """
-        model = self.model
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        for tower in self._adapters:
-            for view in model.blocks(tower):
-                del view.module.moe
-        setattr(model, NAME, None)
-        for name, parameter in model.named_parameters():
-            if name in self._flags:
-                parameter.requires_grad_(self._flags[name])
-        model._still = set(self._still)
-        model.train(model.training)
 
 
-def _plain(ids: int | RowIds) -> int | Tensor:
-    return ids if isinstance(ids, int) else ids.ids
+def attach_moe_adapters(
+    model: DualEncoder,
+    *,
+    towers: Iterable[str] | str = TOWERS,
+    num_experts: int = NUM_EXPERTS,
+    top_k: int = 2,
+    bottleneck: int = 64,
+    **options: Any,
+) -> MoEAdapterSet:
+    """Put an expert mixture into every block and freeze everything else.
+
+    The new mixtures give zeros, so features equal those of the frozen model bit
+    for bit. (Freezing can change the last bits, since PyTorch picks other kernels for
+    frozen weights.) All experts and
+    router 0 are trainable; the model's own parameters, ``logit_scale``
+    included, are frozen until :meth:`MoEAdapterSet.detach`.
+
+    :param model: a dual encoder with residual attention blocks.
+    :param towers: ``"image"``, ``"text"`` or both.
+    :param num_experts: E, the size of each block's pool.
+    :param top_k: experts kept per row.
+    :param bottleneck: hidden width of an expert.
+    :param options: further arguments of :class:`MoEAdapter`.
+    :return: the set, also ``model.moe_adapters``.
+    :raises ValueError: if adapters are attached already, a tower is unknown,
+        has no such blocks, or an option is out of range; the model is then
+        unchanged.
+
+    Source: Yu et al., CVPR 2024; the defaults are those of the released code.
+    """
+    given = [towers] if isinstance(towers, str) else list(dict.fromkeys(towers))
+    if not given:
+        raise ValueError(f"towers is empty; give one or both of {list(TOWERS)}.")
+    options |= {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
+    result, made = MoEAdapterSet(model), {}
+    for tower in given:
+        require_choice("towers", tower, TOWERS)
+        views = chosen_blocks(model, tower, None)[0][tower]
+        made[tower] = [
+            (BlockMoE(v.width, **options).to(v.norm2.weight.device), v)  # type: ignore
+            for v in views
+        ]
+    result.connect(made)
+    return result
+
+
+def load_moe_adapters(
+    model: DualEncoder,
+    path: str | Path,
+    check_base: bool = True,
+    *,
+    verify: bool = True,
+) -> MoEAdapterSet:
+    """Attach the adapters of a file to a model that has none.
+
+    :param model: the base they were trained on.
+    :param path: file written by :meth:`MoEAdapterSet.save`.
+    :param check_base: refuse adapters that were trained on other weights.
+    :param verify: compare the checksums of all tensors, even of large ones.
+    :return: the set, also ``model.moe_adapters``.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file is damaged or does not fit; the model is then
+        unchanged.
+    """
+    check_free(model, NAME, _WHAT)
+    state = storage.read(path, NAME, _WHAT, _RULES, verify=verify)
+    facts = state["facts"]
+    with naming(path, _WHAT):
+        MoEAdapterSet.check_facts(facts)
+    try:
+        adapters = attach_moe_adapters(
+            model, towers=list(facts["towers"]), **facts["options"]
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The adapters in {path} cannot be attached to this model, or their options"
+            f" are damaged ({error})."
+        ) from error
+    try:
+        with naming(path, "adapters of this model"):
+            adapters.load_adapter_state_dict(state, check_base)
+    except BaseException:
+        adapters.detach()
+        raise
+    return adapters

@@ -10,13 +10,19 @@ our choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import require_choice
-from avalanche_clip.models.moe.dispatch import ExpertTensors, expert_output, mix_experts
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.models.moe.dispatch import (
+    ACTIVATIONS,
+    ExpertTensors,
+    expert_output,
+    mix_experts,
+)
 from avalanche_clip.models.moe.gating import (
     Routing,
     balance_loss,
@@ -25,13 +31,13 @@ from avalanche_clip.models.moe.gating import (
     route,
 )
 from avalanche_clip.models.moe.kernels import MixtureRule
-from avalanche_clip.models.moe.options import (
-    NUM_EXPERTS,
-    RANKINGS,
-    check_options,
-    check_sizes,
-)
+from avalanche_clip.models.peft.branch import set_trainable
 from avalanche_clip.models.peft.routes import SKIP, RowIds, is_recomputation, parse_ids
+
+NUM_EXPERTS = 22
+"""Published size of the pool: two experts per data set of MTIL."""
+ROUTER_INPUTS = ("first", "mean")
+RANKINGS = ("all", "unfrozen")
 
 
 class Expert(nn.Module):
@@ -136,8 +142,21 @@ class MoEAdapter(nn.Module):
         noise_floor: float = 0.01,
     ) -> None:
         super().__init__()
-        check_sizes(width, num_experts, top_k, bottleneck)
-        check_options(scale, dropout, activation, router_input, noise_floor)
+        sizes = {"width": width, "num_experts": num_experts, "bottleneck": bottleneck}
+        for name, value in (sizes | {"top_k": top_k}).items():
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name}={value!r} is no integer; choose 1 or more.")
+            as_size(value, name)
+        if top_k > num_experts:
+            raise ValueError(
+                f"top_k={top_k} exceeds num_experts={num_experts}; choose top_k <="
+                " num_experts."
+            )
+        as_finite(dropout, "dropout", low=0, high=1)
+        as_finite(scale, "scale")
+        require_choice("activation", activation, ACTIVATIONS)
+        require_choice("router_input", router_input, ROUTER_INPUTS)
+        as_finite(noise_floor, "noise_floor", low=0)
         self.width = width
         self.num_experts = num_experts
         self.top_k = top_k
@@ -442,12 +461,3 @@ class MoEAdapter(nn.Module):
         """Describe the mixture in one line."""
         facts = {"width": self.width, "num_routers": self.num_routers}
         return ", ".join(f"{k}={v!r}" for k, v in (facts | self.options()).items())
-
-
-def set_trainable(module: nn.Module, trainable: bool) -> None:
-    """Let the parameters of a module train, or stop it and drop gradients."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(trainable)
-        if not trainable:
-            # an optimiser would apply what is left
-            parameter.grad = None

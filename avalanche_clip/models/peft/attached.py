@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_integers, require_choice
+from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.models.peft.branch import Branch, RoutedBranch
+from avalanche_clip.models.peft import storage
+from avalanche_clip.models.peft.branch import Branch, RoutedBranch, set_trainable
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
+from avalanche_clip.models.text.vocabulary_storage import naming
 
 TOWERS = ("image", "text")
 
@@ -27,6 +31,11 @@ def chosen_blocks(
     :return: views per tower, and the choice as plain data.
     :raises ValueError: for a tower without residual blocks, and unknown indices.
     """
+    if not isinstance(model, DualEncoder):
+        raise ValueError(
+            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
+            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
+        )
     require_choice("tower", tower, (*TOWERS, "both"))
     wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
     views = {}
@@ -42,15 +51,6 @@ def chosen_blocks(
             )
         views[name] = [every[number] for number in wanted]
     return views, {"tower": tower, "blocks": wanted}
-
-
-def set_trainable(module: nn.Module, trainable: bool) -> None:
-    """Let the parameters of a module train, or stop it and drop gradients."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(trainable)
-        if not trainable:
-            # an optimiser would apply what is left
-            parameter.grad = None
 
 
 class BranchSet(nn.Module):
@@ -69,6 +69,12 @@ class BranchSet(nn.Module):
     """
 
     WHAT = "branches"
+    RULES: storage.Rules = {
+        "config": lambda v: isinstance(v, dict),
+        "ids": lambda v: storage.is_ints(v, 0),
+        "training": lambda v: v is None or storage.is_ints(v, 0),
+    }
+    START = 0  # id of all rows at first
 
     def __init__(
         self,
@@ -79,11 +85,7 @@ class BranchSet(nn.Module):
         freezes: bool = True,
     ) -> None:
         super().__init__()
-        if getattr(model, name) is not None:
-            raise ValueError(
-                f"The model has {self.WHAT} already; use model.{name}, or detach() them"
-                " before."
-            )
+        check_free(model, name, self.WHAT)
         # In containers, so that nothing is registered a second time.
         self._owner = (model,)
         self.name = name
@@ -93,8 +95,9 @@ class BranchSet(nn.Module):
         self._routes: dict[str, Routes] = {}
         self._flags: dict[str, bool] = {}
         self._still: set[str] = set()
-        self._training: tuple[int, ...] = (0,)
+        self._training: tuple[int, ...] | None = (0,)  # None: all
         self._handles: list[Any] = []
+        self._cache = FingerprintCache()
 
     # ---------------------------------------------------------------- description
     @property
@@ -220,36 +223,141 @@ class BranchSet(nn.Module):
         """Let train what may, after something else has frozen or thawed it."""
         for branch in self.branches():
             for key, parts in branch.table.items():
-                set_trainable(parts, int(key) in self._training)
+                chosen = self._training is None or int(key) in self._training
+                set_trainable(parts, chosen)
 
     # --------------------------------------------------------------------- storage
     def growth_state(self) -> dict[str, Any]:
-        """Describe how the branches were made, and their ids."""
-        return {
-            "config": dict(self.config),
-            "ids": list(self.keys),
-            "training": list(self._training),
-        }
+        """Describe how the branches were made, and their ids, as plain data."""
+        training = None if self._training is None else list(self._training)
+        config = dict(self.config)
+        return {"config": config, "ids": list(self.keys), "training": training}
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`growth_state` returned; values of weights stay.
 
         :raises ValueError: if the stored branches were made in another way.
         """
-        self.check_config(state["config"])
+        self.check_config(state)
         for key in state["ids"]:
             self.add(key)
-        self.train_ids(state["training"])
+        self._training = state["training"] and tuple(state["training"])
+        self.restore_trainable()
 
-    def check_config(self, stored: dict[str, Any]) -> None:
-        """Raise ValueError if stored branches were made in another way."""
-        for name in sorted(self.config.keys() | stored.keys()):
-            own, found = self.config.get(name), stored.get(name)
-            if own != found:
+    @staticmethod
+    def made_with(state: dict[str, Any]) -> dict[str, Any]:
+        """Pick from a growth state what two sets must share to exchange weights."""
+        return state["config"]
+
+    def check_config(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if the branches of a growth state were made otherwise."""
+        ours, theirs = self.made_with(self.growth_state()), self.made_with(state)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
                 raise ValueError(
-                    f"The stored {self.WHAT} have {name}={found!r}, these {own!r};"
-                    f" attach {self.WHAT} with the stored options."
+                    f"The stored {self.WHAT} have {name}={theirs.get(name)!r}, these"
+                    f" {ours.get(name)!r}; attach {self.WHAT} with the stored options."
                 )
+
+    def fingerprint_of(self, tensors: Any, kinds: tuple[str, ...] = ()) -> str:
+        """Return a content hash of tensors, of branches only some.
+
+        :param tensors: pairs of name and tensor.
+        :param kinds: beginnings of the names, below a branch, that count.
+        """
+        prefixes = tuple(f"{name}." for name, _ in self.named_branches())
+        wanted = tuple(prefix + kind for prefix in prefixes for kind in kinds)
+        return self._cache(
+            (name, tensor)
+            for name, tensor in tensors
+            if not name.startswith(prefixes) or name.startswith(wanted)
+        )
+
+    def base_fingerprint(self) -> str:
+        """Return a content hash of the model without these branches."""
+        return self.fingerprint_of(self.model._tensors_of(None))
+
+    def adapter_state_dict(self) -> dict[str, Any]:
+        """Return parameters, buffers, how they were made, and a hash of the base.
+
+        :return: ``{"facts": numbers, strings and lists, "tensors": by name}``;
+            plain data, tensors are copies.
+        """
+        base = {
+            "pretrained": self.model.pretrained,
+            "checksum": self.base_fingerprint(),
+        }
+        return {
+            "facts": {"format": storage.FORMAT, "base": base, **self.growth_state()},
+            "tensors": {
+                f"{tower}.{number}.{name}": tensor.detach().clone()
+                for tower, branches in self._branches.items()
+                for number, branch in enumerate(branches)
+                for name, tensor in branch.state_dict().items()
+            },
+        }
+
+    def load_adapter_state_dict(
+        self, state: dict[str, Any], check_base: bool = True
+    ) -> None:
+        """Put back what :meth:`adapter_state_dict` returned, all of it or nothing.
+
+        The ids become those of the state.
+
+        :param state: the state.
+        :param check_base: refuse adapters that were trained on other weights.
+        :raises ValueError: if the base, the options or the blocks differ.
+        """
+        facts, tensors = storage.checked(state, self.RULES)
+        self.check_facts(facts)
+        base, own = facts["base"], self.base_fingerprint() if check_base else ""
+        if check_base and own != base["checksum"]:
+            raise ValueError(
+                f"The adapters were trained on other weights (pretrained="
+                f"{base['pretrained']!r}, checksum {base['checksum']}) than those of"
+                f" this model (pretrained={self.model.pretrained!r}, checksum {own});"
+                " create the model with the same configuration, weights and precision."
+            )
+        self.check_config(facts)
+        parts = storage.matched(self._branches, tensors, self.keys_of(facts))
+        self.load_growth_state(facts)
+        for branch, values in parts:
+            branch.load_state_dict(values)
+        self.restore_trainable()
+
+    @staticmethod
+    def check_facts(facts: dict[str, Any]) -> None:
+        """Raise ValueError if facts that pass the rules contradict each other."""
+
+    @staticmethod
+    def keys_of(facts: dict[str, Any]) -> Iterable[int]:
+        """Ids of a growth state."""
+        return facts["ids"]
+
+    def save(self, path: str | Path) -> None:
+        """Write the branches alone as one safetensors file.
+
+        :param path: ends with ``.safetensors``; replaced if it exists.
+        """
+        storage.write(self.adapter_state_dict(), path, self.name)
+
+    def load(
+        self, path: str | Path, check_base: bool = True, *, verify: bool = True
+    ) -> None:
+        """Read a file written by :meth:`save`.
+
+        :param path: the file.
+        :param check_base: refuse branches that were trained on other weights.
+        :param verify: compare the checksums of all tensors, even of large ones.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if it is damaged, else as :meth:`load_adapter_state_dict`.
+        """
+        state = storage.read(path, self.name, self.WHAT, self.RULES, verify=verify)
+        with naming(path, f"{self.WHAT} of this model"):
+            self.load_adapter_state_dict(state, check_base)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": FingerprintCache()}
 
     def forward_state(self) -> dict[str, int | RowIds]:
         """Ids per tower: what decides a pass beside weights."""
@@ -277,14 +385,14 @@ class BranchSet(nn.Module):
             for other in others:
                 other.restore_trainable()
         for tower, pairs in branches.items():
-            self._routes[tower] = Routes()
+            self._routes[tower] = Routes(self.START)
             self._branches[tower] = [branch for branch, _ in pairs]
             for branch, view in pairs:
                 branch.connect(view, self._routes[tower])
         setattr(model, self.name, self)
         for branch in self.branches():
-            if isinstance(branch, RoutedBranch):
-                branch.add(0)
+            if isinstance(branch, RoutedBranch) and self.START != SKIP:
+                branch.add(self.START)
         self._handles += [
             model.register_load_state_dict_pre_hook(self._before_load),
         ]
@@ -371,6 +479,19 @@ class BranchSet(nn.Module):
         self.active_ids()
         for branch in self.branches():
             branch.check_merge()
+
+
+def attachment(model: nn.Module, name: str) -> Any:
+    """Return what is attached to a model under a name; None without, for any model."""
+    return model._modules.get(name)
+
+
+def check_free(model: nn.Module, name: str, what: str) -> None:
+    """Raise ValueError if something is attached to a model under a name."""
+    if attachment(model, name) is not None:
+        raise ValueError(
+            f"The model has {what} already; use model.{name}, or detach() them before."
+        )
 
 
 def attached(model: nn.Module) -> list[BranchSet]:

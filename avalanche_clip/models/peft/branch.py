@@ -13,7 +13,7 @@ row has an id but -1 nothing is computed, and the block gives what it gave bit f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,14 +26,25 @@ from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds
 _CALLS = {"attn": "attend", "mlp": "perceive"}
 
 
+def set_trainable(module: nn.Module, trainable: bool) -> None:
+    """Let the parameters of a module train, or stop it and drop gradients."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            # an optimiser would apply what is left
+            parameter.grad = None
+
+
 class Branch(nn.Module):
     """Something beside one block; parameters and buffers only.
 
     :cvar CHILD: its name in the block.
+    :cvar TABLE: name of its parts per id among its children.
     :cvar ROWS: what ids and rows are called in messages.
     """
 
     CHILD: ClassVar[str] = "branch"
+    TABLE: ClassVar[str] = "entries"
     ROWS: ClassVar[tuple[str, str]] = ("ids", "rows")
     view: BlockView
     routes: Routes
@@ -221,6 +232,19 @@ class Branch(nn.Module):
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def shapes(self, keys: Iterable[int]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state of a branch with these ids."""
+        found = {n: tuple(t.shape) for n, t in self.state_dict().items()}
+        table = {n: s for n, s in found.items() if n.startswith(f"{self.TABLE}.")}
+        first = min((n.split(".")[1] for n in table), default="")
+        start = f"{self.TABLE}.{first}."
+        result = {n: s for n, s in found.items() if n not in table}
+        for key in keys:
+            for name, shape in table.items():
+                if name.startswith(start):
+                    result[f"{self.TABLE}.{key}.{name[len(start) :]}"] = shape
+        return result
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
@@ -247,12 +271,7 @@ def _take(value: Any, *, x: Tensor, few: Tensor, rows: Tensor, dim: int) -> Any:
 
 
 class RoutedBranch(Branch):
-    """A branch that has parts of its own for each id.
-
-    :cvar TABLE: name of the parts among its children.
-    """
-
-    TABLE: ClassVar[str] = "entries"
+    """A branch that has parts of its own for each id."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,271 +9,86 @@ so that a new language starts from the base tower exactly.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.peft.adapter import Bottleneck
+from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
+from avalanche_clip.models.peft.branch import RoutedBranch
+from avalanche_clip.models.peft.lora import LoRABranch
+from avalanche_clip.models.peft.routes import SKIP, RowIds, restored
 
 KINDS = ("mla", "lora")
-CHILD = "language_adapter"
-BASE = -1
-"""Route of texts that pass the base tower only."""
+_CHILD, _TABLE = "language_adapter", "languages"
+_ROWS = ("language codes were set", "texts")
 
 
-class _Routed(nn.Module):
-    """Modules by language code, applied to the rows that are routed to them."""
+class LanguageBottleneck(RoutedBranch):
+    """A bottleneck per language behind the perceptron of one block.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.languages = nn.ModuleDict()
-        self.route: int | Tensor = BASE
-
-    def make(self) -> nn.Module:
-        """Return the module of a new language."""
-        raise NotImplementedError
-
-    def add(self, code: int, like: Tensor) -> None:
-        """Make the module of a language on the device of a tensor."""
-        if str(code) not in self.languages:
-            self.languages[str(code)] = self.make().to(like.device)
-
-    @property
-    def idle(self) -> bool:
-        """Whether no row is routed to a language."""
-        return isinstance(self.route, int) and self.route == BASE
-
-    def mix(self, x: Tensor, apply: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """Apply to each row of ``x`` ``(N, L, D)`` the module of its language.
-
-        :param apply: called with a module and its rows.
-        :return: same shape; zeros for rows of the base tower.
-        """
-        if isinstance(self.route, int):
-            return apply(self.languages[str(self.route)], x)
-        if len(self.route) != len(x):
-            raise ValueError(
-                f"{len(self.route)} language codes were set for {len(x)} texts; set "
-                "one per text, or one for all (batches of several languages cannot be "
-                "cut into chunks)."
-            )
-        out = torch.zeros_like(x)
-        for code in torch.unique(self.route).tolist():
-            if code != BASE:
-                rows = (self.route == code).nonzero().squeeze(1)
-                found = apply(self.languages[str(code)], x[rows]).to(out.dtype)
-                out = out.index_copy(0, rows, found)
-        return out
-
-
-class _Bottleneck(nn.Module):
-    """``up(relu(down(x)))`` with a zero ``up``."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, inner)
-        self.up = nn.Linear(inner, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.relu(self.down(x)))
-
-
-class LanguageBottleneck(_Routed):
-    """A bottleneck behind the perceptron of one block.
-
-    With r the input of the perceptron's branch and y its output, the block's output
+    With r the input of the perceptron's half and y its output, the block's output
     r + y becomes ``r + y + up(relu(down(norm(r + y))))``, where the norm is the one
     that the block has before its perceptron.
 
-    :param block: where to attach.
+    :param width: channels D.
     :param inner: width of the bottleneck.
     """
 
-    def __init__(self, block: BlockView, inner: int) -> None:
+    CHILD, TABLE, ROWS = _CHILD, _TABLE, _ROWS
+
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.width, self.inner = block.width, inner
-        self.batch_first = block.batch_first
-        # Not a child: it belongs to the block.
-        self._norm = [block.norm2]
-        self._residual: Tensor | None = None
-        self.handles = [
-            block.norm2.register_forward_pre_hook(self._before),
-            block.mlp_out.register_forward_hook(self._after),
-        ]
+        self.width, self.inner = width, inner
 
     def make(self) -> nn.Module:
         """Return the bottleneck of a new language."""
-        return _Bottleneck(self.width, self.inner)
+        return Bottleneck(self.width, self.inner)
 
-    def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._residual = None if self.idle else inputs[0]
+    def hook(self) -> None:
+        """Hook into the perceptron's half."""
+        self.add_at(self.view.mlp_out, self.view.norm2, normed=False)
 
-    def _after(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        if self._residual is None:
-            return None
-        residual, self._residual = self._residual, None
+    def reads(self, kept: Tensor, output: Tensor) -> Tensor:
+        """Return the block's output, normed."""
         # Called directly, so that the norm's own hooks do not run again.
-        x = self._norm[0].forward(residual + output)
-        x = x if self.batch_first else x.transpose(0, 1)
-        found = self.mix(x, lambda bottleneck, rows: bottleneck(rows))
-        found = found if self.batch_first else found.transpose(0, 1)
-        return output + found.to(output.dtype)
+        return self.view.norm2.forward(kept + output)
 
-    def detach_hooks(self) -> None:
-        """Take the hooks away."""
-        for handle in self.handles:
-            handle.remove()
+    def delta(self, x: Tensor, ids: int | RowIds) -> Tensor:
+        """Return what is added."""
+        return self.mix(x, ids, lambda bottleneck, rows: bottleneck(rows))
 
 
-class _LowRank(nn.Module):
-    """``scale * x A^T B^T`` for queries and for values, with a zero B."""
+class LanguageLoRA(LoRABranch):
+    """Low-rank updates per language of the queries and values of one block."""
 
-    def __init__(self, width: int, rank: int, alpha: float) -> None:
-        super().__init__()
-        self.scale = alpha / rank
-        for name in ("query", "value"):
-            down = nn.Parameter(torch.empty(rank, width))
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-            setattr(self, f"{name}_down", down)
-            setattr(self, f"{name}_up", nn.Parameter(torch.zeros(width, rank)))
-
-    def delta(self, name: str, x: Tensor) -> Tensor:
-        """What is added to the projection ``name`` of ``x`` ``(N, L, D)``."""
-        down, up = getattr(self, f"{name}_down"), getattr(self, f"{name}_up")
-        return self.scale * F.linear(F.linear(x, down), up)
+    CHILD, TABLE, ROWS = _CHILD, _TABLE, _ROWS
 
 
-class LanguageLoRA(_Routed):
-    """Low-rank updates of the query and value projections of one block.
-
-    Attention modules with separate projections are hooked there; torch's
-    ``MultiheadAttention``, which projects inside, gets another ``forward`` that does
-    the same with the updates, and its own while no language is chosen.
-
-    :param block: where to attach.
-    :param rank: of the updates.
-    :param alpha: updates are multiplied by ``alpha / rank``.
-    :raises ValueError: for another attention module.
-    """
-
-    def __init__(self, block: BlockView, rank: int, alpha: float) -> None:
-        super().__init__()
-        self.width, self.rank, self.alpha = block.width, rank, alpha
-        attention: Any = block.attn
-        self._attention = [attention]
-        self.handles: list[Any] = []
-        if isinstance(attention, nn.MultiheadAttention):
-            if attention.in_proj_weight is None:
-                raise ValueError("The attention has keys of another width; use 'mla'.")
-            attention.forward = self.attend  # type: ignore[method-assign]
-        elif hasattr(attention, "q_proj") and hasattr(attention, "v_proj"):
-            self.handles = [
-                attention.q_proj.register_forward_hook(self._query),
-                attention.v_proj.register_forward_hook(self._value),
-            ]
-        else:
-            raise ValueError(
-                f"LoRA knows no queries and values in {type(attention).__name__}; use "
-                "kind='mla'."
-            )
-
-    def make(self) -> nn.Module:
-        """Return the updates of a new language."""
-        return _LowRank(self.width, self.rank, self.alpha)
-
-    def _delta(self, name: str, x: Tensor) -> Tensor:
-        return self.mix(x, lambda low_rank, rows: low_rank.delta(name, rows))  # type: ignore[operator]
-
-    def _query(self, module: Any, inputs: tuple[Tensor], output: Tensor) -> Any:
-        if self.idle:
-            return None
-        return output + self._delta("query", inputs[0]).to(output.dtype)
-
-    def _value(self, module: Any, inputs: tuple[Tensor], output: Tensor) -> Any:
-        if self.idle:
-            return None
-        return output + self._delta("value", inputs[0]).to(output.dtype)
-
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *arguments: Any,
-        attn_mask: Tensor | None = None,
-        need_weights: bool = True,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Stand in for ``MultiheadAttention.forward`` in self-attention.
-
-        :raises ValueError: with adapters, when weights are asked for or padding is
-            masked.
-        """
-        attention: Any = self._attention[0]
-        if self.idle:
-            plain = type(attention).forward
-            options |= {"attn_mask": attn_mask, "need_weights": need_weights}
-            return plain(attention, query, key, value, *arguments, **options)
-        if arguments or need_weights or options.get("key_padding_mask") is not None:
-            raise ValueError(
-                "LoRA stands in for self-attention without weights and padding mask."
-            )
-        x = query if attention.batch_first else query.transpose(0, 1)
-        size, length, width = x.shape
-        q, k, v = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(
-            3, dim=-1
-        )
-        q = q + self._delta("query", x).to(q.dtype)
-        v = v + self._delta("value", x).to(v.dtype)
-        q, k, v = (
-            part.reshape(size, length, attention.num_heads, -1).transpose(1, 2)
-            for part in (q, k, v)
-        )
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = ~attn_mask  # True means "leave out" there and "keep" here
-        elif attn_mask is not None:
-            attn_mask = attn_mask.to(q.dtype)
-        dropout = attention.dropout if attention.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
-        out = attention.out_proj(mixed.transpose(1, 2).reshape(size, length, width))
-        return (out if attention.batch_first else out.transpose(0, 1)), None
-
-    def detach_hooks(self) -> None:
-        """Give the attention its own forward back."""
-        for handle in self.handles:
-            handle.remove()
-        vars(self._attention[0]).pop("forward", None)
-
-
-class LanguageAdapterSet(nn.Module):
+class LanguageAdapterSet(BranchSet):
     """All language adapters of a model; ``model.language_adapters``.
 
     Languages are integer codes. Texts of a code without adapters pass the base tower.
     Before each training experience, ``adaptation`` adds adapters for its languages
-    and freezes all others.
-
-    :param parts: the adapters of the blocks, which are children of these.
-    :param facts: settings, plain data.
+    and freezes all others; the rest of the model trains as it did.
     """
 
-    def __init__(self, parts: Iterable[_Routed], facts: dict[str, Any]) -> None:
-        super().__init__()
-        # Registered in the blocks, where they keep the tower's names together.
-        self._parts = list(parts)
-        self.facts = facts
+    WHAT = "language adapters"
+    START = SKIP
+
+    def __init__(self, model: Any, facts: dict[str, Any]) -> None:
+        super().__init__(model, "language_adapters", facts, freezes=False)
+        self._training = None
 
     @property
     def codes(self) -> tuple[int, ...]:
         """Codes of the languages that have adapters, in order of arrival."""
-        return tuple(int(code) for code in self._parts[0].languages)
+        return self.keys
 
     def add_language(self, code: int) -> None:
         """Make adapters for a language; nothing happens if it has some.
@@ -281,22 +96,11 @@ class LanguageAdapterSet(nn.Module):
         :param code: integer >= 0.
         :raises ValueError: for another code.
         """
-        code = as_size(code, "The language code", least=0)
-        for part in self._parts:
-            part.add(code, self._anchor())
-
-    def _anchor(self) -> Tensor:
-        part: Any = self._parts[0]
-        if isinstance(part, LanguageBottleneck):
-            return next(part._norm[0].parameters())
-        return next(part._attention[0].parameters())
+        self.add(as_size(code, "The language code", least=0))
 
     def train_languages(self, codes: Iterable[int]) -> None:
         """Let the adapters of these languages train, and freeze the others."""
-        chosen = {str(code) for code in codes}
-        for part in self._parts:
-            for code, module in part.languages.items():
-                module.requires_grad_(code in chosen)
+        self.train_ids(codes)
 
     def adaptation(self, experience: Any) -> None:
         """Make and choose adapters for the languages of an experience.
@@ -315,35 +119,22 @@ class LanguageAdapterSet(nn.Module):
         :param codes: one code for all, one per text ``(N,)``, or None for the base
             tower. Codes without adapters mean the base tower.
         """
-        known = set(self.codes)
-        route: int | Tensor = BASE
-        if isinstance(codes, Tensor):
-            found = torch.unique(codes).tolist()
-            if len(found) == 1:
-                route = found[0] if found[0] in known else BASE
-            elif found:
-                route = codes.clone()
-                for code in found:
-                    if code not in known:
-                        route[codes == code] = BASE
-        elif codes is not None and int(codes) in known:
-            route = int(codes)
-        for part in self._parts:
-            part.route = route
+        ids: int | Tensor = SKIP
+        if isinstance(codes, Tensor) and codes.ndim:
+            known = torch.tensor(self.codes, dtype=codes.dtype, device=codes.device)
+            ids = torch.where(torch.isin(codes, known), codes, SKIP)
+            if len(ids) and bool((ids == ids[0]).all()):
+                ids = int(ids[0])
+        elif codes is not None and int(codes) in self.codes:
+            ids = int(codes)
+        self.set_ids(ids)
 
     @contextmanager
     def languages(self, codes: int | Tensor | None) -> Iterator[None]:
         """Choose languages inside a ``with`` block, then the ones before."""
-        before = self._parts[0].route
-        self.set_languages(codes)
-        try:
+        with restored(self._routes):
+            self.set_languages(codes)
             yield
-        finally:
-            for part in self._parts:
-                part.route = before
-
-    def restore_trainable(self) -> None:
-        """Leave the adapters as they are: :meth:`adaptation` chooses."""
 
     def growth_state(self) -> dict[str, Any]:
         """Return which languages have adapters."""
@@ -359,12 +150,7 @@ class LanguageAdapterSet(nn.Module):
 
         :param model: the one they were attached to.
         """
-        for part in self._parts:
-            part.detach_hooks()  # type: ignore[operator]
-        for module in list(model.modules()):
-            if CHILD in module._modules:
-                delattr(module, CHILD)
-        model.register_module("language_adapters", None)
+        self.detach()
 
 
 def attach_language_adapters(
@@ -391,24 +177,23 @@ def attach_language_adapters(
         or not positive.
     """
     require_choice("kind", kind, KINDS)
-    if getattr(model, "language_adapters", None) is not None:
-        raise ValueError("The model has language adapters; remove() them first.")
     rank = as_size(rank, "rank")
     if bottleneck is not None:
         bottleneck = as_size(bottleneck, "bottleneck")
     alpha = as_finite(alpha, "alpha", above=0)
-    parts: list[_Routed] = []
-    for block in model.blocks("text"):
-        part: _Routed
+
+    def make(view: BlockView) -> RoutedBranch:
         if kind == "mla":
-            part = LanguageBottleneck(block, bottleneck or max(block.width // 2, 1))
-        else:
-            part = LanguageLoRA(block, rank, alpha)
-        block.module.add_module(CHILD, part)
-        parts.append(part)
+            return LanguageBottleneck(view.width, bottleneck or max(view.width // 2, 1))
+        options = {"rank": rank, "scale": alpha / rank}
+        return LanguageLoRA(
+            view, ("q", "v"), init="zero_b", learned_scale=False, **options
+        )
+
     facts = {"kind": kind, "bottleneck": bottleneck, "rank": rank, "alpha": alpha}
-    model.language_adapters = LanguageAdapterSet(parts, facts)
-    return model.language_adapters
+    result = LanguageAdapterSet(model, facts)
+    result.connect(pairs(make, chosen_blocks(model, "text", None)[0]))
+    return result
 
 
 def _codes_of(experience: Any) -> list[int]:

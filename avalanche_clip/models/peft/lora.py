@@ -117,8 +117,8 @@ class Updates(nn.Module):
         shapes: dict[str, tuple[int, int]],
         rank: int,
         scale: float,
-        init: str,
-        learned_scale: bool,
+        init: str = "zero_b",
+        learned_scale: bool = False,
     ) -> None:
         super().__init__()
         self.scale = scale

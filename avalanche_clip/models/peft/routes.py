@@ -108,8 +108,8 @@ class Routes:
             return ids
         if len(ids.ids) != rows:
             raise ValueError(
-                f"{len(ids.ids)} {what} were set for {rows} {row}; set one per row, or"
-                " one for all (batches of several ids cannot be cut into chunks)."
+                f"{len(ids.ids)} {what} for {rows} {row}; set one per row, or one for"
+                " all (batches of several ids cannot be cut into chunks)."
             )
         return ids if len(ids.present) > 1 else (*ids.present, SKIP)[0]
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.models.encoders.weights import read_weights
 from avalanche_clip.models.selector.features import SelectorFeatures, fixed_images
 
@@ -40,9 +40,7 @@ class AlexNetFeatures(SelectorFeatures):
     :param normalization: statistics the images shall have: ``"clip"``
         (the authors' code), or ``"imagenet"``, with which AlexNet was trained.
     :param image_size: side in pixels to which other images are resized,
-        bicubic; None takes images as they come, and F depends on
-        ``input_size``.
-    :param input_size: side of the images, only for ``image_size=None``.
+        bicubic; F depends on it.
     :raises ValueError: without a file, for a file with other tensors, for an
         unknown normalization, or for images too small for AlexNet (< 63).
     """
@@ -54,19 +52,12 @@ class AlexNetFeatures(SelectorFeatures):
         weights: str | Path | None,
         *,
         normalization: str = "clip",
-        image_size: int | None = 224,
-        input_size: int = 224,
+        image_size: int = 224,
     ) -> None:
         super().__init__()
         require_choice("normalization", normalization, NORMALIZATIONS)
         self.normalization = normalization
-        self.image_size = image_size
-        self._side = input_size if image_size is None else image_size
-        if self._side < 63:
-            raise ValueError(
-                f"Images of {self._side} pixels are too small for AlexNet, which needs"
-                " 63; set image_size=224 to have them resized."
-            )
+        self.image_size = as_size(image_size, "image_size", least=63)
         self.layers = _alexnet_layers(weights)
         self._given: tuple[tuple[float, ...], ...] = NORMALIZATIONS["clip"]
         self._was_told = False
@@ -107,18 +98,18 @@ class AlexNetFeatures(SelectorFeatures):
             )
             images = images * (std / new_std) + (mean - new_mean) / new_std
         side = self.image_size
-        if side is not None and images.shape[-2:] != (side, side):
+        if images.shape[-2:] != (side, side):
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
         with torch.autocast(images.device.type, enabled=False):
             return self.layers(images).flatten(1)
 
     def settings(self) -> dict[str, Any]:
         """Return the normalisation and the size in pixels."""
-        return {"normalization": self.normalization, "image_size": self._side}
+        return {"normalization": self.normalization, "image_size": self.image_size}
 
     def _test_images(self) -> Tensor:
         device = next(self.layers.parameters()).device
-        return fixed_images((self._side, self._side)).to(device)
+        return fixed_images((self.image_size, self.image_size)).to(device)
 
     def probe(self) -> Tensor:
         """Return the channel means of two fixed images, float32 ``(512,)``."""

@@ -7,9 +7,8 @@ code; the fused pass and the calibration are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,27 +33,6 @@ class Calibration:
     threshold: float
     per_task: Mapping[int, float]
     given: float
-
-
-def held_out_pairs(
-    held_out: Mapping[int, Any] | Sequence[Any], num_tasks: int
-) -> list[tuple[int, Any]]:
-    """Pair tasks with their held-out images.
-
-    :param held_out: task id -> images; a sequence counts from task 0.
-    :param num_tasks: number of learned tasks.
-    :raises ValueError: for an unknown task, or if there is none.
-    """
-    pairs = list(
-        held_out.items() if isinstance(held_out, Mapping) else enumerate(held_out)
-    )
-    unknown = [task for task, _ in pairs if not 0 <= task < num_tasks]
-    if unknown or not pairs:
-        raise ValueError(
-            f"Images came for the tasks {[t for t, _ in pairs]}, learned are"
-            f" {list(range(num_tasks))}; give at least one learned task."
-        )
-    return pairs
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
 from avalanche_clip.models.selector.decisions import (
@@ -26,7 +27,6 @@ from avalanche_clip.models.selector.decisions import (
     autoencoder_errors,
     choose_routes,
     conformal_threshold,
-    held_out_pairs,
 )
 from avalanche_clip.models.selector.features import (
     ModelFeatures,
@@ -40,13 +40,13 @@ from avalanche_clip.models.selector.training import (
     image_batches,
     images_of,
     initial_autoencoder,
-    private_random_numbers,
     train_autoencoder,
 )
 
 EXTRACTORS = ("model", "alexnet")
 #: the authors' constant for AlexNet features (full data)
 PUBLISHED_THRESHOLD = 0.065
+_SETTINGS = ("hidden", "given_threshold", "threshold_kind", "granularity", "seed")
 _BUFFERS = (
     *("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias"),
     *("feature_mean", "feature_std", "calibrated"),
@@ -107,12 +107,9 @@ class AutoSelector(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        is_module = isinstance(extractor, SelectorFeatures)
-        for name, value, choices in (
-            ("extractor", "model" if is_module else extractor, EXTRACTORS),
-            ("granularity", granularity, GRANULARITIES),
-        ):
-            require_choice(name, value, choices)
+        if not isinstance(extractor, SelectorFeatures):
+            require_choice("extractor", extractor, EXTRACTORS)
+        require_choice("granularity", granularity, GRANULARITIES)
         if weights is not None and extractor != "alexnet":
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":
@@ -122,9 +119,9 @@ class AutoSelector(nn.Module):
         is_alexnet = self.extractor == "alexnet"
         if threshold is None:
             threshold = PUBLISHED_THRESHOLD if is_alexnet else math.inf
-        if not threshold >= 0:
-            raise ValueError(f"threshold={threshold} must not be negative.")
-        self.given_threshold = float(threshold)
+        if threshold != math.inf:
+            threshold = as_finite(threshold, "threshold", low=0)
+        self.given_threshold = threshold
         self.granularity = granularity
         self.hidden = hidden
         self.seed = seed
@@ -134,9 +131,8 @@ class AutoSelector(nn.Module):
         self.threshold_kind = "given"
         # in a list, so that neither its weights nor its mode belong to this module
         self._extractor: list[SelectorFeatures] = []
-        self._probe = torch.empty(0)
-        self._settings: dict[str, Any] | None = None
-        self._layers: dict[str, Tensor] | None = None
+        # of what the autoencoders learned: settings, answer, layers if they may change
+        self._known: dict[str, Any] = {"settings": None, "probe": torch.empty(0)}
         self._reset(0, 0)
         if not isinstance(extractor, str):
             self._install(extractor)
@@ -179,37 +175,31 @@ class AutoSelector(nn.Module):
         return {n: getattr(self, n) for n in names} | {"threshold": limit, **plan}
 
     def _install(self, features: SelectorFeatures) -> None:
-        if self._settings is None:
+        if self._known["settings"] is None:
             self._reset(0, features.feature_size)
             self.to(features.probe().device)
         else:  # a state was loaded before
             features = features.to(self.encoder_weight.device)
-            self._adopt(features, self._settings, self._probe, self._layers)
-        self._settings, self._probe = all_settings(features), features.probe().cpu()
-        self._layers = None
+            self._adopt(features, self._known, self.feature_std)
+        probe = features.probe().cpu()
+        self._known = {"settings": all_settings(features), "probe": probe}
         self._extractor = [features]
 
     def _adopt(
-        self,
-        features: SelectorFeatures,
-        settings: dict[str, Any],
-        probe: Tensor,
-        layers: dict[str, Tensor] | None,
-        std: Tensor | None = None,
+        self, features: SelectorFeatures, known: dict[str, Any], std: Tensor
     ) -> None:
         """Let an extractor serve loaded autoencoders, or leave it and raise."""
         kept = {k: v.clone() for k, v in features.state_dict().items()}
+        layers = known.get("layers")
         try:
             if layers is not None:
                 # layers that are never run need not be there
                 features.load_state_dict(layers, strict=False)
-            std = self.feature_std if std is None else std
-            check_same_extractor(features, settings, probe, std)
+            check_same_extractor(features, known["settings"], known["probe"], std)
         except (RuntimeError, ValueError) as error:
             features.load_state_dict(kept)
             raise ValueError(f"The state cannot be used here: {error}") from error
-        if layers is not None:
-            features.was_trainable = True
+        features.was_trainable |= layers is not None
 
     @property
     def extractor_module(self) -> SelectorFeatures:
@@ -288,7 +278,8 @@ class AutoSelector(nn.Module):
         source = np.random.SeedSequence([self.seed & (2**63 - 1), index])
         seed = int(source.generate_state(1)[0])
         plan = self.training_plan
-        with torch.inference_mode(False), private_random_numbers(seed):
+        with torch.inference_mode(False), kept_rng():
+            seed_cpu(seed)  # loaders and transforms draw from the global ones
             generator = torch.Generator().manual_seed(seed)
             stream = FeatureStream(
                 self.features, images, deterministic, plan, generator
@@ -387,10 +378,16 @@ class AutoSelector(nn.Module):
         :return: both, and the given one.
         :raises ValueError: for an unknown task, no images, or a bad quantile.
         """
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile={quantile} must lie in (0, 1].")
+        quantile = as_finite(quantile, "quantile", above=0, high=1)
         found = self.calibrated.clone()
-        for task, images in held_out_pairs(held_out, self.num_tasks):
+        pairs = held_out if isinstance(held_out, Mapping) else dict(enumerate(held_out))
+        learned = range(self.num_tasks)
+        if not pairs or not set(learned) >= pairs.keys():
+            raise ValueError(
+                f"Images came for the tasks {list(pairs)}, learned are {list(learned)};"
+                " give at least one learned task."
+            )
+        for task, images in pairs.items():
             batches = image_batches(images, self.training_plan.batch_size)
             own = [self.errors(batch)[:, task + 1].double() for batch in batches]
             if self.granularity == "batch":
@@ -405,33 +402,25 @@ class AutoSelector(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return settings as plain data, beside the tensors."""
-        layers, source = self._layers, next(iter(self._extractor), None)
+        source = next(iter(self._extractor), None)
+        known = {"layers": None, **self._known}
         if source is not None and source.was_trainable:
-            layers = dict(source.state_dict())
+            known["layers"] = dict(source.state_dict())
         return {
-            "extractor": self.extractor,
-            "hidden": self.hidden,
-            "settings": None if self._settings is None else dict(self._settings),
-            "probe": self._probe,
-            "layers": layers,
-            "given_threshold": self.given_threshold,
-            "threshold_kind": self.threshold_kind,
-            "granularity": self.granularity,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in ("extractor", *_SETTINGS)},
+            **known,
             "learned_tasks": list(range(self.num_tasks)),
             "input": None if source is None else source.input_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the settings of a state."""
-        self.given_threshold = float(state["given_threshold"])
-        self.threshold_kind = state["threshold_kind"]
-        self.granularity = state["granularity"]
-        self.seed = int(state["seed"])
+        for name in _SETTINGS:
+            setattr(self, name, state[name])
         if state["settings"] is not None:
-            self._settings, self._probe = state["settings"], state["probe"]
+            self._known = {key: state[key] for key in ("settings", "probe")}
         if not self._extractor:
-            self._layers = state["layers"]
+            self._known["layers"] = state["layers"]
         elif state.get("input") is not None:
             self._extractor[0].load_input_state(state["input"])
 
@@ -459,8 +448,7 @@ class AutoSelector(nn.Module):
                     f"this one has {name}={getattr(self, name)!r}; build the same."
                 )
         if self._extractor and extra["settings"] is not None:
-            known = (extra["settings"], extra["probe"], extra["layers"])
-            self._adopt(self._extractor[0], *known, state[prefix + "feature_std"])
+            self._adopt(self._extractor[0], extra, state[prefix + "feature_std"])
 
     def extra_repr(self) -> str:
         """Describe the selector in one line."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_finite, as_size, require_array
 
 STATISTICS_IMAGES = 16_384
+_NO_IMAGES = "There are no images to train on; give at least one."
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,8 @@ class SelectorTraining:
         as_size(self.cache_bytes, "cache_bytes", least=0)
         if self.decay_epochs is not None:
             as_size(self.decay_epochs, "decay_epochs")
-        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"lr={self.lr}, weight_decay={self.weight_decay}: the rate must be"
-                " positive, the decay must not be negative, both finite."
-            )
+        as_finite(self.lr, "lr", above=0)
+        as_finite(self.weight_decay, "weight_decay", low=0)
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0.
@@ -86,11 +80,8 @@ def images_of(batch: Any) -> Tensor:
                 f"A batch of type {type(batch).__name__} holds no images; give image"
                 " tensors, tuples that start with one, or mappings with 'image'."
             )
-    if found.ndim != 4 or not found.is_floating_point():
-        raise ValueError(
-            f"Images came as {tuple(found.shape)}, {found.dtype}; give float (B, 3, H,"
-            " W), made by model.transform(train)."
-        )
+    give = "made by model.transform(train)"
+    require_array(found, "Images", "* * * *", "float", give=give)
     return found
 
 
@@ -160,7 +151,9 @@ class FeatureStream:
             count += len(rows)
             if count >= limit:
                 break
-        values = torch.cat(_not_empty(parts)).double()
+        if not parts:
+            raise ValueError(_NO_IMAGES)
+        values = torch.cat(parts).double()
         std = values.std(0, unbiased=False)
         still = std <= 1e-6 * values.abs().amax(0)
         mean = values.mean(0).float()
@@ -170,23 +163,17 @@ class FeatureStream:
         """Yield (epoch, features) of ``batch_size`` rows, for ever."""
         size, epoch = self.plan.batch_size, 0
         while True:
-            waiting: list[Tensor] = []
-            count, any_rows = 0, False
+            rest, count = None, 0
             for rows in self._epoch():
-                waiting.append(rows)
+                rest = rows if rest is None else torch.cat([rest, rows])
                 count += len(rows)
-                any_rows = any_rows or len(rows) > 0
-                if count < size:
-                    continue
-                *full, rest = torch.cat(waiting).split(size)
-                if len(rest) == size:
-                    full, rest = [*full, rest], rest[:0]
-                for part in full:
-                    yield epoch, part
-                waiting, count = [rest], len(rest)
-            if count:
-                yield epoch, torch.cat(waiting)
-            _not_empty([True] if any_rows else [])
+                while len(rest) >= size:
+                    yield epoch, rest[:size]
+                    rest = rest[size:]
+            if rest is None or not count:
+                raise ValueError(_NO_IMAGES)
+            if len(rest):
+                yield epoch, rest
             epoch += 1
 
     def _epoch(self) -> Iterator[Tensor]:
@@ -210,33 +197,6 @@ class FeatureStream:
             yield rows
         if keeping and kept:
             self.cache = torch.cat(kept)
-
-
-def _not_empty(parts: list[Any]) -> list[Any]:
-    if not parts:
-        raise ValueError("There are no images to train on; give at least one.")
-    return parts
-
-
-@contextmanager
-def private_random_numbers(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators inside the block and restore them after it.
-
-    Loaders and random transforms draw from torch's, NumPy's and Python's.
-
-    :param seed: integer in ``[0, 2**32)``.
-    """
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def initial_autoencoder(

@@ -33,6 +33,7 @@ from avalanche_clip.models.text.tokenizers import (
     check_languages,
 )
 from avalanche_clip.models.text.vocabulary import (
+    MERGE_ORDERS,
     Snapshot,
     Vocabulary,
     VocabularyGrowth,
@@ -94,8 +95,8 @@ class GrowingTokenizer(CaptionTokenizer):
                 f"merge_order={merge_order!r} needs merges, but this tokenizer has "
                 "pieces; leave it out."
             )
-        checked = Vocabulary(vocabulary.pipeline, (), merge_order=merge_order)
-        vocabulary.merge_order = checked.merge_order
+        require_choice("merge_order", merge_order, MERGE_ORDERS)
+        vocabulary.merge_order = merge_order
         super().__init__(
             context_length=source.context_length,
             sot_id=source.sot_id,
@@ -116,19 +117,15 @@ class GrowingTokenizer(CaptionTokenizer):
         self._dress = dress
         self._codes: dict[int, str] = {}
         self._prepare()
-        if base_languages:
-            self._remember(base_languages)
+        for language in base_languages:
+            codes = (int(language),) if isinstance(language, int) else ()
+            self._take_snapshot(str(language), codes)
 
     def _prepare(self) -> None:
         self._clean = clean_function(self._dress.clean)
         self._built: dict[int, Any] = {}
         self._cache = {}
         self.vocab_size = len(self.vocabulary.tokens)
-
-    def _remember(self, base_languages: Sequence[int | str]) -> None:
-        for language in base_languages:
-            codes = (int(language),) if isinstance(language, int) else ()
-            self._take_snapshot(str(language), codes)
 
     # ------------------------------------------------------------ description
     @property
@@ -279,7 +276,13 @@ class GrowingTokenizer(CaptionTokenizer):
         if isinstance(vocabulary, str):
             raise ValueError("vocabulary is one string; give a list of captions.")
         codes = [as_size(code, "A code of a language", least=0) for code in codes]
-        self._check_codes(language, codes)
+        for code in codes:
+            owner = self._codes.get(code, language)
+            if owner != language:
+                raise ValueError(
+                    f"Code {code} stands for {owner!r} already and cannot stand for "
+                    f"{language!r} too; give every language codes of its own."
+                )
         if vocabulary is None:
             learnt = LearntVocabulary(())
         elif isinstance(vocabulary, LearntVocabulary):
@@ -300,7 +303,7 @@ class GrowingTokenizer(CaptionTokenizer):
         moved = self.vocabulary is not old
         if moved or language not in self.snapshots:
             self._take_snapshot(language, codes)
-        self._codes.update((int(code), language) for code in codes)
+        self._codes.update((code, language) for code in codes)
         size = len(old.tokens)
         return VocabularyGrowth(
             language=language,
@@ -311,15 +314,6 @@ class GrowingTokenizer(CaptionTokenizer):
             overlap_ratio=100 * overlap / max(1, len(learnt.tokens)),
             reachable=len(self.vocabulary.reachable(size)) if moved else 0,
         )
-
-    def _check_codes(self, language: str, codes: Sequence[int]) -> None:
-        for code in codes:
-            owner = self._codes.get(int(code), language)
-            if owner != language:
-                raise ValueError(
-                    f"Code {code} stands for {owner!r} already and cannot stand for "
-                    f"{language!r} too; give every language codes of its own."
-                )
 
     def _take_snapshot(self, language: str, codes: Sequence[int]) -> None:
         before = self.snapshots.get(language)
@@ -387,11 +381,8 @@ class GrowingTokenizer(CaptionTokenizer):
     def _load(self, state: dict[str, Any], vocabulary: Vocabulary) -> None:
         snapshots, codes = read_snapshots(state, vocabulary)
         dress = Dress(**state["dress"])
-        if state["scope"] not in SCOPES or state["pretokenizer"] not in PRETOKENIZERS:
-            raise ValueError(
-                f"scope={state['scope']!r} or pretokenizer={state['pretokenizer']!r} "
-                "is unknown."
-            )
+        require_choice("scope", state["scope"], SCOPES)
+        require_choice("pretokenizer", state["pretokenizer"], PRETOKENIZERS)
         self.vocabulary = vocabulary
         self.snapshots, self._codes, self._dress = snapshots, codes, dress
         for name in ("scope", "pretokenizer", "prune_unreachable", "default_language"):

@@ -9,13 +9,14 @@ freedom.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, as_texts, require_length
 
 Pair = tuple[str, str]
 
@@ -40,11 +41,8 @@ class LearntVocabulary:
                 "A vocabulary has either merges (byte pairs) or scores (pieces); got "
                 f"{len(self.merges)} merges and {len(self.scores)} scores."
             )
-        if self.scores and len(self.scores) != len(self.tokens):
-            raise ValueError(
-                f"{len(self.scores)} scores were given for {len(self.tokens)} tokens; "
-                "give one per token."
-            )
+        if self.scores:
+            require_length(self.scores, len(self.tokens), "scores", "token")
 
 
 def count_words(captions: Iterable[str], tokenizer: Any) -> Counter[str]:
@@ -57,14 +55,7 @@ def count_words(captions: Iterable[str], tokenizer: Any) -> Counter[str]:
         ones), with their counts.
     :raises TypeError: if a caption is not a string.
     """
-    repeated: Counter[str] = Counter()
-    for index, caption in enumerate(captions):
-        if not isinstance(caption, str):
-            raise TypeError(
-                f"Caption {index} is a {type(caption).__name__}; give plain strings, "
-                "lists of captions flattened."
-            )
-        repeated[caption] += 1
+    repeated = Counter(as_texts(captions, "the captions", least=0))
     normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
     words: Counter[str] = Counter()
     for caption, count in repeated.items():
@@ -256,16 +247,13 @@ def train_pieces(
     )
     # sorted: sums of counts then run in one order in every process
     own.train_from_iterator(sorted(captions), trainer=trainer)
-    stored = [(str(p), float(score)) for p, score in _model_of(own)["vocab"]]
+    stored = [
+        (str(p), float(score))
+        for p, score in json.loads(own.to_str())["model"]["vocab"]
+    ]
     first = len(specials)
     # equally likely pieces come in the order of a hash map
     stored[first:] = sorted(stored[first:], key=lambda item: (-item[1], item[0]))
     return LearntVocabulary(
         tuple(piece for piece, _ in stored), scores=tuple(s for _, s in stored)
     )
-
-
-def _model_of(tokenizer: Any) -> dict[str, Any]:
-    import json
-
-    return json.loads(tokenizer.to_str())["model"]

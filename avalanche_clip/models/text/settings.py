@@ -11,62 +11,38 @@ from typing import Any
 
 # one of them is in every tokenizer folder of transformers
 HF_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
-_TEXT = (str,)
-_SWITCH = (bool,)
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
-_HF_SETTINGS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(SPECIAL_TOKENS, _TEXT),
-    "add_prefix_space": _SWITCH,
-    "add_bos_token": _SWITCH,
-    "add_eos_token": _SWITCH,
-    "do_lower_case": _SWITCH,
-    "keep_accents": _SWITCH,
-    "legacy": _SWITCH,
-    "extra_ids": (int,),
-    "revision": _TEXT,
-    "subfolder": _TEXT,
-    "src_lang": _TEXT,
-    "truncate": _SWITCH,
+_HF_SETTINGS: dict[str, type] = {
+    **dict.fromkeys((*SPECIAL_TOKENS, "revision", "subfolder", "src_lang"), str),
+    **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), bool),
+    **dict.fromkeys(("do_lower_case", "keep_accents", "legacy", "truncate"), bool),
+    "extra_ids": int,
 }
-_CLEANERS = ("canonicalize", "lower", "whitespace")
-_MASKS = ("simple", "random", "shuffle", "syntax")
-TOKENIZER_SETTINGS: dict[str, dict[str, tuple[type, ...]]] = {
+TOKENIZER_SETTINGS: dict[str, dict[str, type]] = {
     "open_clip": {
-        "clean": _TEXT,
-        "reduction_mask": _TEXT,
-        "additional_special_tokens": (list,),
-        "truncate": _SWITCH,
+        "clean": str,
+        "reduction_mask": str,
+        "additional_special_tokens": list,
+        "truncate": bool,
     },
     "open_clip_hf": {
         **_HF_SETTINGS,
-        "clean": _TEXT,
-        "strip_sep_token": _SWITCH,
-        "language": _TEXT,
-        "tokenizer_mode": _TEXT,
+        **dict.fromkeys(("clean", "language", "tokenizer_mode"), str),
+        "strip_sep_token": bool,
     },
     "hf": _HF_SETTINGS,
-    "json": {"truncate": _SWITCH},
+    "json": {"truncate": bool},
     "growing": {},
 }
 """Settings that a tokenizer entry may carry, with the types of their values."""
 _CHOICES = {
-    "clean": _CLEANERS,
-    "reduction_mask": ("", *_MASKS),
+    "clean": ("canonicalize", "lower", "whitespace"),
+    "reduction_mask": ("", "simple", "random", "shuffle", "syntax"),
     "tokenizer_mode": ("", "clips"),
 }
 
@@ -92,12 +68,12 @@ def check_tokenizer_settings(kind: str, kwargs: Any, source: str) -> dict[str, A
                 f"{source} has the tokenizer setting {key!r}, which is refused; a "
                 f"tokenizer of the type {kind!r} takes {', '.join(known) or 'none'}."
             )
-        wrong = type(value) not in known[key]
+        wrong = type(value) is not known[key]
         wrong = wrong or (key in _CHOICES and value not in _CHOICES[key])
         if isinstance(value, list):
             wrong = wrong or not all(isinstance(v, str) and v for v in value)
         if wrong:
-            allowed = _CHOICES.get(key, [t.__name__ for t in known[key]])
+            allowed = _CHOICES.get(key, (known[key].__name__,))
             raise ValueError(
                 f"{source} has the tokenizer setting {key}={value!r}; allowed: "
                 f"{', '.join(map(repr, allowed))}."
@@ -111,3 +87,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def is_hub_id(name: str) -> bool:
     """Tell whether a name could be one on the hub, by its form."""
     return _HUB_ID.fullmatch(name) is not None and ".." not in name
+
+
+def error_words(error: BaseException) -> str:
+    """Return the message of an error of another library on one line, not too long."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -187,27 +187,17 @@ class ExpandableTokenEmbedding(nn.Module):
         :param rows: new number of rows; not more than now: nothing happens.
         :param generator: of the random numbers of the new rows.
         """
-        old, rows = self.weight.detach(), as_size(rows, "rows")
-        if rows <= len(old):
+        rows = as_size(rows, "rows")
+        count = self.num_embeddings
+        if rows <= count:
             return
         self.settle()
-        old = self.weight.detach()
-        grown = old.new_empty(rows, old.shape[1])
-        grown[: len(old)].copy_(old)
-        fresh = grown[len(old) :]
+        self._resize(rows)
+        old, fresh = self.weight.detach().tensor_split([count])
         if self.init == "teir":
             teir_init_(fresh, old, generator)
         else:
             draw_normal_(fresh, 0.0, self.std, generator)
-        self._replace(grown)
-
-    def _replace(self, table: Tensor) -> None:
-        trains = self.weight.requires_grad
-        self.weight = nn.Parameter(table, requires_grad=trains)
-        usage = torch.zeros(len(table), dtype=torch.int32)
-        kept = min(len(usage), len(self.usage))
-        usage[:kept] = self.usage[:kept]
-        self.usage = usage
 
     # ------------------------------------------------------------ active rows
     @torch.no_grad()
@@ -248,14 +238,14 @@ class ExpandableTokenEmbedding(nn.Module):
     # ---------------------------------------------------------------- storage
     def growth_state(self) -> dict[str, Any]:
         """Return sizes, active rows, counts and the tokenizer as plain data."""
-        state = getattr(self.tokenizer, "state_dict", None)
+        grows = isinstance(self.tokenizer, GrowingTokenizer)
         return {
             "rows": self.num_embeddings,
             "base_rows": self.base_rows,
             "active": None if self._rows is None else self._rows.cpu().clone(),
             "factor": self.factor,
             "usage": self.usage.clone(),
-            "tokenizer": state() if callable(state) else None,
+            "tokenizer": self.tokenizer.state_dict() if grows else None,
         }
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
@@ -282,13 +272,17 @@ class ExpandableTokenEmbedding(nn.Module):
 
     @torch.no_grad()
     def _resize(self, rows: int) -> None:
+        """Let the table have so many rows; new ones are 0."""
+        old, kept = self.weight.detach(), min(rows, self.num_embeddings)
         if rows == self.num_embeddings:
             return
-        old = self.weight.detach()
-        table = old.new_zeros(rows, old.shape[1])
-        kept = min(rows, len(old))
+        table = old.new_empty(rows, old.shape[1])
         table[:kept] = old[:kept]
-        self._replace(table)
+        table[kept:] = 0
+        self.weight = nn.Parameter(table, requires_grad=self.weight.requires_grad)
+        usage = torch.zeros(rows, dtype=torch.int32)
+        usage[:kept] = self.usage[:kept]
+        self.usage = usage
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
@@ -323,10 +317,8 @@ def seeded(seed: int, task: int) -> torch.Generator:
 
 def find_token_embedding(model: nn.Module) -> ExpandableTokenEmbedding | None:
     """Return the growing token table of a model, or None."""
-    for module in model.modules():
-        if isinstance(module, ExpandableTokenEmbedding):
-            return module
-    return None
+    modules = model.modules()
+    return next((m for m in modules if isinstance(m, ExpandableTokenEmbedding)), None)
 
 
 def attach_token_embedding(
@@ -371,10 +363,9 @@ def attach_token_embedding(
         own = model.tokenizer
         grows = isinstance(own, GrowingTokenizer)
         tokenizer = own if grows and not options else GrowingTokenizer(own, **options)
-    reserve = getattr(tokenizer, "reserve", None)
-    if callable(reserve):
-        reserve(table.num_embeddings)
-    if table.weight.dtype != torch.float32 and table.weight.dtype != torch.float64:
+    if isinstance(tokenizer, GrowingTokenizer):
+        tokenizer.reserve(table.num_embeddings)
+    if table.weight.dtype not in (torch.float32, torch.float64):
         table.weight.data = table.weight.data.float()
     grown = ExpandableTokenEmbedding(table, tokenizer, init=init, std=std, seed=seed)
     grown.train(table.training)
@@ -386,17 +377,13 @@ def attach_token_embedding(
 def _table_name(model: Any) -> str:
     """Find the token table of a text tower."""
     clip = getattr(model, "clip", None)
-    tower = clip
-    for part in ("text", "text_model"):
-        inner = getattr(clip, part, None)
-        tower = inner if isinstance(inner, nn.Module) else tower
+    parts = [getattr(clip, name, None) for name in ("text_model", "text")]
+    tower = next((part for part in parts if isinstance(part, nn.Module)), clip)
     found = getattr(tower, "token_embedding", None)
-    if found is None and tower is not None:
-        owner = getattr(tower, "transformer", tower)
-        for candidate in (tower, owner):
-            ask = getattr(candidate, "get_input_embeddings", None)
-            if found is None and callable(ask):
-                found = ask()
+    owners: list[Any] = [tower, getattr(tower, "transformer", None)]
+    for owner in owners:
+        if found is None and hasattr(owner, "get_input_embeddings"):
+            found = owner.get_input_embeddings()
     for name, module in model.named_modules():
         if module is found and found is not None:
             return name

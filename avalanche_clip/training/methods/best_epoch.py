@@ -7,7 +7,6 @@ weights with the highest mean recall end the task and start the next one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import did_you_mean
-from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.models import ExpandableTokenEmbedding
 from avalanche_clip.training.templates.contract import MethodPlugin, routed
@@ -23,12 +21,13 @@ from avalanche_clip.training.templates.contract import MethodPlugin, routed
 RECALLS = tuple(
     f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
 )
+"""Of these the mean is the source's ``r_mean``."""
 
 
 class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     """Evaluate after each epoch, and end the experience with the best weights.
 
-    The score is the mean of the metrics over the validation data of the running
+    The score is the mean of :data:`RECALLS` over the validation data of the running
     experience: those of its languages, or of the same index where experiences name
     none. Of equal scores the earlier epoch counts. The best weights are put back
     after the last epoch, before other plugins close the experience.
@@ -38,40 +37,20 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     nothing to choose and nothing is evaluated.
 
     :param validation: stream to choose on.
-    :param metrics: of :func:`retrieval_metrics`; default the six recalls, whose mean
-        is the source's ``r_mean``.
-    :raises ValueError: if ``metrics`` is empty, a single string, or holds what is no
-        recall.
     """
 
+    only_one = True
     keeps_per_weight_state = False
 
-    def __init__(self, validation: str = "valid", metrics: Sequence[str] = RECALLS):
+    def __init__(self, validation: str = "valid"):
         super().__init__()
-        if isinstance(metrics, str) or not metrics:
-            raise ValueError(f"metrics={metrics!r} must be a list of names.")
-        # Of these a higher value is better, whatever the ranks say.
-        known = retrieval_metrics(torch.eye(1), torch.eye(1))
-        better = [name for name in known if "_R@" in name or name == "rsum"]
-        unknown = [name for name in metrics if name not in better]
-        if unknown:
-            raise ValueError(
-                f"metrics has {unknown}; an epoch is chosen on {better}."
-                f"{did_you_mean(unknown, better)}"
-            )
         self.validation = validation
-        self.metrics = tuple(metrics)
         self.chosen: list[int] = []
         """Epoch kept of each finished experience, counted from 0."""
         self.scores: list[float] = []
         """Scores of the epochs of the running experience."""
         self._best: dict[str, Tensor] = {}
         self._factors: dict[str, float] = {}
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second one, which would put back other weights."""
-        if sum(isinstance(p, BestEpochPlugin) for p in strategy.plugins) > 1:
-            raise ValueError("Several BestEpochPlugins given; use one.")
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start anew; a missing stream is reported before training."""
@@ -140,7 +119,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
             budget=strategy.compute,
             encode=encode,
         )
-        return sum(found[name] for name in self.metrics) / len(self.metrics)
+        return sum(found[name] for name in RECALLS) / len(RECALLS)
 
     def _data(self, strategy: Any) -> list[Any]:
         """Validation data of the running experience."""

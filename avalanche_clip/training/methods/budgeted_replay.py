@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
 from avalanche_clip.benchmarks.streams.quotas import (
     keep_smallest,
@@ -44,10 +42,10 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         ``"current"`` for the size of the running step; not used by ``"all"``.
     :param redistribute: give quota that a small step cannot fill to the most
         recent steps that have room (default: leave it unused).
-    :param seed: of the choice; default the strategy's.
     :raises ValueError: for an unknown kind, or a missing or negative size.
     """
 
+    only_one = True
     keeps_per_weight_state = False
     replays_data = True
 
@@ -57,25 +55,18 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         buffer_size: int | str | None = None,
         *,
         redistribute: bool = False,
-        seed: int | None = None,
     ):
         super().__init__()
         require_choice("kind", kind, KINDS)
         if kind != "all":
-            try:
-                if buffer_size != "current":
-                    buffer_size = as_size(buffer_size, "buffer_size", least=0)
-            except ValueError:
-                raise ValueError(
-                    f"buffer_size={buffer_size!r}: kind={kind!r} needs the number of "
-                    "old samples in the pool (>= 0), or 'current'."
-                ) from None
+            if buffer_size != "current":
+                hint = f"or 'current'; kind={kind!r} needs it"
+                buffer_size = as_size(buffer_size, "buffer_size", least=0, hint=hint)
         elif buffer_size is not None:
             raise ValueError("kind='all' keeps everything; leave buffer_size out.")
         self.kind = kind
         self.buffer_size = buffer_size
         self.redistribute = redistribute
-        self.seed = seed
         self.stored: list[int] = []
         """Samples still kept of each finished step, that of the oldest visit first."""
         self.steps: list[Step] = []
@@ -83,15 +74,6 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         self._datasets: dict[Step, Any] = {}
         self._running: Step | None = None
         self._used: list[int] = []
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second one: both would put the same samples in the pool."""
-        if sum(isinstance(p, BudgetedReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError(
-                "Several BudgetedReplayPlugins would pool the same old samples more "
-                "than once; use one (Cumulative strategies, Restart and Oracle have "
-                "their own)."
-            )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Pool the new data with the kept samples of earlier steps."""
@@ -138,18 +120,17 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
                 left -= extra
         return counts
 
-    def kept_positions(self, place: int, count: int, run_seed: int) -> list[int]:
-        """Positions of the kept samples in the data set of ``steps[place]``."""
+    def kept_positions(self, place: int, count: int, seed: int) -> list[int]:
+        """Positions of the kept samples in the data set of ``steps[place]``.
+
+        :param place: of the step in :attr:`steps`.
+        :param count: of the samples.
+        :param seed: of the run.
+        """
         step = self.steps[place]
         ids = attribute_array(self._datasets[step], "sample_id")
-        seed = run_seed if self.seed is None else self.seed
         priorities = sample_priorities(ids, seed, step.place)
         return keep_smallest(priorities, count).tolist()
-
-    def kept_sample_ids(self, place: int, count: int, run_seed: int) -> np.ndarray:
-        """Sample ids behind :meth:`kept_positions`."""
-        ids = attribute_array(self._datasets[self.steps[place]], "sample_id")
-        return ids[self.kept_positions(place, count, run_seed)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and counts; the data come from the benchmark."""

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.grown import clones, overlay
 from avalanche_clip.training.templates.contract import MethodPlugin
-from avalanche_clip.training.templates.optim import overlay
 from avalanche_clip.training.templates.plan import trunk_steps
 
 
@@ -67,9 +67,8 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
         """Keep the trunk when the branch begins."""
         first = trunk_steps(strategy.planned_iterations, self.decay_fraction)
         if strategy.clock.train_exp_iterations == first:
-            weights = strategy.model.state_dict()
             self.trunk = {
-                "model": {k: v.detach().clone() for k, v in weights.items()},
+                "model": clones(strategy.model),
                 "optimizer": strategy.optimizer_state(),
             }
 

@@ -4,6 +4,10 @@ Source: Kirkpatrick et al., PNAS 2017 (EWC), as used in the appendix of Garg et
 al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226). A contrastive loss does not split
 over samples, so the diagonal Fisher is the mean over mini-batches of the
 squared batch gradient (our choice); its batch size is a setting.
+
+Online EWC: Schwarz et al., ICML 2018 (arXiv 1805.06370), as used for languages by Yang
+et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186): Fishers are summed, the penalty has no
+factor one half, and rows added to a table are free.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, as_size
+from avalanche_clip.common.grown import corner
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.training.templates.contract import MethodPlugin, routed
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
@@ -33,12 +38,15 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
     :param fisher_batches: batches of the pass; None for one pass over the data
         of the step.
     :param decay: weight of the old Fisher when a new one is added; 0 keeps
-        the last step's only, as TiC-CLIP does. Rows that are new have none.
+        the last step's only, as TiC-CLIP does. Rows that are new have none, and what
+        is frozen for a while keeps its decayed one.
     """
 
     keeps_per_weight_state = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
+    share = 0.5
+    """What ``ewc_lambda`` is multiplied by."""
 
     def __init__(
         self,
@@ -63,9 +71,9 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the penalty from the second experience on."""
-        if not self.fisher or self.ewc_lambda == 0:
-            return
-        strategy.add_loss("ewc", self.ewc_lambda / 2 * self.penalty(strategy.model))
+        if self.fisher and self.ewc_lambda > 0:
+            penalty = self.penalty(strategy.model)
+            strategy.add_loss("ewc", self.ewc_lambda * self.share * penalty)
 
     def penalty(self, model: torch.nn.Module) -> Tensor:
         """``sum_p F_p (theta_p - theta*_p)^2`` over parameters known before."""
@@ -87,10 +95,11 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         if self.ewc_lambda == 0:
             return
         fisher = self.compute_fisher(strategy)
-        for name, value in fisher.items():
-            old = self.fisher.get(name)
-            if old is not None and self.decay > 0:
-                value[corner(old)] += self.decay * old
+        for name, old in self.fisher.items() if self.decay > 0 else ():
+            if name in fisher:
+                fisher[name][corner(old)] += self.decay * old
+            else:  # frozen now; it may be trained again later
+                fisher[name] = self.decay * old
         self.fisher = fisher
         self.anchor = {
             n: p.detach().clone()
@@ -167,6 +176,44 @@ def _no_half(strategy: Any) -> Iterator[None]:
         strategy.precision = precision
 
 
-def corner(old: Tensor) -> tuple[slice, ...]:
-    """Where a smaller tensor lies in the grown one."""
-    return tuple(slice(0, size) for size in old.shape)
+class OnlineEWCPlugin(ContrastiveEWCPlugin, supports_distributed=True):  # type: ignore[call-arg]
+    """Pull weights towards those of the last experience, by summed importance.
+
+    Adds ``ewc_lambda * sum_p F_p (theta_p - theta*_p)^2``. After each experience
+    ``F = gamma * F + F_new`` and the anchor moves to the weights of now. A parameter
+    that grows along its first axis keeps the importance of its old rows; new rows
+    have none until they have been trained.
+
+    Memory: two copies of what is trained, a grown token table included; it is
+    then trained as a whole, not by active rows. Time: a pass over the data after each
+    experience, and the penalty per step.
+
+    :param ewc_lambda: weight, ``>= 0``; 0 turns the method off exactly.
+    :param gamma: weight of the old Fisher, in ``[0, 1]``.
+    :param fisher_batch_size: pairs per batch of the Fisher pass.
+    :param fisher_batches: batches of the pass; None for one pass over the data.
+    """
+
+    nominal_cost = 1.0
+    share = 1.0
+
+    def __init__(
+        self,
+        ewc_lambda: float = 1000.0,
+        *,
+        gamma: float = 1.0,
+        fisher_batch_size: int = 128,
+        fisher_batches: int | None = None,
+    ):
+        self.gamma = as_finite(gamma, "gamma", low=0, high=1)
+        super().__init__(
+            ewc_lambda,
+            fisher_batch_size=fisher_batch_size,
+            fisher_batches=fisher_batches,
+            decay=gamma,
+        )
+
+    @staticmethod
+    def square(gradient: Tensor) -> Tensor:
+        """What a batch gradient adds; one that is not a number counts as 0."""
+        return gradient.square().nan_to_num(nan=0.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.models.peft.language import attach_language_adapters
 from avalanche_clip.training.templates.contract import MethodPlugin
 
@@ -39,7 +40,7 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
 
     def check_compatible(self, strategy: Any) -> None:
         """Attach the adapters if the model has none."""
-        if getattr(strategy.model, "language_adapters", None) is None:
+        if attachment(strategy.model, "language_adapters") is None:
             attach_language_adapters(strategy.model, self.kind, **self.options)
 
     def route_batch(self, strategy: Any, batch: Any) -> None:

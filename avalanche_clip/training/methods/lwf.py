@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from avalanche_clip.common.checks import as_finite
 from avalanche_clip.losses import similarity_distillation_loss
-from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.distillation import (
+    DistillationPlugin,
+    similarities,
+)
 
 
-class ContrastiveLwFPlugin(MethodPlugin, supports_distributed=True):
+class ContrastiveLwFPlugin(DistillationPlugin, supports_distributed=True):
     """Distil the in-batch image-text similarities of the previous model.
 
     Adds ``lwf_weight`` times the mean of both directions' KL divergence
@@ -33,6 +33,7 @@ class ContrastiveLwFPlugin(MethodPlugin, supports_distributed=True):
         where the teacher is the model as given; sensible if it is pretrained.
     """
 
+    weights = ("lwf_weight",)
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
 
@@ -40,36 +41,16 @@ class ContrastiveLwFPlugin(MethodPlugin, supports_distributed=True):
         self, lwf_weight: float = 1.0, *, teach_first_experience: bool = False
     ):
         super().__init__()
-        as_finite(lwf_weight, "lwf_weight", low=0)
-        self.lwf_weight = lwf_weight
+        self.lwf_weight = as_finite(lwf_weight, "lwf_weight", low=0)
         self.teach_first_experience = teach_first_experience
-
-    def _active(self, strategy: Any) -> bool:
-        later = strategy.clock.train_exp_counter > 0
-        return self.lwf_weight > 0 and (later or self.teach_first_experience)
-
-    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
-        """Ask for the teacher before any plugin replaces the weights."""
-        return ("previous",) if self._active(strategy) else ()
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation term."""
-        if not self._active(strategy):
+        if not self.teaches(strategy):
             return
-        teacher = strategy.teachers.get("previous").features(strategy.mb_x)
-        loss = similarity_distillation_loss(
-            similarities(strategy.global_features), similarities(teacher)
+        student, teacher = (
+            similarities(out.image_features, out.text_features, out.logit_scale)
+            for out in (strategy.global_features, self.teacher_output(strategy))
         )
+        loss = similarity_distillation_loss(student, teacher)
         strategy.add_loss("lwf", self.lwf_weight * loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the teacher belongs to the strategy."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
-
-
-def similarities(output: CLIPOutput) -> Tensor:
-    """Scaled cosine similarities ``(B, B)`` of a batch."""
-    return output.logit_scale * output.image_features @ output.text_features.T

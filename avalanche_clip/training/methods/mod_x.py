@@ -7,9 +7,12 @@ same. Options beyond its defaults are ours.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.losses import off_diagonal_alignment_loss
@@ -19,13 +22,18 @@ from avalanche_clip.losses.off_diagonal_alignment import (
     correctly_ranked_rows,
 )
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.methods.tic import Sequential
+from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.distillation import (
+    DistillationPlugin,
+    similarities,
+)
 from avalanche_clip.training.templates.teachers import KINDS
 
 LOGIT_SCALE_MODES = ("none", "own", "shared")
 
 
-class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
+class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):
     """Keep how a teacher lays out the pairs of each batch.
 
     Adds ``alpha`` times :func:`off_diagonal_alignment_loss` of the cosines of
@@ -51,12 +59,13 @@ class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
     :param row_filter: ``"correct"`` (original), ``"none"`` or ``"soft"``.
     :param include_diagonal: False aligns off-diagonal entries only.
     :param teacher: ``"previous"`` (original), ``"initial"`` or ``"ema"``.
-    :param ema_decay: of the ``"ema"`` teacher, in ``[0, 1)``.
     :param teach_first_experience: whether there is a term in the first
         experience; None: if the model has pretrained weights.
     :raises ValueError: for a value outside its range; for an initial teacher
         with random weights, unless ``teach_first_experience`` is given.
     """
+
+    weights = ("alpha",)
 
     def __init__(
         self,
@@ -68,13 +77,11 @@ class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
         row_filter: str = "correct",
         include_diagonal: bool = True,
         teacher: str = "previous",
-        ema_decay: float = 0.999,
         teach_first_experience: bool | None = None,
     ):
         super().__init__()
         as_finite(alpha, "alpha", low=0)
         as_finite(temperature, "temperature", above=0)
-        as_finite(ema_decay, "ema_decay", low=0, below=1)
         for name, value, allowed in (
             ("logit_scale_mode", logit_scale_mode, LOGIT_SCALE_MODES),
             ("reduction", reduction, REDUCTIONS),
@@ -85,7 +92,6 @@ class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
         self.alpha = alpha
         self.logit_scale_mode = logit_scale_mode
         self.teacher = teacher
-        self.ema_decay = ema_decay
         self.teach_first_experience = teach_first_experience
         self.temperature = temperature
         self.reduction = reduction
@@ -104,33 +110,21 @@ class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
                 "pairs; use ReferenceDistillationPlugin, or "
                 "ContrastiveTemplate(positives='targets')."
             )
-        unknown = self.teach_first_experience is None and not _pretrained(strategy)
-        if self.alpha > 0 and self.teacher == "initial" and unknown:
-            raise ValueError(
-                "OffDiagonalAlignmentPlugin(teacher='initial') keeps what the initial "
-                "model knows, but model.pretrained is None: its weights are random. "
-                "Load pretrained weights, use teacher='previous', or give "
-                "teach_first_experience if the weights are worth keeping."
-            )
-
-    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
-        """Ask for the teacher before any plugin replaces the weights."""
-        return (self.teacher,) if self._needed(strategy) else ()
+        super().check_compatible(strategy)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Make the teacher, if it is not there yet."""
+        """Forget the values of the last experience."""
         self.step_values = {}
-        if self._needed(strategy):
-            decay = self.ema_decay if self.teacher == "ema" else None
-            strategy.teachers.get(self.teacher, decay=decay)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the alignment term."""
-        if not self._active(strategy):
+        if not self.teaches(strategy):
             return
-        output = strategy.global_features
-        teacher = strategy.teachers.get(self.teacher).features(strategy.mb_x)
-        scores, targets = self._scores(output, teacher)
+        student, teacher = strategy.global_features, self.teacher_output(strategy)
+        scores, targets = (
+            similarities(out.image_features, out.text_features, scale)
+            for out, scale in zip((student, teacher), self._scales(student, teacher))
+        )
         loss = off_diagonal_alignment_loss(
             scores,
             targets,
@@ -146,45 +140,54 @@ class OffDiagonalAlignmentPlugin(MethodPlugin, supports_distributed=True):
             "alignment_kept_text_to_image": _share(targets.T),
         }
 
-    def _scores(self, output: CLIPOutput, teacher: CLIPOutput) -> tuple[Tensor, Tensor]:
-        """Similarities ``(B, B)`` of the student and of the teacher, float32."""
-        scores, targets = cosines(output), cosines(teacher)
+    def _scales(self, student: CLIPOutput, teacher: CLIPOutput) -> tuple[Any, Any]:
+        """What the cosines of both are multiplied by."""
         if self.logit_scale_mode == "own":
-            return scores * output.logit_scale, targets * teacher.logit_scale
+            return student.logit_scale, teacher.logit_scale
         if self.logit_scale_mode == "shared":
-            scale = output.logit_scale.detach()
-            return scores * scale, targets * scale
-        return scores, targets
-
-    def _active(self, strategy: Any) -> bool:
-        """Whether the running experience is taught."""
-        if self.alpha == 0:
-            return False
-        if strategy.clock.train_exp_counter > 0:
-            return True
-        first = self.teach_first_experience
-        return _pretrained(strategy) if first is None else first
-
-    def _needed(self, strategy: Any) -> bool:
-        """Whether the teacher must exist: copies of the past cannot be made later."""
-        return self._active(strategy) or (self.alpha > 0 and self.teacher == "initial")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the teacher belongs to the strategy."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
-
-
-def _pretrained(strategy: Any) -> bool:
-    return getattr(strategy.model, "pretrained", None) is not None
+            return (student.logit_scale.detach(),) * 2
+        return None, None
 
 
 def _share(targets: Tensor) -> Tensor:
     return correctly_ranked_rows(targets).float().mean()
 
 
-def cosines(output: CLIPOutput) -> Tensor:
-    """Cosine similarities ``(B, B)`` of a batch, image rows, text columns."""
-    return output.image_features @ output.text_features.T
+def mod_x_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW with the values of the authors' scripts."""
+    return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.999), weight_decay=0.1)
+
+
+class ModX(Sequential):
+    """Sequential training with the off-diagonal alignment term.
+
+    The authors' scripts train with batches of 280, the default here, a linear
+    warm-up over 20 % of the steps of each phase and a cosine to zero; give both
+    warm-ups (``warmup_iterations``, ``later_warmup_iterations``) as a fifth of the
+    budget for that.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`.
+    :param optimizer: default AdamW with their values: learning rate 5e-4, betas
+        0.9 and 0.999, eps 1e-8 and, unless ``param_groups`` are given, weight
+        decay 0.1 on matrices only (that restriction is OpenCLIP's).
+    :param param_groups: see :class:`CLIPTemplate`.
+    :param train_mb_size: pairs per step and process.
+    :param alpha: weight of the term (20 at a batch of 280; as a sum over rows it
+        weighs more in larger batches).
+    :param alignment: further options of :class:`OffDiagonalAlignmentPlugin`.
+    :param kwargs: see :class:`Sequential`.
+    """
+
+    _default_optimizer = staticmethod(mod_x_optimizer)
+    _default_groups = staticmethod(partial(optim.clip_param_groups, weight_decay=0.1))
+
+    def __init__(
+        self,
+        *,
+        train_mb_size: int = 280,
+        alpha: float = 20.0,
+        alignment: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self._own = [OffDiagonalAlignmentPlugin(alpha, **(alignment or {}))]
+        super().__init__(train_mb_size=train_mb_size, **kwargs)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.common.grown import clones
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import belongs
@@ -25,10 +26,10 @@ SELECT_ON = ("previous", "previous+current")
 class PatchingPlugin(MethodPlugin, supports_distributed=True):
     """Deploy ``(1 - a) * previous + a * trained`` after each later step.
 
-    ``a`` is the value of ``grid`` with the best mean retrieval score on
-    validation data; equal scores take the larger ``a``. All float parameters
-    and buffers are interpolated as stored (the logit scale as a logarithm);
-    integer buffers are those of the trained model.
+    ``a`` is the value of ``grid`` with the best mean ``mean_R@1`` on validation
+    data; equal scores take the larger ``a``. All float parameters and buffers are
+    interpolated as stored (the logit scale as a logarithm); integer buffers are those
+    of the trained model.
 
     Memory: two copies of the weights. Time: one evaluation of the validation
     data per grid value after each step, booked as ``"search"``.
@@ -39,7 +40,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         tends to a = 0), or ``"previous+current"``.
     :param validation: name of the stream of the benchmark to score on, with one
         experience per training experience. Do not use the stream that you report.
-    :param metric: key of :func:`retrieval_metrics` to average over steps.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
         another ``select_on``.
 
@@ -60,7 +60,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         *,
         select_on: str = "previous+current",
         validation: str = "valid",
-        metric: str = "mean_R@1",
     ):
         super().__init__()
         if isinstance(grid, str) or not len(grid):
@@ -70,7 +69,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         require_choice("select_on", select_on, SELECT_ON)
         self.select_on = select_on
         self.validation = validation
-        self.metric = metric
         self.chosen: list[float] = []
         """Mixing coefficient of each finished experience (1 for the first)."""
         self.previous: dict[str, Tensor] = {}
@@ -80,14 +78,14 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         if len(self.grid) > 1:
             self._data(strategy)  # a missing stream is reported before training
         if strategy.clock.train_exp_counter > 0:
-            self.previous = _copy_state(strategy.model)
+            self.previous = clones(strategy.model)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Search the coefficient and load the patched weights in place."""
         if not self.previous:
             self.chosen.append(1.0)
             return
-        trained = _copy_state(strategy.model)
+        trained = clones(strategy.model)
         best = self.grid[0]
         datasets = self._data(strategy) if len(self.grid) > 1 else []
         if len(self.grid) > 1 and not datasets:
@@ -95,11 +93,11 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         elif datasets:
             best, top = max(self.grid), -1.0
             for coefficient in sorted(self.grid, reverse=True):
-                _load(strategy.model, mix(self.previous, trained, coefficient))
+                strategy.model.load_state_dict(mix(self.previous, trained, coefficient))
                 score = self._score(strategy, datasets)
                 if score > top:
                     best, top = coefficient, score
-        _load(strategy.model, mix(self.previous, trained, best))
+        strategy.model.load_state_dict(mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}
 
@@ -114,7 +112,7 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                 autocast=strategy.autocast,
                 budget=strategy.compute,
             )
-            scores.append(result[self.metric])
+            scores.append(result["mean_R@1"])
         return sum(scores) / len(scores)
 
     def _data(self, strategy: Any) -> list[Any]:
@@ -190,11 +188,3 @@ def mix(
             # Unlike a weighted sum, this leaves equal (frozen) values as they are.
             mixed[name] = torch.lerp(old, new, coefficient)
     return mixed
-
-
-def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def _load(model: torch.nn.Module, state: dict[str, Tensor]) -> None:
-    model.load_state_dict(state)

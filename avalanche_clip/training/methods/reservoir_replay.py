@@ -95,40 +95,32 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
     samples, and appends its part of what is drawn.
 
     :param buffer_size: samples held over the whole stream, at least 1.
-    :param replay_size: samples appended per step and process; default as many as
-        are new.
     :param target: ``"teacher"`` (ER) or ``"student"`` (DER).
     :param weight: of the distance on old samples, ``>= 0``.
     :param duplicates: offer a sample again each time it is trained on.
-    :param seed: of all draws; default the strategy's.
     :raises ValueError: for values outside these ranges.
     """
 
+    only_one = True
     keeps_per_weight_state = False
     replays_data = True
 
     def __init__(
         self,
         buffer_size: int = 8000,
-        replay_size: int | None = None,
         *,
         target: str = "teacher",
         weight: float = 1.0,
         duplicates: bool = False,
-        seed: int | None = None,
     ):
         super().__init__()
-        for name, value in (("buffer_size", buffer_size), ("replay_size", replay_size)):
-            if name == "buffer_size" or value is not None:
-                as_size(value, name)
+        as_size(buffer_size, "buffer_size")
         require_choice("target", target, TARGETS)
         as_finite(weight, "weight", low=0)
         self.buffer_size = buffer_size
-        self.replay_size = replay_size
         self.target = target
         self.weight = weight
         self.duplicates = duplicates
-        self.seed = seed
         self.seen = 0
         """Samples offered to the reservoir so far."""
         # Per slot: step (its place in the list), position in its data, seed of its
@@ -161,11 +153,6 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         indices = np.array([step.place for step in self._steps], dtype=np.int64)
         stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
         return stored
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a second reservoir, which would append to its own samples."""
-        if sum(isinstance(p, ReservoirReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError("Several ReservoirReplayPlugins given; use one.")
 
     def replayed_data(self, strategy: Any) -> Any:
         """Return what may be drawn in the coming experience, None if nothing.
@@ -220,9 +207,8 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         self._sizes = distributed.exchange("the new samples of a step", len(batch))
         new, world = sum(self._sizes), len(self._sizes)
         self._new = self._batch_seeds(strategy, new)
-        wanted = new if self.replay_size is None else self.replay_size * world
         slots = self._drawable(strategy)
-        count = min(wanted, len(slots))
+        count = min(new, len(slots))
         if strategy.clock.train_exp_counter == 0 or not count:
             return
         drawn = self._generator(strategy, 0).choice(
@@ -285,10 +271,9 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         return seeds.astype(np.uint64)
 
     def _generator(self, strategy: Any, purpose: int) -> np.random.Generator:
-        seed = strategy.seed if self.seed is None else self.seed
         step = strategy.clock.train_exp_iterations
         number = strategy.visits.seed_number
-        parts = [seed & (2**63 - 1), number, step, purpose]
+        parts = [strategy.seed & (2**63 - 1), number, step, purpose]
         return np.random.default_rng(parts)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:

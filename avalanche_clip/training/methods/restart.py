@@ -30,26 +30,19 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
 
     Every experience warms up like the first one: that warm-up hurts later steps
     is a finding about warm starts, not about random weights.
-
-    :param seed: of the fresh weights; default the strategy's.
     """
 
     starts_fresh = True
     starts_elsewhere = True
-
-    def __init__(self, seed: int | None = None):
-        super().__init__()
-        self.seed = seed
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Draw new weights, in place; optimiser state is cleared."""
         number = strategy.visits.seed_number
         if strategy.clock.train_exp_counter == 0:
             return
-        seed = strategy.seed if self.seed is None else self.seed
         model = strategy.model
         frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
-        model.reinitialize((seed * 1_000_003 + number) % 2**63)
+        model.reinitialize((strategy.seed * 1_000_003 + number) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
                 parameter.copy_(value)

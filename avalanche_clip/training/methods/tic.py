@@ -29,11 +29,15 @@ from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 class Sequential(ContrastiveTemplate):
     """Warm-start training on the new data only (plain fine-tuning).
 
+    Methods add their plugins before those of the user.
+
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param plugins: further plugins.
     :param schedule: learning-rate schedule of each step.
     :param kwargs: see :class:`ContrastiveTemplate`.
     """
+
+    _own: Sequence[Any] = ()
 
     def __init__(
         self,
@@ -45,13 +49,10 @@ class Sequential(ContrastiveTemplate):
     ):
         super().__init__(
             model=model,
-            plugins=[*self._own_plugins(), *(plugins or [])],
+            plugins=[*self._own, *(plugins or [])],
             schedule=schedule,
             **kwargs,
         )
-
-    def _own_plugins(self) -> list[Any]:
-        return []
 
 
 class CumulativeAll(Sequential):
@@ -60,8 +61,9 @@ class CumulativeAll(Sequential):
     :param kwargs: see :class:`Sequential`.
     """
 
-    def _own_plugins(self) -> list[Any]:
-        return [BudgetedReplayPlugin("all")]
+    def __init__(self, **kwargs: Any):
+        self._own = [BudgetedReplayPlugin("all")]
+        super().__init__(**kwargs)
 
 
 class _Buffered(Sequential):
@@ -70,18 +72,14 @@ class _Buffered(Sequential):
     def __init__(
         self,
         *,
-        model: nn.Module,
         buffer_size: int | str = "current",
         redistribute: bool = False,
         **kwargs: Any,
     ):
-        self._replay = BudgetedReplayPlugin(
-            self.kind, buffer_size, redistribute=redistribute
-        )
-        super().__init__(model=model, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._replay]
+        self._own = [
+            BudgetedReplayPlugin(self.kind, buffer_size, redistribute=redistribute)
+        ]
+        super().__init__(**kwargs)
 
 
 class CumulativeExp(_Buffered):
@@ -117,17 +115,10 @@ class CumulativeAllStar(Sequential):
     """
 
     def __init__(
-        self,
-        *,
-        model: nn.Module,
-        budget_factors: Sequence[float] = L_SCALE_FACTORS,
-        **kwargs: Any,
+        self, *, budget_factors: Sequence[float] = L_SCALE_FACTORS, **kwargs: Any
     ):
-        self._factors = BudgetFactorPlugin(budget_factors)
-        super().__init__(model=model, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [BudgetedReplayPlugin("all"), self._factors]
+        self._own = [BudgetedReplayPlugin("all"), BudgetFactorPlugin(budget_factors)]
+        super().__init__(**kwargs)
 
 
 class Restart(Sequential):
@@ -138,8 +129,9 @@ class Restart(Sequential):
     :param kwargs: see :class:`Sequential`.
     """
 
-    def _own_plugins(self) -> list[Any]:
-        return [BudgetedReplayPlugin("all"), RestartPlugin()]
+    def __init__(self, **kwargs: Any):
+        self._own = [BudgetedReplayPlugin("all"), RestartPlugin()]
+        super().__init__(**kwargs)
 
 
 class Oracle(Sequential):
@@ -148,12 +140,10 @@ class Oracle(Sequential):
     :param kwargs: see :class:`Sequential`; a budget is needed.
     """
 
-    def _own_plugins(self) -> list[Any]:
-        return [
-            BudgetedReplayPlugin("all"),
-            RestartPlugin(),
-            BudgetFactorPlugin("step"),
-        ]
+    def __init__(self, **kwargs: Any):
+        replay, restart = BudgetedReplayPlugin("all"), RestartPlugin()
+        self._own = [replay, restart, BudgetFactorPlugin("step")]
+        super().__init__(**kwargs)
 
 
 class Patching(Sequential):
@@ -168,19 +158,13 @@ class Patching(Sequential):
     def __init__(
         self,
         *,
-        model: nn.Module,
         grid: Sequence[float] = GRID,
         select_on: str = "previous+current",
         validation: str = "valid",
         **kwargs: Any,
     ):
-        self._patching = PatchingPlugin(
-            grid, select_on=select_on, validation=validation
-        )
-        super().__init__(model=model, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._patching]
+        self._own = [PatchingPlugin(grid, select_on=select_on, validation=validation)]
+        super().__init__(**kwargs)
 
 
 class ContrastiveLwF(Sequential):
@@ -190,12 +174,9 @@ class ContrastiveLwF(Sequential):
     :param kwargs: see :class:`Sequential`.
     """
 
-    def __init__(self, *, model: nn.Module, lwf_weight: float = 1.0, **kwargs: Any):
-        self._lwf = ContrastiveLwFPlugin(lwf_weight)
-        super().__init__(model=model, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._lwf]
+    def __init__(self, *, lwf_weight: float = 1.0, **kwargs: Any):
+        self._own = [ContrastiveLwFPlugin(lwf_weight)]
+        super().__init__(**kwargs)
 
 
 class ContrastiveEWC(Sequential):
@@ -210,21 +191,19 @@ class ContrastiveEWC(Sequential):
     def __init__(
         self,
         *,
-        model: nn.Module,
         ewc_lambda: float = 1.0,
         fisher_batch_size: int = 128,
         fisher_batches: int | None = None,
         **kwargs: Any,
     ):
-        self._ewc = ContrastiveEWCPlugin(
-            ewc_lambda,
-            fisher_batch_size=fisher_batch_size,
-            fisher_batches=fisher_batches,
-        )
-        super().__init__(model=model, **kwargs)
-
-    def _own_plugins(self) -> list[Any]:
-        return [self._ewc]
+        self._own = [
+            ContrastiveEWCPlugin(
+                ewc_lambda,
+                fisher_batch_size=fisher_batch_size,
+                fisher_batches=fisher_batches,
+            )
+        ]
+        super().__init__(**kwargs)
 
 
 TIC_STRATEGIES = {

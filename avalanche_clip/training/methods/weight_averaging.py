@@ -1,8 +1,8 @@
-"""Averages of the weights along the training path: WE, WiSE-FT, EMA.
+"""Averages of the weights along the training path: WE and WiSE-FT.
 
 Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and their code for the
 weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
-(WiSE-FT, arXiv 2109.01903). The exponential average is ours.
+(WiSE-FT, arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.grown import aligned, clones
 from avalanche_clip.training.templates.contract import MethodPlugin
 
-MODES = ("we", "wise", "we+wise", "ema")
+MODES = ("we", "wise", "we+wise")
 ANCHORS = ("start", "initial")
 SCORES = ("average", "student")
 
@@ -32,7 +33,6 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
       merged, ``avg = (n avg + theta) / (n + 1)`` with ``n`` the snapshots so
       far, this one included: the plain mean of start and snapshots;
     - ``"we+wise"``: the same, then ``avg = alpha avg + (1 - alpha) anchor``;
-    - ``"ema"``: ``avg = decay avg + (1 - decay) theta``;
     - ``"wise"``: no average on the way; ``alpha theta + (1 - alpha) anchor`` at
       the end of the experience.
 
@@ -48,13 +48,12 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     with ``anchor="initial"``. Time: one pass over the weights per snapshot.
 
     :param mode: see above.
-    :param interval: iterations between snapshots, at least 1; default 100, for
-        ``"ema"`` 1. Not for ``"wise"``.
+    :param interval: iterations between snapshots, at least 1; default 100. Not for
+        ``"wise"``.
     :param alpha: share of the trained weights in ``[0, 1]``; default 0.8 for
         ``"wise"``, 0.99 for ``"we+wise"``. Only for these two.
     :param anchor: of these two: ``"start"`` of the experience, or
         ``"initial"``, the weights before the first one.
-    :param decay: of ``"ema"``, in ``[0, 1]``; default 0.999.
     :param score: what an evaluation *inside* an experience sees: ``"average"``
         (as the authors' code) or ``"student"``. The average is swapped in for
         the evaluation and out again, bit for bit. ``"wise"`` has no average
@@ -75,17 +74,15 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         interval: int | None = None,
         alpha: float | None = None,
         anchor: str = "start",
-        decay: float | None = None,
         score: str = "average",
     ):
         super().__init__()
-        _check_settings(mode, interval, alpha, anchor, decay)
+        _check_settings(mode, interval, alpha, anchor)
         require_choice("score", score, SCORES)
         self.mode = mode
-        self.interval = (1 if mode == "ema" else 100) if interval is None else interval
+        self.interval = 100 if interval is None else interval
         self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
         self.anchor = anchor
-        self.decay = 0.999 if decay is None else decay
         self.score = score
         self.merged = 0
         """Snapshots merged in the running experience, or in the last one."""
@@ -135,9 +132,9 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         self.merged = 0
         self.average, self.start = {}, {}
         if self.mode != "wise":
-            self.average = _copy(strategy.model)
+            self.average = clones(strategy.model, trainable=True)
         if self._mixes and self.anchor == "start":
-            self.start = _copy(strategy.model)
+            self.start = clones(strategy.model, trainable=True)
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -145,11 +142,10 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         if not self.average or strategy.clock.train_exp_iterations % self.interval:
             return
         self.merged += 1
-        weight = 1 - self.decay if self.mode == "ema" else 1 / (self.merged + 1)
-        average, now = _aligned(self.average, dict(strategy.model.named_parameters()))
-        torch._foreach_lerp_(average, now, weight)
+        average, now = aligned(self.average, dict(strategy.model.named_parameters()))
+        torch._foreach_lerp_(average, now, 1 / (self.merged + 1))
         if self._mixes:
-            average, anchor = _aligned(self.average, self._anchor(strategy))
+            average, anchor = aligned(self.average, self._anchor(strategy))
             if average:
                 torch._foreach_lerp_(average, anchor, 1 - self.alpha)
 
@@ -161,7 +157,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
             _load(ours, self.average)
         elif self.mode == "wise" and self._mixes:
             trained = {n: p for n, p in ours.items() if p.requires_grad}
-            now, anchor = _aligned(trained, self._anchor(strategy))
+            now, anchor = aligned(trained, self._anchor(strategy))
             if now and self.alpha == 0:
                 torch._foreach_copy_(now, anchor)
             elif now:
@@ -173,7 +169,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Inside an experience, show the average to the evaluation."""
         if self.average and self.score == "average" and not self._student:
-            self._student = _copy(strategy.model)
+            self._student = clones(strategy.model, trainable=True)
             _load(dict(strategy.model.named_parameters()), self.average)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -213,11 +209,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
 
 
 def _check_settings(
-    mode: str,
-    interval: int | None,
-    alpha: float | None,
-    anchor: str,
-    decay: float | None,
+    mode: str, interval: int | None, alpha: float | None, anchor: str
 ) -> None:
     require_choice("mode", mode, MODES)
     require_choice("anchor", anchor, ANCHORS)
@@ -225,16 +217,14 @@ def _check_settings(
         "interval": interval is not None and mode == "wise",
         "alpha": alpha is not None and "wise" not in mode,
         "anchor": anchor != "start" and "wise" not in mode,
-        "decay": decay is not None and mode != "ema",
     }
     for name, given in unused.items():
         if given:
             raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
     if interval is not None:
         as_size(interval, "interval")
-    for name, value in (("alpha", alpha), ("decay", decay)):
-        if value is not None:
-            as_finite(value, name, low=0, high=1)
+    if alpha is not None:
+        as_finite(alpha, "alpha", low=0, high=1)
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -244,34 +234,6 @@ def _has_statistics(module: nn.Module) -> bool:
     return not own or any(parameter.requires_grad for parameter in own)
 
 
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
 @torch.no_grad()
 def _load(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     torch._foreach_copy_([parameters[n] for n in values], list(values.values()))
-
-
-def _aligned(left: dict[str, Any], right: dict[str, Any]) -> tuple[Any, Any]:
-    """Pair tensors of a name; of a grown one the part that both have.
-
-    :return: two lists of tensors of equal shapes and types, those of the first
-        being views of ``left``.
-    """
-    ours, theirs = [], []
-    for name, value in left.items():
-        other = right.get(name)
-        if other is None or other.dim() != value.dim():
-            continue
-        if other.shape != value.shape:
-            sizes = zip(value.shape, other.shape)
-            block = tuple(slice(0, min(a, b)) for a, b in sizes)
-            value, other = value[block], other[block]
-        ours.append(value.detach())
-        theirs.append(other.detach().to(value.dtype))
-    return ours, theirs

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.grown import clones
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 
@@ -56,11 +57,7 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the weights before the first step, when all plugins have set them."""
         if self.weight > 0 and strategy.clock.train_exp_iterations == 0:
-            self.start = {
-                name: parameter.detach().clone()
-                for name, parameter in strategy.model.named_parameters()
-                if parameter.requires_grad
-            }
+            self.start = clones(strategy.model, trainable=True)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the gradient of the term, and report its value."""

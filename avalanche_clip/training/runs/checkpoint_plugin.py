@@ -11,11 +11,10 @@ from typing import Any
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size
-from avalanche_clip.training.runs.resume import CheckpointError
-from avalanche_clip.training.runs.files import OtherVersionError, read_state, require_finite, save_state
-from avalanche_clip.training.runs.resume import remember_base
-from avalanche_clip.training.runs.stock_plugin_state import exact_inside
+from avalanche_clip.training.runs.resume import save_state
+from avalanche_clip.training.runs.files import CheckpointError, OtherVersionError, read_state, require_finite
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.stock_memories import exact_inside
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,7 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         """Note the weights that are frozen from the start."""
-        if not hasattr(strategy, "_base_hashes"):
-            remember_base(strategy)
+        strategy.frozen_base.ensure()
         self._last = time.monotonic()
 
     def iteration_completed(self, strategy: Any) -> None:

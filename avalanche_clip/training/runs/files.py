@@ -1,10 +1,8 @@
-"""State-dict checkpoints between and inside experiences.
+"""Files of checkpoints: plain data, whole or refused.
 
-A checkpoint is plain data (tensors, numbers, strings), readable with
-``torch.load(path, weights_only=True)``. It holds no images: replay buffers are
-stored as counts or sample ids. Work-around for ``save_checkpoint`` of
-avalanche-lib 0.6.0, which pickles the whole strategy and fails on any
-optimiser with current dill and typing_extensions.
+A checkpoint is readable with ``torch.load(path, weights_only=True)``. Its many small
+tensors are joined to a few large ones: a file of hundreds of small tensors takes
+several times as long to write.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,99 +19,34 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.common.files import found_in, replacing
-from avalanche_clip.training.templates import optim
-from avalanche_clip.training.runs.identity import differences
-from avalanche_clip.training.runs.packing import pack, unpack
-from avalanche_clip.training.runs.plugin_state import plain, register_plugin_state
-from avalanche_clip.training.runs.resume import FORMAT, CheckpointError, capture_state, restore_state
-from avalanche_clip.training.runs.rollback import undone_on_error
-from avalanche_clip.training.runs.record import experience_hashes
-from avalanche_clip.training.runs.stock_plugin_state import exact_inside
+from avalanche_clip.common.plain import mapped, plain
+
+FORMAT = 3
+LARGEST = 1 << 16
+"""Bytes up to which a tensor is packed; larger ones need no second copy."""
 
 _ARCHIVE = b"PK\x03\x04"
 _END, _RECORD = b"PK\x05\x06", 22
 """How the last record of an archive without a comment begins, and its size."""
 _NO_COMMENT = b"\0\0"
 _COMMENT = b"avalanche_clip checkpoint, CRC-32 "
-_LARGE = 1 << 16
+_MARK = "__packed__"
 _EARLIER = "Use an earlier checkpoint."
 _OTHER_VERSION = (
     "Go on with the version that wrote it, or start the run anew in another folder."
 )
 
 
+class CheckpointError(ValueError, RuntimeError):
+    """Raised when a checkpoint is damaged or does not fit."""
+
+
 class OtherVersionError(CheckpointError):
     """Raised when a whole file is of another version or another program."""
-
-
-_STEP_COUNTERS = (
-    "train_iterations",
-    "train_exp_iterations",
-    "train_epoch_iterations",
-    "total_iterations",
-)
-
-
-def save_state(strategy: Any, path: str | Path) -> Path:
-    """Write a checkpoint of a run, atomically.
-
-    May be called between experiences and inside one: from an
-    ``iteration_completed`` hook, when all plugins are done with the step, or from
-    ``before_training_iteration`` or ``after_training_iteration``, where metrics and
-    plugins that come later in the list have not seen the step yet. With several
-    processes only the main one writes.
-
-    :param strategy: a strategy of this package.
-    :param path: file to write, whole or not at all.
-    :return: the path.
-    :raises TypeError: if a plugin has state that cannot be stored; give it
-        ``state_dict`` and ``load_state_dict``, or use
-        :func:`register_plugin_state`.
-    :raises RuntimeError: during an evaluation, before ``before_training_epoch``
-        of an experience, between the forward pass of a step and
-        ``after_training_iteration``, or in ``after_training_exp``.
-    :raises CheckpointError: if weights are not finite; nothing is written.
-    """
-    path = Path(path).expanduser()
-    if strategy.experience is not None and not strategy.is_training:
-        raise RuntimeError(
-            "save_state was called during an evaluation, which cannot be resumed; "
-            "call it before or after."
-        )
-    inside = strategy.experience is not None
-    if inside and strategy.step_phase == "open":
-        raise RuntimeError(
-            "save_state was called in the middle of a step, or while an experience is "
-            "being set up, which cannot be resumed; call it in "
-            "after_training_iteration, iteration_completed, or between experiences."
-        )
-    if inside and strategy.step_phase == "closing":
-        raise RuntimeError(
-            "save_state was called in after_training_exp: the hooks of that moment "
-            "would run twice in a resumed run. Call it in experience_completed (as "
-            "CheckpointPlugin does), or after train() returns."
-        )
-    bad = _broken_weights(strategy)
-    if bad:  # on all processes alike
-        raise CheckpointError(
-            f"{path} is not written: {len(bad)} weights are not finite ("
-            f"{bad[0]}, ...). Go back to an earlier checkpoint, and lower the learning "
-            "rate or clip gradients (clip_grad_norm)."
-        )
-    if not distributed.is_main_process():
-        return path
-    if inside:
-        _warn_inexact(strategy)
-    index = strategy.experience_index
-    state = capture_state(strategy, inside=inside, experience=index)
-    if inside and strategy.step_phase == "counting":
-        # The clock counts a step after all plugins have run.
-        for name in _STEP_COUNTERS:
-            state["clock"][name] += 1
-    return write_state(state, path)
 
 
 def write_state(state: dict[str, Any], path: str | Path) -> Path:
@@ -152,7 +84,7 @@ class _Summed:
         self.file, self.pool, self.crc = file, pool, 0
 
     def write(self, data: Any) -> int:
-        if len(data) < _LARGE:
+        if len(data) < LARGEST:
             self.crc = zlib.crc32(data, self.crc)
             return self.file.write(data)
         # Summing and writing a large tensor take about as long: do both at once.
@@ -272,22 +204,6 @@ def _damage(content: mmap.mmap) -> str:
     return ""
 
 
-def _require_same_data(state: dict[str, Any], benchmark: Any, path: Path) -> None:
-    """Compare the training stream with that of the run, as far as both go."""
-    stored = state["extra"].get("identity", {}).get("experiences", {}).get("train", {})
-    if not stored:
-        return
-    have = experience_hashes(benchmark.streams["train"])
-    both = [key for key in stored if key in have]
-    parts = [{"train": {k: hashes[k] for k in both}} for hashes in (stored, have)]
-    different = differences(parts[0], parts[1], "experiences")
-    if different:
-        raise CheckpointError(
-            f"{path} was written on other data: {'; '.join(different)}. Give the "
-            "benchmark of the stored run."
-        )
-
-
 def require_finite(state: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint that holds weights which are not finite.
 
@@ -295,7 +211,7 @@ def require_finite(state: dict[str, Any], path: Path) -> None:
     :param path: of its file, for the error.
     :raises CheckpointError: naming the first of them.
     """
-    bad = _not_finite(state.get("model", {}), set(state.get("known", ())))
+    bad = not_finite(state.get("model", {}), set(state.get("known", ())))
     if bad:
         raise CheckpointError(
             f"{path} holds {len(bad)} weights that are not finite ({bad[0]}, ...). "
@@ -303,14 +219,7 @@ def require_finite(state: dict[str, Any], path: Path) -> None:
         )
 
 
-def _broken_weights(strategy: Any) -> list[str]:
-    trained = strategy.groups.known | set(optim.trainable(strategy.model))
-    named = dict(strategy.model.named_parameters())
-    tensors: dict[str, Any] = {k: v for k, v in named.items() if k in trained}
-    return _not_finite({**tensors, **dict(strategy.model.named_buffers())}, trained)
-
-
-def _not_finite(tensors: Mapping[str, Any], trained: set[str]) -> list[str]:
+def not_finite(tensors: Mapping[str, Any], trained: set[str]) -> list[str]:
     """Names of tensors with NaN, or of trained ones also with infinity.
 
     Masks that a model stores hold minus infinity.
@@ -331,45 +240,60 @@ def _finite(value: torch.Tensor, masks: bool) -> bool:
     return not bool((value.isnan() if masks else value.isfinite().logical_not()).any())
 
 
-def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
-    """Put a fresh strategy where a stored run was.
+# ------------------------------------------------------------------ packing
+def pack(state: Any) -> dict[str, Any]:
+    """Replace small tensors by their place in one flat tensor per type.
 
-    Model, counters and plugins are restored at once. If the run stopped inside
-    an experience, everything but growth is applied again right after that
-    experience's ``before_training_exp``, when it is trained next, so nothing
-    is copied, drawn or grown twice. If it fails, the strategy is as it was before.
-
-    Files written by :func:`run_stream` know the data of the training stream: an
-    experience that holds other data (see :func:`content_hash`) is refused.
-
-    :param strategy: built like the one that was stored, not yet trained.
-    :param path: written by :func:`save_state`.
-    :param benchmark: the same prepared benchmark, with every step that was trained;
-        gives replay its data.
-    :return: index of the experience to train next: the interrupted one, if the run
-        stopped inside, else the one behind that which was trained last.
-    :raises CheckpointError: if the file is damaged, holds weights that are not
-        finite, or was written by another kind of run.
+    :param state: plain data; strings ``"__packed__"`` as a key are reserved.
+    :return: ``{"tree", "flat"}``, readable with ``weights_only=True``.
+    :raises ValueError: for a reserved key.
     """
-    path = Path(path).expanduser()
-    state = read_state(path)
-    require_finite(state, path)
-    _require_same_data(state, benchmark, path)
-    with undone_on_error(strategy):
-        try:
-            return restore_state(strategy, state, benchmark)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+    groups: dict[str, list[Tensor]] = {}
+    sizes: dict[str, int] = {}
+    known: dict[Any, Any] = {}
+
+    def place(leaf: Any, path: Any) -> Any:
+        if isinstance(leaf, dict):
+            raise ValueError(f"The key {_MARK!r} of a state is reserved; rename it.")
+        if not isinstance(leaf, Tensor) or not _is_small(leaf):
+            return leaf
+        shape = list(leaf.shape)
+        # Tied weights are one tensor.
+        same = (leaf.data_ptr(), *shape, leaf.stride(), leaf.dtype, leaf.device)
+        if same not in known:
+            kind = f"{leaf.dtype}, {leaf.device}"
+            start = sizes.get(kind, 0)
+            flat = leaf if leaf.dim() == 1 else leaf.reshape(-1)
+            groups.setdefault(kind, []).append(flat)
+            sizes[kind] = start + leaf.numel()
+            known[same] = {_MARK: [kind, start, leaf.numel(), shape]}
+        return known[same]
+
+    tree = mapped(state, place, stop=_is_packed)
+    return {"tree": tree, "flat": {k: torch.cat(v).cpu() for k, v in groups.items()}}
 
 
-def _warn_inexact(strategy: Any) -> None:
-    if exact_inside(strategy) or getattr(strategy, "_warned_inexact", False):
-        return
-    strategy._warned_inexact = True
-    warnings.warn(
-        f"Batches of {type(strategy.dataloader).__name__} or of a stock memory cannot "
-        "be drawn again: a run resumed from a checkpoint inside this experience "
-        "differs. Stock replay, GDumb and A-GEM resume exactly between experiences "
-        "only; BudgetedReplayPlugin also inside.",
-        stacklevel=3,
-    )
+def unpack(packed: dict[str, Any]) -> Any:
+    """Undo :func:`pack`; small tensors come back on the CPU.
+
+    >>> unpack(pack({"a": [torch.arange(2), torch.ones(1)], "b": 3}))
+    {'a': [tensor([0, 1]), tensor([1.])], 'b': 3}
+    """
+
+    def fetch(leaf: Any, path: Any) -> Any:
+        if not isinstance(leaf, dict):
+            return leaf
+        kind, start, count, shape = leaf[_MARK]
+        return packed["flat"][kind][start : start + count].clone().view(shape)
+
+    return mapped(packed["tree"], fetch, stop=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, dict) and _MARK in value
+
+
+def _is_small(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return False
+    return tensor.numel() * tensor.element_size() <= LARGEST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +14,10 @@ from avalanche.logging import TensorboardLogger
 from avalanche_clip import distributed
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
-from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
-from avalanche_clip.training.runs.identity import differences
+from avalanche_clip.training.runs.identity import differences, require_same
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, newest_state, remove_leftovers
+from avalanche_clip.training.runs.files import read_state
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,10 @@ class RunFolder:
 
     :param path: the folder.
     :param strategy: its own :class:`CheckpointPlugin`, if it has one, is used.
-    :param identity: what a resumed run must have in common with this one.
+    :param run: that checkpoints hold; its ``identity`` is what a resumed run must
+        have in common with it, its ``points`` are the steps after which they are
+        written.
     :param checkpoint_iterations: interval of checkpoints inside experiences.
-    :param points: steps after which checkpoints are written.
     """
 
     csv: MetricsCSVLogger
@@ -52,27 +53,22 @@ class RunFolder:
         self,
         path: Path,
         strategy: Any,
-        identity: dict[str, Any],
+        run: Any,
         checkpoint_iterations: int | None,
-        points: Container[int],
     ):
         self.path = path
         self.strategy = strategy
-        self.identity = identity
+        self.run = run
         own = [p for p in strategy.plugins if isinstance(p, CheckpointPlugin)]
         self.added = not own
-        self.checkpoints = (
-            own[0]
-            if own
-            else CheckpointPlugin(
-                path / "checkpoints", every_iterations=checkpoint_iterations
-            )
-        )
-        self.points = points
+        inner = checkpoint_iterations
+        made = CheckpointPlugin(path / "checkpoints", every_iterations=inner)
+        self.checkpoints = own[0] if own else made
         self.found: Path | None = None
         """Checkpoint that the run goes on from."""
         self._state: dict[str, Any] | None = None
         self._made: list[Path] = []
+        self._writer: Any = None
 
     @property
     def state_path(self) -> Path:
@@ -86,11 +82,10 @@ class RunFolder:
 
     # ------------------------------------------------------- opening, closing
     @contextmanager
-    def opened(self, resume: bool, extra: Callable[[], Any]) -> Iterator[None]:
+    def opened(self, resume: bool) -> Iterator[None]:
         """Keep others out, and write what happens to the strategy meanwhile.
 
         :param resume: go on with the run in the folder.
-        :param extra: gives checkpoints what they hold of the run itself.
         :raises ValueError: before any file is touched: if another run is at work
             in the folder, or it holds a run and ``resume`` is False, or another
             one.
@@ -99,14 +94,14 @@ class RunFolder:
             on_main(lambda: self._lock(stack))
             found = on_main(lambda: self._look(resume))
             self.found = None if found is None else self.checkpoints.folder / found
-            before = getattr(self.strategy, "checkpoint_extra", None)
-            stack.callback(self._detach, self.strategy.evaluator.loggers, before)
+            strategy = self.strategy
+            stack.callback(self._detach, strategy.evaluator.loggers, strategy.run)
             try:
                 on_main(lambda: self._attach(resume))
                 if self.added:
-                    self.strategy.plugins.append(self.checkpoints)
-                self.checkpoints.points = self.points
-                self.strategy.checkpoint_extra = extra
+                    strategy.plugins.append(self.checkpoints)
+                self.checkpoints.points = self.run.points
+                strategy.run = self.run
                 yield
             except BaseException:
                 self._forget()
@@ -138,20 +133,20 @@ class RunFolder:
         for file in (self.state_path, self.results_path, path):
             for left in self.path.glob(f"{file.name}.*.tmp"):
                 left.unlink(missing_ok=True)
-        write_json(self.state_path, {"identity": self.identity}, checksum=True)
+        write_json(self.state_path, {"identity": self.run.identity}, checksum=True)
         board = TensorboardLogger(str(self.path / "tensorboard"))
         self._writer = board.writer
         evaluator = self.strategy.evaluator
         evaluator.loggers = [*evaluator.loggers, self.csv, board]
 
-    def _detach(self, loggers: list[Any], extra: Any) -> None:
+    def _detach(self, loggers: list[Any], run: Any) -> None:
         """Take away what was added, so that the strategy can run again."""
         if self.added and self.checkpoints in self.strategy.plugins:
             self.strategy.plugins.remove(self.checkpoints)
         self.strategy.evaluator.loggers = loggers
         self.checkpoints.points = None
-        self.strategy.checkpoint_extra = extra
-        if hasattr(self, "_writer"):
+        self.strategy.run = run
+        if self._writer is not None:
             self._writer.close()
 
     def _forget(self) -> None:
@@ -182,16 +177,15 @@ class RunFolder:
             if checkpoints(folder):
                 logger.warning("No checkpoint can be read; the run starts anew.")
             if noted is not None:
-                self._require_same(noted, self.path)
+                require_same(noted, self.run.identity, self.path)
             return None
         path, state = newest
-        stored = state["extra"].get("identity")
-        if stored is None:
+        if state["run"] is None:
             raise ValueError(
                 f"{path} was not written by run_stream; go on with load_state."
             )
-        self._require_same(stored, path)
-        if noted is not None and differences(noted, self.identity):
+        require_same(state["identity"], self.run.identity, path)
+        if noted is not None and differences(noted, self.run.identity):
             logger.warning(
                 "%s is that of another run than %s; it is written again.",
                 self.state_path,
@@ -216,14 +210,6 @@ class RunFolder:
             logger.warning("%s It is written again.", error)
             return None
         return content.get("identity")
-
-    def _require_same(self, stored: Any, where: Path) -> None:
-        different = differences(stored, self.identity)
-        if different:
-            raise ValueError(
-                f"{where} holds another run: {'; '.join(different)}. Resume with the "
-                "same method, settings, seed, streams and data, or use another out_dir."
-            )
 
 
 def _remove_empty(folder: Path) -> None:

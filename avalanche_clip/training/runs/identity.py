@@ -1,90 +1,116 @@
-"""What a run is, and where another one differs from it."""
+"""What a run is, and where another one differs from it.
+
+One record says it: checkpoints hold it, and who resumes, loads a state or trains in
+several processes compares with it.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from avalanche_clip.benchmarks.items.content import experience_hashes
+from avalanche_clip.common.plain import is_plain
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
-from avalanche_clip.training.runs.record import plugin_settings, strategy_arguments
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.templates.settings import as_stored, strategy_settings
 
-# What may change, or is compared apart from the settings.
-_APART = ("device", "loader", "plugins", "eval_mb_size", "seed")
 _MOST = 3
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
 _short.maxlist = _short.maxtuple = 8
 
 
+def strategy_identity(strategy: Any) -> dict[str, Any]:
+    """Seed and settings that a strategy must share with one that goes on for it.
+
+    Where it runs does not count.
+
+    :param strategy: a strategy of this package.
+    """
+    settings = strategy_settings(strategy).items()
+    kept = {k: v for k, v in settings if k not in ("eval_mb_size", "seed")}
+    return {"seed": strategy.seed, "settings": kept}
+
+
 def run_identity(
     strategy: Any,
-    config: dict[str, Any],
     data: dict[str, Any],
     streams: Sequence[str],
     evaluate_at: Any,
+    options: dict[str, Any],
     method: str | None,
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the stored one, as plain data.
 
-    Where it runs and how it loads data may change.
+    How it loads data may change.
 
     :param strategy: trained before or not.
-    :param config: of the strategy.
     :param data: from :func:`data_summary`.
     :param streams: names of the streams that are evaluated.
     :param evaluate_at: when they are, see :class:`EvaluationPoints`.
+    :param options: further arguments of ``train``.
     :param method: name of the method; default the strategy's class.
     """
-    settings = {**strategy_arguments(strategy), **config}
-    settings = {k: v for k, v in settings.items() if k not in _APART}
-    optimizer = settings["optimizer"]
-    settings["optimizer"] = {**optimizer, "groups": _groups(optimizer["groups"])}
-    settings["options"] = _options(strategy, config["loader"])
-    return _as_stored(
-        {
-            "method": method or type(strategy).__name__,
-            "seed": strategy.seed,
-            "streams": list(streams),
-            "evaluate_at": evaluate_at,
-            "data": data["hash"],
-            "experiences": data["experiences"],
-            "transforms": data["transforms"],
-            "settings": {**settings, "plugins": plugin_settings(strategy)},
-        }
-    )
-
-
-def _groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups of the constructor's optimiser, with the rates before any schedule."""
-    kept = [g for g in groups if str(g.get("owner", "rule")).startswith("rule")]
-    found = [{**g, "lr": g.get("initial_lr", g["lr"])} for g in kept]
-    return [{k: v for k, v in g.items() if k != "initial_lr"} for g in found]
-
-
-def _options(strategy: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``train`` that count, those at their default included."""
     takes = inspect.signature(strategy.make_train_dataloader).parameters
     named = {k: p.default for k, p in takes.items() if p.default is not p.empty}
-    return {k: v for k, v in {**named, **given}.items() if k not in WORKER_OPTIONS}
+    given = [item for item in {**named, **options}.items() if is_plain(item[1])]
+    return {
+        "method": method or type(strategy).__name__,
+        **strategy_identity(strategy),
+        **as_stored(
+            {
+                "streams": streams,
+                "evaluate_at": evaluate_at,
+                "options": {k: v for k, v in given if k not in WORKER_OPTIONS},
+                "data": data["hash"],
+                "experiences": data["experiences"],
+                "transforms": data["transforms"],
+            }
+        ),
+    }
 
 
-def _as_stored(value: Any) -> Any:
-    """What JSON gives back of plain data; numbers that are not finite as text.
+def require_same_strategy(
+    stored: dict[str, Any], strategy: Any, benchmark: Any, where: Path
+) -> None:
+    """Raise unless a stored run can go on with a strategy and a benchmark.
 
-    Numbers of numpy and of tensors count as Python's.
+    :param stored: identity in the checkpoint. Where it is that of a whole run, the
+        training stream is compared too, as far as both go.
+    :param strategy: that is to go on.
+    :param benchmark: with the data of the stored run.
+    :param where: file of the stored run, for the message.
+    :raises CheckpointError: naming what differs.
     """
-    if isinstance(value, dict):
-        return {str(k): _as_stored(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_stored(v) for v in value]
-    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    have = strategy_identity(strategy)
+    known = {key: stored[key] for key in have}
+    hashes = stored.get("experiences", {}).get("train", {})
+    if hashes:
+        now = experience_hashes(benchmark.streams["train"])
+        both = [key for key in hashes if key in now]
+        for side, values in ((known, hashes), (have, now)):
+            side["experiences"] = {"train": {key: values[key] for key in both}}
+    require_same(known, have, where)
+
+
+def require_same(stored: dict[str, Any], have: dict[str, Any], where: Path) -> None:
+    """Raise unless two identities are equal.
+
+    :param stored: that of the stored run.
+    :param have: that of this run.
+    :param where: file or folder of the stored run, for the message.
+    :raises CheckpointError: naming what differs.
+    """
+    if different := differences(stored, have):
+        raise CheckpointError(
+            f"{where} holds another run: {'; '.join(different)}. Go on with the same "
+            "method, settings, plugins, seed, streams and data, or start another run "
+            "in another folder."
+        )
 
 
 def differences(stored: Any, have: Any, where: str = "") -> list[str]:

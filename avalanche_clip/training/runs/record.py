@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import inspect
 import math
 import platform
 import subprocess
@@ -12,17 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.plugins.clock import Clock
-from avalanche.training.templates.base_sgd import PeriodicEval
-
 from avalanche_clip import __version__
-from avalanche_clip.benchmarks.items.content import content_hash
-from avalanche_clip.training.templates.contract import (
-    as_number,
-    is_plain,
-    kept_arguments,
-)
+from avalanche_clip.common.plain import mapped
 
 _PACKAGES = (
     "avalanche-lib",
@@ -32,23 +20,6 @@ _PACKAGES = (
     "transformers",
     "timm",
     "numpy",
-)
-_AVALANCHE = (Clock, PeriodicEval, EvaluationPlugin)
-_FIELDS = (
-    "train_mb_size",
-    "train_epochs",
-    "eval_mb_size",
-    "schedule",
-    "warmup_iterations",
-    "later_warmup_iterations",
-    "precision",
-    "accumulation_steps",
-    "clip_grad_norm",
-    "reset_optimizer_state",
-    "positives",
-    "label_space",
-    "eval_label_space",
-    "label_smoothing",
 )
 
 
@@ -89,101 +60,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def strategy_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a strategy as plain data."""
-    budget = strategy.compute
-    groups = [
-        {k: n for k, v in g.items() if k != "params" and is_plain(n := as_number(v))}
-        for g in strategy.optimizer.param_groups
-    ]
-    config = {
-        "strategy": type(strategy).__name__,
-        **{name: getattr(strategy, name, None) for name in _FIELDS},
-        "budget": {
-            "iterations": budget.iterations,
-            "samples": budget.samples,
-            "macs": budget.macs,
-        },
-        "optimizer": {"class": type(strategy.optimizer).__name__, "groups": groups},
-        "plugins": [
-            {
-                "class": type(p).__name__,
-                **{k: v for k, v in vars(p).items() if k[0] != "_" and is_plain(v)},
-            }
-            for p in strategy.plugins
-            if not isinstance(p, _AVALANCHE)
-        ],
-        "model": getattr(strategy.model, "config", type(strategy.model).__name__),
-        "pretrained": getattr(strategy.model, "pretrained", None),
-        "loader": {k: v for k, v in options.items() if is_plain(v)},
-        "device": str(strategy.device),
-    }
-    # Plugins go on to change their lists.
-    return copy.deepcopy(config)
-
-
-def plugin_settings(strategy: Any) -> dict[str, dict[str, Any]]:
-    """What a resumed run must have in common with the stored one, per plugin.
-
-    :param strategy: its plugins in order, each with what its ``identity`` says; those
-        without state, and those that only measure, are left out.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for contract in strategy.contracts:
-        plugin = contract.wrapped
-        if not contract.stateless and not isinstance(plugin, _AVALANCHE):
-            found[f"{len(found)} {type(plugin).__name__}"] = contract.identity()
-    return copy.deepcopy(found)
-
-
-def strategy_arguments(strategy: Any) -> dict[str, Any]:
-    """What a strategy was built with beyond :func:`strategy_config`."""
-    # Class names have a loss function, and the criterion that uses it is a method.
-    loss = getattr(strategy, "loss_function", getattr(strategy, "_criterion", None))
-    kind = loss if inspect.isfunction(loss) else type(loss)
-    criterion = {"class": kind.__qualname__}
-    if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
-        criterion |= kept_arguments(loss)
-    return {**kept_arguments(strategy), "criterion": criterion}
-
-
-def data_summary(benchmark: Any) -> dict[str, Any]:
-    """Hash, counts, labels and transforms of the data of a benchmark.
-
-    The hash covers :func:`content_hash` of every experience of every stream, which
-    ``experiences`` holds one by one, and class names and templates where there
-    are any.
-    """
-    digest = hashlib.sha256()
-    hashes: dict[str, dict[str, str]] = {}
-    counts: dict[str, list[int]] = {}
-    labels: dict[str, list[str]] = {}
-    prompts = getattr(benchmark, "class_prompts", None)
-    if prompts is not None and hasattr(prompts, "fingerprint"):
-        digest.update(f"prompts|{prompts.fingerprint()}|".encode())
-    for name, stream in benchmark.streams.items():
-        hashes[name] = experience_hashes(stream)
-        digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
-        for index, experience in enumerate(stream):
-            counts.setdefault(name, []).append(len(experience.dataset))
-            label = getattr(experience, "label", str(index))
-            label = getattr(experience, "time_label", label)
-            labels.setdefault(name, []).append(str(label))
-    return {
-        "hash": digest.hexdigest(),
-        "experiences": hashes,
-        "counts": counts,
-        "labels": labels,
-        "protocol": getattr(benchmark, "protocol", None),
-        "transforms": getattr(benchmark, "transforms", None),
-    }
-
-
-def experience_hashes(stream: Any) -> dict[str, str]:
-    """Hashes of the data of a stream, by the place of the experience in it."""
-    return {str(i): content_hash(e.dataset) for i, e in enumerate(stream)}
 
 
 def metric_results(strategy: Any) -> dict[str, Any]:
@@ -238,10 +114,9 @@ def strict(value: Any) -> Any:
     >>> strict({"E": [0.5, float("nan")]})
     {'E': [0.5, None]}
     """
-    if isinstance(value, dict):
-        return {key: strict(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return mapped(
+        value,
+        lambda leaf, path: (
+            None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+        ),
+    )

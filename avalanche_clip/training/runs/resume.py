@@ -1,32 +1,131 @@
-"""State of a run as plain data, and how an interrupted one goes on."""
+"""State-dict checkpoints between and inside experiences.
+
+A checkpoint is plain data (tensors, numbers, strings), readable with
+``torch.load(path, weights_only=True)``. It holds no images: replay buffers are
+stored as counts or sample ids. Work-around for ``save_checkpoint`` of
+avalanche-lib 0.6.0, which pickles the whole strategy and fails on any
+optimiser with current dill and typing_extensions.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from avalanche_clip.common.fingerprint import FingerprintCache
+from avalanche_clip import distributed
+from avalanche_clip.common.randomness import rng_state, set_rng_state
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.runs import plugin_state
+from avalanche_clip.training.runs.identity import require_same_strategy, strategy_identity
+from avalanche_clip.training.runs.rollback import undone_on_error
+from avalanche_clip.training.runs.files import FORMAT, CheckpointError, not_finite, read_state, require_finite, write_state
 from avalanche_clip.training.templates.teachers import Teacher
+from avalanche_clip.training.templates.frozen_base import base_weights, without_base
+from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.visits import Visits, find_step, read_step
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+_STEP_COUNTERS = (
+    "train_iterations",
+    "train_exp_iterations",
+    "train_epoch_iterations",
+    "total_iterations",
+)
 
 
-class CheckpointError(ValueError, RuntimeError):
-    """Raised when a checkpoint is damaged or does not fit."""
+# -------------------------------------------------------------------- saving
+def save_state(strategy: Any, path: str | Path) -> Path:
+    """Write a checkpoint of a run, atomically.
+
+    May be called between experiences and inside one: from an
+    ``iteration_completed`` hook, when all plugins are done with the step, or from
+    ``before_training_iteration`` or ``after_training_iteration``, where metrics and
+    plugins that come later in the list have not seen the step yet. With several
+    processes only the main one writes.
+
+    :param strategy: a strategy of this package.
+    :param path: file to write, whole or not at all.
+    :return: the path.
+    :raises TypeError: if a plugin has state that cannot be stored; give it
+        ``state_dict`` and ``load_state_dict``, or use
+        :func:`register_plugin_state`.
+    :raises RuntimeError: during an evaluation, before ``before_training_epoch``
+        of an experience, between the forward pass of a step and
+        ``after_training_iteration``, or in ``after_training_exp``.
+    :raises CheckpointError: if weights are not finite; nothing is written.
+    """
+    path = Path(path).expanduser()
+    inside = strategy.experience is not None
+    _require_moment(strategy, inside)
+    bad = _broken_weights(strategy)
+    if bad:  # on all processes alike
+        raise CheckpointError(
+            f"{path} is not written: {len(bad)} weights are not finite ("
+            f"{bad[0]}, ...). Go back to an earlier checkpoint, and lower the learning "
+            "rate or clip gradients (clip_grad_norm)."
+        )
+    if not distributed.is_main_process():
+        return path
+    if inside:
+        _warn_inexact(strategy)
+    index = strategy.experience_index
+    state = capture_state(strategy, inside=inside, experience=index)
+    if inside and strategy.step_phase == "counting":
+        # The clock counts a step after all plugins have run.
+        for name in _STEP_COUNTERS:
+            state["clock"][name] += 1
+    return write_state(state, path)
 
 
-# ------------------------------------------------------------------ capturing
+def _require_moment(strategy: Any, inside: bool) -> None:
+    """Raise at a moment of a run that cannot be resumed."""
+    phase = strategy.step_phase if inside else ""
+    if inside and not strategy.is_training:
+        why = "during an evaluation, which cannot be resumed; call it before or after."
+    elif phase == "open":
+        why = (
+            "in the middle of a step, or while an experience is being set up, which "
+            "cannot be resumed; call it in after_training_iteration, "
+            "iteration_completed, or between experiences."
+        )
+    elif phase == "closing":
+        why = (
+            "in after_training_exp: the hooks of that moment would run twice in a "
+            "resumed run. Call it in experience_completed (as CheckpointPlugin does), "
+            "or after train() returns."
+        )
+    else:
+        return
+    raise RuntimeError(f"save_state was called {why}")
+
+
+def _broken_weights(strategy: Any) -> list[str]:
+    trained = strategy.groups.known | set(optim.trainable(strategy.model))
+    named = dict(strategy.model.named_parameters())
+    tensors: dict[str, Any] = {k: v for k, v in named.items() if k in trained}
+    return not_finite({**tensors, **dict(strategy.model.named_buffers())}, trained)
+
+
+def _warn_inexact(strategy: Any) -> None:
+    if not strategy.warned_inexact and not exact_inside(strategy):
+        strategy.warned_inexact = True
+        warnings.warn(
+            f"Batches of {type(strategy.dataloader).__name__} or of a stock memory "
+            "cannot be drawn again: a run resumed from a checkpoint inside this "
+            "experience differs. Stock replay, GDumb and A-GEM resume exactly between "
+            "experiences only; BudgetedReplayPlugin also inside.",
+            stacklevel=3,
+        )
+
+
 def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, Any]:
     """Collect the state of a run as plain data.
 
@@ -38,21 +137,18 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         which was trained last.
     :raises TypeError: if a plugin has state that cannot be stored.
     """
-    model = strategy.model
-    extra = getattr(strategy, "checkpoint_extra", None)
-    scaler = strategy.step.scaler
-    base = _frozen_base(strategy)
-    omitted = set() if base is None else set(base["names"])
+    model, run, scaler = strategy.model, strategy.run, strategy.step.scaler
+    base = strategy.frozen_base.unchanged()
+    omitted = set(base["names"])
     teachers = strategy.teachers.state_dict()
     for kind, weights in teachers["weights"].items():
-        teachers["weights"][kind] = _without_base(weights, model, omitted)
+        teachers["weights"][kind] = without_base(weights, model, omitted)
     return {
         "format": FORMAT,
-        "method": type(strategy).__name__,
+        "identity": strategy_identity(strategy) if run is None else run.identity,
         "experience": experience,
         "inside": inside,
         "visits": strategy.visits.state_dict(),
-        "seed": strategy.seed,
         "device": strategy.device.type,
         "growth": _growth(model),
         "trainable": sorted(optim.trainable(model)),
@@ -60,13 +156,11 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "base": base,
         "model": {k: v for k, v in model.state_dict().items() if k not in omitted},
         "optimizer": {
-            "class": type(strategy.optimizer).__name__,
             "names": [list(group["names"]) for group in strategy.groups.names],
-            "built": strategy.groups.built,
             **strategy.optimizer_state(copied=False),
         },
         "scaler": scaler and scaler.state_dict(),
-        "clock": plugin_state.number_fields(strategy.clock),
+        "clock": _counters(strategy.clock),
         "planned_iterations": strategy.planned_iterations,
         "compute": strategy.compute.state_dict(),
         "teachers": teachers,
@@ -75,148 +169,114 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
             for kind, teacher in strategy.teachers.teachers.items()
         },
         "plugins": plugin_state.collect(strategy),
-        "rng": plugin_state.plain_rng(strategy.device),
-        "extra": extra() if callable(extra) else {},
+        "rng": rng_state(strategy.device),
+        "run": None if run is None else run.state_dict(),
     }
+
+
+def _counters(clock: Any) -> dict[str, int]:
+    public = {k: v for k, v in vars(clock).items() if not k.startswith("_")}
+    return {k: v for k, v in public.items() if type(v) in (int, float)}
 
 
 def _growth(model: nn.Module) -> dict[str, Any]:
     return {
         name: module.growth_state()
         for name, module in model.named_modules()
-        if callable(getattr(module, "growth_state", None))
+        if _stores_growth(module)
     }
 
 
-def remember_base(strategy: Any, names: set[str] | None = None) -> None:
-    """Note the hashes of the weights that were never trainable.
+# ------------------------------------------------------------------- loading
+def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
+    """Put a fresh strategy where a stored run was.
 
-    While they stay the same, checkpoints hold a hash instead of the weights.
+    Model, counters and plugins are restored at once. If the run stopped inside
+    an experience, everything but growth is applied again right after that
+    experience's ``before_training_exp``, when it is trained next, so nothing
+    is copied, drawn or grown twice. If it fails, the strategy is as it was before.
 
-    :param strategy: a strategy of this package.
-    :param names: look at these only; default all frozen weights.
+    The file knows the settings of the run, and if :func:`run_stream` wrote it also
+    the data of the training stream (see :func:`content_hash`): others are refused.
+
+    :param strategy: built like the one that was stored, not yet trained.
+    :param path: written by :func:`save_state`.
+    :param benchmark: the same prepared benchmark, with every step that was trained;
+        gives replay its data.
+    :return: index of the experience to train next: the interrupted one, if the run
+        stopped inside, else the one behind that which was trained last.
+    :raises CheckpointError: if the file is damaged, holds weights that are not
+        finite, or was written by another kind of run.
     """
-    cache = strategy._base_cache = FingerprintCache()
-    strategy._base_hashes = {
-        item[0]: cache([item])
-        for item in _base_items(strategy)
-        if names is None or item[0] in names
-    }
+    path = Path(path).expanduser()
+    state = read_state(path)
+    require_finite(state, path)
+    require_same_strategy(state["identity"], strategy, benchmark, path)
+    with undone_on_error(strategy):
+        return restore_state(strategy, state, benchmark, path)
 
 
-def _base_items(strategy: Any) -> list[tuple[str, torch.Tensor]]:
-    return [
-        (name, parameter)
-        for name, parameter in strategy.model.named_parameters()
-        if not parameter.requires_grad and name not in strategy.groups.known
-    ]
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a stored value into a :class:`CheckpointError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
-def _frozen_base(strategy: Any) -> dict[str, Any] | None:
-    """Names and hash of the weights that need not be stored, or None."""
-    if not hasattr(strategy, "_base_hashes"):
-        remember_base(strategy)
-    cache, hashes = strategy._base_cache, strategy._base_hashes
-    # What was written to although it is frozen is stored like the rest.
-    items = [
-        item
-        for item in _base_items(strategy)
-        if item[0] in hashes and cache([item]) == hashes[item[0]]
-    ]
-    if not items:
-        return None
-    return {"names": [name for name, _ in items], "hash": cache(items)}
-
-
-def _without_base(
-    weights: dict[str, Any], model: nn.Module, omitted: set[str]
-) -> dict[str, Any]:
-    """Drop what a teacher has in common with the frozen base."""
-    if not omitted:
-        return weights
-    ours = dict(model.named_parameters())
-    return {
-        name: value
-        for name, value in weights.items()
-        if name not in omitted or not torch.equal(value, ours[name])
-    }
-
-
-# ------------------------------------------------------------------ restoring
-def restore_state(strategy: Any, state: dict[str, Any], benchmark: Any) -> int:
+def restore_state(
+    strategy: Any, state: dict[str, Any], benchmark: Any, path: Path
+) -> int:
     """Put a fresh strategy where a stored run was.
 
     :param strategy: built like the one that was stored.
     :param state: from :func:`capture_state`; not changed.
     :param benchmark: has every experience that was trained: growth is gone through
         again by them, and replay plugins find their data there.
+    :param path: where the state comes from, for errors.
     :return: index of the experience to train next: the interrupted one, or the one
         behind that which was trained last.
-    :raises CheckpointError: if the state is that of another kind of run, or of one
-        that trained steps which the benchmark does not have.
+    :raises CheckpointError: if the state is that of another model, or of a run that
+        trained steps which the benchmark does not have.
     """
-    _check_same_run(strategy, state)
-    inside = state["inside"]
-    strategy.visits.load_state_dict(state["visits"])
-    trained = _trained(strategy, state, benchmark)
-    _prepare_teachers(strategy, state, trained)
-    restore_model(strategy, state, trained)
-    with _as_checkpoint_error():
-        optim.check_same_groups(strategy.groups.built, state["optimizer"]["built"])
-    plugin_state.apply_numbers(strategy.clock, state["clock"])
-    strategy.compute.load_state_dict(state["compute"])
-    # What is applied again later must not be what plugins work on until then.
-    plugins = copy.deepcopy(state["plugins"]) if inside else state["plugins"]
-    _restore_plugins(strategy, plugins, state)
-    with _as_checkpoint_error():
+    if state["device"] != strategy.device.type:
+        logger.warning(
+            "The checkpoint was written on %s and goes on on %s: results are not "
+            "bit-identical.",
+            state["device"],
+            strategy.device.type,
+        )
+    with _refused(path):
+        strategy.visits.load_state_dict(state["visits"])
+        trained = _trained(strategy, state["visits"], benchmark)
+        _prepare_teachers(strategy, state["teacher_growth"], trained)
+        _adapt_again(strategy.model, trained)
+        _grow(strategy.model, state["growth"])
+        strategy.model.to(strategy.device)
+        strategy.groups.known |= set(state["known"])
+        _restore_learned(strategy, state)
+        strategy.frozen_base.note(set(state["base"]["names"]))
         plugin_state.restore_data(strategy, benchmark)
-    _restore_teachers(strategy, state)
-    strategy._pending = Interrupted(state) if inside else None
-    if not inside:
-        restore_running(strategy, state)
+        inside = state["inside"]
+        strategy._pending = Interrupted(state, path) if inside else None
+        if not inside:
+            _restore_running(strategy, state)
     return int(state["experience"])
 
 
-@contextmanager
-def _as_checkpoint_error() -> Iterator[None]:
-    """Turn what is wrong with a stored value into a :class:`CheckpointError`."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _trained(strategy: Any, state: dict[str, Any], benchmark: Any) -> list[Any]:
-    """Experiences that the stored model has gone through, repeats included.
-
-    Those of streams that the benchmark does not have are left out, unless growth
-    needs them; replay looks for its data itself.
-    """
-    visits = Visits()
-    visits.load_state_dict(state["visits"])
-    current = state["visits"]["current"]
-    visits.current = None if current is None else read_step(current)
-    steps = visits.trained()
-    if not any(_adapts(module) for module in strategy.model.modules()):
-        steps = [step for step in steps if step.stream in benchmark.streams]
-    with _as_checkpoint_error():
-        found = {step: find_step(benchmark, step) for step in dict.fromkeys(steps)}
-    return [found[step] for step in steps]
-
-
 class Interrupted:
-    """What is put back when the interrupted experience of a stored run goes on.
+    """The stored state of an experience that is still to be gone on with.
 
-    :param state: from :func:`capture_state`.
+    :param state: from :func:`capture_state`, inside an experience.
+    :param path: where it comes from, for errors.
     """
 
-    def __init__(self, state: dict[str, Any]):
-        self.state = state
+    def __init__(self, state: dict[str, Any], path: Path):
+        self.state, self.path = state, path
 
     def check(self, strategy: Any) -> None:
-        """Raise if another step than the interrupted one is about to be trained.
+        """Raise if another step is about to be trained.
 
         :raises CheckpointError: naming both.
         """
@@ -226,190 +286,68 @@ class Interrupted:
             same = str(current) == str(stored)
             other = "the same with other data" if same else current
             raise CheckpointError(
-                f"The checkpoint stopped inside {stored}, but {other} is being trained; "
-                "go on with the experience whose index load_state returned."
+                f"{self.path}: The checkpoint stopped inside {stored}, but {other} is "
+                "being trained; go on with the experience whose index load_state "
+                "returned."
             )
 
     def apply(self, strategy: Any) -> None:
-        """Apply the rest of the stored state to its experience."""
-        state = self.state
-        # The model grew in load_state; growing again would replace its parameters.
-        _load_weights(strategy, state)
-        plugin_state.apply_numbers(strategy.clock, state["clock"])
-        strategy.compute.load_state_dict(state["compute"])
-        _restore_plugins(strategy, copy.deepcopy(state["plugins"]), state)
-        _restore_teachers(strategy, state)
-        if strategy.planned_iterations != state["planned_iterations"]:
-            raise CheckpointError(
-                f"The checkpoint planned {state['planned_iterations']} iterations, but "
-                f"the strategy plans {strategy.planned_iterations}; use the same data, "
-                "batch size and budget."
-            )
-        restore_running(strategy, state)
+        """Put back all but growth: growing again would replace parameters."""
+        planned = self.state["planned_iterations"]
+        with _refused(self.path):
+            _restore_learned(strategy, self.state)
+            if strategy.planned_iterations != planned:
+                raise ValueError(
+                    f"The checkpoint planned {planned} iterations, but the strategy "
+                    f"plans {strategy.planned_iterations}; use the same data and "
+                    "number of processes."
+                )
+            _restore_running(strategy, self.state)
 
 
-def _check_same_run(strategy: Any, state: dict[str, Any]) -> None:
-    for name, have in (
-        ("method", type(strategy).__name__),
-        ("seed", strategy.seed),
-    ):
-        if state[name] != have:
-            raise CheckpointError(
-                f"The checkpoint was written with {name}={state[name]!r}, but the "
-                f"strategy has {name}={have!r}; build it with the same one."
-            )
-    optimizer = type(strategy.optimizer).__name__
-    if state["optimizer"]["class"] != optimizer:
-        raise CheckpointError(
-            f"The checkpoint was written with {state['optimizer']['class']}, but the "
-            f"strategy has {optimizer}; build it with the same optimiser."
-        )
-    if state["device"] != strategy.device.type:
-        logger.warning(
-            "The checkpoint was written on %s and goes on on %s: results are not "
-            "bit-identical.",
-            state["device"],
-            strategy.device.type,
-        )
+def _restore_learned(strategy: Any, state: dict[str, Any]) -> None:
+    """Load weights, counters, plugins and teachers into what has grown."""
+    frozen = base_weights(strategy.model, state["base"])
+    _load_weights(strategy.model, {**state["model"], **frozen}, set(state["trainable"]))
+    vars(strategy.clock).update(state["clock"])
+    strategy.compute.load_state_dict(state["compute"])
+    # What is applied again later must not be what plugins work on until then.
+    plugins = copy.deepcopy(state["plugins"]) if state["inside"] else state["plugins"]
+    plugin_state.restore(strategy, plugins, stored_device=state["device"])
+    teachers = state["teachers"]
+    filled = {kind: {**frozen, **w} for kind, w in teachers["weights"].items()}
+    strategy.teachers.load_state_dict({**teachers, "weights": filled})
 
 
-def restore_model(strategy: Any, state: dict[str, Any], trained: Iterable[Any]) -> None:
-    """Grow the model as stored, then load its weights.
-
-    Modules with ``growth_state`` are grown from that; others go through the
-    adaptations that they had again.
-
-    :param strategy: built like the one that was stored.
-    :param state: from :func:`capture_state`.
-    :param trained: the experiences that the stored model was adapted to, in order.
-    :raises CheckpointError: if the weights are those of another model.
-    """
-    _adapt_again(strategy.model, trained)
-    _grow(strategy.model, state["growth"])
-    strategy.model.to(strategy.device)
-    _load_weights(strategy, state)
-    strategy.groups.known |= set(state["known"])
-    base = state["base"]
-    remember_base(strategy, set() if base is None else set(base["names"]))
-
-
-def _adapt_again(model: nn.Module, experiences: Iterable[Any]) -> None:
-    """Call ``adaptation`` of growing modules that store no growth."""
-    for experience in experiences:
-        for module in list(model.modules()):
-            if _adapts(module):
-                module.adaptation(experience)  # type: ignore[operator]
-
-
-def _adapts(module: nn.Module) -> bool:
-    """Whether a module grows by experiences and stores no growth of its own."""
-    own = callable(getattr(module, "load_growth_state", None))
-    auto = getattr(module, "_auto_adapt", True)
-    return callable(getattr(module, "adaptation", None)) and not own and auto
-
-
-def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
-    # Parents come first, so modules that a parent makes are found.
-    for name, stored in growth.items():
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            module = None
-        load = getattr(module, "load_growth_state", None)
-        if not callable(load):
-            raise CheckpointError(
-                f"The checkpoint holds a growing module {name!r}, but the model has "
-                "none of that name with load_growth_state; build the same model."
-            )
-        with _as_checkpoint_error():
-            load(stored)
-
-
-def _load_weights(strategy: Any, state: dict[str, Any]) -> None:
-    model, base = strategy.model, state["base"]
-    weights = state["model"]
-    if base is not None:
-        weights = _with_base(model, weights, base)
+def _load_weights(
+    model: nn.Module, weights: dict[str, Any], trainable: set[str]
+) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(
+        raise ValueError(
             "The checkpoint holds another model than the strategy; build it with the "
             "same model (a module that grows needs growth_state and "
             f"load_growth_state). {error}"
         ) from error
-    trainable = set(state["trainable"])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != (name in trainable):
             parameter.requires_grad_(name in trainable)
 
 
-def _with_base(
-    model: nn.Module, weights: dict[str, Any], base: dict[str, Any]
-) -> dict[str, Any]:
-    ours = dict(model.named_parameters())
-    missing = [name for name in base["names"] if name not in ours]
-    if missing:
-        raise CheckpointError(
-            f"The checkpoint needs frozen weights {missing[:3]} that the model does "
-            "not have; build the same model."
-        )
-    items = [(name, ours[name]) for name in base["names"]]
-    if FingerprintCache()(items) != base["hash"]:
-        raise CheckpointError(
-            "The frozen weights of the model are not those of the stored run, which "
-            "holds their hash only; build the model with the same pretrained weights."
-        )
-    return {**weights, **dict(items)}
-
-
-def _restore_plugins(strategy: Any, entries: list[Any], state: dict[str, Any]) -> None:
-    with _as_checkpoint_error():
-        plugin_state.restore(strategy, entries, stored_device=state["device"])
-
-
-def _prepare_teachers(strategy: Any, state: dict[str, Any], trained: list[Any]) -> None:
-    """Make teachers of the sizes they had, before the model itself grows."""
-    service = strategy.teachers
-    # Each was copied from the model before (the moving average: and grown with
-    # it in) the experience that was trained last.
-    last = max(len(trained) - 1, 0)
-    grown = {"initial": 0, "previous": last, "ema": last + 1}
-    for kind, growth in state["teacher_growth"].items():
-        if kind not in service.teachers:
-            teacher = Teacher(kind, strategy.model)
-            teacher._service = service
-            service.teachers[kind] = teacher
-        experiences = trained[: grown.get(kind, last)]
-        _adapt_again(service.teachers[kind].model, experiences)
-        _grow(service.teachers[kind].model, growth)
-        service.teachers[kind].model.to(strategy.device).requires_grad_(False)
-
-
-def _restore_teachers(strategy: Any, state: dict[str, Any]) -> None:
-    stored, base = state["teachers"], state["base"]
-    if base is not None:
-        ours = dict(strategy.model.named_parameters())
-        frozen = {name: ours[name].detach() for name in base["names"]}
-        filled = {k: {**frozen, **w} for k, w in stored["weights"].items()}
-        stored = {**stored, "weights": filled}
-    strategy.teachers.load_state_dict(stored)
-
-
-def restore_running(strategy: Any, state: dict[str, Any]) -> None:
+def _restore_running(strategy: Any, state: dict[str, Any]) -> None:
     """Load optimiser, scaler and random generators."""
     _restore_optimizer(strategy, state["optimizer"])
     scaler = strategy.step.scaler
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
-    plugin_state.apply_rng(state["rng"], strategy.device)
+    set_rng_state(state["rng"], strategy.device)
 
 
 def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     """Load the optimiser, which may have had more groups and grown parameters."""
-    with _as_checkpoint_error():
-        _match_groups(strategy, [options["owner"] for options in stored["groups"]])
-        strategy.load_optimizer_state(stored)
+    _match_groups(strategy, [options["owner"] for options in stored["groups"]])
+    strategy.load_optimizer_state(stored)
     strategy.groups.resumed(stored["names"], strategy.model)
 
 
@@ -430,3 +368,71 @@ def _match_groups(strategy: Any, owners: list[str]) -> None:
     for owner in owners:
         if owner not in have:
             optimizer.add_param_group({"params": [], "owner": owner})
+
+
+# ------------------------------------------------------------------- growing
+def _trained(strategy: Any, stored: dict[str, Any], benchmark: Any) -> list[Any]:
+    """Experiences that the stored model has gone through, repeats included.
+
+    Those of streams that the benchmark does not have are left out, unless growth
+    needs them; replay looks for its data itself.
+    """
+    visits = Visits()
+    visits.load_state_dict(stored)
+    current = stored["current"]
+    visits.current = None if current is None else read_step(current)
+    steps = visits.trained()
+    if not any(_adapts(module) for module in strategy.model.modules()):
+        steps = [step for step in steps if step.stream in benchmark.streams]
+    found = {step: find_step(benchmark, step) for step in dict.fromkeys(steps)}
+    return [found[step] for step in steps]
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Whether a module grows by experiences and stores no growth of its own."""
+    auto = getattr(module, "_auto_adapt", True)  # of Avalanche's modules
+    own = _stores_growth(module)
+    return callable(getattr(module, "adaptation", None)) and not own and auto
+
+
+def _stores_growth(module: Any) -> bool:
+    """Whether a module has ``growth_state()`` and ``load_growth_state(state)``."""
+    return hasattr(type(module), "load_growth_state")
+
+
+def _adapt_again(model: nn.Module, experiences: Iterable[Any]) -> None:
+    """Call ``adaptation`` of growing modules that store no growth."""
+    for experience in experiences:
+        for module in list(model.modules()):
+            if _adapts(module):
+                module.adaptation(experience)  # type: ignore[operator]
+
+
+def _grow(model: nn.Module, growth: dict[str, Any]) -> None:
+    # Parents come first, so modules that a parent makes are found.
+    for name, stored in growth.items():
+        module: Any = dict(model.named_modules()).get(name)
+        if not _stores_growth(module):
+            raise ValueError(
+                f"The checkpoint holds a growing module {name!r}, but the model has "
+                "none of that name with load_growth_state; build the same model."
+            )
+        module.load_growth_state(stored)
+
+
+def _prepare_teachers(
+    strategy: Any, growth: dict[str, Any], trained: list[Any]
+) -> None:
+    """Make teachers of the sizes they had, before the model itself grows."""
+    service = strategy.teachers
+    # Each was copied from the model before (the moving average: and grown with
+    # it in) the experience that was trained last.
+    last = max(len(trained) - 1, 0)
+    grown = {"initial": 0, "previous": last, "ema": last + 1}
+    for kind, stored in growth.items():
+        if kind not in service.teachers:
+            service.teachers[kind] = Teacher(kind, strategy.model, strategy)
+        model = service.teachers[kind].model
+        _adapt_again(model, trained[: grown.get(kind, last)])
+        _grow(model, stored)
+        model.to(strategy.device).requires_grad_(False)

@@ -67,8 +67,8 @@ class _Remembered:
     def __init__(self, root: Any):
         self.seen: dict[int, Any] = {}  # holds the objects, so that ids stay theirs
         self.undo: list[Callable[[], None]] = []
-        self.rng = rng_state()
-        self.cuda = _cuda_states()
+        self.device = _device()
+        self.rng = rng_state(self.device)
         waiting = [root]
         while waiting:
             value = waiting.pop()
@@ -81,9 +81,7 @@ class _Remembered:
         with torch.no_grad():
             for undo in self.undo:
                 undo()
-        set_rng_state(self.rng)
-        for device, state in self.cuda.items():
-            torch.cuda.set_rng_state(state, device)
+        set_rng_state(self.rng, self.device)
 
     def _remember(self, value: Any) -> list[Any]:
         """Note the contents of one object; return what it refers to."""
@@ -197,11 +195,11 @@ def _undo_numpy(value: Any) -> Callable[[], None]:
     return undo
 
 
-def _cuda_states() -> dict[int, Tensor]:
+def _device() -> torch.device:
+    """The GPU in use, or the CPU."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return {}
-    device = torch.cuda.current_device()
-    return {device: torch.cuda.get_rng_state(device)}
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _set_state(generator: torch.Generator, state: Tensor) -> None:

@@ -16,24 +16,26 @@ import numpy as np
 from avalanche_clip import distributed
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.benchmarks.items.prepare import require_prepared
-from avalanche_clip.training.runs.resume import CheckpointError
-from avalanche_clip.evaluation.report.results import MAIN_METRIC, main_metric
+from avalanche_clip.common.plain import is_plain
+from avalanche_clip.evaluation.report.results import main_metric
 from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
 from avalanche_clip.evaluation.report.page import write_report
-from avalanche_clip.training.runs.agreement import agree_on_run
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
 from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.runs.folder import RunFolder
-from avalanche_clip.training.runs.record import data_summary, metric_results, nominal_units, reset_metrics, revision, strategy_config, strict, versions
+from avalanche_clip.training.runs.record import metric_results, nominal_units, reset_metrics, revision, strict, versions
 from avalanche_clip.training.runs.points import (
     STEPS,
     EvaluationPoints,
     evaluation_points,
 )
+from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
+from avalanche_clip.training.templates.settings import strategy_settings
 from avalanche_clip.training.templates.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
@@ -179,13 +181,13 @@ def run_stream(
         check_run(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
         run = _Run(strategy, benchmark, tuple(streams), points, train_options, method)
-        folder = RunFolder(out, strategy, run.identity, checkpoint_iterations, points)
-        with folder.opened(resume, run.extra):
+        folder = RunFolder(out, strategy, run, checkpoint_iterations)
+        with folder.opened(resume):
             return run.go(folder)
 
 
 class _Run:
-    """State of :func:`run_stream`; checkpoints hold it as their extra."""
+    """A run of :func:`run_stream`; checkpoints hold its state and its identity."""
 
     folder: RunFolder
 
@@ -211,11 +213,9 @@ class _Run:
         """Experience to train next, or in training."""
         self._begin: float | None = None
         self._spent = 0.0
-        # Before training: schedules change the optimiser's learning rates.
-        self.config = strategy_config(strategy, options)
         self.data = data_summary(benchmark)
         self.identity = run_identity(
-            strategy, self.config, self.data, streams, points.at, method
+            strategy, self.data, streams, points.at, options, method
         )
 
     def go(self, folder: RunFolder) -> RunResult:
@@ -237,16 +237,13 @@ class _Run:
         if path is None:
             return 0
         state = self.folder.take_state()
-        try:
-            restore_state(self.strategy, state, self.benchmark)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        extra = state["extra"]
+        restore_state(self.strategy, state, self.benchmark, path)
+        own = state["run"]
         # Not what was trained last: a strategy may have been trained before the run.
-        index = self.next = int(extra["next"])
-        self.rows, self.done = extra["rows"], extra["done"]
-        self.seconds = extra["seconds"]
-        spent = float(extra.get("train_seconds", 0.0))
+        index = self.next = int(own["next"])
+        self.rows, self.done = own["rows"], own["done"]
+        self.seconds = own["seconds"]
+        spent = float(own["train_seconds"])
         if state["inside"]:
             self._spent = spent
         elif len(self.seconds["train"]) < index:  # written at the end of train()
@@ -255,19 +252,16 @@ class _Run:
         distributed.barrier()
         return index
 
-    def extra(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
         ended = self._begin is not None and self.strategy.experience is None
-        extra = {
-            "identity": self.identity,
+        return {
             "next": self.next + ended,
             "rows": self.rows,
             "done": self.done,
             "seconds": self.seconds,
+            "train_seconds": 0.0 if self._begin is None else self._train_seconds(),
         }
-        if self._begin is not None:
-            extra["train_seconds"] = self._train_seconds()
-        return extra
 
     def _train_seconds(self) -> float:
         assert self._begin is not None
@@ -337,7 +331,8 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
-        space = self.config.get("eval_label_space")
+        config = self._config()
+        space = config.get("eval_label_space")
         by_step = self.points.at == STEPS
         summary = {
             s: _summaries(m, self.data, self.data["counts"][s], space, by_step)
@@ -346,7 +341,7 @@ class _Run:
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
-            "config": self.config,
+            "config": config,
             "versions": versions(),
             "revision": revision(),
             "data": self.data,
@@ -372,6 +367,15 @@ class _Run:
             compute=compute,
             results=results,
         )
+
+    def _config(self) -> dict[str, Any]:
+        """Settings as ``results.json`` holds them."""
+        settings = strategy_settings(self.strategy)
+        plugins = settings["plugins"].items()
+        named = [{"class": k.partition(" ")[2], **values} for k, values in plugins]
+        loader = {k: v for k, v in self.options.items() if is_plain(v)}
+        device = str(self.strategy.device)
+        return {**settings, "plugins": named, "loader": loader, "device": device}
 
     def _macs(self) -> dict[str, int] | None:
         macs = getattr(self.strategy.model, "macs", None)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.randomness import rng_state, set_rng_state
 from avalanche_clip.models.encoders.output import CLIPOutput
 
 Encode = Callable[[Any], CLIPOutput]
@@ -32,19 +33,6 @@ def _tensors(output: CLIPOutput) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             found[f"aux.{key}"] = value
     return found
-
-
-def _device_rng(device: torch.device) -> dict[str, Any]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_device_rng(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class FeatureCache:
@@ -73,7 +61,7 @@ class FeatureCache:
             collect gradients.
         """
         for part in self.parts:
-            self.rng.append(_device_rng(self.device))
+            self.rng.append(rng_state(self.device))
             with torch.no_grad():
                 tensors = _tensors(encode(part))
             self.leaves.append(
@@ -111,9 +99,9 @@ class FeatureCache:
             synchronises gradients.
         """
         # Plugins may have drawn numbers since the first pass: go on from there.
-        now = _device_rng(self.device)
+        now = rng_state(self.device)
         for i, part in enumerate(self.parts):
-            _set_device_rng(self.rng[i], self.device)
+            set_rng_state(self.rng[i], self.device)
             call = last if i == len(self.parts) - 1 else encode
             tensors = _tensors(call(part))
             terms = [
@@ -123,4 +111,4 @@ class FeatureCache:
             ]
             if terms:
                 torch.stack([t.float() for t in terms]).sum().backward()
-        _set_device_rng(now, self.device)
+        set_rng_state(now, self.device)

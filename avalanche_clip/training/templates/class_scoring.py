@@ -14,7 +14,7 @@ from avalanche_clip.common.checks import as_integer
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
-from avalanche_clip.training.templates.frozen_texts import text_fingerprint
+from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.label_spaces import LabelSpaces
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]
@@ -225,7 +225,7 @@ class ClassScorer:
         if tokenizer is not self._tokenizer:
             self.matrices.forget()
             self._tokenizer = tokenizer
-        mark = text_fingerprint(strategy.model) if fingerprint is None else fingerprint
+        mark = fingerprint or tower_fingerprint(strategy.model, "text")
         size = getattr(tokenizer, "vocab_size", None)
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]
         with manager, evaluating(strategy.model):

@@ -20,13 +20,14 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
-from avalanche_clip.benchmarks.streams.quotas import mix64
 from avalanche_clip.budget import ComputeBudget
-from avalanche_clip.common.randomness import kept_rng
+from avalanche_clip.common.randomness import kept_rng, named_seed
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from avalanche_clip.training.runs.agreement import agree_on_steps, agree_on_training
-from avalanche_clip.training.runs.stock_plugin_state import forget_step
 from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.agreement import (
+    agree_on_steps,
+    agree_on_training,
+)
 from avalanche_clip.training.templates.compatibility import (
     check_plugins,
     in_order,
@@ -45,6 +46,7 @@ from avalanche_clip.training.templates.options import (
     warn_batch_norm,
 )
 from avalanche_clip.training.templates.step_template import StepTemplate
+from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
     check_classes,
     check_metrics,
@@ -268,9 +270,7 @@ class CLIPTemplate(StepTemplate):
 
     def _seed_experience(self) -> None:
         """Seed all generators from the run's seed, the experience and its visit."""
-        state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        state = mix64(state ^ np.uint64(self.visits.seed_number))
-        number = int(state >> np.uint64(1))
+        number = named_seed(self.seed, self.visits.seed_number)
         torch.manual_seed(number)
         # Stock buffers draw from these two.
         random.seed(number)

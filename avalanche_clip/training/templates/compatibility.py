@@ -173,6 +173,13 @@ def check_plugins(strategy: Any) -> None:
     order = {id(c.wrapped): not c.replaces_deployed_weights for c in strategy.contracts}
     strategy.plugins.sort(key=lambda plugin: order[id(plugin)])
     for contract in strategy.contracts:
+        cls = type(contract.wrapped)
+        same = [p for p in strategy.plugins if isinstance(p, cls)]
+        if contract.only_one and len(same) > 1:
+            raise ValueError(
+                f"Several {cls.__name__}s would do the same more than once; use one "
+                "(some strategies have their own)."
+            )
         contract.check_compatible(strategy)
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip.common.plain import as_number, is_plain
+
 _LONG = 100
 FORMER = {
     "replaces_deployed_weights": "replaces_deployed",
@@ -62,6 +64,8 @@ class MethodPlugin(SupervisedPlugin):
     """Changes the tokenizer or the size of the token table."""
     sets_learning_rate: bool = False
     """Sets the learning rate in place of the strategy's schedule."""
+    only_one: bool = False
+    """A strategy may have one of its class only."""
     stateless: bool = False
     """Nothing of it is stored or compared, whatever attributes it has."""
     nominal_cost: float = 1.0
@@ -373,21 +377,6 @@ def kept_arguments(thing: Any) -> dict[str, Any]:
     have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
     plain = {k: as_number(v) for k, v in sorted(have.items())}
     return {k: _brief(v) for k, v in plain.items() if is_plain(v)}
-
-
-def as_number(value: Any) -> Any:
-    """A tensor or NumPy value that holds one number, as that number."""
-    one = hasattr(value, "item") and (getattr(value, "shape", None) in ((), (1,)))
-    return value.item() if one else value
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a number, text, bool or None, or is nested of them."""
-    if isinstance(value, (list, tuple)):
-        return all(is_plain(v) for v in value)
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def _is_flat(value: Any) -> bool:

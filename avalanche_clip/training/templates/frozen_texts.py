@@ -34,15 +34,16 @@ class Texts(Protocol):
         ...
 
 
-def text_fingerprint(model: Any) -> str:
-    """Hash what the text features of a model depend on.
+def tower_fingerprint(model: Any, tower: str) -> str:
+    """Hash what the features of a tower depend on.
 
     :param model: a dual encoder, or any module with a ``tokenizer``.
+    :param tower: ``"image"`` or ``"text"``.
     :return: hexadecimal digits and the size of the vocabulary.
     """
     find = getattr(model, "state_fingerprint", None)
     if callable(find):
-        found = find("text")
+        found = find(tower)
     else:
         named = model.state_dict(keep_vars=True).items()
         cache = _CACHES.setdefault(model, FingerprintCache())
@@ -72,7 +73,7 @@ class FrozenTexts:
 
         :param strategy: gives device, autocast and the budget.
         :param model: a frozen dual encoder with its tokenizer.
-        :param print_: :func:`text_fingerprint` of the model.
+        :param print_: :func:`tower_fingerprint` of the model.
         :param texts: what to encode.
         :return: float32, normalised, ``(N, D)``, the same on each process.
         """
@@ -88,7 +89,7 @@ class FrozenTexts:
     def start_experience(self, prints: Collection[str]) -> None:
         """Drop what is of no more use.
 
-        :param prints: :func:`text_fingerprint` of all teachers.
+        :param prints: :func:`tower_fingerprint` of all teachers.
         """
         keep = {key for key in self.used if key.split(":")[0] in prints}
         self.features = {k: v for k, v in self.features.items() if k in keep}

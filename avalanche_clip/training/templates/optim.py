@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+
+from avalanche_clip.common.grown import fit_moment
 
 Named = Iterable[tuple[str, nn.Parameter]]
 GroupRule = Callable[[Named], Sequence[Any]]
@@ -162,29 +164,6 @@ def rebuild(
             }
 
 
-def fit_moment(value: Any, parameter: Tensor) -> Any:
-    """Pad a moment with zeros to the shape of a grown parameter."""
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if value.shape == parameter.shape or value.dim() != parameter.dim():
-        return value
-    return overlay(torch.zeros_like(parameter, dtype=value.dtype), value)
-
-
-def overlay(tensor: Tensor, old: Tensor) -> Tensor:
-    """Return a copy of a tensor with ``old`` in its upper left corner.
-
-    :param tensor: of the new shape.
-    :param old: of as many dimensions, usually smaller; cut where it is larger.
-    """
-    grown = tensor.detach().clone()
-    keep = tuple(
-        slice(0, min(a, b)) for a, b in zip(grown.shape, old.shape, strict=True)
-    )
-    grown[keep] = old[keep].to(grown)
-    return grown
-
-
 def group_names(
     optimizer: Optimizer, named: dict[str, nn.Parameter]
 ) -> list[dict[str, Any]]:
@@ -213,48 +192,3 @@ def describe_groups(
         | {"names": g["names"]}
         for options, g in zip(optimizer.param_groups, groups, strict=True)
     ]
-
-
-def check_same_groups(
-    built: list[dict[str, Any]], stored: list[dict[str, Any]]
-) -> None:
-    """Raise unless a stored optimiser was built with the same groups.
-
-    :param built: :func:`describe_groups` of the optimiser to be loaded.
-    :param stored: that of the stored one.
-    :raises ValueError: naming the first option or parameter that differs.
-    """
-    advice = "Build the optimizer with the groups and options of the stored run."
-    if len(stored) != len(built):
-        raise ValueError(
-            f"The stored optimizer was built with {len(stored)} parameter groups, this "
-            f"one with {len(built)}. {advice}"
-        )
-    for place, (theirs, ours) in enumerate(zip(stored, built, strict=True)):
-        for key in theirs.keys() & ours.keys() - {"names"}:
-            if not _equal(theirs[key], ours[key]):
-                raise ValueError(
-                    f"optimizer: groups.{place}.{key} is {theirs[key]!r} in the stored "
-                    f"run and {ours[key]!r} here. {advice}"
-                )
-    homes = {n: place for place, group in enumerate(stored) for n in group["names"]}
-    for place, group in enumerate(built):
-        for name in group["names"]:
-            if homes.get(name) != place:
-                where = f"in groups.{homes[name]}" if name in homes else "in no group"
-                raise ValueError(
-                    f"optimizer: {name!r} is {where} of the stored run and in "
-                    f"groups.{place} here. {advice}"
-                )
-    if missing := homes.keys() - {n for group in built for n in group["names"]}:
-        name = min(missing)
-        raise ValueError(
-            f"optimizer: {name!r} is in groups.{homes[name]} of the stored run and in "
-            f"no group here. {advice}"
-        )
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, Tensor) or isinstance(right, Tensor):
-        return bool(torch.equal(torch.as_tensor(left), torch.as_tensor(right).cpu()))
-    return bool(left == right)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.grown import fit_moment
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 
@@ -184,7 +185,7 @@ class OptimizerGroups:
             if name in named:
                 parameter = named[name]
                 optimizer.state[parameter] = {
-                    k: optim.fit_moment(_to_device(v, k, parameter), parameter)
+                    k: fit_moment(_to_device(v, k, parameter), parameter)
                     for k, v in entry.items()
                 }
 

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from avalanche_clip.benchmarks.streams.quotas import mix64
 from avalanche_clip.common.checks import as_size
-from avalanche_clip.common.randomness import kept_rng, seed_cpu
+from avalanche_clip.common.randomness import kept_rng, scramble, seed_cpu
 from avalanche_clip.distributed import shares
 
 
@@ -133,10 +132,8 @@ class TrainingOrder:
 
     def sample_seeds(self, epoch: int, batch: int, size: int) -> np.ndarray:
         """Seeds of the augmentations of one batch, uint64, ``(size,)``."""
-        state = mix64(np.uint64(self.seed & (2**64 - 1)))
-        for part in (self.experience, 0 if self.continuous else epoch, batch):
-            state = mix64(state ^ np.uint64(part))
-        return mix64(state ^ np.arange(size, dtype=np.uint64))
+        run = 0 if self.continuous else epoch
+        return scramble(self.seed, self.experience, run, batch, np.arange(size))
 
 
 class PlannedBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -18,13 +18,9 @@ from torch.utils.data import Dataset
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.items.prepare import is_prepared
-from avalanche_clip.benchmarks.streams.quotas import mix64
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, as_texts
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 from avalanche_clip.training.templates.teachers import CACHE_BYTES
-
-# Keep the orders of images and sentences apart from that of the training data.
-IMAGE_ORDER, TEXT_ORDER = 0x1A6E, 0x7E87
 
 
 class ReferenceImages(Dataset):
@@ -246,28 +242,16 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def order_seed(seed: int, kind: int) -> int:
-    """Seed of a sequence of reference data, apart from that of the training data."""
-    state = mix64(np.uint64(seed & (2**64 - 1)))
-    return int(mix64(state ^ np.uint64(kind)) >> np.uint64(1))
-
-
 class ReferenceTexts:
     """Sentences, as strings or token ids.
 
-    :param texts: strings; token ids ``(N, L)``, int64; or a callable that
-        makes either from a tokenizer, such as :class:`RandomTexts`.
+    :param texts: strings, or token ids ``(N, L)``, int64.
     :raises TypeError: for another kind.
     :raises ValueError: for no text, or ids of another shape.
     """
 
-    def __init__(self, texts: Sequence[str] | Tensor | Callable[[Any], Any]):
-        self._make = texts if callable(texts) else None
-        self.texts: Any = None if callable(texts) else _checked(texts)
-
-    def bind(self, tokenizer: Any) -> ReferenceTexts:
-        """Return the texts themselves, made by the callable where there is one."""
-        return self if self._make is None else ReferenceTexts(self._make(tokenizer))
+    def __init__(self, texts: Sequence[str] | Tensor):
+        self.texts: Any = _checked(texts)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -295,9 +279,7 @@ class ReferenceTexts:
         return ids[:, : last + 1]
 
     def fingerprint(self) -> str:
-        """Checksum that tells lists of texts apart; of a callable, its name."""
-        if self._make is not None:
-            return getattr(self._make, "__name__", type(self._make).__name__)
+        """Checksum that tells lists of texts apart."""
         if isinstance(self.texts, Tensor):
             content = self.texts.contiguous().numpy().tobytes()
             head = f"ids {tuple(self.texts.shape)}"
@@ -315,116 +297,4 @@ def _checked(texts: Any) -> Any:
                 f"{texts.dtype}; give token ids (N, L) with N >= 1."
             )
         return texts.detach().to("cpu", torch.int64)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(
-            "Reference texts must be a list of strings or token ids (N, L); got "
-            f"{texts!r:.80}."
-        )
-    if not len(texts):
-        raise ValueError("The reference texts are empty; give at least one.")
-    return list(texts)
-
-
-class RandomTexts:
-    """Make random token strings for the tokenizer of a model.
-
-    :param count: number of strings ``n``.
-    :param length: random ids per string.
-    :param seed: of the draw.
-
-    Source: Zheng et al., ICCV 2023 (arXiv 2303.06628), their LwF-VR baseline.
-    """
-
-    def __init__(self, count: int = 1000, *, length: int = 10, seed: int = 0):
-        as_size(count, "count")
-        as_size(length, "length")
-        self.count, self.length, self.seed = count, length, seed
-
-    def __call__(self, tokenizer: Any) -> Tensor:
-        """Draw the strings.
-
-        :param tokenizer: gives ``sot_id`` (None for no start token),
-            ``eot_id``, ``pad_id``, ``vocab_size`` and ``context_length``.
-        :return: int64 ``(n, context_length)``: start token, random ids other
-            than the special ones, end token, padding.
-        :raises ValueError: if the context is too short, or nothing is left to
-            draw from.
-        """
-        special = {tokenizer.sot_id, tokenizer.eot_id, tokenizer.pad_id} - {None}
-        allowed = [i for i in range(tokenizer.vocab_size) if i not in special]
-        first = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
-        room = tokenizer.context_length - len(first) - 1
-        if self.length > room or not allowed:
-            raise ValueError(
-                f"length={self.length} does not fit: the context has room for {room} "
-                f"ids and the vocabulary {len(allowed)} to draw from."
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.randint(
-            len(allowed), (self.count, self.length), generator=generator
-        )
-        rows = torch.full(
-            (self.count, tokenizer.context_length), tokenizer.pad_id, dtype=torch.int64
-        )
-        start = len(first)
-        if first:
-            rows[:, 0] = first[0]
-        rows[:, start : start + self.length] = torch.tensor(allowed)[draw]
-        rows[:, start + self.length] = tokenizer.eot_id
-        return rows
-
-
-class FeatureStore:
-    """Feature rows by index, kept until a number of bytes is reached.
-
-    :param size: number of indices.
-    :param max_bytes: bound of the float32 rows.
-    """
-
-    def __init__(self, size: int, max_bytes: int):
-        self.slots = torch.full((size,), -1, dtype=torch.int32)
-        self.indices: list[int] = []
-        self.max_bytes = max_bytes
-        self.rows: Tensor | None = None
-
-    def known(self, indices: Tensor) -> Tensor:
-        """Whether each index has a row, bool ``(R,)``."""
-        return self.slots[indices] >= 0
-
-    def get(self, indices: Tensor) -> Tensor:
-        """Rows ``(R, D)`` of indices that all have one."""
-        assert self.rows is not None
-        return self.rows[self.slots[indices].long().to(self.rows.device)]
-
-    def put(self, indices: Tensor, values: Tensor) -> None:
-        """Store the rows of new indices, as many as there is room for."""
-        capacity = self.max_bytes // (4 * values.shape[1])
-        room = min(capacity, len(self.slots)) - len(self.indices)
-        new = (~self.known(indices)).nonzero().squeeze(1)[: max(room, 0)]
-        if not len(new):
-            return
-        start, end = len(self.indices), len(self.indices) + len(new)
-        held = 0 if self.rows is None else len(self.rows)
-        if end > held:
-            grown = values.new_empty(
-                min(max(2 * end, 256), capacity, len(self.slots)), values.shape[1]
-            )
-            if self.rows is not None:
-                grown[:held] = self.rows
-            self.rows = grown
-        assert self.rows is not None
-        self.rows[start:end] = values[new.to(values.device)]
-        self.slots[indices[new]] = torch.arange(start, end, dtype=torch.int32)
-        self.indices += indices[new].tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return indices and rows as plain data."""
-        rows = None if self.rows is None else self.rows[: len(self.indices)]
-        return {"indices": torch.tensor(self.indices, dtype=torch.int64), "rows": rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.slots.fill_(-1)
-        self.indices, self.rows = [], None
-        if state["rows"] is not None:
-            self.put(state["indices"], state["rows"].clone())
+    return as_texts(texts, "The reference texts")

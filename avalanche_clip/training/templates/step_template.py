@@ -18,6 +18,7 @@ from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.compatibility import contract_of
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.frozen_base import FrozenBase
 from avalanche_clip.training.templates.loaders import eval_loader, train_loader
 from avalanche_clip.training.templates.optimizer import OptimizerGroups
 from avalanche_clip.training.templates.plan import Plan
@@ -81,7 +82,11 @@ class StepTemplate(SupervisedTemplate):
         super().__init__(model=model, optimizer=built, device=device, **stock)
         self._contracts: dict[int, MethodPlugin] = {}
         self._pending: Any = None
-        """What is left to be put back in the experience that a stored run was in."""
+        """What a run goes on with that was stored inside an experience."""
+        self.run: Any = None
+        """The run of :func:`run_stream` that is going on; checkpoints hold it."""
+        self.frozen_base = FrozenBase(self)
+        self.warned_inexact = False
         self.plan = Plan(self)
         self.step = Step(self)
         self.visits = Visits()

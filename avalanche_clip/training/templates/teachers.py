@@ -10,55 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.feature_table import FeatureTable
+from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.frozen_texts import (
     FrozenTexts,
     Texts,
-    text_fingerprint,
+    tower_fingerprint,
 )
 
 KINDS = ("previous", "initial", "ema")
 CACHE_BYTES = 128 * 2**20
 """Largest table of image features that a teacher keeps."""
-
-
-class ImageTable:
-    """Image features of a data set by sample id, in one float32 matrix.
-
-    :param sample_ids: ids of the data, int64, ``(N,)``.
-    :param width: numbers per sample.
-    """
-
-    def __init__(self, sample_ids: np.ndarray, width: int):
-        self.ids = np.unique(sample_ids)
-        self.rows = torch.zeros(len(self.ids), width)
-        self.known = torch.zeros(len(self.ids), dtype=torch.bool)
-
-    def positions(self, sample_ids: Tensor) -> Tensor | None:
-        """Rows of some samples, or None if one is not in the table."""
-        wanted = sample_ids.cpu().numpy()
-        at = np.searchsorted(self.ids, wanted)
-        at = np.minimum(at, len(self.ids) - 1)
-        if not (self.ids[at] == wanted).all():
-            return None
-        return torch.from_numpy(at)
-
-    def get(self, sample_ids: Tensor) -> Tensor | None:
-        """Stored rows of some samples, or None unless all are known."""
-        at = self.positions(sample_ids)
-        if at is None or not bool(self.known[at].all()):
-            return None
-        return self.rows[at]
-
-    def put(self, sample_ids: Tensor, values: Tensor) -> None:
-        """Store rows of some samples."""
-        at = self.positions(sample_ids)
-        if at is not None:
-            self.rows[at] = values.float().cpu()
-            self.known[at] = True
+EMA_DECAY = 0.999
+"""Share that the running average keeps in each update."""
 
 
 class Teacher:
@@ -70,24 +37,27 @@ class Teacher:
     :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
     :param model: the model to copy; the copy has no gradients and is in
         evaluation mode.
+    :param strategy: gives precision and budget, and gathers outputs.
     """
 
-    def __init__(self, kind: str, model: nn.Module):
+    def __init__(self, kind: str, model: nn.Module, strategy: Any = None):
         self.kind = kind
+        self.strategy = strategy
         self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.forward_passes = 0
-        self._service: TeacherService | None = None
         self._key: Any = None
         self._output: CLIPOutput | None = None
-        self._print: str | None = None
-        self.table: ImageTable | None = None
+        self._prints: dict[str, str] = {}
+        self.table: FeatureTable | None = None
 
-    @property
-    def text_fingerprint(self) -> str:
-        """Hash of what its text features depend on, taken once per copy."""
-        if self._print is None:
-            self._print = text_fingerprint(self.model)
-        return self._print
+    def fingerprint(self, tower: str) -> str:
+        """Hash what the features of a tower depend on, once per copy.
+
+        :param tower: ``"image"`` or ``"text"``.
+        """
+        if tower not in self._prints:
+            self._prints[tower] = tower_fingerprint(self.model, tower)
+        return self._prints[tower]
 
     def renew(self, model: nn.Module) -> None:
         """Copy a model anew, with its structure and state."""
@@ -103,7 +73,7 @@ class Teacher:
     def forget(self) -> None:
         """Drop all features."""
         self.forget_batch()
-        self.table = self._print = None
+        self.table, self._prints = None, {}
 
     def features(self, batch: Any) -> CLIPOutput:
         """Features of a batch, computed once however often they are asked for.
@@ -115,13 +85,7 @@ class Teacher:
         :return: output without gradients, features float32 and normalised.
         """
         if self._key is not batch:
-            service = self._service
-            gather = (
-                distributed.gather_output
-                if service is None
-                else service.strategy.gather_output
-            )
-            self._output = gather(self._encode(batch))
+            self._output = self.strategy.gather_output(self._encode(batch))
             # The batch itself is the key: an id may be used again.
             self._key = batch
         assert self._output is not None
@@ -129,16 +93,14 @@ class Teacher:
 
     @torch.no_grad()
     def _encode(self, batch: Any) -> CLIPOutput:
-        service = self._service
+        strategy = self.strategy
         self.forward_passes += 1
-        if service is None:
-            return self.model(batch)
-        strategy = service.strategy
         self._check_tokens(batch, strategy.model)
-        keep = service.deterministic and self.kind != "ema" and "sample_id" in batch
+        fixed = strategy.deterministic_images and self.kind != "ema"
+        keep = fixed and "sample_id" in batch
         known = None
         if keep and self.table is not None:
-            known = self.table.get(batch["sample_id"])
+            known = self.table.get(batch["sample_id"].cpu())
         images, texts = strategy.batch_totals(batch)
         images = 0 if known is not None else images
         strategy.compute.spend("teacher", images=images, texts=texts)
@@ -147,7 +109,7 @@ class Teacher:
                 return self._encode_texts(batch, known)
             output = self.model(batch)
         if keep:
-            self._store(batch, output, service)
+            self._store(batch, output)
         return output
 
     def _check_tokens(self, batch: Any, student: Any) -> None:
@@ -177,14 +139,22 @@ class Teacher:
         scale = self.model.logit_scale.float().exp()
         return CLIPOutput(known[:, :-1], F.normalize(raw, dim=-1), scale, aux)
 
-    def _store(self, batch: Any, output: CLIPOutput, service: TeacherService) -> None:
-        features = output.image_features
-        if self.table is None:
-            self.table = service.new_table(features.shape[1] + 1)
+    def _store(self, batch: Any, output: CLIPOutput) -> None:
         norms = (output.aux or {}).get("image_norm")
-        if self.table is None or norms is None:
+        if norms is None:
             return
-        self.table.put(batch["sample_id"], torch.cat([features, norms], dim=1))
+        values = torch.cat([output.image_features, norms], dim=1).float().cpu()
+        if self.table is None:
+            self.table = self._new_table(values.shape[1])
+        if self.table is not None:
+            self.table.put(batch["sample_id"].cpu(), values)
+
+    def _new_table(self, width: int) -> FeatureTable | None:
+        """Table for the images of this experience, None if it were too large."""
+        dataset = self.strategy.adapted_dataset
+        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
+            return None
+        return FeatureTable(np.unique(attribute_array(dataset, "sample_id")))
 
 
 class TeacherService:
@@ -193,7 +163,7 @@ class TeacherService:
     ``"previous"`` holds the weights deployed by the last experience (after
     patching or averaging, before a plugin replaces them), ``"initial"`` those
     before the first training, ``"ema"`` a running average of the weights in
-    training.
+    training (:data:`EMA_DECAY`).
 
     :param strategy: the strategy that owns the service.
     """
@@ -202,16 +172,9 @@ class TeacherService:
         self.strategy = strategy
         self.teachers: dict[str, Teacher] = {}
         self.frozen_texts = FrozenTexts()
-        self.ema_decay = 0.999
-        self._decay_given: float | None = None
         self._forward_state: dict[str, Any] = {}
         self.training = False
         """Whether the running experience has left ``before_training_exp``."""
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether training images are the same each time they are drawn."""
-        return bool(getattr(self.strategy, "deterministic_images", False))
 
     def start_experience(self) -> None:
         """Take the weights of this moment as those of ``"previous"``.
@@ -228,7 +191,7 @@ class TeacherService:
                 teacher.renew(self.strategy.model)
         if self.frozen_texts.booked:
             fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
-            self.frozen_texts.start_experience([t.text_fingerprint for t in fixed])
+            self.frozen_texts.start_experience([t.fingerprint("text") for t in fixed])
         for contract in self.strategy.contracts:
             for kind in contract.teacher_kinds(self.strategy):
                 if kind not in self.teachers:
@@ -238,28 +201,16 @@ class TeacherService:
         """Note that the weights are about to change."""
         self.training = True
 
-    def get(self, kind: str, *, decay: float | None = None) -> Teacher:
+    def get(self, kind: str) -> Teacher:
         """Return the teacher of a kind, making it when there is none yet.
 
         Ask in ``before_training_exp``: that is when copies are made.
 
         :param kind: ``"previous"``, ``"initial"`` or ``"ema"``.
-        :param decay: of the running average, in ``[0, 1)``; default 0.999, or
-            what another plugin has asked for.
-        :raises ValueError: for an unknown kind, a decay outside its range or
-            other than that asked for before, or a teacher asked for after
+        :raises ValueError: for an unknown kind, or a teacher asked for after
             training has changed the weights.
         """
         require_choice("teacher", kind, KINDS)
-        if decay is not None:
-            as_finite(decay, "decay", low=0, below=1)
-            if self._decay_given not in (None, decay):
-                raise ValueError(
-                    f"decay={decay}, but another plugin has asked for an average with "
-                    f"decay={self._decay_given}, and there is one for all; use the "
-                    "same decay."
-                )
-            self.ema_decay = self._decay_given = decay
         if kind not in self.teachers:
             self._make(kind)
         return self.teachers[kind]
@@ -280,7 +231,7 @@ class TeacherService:
             )
         teacher = self.get(kind)
         return self.frozen_texts(
-            self.strategy, teacher.model, teacher.text_fingerprint, texts
+            self.strategy, teacher.model, teacher.fingerprint("text"), texts
         )
 
     def _make(self, kind: str) -> None:
@@ -297,18 +248,10 @@ class TeacherService:
         self._add(kind)
 
     def _add(self, kind: str) -> None:
-        teacher = Teacher(kind, self.strategy.model)
+        teacher = Teacher(kind, self.strategy.model, self.strategy)
         if kind != "ema":  # plugins may have switched the model since
             _load_forward_state(teacher.model, self._forward_state)
-        teacher._service = self
         self.teachers[kind] = teacher
-
-    def new_table(self, width: int) -> ImageTable | None:
-        """Table for the images of this experience, None if it were too large."""
-        dataset = self.strategy.adapted_dataset
-        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
-            return None
-        return ImageTable(attribute_array(dataset, "sample_id"), width)
 
     def forget_batch(self) -> None:
         """Let go of the last batch."""
@@ -328,7 +271,7 @@ class TeacherService:
             _grow(teacher, model)
             average = list(teacher.model.parameters())
         if average:
-            torch._foreach_lerp_(average, ours, 1.0 - self.ema_decay)
+            torch._foreach_lerp_(average, ours, 1.0 - EMA_DECAY)
         for buffer, new in zip(teacher.model.buffers(), model.buffers()):
             buffer.copy_(new)
         _load_forward_state(teacher.model, _forward_state(model))
@@ -341,15 +284,10 @@ class TeacherService:
         bits: a resumed run must use the same ones.
         """
         return {
-            "decay": self.ema_decay,
             "texts": self.frozen_texts.state_dict(),
             "weights": {k: t.model.state_dict() for k, t in self.teachers.items()},
             "tables": {
-                k: {
-                    "ids": torch.from_numpy(t.table.ids),
-                    "rows": t.table.rows,
-                    "known": t.table.known,
-                }
+                k: t.table.state_dict()
                 for k, t in self.teachers.items()
                 if t.table is not None
             },
@@ -357,7 +295,6 @@ class TeacherService:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the teachers of a stored run."""
-        self.ema_decay = float(state["decay"])
         self.frozen_texts.load_state_dict(state["texts"])
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
@@ -367,10 +304,8 @@ class TeacherService:
             teacher.forget()
             stored = state.get("tables", {}).get(kind)
             if stored is not None:
-                table = ImageTable(stored["ids"].numpy(), stored["rows"].shape[1])
-                table.rows.copy_(stored["rows"])
-                table.known.copy_(stored["known"])
-                teacher.table = table
+                teacher.table = FeatureTable(0)
+                teacher.table.load_state_dict(stored)
 
 
 def _forward_state(model: nn.Module) -> dict[str, Any]:
@@ -392,9 +327,5 @@ def _grow(teacher: Teacher, model: nn.Module) -> None:
     """Give an average the structure of a grown model, keeping its values."""
     old = dict(teacher.model.named_parameters())
     teacher.renew(model)
-    for name, parameter in teacher.model.named_parameters():
-        if name not in old or old[name].dim() != parameter.dim():
-            continue
-        both = zip(old[name].shape, parameter.shape)
-        block = tuple(slice(0, min(a, b)) for a, b in both)
-        parameter[block] = old[name][block]
+    for ours, theirs in zip(*aligned(dict(teacher.model.named_parameters()), old)):
+        ours.copy_(theirs)

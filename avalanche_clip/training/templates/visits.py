@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from avalanche_clip.benchmarks.items.content import Remembered, content_hash
-from avalanche_clip.benchmarks.streams.quotas import mix64
+from avalanche_clip.common.randomness import scramble
 
 _HASHES = Remembered()
 
@@ -108,8 +108,7 @@ def seed_number(index: int, visit: int) -> int:
     """
     if not visit:
         return index
-    state = mix64(mix64(np.uint64(index)) ^ np.uint64(visit))
-    return int(state >> np.uint64(2)) | 2**62
+    return int(scramble(index, visit) >> np.uint64(2)) | 2**62
 
 
 class Visits:

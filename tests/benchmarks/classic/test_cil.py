@@ -99,7 +99,7 @@ def test_cifar100__names_and_templates_may_be_given(cifar):
     assert first_names(class_names=names)[0] == "name 1"
     assert first_names(templates=["a {}.", "the {}."])[1] == ("a {}.", "the {}.")
     assert first_names(templates="a {}.")[1] == ("a {}.",)
-    with pytest.raises(ValueError, match="holds 99 names"):
+    with pytest.raises(ValueError, match="99 names in class_names"):
         first_names(class_names=names[1:])
 
 

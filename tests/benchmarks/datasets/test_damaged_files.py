@@ -241,7 +241,7 @@ def bomb(size: int, block: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["table", "xm3600"])
 def test_gzip__swelling_files_are_refused_in_bounded_memory(name, tmp_path):
     path = tmp_path / ("x.tsv.gz" if name == "table" else "captions.jsonl.gz")
-    line = bytes(2**20 - 1) if name == "table" else b" " * (2**16 - 1)
+    line = b"x" * (2**20 - 1) if name == "table" else b" " * (2**16 - 1)
     block = (line + b"\n") * (2**20 // (len(line) + 1))
     path.write_bytes(bomb(160 * 2**20, block))
     tracemalloc.start()

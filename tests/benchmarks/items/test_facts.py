@@ -62,7 +62,7 @@ def test_with_facts__carries_rows():
 
 def test_with_facts__checks_names_and_lengths():
     data = counted_dataset([0.0, 1.0])
-    with pytest.raises(ValueError, match="3 values for 2 samples"):
+    with pytest.raises(ValueError, match="3 values of fact 'image_id' given, 2"):
         with_facts(data, {"image_id": [1, 2, 3]})
     for name in ("owner", "subset", "targets_task_labels"):
         with pytest.raises(ValueError, match="cannot be named"):

@@ -112,7 +112,7 @@ def test_multi_domain__mistakes_are_named():
         multi_domain_benchmark([(train, test, names, templates)], valid=[test, test])
     with pytest.raises(ValueError, match="exactly once"):
         multi_domain_benchmark([(train, test, names, "no braces")])
-    with pytest.raises(ValueError, match="one integer per item"):
+    with pytest.raises(ValueError, match="one per item"):
         bad = Labelled([0, 1])
         bad.targets = [0.5, 1.0]
         multi_domain_benchmark([(bad, test, names, templates)])

@@ -164,7 +164,7 @@ def test_others__raise_drop_or_test():
         ({"order": "abc"}, "one string"),
         ({"order": ["x"]}, "languages in order \\['x'\\] are unknown"),
         ({"languages": "abc"}, "one string"),
-        ({"languages": ["a", "b"]}, r"code\(s\) \[2\]"),
+        ({"languages": ["a", "b"]}, r"codes in stream .*\[2\]"),
         ({"languages": ["a", "a", "c"]}, "more than once among the language names"),
         ({"languages": {"a": 0, "b": 1, "c": -2}}, ">= 0"),
         ({"languages": ["a", "", "c"]}, "non-empty"),

@@ -391,8 +391,8 @@ def test_attaching__refuses_what_does_not_belong_together(tmp_path):
     with pytest.raises(ValueError, match="'sun'"):
         attach_teacher_features(swapped, store, check=None)
     for options, message in (
-        ({"kinds": "image"}, "kinds="),
-        ({"kinds": ["sound"]}, "kinds="),
+        ({"kinds": "image"}, "kinds"),
+        ({"kinds": ["sound"]}, "kinds"),
     ):
         with pytest.raises(ValueError, match=message):
             attach_teacher_features(triplets(), store, **options)
@@ -477,9 +477,9 @@ def test_feature_pickles__are_read_without_running_code(tmp_path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({}, "Features of shapes"),
-        ({"sound": np.ones((1, 2), np.float32)}, "Features of shapes"),
-        ({"text": np.ones(2, np.float32)}, r"matrices \(N, D\)"),
+        ({}, "no features"),
+        ({"sound": np.ones((1, 2), np.float32)}, "kinds of features"),
+        ({"text": np.ones(2, np.float32)}, r"a matrix \(N, D\)"),
         ({"text": np.ones((1, 2))}, "float64"),
         (
             {"text": np.ones((1, 2), np.float32), "image": np.ones((1, 3), np.float32)},

@@ -130,7 +130,7 @@ def test_line_rows__and_arrays_belong_together(tmp_path):
         ("longer", "is not a NumPy array"),
         ("declared", "99999999999"),
         ("objects", "Python objects"),
-        ("vector", r"matrices \(N, D\)"),
+        ("vector", r"a matrix \(N, D\)"),
         ("double", "float64"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from avalanche_clip.evaluation.metrics import LossTermsMetric, loss_term_metrics
 from avalanche_clip.training import ContrastiveLwF, Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import build, fit, quiet_evaluator, stub_benchmark, train_stream
 
 END = "/train_phase/train_stream/Task000/Exp00"

@@ -13,7 +13,7 @@ from avalanche_clip.models.encoders.hf_loading import (
 )
 from avalanche_clip.models.encoders.sources import read_open_clip
 from avalanche_clip.models.text.settings import check_tokenizer_settings
-from tests.models.conftest import VOCAB, hf_towers, save_hf_tokenizer
+from tests.models.conftest import hf_text, hf_towers
 
 
 @pytest.fixture
@@ -76,30 +76,6 @@ def test_hf_folder__kernels_and_quantised_weights_are_not_fetched(hf_clip_folder
     path.write_text(json.dumps({**stored, "quantization_config": {"bits": 4}}))
     with pytest.raises(ValueError, match="quantised"):
         create_dual_encoder(hf_clip_folder)
-
-
-@pytest.fixture
-def text_tower(tmp_path, tokenizer_file):
-    from transformers import RobertaConfig
-
-    folder = tmp_path / "roberta"
-    RobertaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=60,
-        pad_token_id=VOCAB - 1,
-    ).save_pretrained(folder)
-    save_hf_tokenizer(tokenizer_file, folder)
-    return folder
-
-
-def hf_text(native_cfg, folder):
-    text = {"context_length": 12, "hf_proj_type": "linear"}
-    text |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
-    return {**native_cfg, "text_cfg": {**text, "hf_pooler_type": "mean_pooler"}}
 
 
 def test_text_tower__code_beside_it_is_not_run(native_cfg, text_tower, marker):

@@ -154,6 +154,10 @@ LAYOUTS = {
     "inner wrapper": lambda s: {
         k.replace(".", "._orig_mod.", 1): v for k, v in s.items()
     },
+    "one element": lambda s: {**s, "logit_scale": s["logit_scale"].reshape(1)},
+    "custom text": lambda s: {
+        k if k.startswith(("visual", "logit")) else f"text.{k}": v for k, v in s.items()
+    },
 }
 
 

@@ -13,6 +13,7 @@ from avalanche_clip.models import (
     load_moe_adapters,
     noisy_top_k_gates,
 )
+from avalanche_clip.models.peft import storage
 from tests.models.experts import OPTIONS, train
 
 
@@ -150,11 +151,9 @@ def test_damaged_facts__change_nothing(make, damage):
 
 
 def test_damaged_file__leaves_the_model_plain(make, tmp_path):
-    from avalanche_clip.models.moe import storage as moe_storage
-
     state = make().moe_adapters.adapter_state_dict()
     state["facts"]["options"]["speed"] = 1
-    moe_storage.write(state, tmp_path / "a.safetensors")
+    storage.write(state, tmp_path / "a.safetensors", "moe_adapters")
     model = make(attach=False)
     with pytest.raises(ValueError, match="damaged"):
         load_moe_adapters(model, tmp_path / "a.safetensors")

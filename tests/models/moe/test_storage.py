@@ -13,7 +13,8 @@ from avalanche_clip.models import (
     create_dual_encoder,
     load_moe_adapters,
 )
-from avalanche_clip.models.moe import storage as moe_storage
+from avalanche_clip.models.moe.adapters import _RULES, NAME
+from avalanche_clip.models.peft import storage
 from tests.damage import not_refused
 from tests.models.experts import (
     OPTIONS,
@@ -225,11 +226,11 @@ def test_fingerprint__changes_with_what_a_router_uses(learned):
 def test_file__no_damage_is_read(learned, tmp_path):
     path = tmp_path / "adapters.safetensors"
     learned.moe_adapters.save(path)
-    read = lambda: moe_storage.read(path)  # noqa: E731
+    read = lambda: storage.read(path, NAME, "expert adapters", _RULES)  # noqa: E731
     assert not_refused(path, read, count=150) == []
     copied = tmp_path / "elsewhere.bin"
     copied.write_bytes(path.read_bytes())
-    state = moe_storage.read(copied)
+    state = storage.read(copied, NAME, "expert adapters", _RULES)
     for name, tensor in learned.moe_adapters.adapter_state_dict()["tensors"].items():
         assert torch.equal(state["tensors"][name], tensor)
 
@@ -257,7 +258,7 @@ def test_file__of_other_adapters_is_named(learned, tiny_cfg, tmp_path):
     with pytest.raises(ValueError, match=r"adapters\.safetensors.*router_input='mean'"):
         other.load(path)
     state["facts"]["learned"] = [7]
-    moe_storage.write(state, path)
+    storage.write(state, path, NAME)
     with pytest.raises(ValueError, match=r"adapters\.safetensors.*routers"):
         load_moe_adapters(build(tiny_cfg), path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -274,7 +275,7 @@ def test_file__numbers_of_numpy_are_numbers(tiny_cfg, tmp_path, scale):
     options = {**OPTIONS, "bottleneck": np.int64(4), "scale": scale}
     moe = attach_moe_adapters(build(tiny_cfg), **options)
     moe.save(path)
-    facts = moe_storage.read(path)["facts"]["options"]
+    facts = storage.read(path, NAME, "expert adapters", _RULES)["facts"]["options"]
     assert facts["bottleneck"] == 4 and type(facts["bottleneck"]) is int
     assert facts["scale"] == float(scale) and type(facts["scale"]) is float
     load_moe_adapters(build(tiny_cfg), path)
@@ -282,7 +283,7 @@ def test_file__numbers_of_numpy_are_numbers(tiny_cfg, tmp_path, scale):
     state["facts"]["options"]["scale"] = float("nan")
     whole = path.read_bytes()
     with pytest.raises(ValueError, match="cannot hold"):
-        moe_storage.write(state, path)
+        storage.write(state, path, NAME)
     assert path.read_bytes() == whole
 
 

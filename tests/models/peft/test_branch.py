@@ -262,7 +262,7 @@ def test_wrong_calls__leave_the_model_alone(tiny_cfg, form):
     assert branches.ids == {"text": 0}
     branches.add()
     branches.set_ids(text=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="2 ids were set for 3 rows"):
+    with pytest.raises(ValueError, match="2 ids for 3 rows"):
         features(model, make_batch(model))
 
 

@@ -5,12 +5,14 @@ import torch
 
 from avalanche_clip.models import (
     attach_adapters,
+    attach_language_adapters,
     attach_lora,
+    attach_moe_adapters,
     attach_prompts,
     create_dual_encoder,
     merge_adapters,
 )
-from tests.models.experts import features, make_batch
+from tests.models.experts import OPTIONS, features, make_batch
 from tests.models.kinds import KINDS
 from tests.models.peft.test_branch import randomise
 
@@ -91,11 +93,37 @@ def test_merge__computes_the_same_without_a_branch(model, targets):
     model.check_plain("test")
 
 
+def test_merge__of_a_language(one):
+    batch = make_batch(one)
+    adapters = attach_language_adapters(one, "lora", rank=2)
+    for code in (3, 0):
+        adapters.add_language(code)
+    for part in adapters.branches():
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    with pytest.raises(ValueError, match="No id"):
+        merge_adapters(one)
+    adapters.set_languages(0)
+    expected = features(one, batch)
+    merge_adapters(one)
+    assert one.language_adapters is None
+    torch.testing.assert_close(features(one, batch), expected, **CLOSE)
+
+
 @pytest.mark.parametrize(
     ("attach", "message"),
     [
         (lambda m: None, "Nothing is attached"),
+        (lambda m: attach_moe_adapters(m, **OPTIONS), "cannot be merged"),
         (attach_adapters, "cannot be merged"),
+        (lambda m: attach_language_adapters(m).add_language(1), "No id"),
+        (
+            lambda m: (
+                attach_language_adapters(m).add_language(1),
+                m.language_adapters.set_languages(1),
+            ),
+            "cannot be merged",
+        ),
         (attach_prompts, "cannot be merged"),
         (lambda m: (attach_lora(m), attach_adapters(m)), "cannot be merged"),
         (lambda m: attach_lora(m).set_ids(-1), "No id"),

@@ -322,7 +322,7 @@ def test_alexnet__normalisation_and_size(alexnet_file):
         atol=1e-4,
     )
     assert AlexNetFeatures(alexnet_file)(torch.rand(2, 3, 48, 48)).shape == (2, 43264)
-    small = AlexNetFeatures(alexnet_file, image_size=None, input_size=64)
+    small = AlexNetFeatures(alexnet_file, image_size=64)
     assert small.feature_size == 256 * 3 * 3
     assert small(torch.rand(1, 3, 64, 64)).shape == (1, 2304)
 
@@ -337,8 +337,8 @@ def test_alexnet__without_weights_or_with_others_raises(alexnet_file, tmp_path):
         AlexNetFeatures(tmp_path / "b.pth")
     with pytest.raises(ValueError, match="normalization='none'"):
         AlexNetFeatures(alexnet_file, normalization="none")
-    with pytest.raises(ValueError, match="48 pixels"):
-        AlexNetFeatures(alexnet_file, image_size=None, input_size=48)
+    with pytest.raises(ValueError, match="image_size=48"):
+        AlexNetFeatures(alexnet_file, image_size=48)
 
 
 def test_same_extractor__other_weights_and_settings_are_refused(alexnet_file, tmp_path):

@@ -104,7 +104,7 @@ def test_train_bpe__too_small_a_size_raises():
 
 def test_count_words__weighs_repeated_captions_and_rejects_others():
     assert count_words(["A b", "a"], pipeline()) == {"a": 2, "b": 1}
-    with pytest.raises(TypeError, match="Caption 1 is a int"):
+    with pytest.raises(TypeError, match="Entry 1 of the captions"):
         count_words(["a", 1], pipeline())
 
 

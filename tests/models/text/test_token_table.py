@@ -19,6 +19,7 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.text.teir import table_moments
 from avalanche_clip.models.text.token_table import seeded
+from tests.models.conftest import VOCAB, hf_text
 from tests.training.languages import tiny_model
 
 TEXTS = ["red cat", "a smiling face", "blue dog and old car"]
@@ -290,21 +291,12 @@ def check_tower(model, texts, key):
     assert table.active.grad[1].abs().sum() > 0
 
 
-def custom_cfg(tiny):
-    tiny["model_cfg"]["custom_text"] = True
-    return tiny
-
-
-def json_cfg(tiny):
-    tiny["model_cfg"]["text_cfg"]["vocab_size"] = 3600  # more rows than ids
-    tiny["tokenizer"] = {"type": "json", "preset": "emoji_bpe.json"}
-    return tiny
-
-
 @pytest.mark.parametrize("custom", [False, True])
 def test_open_clip__both_forms(custom, tiny_cfg):
-    cfg = json_cfg(tiny_cfg)
-    model = create_dual_encoder(custom_cfg(cfg) if custom else cfg)
+    tiny_cfg["model_cfg"]["custom_text"] = custom
+    tiny_cfg["model_cfg"]["text_cfg"]["vocab_size"] = 3600  # more rows than ids
+    tiny_cfg["tokenizer"] = {"type": "json", "preset": "emoji_bpe.json"}
+    model = create_dual_encoder(tiny_cfg)
     prefix = "clip.text." if custom else "clip."
     check_tower(model, TEXTS, f"{prefix}token_embedding.weight")
     assert model.tokenizer.base_vocab_size == 3600
@@ -328,31 +320,13 @@ def test_transformers__both_kinds(kind, request):
         assert not torch.equal(moved[0], before[0]) and torch.equal(moved[1], before[1])
 
 
-def test_hf_text_tower_inside_open_clip__is_found(native_cfg, tmp_path):
-    from transformers import XLMRobertaConfig
-
+def test_hf_text_tower_inside_open_clip__is_found(native_cfg, text_tower):
     from avalanche_clip.models.text.token_table import _table_name
 
-    XLMRobertaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=20,
-        pad_token_id=1,
-    ).save_pretrained(tmp_path)
-    native_cfg["text_cfg"] = {
-        "hf_model_name": str(tmp_path),
-        "hf_tokenizer_name": str(tmp_path),
-        "hf_proj_type": "linear",
-        "hf_pooler_type": "mean_pooler",
-        "context_length": 12,
-    }
-    model = create_dual_encoder({"model_cfg": native_cfg})
+    model = create_dual_encoder({"model_cfg": hf_text(native_cfg, text_tower)})
     assert _table_name(model) == "clip.text.transformer.embeddings.word_embeddings"
     table = ExpandableTokenEmbedding(model.get_submodule(_table_name(model)))
-    assert table.padding_idx == 1
+    assert table.padding_idx == VOCAB - 1
 
 
 @pytest.mark.parametrize("value", [True, 1.5, "1", None, float("nan")])

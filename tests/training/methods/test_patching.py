@@ -45,7 +45,7 @@ def test_mix__grown_parameter_raises():
 def test_one__equals_sequential_bit_for_bit():
     patched = fit(Patching, grid=[1.0])
     assert_same_weights(patched.model, fit(Sequential).model)
-    assert patched._patching.chosen == [1.0] * 3
+    assert patched._own[0].chosen == [1.0] * 3
 
 
 def test_zero__freezes_the_deployed_model():

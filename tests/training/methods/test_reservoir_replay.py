@@ -98,10 +98,10 @@ def test_later_batches__are_half_old_with_as_many_steps():
 
 
 def test_buffer__is_bounded_and_shared_over_the_stream():
-    plugin = ReservoirReplayPlugin(7, replay_size=2)
+    plugin = ReservoirReplayPlugin(7)
     _, keep, _ = run(plugin)
     assert len(plugin) == 7 and plugin.seen == 36
-    assert [len(b["image"]) for b in keep.batches[5:]] == [6] * 10
+    assert [len(b["image"]) for b in keep.batches[5:]] == [8] * 10
     assert len(set(plugin.stored[:, 0].tolist())) > 1
 
 
@@ -217,7 +217,6 @@ def test_replayed_data__is_what_may_be_drawn():
     [
         {"buffer_size": 0},
         {"buffer_size": True},
-        {"replay_size": 0},
         {"target": "self"},
         {"weight": -1.0},
         {"weight": float("nan")},

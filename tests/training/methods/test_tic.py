@@ -90,7 +90,7 @@ def test_user_plugins__come_after_those_of_the_method():
 
     mine = Mine()
     strategy = fit(Patching, steps=1, plugins=[mine])
-    assert strategy.plugins.index(strategy._patching) < strategy.plugins.index(mine)
+    assert strategy.plugins.index(strategy._own[0]) < strategy.plugins.index(mine)
 
 
 def test_pool__of_all_methods_that_replay_has_no_sample_twice():

@@ -14,7 +14,7 @@ from avalanche_clip.training.plugins import (
     RestartPlugin,
     WeightAveragingPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import (
     Recorder,
     assert_other_weights,
@@ -105,14 +105,12 @@ def test_we__number_of_snapshots(count, interval, merges):
     assert final == pytest.approx(sum(kept) / len(kept), rel=1e-6)
 
 
-def test_we_wise_and_ema__hand_computed():
+def test_we_wise__hand_computed():
     plugin = WeightAveragingPlugin("we+wise", interval=1, alpha=0.5)
     steps = Steps()
     steps.model.w.data.fill_(4.0)
     # (4 + 8) / 2 = 6, then 5; (2 * 5 + 11) / 3 = 7, then 5.5
     assert list(steps.run(plugin, [8.0, 11.0])) == [5.0, 5.5, 5.5]
-    plugin = WeightAveragingPlugin("ema", decay=0.75)
-    assert list(Steps().run(plugin, [4.0, 8.0])) == [1.0, 2.75, 2.75]
     plugin = WeightAveragingPlugin("wise", alpha=0.75)
     assert list(Steps().run(plugin, [4.0, 8.0])) == [None, None, 6.0]
 
@@ -125,7 +123,7 @@ def test_we__deploys_the_mean_of_start_and_snapshots(steps):
     assert_near(strategy.model.state_dict(), mean(kept))
 
 
-@pytest.mark.parametrize("mode", ["we", "we+wise", "ema"])
+@pytest.mark.parametrize("mode", ["we", "we+wise"])
 def test_average__leaves_the_trajectory_alone(mode):
     _, plain = tracked(None)
     _, averaged = tracked(WeightAveragingPlugin(mode))
@@ -139,14 +137,6 @@ def test_we_wise__equals_the_slow_form_in_each_step():
     average = start = track.start[1]
     for n, theta in enumerate(track.path[1][::2], 1):
         average = lerp(start, lerp(average, theta, 1 / (n + 1)), 0.9)
-    assert_near(strategy.model.state_dict(), average)
-
-
-def test_ema__equals_the_slow_form():
-    strategy, track = tracked(WeightAveragingPlugin("ema", interval=2, decay=0.7))
-    average = track.start[0]
-    for theta in track.path[0][::2]:
-        average = lerp(average, theta, 0.3)
     assert_near(strategy.model.state_dict(), average)
 
 
@@ -177,23 +167,17 @@ def test_we_wise__with_the_initial_anchor():
     assert_near(strategy.model.state_dict(), expected)
 
 
-@pytest.mark.parametrize(
-    "plugin",
-    [
-        lambda: WeightAveragingPlugin("wise", alpha=1.0),
-        lambda: WeightAveragingPlugin("ema", decay=0.0),
-    ],
-)
-def test_neutral__is_plain_training_bit_for_bit(plugin):
+def test_neutral__is_plain_training_bit_for_bit():
     plain = fit(Sequential).model
-    assert_same_weights(fit(Sequential, plugins=[plugin()]).model, plain)
+    neutral = WeightAveragingPlugin("wise", alpha=1.0)
+    assert_same_weights(fit(Sequential, plugins=[neutral]).model, plain)
 
 
 def test_frozen__parameters_and_the_scale_are_identical():
     model = stub_model()
     model.image_proj.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
-    for mode in ("we", "wise", "we+wise", "ema"):
+    for mode in ("we", "wise", "we+wise"):
         fit(Sequential, model=model, plugins=[WeightAveragingPlugin(mode)])
     assert torch.equal(model.image_proj.weight, stub_model().image_proj.weight)
     assert torch.equal(model.logit_scale, stub_model().logit_scale)
@@ -275,7 +259,6 @@ def test_half_precision_and_accumulation__stay_finite():
         {"mode": "we+wise", "interval": 2},
         {"mode": "we+wise", "interval": 2, "anchor": "initial"},
         {"mode": "wise"},
-        {"mode": "ema", "decay": 0.5},
     ],
     ids=str,
 )
@@ -301,10 +284,8 @@ def test_resume__inside_an_experience_ends_the_same(options, tmp_path):
         ({"interval": 0}, "interval=0"),
         ({"mode": "wise", "interval": 5}, "interval is not used"),
         ({"alpha": 0.5}, "alpha is not used"),
-        ({"decay": 0.5}, "decay is not used"),
         ({"anchor": "initial"}, "anchor is not used"),
         ({"mode": "wise", "alpha": 1.5}, "alpha=1.5"),
-        ({"mode": "ema", "decay": -1}, "decay=-1"),
     ],
     ids=str,
 )
@@ -346,7 +327,7 @@ def test_second_step__starts_from_the_average():
     assert plugin.average == {} and plugin.start == {}
 
 
-@pytest.mark.parametrize("mode", ["we", "ema", "we+wise"])
+@pytest.mark.parametrize("mode", ["we", "we+wise"])
 def test_early_stopping__is_refused(mode):
     stop = EarlyStoppingPlugin(patience=1, val_stream_name="valid_stream")
     with pytest.raises(ValueError, match="leave one out, or use mode='wise'"):

@@ -13,7 +13,7 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import (
     assert_same_weights,
     build,

@@ -7,11 +7,11 @@ from avalanche.core import SupervisedPlugin
 import avalanche_clip
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
-from avalanche_clip.training.runs.files import load_state
-from avalanche_clip.training.runs.record import plugin_settings
-from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
+from avalanche_clip.training.templates.settings import strategy_settings
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 from tests.training.small_runs import Interrupted, StopPlugin
@@ -54,7 +54,7 @@ def test_resume__another_selector_is_refused(tmp_path):
 
 def test_settings__show_adapters_and_selector():
     strategy, _, _ = build(selector=moe_runs.selector(seed=5))
-    settings = plugin_settings(strategy)["0 MoEAdaptersPlugin"]
+    settings = strategy_settings(strategy)["plugins"]["0 MoEAdaptersPlugin"]
     assert settings["adapters"] == ADAPTERS
     assert settings["selector"]["seed"] == 5
     assert settings["selector"]["task_iterations"] == 150
@@ -122,7 +122,7 @@ def test_failing_constructor__leaves_a_plain_model():
             **ADAPTERS,
             **common,
         )
-    assert not hasattr(model, "moe_adapters")
+    assert model.moe_adapters is None
     assert all(p.requires_grad for p in model.parameters())
     MoEAdapters(model=model, selector=None, **ADAPTERS, **common)
     with pytest.raises(ValueError, match="num_experts=6, but 5"):

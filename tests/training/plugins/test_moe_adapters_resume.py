@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from avalanche_clip.models.moe.attachment import load_moe_adapters
+from avalanche_clip.models.moe.adapters import load_moe_adapters
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
-from avalanche_clip.training.runs.files import load_state, read_state
-from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import CheckpointError, read_state
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import assert_same_weights

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from avalanche_clip.models.moe.attachment import attach_moe_adapters
+from avalanche_clip.models.moe.adapters import attach_moe_adapters
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     MoEAdaptersPlugin,

@@ -5,8 +5,8 @@ import torch
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import load_state
-from avalanche_clip.training.runs.resume import CheckpointError
+from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
@@ -65,7 +65,7 @@ def test_previous_teacher__text_features_are_renewed():
             before.append(strategy.model.encode_text(tokens))
         strategy.train(experience, eval_streams=[])
     assert torch.equal(seen[0], before[0]) and torch.equal(seen[1], before[1])
-    assert method.text_features is None and method.store is None
+    assert method.text_features is None and method.table is None
 
 
 def test_first_experience__is_taught_by_pretrained_weights_only():
@@ -128,7 +128,7 @@ def test_cost__sentences_are_encoded_once():
 
 RESUMED = {
     "zscl": {},
-    "student": {"text_side": "student", "sentence_batch": 3},
+    "student": {"text_side": "student"},
     "small cache": {"cache_bytes": 5 * 8 * 4},
     "previous": {"teacher": "previous"},
     "current": {"images": "current", "texts": "current", "teacher": "previous"},

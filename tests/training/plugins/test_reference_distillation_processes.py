@@ -31,8 +31,8 @@ from tests.training.methods.zscl.test_distillation import (
 CASES = {
     "shared": {},
     "not divisible": {"batch_size": 5},
-    "student": {"text_side": "student", "sentence_batch": 4},
-    "student, not divisible": {"text_side": "student", "sentence_batch": 3},
+    "student": {"text_side": "student"},
+    "student, not divisible": {"text_side": "student", "batch_size": 3},
     "previous": {"teacher": "previous"},
     "small cache": {"cache_bytes": 5 * 8 * 4},
     "current": {"images": "current", "texts": "current", "teacher": "previous"},

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_clip.training.plugins import ReservoirReplayPlugin
-from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import (
     Recorder,
     assert_same_weights,

@@ -10,13 +10,13 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import nn
 
-from avalanche_clip.training.runs import files as checkpointing
 from avalanche_clip import distributed
-from avalanche_clip.training.runs.resume import CheckpointError
-from avalanche_clip.training.runs.files import load_state, read_state, save_state, write_state
+from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
-from avalanche_clip.training.runs.resume import FORMAT
+from avalanche_clip.training.runs import files
+from avalanche_clip.training.runs.files import FORMAT
 from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.helpers import (
     StubDualEncoder,
@@ -141,7 +141,7 @@ def test_save_state__only_the_main_process_writes(path, monkeypatch):
 def test_write_state__failure_leaves_the_old_file(path):
     write_state({"format": FORMAT, "n": 1}, path)
     with (
-        mock.patch.object(checkpointing.torch, "save", side_effect=OSError("full")),
+        mock.patch.object(files.torch, "save", side_effect=OSError("full")),
         pytest.raises(OSError, match="full"),
     ):
         write_state({"format": FORMAT, "n": 2}, path)
@@ -241,7 +241,7 @@ def test_read_state__parts_that_unpack_to_more_than_the_file_are_refused(path):
         for name in names:
             archive.writestr(name, bytes(2**20))
     whole = path.read_bytes()
-    comment = checkpointing._comment(zlib.crc32(whole))
+    comment = files._comment(zlib.crc32(whole))
     path.write_bytes(whole[:-2] + len(comment).to_bytes(2, "little") + comment)
     with (
         mock.patch.object(torch, "load", side_effect=AssertionError),
@@ -332,7 +332,7 @@ def test_write_state__reserved_key_raises(path):
 
 def test_load_state__of_another_run_names_the_file(stored):
     strategy, benchmark = build(cls=Sequential)
-    with pytest.raises(CheckpointError, match="state_000000009.pt: .*CumulativeAll"):
+    with pytest.raises(CheckpointError, match="_000000009.pt holds .*CumulativeAll"):
         load_state(strategy, stored[0], benchmark)
 
 
@@ -476,7 +476,7 @@ def test_load_state__growing_module_that_the_model_lacks_raises(path):
     strategy, _ = build(GrowingEncoder())
     save_state(strategy, path)
     other, benchmark = build()
-    with pytest.raises(CheckpointError, match="growing module 'table'"):
+    with pytest.raises(CheckpointError, match="GrowingEncoder' there"):
         load_state(other, path, benchmark)
 
 

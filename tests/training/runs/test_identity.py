@@ -7,20 +7,21 @@ import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin
 
+from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.training.runs.identity import differences, run_identity
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
-from avalanche_clip.training.runs.record import data_summary, strategy_config
 from tests.helpers import train_stream
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.small_runs import build
 
 
 def identity(train=(), **options):
-    strategy, benchmark = build(**options)
-    config = strategy_config(strategy, dict(train))
-    return run_identity(
-        strategy, config, data_summary(benchmark), ["test"], "steps", None
-    )
+    return whole(*build(**options), train)
+
+
+def whole(strategy, benchmark, train=()):
+    data = data_summary(benchmark)
+    return run_identity(strategy, data, ["test"], "steps", dict(train), None)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,7 @@ def test_run_identity__arguments_of_named_strategies_count(name, other):
     def make(**options):
         model = tiny_model()
         strategy = language_strategy(model, **options)
-        data = data_summary(language_stream(model, ["en"]))
-        config = strategy_config(strategy, {})
-        return run_identity(strategy, config, data, ["test"], "steps", None)
+        return whole(strategy, language_stream(model, ["en"]))
 
     found = differences(make(), make(**{name: other}))
     assert any(f"{name} is " in line for line in found), found
@@ -135,17 +134,11 @@ def test_run_identity__arguments_of_named_strategies_count(name, other):
 def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
     extra = tuple(plugin(0.1) for plugin in plugins)
     strategy, benchmark = build(kind, extra=extra, schedule=schedule)
-    data = data_summary(benchmark)
-
-    def now():
-        config = strategy_config(strategy, {})
-        return run_identity(strategy, config, data, ["test"], "steps", None)
-
-    before = now()
+    before = whole(strategy, benchmark)
     train_stream(strategy, benchmark)
     rates = [group["lr"] for group in strategy.optimizer.param_groups]
     assert rates != [group["initial_lr"] for group in strategy.optimizer.param_groups]
-    assert differences(before, now()) == []
+    assert differences(before, whole(strategy, benchmark)) == []
 
 
 def test_run_identity__long_lists_are_hashed():

@@ -22,10 +22,12 @@ from avalanche.training.storage_policy import (
     ReservoirSamplingBuffer,
 )
 
-from avalanche_clip.training.runs.files import load_state, read_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
+from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.plugin_state import register_plugin_state
-from avalanche_clip.training.runs.plugin_state import apply_object_state, object_state, plain
+from avalanche_clip.common.plain import plain
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin
+from avalanche_clip.training.runs.metric_state import apply_object_state, object_state
 from avalanche_clip.training.templates import ContrastiveTemplate
 from tests.helpers import assert_same_weights, stub_benchmark, stub_model
 from tests.training.small_runs import evaluator
@@ -120,12 +122,9 @@ def test_stock_replay__is_stored_as_sample_ids(tmp_path):
     strategy, benchmark = build(STOCK["replay"])
     train(strategy, benchmark, 0, 2)
     save_state(strategy, tmp_path / "state.pt")
-    (entry,) = [
-        p
-        for p in read_state(tmp_path / "state.pt")["plugins"]
-        if p["class"] == "ReplayPlugin"
-    ]
-    groups = entry["state"]["buffers"]
+    entries = read_state(tmp_path / "state.pt")["plugins"]
+    (state,) = [e["state"] for e in entries if "buffers" in e["state"]]
+    groups = state["buffers"]
     assert [len(g["sample_ids"]) for g in groups.values()] == [5, 4]
     assert set(groups[1]["sample_ids"].tolist()) <= set(range(12, 24))
 
@@ -220,26 +219,6 @@ def test_register_plugin_state__covers_subclasses(tmp_path):
     strategy, benchmark = build(extra=plugins)
     load_state(strategy, tmp_path / "state.pt", benchmark)
     assert [p.count for p in plugins] == [5, 6]
-
-
-def test_plain__numpy_numbers_and_subclasses_become_pythons():
-    found = plain(
-        {"a": np.float64(1.5), np.int64(2): (torch.Size([3]), np.bool_(True))}
-    )
-    assert found == {"a": 1.5, 2: ((3,), True)}
-    assert [type(v) for v in (found["a"], *found[2])] == [float, tuple, bool]
-
-
-def test_plain__copies_a_small_view_of_a_large_tensor():
-    large = torch.zeros(1000)
-    assert plain(large[:3]).untyped_storage().nbytes() == 12
-    assert plain(large).data_ptr() == large.data_ptr()
-
-
-@pytest.mark.parametrize("value", [np.zeros(2), {1}, object(), torch.nn.Linear(1, 1)])
-def test_plain__names_the_place_of_other_values(value):
-    with pytest.raises(TypeError, match=r"the state\['x'\]\[1\] is a "):
-        plain({"x": [0, value]})
 
 
 class UserMetric(PluginMetric):

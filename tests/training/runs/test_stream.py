@@ -8,7 +8,7 @@ from avalanche.logging import CSVLogger
 
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.items.scenario import make_scenario
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.evaluation.metrics import spatial_disorder_metrics
 from avalanche_clip.training import (
     ContrastiveEWC,

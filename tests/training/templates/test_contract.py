@@ -9,8 +9,7 @@ from avalanche.training.plugins import LRSchedulerPlugin
 import avalanche_clip
 from avalanche_clip import MethodPlugin
 from avalanche_clip.training import Sequential, plugins, run_stream
-from avalanche_clip.training.runs.files import load_state, save_state
-from avalanche_clip.training.runs.record import plugin_settings
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.compatibility import REFUSED, STOCK, contract_of
 from avalanche_clip.training.templates.contract import (
     FORMER,
@@ -18,6 +17,7 @@ from avalanche_clip.training.templates.contract import (
     defines,
     routed,
 )
+from avalanche_clip.training.templates.settings import strategy_settings
 from tests.helpers import build, fit, stub_benchmark, train_stream
 
 DECLARED = [n for n in vars(MethodPlugin) if n[0] != "_"]
@@ -109,15 +109,17 @@ def test_state__other_attributes_are_refused_before_the_first_evaluation(
 
 
 def test_identity__arguments_are_settings_and_counters_are_not():
-    settings = plugin_settings(build(Sequential, plugins=[Counter(3, "b")]))
-    assert settings == {"0 Counter": {"label": "b", "sizes": (1, 2), "start": 3}}
+    settings = strategy_settings(build(Sequential, plugins=[Counter(3, "b")]))[
+        "plugins"
+    ]
+    assert settings == {"0 Counter": {"label": "b", "sizes": [1, 2], "start": 3}}
 
 
 @pytest.mark.parametrize("stateless", [True, False])
 def test_identity__stateless_plugins_have_no_settings(stateless):
     counter = Counter()
     counter.stateless = stateless
-    settings = plugin_settings(build(Sequential, plugins=[counter]))
+    settings = strategy_settings(build(Sequential, plugins=[counter]))["plugins"]
     assert bool(settings) is not stateless
 
 

@@ -249,7 +249,7 @@ def test_train__interrupted_in_its_evaluation_is_no_longer_in_training():
 
 
 def test_eval__that_fails_goes_on_with_the_student_of_an_average():
-    averaging = WeightAveragingPlugin(mode="ema", decay=0.5)
+    averaging = WeightAveragingPlugin(interval=1)
     strategy, data = pairs(plugins=[averaging])
 
     class Look(SupervisedPlugin):

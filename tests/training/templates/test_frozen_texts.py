@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from avalanche_clip.training import Sequential
-from avalanche_clip.training.runs.files import load_state, save_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.frozen_texts import (
     encode_texts,
-    text_fingerprint,
+    tower_fingerprint,
 )
 from avalanche_clip.training.templates.reference_data import ReferenceTexts
 from tests.helpers import build, stub_benchmark, stub_model
@@ -74,13 +74,13 @@ def test_later_experiences__renew_what_has_changed_only(encoded):
 
 def test_frozen_text_tower__is_never_encoded_again(encoded):
     model = stub_model()
-    towers = {"initial": text_fingerprint(model)}
+    towers = {"initial": tower_fingerprint(model, "text")}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("text" not in name and "token" not in name)
     want = Want("previous")
     strategy = build(Sequential, model, plugins=[want])
     train(strategy, 3)
-    same = text_fingerprint(strategy.model) == towers["initial"]
+    same = tower_fingerprint(strategy.model, "text") == towers["initial"]
     assert len(encoded) == (1 if same else 3)
 
 
@@ -100,7 +100,7 @@ def test_what_nobody_asks_for__is_dropped():
     kept = strategy.teachers.frozen_texts
     strategy.teachers.text_features("previous", ReferenceTexts(["a"]))
     assert len(kept.features) == 2
-    prints = [strategy.teachers.get("previous").text_fingerprint]
+    prints = [strategy.teachers.get("previous").fingerprint("text")]
     kept.start_experience(prints)
     assert len(kept.features) == 2
     strategy.teachers.text_features("previous", TEXTS)
@@ -136,8 +136,8 @@ def test_fingerprint__of_a_module_without_its_own_sees_weights_and_vocabulary():
 
     torch.manual_seed(0)
     model = Plain(2, 2)
-    before = text_fingerprint(model)
-    assert before == text_fingerprint(model)
+    before = tower_fingerprint(model, "text")
+    assert before == tower_fingerprint(model, "text")
     with torch.no_grad():
         model.weight[0, 0] += 1
-    assert text_fingerprint(model) != before
+    assert tower_fingerprint(model, "text") != before

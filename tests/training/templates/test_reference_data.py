@@ -6,26 +6,17 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from avalanche_clip.training.templates.reference_data import (
-    FeatureStore,
-    RandomTexts,
     ReferenceImages,
     ReferenceSampler,
     ReferenceTexts,
     SharedOrder,
-    order_seed,
 )
 from tests.helpers import (
-    CONTEXT,
     StubTokenizer,
     StubTransform,
     stub_benchmark,
     stub_model,
 )
-
-
-class CLIPTokenizer:
-    sot_id, eot_id, pad_id = 49406, 49407, 0
-    vocab_size, context_length = 49408, 77
 
 
 class Counting(torch.utils.data.Dataset):
@@ -176,47 +167,17 @@ def test_order__smaller_data_than_a_batch():
     assert sorted(drawn(sampler(3, 8), [0])[0]) == [0, 1, 2]
 
 
-def test_order_seed__differs_by_kind():
-    assert len({order_seed(s, k) for s in (0, 1, -1) for k in (1, 2)}) == 6
-
-
 # --------------------------------------------------------------------- texts
-def test_random_texts__layout():
-    rows = RandomTexts(1000)(CLIPTokenizer)
-    assert rows.shape == (1000, 77) and rows.dtype == torch.int64
-    assert (rows[:, 0] == 49406).all() and (rows[:, 11] == 49407).all()
-    assert (rows[:, 12:] == 0).all()
-    assert (rows.argmax(dim=1) == 11).all()  # where CLIP pools
-    inner = rows[:, 1:11]
-    assert inner.min() >= 1 and inner.max() < 49406
-    assert len(inner.unique()) > 8000
-    state = torch.get_rng_state()
-    assert torch.equal(RandomTexts(1000)(CLIPTokenizer), rows)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(RandomTexts(1000, seed=1)(CLIPTokenizer), rows)
-
-
-def test_random_texts__too_long_raises():
-    assert RandomTexts(3, length=CONTEXT - 2)(StubTokenizer()).shape == (3, CONTEXT)
-    with pytest.raises(ValueError, match="room for 4"):
-        RandomTexts(3, length=CONTEXT - 1)(StubTokenizer())
-    with pytest.raises(ValueError, match="count=0"):
-        RandomTexts(0)
-
-
-def test_texts__tokens_of_strings_ids_and_callables():
+def test_texts__tokens_of_strings_and_ids():
     tokenizer = StubTokenizer()
-    strings = ReferenceTexts(["ab", "c", "abcd"]).bind(tokenizer)
+    strings = ReferenceTexts(["ab", "c", "abcd"])
     ids = tokenizer(["ab", "c", "abcd"])
     assert torch.equal(strings.tokens(slice(0, 2), tokenizer), ids[:2])
     assert torch.equal(strings.tokens(torch.tensor([2, 0]), tokenizer), ids[[2, 0]])
     tensor = ReferenceTexts(ids)
     assert torch.equal(tensor.tokens(slice(0, 2), tokenizer), ids[:2, :4])
     assert torch.equal(tensor.tokens(torch.tensor([1]), tokenizer), ids[1:2, :3])
-    made = ReferenceTexts(RandomTexts(5, length=2)).bind(tokenizer)
-    assert len(made) == 5 and made.tokens(slice(0, 5), tokenizer).shape == (5, 4)
-    prints = {t.fingerprint() for t in (strings, tensor, made)}
-    assert len(prints) == 3
+    assert strings.fingerprint() != tensor.fingerprint()
     assert ReferenceTexts(["ab", "c", "abcd"]).fingerprint() == strings.fingerprint()
 
 
@@ -243,33 +204,3 @@ def test_texts__padding_that_is_the_end_token_keeps_one():
 def test_texts__wrong_ones_raise(texts, error):
     with pytest.raises(error, match="[Rr]eference texts"):
         ReferenceTexts(texts)
-
-
-# --------------------------------------------------------------------- store
-def test_store__keeps_rows_up_to_its_bound():
-    store = FeatureStore(1000, max_bytes=3 * 4 * 2)
-    values = torch.arange(8.0).view(4, 2)
-    indices = torch.tensor([7, 900, 3, 5])
-    assert not store.known(indices).any()
-    store.put(indices, values)
-    assert store.known(indices).tolist() == [True, True, True, False]
-    assert torch.equal(store.get(torch.tensor([3, 7])), values[[2, 0]])
-    store.put(indices, values + 1)  # full, and the first rows stay
-    assert torch.equal(store.get(indices[:3]), values[:3])
-    assert len(store.rows) == 3
-
-
-def test_store__grows_and_round_trips():
-    store, other = FeatureStore(5000, 2**20), FeatureStore(5000, 2**20)
-    table = torch.rand(5000, 3)
-    order = torch.randperm(5000)[:3000]
-    for part in order.split(64):
-        store.put(part, table[part])
-    other.load_state_dict(store.state_dict())
-    for one in (store, other):
-        assert int(one.known(torch.arange(5000)).sum()) == 3000
-        assert torch.equal(one.get(order), table[order])
-    empty = FeatureStore(5, 0)
-    empty.put(torch.tensor([1]), torch.rand(1, 2))
-    assert not empty.known(torch.arange(5)).any()
-    empty.load_state_dict(empty.state_dict())

@@ -397,7 +397,7 @@ def test_run_stream__with_all_metrics_equals_one_without(case, tmp_path):
 
 
 def test_resumed__metrics_of_several_streams_go_on(tmp_path):
-    from avalanche_clip.training.runs.files import load_state, save_state
+    from avalanche_clip.training.runs.resume import load_state, save_state
 
     def fresh():
         metrics = [

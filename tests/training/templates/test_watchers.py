@@ -281,7 +281,7 @@ def test_early_stopping__in_a_run_on_pairs_follows_the_measured_values(
 @pytest.mark.parametrize("mode", ["epoch", "iteration"])
 @pytest.mark.parametrize("stop", [3, 4, 9])
 def test_early_stopping__resumed_inside_decides_as_uninterrupted(mode, stop, tmp_path):
-    from avalanche_clip.training.runs.files import load_state, save_state
+    from avalanche_clip.training.runs.resume import load_state, save_state
 
     class Stop(SupervisedPlugin):
         stateless = True

@@ -42,6 +42,7 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
+from avalanche_clip.common.checks import existing_file, existing_folder
 from avalanche_clip.common.files import read_json, unreadable
 
 _SOURCE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -105,9 +106,7 @@ def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopS
     :raises ValueError: naming the file, if it has another form, a path leaves the
         folder, labels are not ``0 .. C-1``, or a label has two names.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; get the list from {_SOURCE}.")
+    path = existing_file(Path(path).expanduser(), f"get the list from {_SOURCE}")
     folder = _image_folder(path, images)
     content = read_json(path, dict)
     names: dict[int, str] = {}
@@ -132,12 +131,8 @@ def _image_folder(path: Path, images: str | Path | None) -> Path:
         folder = path.parent / inner
         if not folder.is_dir() and path.parent.name == inner:
             folder = path.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"The images of {path} are not there: {folder} is no folder. Put the "
-            "images beside the list, or pass images=..."
-        )
-    return folder
+    do = f"put the images beside {path}, or pass images=..."
+    return existing_folder(folder, do)
 
 
 def _part(
@@ -229,11 +224,8 @@ def _facts(name: str) -> DatasetFacts:
             layout=layout + "images/<id>.jpg in one folder", downloadable=False
         )
     known = _LISTS[name]
-    classes, train, test = known.sizes
     return DATASETS[name]._replace(
-        classes=classes,
-        train_size=train,
-        test_size=test,
+        sizes=known.sizes,
         layout=f"{known.file} beside the images ({known.images or 'cars_train'}/)",
         source=_SOURCE,
         downloadable=False,
@@ -252,7 +244,7 @@ def _find(file: str, root: Path, facts: DatasetFacts) -> Path:
     if not found:
         raise FileNotFoundError(
             f"{facts.name} of X-TAIL is not in {root}: {file} is neither there nor in "
-            f"a folder below. Expected: {facts.layout}, from {facts.source}."
+            f"a folder below. {facts.expected}"
         )
     return found[0]
 
@@ -266,7 +258,7 @@ def _read_aircraft(
     if missing:
         raise FileNotFoundError(
             f"{facts.name} of X-TAIL is not whole: {', '.join(missing)} not found in "
-            f"{folder}. Expected: {facts.layout}, from {facts.source}."
+            f"{folder}. {facts.expected}"
         )
     text = read_plain(folder / _AIRCRAFT[0], "a list of variants")
     variants = [line.strip() for line in text.split("\n")]

@@ -94,7 +94,7 @@ def read_imagenet(
     if len(wnids) < num_classes:
         raise ValueError(
             f"{base / 'train'} holds {len(wnids)} class folders, but {facts.name} "
-            f"needs {num_classes}. Expected: {facts.layout}, from {facts.source}."
+            f"needs {num_classes}. {facts.expected}"
         )
     wnids = wnids[:num_classes]
     if class_names is None:

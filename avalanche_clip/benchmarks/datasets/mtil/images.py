@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from avalanche_clip.common.checks import require_array, require_length
 from avalanche_clip.common.pictures import picture_to_rgb, read_picture
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ class ClassImages:
         self.source = source
         self.indices = _column(indices)
         self.targets = _column(targets)
-        if self.indices.shape != self.targets.shape:
-            raise ValueError(
-                f"There are {len(self.indices)} indices and {len(self.targets)} "
-                "targets; give one class per position."
-            )
+        require_length(self.targets, len(self.indices), "targets", "index")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -117,11 +114,7 @@ def _column(values: Any) -> np.ndarray:
     array = np.array(values)
     if array.size == 0:
         array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"Indices and targets are integers of shape (N,); got {array.dtype} of "
-            f"shape {array.shape}."
-        )
+    require_array(array, "indices or targets", "*", "integer")
     array = array.astype(np.int64)
     array.flags.writeable = False
     return array

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from avalanche_clip.benchmarks.datasets.plain_texts import read_plain
+from avalanche_clip.common.checks import existing_file, require_length
 
 RENAMED: dict[str, dict[str, str]] = {
     "Caltech101": {
@@ -80,13 +81,9 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
     """
     where = "class_names"
     if isinstance(names, (str, Path)):
-        path = Path(names).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"class_names={str(names)!r} is no file; give a list of names, or a "
-                "text file with one name per line."
-            )
-        where = f"The file {path}"
+        give = "give class_names as a list, or as a text file with one name per line"
+        path = existing_file(Path(names).expanduser(), give)
+        where = f"file {path}"
         text = read_plain(path, "a text with one class name per line").rstrip()
         names = [line.removesuffix("\r") for line in text.split("\n")] if text else []
     if isinstance(names, (Mapping, Set)):
@@ -102,11 +99,7 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
         )
     listed = tuple(name.strip("\r\n") for name in names)
     _refuse_ids(listed, where)
-    if len(listed) != count:
-        raise ValueError(
-            f"{where} holds {len(listed)} names, but there are {count} classes; give "
-            "one name per class, in the order of the classes."
-        )
+    require_length(listed, count, f"names in {where}", "class")
     empty = [index for index, name in enumerate(listed) if not name.strip()]
     if empty:
         raise ValueError(f"{where} has no name for class {empty[0]}; give each a name.")

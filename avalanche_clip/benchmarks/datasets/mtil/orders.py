@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from avalanche_clip.common.checks import require_choice
+
 MTIL_NAMES = (
     *("Aircraft", "Caltech101", "CIFAR100", "DTD", "EuroSAT", "Flowers", "Food"),
     *("MNIST", "OxfordPet", "StanfordCars", "SUN397"),
@@ -74,15 +76,11 @@ def class_order(dataset: str) -> tuple[int, ...]:
     >>> class_order("ImageNet1K")[:5]
     (54, 7, 894, 512, 126)
     """
+    require_choice("dataset", dataset, ORDER_CHECKSUMS)
     if dataset in _LITERAL:
         return tuple(int(number) for number in _LITERAL[dataset].split())
-    if dataset in _PERMUTED:
-        generator = np.random.RandomState(_PERMUTATION_SEED)
-        return tuple(generator.permutation(_PERMUTED[dataset]).tolist())
-    raise ValueError(
-        f"There is no published class order for {dataset!r}; use one of "
-        f"{sorted(ORDER_CHECKSUMS)}."
-    )
+    generator = np.random.RandomState(_PERMUTATION_SEED)
+    return tuple(generator.permutation(_PERMUTED[dataset]).tolist())
 
 
 def order_checksum(order: Sequence[int]) -> str:

@@ -88,9 +88,9 @@ def read_mtil_domain(
     """
     facts = DATASETS[dataset_name(name, tuple(DATASETS))]
     check_choice(check)
-    parts = [facts.train] if facts.test is None else [facts.train, facts.test]
-    opened = [_open(facts, Path(root).expanduser(), part, download) for part in parts]
-    if facts.test is None:
+    base = Path(root).expanduser()
+    opened = [_open(facts, base, part, download) for part in facts.parts]
+    if len(opened) == 1:
         train, test = _split_in_two(facts, opened[0], split_seed)
     else:
         train, test = (_whole(facts, part) for part in opened)
@@ -144,11 +144,10 @@ def check_counts(
     :raises ValueError: if they differ and ``check`` is ``"raise"``.
     """
     found = (classes, len(train), len(test))
-    wanted = (facts.classes, facts.train_size, facts.test_size)
     labels = ("classes", "training images", "test images")
     differing = [
         f"{have:,} {label} instead of {want:,}"
-        for have, want, label in zip(found, wanted, labels)
+        for have, want, label in zip(found, facts.sizes, labels)
         if want is not None and have != want
     ]
     differing += [fault] if fault else []
@@ -156,7 +155,7 @@ def check_counts(
         return
     message = (
         f"{facts.name} has {', '.join(differing)}; results do not compare with "
-        f"published ones. Expected: {facts.layout}, from {facts.source}."
+        f"published ones. {facts.expected}"
     )
     if check == "raise":
         raise ValueError(message)
@@ -190,7 +189,7 @@ def _open(
     facts: DatasetFacts, root: Path, arguments: Mapping[str, object], download: bool
 ) -> Any:
     """Make the torchvision data set, or say what is missing."""
-    if facts.needs_scipy:
+    if any(name.endswith(".mat") for name in facts.files):
         _need_scipy(facts)
     fetch = download and facts.downloadable
     if not fetch:
@@ -199,16 +198,15 @@ def _open(
     from torchvision import datasets
 
     try:
-        found = getattr(datasets, facts.torchvision)(
-            str(root), download=fetch, **arguments
-        )
+        cls = getattr(datasets, facts.torchvision or facts.name)
+        found = cls(str(root), download=fetch, **arguments)
     # It opens lists, pickles and .mat files, which raise nearly anything.
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).rstrip('.')}"
         raise UnreadableDataError(
             f"torchvision cannot {'fetch or ' if fetch else ''}read {facts.name} in "
             f"{root} ({said}). Files that are there may be incomplete, damaged or of "
-            f"another version. Expected: {facts.layout}, from {facts.source}."
+            f"another version. {facts.expected}"
         ) from error
     if hasattr(found, "loader"):
         found.loader = read_picture
@@ -266,7 +264,7 @@ def _attribute(facts: DatasetFacts, dataset: Any, attribute: str) -> Any:
         import torchvision
 
         raise RuntimeError(
-            f"torchvision {torchvision.__version__} has no {facts.torchvision}."
+            f"torchvision {torchvision.__version__} has no {type(dataset).__name__}."
             f"{attribute}; this reader was checked with torchvision 0.29."
         )
     return getattr(dataset, attribute)
@@ -280,7 +278,7 @@ def _raw_names(facts: DatasetFacts, opened: list[Any]) -> list[str]:
         raise UnreadableDataError(
             f"The training and test lists of {facts.name} hold different classes: "
             f"{differing[:5]} are in one only, so that their labels do not mean the "
-            f"same. Expected: {facts.layout}, from {facts.source}."
+            f"same. {facts.expected}"
         )
     return listed[0]
 
@@ -295,7 +293,7 @@ def _targets(facts: DatasetFacts, dataset: Any) -> np.ndarray:
     except (TypeError, ValueError, OverflowError) as error:
         raise UnreadableDataError(
             f"The labels of {facts.name} are no integers ({error}); its lists are "
-            f"damaged. Expected: {facts.layout}, from {facts.source}."
+            f"damaged. {facts.expected}"
         ) from error
 
 

@@ -45,48 +45,7 @@ ROW_WISE = ("Adam", "AdamW", "SGD", "NAdam", "RAdam", "Adamax", "RMSprop", "Adag
 
 
 @dataclass(eq=False)
-class TokenEmbeddingExpansionSettings:
-    """Settings of :class:`TokenEmbeddingExpansionPlugin`, which explains them."""
-
-    vocab_size: int = 10_000
-    init: str = "teir"
-    regularize: str | None = "gd"
-    scale_target: str = "gradient"
-    weight_decay: float = 0.05
-    active_rows: str | bool = "auto"
-    clip_after_mask: bool = False
-    count_replay: bool = False
-    grow: bool = True
-    oracle_vocabulary: LearntVocabulary | Iterable[str] | None = None
-    freeze: bool = True
-    tokenizer_options: dict[str, Any] = field(default_factory=dict)
-    table_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("init", self.init, INITS),
-            ("regularize", self.regularize, REGULARIZE),
-            ("scale_target", self.scale_target, SCALE_TARGETS),
-            ("active_rows", self.active_rows, ("auto", True, False)),
-        ):
-            require_choice(name, value, allowed)
-        as_finite(self.weight_decay, "weight_decay", low=0)
-        oracle = self.oracle_vocabulary
-        if oracle is not None and not isinstance(oracle, LearntVocabulary):
-            self.oracle_vocabulary = list(oracle)
-        as_size(self.vocab_size, "vocab_size")
-        if self.scale_target == "update" and "g" not in (self.regularize or ""):
-            raise ValueError(
-                "scale_target='update' scales the step instead of the gradient, which "
-                f"regularize={self.regularize!r} does not scale; use 'gd' or 'g'."
-            )
-
-
-class TokenEmbeddingExpansionPlugin(
-    TokenEmbeddingExpansionSettings,
-    MethodPlugin,
-    supports_distributed=True,
-):
+class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
     """Train the token table only, with new rows for each language.
 
     Before each experience a vocabulary is learnt on its captions and appended to
@@ -130,15 +89,43 @@ class TokenEmbeddingExpansionPlugin(
         strategy have registered as ``model.cross_modal``).
     :param tokenizer_options: of :class:`GrowingTokenizer`, when the model's
         vocabulary was not made growable before.
-    :param table_seed: of new rows; default the strategy's seed.
     :raises ValueError: for values outside these ranges.
     """
 
     changes_text_table = True
 
+    vocab_size: int = 10_000
+    init: str = "teir"
+    regularize: str | None = "gd"
+    scale_target: str = "gradient"
+    weight_decay: float = 0.05
+    active_rows: str | bool = "auto"
+    clip_after_mask: bool = False
+    count_replay: bool = False
+    grow: bool = True
+    oracle_vocabulary: LearntVocabulary | Iterable[str] | None = None
+    freeze: bool = True
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
-        super().__post_init__()
-        MethodPlugin.__init__(self)
+        for name, value, allowed in (
+            ("init", self.init, INITS),
+            ("regularize", self.regularize, REGULARIZE),
+            ("scale_target", self.scale_target, SCALE_TARGETS),
+            ("active_rows", self.active_rows, ("auto", True, False)),
+        ):
+            require_choice(name, value, allowed)
+        as_finite(self.weight_decay, "weight_decay", low=0)
+        oracle = self.oracle_vocabulary
+        if oracle is not None and not isinstance(oracle, LearntVocabulary):
+            self.oracle_vocabulary = list(oracle)
+        as_size(self.vocab_size, "vocab_size")
+        if self.scale_target == "update" and "g" not in (self.regularize or ""):
+            raise ValueError(
+                "scale_target='update' scales the step instead of the gradient, which "
+                f"regularize={self.regularize!r} does not scale; use 'gd' or 'g'."
+            )
+        super().__init__()
         self._growth: list[VocabularyGrowth] = []
         self._occurs: Tensor | None = None
         self._current: Tensor | None = None
@@ -171,7 +158,7 @@ class TokenEmbeddingExpansionPlugin(
         if table is None:
             table = attach_token_embedding(strategy.model, **self.tokenizer_options)
         table.init = self.init
-        table.seed = strategy.seed if self.table_seed is None else self.table_seed
+        table.seed = strategy.seed
         if self.freeze:
             train_tokens_only(strategy.model, also=("cross_modal.",))
 

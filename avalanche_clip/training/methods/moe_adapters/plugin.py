@@ -14,13 +14,13 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
-from avalanche_clip.models.moe.attachment import attach_moe_adapters
-from avalanche_clip.models.moe.options import NUM_EXPERTS
+from avalanche_clip.common.randomness import seeded
+from avalanche_clip.models.moe.adapters import attach_moe_adapters
+from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.selector.selector import EXTRACTORS, AutoSelector
 from avalanche_clip.training.methods.moe_adapters.evaluation import (
     EVAL_ROUTERS,
@@ -33,7 +33,6 @@ from avalanche_clip.training.methods.moe_adapters.selector_data import (
     task_loader,
 )
 from avalanche_clip.training.methods.patching import PatchingPlugin
-from avalanche_clip.training.methods.vr_lwf.pseudo_texts import own_randomness
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import read_step
@@ -220,7 +219,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
                 "use a DualEncoder with transformer towers ('tiny-emoji-vit')."
             )
         # Initial weights depend on the seed of the run only.
-        with own_randomness(strategy.seed & (2**63 - 1), torch.device("cpu")):
+        with seeded(strategy.seed & (2**63 - 1)):
             attach_moe_adapters(model, **(self.adapters or {}))
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.

@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.items.prepare import is_prepared
+from avalanche_clip.common.randomness import named_seed
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
     TrainLoader,
     worker_options,
 )
-from avalanche_clip.training.templates.reference_data import ReferenceImages, order_seed
+from avalanche_clip.training.templates.reference_data import ReferenceImages
 
-SELECTOR_ORDER = 0x5E1E
 REFERENCE_NUMBER = 2**31 - 1  # in place of the index of an experience
 
 
@@ -72,7 +72,7 @@ class ImagePasses:
         order = TrainingOrder(
             len(images),
             batch_size,
-            seed=order_seed(seed, SELECTOR_ORDER),
+            seed=named_seed(seed, "selector"),
             experience=experience,
             drop_last=False,
         )

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from avalanche_clip.models.moe.options import NUM_EXPERTS
+from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.training.methods.moe_adapters.plugin import MoEAdaptersPlugin
-from avalanche_clip.training.methods.zscl.strategy import LABEL_SMOOTHING, MTILTraining
+from avalanche_clip.training.methods.mtil_training import LABEL_SMOOTHING, MTILTraining
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 
 LEARNING_RATE = 1e-3

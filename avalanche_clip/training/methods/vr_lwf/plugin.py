@@ -3,34 +3,37 @@
 Source: Ding et al., "Don't Stop Learning: Towards Continual Learning for the
 CLIP Model", arXiv 2207.09248 (2022), for which no code is known. Numbers and
 form are those of the re-implementation in the code of Zheng et al., ICCV 2023
-(ZSCL, arXiv 2303.06628); the other form is that of Gabeff et al., 2023
-(WildCLIP). Ours: special tokens are not drawn, the training batch is reused by
-default, and ``student_text``.
+(ZSCL, arXiv 2303.06628). Ours: special tokens are not drawn, the training batch is
+reused by default, and ``student_text``.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.optim import Optimizer
 
 from avalanche_clip import distributed
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.randomness import named_seed, seeded
 from avalanche_clip.losses import temperature_distillation_loss
+from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
-    VocabularyReplaySettings,
     draw_token_ids,
-    encode_in_parts,
-    named_seed,
-    own_randomness,
-    own_share,
     special_tokens,
     stack_images,
 )
-from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates import optim
+from avalanche_clip.training.templates.distillation import (
+    DistillationPlugin,
+    encode_student,
+    own_share,
+    similarities,
+)
 from avalanche_clip.training.templates.frozen_texts import encode_texts
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
@@ -39,47 +42,9 @@ from avalanche_clip.training.templates.order import (
 )
 from avalanche_clip.training.templates.reference_data import ReferenceTexts
 
-_TEXTS, _IMAGES, _STUDENT = 0x5652_0001, 0x5652_0002, 0x5652_0003
-"""Names of the streams of random numbers."""
 
-
-def reversed_distillation_loss(
-    teacher_logits: Tensor, student_logits: Tensor
-) -> Tensor:
-    """Compute WildCLIP's term, a cross-entropy with the roles swapped.
-
-    The mean over rows of ``-sum_j softmax(student)_j * log_softmax(teacher)_j``.
-    **It is not smallest at student = teacher**: it falls further while the
-    student puts all weight on the teacher's best column, and its gradient at
-    equality is not zero.
-
-    :param teacher_logits: already multiplied by the logit scale, ``(N, M)``; no
-        gradient flows into it.
-    :param student_logits: the same of the student, same shape.
-    :return: scalar, float32 or float64.
-    :raises ValueError: if the shapes differ or are not those of matrices.
-
-    >>> teacher = torch.tensor([[2.0, 0.0]])
-    >>> round(reversed_distillation_loss(teacher, teacher).item(), 6)
-    0.365334
-    >>> round(reversed_distillation_loss(teacher, 9 * teacher).item(), 6)
-    0.126928
-    """
-    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"teacher_logits {tuple(teacher_logits.shape)} and student_logits "
-            f"{tuple(student_logits.shape)} given; both must be matrices of one shape "
-            "(N, M). Compute them on the same batch."
-        )
-    log_teacher = F.log_softmax(teacher_logits.detach(), dim=1)
-    return -(student_logits.softmax(dim=1) * log_teacher).sum(dim=1).mean()
-
-
-class VocabularyReplayPlugin(
-    VocabularyReplaySettings,
-    MethodPlugin,
-    supports_distributed=True,
-):
+@dataclass(eq=False, kw_only=True)
+class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     """Distil similarities of images to pseudo texts from the previous model.
 
     Pseudo texts are sentences of random tokens. With ``R`` the teacher's
@@ -124,27 +89,71 @@ class VocabularyReplayPlugin(
         ``"iteration"`` draws and encodes new ones at each step.
     :param texts: sentences to use instead of random tokens; when there are more
         than ``num_texts``, that many are drawn.
-    :param variant: ``"zscl"`` as above. ``"wildclip"`` replaces ``D`` by
-        :func:`reversed_distillation_loss` (no temperature) and halves the sum
-        of the criterion and the terms; pass ``temperature=1.0``, and
-        ``text_weight=0`` and ``texts`` as its authors do. **Its minimum is not
-        at student = teacher**: even with the same weights it pulls the student
-        away from the teacher. It is there for comparison.
     :param teach_first_experience: None teaches in the first experience when
         ``model.pretrained`` is set; True and False decide.
     :param freeze_logit_scale: stop training the logit scale, from the first
         experience on. The scale takes no gradient from the terms in any case.
-    :param replay_seed: of the draws; default the strategy's.
     :raises ValueError: for values outside these ranges.
     :raises TypeError: if ``texts`` holds something else than strings.
     """
 
+    weights = ("image_weight", "text_weight")
+    only_one = True
+
+    num_texts: int = 1000
+    text_length: int = 10
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    temperature: float = 2.0
+    distill_batch: str = "same"
+    distill_batch_size: int | None = None
+    student_text: bool = False
+    allow_special: bool = False
+    redraw: str = "experience"
+    texts: Sequence[str] | None = None
+    teach_first_experience: bool | None = None
+    freeze_logit_scale: bool = True
+
     def __post_init__(self) -> None:
-        super().__post_init__()
-        MethodPlugin.__init__(self)
+        require_choice("distill_batch", self.distill_batch, ("same", "separate"))
+        require_choice("redraw", self.redraw, ("experience", "iteration"))
+        for name in ("num_texts", "text_length", "distill_batch_size"):
+            value = getattr(self, name)
+            if name != "distill_batch_size" or value is not None:
+                as_size(value, name)
+        for name in ("image_weight", "text_weight"):
+            as_finite(getattr(self, name), name, low=0)
+        as_finite(self.temperature, "temperature", above=0)
+        if self.distill_batch == "same" and self.distill_batch_size is not None:
+            raise ValueError(
+                f"distill_batch_size={self.distill_batch_size} is for a second batch; "
+                "pass distill_batch='separate', or leave it out."
+            )
+        self._check_texts()
+        super().__init__()
         self._workers: dict[str, Any] = {}
-        self._warned = False
         self._forget()
+
+    def _check_texts(self) -> None:
+        if self.texts is None:
+            return
+        if isinstance(self.texts, str) or not self.texts:
+            raise ValueError(f"texts={self.texts!r}; pass a list of sentences.")
+        self.texts = tuple(self.texts)
+        wrong = [t for t in self.texts if not isinstance(t, str)]
+        if wrong:
+            raise TypeError(f"texts holds {wrong[0]!r}; all must be strings.")
+        if self.allow_special:
+            raise ValueError(
+                "allow_special=True is for random tokens, but texts are given; leave "
+                "one of them out."
+            )
+        if self.redraw == "iteration" and len(self.texts) <= self.num_texts:
+            raise ValueError(
+                f"redraw='iteration' draws num_texts={self.num_texts} of the "
+                f"{len(self.texts)} texts, which are always all of them; choose a "
+                "smaller num_texts, or redraw='experience'."
+            )
 
     def _forget(self) -> None:
         """Drop what belongs to one experience."""
@@ -165,26 +174,12 @@ class VocabularyReplayPlugin(
         """The teacher's features ``R`` of them, ``(M, D)``, or None."""
         return self._text_features
 
-    @property
-    def _in_use(self) -> bool:
-        return self.image_weight > 0 or self.text_weight > 0
-
-    def _teaches(self, strategy: Any) -> bool:
-        if not self._in_use:
-            return False
-        if strategy.clock.train_exp_counter > 0:
-            return True
-        if self.teach_first_experience is None:
-            return getattr(strategy.model, "pretrained", None) is not None
-        return self.teach_first_experience
-
     # ------------------------------------------------------------------- hooks
     def check_compatible(self, strategy: Any) -> None:
         """Raise if pseudo texts cannot be made for the model.
 
         :raises ValueError: for a model without the parts needed, a tokenizer
-            whose rows have another form, texts that are too long, or a second
-            plugin of this kind.
+            whose rows have another form, or texts that are too long.
         """
         model = strategy.model
         needed = ("encode_image", "encode_text", "tokenizer", "logit_scale")
@@ -194,17 +189,8 @@ class VocabularyReplayPlugin(
                 f"VocabularyReplayPlugin needs a model with {', '.join(needed)}, such "
                 f"as a DualEncoder; {type(model).__name__} lacks {missing}."
             )
-        if sum(isinstance(p, VocabularyReplayPlugin) for p in strategy.plugins) > 1:
-            raise ValueError(
-                "Several VocabularyReplayPlugins would add the same terms twice; use "
-                "one (VRLwF has its own)."
-            )
-        if self._in_use and self.texts is None:
+        if self.in_use and self.texts is None:
             self._random_ids(model, 1, torch.Generator().manual_seed(0))
-
-    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
-        """Ask for the teacher before any plugin replaces the weights."""
-        return ("previous",) if self._teaches(strategy) else ()
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Freeze the logit scale, just before the optimiser is rebuilt."""
@@ -218,48 +204,27 @@ class VocabularyReplayPlugin(
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation terms."""
-        if not self._teaches(strategy):
+        if not self.teaches(strategy):
             return
         teacher_texts = self._references(strategy)
-        with own_randomness(self._student_seed(strategy), strategy.device):
+        with seeded(self._student_seed(strategy), strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
-        if not (students.requires_grad or student_texts.requires_grad):
-            self._warn_frozen()
+        self.warn_frozen("student_text=True", students, student_texts)
         scale = strategy.global_features.logit_scale.detach()
-        student_logits = scale * students @ student_texts.T
-        teacher_logits = scale * teachers @ teacher_texts.T
-        share = 0.5 if self.variant == "wildclip" else 1.0
+        targets = similarities(teachers, teacher_texts, scale)
+        logits = similarities(students, student_texts, scale)
+        options = {"temperature": self.temperature}
         if self.image_weight > 0:
-            loss = self._distance(teacher_logits, student_logits)
-            strategy.add_loss("vr_image", share * self.image_weight * loss)
+            loss = temperature_distillation_loss(targets, logits, **options)
+            strategy.add_loss("vr_image", self.image_weight * loss)
         if self.text_weight > 0:
-            loss = self._distance(teacher_logits.T, student_logits.T)
-            strategy.add_loss("vr_text", share * self.text_weight * loss)
-        if self.variant == "wildclip":
-            # Only the criterion is halved, not what other plugins have added.
-            strategy.add_loss("vr_half_criterion", -0.5 * strategy.criterion())
-
-    def _warn_frozen(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "VocabularyReplayPlugin reaches the image tower only, and nothing in "
-                "it is trained: the terms cost time and change nothing. Use "
-                "student_text=True, or leave the plugin out.",
-                stacklevel=3,
-            )
+            loss = temperature_distillation_loss(targets.T, logits.T, **options)
+            strategy.add_loss("vr_text", self.text_weight * loss)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the pseudo texts and their features."""
         self._forget()
-
-    def _distance(self, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        if self.variant == "wildclip":
-            return reversed_distillation_loss(teacher_logits, student_logits)
-        return temperature_distillation_loss(
-            teacher_logits, student_logits, temperature=self.temperature
-        )
 
     # ------------------------------------------------------------ pseudo texts
     def draw_texts(self, strategy: Any, draw: int = 0) -> Tensor:
@@ -273,7 +238,7 @@ class VocabularyReplayPlugin(
         :return: token ids ``(M, L)``, cut behind the end token for causal towers.
         """
         model = strategy.teachers.get("previous").model
-        seed = self._seed(strategy, _TEXTS, draw)
+        seed = self._seed(strategy, "pseudo texts", draw)
         generator = torch.Generator().manual_seed(seed)
         if self.texts is None:
             ids = self._random_ids(model, self.num_texts, generator)
@@ -325,7 +290,7 @@ class VocabularyReplayPlugin(
         ids = self._token_ids
         assert ids is not None
         own = own_share(ids).to(strategy.device)
-        features = _encode(strategy, strategy.model.encode_text, own)
+        features = encode_student(strategy, strategy.model.encode_text, own)
         total = len(own) * distributed.world_size()
         strategy.compute.spend("reference", images=0, texts=total)
         return distributed.gather_rows(features)[: len(ids)]
@@ -335,10 +300,10 @@ class VocabularyReplayPlugin(
         """Features of the student and of the teacher, of the global batch."""
         teacher = strategy.teachers.get("previous")
         if self.distill_batch == "same":
-            known = teacher.features(strategy.mb_x)
+            known = self.teacher_output(strategy)
             return strategy.global_features.image_features, known.image_features
         images = self._next_images(strategy)
-        ours = _encode(strategy, strategy.model.encode_image, images)
+        ours = encode_student(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
             theirs = teacher.model.encode_image(images)
         for kind in ("reference", "teacher"):
@@ -365,7 +330,7 @@ class VocabularyReplayPlugin(
         order = TrainingOrder(
             len(dataset),
             size * world,
-            seed=self._seed(strategy, _IMAGES),
+            seed=self._seed(strategy, "pseudo images"),
             experience=strategy.visits.seed_number,
             continuous=True,
             processes=world,
@@ -383,13 +348,12 @@ class VocabularyReplayPlugin(
         return loader
 
     # ------------------------------------------------------------------- state
-    def _seed(self, strategy: Any, *parts: int) -> int:
-        seed = strategy.seed if self.replay_seed is None else self.replay_seed
-        return named_seed(seed, strategy.visits.seed_number, *parts)
+    def _seed(self, strategy: Any, *parts: int | str) -> int:
+        return named_seed(strategy.seed, strategy.visits.seed_number, *parts)
 
     def _student_seed(self, strategy: Any) -> int:
         step = strategy.clock.train_exp_iterations
-        return self._seed(strategy, _STUDENT, step, distributed.rank())
+        return self._seed(strategy, "pseudo students", step, distributed.rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pseudo texts in use and the teacher's features of them.
@@ -412,11 +376,50 @@ class VocabularyReplayPlugin(
         self._drawn_at = state["drawn_at"]
 
 
-def _encode(strategy: Any, encode: Any, rows: Tensor) -> Tensor:
-    """Student features of rows that are not part of the training batch."""
+def vr_lwf_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW with the values of the multi-domain experiments, without decay."""
+    return torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.999), weight_decay=0.0)
 
-    def call(part: Tensor) -> Tensor:
-        with strategy.autocast():
-            return encode(part)
 
-    return encode_in_parts(call, rows, strategy.accumulation_steps)
+class VRLwF(Sequential):
+    """Sequential training that keeps similarities to random sentences.
+
+    The logit scale is frozen. The source trains 1,000 iterations per experience
+    (``budget_iterations=1000``) and warms up in each (``warmup_iterations=100,
+    later_warmup_iterations=100``); that is left to the user, since the warm-up
+    must fit into the budget. Label smoothing has no counterpart for pairs.
+
+    :param model: a :class:`~avalanche_clip.models.DualEncoder`.
+    :param optimizer: default AdamW with learning rate 1e-5 and, unless
+        ``param_groups`` are given, no weight decay.
+    :param param_groups: see :class:`CLIPTemplate`.
+    :param train_mb_size: pairs per step and process.
+    :param num_texts: pseudo texts.
+    :param image_weight: weight of the term over texts.
+    :param text_weight: weight of the term over images; 0 is the paper's form.
+    :param replay: further settings of :class:`VocabularyReplayPlugin`, by name.
+    :param kwargs: see :class:`Sequential`.
+    """
+
+    _default_optimizer = staticmethod(vr_lwf_optimizer)
+    _default_groups = staticmethod(optim.one_group)
+
+    def __init__(
+        self,
+        *,
+        train_mb_size: int = 64,
+        num_texts: int = 1000,
+        image_weight: float = 1.0,
+        text_weight: float = 1.0,
+        replay: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self._own = [
+            VocabularyReplayPlugin(
+                num_texts=num_texts,
+                image_weight=image_weight,
+                text_weight=text_weight,
+                **(replay or {}),
+            )
+        ]
+        super().__init__(train_mb_size=train_mb_size, **kwargs)

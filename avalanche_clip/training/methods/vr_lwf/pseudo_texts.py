@@ -6,90 +6,11 @@ sentence is that of the re-implementation of Zheng et al., ICCV 2023 (ZSCL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from avalanche_clip import distributed
-from avalanche_clip.benchmarks.streams.quotas import mix64
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
-
-CHOICES = {
-    "distill_batch": ("same", "separate"),
-    "redraw": ("experience", "iteration"),
-    "variant": ("zscl", "wildclip"),
-}
-"""Allowed values of the settings that are words."""
-
-
-@dataclass(eq=False, kw_only=True)
-class VocabularyReplaySettings:
-    """Settings of :class:`VocabularyReplayPlugin`, described there."""
-
-    num_texts: int = 1000
-    text_length: int = 10
-    image_weight: float = 1.0
-    text_weight: float = 1.0
-    temperature: float = 2.0
-    distill_batch: str = "same"
-    distill_batch_size: int | None = None
-    student_text: bool = False
-    allow_special: bool = False
-    redraw: str = "experience"
-    texts: Sequence[str] | None = None
-    variant: str = "zscl"
-    teach_first_experience: bool | None = None
-    freeze_logit_scale: bool = True
-    replay_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            require_choice(name, getattr(self, name), allowed)
-        for name in ("num_texts", "text_length", "distill_batch_size"):
-            value = getattr(self, name)
-            if name != "distill_batch_size" or value is not None:
-                as_size(value, name)
-        for name in ("image_weight", "text_weight"):
-            as_finite(getattr(self, name), name, low=0)
-        as_finite(self.temperature, "temperature", above=0)
-        if self.variant == "wildclip" and self.temperature != 1:
-            raise ValueError(
-                f"temperature={self.temperature}: variant='wildclip' has temperature "
-                "1; pass temperature=1.0."
-            )
-        if self.distill_batch == "same" and self.distill_batch_size is not None:
-            raise ValueError(
-                f"distill_batch_size={self.distill_batch_size} is for a second batch; "
-                "pass distill_batch='separate', or leave it out."
-            )
-        self._check_texts()
-
-    def _check_texts(self) -> None:
-        if self.texts is None:
-            return
-        if isinstance(self.texts, str) or not self.texts:
-            raise ValueError(f"texts={self.texts!r}; pass a list of sentences.")
-        self.texts = tuple(self.texts)
-        wrong = [t for t in self.texts if not isinstance(t, str)]
-        if wrong:
-            raise TypeError(f"texts holds {wrong[0]!r}; all must be strings.")
-        if self.allow_special:
-            raise ValueError(
-                "allow_special=True is for random tokens, but texts are given; leave "
-                "one of them out."
-            )
-        if self.redraw == "iteration" and len(self.texts) <= self.num_texts:
-            raise ValueError(
-                f"redraw='iteration' draws num_texts={self.num_texts} of the "
-                f"{len(self.texts)} texts, which are always all of them; choose a "
-                "smaller num_texts, or redraw='experience'."
-            )
 
 
 class SpecialTokens(NamedTuple):
@@ -186,54 +107,6 @@ def draw_token_ids(
     return rows
 
 
-def named_seed(seed: int, *parts: int) -> int:
-    """Scramble a seed and further integers into one number in ``[0, 2**63)``.
-
-    :param seed: of the run, any integer.
-    :param parts: non-negative integers; their order matters.
-    """
-    state = mix64(np.uint64(seed & (2**64 - 1)))
-    for part in parts:
-        state = mix64(state ^ np.uint64(part))
-    return int(state >> np.uint64(1))
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch for a while; the global generators stay where they were.
-
-    :param seed: of the CPU's generator and, on a GPU, of the device's.
-    :param device: where the random numbers may be drawn.
-    """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def encode_in_parts(
-    encode: Callable[[Tensor], Tensor], rows: Tensor, parts: int
-) -> Tensor:
-    """Encode rows with gradients, keeping the activations of one part at a time.
-
-    With several parts each is encoded again in the backward pass, with the same
-    random numbers.
-
-    :param encode: features of some rows.
-    :param rows: ``(N, ...)``.
-    :param parts: number of nearly equal parts; 1 encodes all at once.
-    :return: features ``(N, D)``.
-    """
-    if parts == 1:
-        return encode(rows)
-    return torch.cat(
-        [checkpoint(encode, part, use_reentrant=False) for part in rows.chunk(parts)]
-    )
-
-
 def stack_images(items: list[Any]) -> Tensor:
     """Collate the images of image-text items, leaving their texts alone.
 
@@ -241,16 +114,3 @@ def stack_images(items: list[Any]) -> Tensor:
     :return: float tensor ``(B, C, H, W)``.
     """
     return torch.stack([item[0] for item in items])
-
-
-def own_share(rows: Tensor) -> Tensor:
-    """Return this process's part of rows that all processes have.
-
-    :param rows: ``(N, ...)``, the same everywhere.
-    :return: ``ceil(N / world_size)`` rows; the last part is filled up from the
-        front, so that gathering all and keeping ``N`` rows gives ``rows``.
-    """
-    world = distributed.world_size()
-    count = -(-len(rows) // world)
-    start = distributed.rank() * count
-    return rows[torch.arange(start, start + count) % len(rows)]

@@ -145,7 +145,7 @@ def test_coop_split__any_list(tmp_path):
     assert read_coop_split(path, tmp_path / "other").train.source.folder.endswith(
         "other"
     )
-    with pytest.raises(FileNotFoundError, match="none.json does not exist"):
+    with pytest.raises(FileNotFoundError, match="none.json is no file"):
         read_coop_split(tmp_path / "none.json")
 
 

@@ -40,11 +40,11 @@ def test_table__is_the_published_one():
     assert MTIL_NAMES == tuple(TABLE)
     for name, row in TABLE.items():
         facts = DATASETS[name]
-        found = (facts.classes, facts.train_size, facts.test_size)
+        found = facts.sizes
         assert (*found, len(MTIL_TEMPLATES[name])) == row
-    assert sum(DATASETS[n].classes for n in MTIL_NAMES) == 1201
-    assert sum(DATASETS[n].test_size for n in MTIL_NAMES) == 97209
-    prompts = sum(DATASETS[n].classes * len(MTIL_TEMPLATES[n]) for n in MTIL_NAMES)
+    assert sum(DATASETS[n].sizes[0] for n in MTIL_NAMES) == 1201
+    assert sum(DATASETS[n].sizes[2] for n in MTIL_NAMES) == 97209
+    prompts = sum(DATASETS[n].sizes[0] * len(MTIL_TEMPLATES[n]) for n in MTIL_NAMES)
     assert prompts == 8648
 
 
@@ -201,7 +201,7 @@ def test_given_names__from_a_list_and_from_a_file(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("Egyptian Mau\nreel\n\n", encoding="utf-8")
     assert given_names(path, 2) == given_names(["Egyptian Mau", "reel"], 2)
-    with pytest.raises(ValueError, match="2 names, but there are 3"):
+    with pytest.raises(ValueError, match="2 names in .* 3 are needed"):
         given_names(str(path), 3)
     path.write_text("a\n\nb\n")
     with pytest.raises(ValueError, match="no name for class 1"):

@@ -91,7 +91,7 @@ def test_imagenet__names_may_be_given(hundred, tmp_path):
     for given in (names, tmp_path / "names.txt"):
         domain = read_imagenet(hundred, class_names=given, **options)
         assert domain.class_names == tuple(names)
-    with pytest.raises(ValueError, match="holds 99 names"):
+    with pytest.raises(ValueError, match="99 names in class_names"):
         read_imagenet(hundred, class_names=names[1:], **options)
 
 

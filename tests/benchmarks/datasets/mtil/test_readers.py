@@ -247,7 +247,7 @@ def test_reader__unpublished_sizes_warn_raise_or_pass(root):
 
 
 def test_reader__published_sizes_are_accepted(root, monkeypatch):
-    right = DATASETS["DTD"]._replace(classes=3, train_size=3, test_size=3)
+    right = DATASETS["DTD"]._replace(sizes=(3, 3, 3))
     monkeypatch.setitem(DATASETS, "DTD", right)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -318,7 +318,7 @@ def test_import__loads_no_torch():
 
 
 def test_class_images__refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="2 indices and 1 targets"):
+    with pytest.raises(ValueError, match="1 targets given, 2 are needed"):
         ClassImages([], [0, 1], [0])
     with pytest.raises(ValueError, match="integers"):
         ClassImages([], [0.5], [0])

@@ -20,7 +20,7 @@ from avalanche_clip.training.plugins import (
     TokenEmbeddingExpansionPlugin,
 )
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import quiet_evaluator, train_stream
 from tests.training.languages import (
     adamw,

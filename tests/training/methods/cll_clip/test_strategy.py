@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from avalanche_clip.losses import cross_modal_loss
 from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
-from avalanche_clip.training.methods.cll_clip.strategy import encode_by_length
+from avalanche_clip.training.methods.cll_clip.student import encode_by_length
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
 from tests.processes import run_in_processes
 from tests.training.languages import (

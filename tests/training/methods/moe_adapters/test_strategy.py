@@ -117,7 +117,7 @@ def test_plugin_on_the_template__equals_the_strategy():
         "plugins": [MoEAdaptersPlugin({"num_experts": 4, "bottleneck": 4})],
         "label_smoothing": 0.2,
     }
-    from avalanche_clip.training.methods.zscl.strategy import MTILTraining
+    from avalanche_clip.training.methods.mtil_training import MTILTraining
     from avalanche_clip.training.templates.optim import one_group
 
     class Plain(MTILTraining, ClassNameTemplate):

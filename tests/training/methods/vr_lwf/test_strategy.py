@@ -6,9 +6,9 @@ import torch
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.training.methods.vr_lwf.pseudo_texts import own_share
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential, VRLwF
+from avalanche_clip.training.templates.distillation import own_share
 from avalanche_clip.training.templates.plan import learning_rate
 from tests.helpers import (
     adamw,
@@ -230,7 +230,6 @@ CASES = {
         "student_text": True,
         "run": {"accumulation_steps": 2},
     },
-    "wildclip": {"variant": "wildclip", "temperature": 1.0},
 }
 
 

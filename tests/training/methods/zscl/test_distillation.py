@@ -8,7 +8,6 @@ from avalanche_clip.training.plugins import (
     ReferenceDistillationPlugin,
 )
 from avalanche_clip.training.templates.reference_data import (
-    RandomTexts,
     ReferenceImages,
 )
 from tests.benchmarks.small_streams import Noise
@@ -160,7 +159,7 @@ def moved(text_side, **options):
                         parameter += 0.1 * torch.randn_like(parameter)
 
     note = Note(only=True)
-    method = plugin(text_side=text_side, sentence_batch=3, **options)
+    method = plugin(text_side=text_side, **options)
     strategy = build(Sequential, plugins=[Move(), note, method], budget_iterations=1)
     # The criterion reaches both towers with gradient zero; leave it out here.
     criterion = strategy._criterion
@@ -188,7 +187,7 @@ def test_student_side__trains_both_towers():
 
 
 def test_student_side__value_on_a_batch_of_sentences():
-    method = plugin(text_side="student", sentence_batch=3, image_weight=0.0)
+    method = plugin(text_side="student", image_weight=0.0)
     note, expected, seen = Note(), [], []
 
     class Look:
@@ -212,9 +211,9 @@ def test_student_side__value_on_a_batch_of_sentences():
     strategy = fit(Sequential, steps=1, plugins=[Look(), method, note])
     ours = [row["reference_text"] for row in note.terms]
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
-    assert all(len(set(rows)) == 3 for rows in seen) and seen[0] != seen[1]
+    assert all(len(set(rows)) == 4 for rows in seen) and seen[0] != seen[1]
     spent = strategy.compute.experiences[0]["reference"]
-    assert spent["texts"] == 15 and spent["images"] == 0  # no term needs them
+    assert spent["texts"] == 20 and spent["images"] == 0  # no term needs them
 
 
 def test_current_data__are_the_training_batch():
@@ -244,12 +243,12 @@ def test_current_data__are_the_training_batch():
     assert "reference" not in strategy.compute.experiences[1]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, RandomTexts(9, length=3), "ids"], ids=type)
+@pytest.mark.parametrize("texts", [TEXTS, "ids"], ids=type)
 @pytest.mark.parametrize("text_side", ["teacher", "student"])
 def test_mixed_sources__run(texts, text_side):
     if texts == "ids":
         texts = stub_model().tokenizer(TEXTS)
-    options = {"teacher": "previous", "text_side": text_side, "sentence_batch": 3}
+    options = {"teacher": "previous", "text_side": text_side}
     for images in ("current", None):
         note = Note()
         fit(Sequential, steps=2, plugins=[plugin(images, texts, **options), note])
@@ -307,7 +306,7 @@ def test_logit_scale__is_frozen_bit_for_bit_unless_asked_for():
 @pytest.mark.parametrize("text_side", ["teacher", "student"])
 def test_accumulation__equals_the_big_batch(text_side):
     def once(chunks):
-        method = plugin(text_side=text_side, sentence_batch=4)
+        method = plugin(text_side=text_side)
         options = {"optimizer": sgd, "accumulation_steps": chunks}
         return fit(Sequential, steps=2, plugins=[method], **options).model.state_dict()
 
@@ -337,7 +336,6 @@ def test_half_precision__stays_close(precision):
         ({"text_side": "both"}, "text_side='both'"),
         ({"teacher": "ema"}, "teacher='ema'"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"sentence_batch": 2.5}, "sentence_batch=2.5"),
     ],
     ids=str,
 )

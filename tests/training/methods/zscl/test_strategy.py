@@ -8,7 +8,7 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.runs.files import load_state
+from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import ZSCL, FineTuning, zscl_variants
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.helpers import (

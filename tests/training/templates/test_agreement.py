@@ -18,12 +18,12 @@ from avalanche_clip.benchmarks import (
     time_stamped_benchmark,
 )
 from avalanche_clip.training import CumulativeExp, Sequential, run_stream
-from avalanche_clip.training.runs import agreement
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     PatchingPlugin,
     WeightConsolidationPlugin,
 )
+from avalanche_clip.training.templates import agreement
 from tests.helpers import (
     IMAGE_SIZE,
     Recorder,

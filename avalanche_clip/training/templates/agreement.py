@@ -11,14 +11,15 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.captions import read_captions
+from avalanche_clip.benchmarks.items.content import Remembered, data_summary
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.common.fingerprint import bit_sums
+from avalanche_clip.common.plain import is_plain
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.common.ranks import hash_of
-from avalanche_clip.benchmarks.items.content import Remembered
-from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.benchmarks.items.captions import read_captions
-from avalanche_clip.common.fingerprint import bit_sums
 from avalanche_clip.training.templates.order import worker_options
-from avalanche_clip.training.runs.record import data_summary, plugin_settings, strategy_arguments, strategy_config
+from avalanche_clip.training.templates.settings import strategy_settings
 
 CAPTIONS = 256
 """Samples of each data set whose captions are compared at least, spread over it."""
@@ -44,7 +45,7 @@ def agree_on_training(
     :raises RankError: naming what differs, with the values of both ranks.
     """
     workers = worker_options(options)
-    given = {k: v for k, v in options.items() if k not in workers and _plain(v)}
+    given = {k: v for k, v in options.items() if k not in workers and is_plain(v)}
     streams = {"train": experiences, "eval_streams": eval_streams}
     given["eval_streams"] = None if eval_streams is None else "given"
     _check(
@@ -216,18 +217,16 @@ def _listed(caption: Any) -> Any:
 
 # ---------------------------------------------------------------------- settings
 def _settings(strategy: Any) -> Facts:
-    config = {**strategy_config(strategy, {}), **strategy_arguments(strategy)}
-    for name in ("device", "loader", "plugins"):
-        config.pop(name, None)
-    clock = strategy.clock
-    plugins = plugin_settings(strategy)
+    settings, clock = strategy_settings(strategy), strategy.clock
+    plugins, evaluated = settings.pop("plugins"), settings.pop("eval_mb_size", None)
     found = {
-        **config,
+        **settings,
         "plugins": [key.partition(" ")[2] for key in plugins],
         "plugin": plugins,
         "experiences trained": clock.train_exp_counter,
         "iterations trained": clock.train_iterations,
         "resumed inside an experience": strategy._pending is not None,
+        "eval_mb_size": evaluated,
     }
     return dict(_flat("", found))
 
@@ -240,14 +239,8 @@ def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value):
         for number, part in enumerate(value):
             yield from _flat(f"{where}[{number}]", part)
-    elif _plain(value):
+    else:
         yield where, value
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_plain(v) for v in value)
-    return value is None or isinstance(value, (bool, int, float, str, dict))
 
 
 # ------------------------------------------------------------ prompts and weights

@@ -1,0 +1,131 @@
+"""Plain data: nested containers of numbers, texts and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Path = tuple[Any, ...]
+_ATOMS = (bool, int, float, str, type(None))
+
+
+def mapped(
+    value: Any,
+    leaf: Callable[[Any, Path], Any],
+    path: Path = (),
+    *,
+    stop: Callable[[Any], bool] = lambda value: False,
+) -> Any:
+    """Rebuild nested dicts, lists and tuples with other leaves.
+
+    Subclasses of these containers become dicts, lists and tuples.
+
+    :param value: nested data.
+    :param leaf: called with each leaf and its path, keys and indices, in order.
+    :param path: of ``value``.
+    :param stop: says which containers are leaves.
+
+    >>> mapped({"a": (1, [2])}, lambda leaf, path: leaf + 1)
+    {'a': (2, [3])}
+    """
+    if stop(value):
+        return leaf(value, path)
+    if isinstance(value, Mapping):
+        return {k: mapped(v, leaf, (*path, k), stop=stop) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [mapped(v, leaf, (*path, i), stop=stop) for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return leaf(value, path)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, text, bool or None, or is nested of them."""
+    if isinstance(value, Mapping):
+        keys = all(isinstance(key, _ATOMS) for key in value)
+        return keys and all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return isinstance(value, _ATOMS)
+
+
+def as_number(value: Any) -> Any:
+    """A tensor or NumPy value that holds one number, as that number."""
+    one = hasattr(value, "item") and (getattr(value, "shape", None) in ((), (1,)))
+    return value.item() if one else value
+
+
+def plain(value: Any, where: str = "the state") -> Any:
+    """Reduce a value to what ``torch.load(weights_only=True)`` reads.
+
+    NumPy numbers become Python's, subclasses of dict, list and tuple become
+    these; a tensor that is a small view of a large one is copied, so that a
+    file does not hold the large one.
+
+    :param value: tensors, numbers, strings, and containers of them.
+    :param where: place of the value, for the error.
+    :raises TypeError: naming the place of anything else.
+
+    >>> plain({"a": (np.float64(0.5), np.int64(3))})
+    {'a': (0.5, 3)}
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        if value.requires_grad or type(value) is not Tensor:
+            value = value.detach()
+        if value.untyped_storage().nbytes() > value.numel() * value.element_size():
+            value = value.clone(memory_format=torch.contiguous_format)
+        return value
+    if isinstance(value, np.generic):
+        return plain(value.item(), where)
+    for kind in (str, bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {
+            plain(k, f"a key of {where}"): plain(v, f"{where}[{k!r}]")
+            for k, v in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; "
+        "checkpoints hold tensors, numbers, strings, and dicts, lists and tuples of "
+        "them. Convert it in state_dict()."
+    )
+
+
+def device_paths(value: Any) -> list[list[Any]]:
+    """Paths of the tensors in plain data that are not on the CPU."""
+    found: list[list[Any]] = []
+
+    def note(leaf: Any, path: Path) -> None:
+        if isinstance(leaf, Tensor) and leaf.device.type != "cpu":
+            found.append(list(path))
+
+    mapped(value, note)
+    return found
+
+
+def moved(value: Any, device: torch.device, paths: list[list[Any]] | None) -> Any:
+    """Move tensors in plain data to a device.
+
+    :param value: the data.
+    :param device: where to.
+    :param paths: of the tensors, see :func:`device_paths`; None for all of floating
+        point.
+    """
+    chosen = None if paths is None else {tuple(path) for path in paths}
+
+    def move(leaf: Any, path: Path) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        wanted = leaf.is_floating_point() if chosen is None else path in chosen
+        return leaf.to(device) if wanted else leaf
+
+    return mapped(value, move)

@@ -1,0 +1,95 @@
+"""Weights that were never trainable, which checkpoints know by their hash."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from avalanche_clip.common.fingerprint import FingerprintCache
+
+
+class FrozenBase:
+    """The weights of a strategy that stay as they are.
+
+    What was written to although it is frozen is stored like the rest.
+
+    :param strategy: owns it.
+    """
+
+    def __init__(self, strategy: Any):
+        self.strategy = strategy
+        self._cache = FingerprintCache()
+        self._hashes: dict[str, str] | None = None
+
+    def note(self, names: Collection[str] | None = None) -> None:
+        """Remember the frozen weights of this moment.
+
+        :param names: look at these only; default all.
+        """
+        self._cache = FingerprintCache()
+        self._hashes = {
+            item[0]: self._cache([item])
+            for item in self._frozen()
+            if names is None or item[0] in names
+        }
+
+    def ensure(self) -> None:
+        """Remember the frozen weights, unless that was done."""
+        if self._hashes is None:
+            self.note()
+
+    def _frozen(self) -> list[tuple[str, Tensor]]:
+        return [
+            (name, parameter)
+            for name, parameter in self.strategy.model.named_parameters()
+            if not parameter.requires_grad and name not in self.strategy.groups.known
+        ]
+
+    def unchanged(self) -> dict[str, Any]:
+        """Names and common hash of the weights that need not be stored."""
+        self.ensure()
+        hashes = self._hashes or {}
+        items = [i for i in self._frozen() if self._cache([i]) == hashes.get(i[0])]
+        return {"names": [name for name, _ in items], "hash": self._cache(items)}
+
+
+def without_base(
+    weights: dict[str, Any], model: nn.Module, names: Collection[str]
+) -> dict[str, Any]:
+    """Drop what the weights of a copy have in common with the frozen base.
+
+    :param weights: of the copy.
+    :param model: with the base.
+    :param names: of the base.
+    """
+    ours = dict(model.named_parameters())
+    return {
+        name: value
+        for name, value in weights.items()
+        if name not in names or not value.equal(ours[name])
+    }
+
+
+def base_weights(model: nn.Module, base: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a model that a stored run knows by their hash.
+
+    :param model: of the run that goes on.
+    :param base: from :meth:`FrozenBase.unchanged`.
+    :raises ValueError: if the model has others.
+    """
+    ours = dict(model.named_parameters())
+    missing = [name for name in base["names"] if name not in ours]
+    if missing:
+        raise ValueError(
+            f"The checkpoint needs frozen weights {missing[:3]} that the model does "
+            "not have; build the same model."
+        )
+    found = {name: ours[name].detach() for name in base["names"]}
+    if FingerprintCache()(found.items()) != base["hash"]:
+        raise ValueError(
+            "The frozen weights of the model are not those of the stored run, which "
+            "holds their hash only; build the model with the same pretrained weights."
+        )
+    return found

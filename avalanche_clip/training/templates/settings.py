@@ -1,0 +1,82 @@
+"""Settings of a strategy and its plugins, as plain data."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates.base_sgd import PeriodicEval
+
+from avalanche_clip.common.plain import as_number
+from avalanche_clip.training.templates.contract import kept_arguments
+
+AVALANCHE = (Clock, PeriodicEval, EvaluationPlugin)
+"""Plugins that every strategy has and that change nothing."""
+
+
+def strategy_settings(strategy: Any) -> dict[str, Any]:
+    """Settings of a strategy and of its plugins, as plain data.
+
+    They are those that it was built with, whether it was trained since or not.
+    Plugins that say they are stateless are left out.
+
+    :param strategy: a strategy of this package.
+    """
+    # Class names have a loss function, and the criterion that uses it is a method.
+    loss = getattr(strategy, "loss_function", strategy._criterion)
+    kind = loss if inspect.isfunction(loss) else type(loss)
+    criterion = {"class": kind.__qualname__}
+    if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
+        criterion |= kept_arguments(loss)
+    budget, model = strategy.compute, strategy.model
+    limits = ("iterations", "samples", "macs")
+    settings = {
+        "strategy": type(strategy).__name__,
+        **kept_arguments(strategy),
+        "budget": {name: getattr(budget, name) for name in limits},
+        "optimizer": _optimizer(strategy),
+        "criterion": criterion,
+        "model": getattr(model, "config", type(model).__name__),
+        "pretrained": getattr(model, "pretrained", None),
+        "plugins": _plugins(strategy.contracts),
+    }
+    return copy.deepcopy(as_stored(settings))
+
+
+def _optimizer(strategy: Any) -> dict[str, Any]:
+    """The optimiser as it was built, and the group of each parameter."""
+    built = strategy.groups.built
+    return {
+        "class": type(strategy.optimizer).__name__,
+        "groups": [{k: v for k, v in g.items() if k != "names"} for g in built],
+        "group of": {name: k for k, g in enumerate(built) for name in g["names"]},
+    }
+
+
+def _plugins(contracts: Iterable[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for contract in contracts:
+        if not contract.stateless and not isinstance(contract.wrapped, AVALANCHE):
+            name = f"{len(found)} {type(contract.wrapped).__name__}"
+            found[name] = contract.identity()
+    return found
+
+
+def as_stored(value: Any) -> Any:
+    """What JSON gives back of plain data; numbers that are not finite as text.
+
+    Numbers of numpy and of tensors count as Python's.
+    """
+    if isinstance(value, dict):
+        return {str(k): as_stored(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_stored(v) for v in value]
+    value = as_number(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,130 @@
+"""The documentation is whole: pages, names, code and numbers of versions."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avalanche_clip._exports import ROOT, face_names
+
+DOCS = Path(__file__).parents[2] / "docs"
+README = DOCS.parent / "README.md"
+CODE = re.compile(
+    r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
+)
+
+
+def blocks(page: str) -> dict[str, str]:
+    """Name -> code of the blocks of a page that have a name."""
+    text = (DOCS / page).read_text(encoding="utf-8") + "\n"
+    return {
+        name: re.sub("^   ", "", code, flags=re.M).strip() + "\n"
+        for name, code in CODE.findall(text)
+        if name
+    }
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reference__has_every_public_name_once(pages):
+    shown = [name for names in pages.shown().values() for name, _ in names]
+    assert len(set(shown)) == len(shown)
+    public = {name for face in pages.FACES for name in face_names(face)}
+    assert public <= set(shown)
+
+
+def test_reference__made_pages_name_modules_that_define_them(pages):
+    text = "\n".join(pages.reference("losses", sorted(pages.shown()["losses"])))
+    assert (
+        ".. autofunction:: avalanche_clip.losses.contrastive.contrastive_loss" in text
+    )
+    support = "\n".join(pages.support())
+    assert "avalanche-lib" in support and ">=3.10" in support
+
+
+def test_methods__each_strategy_and_plugin_is_on_a_page():
+    text = "".join(p.read_text("utf-8") for p in (DOCS / "methods").glob("*.rst"))
+    # These help a run, and are no methods.
+    others = {"CheckpointPlugin", "ProgressPlugin", "FrozenLogitScalePlugin"}
+    for face in ("training.supervised", "training.plugins"):
+        for name in face_names(face):
+            if name[0].isupper() and not name.isupper() and name not in others:
+                assert "_" in name or f"``{name}``" in text, name
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("**/*.rst")), ids=lambda p: p.stem)
+def test_pages__python_code_is_python(page):
+    for _, code in CODE.findall(page.read_text(encoding="utf-8") + "\n"):
+        compile(re.sub("^   ", "", code, flags=re.M), str(page), "exec")
+
+
+def test_quickstart__is_the_example_of_the_readme():
+    (code,) = blocks("quickstart.rst").values()
+    example = re.search(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)[1]
+
+    def calls(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "(" in line or "=" in line]
+
+    bare = [re.sub(r"\s*#.*", "", line) for line in calls(code)]
+    theirs = {re.sub(r"\s*#.*", "", line) for line in calls(example)}
+    assert [line for line in bare if line not in theirs] == [
+        'result = run_stream(strategy, benchmark, "runs/quickstart")'
+    ]
+
+
+def test_your_data__runs_as_printed(tmp_path):
+    (code,) = blocks("your_data.rst").values()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "[2, 2, 2]"
+
+
+def test_migration__names_modules_that_are_there():
+    rows = re.findall(
+        r"\* - ``(.+)``\n     - ``(.+)``", (DOCS / "migration.rst").read_text("utf-8")
+    )
+    assert len(rows) > 50
+    for former, now in rows:
+        # A module may be folded into another one of its room.
+        room = now.rpartition(".")[0] or now
+        assert importlib.util.find_spec(f"{ROOT}.{room}"), now
+        assert former != now
+
+
+def test_readme__is_short_and_its_links_are_there():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (README.parent / target).exists(), target
+
+
+def test_pictures__are_small():
+    assert all(p.stat().st_size < 100_000 for p in DOCS.glob("images/*"))
+
+
+@pytest.mark.slow
+def test_documentation__builds_without_warnings(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("furo")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", DOCS, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
