@@ -13,6 +13,7 @@ from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.common.checks import as_integer
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
+from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.label_spaces import LabelSpaces
@@ -56,7 +57,7 @@ def counted_texts(model: Any, batch: Any) -> Iterator[None]:
     :param model: with ``model.moe_adapters``, or without.
     :param batch: to be encoded inside the context.
     """
-    adapters = getattr(model, "moe_adapters", None)
+    adapters = attachment(model, "moe_adapters")
     if adapters is None or getattr(batch, "prompts", None) != 0:
         yield
         return
