@@ -15,7 +15,7 @@ from avalanche_clip.evaluation.functional import (
     transfer_average_last,
 )
 from avalanche_clip.training import run_stream
-from avalanche_clip.training.templates.prompt_batch import PromptBatch
+from avalanche_clip.training.templates.class_scoring import PromptBatch
 from tests.helpers import (
     Recorder,
     assert_same_weights,
