@@ -36,21 +36,14 @@ class ComputeBudget:
         samples: int | None = None,
         macs: float | None = None,
     ):
-        limits: dict[str, Any] = {
-            "iterations": iterations,
-            "samples": samples,
-            "macs": macs,
-        }
+        limits = {"iterations": iterations, "samples": samples, "macs": macs}
         given = {k: v for k, v in limits.items() if v is not None}
         if len(given) > 1:
             raise ValueError(f"Give one budget only; got {given}.")
-        for name, value in given.items():
-            as_finite(value, f"budget_{name}", above=0)
-            if name != "macs":
-                limits[name] = as_size(value, f"budget_{name}")
-        self.iterations: int | None = limits["iterations"]
-        self.samples: int | None = limits["samples"]
-        self.macs: float | None = None if macs is None else float(macs)
+        sizes = {k: as_size(v, f"budget_{k}") for k, v in given.items() if k != "macs"}
+        self.iterations = sizes.get("iterations")
+        self.samples = sizes.get("samples")
+        self.macs = None if macs is None else as_finite(macs, "budget_macs", above=0)
         self.experiences: list[dict[str, dict[str, float]]] = []
         self.parameters: list[dict[str, int]] = []
         """Numbers of parameters of the model in each experience."""

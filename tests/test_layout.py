@@ -20,8 +20,20 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # alone knows open_clip and transformers; the pure parts know no Avalanche.
 NAMED_IN_MODELS_ONLY = ("open_clip", "transformers")
 NEVER = ("experiments", "tests", "tools")
+# Room of "models" -> the rooms that it may not import.
+ABOVE = {
+    "images": "text encoders peft selector moe",
+    "text": "images encoders peft selector moe",
+    "encoders": "peft selector moe",
+    "peft": "selector moe",
+    "selector": "peft moe",
+}
 ROOMS = ("benchmarks", "evaluation", "losses", "models", "training")
 FORBIDDEN = {
+    **{
+        f"models.{room}": tuple(f"avalanche_clip.models.{r}" for r in above.split())
+        for room, above in ABOVE.items()
+    },
     "common": (
         "avalanche",
         *NAMED_IN_MODELS_ONLY,

@@ -12,16 +12,19 @@ import json
 import math
 import os
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from avalanche_clip.common.files import replacing, require_file, unreadable
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 KEY = "avalanche_clip.checksum"
 SMALL = 2**20
@@ -53,8 +56,6 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Do what :func:`write_safetensors` does, under any name."""
-    from safetensors.torch import save_file
-
     path = Path(path).expanduser()
     wrong = [k for k, v in metadata.items() if not isinstance(v, str) or k == KEY]
     if wrong:
@@ -89,16 +90,10 @@ def read_safetensors(
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the file and the cause.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = require_file(path)
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise unreadable(path, "a valid safetensors file", error) from error
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        metadata = dict(file.metadata() or {})
     stored = metadata.pop(KEY, None)
     if stored is not None:
         _verify(path, tensors, metadata, stored, verify)
@@ -116,12 +111,15 @@ def safetensors_metadata(path: str | Path) -> dict[str, str]:
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    with _opened(require_file(path)) as file:
+        return dict(file.metadata() or {})
 
-    path = require_file(path)
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            return dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise unreadable(path, "a valid safetensors file", error) from error
 
@@ -158,8 +156,6 @@ def _verify(
 
 
 def _digest(tensor: Tensor) -> str:
-    import torch
-
     flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(flat).hexdigest()[:32]
 
@@ -192,8 +188,6 @@ def read_npy(
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is damaged, or holds Python objects.
     """
-    import numpy as np
-
     path = require_file(path)
     try:
         head, behind = _parts_of(path)
@@ -238,8 +232,6 @@ def npy_head(path: str | Path) -> NpyHead:
 
     :raises ValueError: if that is damaged, or the array holds Python objects.
     """
-    import numpy as np
-
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         read = {

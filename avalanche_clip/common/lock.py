@@ -9,7 +9,6 @@ import platform
 import sys
 import warnings
 from pathlib import Path
-from types import TracebackType
 
 LOCK_FILE = ".lock"
 # File systems, some on networks, that have no locks.
@@ -87,12 +86,7 @@ class FolderLock:
         self.acquire()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _open(self) -> int:

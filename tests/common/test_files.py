@@ -253,8 +253,8 @@ def test_inside__refuses_a_sibling_with_the_same_beginning(tmp_path):
 # ------------------------------------------------------------- killed writers
 KILLED = """
 import os, signal, sys
-from avalanche_clip._arrays import write_safetensors
-from avalanche_clip._files import write_json, write_text
+from avalanche_clip.common.arrays import write_safetensors
+from avalanche_clip.common.files import write_json, write_text
 os.{point} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 path = sys.argv[1]
 if path.endswith(".json"):

@@ -126,10 +126,10 @@ def test_state__round_trip():
     "options, message",
     [
         ({"iterations": 1, "samples": 1}, "one budget only"),
-        ({"iterations": 0}, "must be positive"),
+        ({"iterations": 0}, "must be an integer >= 1"),
         ({"macs": -1.0}, "must be positive"),
-        ({"samples": True}, "must be positive"),
-        ({"iterations": "5"}, "must be positive"),
+        ({"samples": True}, "must be an integer"),
+        ({"iterations": "5"}, "must be an integer"),
         ({"iterations": 2.5}, "must be an integer"),
     ],
 )

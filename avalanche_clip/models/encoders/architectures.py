@@ -80,13 +80,8 @@ def stated_preprocess(values: dict[str, Any], source: str) -> dict[str, Any]:
 def _complete_open_clip(config: dict[str, Any], source: str) -> dict[str, Any]:
     schema = Schema(source)
     model_cfg = config["model_cfg"]
-    schema.entries("model_cfg", model_cfg, {})
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model_cfg)
-    if missing:
-        raise ValueError(
-            f"{source}: model_cfg lacks {sorted(missing)}; it needs embed_dim,"
-            " vision_cfg and text_cfg."
-        )
+    needed = ("embed_dim", "vision_cfg", "text_cfg")
+    schema.entries("model_cfg", model_cfg, {}, needed)
     schema.model_cfg(model_cfg)
     preprocess = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
     preprocess.update(stated_preprocess(config, source))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip.common.files import inside, read_json
-from avalanche_clip.models.text.settings import is_hub_id
+from avalanche_clip.models.text.settings import error_words, is_hub_id
 
 HF_MODEL_TYPES = ("clip", "siglip")
 CONFIG_NAME = "config.json"
@@ -85,7 +85,7 @@ def hf_config_object(values: dict[str, Any]) -> Any:
         return kinds[values["model_type"]].from_dict(values)
     except Exception as error:  # of transformers and of its checking library
         raise ValueError(
-            f"transformers refuses the configuration: {_words(error)}."
+            f"transformers refuses the configuration: {error_words(error)}."
         ) from error
 
 
@@ -94,7 +94,7 @@ def read_hf_config(source: str, cache: str | None) -> tuple[dict[str, Any], Path
 
     :param source: folder, or id on the hub.
     :param cache: download folder.
-    :return: see :func:`plain_hf_config`, and the folder that holds the file.
+    :return: the content, and the folder that holds the file.
     :raises ValueError: naming the source and the cause.
     """
     folder = Path(source).expanduser()
@@ -106,11 +106,7 @@ def read_hf_config(source: str, cache: str | None) -> tuple[dict[str, Any], Path
             )
     else:
         path = _download(source, CONFIG_NAME, cache)
-    stored = read_json(path, dict)
-    try:
-        return plain_hf_config(stored), path.parent
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_json(path, dict), path.parent
 
 
 def _download(source: str, name: str, cache: str | None) -> Path:
@@ -121,12 +117,8 @@ def _download(source: str, name: str, cache: str | None) -> Path:
     except Exception as error:  # the hub client raises types of several libraries
         raise ValueError(
             f"transformers finds no model configuration at {source!r} "
-            f"({_words(error)}); give an existing folder or a reachable hub id."
+            f"({error_words(error)}); give an existing folder or a reachable hub id."
         ) from error
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_text_tower(name: str) -> None:
@@ -156,8 +148,8 @@ def check_text_tower(name: str) -> None:
             )
     except Exception as error:  # of transformers, its checks and the hub client
         raise ValueError(
-            f"The text tower {name!r} cannot be built ({_words(error)}). Code beside a "
-            "configuration is never run; give a local folder of a model that "
+            f"The text tower {name!r} cannot be built ({error_words(error)}). Code "
+            "beside a configuration is never run; give a local folder of a model that "
             "transformers itself supports."
         ) from error
 

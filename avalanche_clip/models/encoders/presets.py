@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.models.images.augmentation import TinyAugmentation
 
 DATA_FOLDER = Path(__file__).parents[1] / "data"
@@ -84,11 +85,7 @@ def preset_weights(name: str, tag: str) -> Path:
     :raises ValueError: for another tag.
     :raises FileNotFoundError: if the file is not in the package.
     """
-    if tag not in PRESET_WEIGHTS:
-        raise ValueError(
-            f"pretrained={tag!r} is unknown for {name!r}; use"
-            f" {', '.join(map(repr, PRESET_WEIGHTS))}, a local file or folder, or None."
-        )
+    require_choice("pretrained", tag, PRESET_WEIGHTS)
     path = DATA_FOLDER / f"{name}-{tag}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(

@@ -181,18 +181,14 @@ def read_transformers(source: str, cache: str | None) -> Stored:
     """
     hf_config, folder = read_hf_config(source, cache)
     is_local = Path(source).expanduser().is_dir()
-    files = folder if is_local else _processor_folder(source, cache)
-    size = hf_config["vision_config"].get("image_size")
-    stated, stater = read_image_processor(files, size) if files else ({}, None)
-    place = str(folder) if is_local else source
+    spec = {"type": "hf", "file": str(folder) if is_local else source}
     config = architectures.complete_config(
-        {
-            "hf_config": hf_config,
-            "preprocess_cfg": stated,
-            "tokenizer": {"type": "hf", "file": place},
-        },
-        str(folder / CONFIG_NAME),
+        {"hf_config": hf_config, "tokenizer": spec}, str(folder / CONFIG_NAME)
     )
+    files = folder if is_local else _processor_folder(source, cache)
+    size = config["preprocess_cfg"].pop("size")
+    stated, stater = read_image_processor(files, size) if files else ({}, None)
+    config["preprocess_cfg"] |= {**stated, "size": size}
     has_tokenizer = not is_local or _has_tokenizer(folder)
     return Stored(folder / CONFIG_NAME, config, stated, stater, has_tokenizer)
 

@@ -46,6 +46,7 @@ from avalanche_clip.models.selector.training import (
 EXTRACTORS = ("model", "alexnet")
 #: the authors' constant for AlexNet features (full data)
 PUBLISHED_THRESHOLD = 0.065
+_SETTINGS = ("hidden", "given_threshold", "threshold_kind", "granularity", "seed")
 _BUFFERS = (
     *("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias"),
     *("feature_mean", "feature_std", "calibrated"),
@@ -130,9 +131,8 @@ class AutoSelector(nn.Module):
         self.threshold_kind = "given"
         # in a list, so that neither its weights nor its mode belong to this module
         self._extractor: list[SelectorFeatures] = []
-        self._probe = torch.empty(0)
-        self._settings: dict[str, Any] | None = None
-        self._layers: dict[str, Tensor] | None = None
+        # of what the autoencoders learned: settings, answer, layers if they may change
+        self._known: dict[str, Any] = {"settings": None, "probe": torch.empty(0)}
         self._reset(0, 0)
         if not isinstance(extractor, str):
             self._install(extractor)
@@ -175,37 +175,31 @@ class AutoSelector(nn.Module):
         return {n: getattr(self, n) for n in names} | {"threshold": limit, **plan}
 
     def _install(self, features: SelectorFeatures) -> None:
-        if self._settings is None:
+        if self._known["settings"] is None:
             self._reset(0, features.feature_size)
             self.to(features.probe().device)
         else:  # a state was loaded before
             features = features.to(self.encoder_weight.device)
-            self._adopt(features, self._settings, self._probe, self._layers)
-        self._settings, self._probe = all_settings(features), features.probe().cpu()
-        self._layers = None
+            self._adopt(features, self._known, self.feature_std)
+        probe = features.probe().cpu()
+        self._known = {"settings": all_settings(features), "probe": probe}
         self._extractor = [features]
 
     def _adopt(
-        self,
-        features: SelectorFeatures,
-        settings: dict[str, Any],
-        probe: Tensor,
-        layers: dict[str, Tensor] | None,
-        std: Tensor | None = None,
+        self, features: SelectorFeatures, known: dict[str, Any], std: Tensor
     ) -> None:
         """Let an extractor serve loaded autoencoders, or leave it and raise."""
         kept = {k: v.clone() for k, v in features.state_dict().items()}
+        layers = known.get("layers")
         try:
             if layers is not None:
                 # layers that are never run need not be there
                 features.load_state_dict(layers, strict=False)
-            std = self.feature_std if std is None else std
-            check_same_extractor(features, settings, probe, std)
+            check_same_extractor(features, known["settings"], known["probe"], std)
         except (RuntimeError, ValueError) as error:
             features.load_state_dict(kept)
             raise ValueError(f"The state cannot be used here: {error}") from error
-        if layers is not None:
-            features.was_trainable = True
+        features.was_trainable |= layers is not None
 
     @property
     def extractor_module(self) -> SelectorFeatures:
@@ -408,33 +402,25 @@ class AutoSelector(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return settings as plain data, beside the tensors."""
-        layers, source = self._layers, next(iter(self._extractor), None)
+        source = next(iter(self._extractor), None)
+        known = {"layers": None, **self._known}
         if source is not None and source.was_trainable:
-            layers = dict(source.state_dict())
+            known["layers"] = dict(source.state_dict())
         return {
-            "extractor": self.extractor,
-            "hidden": self.hidden,
-            "settings": None if self._settings is None else dict(self._settings),
-            "probe": self._probe,
-            "layers": layers,
-            "given_threshold": self.given_threshold,
-            "threshold_kind": self.threshold_kind,
-            "granularity": self.granularity,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in ("extractor", *_SETTINGS)},
+            **known,
             "learned_tasks": list(range(self.num_tasks)),
             "input": None if source is None else source.input_state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the settings of a state."""
-        self.given_threshold = float(state["given_threshold"])
-        self.threshold_kind = state["threshold_kind"]
-        self.granularity = state["granularity"]
-        self.seed = int(state["seed"])
+        for name in _SETTINGS:
+            setattr(self, name, state[name])
         if state["settings"] is not None:
-            self._settings, self._probe = state["settings"], state["probe"]
+            self._known = {key: state[key] for key in ("settings", "probe")}
         if not self._extractor:
-            self._layers = state["layers"]
+            self._known["layers"] = state["layers"]
         elif state.get("input") is not None:
             self._extractor[0].load_input_state(state["input"])
 
@@ -462,8 +448,7 @@ class AutoSelector(nn.Module):
                     f"this one has {name}={getattr(self, name)!r}; build the same."
                 )
         if self._extractor and extra["settings"] is not None:
-            known = (extra["settings"], extra["probe"], extra["layers"])
-            self._adopt(self._extractor[0], *known, state[prefix + "feature_std"])
+            self._adopt(self._extractor[0], extra, state[prefix + "feature_std"])
 
     def extra_repr(self) -> str:
         """Describe the selector in one line."""

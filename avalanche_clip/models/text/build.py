@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.models.text.growing import GrowingTokenizer
 from avalanche_clip.models.text.hf_tokenizers import HFCaptionTokenizer
 from avalanche_clip.models.text.settings import (
@@ -87,12 +88,8 @@ def build_tokenizer(
     :raises ValueError: for another type, for settings that are not listed in
         ``TOKENIZER_SETTINGS``, and for damaged files.
     """
-    kind = spec.get("type")
-    if not isinstance(kind, str) or kind not in TOKENIZER_SETTINGS:
-        raise ValueError(
-            f"Tokenizer type {kind!r} is unknown; use"
-            f" {', '.join(map(repr, TOKENIZER_SETTINGS))}."
-        )
+    kind: Any = spec.get("type")
+    require_choice("tokenizer type", kind, TOKENIZER_SETTINGS)
     if kind != "open_clip" and not ("file" in spec or "preset" in spec):
         raise ValueError(
             f"The tokenizer entry {spec} names no file; add the key 'file'."

@@ -381,11 +381,8 @@ class GrowingTokenizer(CaptionTokenizer):
     def _load(self, state: dict[str, Any], vocabulary: Vocabulary) -> None:
         snapshots, codes = read_snapshots(state, vocabulary)
         dress = Dress(**state["dress"])
-        if state["scope"] not in SCOPES or state["pretokenizer"] not in PRETOKENIZERS:
-            raise ValueError(
-                f"scope={state['scope']!r} or pretokenizer={state['pretokenizer']!r} "
-                "is unknown."
-            )
+        require_choice("scope", state["scope"], SCOPES)
+        require_choice("pretokenizer", state["pretokenizer"], PRETOKENIZERS)
         self.vocabulary = vocabulary
         self.snapshots, self._codes, self._dress = snapshots, codes, dress
         for name in ("scope", "pretokenizer", "prune_unreachable", "default_language"):

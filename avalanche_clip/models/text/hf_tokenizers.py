@@ -14,6 +14,7 @@ from avalanche_clip.common.files import read_json, replacing_folder, write_json
 from avalanche_clip.models.text.settings import (
     HF_TOKENIZER_FILES,
     check_tokenizer_settings,
+    error_words,
 )
 from avalanche_clip.models.text.tokenizers import (
     CaptionTokenizer,
@@ -75,8 +76,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
                 raise
             raise ValueError(
                 f"No tokenizer could be loaded from {name!r}"
-                f" ({_words(error)}); put the tokenizer's files beside the weights or"
-                " give its folder."
+                f" ({error_words(error)}); put the tokenizer's files beside the"
+                " weights or give its folder."
             ) from error
         pad = self._inner.pad_token_id
         super().__init__(
@@ -369,8 +370,3 @@ def _check_code(config: Mapping[str, Any]) -> None:
             f"its {_CONFIG} asks for code that lies beside it (auto_map), which is "
             "never run"
         )
-
-
-def _words(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] or type(error).__name__

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from avalanche_clip.common.checks import as_size, as_texts
+from avalanche_clip.common.checks import as_size, as_texts, require_length
 
 Pair = tuple[str, str]
 
@@ -41,11 +41,8 @@ class LearntVocabulary:
                 "A vocabulary has either merges (byte pairs) or scores (pieces); got "
                 f"{len(self.merges)} merges and {len(self.scores)} scores."
             )
-        if self.scores and len(self.scores) != len(self.tokens):
-            raise ValueError(
-                f"{len(self.scores)} scores were given for {len(self.tokens)} tokens; "
-                "give one per token."
-            )
+        if self.scores:
+            require_length(self.scores, len(self.tokens), "scores", "token")
 
 
 def count_words(captions: Iterable[str], tokenizer: Any) -> Counter[str]:

@@ -87,3 +87,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def is_hub_id(name: str) -> bool:
     """Tell whether a name could be one on the hub, by its form."""
     return _HUB_ID.fullmatch(name) is not None and ".." not in name
+
+
+def error_words(error: BaseException) -> str:
+    """Return the message of an error of another library on one line, not too long."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_array
+
 _CHUNK = 16_384  # rows that are summed together
 _BLOCK = 2**20  # entries from which two threads draw
 
@@ -84,15 +86,8 @@ def teir_init_(
     >>> teir_init_(torch.empty(1, 2), table)
     tensor([[5., 5.]])
     """
-    if new_rows.ndim != 2 or new_rows.shape[1:] != old_table.shape[1:]:
-        raise ValueError(
-            f"new_rows {tuple(new_rows.shape)} and old_table {tuple(old_table.shape)} "
-            "given; both must be matrices of one width."
-        )
-    if not new_rows.is_floating_point():
-        raise ValueError(
-            f"new_rows {tuple(new_rows.shape)} has type {new_rows.dtype}; give floats."
-        )
+    width = old_table.shape[-1]
+    require_array(new_rows, "new_rows", f"* {width}", "float", give="as old_table")
     mean, std = table_moments(old_table)
     return draw_normal_(new_rows, mean, std, generator)
 

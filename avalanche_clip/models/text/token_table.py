@@ -317,10 +317,8 @@ def seeded(seed: int, task: int) -> torch.Generator:
 
 def find_token_embedding(model: nn.Module) -> ExpandableTokenEmbedding | None:
     """Return the growing token table of a model, or None."""
-    for module in model.modules():
-        if isinstance(module, ExpandableTokenEmbedding):
-            return module
-    return None
+    modules = model.modules()
+    return next((m for m in modules if isinstance(m, ExpandableTokenEmbedding)), None)
 
 
 def attach_token_embedding(
@@ -379,17 +377,13 @@ def attach_token_embedding(
 def _table_name(model: Any) -> str:
     """Find the token table of a text tower."""
     clip = getattr(model, "clip", None)
-    tower = clip
-    for part in ("text", "text_model"):
-        inner = getattr(clip, part, None)
-        tower = inner if isinstance(inner, nn.Module) else tower
+    parts = [getattr(clip, name, None) for name in ("text_model", "text")]
+    tower = next((part for part in parts if isinstance(part, nn.Module)), clip)
     found = getattr(tower, "token_embedding", None)
-    if found is None and tower is not None:
-        owner = getattr(tower, "transformer", tower)
-        for candidate in (tower, owner):
-            ask = getattr(candidate, "get_input_embeddings", None)
-            if found is None and callable(ask):
-                found = ask()
+    owners: list[Any] = [tower, getattr(tower, "transformer", None)]
+    for owner in owners:
+        if found is None and hasattr(owner, "get_input_embeddings"):
+            found = owner.get_input_embeddings()
     for name, module in model.named_modules():
         if module is found and found is not None:
             return name

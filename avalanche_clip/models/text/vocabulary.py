@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -173,7 +174,6 @@ class Vocabulary:
         """
         self._check_kind(learnt)
         skipped = set(ignored)
-        twin = self._copy()
         known = self.ids
         added = [
             (token, position)
@@ -184,7 +184,7 @@ class Vocabulary:
         merges = [
             m for m in learnt.merges if m not in have and "".join(m) not in skipped
         ]
-        twin._append(added, merges, learnt)
+        twin = self._with(added, merges, learnt)
         if prune:
             useful = set(twin.reachable(len(self.tokens)))
             added = [entry for entry in added if entry[0] in useful]
@@ -194,8 +194,7 @@ class Vocabulary:
                 for merge in merges
                 if all(t in known or t in kept for t in (*merge, "".join(merge)))
             ]
-            twin = self._copy()
-            twin._append(added, merges, learnt)
+            twin = self._with(added, merges, learnt)
         return twin
 
     def _check_kind(self, learnt: LearntVocabulary) -> None:
@@ -211,31 +210,25 @@ class Vocabulary:
         if twice:
             raise ValueError(f"The vocabulary names {twice} tokens more than once.")
 
-    def _copy(self) -> Vocabulary:
-        twin = Vocabulary(self.pipeline, (), merge_order=self.merge_order)
-        twin.tokens, twin.scores = list(self.tokens), list(self.scores)
-        twin.parts, twin.sizes = list(self.parts), list(self.sizes)
-        return twin
-
-    def _append(
-        self,
-        added: list[tuple[str, int]],
-        merges: list[Pair],
-        learnt: LearntVocabulary,
-    ) -> None:
-        self.tokens += [token for token, _ in added]
+    def _with(
+        self, added: list[tuple[str, int]], merges: list[Pair], learnt: LearntVocabulary
+    ) -> Vocabulary:
+        """Return this vocabulary with one level more."""
+        twin = copy.copy(self)
+        twin._ids = None
+        twin.tokens = [*self.tokens, *(token for token, _ in added)]
         if self.scores:
-            self.scores += [learnt.scores[position] for _, position in added]
-        known = self.ids
+            twin.scores = [*self.scores, *(learnt.scores[place] for _, place in added)]
         for merge in merges:
-            lost = [t for t in (*merge, "".join(merge)) if t not in known]
+            lost = [t for t in (*merge, "".join(merge)) if t not in twin.ids]
             if lost:
                 raise ValueError(
                     f"The merge {merge} needs the token {lost[0]!r}, which is in "
                     "neither vocabulary; give all tokens of the merges."
                 )
-        self.parts.append(merges)
-        self.sizes.append(len(self.tokens))
+        twin.parts = [*self.parts, merges]
+        twin.sizes = [*self.sizes, len(twin.tokens)]
+        return twin
 
     def reachable(self, first: int) -> list[str]:
         """Tokens from an id on that text can ever be cut into.

@@ -61,13 +61,28 @@ def undone_on_error(strategy: Any) -> Iterator[None]:
         raise
 
 
+_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (
+        np.random.RandomState.get_state,
+        np.random.RandomState.set_state,
+    ),
+    np.random.BitGenerator: (
+        lambda bits: bits.state,
+        lambda bits, state: setattr(bits, "state", state),
+    ),
+}
+"""How the state of a generator of random numbers is read and put back."""
+
+
 class _Remembered:
     """The contents of all mutable objects that an object refers to."""
 
     def __init__(self, root: Any):
         self.seen: dict[int, Any] = {}  # holds the objects, so that ids stay theirs
         self.undo: list[Callable[[], None]] = []
-        self.device = _device()
+        self.device = "cuda" if torch.cuda.is_initialized() else "cpu"
         self.rng = rng_state(self.device)
         waiting = [root]
         while waiting:
@@ -85,34 +100,30 @@ class _Remembered:
 
     def _remember(self, value: Any) -> list[Any]:
         """Note the contents of one object; return what it refers to."""
+        parts: list[Any] = []
         if isinstance(value, Tensor):
-            self.undo.append(_undo_tensor(value))
+            self._note(_undo_tensor(value))
         elif isinstance(value, np.ndarray):
-            self.undo.append(_undo_array(value))
-        elif isinstance(value, torch.Generator):
-            state = value.get_state()
-            self.undo.append(lambda: _set_state(value, state))
-        elif isinstance(value, random.Random):
-            drawn = value.getstate()
-            self.undo.append(lambda: value.setstate(drawn))
-        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
-            self.undo.append(_undo_numpy(value))
+            self._note(_undo_array(value))
+        elif isinstance(value, np.random.Generator):
+            parts = [value.bit_generator]
+        elif isinstance(value, tuple(_GENERATORS)):
+            self._note(_undo_generator(value))
         elif isinstance(value, (dict, list, set, deque)):
-            self.undo.append(_undo_container(value))
+            self._note(_undo_container(value))
         if isinstance(value, dict):
-            return [*value.keys(), *value.values(), *_attributes(self, value)]
-        if isinstance(value, (list, tuple, set, frozenset, deque)):
-            return [*value, *_attributes(self, value)]
-        return _attributes(self, value)
+            parts = [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            parts = [*value]
+        fields = getattr(value, "__dict__", None)
+        if type(fields) is dict and _has_state(value):
+            self._note(_undo_container(fields))
+            parts += fields.values()
+        return parts
 
-
-def _attributes(remembered: _Remembered, value: Any) -> list[Any]:
-    """Note the attributes of an object with state, and return their values."""
-    fields = getattr(value, "__dict__", None)
-    if type(fields) is not dict or not _has_state(value):
-        return []
-    remembered.undo.append(_undo_container(fields))
-    return list(fields.values())
+    def _note(self, undo: Callable[[], None] | None) -> None:
+        if undo is not None:
+            self.undo.append(undo)
 
 
 def _has_state(value: Any) -> bool:
@@ -124,10 +135,7 @@ def _has_state(value: Any) -> bool:
     is_data = hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
     if is_data and not isinstance(value, (dict, list, tuple, deque)):
         return False
-    return not any(
-        kind.__module__ == left or kind.__module__.startswith(left + ".")
-        for left in _LEFT
-    )
+    return not any(f"{kind.__module__}.".startswith(f"{left}.") for left in _LEFT)
 
 
 def _undo_container(value: Any) -> Callable[[], None]:
@@ -154,10 +162,10 @@ def _same(left: Any, right: Any) -> bool:
     return left is right
 
 
-def _undo_tensor(value: Tensor) -> Callable[[], None]:
+def _undo_tensor(value: Tensor) -> Callable[[], None] | None:
     strided = value.layout is torch.strided and not value.is_meta
     if value.grad_fn is not None or value.is_inference() or not strided:
-        return _nothing  # the result of a step, not state
+        return None  # the result of a step, not state
     needs, gradient = value.requires_grad, value.grad
     content = value.detach().to("cpu", copy=True)
     device = value.device
@@ -175,36 +183,14 @@ def _undo_tensor(value: Tensor) -> Callable[[], None]:
     return undo
 
 
-def _undo_array(value: np.ndarray) -> Callable[[], None]:
+def _undo_array(value: np.ndarray) -> Callable[[], None] | None:
     if not value.flags.writeable or isinstance(value, np.memmap):
-        return _nothing
+        return None
     content = value.copy()
     return lambda: np.copyto(value, content)
 
 
-def _undo_numpy(value: Any) -> Callable[[], None]:
-    legacy = isinstance(value, np.random.RandomState)
-    state = value.get_state() if legacy else value.bit_generator.state
-
-    def undo() -> None:
-        if legacy:
-            value.set_state(state)
-        else:
-            value.bit_generator.state = state
-
-    return undo
-
-
-def _device() -> torch.device:
-    """The GPU in use, or the CPU."""
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _set_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
-
-
-def _nothing() -> None:
-    """There is nothing to undo."""
+def _undo_generator(value: Any) -> Callable[[], None]:
+    get, put = next(v for k, v in _GENERATORS.items() if isinstance(value, k))
+    state = get(value)
+    return lambda: put(value, state)

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from avalanche_clip.common.files import write_json
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.benchmarks.items.prepare import require_prepared
-from avalanche_clip.common.plain import is_plain
+from avalanche_clip.common.plain import is_plain, mapped
 from avalanche_clip.evaluation.report.results import main_metric
 from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
 from avalanche_clip.evaluation.report.page import write_report
@@ -186,36 +186,32 @@ def run_stream(
             return run.go(folder)
 
 
+@dataclass(eq=False)
 class _Run:
     """A run of :func:`run_stream`; checkpoints hold its state and its identity."""
 
-    folder: RunFolder
+    strategy: Any
+    benchmark: Any
+    streams: tuple[str, ...]
+    points: EvaluationPoints
+    options: dict[str, Any]
+    method: InitVar[str | None]
+    rows: Rows = field(default_factory=dict)
+    done: int = 0
+    """Number of evaluations, the one before the stream included."""
+    seconds: dict[str, list[float]] = field(
+        default_factory=lambda: {"train": [], "eval": []}
+    )
+    next: int = 0
+    """Experience to train next, or in training."""
+    _begin: float | None = None
+    _spent: float = 0.0
+    folder: RunFolder = field(init=False)
 
-    def __init__(
-        self,
-        strategy: Any,
-        benchmark: Any,
-        streams: tuple[str, ...],
-        points: EvaluationPoints,
-        options: dict[str, Any],
-        method: str | None,
-    ):
-        self.strategy = strategy
-        self.benchmark = benchmark
-        self.streams = streams
-        self.points = points
-        self.options = options
-        self.rows: Rows = {}
-        self.done = 0
-        """Number of evaluations, the one before the stream included."""
-        self.seconds: dict[str, list[float]] = {"train": [], "eval": []}
-        self.next = 0
-        """Experience to train next, or in training."""
-        self._begin: float | None = None
-        self._spent = 0.0
-        self.data = data_summary(benchmark)
+    def __post_init__(self, method: str | None) -> None:
+        self.data = data_summary(self.benchmark)
         self.identity = run_identity(
-            strategy, self.data, streams, points.at, options, method
+            self.strategy, self.data, self.streams, self.points.at, self.options, method
         )
 
     def go(self, folder: RunFolder) -> RunResult:
@@ -291,10 +287,9 @@ class _Run:
         The step's own part of stream ``valid``, which early stopping watches;
         never a stream that is reported.
         """
-        streams = self.benchmark.streams
         if not validates(self.strategy, self.benchmark):
             return []
-        return [[streams["valid"][index]]]
+        return [[self.benchmark.streams["valid"][index]]]
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""
@@ -351,7 +346,7 @@ class _Run:
             "parameters": self.strategy.compute.parameters,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
-            "matrices": _plain(matrices),
+            "matrices": mapped(matrices, lambda values, path: values.tolist()),
             "summary": summary,
             "metrics": metric_results(self.strategy),
         }
@@ -408,14 +403,4 @@ def _summaries(
         )
         for metric, parts in metrics.items()
         if is_result(metric) and parts["E"].ndim == 2 and parts["E"].size
-    }
-
-
-def _plain(matrices: dict[str, Any]) -> dict[str, Any]:
-    return {
-        stream: {
-            metric: {k: v.tolist() for k, v in parts.items()}
-            for metric, parts in metrics.items()
-        }
-        for stream, metrics in matrices.items()
     }

@@ -353,19 +353,25 @@ def test_macs__leave_mode_and_random_state_alone(tiny_cfg):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precision__frozen_weights_are_small_and_features_close(precision, tiny_cfg):
+@pytest.mark.parametrize("kind", ["native", "hf_clip_folder", "hf_siglip_folder"])
+def test_precision__frozen_weights_are_small_and_features_close(
+    kind, precision, tiny_cfg, request
+):
+    source = tiny_cfg if kind == "native" else request.getfixturevalue(kind)
     torch.manual_seed(0)
-    exact = create_dual_encoder(tiny_cfg)
+    exact = create_dual_encoder(source).eval()
     torch.manual_seed(0)
-    model = create_dual_encoder(tiny_cfg, precision=precision)
+    model = create_dual_encoder(source, precision=precision).eval()
     image, text = torch.randn(3, 3, 32, 32), model.tokenizer(TEXTS)
     assert not any(p.requires_grad for p in model.parameters())
-    assert model.clip.token_embedding.weight.element_size() == 2
+    sizes = {n: p.element_size() for n, p in model.clip.named_parameters()}
+    assert all(s == 2 for n, s in sizes.items() if "token_embedding" in n)
     assert model.logit_scale.dtype == torch.float32
     small, large = model.encode_image(image), exact.encode_image(image)
     assert small.dtype == torch.float32
     assert (small * large).sum(1).min() > 0.99
     assert (model.encode_text(text) * exact.encode_text(text)).sum(1).min() > 0.99
+    assert model.macs() == exact.macs()
 
 
 def test_precision__trainable_parameters_must_be_float32(tiny_cfg, batch):

@@ -46,20 +46,3 @@ USES = {
 def test_sizes__others_are_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=name):
         USES[name](value)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mean": (0.5, float("nan"), 0.5)},
-        {"std": (0.5, 0.0, 0.5)},
-        {"fill_color": True},
-        {"resize_to": 0},
-        {"resize_to": True},
-        {"interpolation": "random"},
-    ],
-)
-def test_preprocessing__impossible_values_are_refused(options):
-    values = {"size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3, **options}
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Preprocessing(**values)

@@ -323,6 +323,7 @@ def test_processor__of_a_folder_reaches_the_transform(hf_clip_folder):
         {"resize_mode": "crop"},
         {"interpolation": "nearest"},
         {"fill_color": 256},
+        {"fill_color": True},
         {"resize_to": True},
         {"resize_to": 0},
         {"trim": 1},
@@ -333,6 +334,10 @@ def test_preprocess_cfg__impossible_values_are_refused(values, names):
     (key,) = values
     with pytest.raises(ValueError, match=key):
         check_preprocess(values, "here")
+    if key != "mode":
+        plain = {"size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        with pytest.raises(ValueError, match=key):
+            Preprocessing(**{**plain, **values})
     with pytest.raises(ValueError, match=key):
         create_dual_encoder({"model_cfg": names, "preprocess_cfg": values})
 

@@ -289,7 +289,7 @@ def test_model_state__base_is_checked_or_stored(vit, tiny_cfg):
         assert again is not None
 
 
-def test_alexnet__trains_and_selects(tmp_path):
+def test_alexnet__has_the_published_sizes_and_keeps_its_input(tmp_path):
     from torchvision.models import alexnet
 
     with torch.device("meta"):
@@ -299,31 +299,27 @@ def test_alexnet__trains_and_selects(tmp_path):
         f"features.{k}": 0.05 * torch.randn(v.shape, generator=generator)
         for k, v in shapes.items()
     }
-    torch.save(state, tmp_path / "alexnet.pth")
-    selector = AutoSelector("alexnet", weights=tmp_path / "alexnet.pth")
+    path = tmp_path / "alexnet.pth"
+    torch.save(state, path)
+    selector = AutoSelector("alexnet", weights=path)
     assert selector.autoencoder_size == 8_696_164
     assert selector.threshold == 0.065
     assert selector.training_plan == SelectorTraining()
     assert selector.encoder_weight.shape == (0, 100, 43264)
-    small = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=64)
-    selector = AutoSelector(small, hidden=8, training=SHORT, threshold=math.inf)
-    size = (3, 16, 3, 64, 64)
-    images = torch.rand(size, generator=generator) * torch.tensor([1, 8, -8.0]).view(
-        3, 1, 1, 1, 1
-    )
-    selector.fit_reference(images[0])
-    selector.fit_task(images[1])
-    selector.fit_task(images[2])
-    assert selector.route(images[2]).eq(1).all()
-    stored = through_file(selector.state_dict())
-    assert not any("layers" in key for key in stored)
-    assert torch.equal(selector.feature_std, torch.ones(2304))
+    small = AlexNetFeatures(path, image_size=64)
     small.set_input_statistics((0.5,) * 3, (0.25,) * 3)
-    stored, expected = through_file(selector.state_dict()), selector.errors(images[1])
-    twin = AlexNetFeatures(tmp_path / "alexnet.pth", image_size=64)
+    selector = AutoSelector(small, hidden=8, training=SHORT, threshold=math.inf)
+    images = torch.rand(16, 3, 64, 64, generator=generator)
+    selector.fit_reference(images)
+    selector.fit_task(-8 * images)
+    assert selector.route(-8 * images).eq(0).all()
+    assert torch.equal(selector.feature_std, torch.ones(2304))
+    stored, expected = through_file(selector.state_dict()), selector.errors(images)
+    assert not any("layers" in key for key in stored)
+    twin = AlexNetFeatures(path, image_size=64)
     other = AutoSelector(twin, hidden=8, training=SHORT)
     other.load_state_dict(stored)
-    assert torch.equal(other.errors(images[1]), expected)
+    assert torch.equal(other.errors(images), expected)
 
 
 def test_seed__may_be_negative():

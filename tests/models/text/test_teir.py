@@ -79,7 +79,7 @@ NAN[1, 2], INF[1, 2] = float("nan"), float("inf")
     [
         (torch.empty(2, 3), torch.ones(4, 5), "given"),
         (torch.empty(3), ONES, "given"),
-        (torch.empty(2, 3), torch.ones(3), "given"),
+        (torch.empty(2, 3), torch.ones(3), "shape"),
         (torch.empty(2, 1), torch.ones(1, 1), "shape"),
         (torch.empty(2, 3), NAN, "not finite"),
         (torch.empty(2, 3), INF, "not finite"),
