@@ -167,7 +167,7 @@ def test_resumed_inside__equals_uninterrupted(tmp_path, target, stop):
 
 # ------------------------------------------------------------------- processes
 def small_run(processes, target="student"):
-    plugin = ReservoirReplayPlugin(6, 4 // processes, target=target)
+    plugin = ReservoirReplayPlugin(6, target=target)
     model = stub_model()
     strategy = class_strategy(
         model,

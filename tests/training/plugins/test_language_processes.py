@@ -12,7 +12,7 @@ from tests.training.languages import language_strategy, language_stream, tiny_mo
 
 CASES = {
     "DER, two old per process": lambda part: [
-        ReservoirReplayPlugin(7, 4 // part, target="student", duplicates=True)
+        ReservoirReplayPlugin(7, target="student", duplicates=True)
     ],
     "LoRA": lambda part: [LanguageAdapterPlugin("lora", rank=2)],
     "ER and MLA": lambda part: [ReservoirReplayPlugin(9), LanguageAdapterPlugin("mla")],
