@@ -8,6 +8,7 @@ from typing import Any
 
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.models.peft.attached import attachment
 
 
 class PromptBatch(ImageTextBatch):
@@ -46,7 +47,7 @@ def counted_texts(model: Any, batch: Any) -> Iterator[None]:
     :param model: with ``model.moe_adapters``, or without.
     :param batch: to be encoded inside the context.
     """
-    adapters = getattr(model, "moe_adapters", None)
+    adapters = attachment(model, "moe_adapters")
     if adapters is None or getattr(batch, "prompts", None) != 0:
         yield
         return
