@@ -419,7 +419,7 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.templates.distillation": {
         "training.plugins": "FrozenLogitScalePlugin",
     },
-    "training.templates.step_mixin": {
+    "training.templates.step": {
         "training.templates": "NonFiniteLossError",
     },
 }

@@ -10,7 +10,7 @@ from avalanche_clip.training import (
     Patching,
     Sequential,
 )
-from avalanche_clip.training.templates.schedules import cosine_lr
+from avalanche_clip.training.templates.plan import cosine_lr
 from tests.helpers import (
     assert_other_weights,
     assert_same_weights,
@@ -47,12 +47,6 @@ def test_third_step__exp_equals_equal_and_the_fourth_differs():
     assert_same_weights(*pair(3))
     assert_other_weights(*pair(4))
     assert_other_weights(after(CumulativeAll, 3).model, pair(3)[0])
-
-
-def test_empty_buffer__is_sequential():
-    expected = after(Sequential, 3).model
-    for cls in (CumulativeExp, CumulativeEqual):
-        assert_same_weights(after(cls, 3, buffer_size=0).model, expected)
 
 
 @pytest.mark.parametrize("name", TIC_STRATEGIES)

@@ -88,7 +88,7 @@ class RoutedEvaluation(MethodPlugin):
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Route the next pass of a model that encodes images and captions."""
-        if not callable(getattr(strategy, "variant_logits", None)):
+        if strategy.reads_captions:
             self._open_scope(strategy)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:

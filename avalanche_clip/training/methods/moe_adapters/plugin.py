@@ -193,7 +193,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
             attach_moe_adapters(model, **(self.adapters or {}))
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.
-        strategy._known = set(optim.trainable(model))
+        strategy.groups.known = set(optim.trainable(model))
 
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
