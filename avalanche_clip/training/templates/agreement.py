@@ -250,7 +250,7 @@ def _prompts(strategy: Any, streams: dict[str, Any]) -> Facts:
     benchmark = getattr(streams.get("train"), "benchmark", None)
     benchmark = benchmark or getattr(origin, "benchmark", None)
     sources: Facts = {
-        "class_prompts": getattr(strategy, "_given_prompts", None),
+        "class_prompts": strategy.given_prompts,
         "benchmark.class_prompts": getattr(benchmark, "class_prompts", None),
     }
     found: Facts = {"the transforms": getattr(benchmark, "transforms", None)}

@@ -50,7 +50,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
 
 def _optimizer(strategy: Any) -> dict[str, Any]:
     """The optimiser as it was built, and the group of each parameter."""
-    built = strategy._built
+    built = strategy.groups.built
     return {
         "class": type(strategy.optimizer).__name__,
         "groups": [{k: v for k, v in g.items() if k != "names"} for g in built],
