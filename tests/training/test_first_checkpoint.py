@@ -1,13 +1,11 @@
 """Runs resumed from their very first checkpoints, whatever the groups are."""
 
-from unittest import mock
-
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
-from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
+from avalanche_clip.training import Oracle, Restart, Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
@@ -19,61 +17,25 @@ from tests.helpers import (
     train_stream,
 )
 from tests.training.runs.test_files import GrowingEncoder
-from tests.training.small_runs import Interrupted, StopPlugin
-from tests.training.strategies import RATES, adamw, make, strategies, three_groups
+
+RATES = ((1e-2, 0.2), (1e-3, 0.0), (3e-2, 0.05))
+"""Learning rate and weight decay of three groups."""
 
 
-def go(name, out, *plugins, resume=False, **run):
-    """One run; left-over random numbers of earlier tests must not matter."""
-    torch.manual_seed(len(plugins))
-    strategy, benchmark = make(name, *plugins)
-    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
-        result = run_stream(strategy, benchmark, out, resume=resume, **run)
-    return strategy, result
+def three_groups(named_parameters):
+    """Deal the parameters out to three groups of different options."""
+    names = [name for name, _ in named_parameters]
+    return [
+        {"names": names[k::3], "lr": lr, "weight_decay": decay}
+        for k, (lr, decay) in enumerate(RATES)
+    ]
 
 
-@pytest.mark.parametrize("name", strategies())
-def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path):
-    whole, expected = go(name, tmp_path / "whole", StopPlugin())
-    for inner in (None, 1):  # from the checkpoint of row 0, and after one iteration
-        out, run = tmp_path / str(inner), {"checkpoint_iterations": inner}
-        with pytest.raises(Interrupted):
-            go(name, out, StopPlugin(train=1 if inner else 2), **run)
-        written = sorted(p.name for p in (out / "checkpoints").glob("*.pt"))
-        inside = ["state_000000001.pt"] if inner else []
-        assert written == ["state_000000000_eval.pt", *inside]
-        again, result = go(name, out, StopPlugin(), resume=True, **run)
-        assert_same_weights(whole.model, again.model)
-        for stream, metrics in expected.matrices.items():
-            for metric, parts in metrics.items():
-                for key, values in parts.items():
-                    found = result.matrices[stream][metric][key]
-                    assert values.tobytes() == found.tobytes(), (metric, key)
+def adamw(groups):
+    """An optimiser whose own rate is that of no group."""
+    return torch.optim.AdamW(groups, lr=0.5)
 
 
-@pytest.mark.parametrize("name", ["CLLCLIP", "CumulativeExp", "MoEAdapters", "ZSCL"])
-def test_named_strategy__state_is_loaded_over_a_later_one(name, tmp_path):
-    """What a strategy has learned or made since leaves no trace."""
-
-    def train(strategy, benchmark, start=0):
-        for experience in list(benchmark.train_stream)[start:]:
-            strategy.train(experience, eval_streams=[])
-        return strategy
-
-    whole = train(*make(name))
-    part, benchmark = make(name, CheckpointPlugin(tmp_path, every_iterations=3, keep=9))
-    first = save_state(part, tmp_path / "first.pt")
-    train(part, benchmark)
-    inside, last = (tmp_path / f"state_00000000{n}.pt" for n in ("3", "8_end"))
-    again, benchmark = make(name)
-    for path, start in ((last, 2), (first, 0), (inside, 0)):
-        assert load_state(again, path, benchmark) == start
-    assert_same_weights(train(again, benchmark).model, whole.model)
-    assert load_state(again, first, benchmark) == 0
-    assert_same_weights(train(again, benchmark).model, whole.model)
-
-
-# ------------------------------------------------------------------ forms of groups
 class OwnGroup(SupervisedPlugin):
     """Claims one parameter for a group of its own."""
 

@@ -13,7 +13,7 @@ from avalanche.training.storage_policy import (
 )
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.training import CumulativeAll, Oracle, Sequential
+from avalanche_clip.training import CumulativeAll, MoEAdapters, Oracle, Sequential
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     CheckpointPlugin,
@@ -35,12 +35,13 @@ from avalanche_clip.training.templates.visits import (
 from tests.helpers import (
     assert_same_weights,
     build,
+    quiet_evaluator,
     stub_benchmark,
     stub_model,
 )
+from tests.training import moe_runs
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
-from tests.training.strategies import make, strategies
 
 ORDERS = ([0, 2], [2, 0], [0, 1, 0, 2], [1, 1, 0])
 SIZES = (8, 8, 8)
@@ -350,31 +351,6 @@ def test_growth__is_gone_through_by_the_steps_that_were_trained(
         assert seen == [2, 0, 2, 0, 2]
 
 
-@pytest.mark.parametrize("name", strategies())
-def test_named_strategy__resumes_inside_and_after_a_second_visit(name, tmp_path):
-    order, writer = (
-        [0, 2, 0, 1],
-        CheckpointPlugin(tmp_path, every_iterations=1, keep=99),
-    )
-
-    def go(start=0, path=None, *plugins):
-        strategy, data = make(name, *plugins, steps=3)
-        if path is not None:
-            assert load_state(strategy, path, data) == (0 if start == 2 else 1)
-        return train(strategy, data, order[start:])
-
-    whole = go(0, None, writer)
-    steps = whole.compute.report()["steps"]
-    inside, after = sum(steps[:2]) + 1, sum(steps[:3])
-    for start, file in ((2, f"{inside:09d}"), (3, f"{after:09d}_end")):
-        again = go(start, tmp_path / f"state_{file}.pt")
-        assert_same_weights(whole.model, again.model)
-    if name == "MoEAdapters":
-        assert list(whole.moe.routers.values()) == [0, 1, 2]
-    if name == "CLLCLIP":
-        assert [g.language for g in whole.expansion.growth] == ["en", "el", "de"]
-
-
 # --------------------------------------------------- other streams and benchmarks
 def test_step_of_another_stream__is_another_step_also_after_a_resume(tmp_path):
     def make_one():
@@ -455,7 +431,12 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
 
 def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
     def make_one():
-        strategy, data = make("MoEAdapters", steps=2)
+        model = moe_runs.vit()
+        options = {"train_mb_size": 6, "budget_iterations": 4, "warmup_iterations": 1}
+        options |= {"selector": moe_runs.selector(), **moe_runs.ADAPTERS}
+        options |= {"reference_images": moe_runs.reference()}
+        strategy = MoEAdapters(model=model, evaluator=quiet_evaluator(), **options)
+        data = moe_runs.domains(model, 2)
         first, valid = data.train_stream[0], data.streams["valid"][0]
         return strategy, data, [first, valid, first]
 
