@@ -265,13 +265,16 @@ EXPORTS: dict[str, dict[str, str]] = {
         "models": "attach_adapters*",
     },
     "models.peft.attached": {
-        "models": "BranchSet merge_adapters*",
+        "models": "BranchSet",
     },
     "models.peft.language": {
         "models": "LanguageAdapterSet attach_language_adapters",
     },
     "models.peft.lora": {
         "models": "attach_lora*",
+    },
+    "models.peft.merge": {
+        "models": "merge_adapters*",
     },
     "models.peft.prompt": {
         "models": "PromptSet attach_prompts*",
@@ -416,7 +419,7 @@ EXPORTS: dict[str, dict[str, str]] = {
     "training.templates.distillation": {
         "training.plugins": "FrozenLogitScalePlugin",
     },
-    "training.templates.step_mixin": {
+    "training.templates.step": {
         "training.templates": "NonFiniteLossError",
     },
 }

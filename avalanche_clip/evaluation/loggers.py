@@ -119,13 +119,8 @@ class MetricsCSVLogger(BaseLogger):
         """Go back to the point at which :meth:`state_dict` was called.
 
         :param state: plain data.
-        :raises ValueError: if the state holds no rows, and the file fewer than it
-            did then.
         """
-        if "rows" in state:
-            self._restore(_HEADER + b"".join(_unpack(block) for block in state["rows"]))
-        else:
-            self.truncate_to(state["num_rows"])
+        self._restore(_HEADER + b"".join(_unpack(block) for block in state["rows"]))
         self.experience = state["experience"]
 
     def _restore(self, content: bytes) -> None:

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from avalanche_clip.benchmarks import make_image_text_dataset as paired
+from avalanche_clip.benchmarks.datasets import captioned
+from avalanche_clip.benchmarks.datasets.mtil import images, readers
+from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS
 from avalanche_clip.common.files import file_limits
 from avalanche_clip.common.pictures import open_picture, picture_to_rgb, read_picture
+from avalanche_clip.models.images.transforms import to_rgb
 
 WHITE = (255, 255, 255)
 
@@ -46,8 +51,6 @@ def colours(image):
 
 def every_way(content, tmp_path):
     """The colours of a picture by each way into the package; they must agree."""
-    from avalanche_clip.models.images.transforms import to_rgb
-
     path = tmp_path / "picture.png"
     path.write_bytes(content)
     ways = [
@@ -64,6 +67,17 @@ def every_way(content, tmp_path):
 
 
 RED, CLEAR = (200, 0, 0), (10, 20, 30)
+DEEP = (512, 1024, 2048, 512, 1024, 4096)
+PALETTE = (b"PLTE", bytes(RED + CLEAR))
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def key(*values):
+    """The chunk that names the colour of transparent pixels."""
+    return b"tRNS", words(*values)
 
 
 @pytest.mark.parametrize(
@@ -74,52 +88,23 @@ RED, CLEAR = (200, 0, 0), (10, 20, 30)
         (saved(Image.new("LA", (1, 1), (100, 153))), [(162, 162, 162)]),
         (saved(Image.new("RGBA", (1, 1), (1, 2, 3, 0))), [WHITE]),
         # colour keys
-        (
-            png(
-                2, 1, 8, 2, [bytes(RED + CLEAR)], (b"tRNS", struct.pack(">3H", *CLEAR))
-            ),
-            [RED, WHITE],
-        ),
-        (png(2, 1, 8, 0, [b"\x05\x06"], (b"tRNS", b"\0\5")), [WHITE, (6, 6, 6)]),
-        (png(2, 1, 2, 0, [b"\x60"], (b"tRNS", b"\0\2")), [(85, 85, 85), WHITE]),
-        (png(2, 1, 4, 0, [b"\x3c"], (b"tRNS", b"\0\3")), [WHITE, (204, 204, 204)]),
-        (png(2, 1, 1, 0, [b"\x40"], (b"tRNS", b"\0\0")), [WHITE, WHITE]),
-        (png(2, 1, 1, 0, [b"\x40"], (b"tRNS", b"\0\1")), [(0, 0, 0), WHITE]),
-        (
-            png(2, 1, 16, 0, [struct.pack(">2H", 514, 515)], (b"tRNS", b"\x02\x02")),
-            [WHITE, (2, 2, 2)],
-        ),
-        (
-            png(
-                2,
-                1,
-                16,
-                2,
-                [struct.pack(">6H", 512, 1024, 2048, 512, 1024, 4096)],
-                (b"tRNS", struct.pack(">3H", 512, 1024, 2048)),
-            ),
-            [WHITE, (2, 4, 16)],
-        ),
+        (png(2, 1, 8, 2, [bytes(RED + CLEAR)], key(*CLEAR)), [RED, WHITE]),
+        (png(2, 1, 8, 0, [b"\x05\x06"], key(5)), [WHITE, (6, 6, 6)]),
+        (png(2, 1, 2, 0, [b"\x60"], key(2)), [(85, 85, 85), WHITE]),
+        (png(2, 1, 4, 0, [b"\x3c"], key(3)), [WHITE, (204, 204, 204)]),
+        (png(2, 1, 1, 0, [b"\x40"], key(0)), [WHITE, WHITE]),
+        (png(2, 1, 1, 0, [b"\x40"], key(1)), [(0, 0, 0), WHITE]),
+        (png(2, 1, 16, 0, [words(514, 515)], key(514)), [WHITE, (2, 2, 2)]),
+        (png(2, 1, 16, 2, [words(*DEEP)], key(*DEEP[:3])), [WHITE, (2, 4, 16)]),
         # palettes: one clear colour, an alpha for each
+        (png(2, 1, 8, 3, [b"\1\0"], PALETTE, (b"tRNS", b"\0")), [CLEAR, WHITE]),
         (
-            png(2, 1, 8, 3, [b"\1\0"], (b"PLTE", bytes(RED + CLEAR)), (b"tRNS", b"\0")),
-            [CLEAR, WHITE],
-        ),
-        (
-            png(
-                2,
-                1,
-                8,
-                3,
-                [b"\0\1"],
-                (b"PLTE", bytes((100, 0, 255) + CLEAR)),
-                (b"tRNS", b"\x99\xff"),
-            ),
-            [(162, 102, 255), CLEAR],
+            png(2, 1, 8, 3, [b"\1\0"], PALETTE, (b"tRNS", b"\x99\xff")),
+            [CLEAR, (222, 102, 102)],
         ),
         # 16 bits, one bit
         (
-            png(4, 1, 16, 0, [struct.pack(">4H", 0, 257, 32768, 65535)]),
+            png(4, 1, 16, 0, [words(0, 257, 32768, 65535)]),
             [(0, 0, 0), (1, 1, 1), (128, 128, 128), WHITE],
         ),
         (png(2, 1, 1, 0, [b"\x40"]), [(0, 0, 0), WHITE]),
@@ -333,37 +318,13 @@ def test_rule__a_damaged_picture_opened_elsewhere_is_named(content, tmp_path):
 
 
 # ------------------------------------------------ readers take the common way
-CLEAR_PALETTE = png(
-    2, 1, 8, 3, [b"\1\0"], (b"PLTE", bytes(RED + CLEAR)), (b"tRNS", b"\0")
-)
-
-
-def through_captioned(path):
-    from avalanche_clip.benchmarks.datasets.captioned import load_image
-
-    return load_image(path.parent, path.name)
-
-
-def through_folder(path):
-    from avalanche_clip.benchmarks.datasets.mtil.images import FolderFiles
-
-    return FolderFiles(path.parent, [path.name])[0][0]
-
-
-def through_class_images(path):
-    from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages
-
-    return ClassImages([(Image.open(path), 0)], [0], [0])[0][0]
-
-
-def through_pairs(path):
-    from avalanche_clip.benchmarks import make_image_text_dataset
-    from avalanche_clip.models.images.transforms import to_rgb
-
-    return to_rgb(make_image_text_dataset([(Image.open(path), "a")])[0][0])
-
-
-READERS = [through_captioned, through_folder, through_class_images, through_pairs]
+CLEAR_PALETTE = png(2, 1, 8, 3, [b"\1\0"], PALETTE, (b"tRNS", b"\0"))
+READERS = {
+    "captioned": lambda path: captioned.load_image(path.parent, path.name),
+    "folder": lambda path: images.FolderFiles(path.parent, [path.name])[0][0],
+    "classes": lambda path: images.ClassImages([(Image.open(path), 0)], [0], [0])[0][0],
+    "pairs": lambda path: to_rgb(paired([(Image.open(path), "a")])[0][0]),
+}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -378,7 +339,7 @@ def test_readers__give_the_pixels_of_the_rule(reader, tmp_path):
         (saved(Image.new("RGBA", (1, 1), (100, 0, 255, 153))), [(162, 102, 255)]),
     ):
         path.write_bytes(content)
-        assert colours(reader(path)) == expected
+        assert colours(READERS[reader](path)) == expected
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -387,17 +348,14 @@ def test_readers__refuse_large_and_damaged_pictures(reader, tmp_path, monkeypatc
     path = tmp_path / "b.png"
     path.write_bytes(WHOLE[:2000])
     with pytest.raises(ValueError, match=r"b\.png.*truncated"):
-        reader(path)
+        READERS[reader](path)
     path.write_bytes(WHOLE)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"b\.png has 40 x 40 = 1600 pixels.*1000"):
-        reader(path)
+        READERS[reader](path)
 
 
 def test_readers__the_pet_images_and_loaders_too(tmp_path):
-    from avalanche_clip.benchmarks.datasets.mtil import readers
-    from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS
-
     class OxfordIIITPet:
         _images_folder = tmp_path
         _images = [tmp_path / "cat.jpg"]

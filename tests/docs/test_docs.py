@@ -81,8 +81,12 @@ def test_quickstart__is_the_example_of_the_readme():
     ]
 
 
-def test_your_data__runs_as_printed(tmp_path):
-    (code,) = blocks("your_data.rst").values()
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [("your_data.rst", r"\[2, 2, 2\]"), ("branches.rst", r"\d+ numbers to train")],
+)
+def test_guides__run_as_printed(page, printed, tmp_path):
+    (code,) = blocks(page).values()
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -91,7 +95,7 @@ def test_your_data__runs_as_printed(tmp_path):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "[2, 2, 2]"
+    assert re.fullmatch(printed, done.stdout.strip())
 
 
 def test_migration__names_modules_that_are_there():

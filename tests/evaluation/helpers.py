@@ -55,6 +55,7 @@ class FakeStrategy:
             train_exp_epochs=1,
             total_iterations=0,
         )
+        self.visits = SimpleNamespace(current=None, number_of=lambda step: 0)
         self.experience = None
         self.is_eval = self.is_training = False
         self.train_stream = Stream("train", stream_length)
@@ -68,6 +69,9 @@ class FakeStrategy:
         self.is_training, self.is_eval = True, False
         self.evaluator.before_training(self)
         self.experience = self.train_stream[index]
+        self.visits.current = SimpleNamespace(
+            stream=self.train_stream.name, place=index
+        )
         self.evaluator.before_training_exp(self)
         for _ in range(iterations):
             self.evaluator.after_training_iteration(self)

@@ -229,7 +229,7 @@ def test_csv_logger__a_damaged_file_is_written_again(damage, tmp_path, caplog):
 def test_csv_logger__refuses_a_file_shorter_than_the_checkpoint(tmp_path):
     logger = MetricsCSVLogger(tmp_path / "m.csv")
     with pytest.raises(ValueError, match="holds 0 rows, 5"):
-        logger.load_state_dict({"num_rows": 5, "experience": 1})
+        logger.truncate_to(5)
 
 
 def test_csv_logger__runs_beside_the_stock_loggers(tmp_path, capsys):

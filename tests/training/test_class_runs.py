@@ -21,7 +21,7 @@ from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     ReferenceDistillationPlugin,
 )
-from avalanche_clip.training.templates.prompt_batch import PromptBatch
+from avalanche_clip.training.templates.class_scoring import PromptBatch
 from tests.helpers import (
     Recorder,
     assert_same_weights,

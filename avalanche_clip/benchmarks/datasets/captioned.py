@@ -226,19 +226,11 @@ def _id(value: Any) -> int:
     return int(value)
 
 
-def missing_images(
-    image_root: str | Path, names: Iterable[str], limit: int | None = None
-) -> list[str]:
+def missing_images(image_root: str | Path, names: Iterable[str]) -> list[str]:
     """List the pictures that are not below a folder, each once.
 
     :param image_root: folder of the pictures.
     :param names: paths below it.
-    :param limit: stop after so many.
     """
-    missing: list[str] = []
-    for name in dict.fromkeys(names):
-        if limit is not None and len(missing) >= limit:
-            break
-        if not (Path(image_root) / name).is_file():
-            missing.append(name)
-    return missing
+    root = Path(image_root)
+    return [name for name in dict.fromkeys(names) if not (root / name).is_file()]

@@ -19,6 +19,7 @@ from avalanche_clip.benchmarks.datasets.captioned import (
 )
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
+from avalanche_clip.common.checks import require_distinct
 from avalanche_clip.common.files import parse_json, read_lines, unreadable
 
 XM3600_LANGUAGES = LANGUAGES_36
@@ -116,10 +117,8 @@ def _captions(entry: Any) -> list[str]:
 
 def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
     """Read one object per line: a key, and captions per language."""
-    texts: dict[str, list[str]] = {code: [] for code in XM3600_LANGUAGES}
-    counts: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
-    rows: dict[str, list[int]] = {code: [] for code in XM3600_LANGUAGES}
     names: list[str] = []
+    captions: list[dict[str, list[str]]] = []
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -139,26 +138,23 @@ def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
                 f"{error}); a line is an object with 'image/key' and per language "
                 "an object with a list 'caption'."
             ) from error
-        for code, captions in found.items():
-            if captions:  # a picture without captions in a language is left out
-                texts[code] += captions
-                counts[code].append(len(captions))
-                rows[code].append(len(names))
         names.append(name)
+        captions.append(found)
     if not names:
         raise unreadable(path, "a list of captioned pictures", "it has no lines")
     check_names(names, path, image_root)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path} has the picture {twice} more than once.")
-    return {
-        code: CaptionedImages(
-            [names[row] for row in rows[code]],
-            TextColumn.from_texts(texts[code]),
-            counts[code],
-            rows[code],
-            image_root,
-        )
-        for code in XM3600_LANGUAGES
-        if rows[code]
-    }
+    require_distinct(names, f"pictures of {path}")
+    sets = {}
+    for code in XM3600_LANGUAGES:
+        # A picture without captions in a language is left out.
+        rows = [row for row, found in enumerate(captions) if found.get(code)]
+        texts = [captions[row][code] for row in rows]
+        if rows:
+            sets[code] = CaptionedImages(
+                [names[row] for row in rows],
+                TextColumn.from_texts(text for one in texts for text in one),
+                [len(one) for one in texts],
+                rows,
+                image_root,
+            )
+    return sets

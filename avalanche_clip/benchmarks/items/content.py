@@ -13,7 +13,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.items.facts import TASK_LABELS
 from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.benchmarks.items.marks import picture_pieces
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 SAMPLED = 16
@@ -93,18 +93,12 @@ def _hashed_item(
             seed_cpu(0)
             try:
                 item = raw_item(dataset, index)
-                readings.append([_hash(item[0]), _hash(item[1:])])
+                readings.append(
+                    [digest_of(_pieces(part)) for part in (item[0], item[1:])]
+                )
             except Exception:  # readers raise nearly anything
                 return None
     return readings[0], readings[1]
-
-
-def _hash(value: Any) -> bytes:
-    digest = hashlib.sha256()
-    for piece in _pieces(value):
-        digest.update(len(piece).to_bytes(8, "little"))
-        digest.update(piece)
-    return digest.digest()
 
 
 def _pieces(value: Any) -> Iterator[Any]:
@@ -139,16 +133,16 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     counts: dict[str, list[int]] = {}
     labels: dict[str, list[str]] = {}
     prompts = getattr(benchmark, "class_prompts", None)
-    if prompts is not None and hasattr(prompts, "fingerprint"):
+    if prompts is not None:
         digest.update(f"prompts|{prompts.fingerprint()}|".encode())
     for name, stream in benchmark.streams.items():
         hashes[name] = experience_hashes(stream)
         digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
-        for index, experience in enumerate(stream):
-            counts.setdefault(name, []).append(len(experience.dataset))
-            label = getattr(experience, "label", str(index))
-            label = getattr(experience, "time_label", label)
-            labels.setdefault(name, []).append(str(label))
+        counts[name] = [len(experience.dataset) for experience in stream]
+        labels[name] = [
+            str(getattr(e, "time_label", getattr(e, "label", index)))
+            for index, e in enumerate(stream)
+        ]
     return {
         "hash": digest.hexdigest(),
         "experiences": hashes,

@@ -8,7 +8,7 @@ words that the vocabulary lacks, two pictures outside the crop.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,13 +50,16 @@ def picture_digest(image: Any) -> bytes | None:
     :return: 16 bytes; None for another type.
     """
     pieces = picture_pieces(image)
-    if pieces is None:
-        return None
+    return None if pieces is None else digest_of(pieces)[:_BYTES]
+
+
+def digest_of(pieces: Iterable[bytes]) -> bytes:
+    """Hash some pieces of bytes, each with its length."""
     digest = hashlib.sha256()  # most processors know it
     for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little"))
         digest.update(piece)
-    return digest.digest()[:_BYTES]
+    return digest.digest()
 
 
 def picture_pieces(image: Any) -> list[bytes] | None:

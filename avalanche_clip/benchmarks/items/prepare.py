@@ -92,18 +92,19 @@ def prepare_benchmark(
     test samples trained on, or ids that were left at their default. Streams
     other than ``train`` may share samples (a gallery of all test sets).
     """
-    train_image = model.transform(True) if train_transform is None else train_transform
-    eval_image = model.transform(False) if eval_transform is None else eval_transform
+    given = {"train": train_transform, "eval": eval_transform}
+    used = {
+        name: model.transform(name == "train") if transform is None else transform
+        for name, transform in given.items()
+    }
     text = RandomCaption() if train_text_transform is None else train_text_transform
     groups = TransformGroups(
         {
-            "train": (train_image, text),
-            "eval": (MarkedPictures(eval_image), AllCaptions()),
+            "train": (used["train"], text),
+            "eval": (MarkedPictures(used["eval"]), AllCaptions()),
         }
     )
-    own = {"train": train_transform is None, "eval": eval_transform is None}
-    used = {"train": train_image, "eval": eval_image}
-    pixels = {name: describe(used[name]) for name in used if own[name]}
+    pixels = {name: describe(used[name]) for name in used if given[name] is None}
     streams: dict[str, list[Any]] = {}
     for name, stream in benchmark.streams.items():
         streams[name] = []
@@ -116,8 +117,8 @@ def prepare_benchmark(
             streams[name].append(clone_experience(experience, dataset))
     _check_sample_ids(streams)
     transforms = {
-        "train": [describe(train_image), describe(text)],
-        "eval": [describe(eval_image)],
+        "train": [describe(used["train"]), describe(text)],
+        "eval": [describe(used["eval"])],
     }
     return make_scenario(streams, benchmark, transforms=transforms)
 

@@ -104,6 +104,12 @@ class StreamFacts:
         return _met(self, lambda first, place: first > place)
 
 
+WORKED_OUT = [
+    name for name, fact in vars(StreamFacts).items() if isinstance(fact, Derived)
+]
+"""What is true for a whole experience and not for a part of it."""
+
+
 class ImageTextExperience(StreamFacts, DatasetExperience):
     """A data set of a stream, with what stock metrics read."""
 

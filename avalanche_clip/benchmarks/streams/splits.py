@@ -21,22 +21,13 @@ from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.benchmarks.items.scenario import (
+    WORKED_OUT,
+    clone_experience,
+    make_scenario,
+)
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
-
-EXPERIENCE_FACTS = ("time_label", "time_start", "time_end")
-"""What generators of this package attach to experiences."""
-
-# What is true for the whole experience and not for a part of it, which works it out.
-_PER_DATA = (
-    "task_label",
-    "task_labels",
-    "classes_in_this_experience",
-    "previous_classes",
-    "classes_seen_so_far",
-    "future_classes",
-)
 
 
 def split_validation(
@@ -176,7 +167,7 @@ def split_online(
 def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
     """Copy what generators and decorators attached to an experience."""
     for name, value in vars(origin).items():
-        if name.startswith("_") or name in vars(part) or name in _PER_DATA:
+        if name.startswith("_") or name in vars(part) or name in WORKED_OUT:
             continue
         shared = isinstance(value, ExperienceAttribute)
         setattr(part, name, copy.copy(value) if shared else value)

@@ -105,23 +105,15 @@ def precompute_teacher_features(
     as_size(batch_size, "batch_size")
     as_size(num_workers, "num_workers", least=0)
     path = Path(path).expanduser().absolute()
-    error: Exception | None = None
     store: TeacherFeatureStore | None = None
-    if distributed.is_main_process():
-        try:
+    with distributed.together("making a store of teacher features"):
+        if distributed.is_main_process():
             job = _Job(model, dataset, path, dtype)
             finished = (path / HEADER).is_file()
             made = not finished and job.run(batch_size, num_workers)
             compare_headers(path, read_header(path), job.header)
             # What was written a moment ago is not read again.
             store = TeacherFeatureStore.open(path, verify=not made)
-        except Exception as failure:
-            error = failure
-    told = distributed.broadcast_object(None if error is None else str(error))
-    if error is not None:
-        raise error
-    if told is not None:
-        raise ValueError(f"No store was made by the main process (rank 0): {told}")
     # What the main process has verified is not read again by each of the others.
     return store or TeacherFeatureStore.open(path, verify=False)
 

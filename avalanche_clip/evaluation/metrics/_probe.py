@@ -99,10 +99,9 @@ def _first_captions(batch: Any) -> Any:
 @contextmanager
 def _untouched(model: Any) -> Iterator[None]:
     """Switch to evaluation mode; put back all modes and the last features."""
-    features = getattr(model, "features", None)
+    features = model.features
     try:
         with evaluating(model):
             yield
     finally:
-        if hasattr(model, "features"):
-            model.features = features
+        model.features = features

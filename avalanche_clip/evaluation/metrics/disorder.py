@@ -42,7 +42,7 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
     ``rows`` holds everything measured, one dict per experience and reference
     with the keys ``experience``, ``trained`` (number of experiences so far),
     ``iteration``, ``reference`` and the scalars. ``snapshots`` maps the number
-    of trained experiences to the features: the first and the newest, or all.
+    of trained experiences to the features: the first and the newest.
 
     Cost: one pass over the probe per experience, ``8 * N * D`` bytes per
     snapshot (1,000 pairs of 512: 4 MB), in checkpoints too. All processes of a
@@ -58,7 +58,6 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         evaluator need different ones.
     :param keys: names of the scalars to emit; None for all. ``rows`` has all.
     :param histograms: whether to emit the rotation angles.
-    :param keep_snapshots: whether to keep the features after each experience.
     :raises ValueError: if the probe is not prepared or empty, or an option is
         out of range.
     """
@@ -76,7 +75,6 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         name: str = "SpatialDisorder",
         keys: Sequence[str] | None = None,
         histograms: bool = True,
-        keep_snapshots: bool = False,
     ) -> None:
         super().__init__()
         require_known(keys or (), spatial_disorder(*[torch.ones(1, 1)] * 4), "keys")
@@ -88,7 +86,6 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
         self.name = name
         self.keys = None if keys is None else tuple(keys)
         self.histograms = histograms
-        self.keep_snapshots = keep_snapshots
         self.reset()
 
     def reset(self) -> None:
@@ -155,7 +152,7 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
             }
             self.rows.append({**facts, **found})
             values += self._emit(strategy, reference, found, then, now)
-        if newest and not self.keep_snapshots:
+        if newest:
             del self.snapshots[newest]
         self.snapshots[newest + 1] = now
         return values

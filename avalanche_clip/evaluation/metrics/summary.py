@@ -136,15 +136,11 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
 
     def before_training_exp(self, strategy: Any) -> None:
         """Note which step the coming rows are about."""
-        experience = strategy.experience.logging()
-        own = hasattr(experience, "_origin_stream")
-        stream = experience._origin_stream if own else experience.origin_stream
-        name = str(getattr(stream, "name", ""))
-        visits = getattr(strategy, "visits", None)
-        if visits is not None and (other := visits.number_of(visits.current)):
+        step = strategy.visits.current
+        name = step.stream
+        if other := strategy.visits.number_of(step):
             name = f"{name} ({other + 1})"  # a stream of another benchmark
-        step = (name, int(experience.current_experience))
-        self._steps[strategy.clock.train_exp_counter + 1] = step
+        self._steps[strategy.clock.train_exp_counter + 1] = (name, step.place)
 
     def after_training(self, strategy: Any) -> None:
         """Note that evaluations show complete models from here on."""

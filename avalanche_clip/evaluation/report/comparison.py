@@ -224,10 +224,7 @@ def _stream(
         mean = _mean_matrix(rows)
         heat = plots.plot_matrix(
             mean.E,
-            before=mean.before,
-            labels=mean.labels,
-            row_labels=mean.row_labels,
-            diagonal=mean.by_step,
+            **mean.looks(),
             title=f"{method}: {name}, "
             + ("one run" if len(rows) == 1 else f"mean of {len(rows)} runs"),
             percent=percent,

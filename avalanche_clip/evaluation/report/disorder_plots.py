@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from avalanche_clip.common.checks import as_size, require_array
+from avalanche_clip.common.checks import require_array
 from avalanche_clip.evaluation.functional import rotation_angles, topology_change
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
 from avalanche_clip.evaluation.report.drawing import (
@@ -46,6 +46,7 @@ PANELS = (
 )
 
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_NUM_BINS = 40
 _MODALITIES = ("image", "text")
 
 
@@ -112,7 +113,6 @@ def plot_angle_histograms(
     v_new: ArrayLike,
     t_new: ArrayLike,
     *,
-    num_bins: int = 40,
     title: str = "",
 ) -> Figure:
     """Draw how far vectors turned and how the angles between them changed.
@@ -128,12 +128,10 @@ def plot_angle_histograms(
     :param t_old: text features before.
     :param v_new: image features after.
     :param t_new: text features after.
-    :param num_bins: bins of equal width, from 0 to the largest value.
     :param title: shown above.
     :return: the figure.
-    :raises ValueError: as in :func:`spatial_disorder`, or if ``num_bins`` < 1.
+    :raises ValueError: as in :func:`spatial_disorder`.
     """
-    as_size(num_bins, "num_bins")
     pairs = ((v_old, v_new), (t_old, t_new))
     figure = new_figure(9.2, 3.9)
     for ax, heading, things, angles in zip(
@@ -144,7 +142,7 @@ def plot_angle_histograms(
         strict=True,
     ):
         values = [angles(*pair).abs().cpu().numpy() for pair in pairs]
-        _draw_histograms(ax, values, num_bins)
+        _draw_histograms(ax, values)
         ax.set_title(heading, fontsize=11, color=INK, loc="left")
         ax.set_ylabel(f"share of {things} (%)")
     add_title(figure, title)
@@ -230,11 +228,11 @@ def _leave_room(ax: Axes) -> None:
 
 
 # ------------------------------------------------------------------- histograms
-def _draw_histograms(ax: Axes, parts: list[np.ndarray], num_bins: int) -> None:
+def _draw_histograms(ax: Axes, parts: list[np.ndarray]) -> None:
     """Draw one filled outline per modality, and its mean."""
     style(ax)
     top = max((float(values.max()) for values in parts if values.size), default=0.0)
-    edges = np.linspace(0, top if top > 0 else 1.0, num_bins + 1)
+    edges = np.linspace(0, top if top > 0 else 1.0, _NUM_BINS + 1)
     for number, (name, values) in enumerate(zip(_MODALITIES, parts)):
         if not values.size:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,7 @@ def _draw(
     """Write the three figures of a metric."""
     percent = html.is_fraction(name)
     end = html.file_name(f"{stream}_{name}")
-    sides: dict[str, Any] = {
-        "before": matrix.before,
-        "labels": matrix.labels,
-        "row_labels": matrix.row_labels,
-        "diagonal": matrix.by_step,
-        "percent": percent,
-    }
+    sides = {**matrix.looks(), "percent": percent}
     points = matrix.points or range(len(matrix.E))
     unit, spent = cumulative_budget(results, points)
     scores = {"all test sets": matrix.E.mean(axis=1)}
@@ -261,16 +256,12 @@ def _budget(
     kinds = list(dict.fromkeys(k for row in macs if isinstance(row, dict) for k in row))
     header = ["step", "training samples", *(f"MACs, {kind}" for kind in kinds), "time"]
     rows = []
-    for i in range(max(len(samples), len(macs), len(seconds))):
-        spent = macs[i] if i < len(macs) and isinstance(macs[i], dict) else {}
+    for step, (drawn, spent, time) in enumerate(zip_longest(samples, macs, seconds), 1):
+        kinds_spent = spent if isinstance(spent, dict) else {}
         cells = [
-            html.quantity(_item(samples, i)),
-            *(html.quantity(spent.get(kind)) for kind in kinds),
-            html.duration(_item(seconds, i)),
+            html.quantity(drawn),
+            *(html.quantity(kinds_spent.get(kind)) for kind in kinds),
+            html.duration(time),
         ]
-        rows.append((str(i + 1), cells))
+        rows.append((str(step), cells))
     return header, rows
-
-
-def _item(values: list[float], index: int) -> float | None:
-    return values[index] if index < len(values) else None

@@ -54,6 +54,15 @@ class Matrix:
             return self.labels[:rows]
         return [str(number) for number in range(1, rows + 1)]
 
+    def looks(self) -> dict[str, Any]:
+        """What figures of the matrix show beside it."""
+        return {
+            "before": self.before,
+            "labels": self.labels,
+            "row_labels": self.row_labels,
+            "diagonal": self.by_step,
+        }
+
     def summary(self) -> dict[str, float]:
         """Levels (if the matrix is square) and differences over the stream."""
         rows, columns = self.E.shape

@@ -278,6 +278,8 @@ def _first(value: Any, *rest: Any) -> Any:
     return value
 
 
+_JIT = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+_PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -288,16 +290,9 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("pathlib", "PosixPath"): Inert,
     ("torch", "Size"): tuple,
     ("torch", "device"): Inert,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-    ("torch.jit._pickle", "build_intlist"): _first,
-    ("torch.jit._pickle", "build_doublelist"): _first,
-    ("torch.jit._pickle", "build_boollist"): _first,
-    ("torch.jit._pickle", "build_tensorlist"): _first,
-    ("torch.jit._pickle", "restore_type_tag"): _first,
+    **{("torch._utils", f"_rebuild_tensor{v}"): _tensor for v in ("", "_v2", "_v3")},
+    **{("torch._utils", name): _first for name in _PARAMETERS},
+    **{("torch.jit._pickle", name): _first for name in (*_JIT, "restore_type_tag")},
 }
 # what numpy's numbers and arrays are pickled with: read past, never made
 _NUMPY = ("scalar", "dtype", "_reconstruct", "ndarray", "_frombuffer")

@@ -25,13 +25,8 @@ from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.peft import storage
-from avalanche_clip.models.peft.attached import (
-    TOWERS,
-    BranchSet,
-    check_free,
-    chosen_blocks,
-)
-from avalanche_clip.models.peft.branch import set_trainable
+from avalanche_clip.models.peft.attached import BranchSet, check_free
+from avalanche_clip.models.peft.branch import TOWERS, chosen_blocks, set_trainable
 from avalanche_clip.models.peft.routes import SKIP
 from avalanche_clip.models.text.vocabulary_storage import naming
 
@@ -42,9 +37,7 @@ PROGRESS = "moe.progress"
 _WHAT = "expert adapters"
 _ABSENT = -2
 _RULES: storage.Rules = {
-    "towers": lambda v: (
-        bool(v) and storage.is_table(v, lambda w: isinstance(w, list) and _sizes(w))
-    ),
+    "towers": lambda v: bool(v) and storage.is_table(v, _is_sizes),
     "options": lambda v: bool(v) and storage.is_table(v, lambda w: w is not None),
     "num_routers": lambda v: storage.is_int(v, 1),
     "active_router": lambda v: storage.is_int(v, 0),
@@ -55,8 +48,8 @@ _RULES: storage.Rules = {
 }
 
 
-def _sizes(values: list[Any]) -> bool:
-    return all(storage.is_int(value, 1) for value in values)
+def _is_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(storage.is_int(v, 1) for v in values)
 
 
 class MoEAdapterSet(BranchSet):
@@ -121,19 +114,32 @@ class MoEAdapterSet(BranchSet):
         with self.using_ids(router, image=image, text=text):
             yield self
 
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Ids of the routers."""
+        return tuple(range(self.num_routers))
+
     def check_known(self, present: Iterable[int]) -> None:
         """Raise ValueError unless all ids are -1 or those of routers."""
         self.adapters()[0].check_known(present)
 
-    def add_router(self) -> int:
+    def add(self, key: int | None = None) -> int:
         """Add a router to every block; it does not train before its task starts.
 
+        :param key: its id, the next one, or that of a known router; None for a new one.
         :return: its id.
         """
         number = self.num_routers
+        if key is not None and key != number:
+            self.check_known([key])
+            return key
         for adapter in self.adapters():
             set_trainable(adapter.routers[adapter.add_router()], False)
         return number
+
+    def add_router(self) -> int:
+        """Add a router to every block, see :meth:`add`."""
+        return self.add()
 
     # ------------------------------------------------------------------- tasks
     def start_task(self, router: int | None = None) -> int:

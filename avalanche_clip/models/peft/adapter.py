@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
-from avalanche_clip.models.peft.branch import RoutedBranch
+from avalanche_clip.models.peft.attached import BranchSet
+from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
 from avalanche_clip.models.peft.routes import RowIds
 
 PLACES = ("attention_out", "mlp_out")
@@ -151,6 +151,11 @@ def attach_adapters(
     Source: the defaults are those of SIT (arXiv 2405.15155); CoLeCLIP (arXiv
     2403.10245): ``form="parallel", places="attention_out", activation="gelu",
     bottleneck=5, scale=1.0, dropout=0.0, learned_scale=True``.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> attach_adapters(model, blocks=[1]).num_trainable == 2 * (129 * 128 + 64)
+    True
     """
     names = (places,) if isinstance(places, str) else tuple(dict.fromkeys(places))
     for name in names or ("nowhere",):

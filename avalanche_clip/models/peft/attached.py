@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_integers, require_choice
 from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
@@ -17,40 +16,6 @@ from avalanche_clip.models.peft import storage
 from avalanche_clip.models.peft.branch import Branch, RoutedBranch, set_trainable
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
 from avalanche_clip.models.text.vocabulary_storage import naming
-
-TOWERS = ("image", "text")
-
-
-def chosen_blocks(
-    model: DualEncoder, tower: str, blocks: Iterable[int] | None
-) -> tuple[dict[str, list[BlockView]], dict[str, Any]]:
-    """List some blocks of one or both towers, first to last.
-
-    :param tower: ``"image"``, ``"text"`` or ``"both"``.
-    :param blocks: their indices, from 0; None for all.
-    :return: views per tower, and the choice as plain data.
-    :raises ValueError: for a tower without residual blocks, and unknown indices.
-    """
-    if not isinstance(model, DualEncoder):
-        raise ValueError(
-            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
-            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
-        )
-    require_choice("tower", tower, (*TOWERS, "both"))
-    wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
-    views = {}
-    for name in TOWERS if tower == "both" else (tower,):
-        every = views[name] = model.blocks(name)
-        if wanted is None:
-            continue
-        wrong = [number for number in wanted if not 0 <= number < len(every)]
-        if wrong or not wanted:
-            raise ValueError(
-                f"blocks={wrong or wanted} are not in the {name} tower; it has the"
-                f" blocks 0 to {len(every) - 1}."
-            )
-        views[name] = [every[number] for number in wanted]
-    return views, {"tower": tower, "blocks": wanted}
 
 
 class BranchSet(nn.Module):
@@ -497,38 +462,3 @@ def check_free(model: nn.Module, name: str, what: str) -> None:
 def attached(model: nn.Module) -> list[BranchSet]:
     """List what is attached to a model."""
     return [child for child in model.children() if isinstance(child, BranchSet)]
-
-
-def merge_adapters(model: DualEncoder) -> DualEncoder:
-    """Put the update of the active id into the model's weights, in place.
-
-    Afterwards the model computes the same (up to rounding, 1e-6) without any branch:
-    it has exactly the parameters of the plain model, and its attribute is None.
-
-    :param model: with updates from :func:`attach_lora`, or language adapters of the
-        kind ``"lora"``.
-    :return: the model.
-    :raises ValueError: if nothing is attached; for mixtures, bottlenecks and prompts,
-        which are no update of a weight; if rows of several ids, or none at all, are
-        in use. The model is then unchanged.
-
-    Source: Hu et al., ICLR 2022 (LoRA, arXiv 2106.09685), section 4.1.
-    """
-    sets = attached(model)
-    if not sets:
-        raise ValueError(
-            "Nothing is attached to this model, so there is nothing to merge; attach"
-            " updates with attach_lora."
-        )
-    for one in sets:
-        one.check_merge()
-    for one in reversed(sets):
-        one.merge()
-    return model
-
-
-def pairs(
-    make: Callable[[BlockView], Branch], views: Mapping[str, Sequence[BlockView]]
-) -> dict[str, list[tuple[Branch, BlockView]]]:
-    """Make one branch per block, before anything is changed."""
-    return {t: [(make(view), view) for view in own] for t, own in views.items()}

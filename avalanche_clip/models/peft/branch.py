@@ -13,16 +13,19 @@ row has an id but -1 nothing is computed, and the block gives what it gave bit f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from avalanche_clip.common.checks import as_integers, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds
 
+TOWERS = ("image", "text")
 _CALLS = {"attn": "attend", "mlp": "perceive"}
 
 
@@ -325,3 +328,42 @@ class RoutedBranch(Branch):
             if name.startswith(start):
                 self.add(int(name[len(start) :].split(".")[0]))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def chosen_blocks(
+    model: DualEncoder, tower: str, blocks: Iterable[int] | None
+) -> tuple[dict[str, list[BlockView]], dict[str, Any]]:
+    """List some blocks of one or both towers, first to last.
+
+    :param tower: ``"image"``, ``"text"`` or ``"both"``.
+    :param blocks: their indices, from 0; None for all.
+    :return: views per tower, and the choice as plain data.
+    :raises ValueError: for a tower without residual blocks, and unknown indices.
+    """
+    if not isinstance(model, DualEncoder):
+        raise ValueError(
+            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
+            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
+        )
+    require_choice("tower", tower, (*TOWERS, "both"))
+    wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
+    views = {}
+    for name in TOWERS if tower == "both" else (tower,):
+        every = views[name] = model.blocks(name)
+        if wanted is None:
+            continue
+        wrong = [number for number in wanted if not 0 <= number < len(every)]
+        if wrong or not wanted:
+            raise ValueError(
+                f"blocks={wrong or wanted} are not in the {name} tower; it has the"
+                f" blocks 0 to {len(every) - 1}."
+            )
+        views[name] = [every[number] for number in wanted]
+    return views, {"tower": tower, "blocks": wanted}
+
+
+def pairs(
+    make: Callable[[BlockView], Branch], views: Mapping[str, Sequence[BlockView]]
+) -> dict[str, list[tuple[Branch, BlockView]]]:
+    """Make one branch per block, before anything is changed."""
+    return {t: [(make(view), view) for view in own] for t, own in views.items()}

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.peft.adapter import Bottleneck
-from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
-from avalanche_clip.models.peft.branch import RoutedBranch
+from avalanche_clip.models.peft.attached import BranchSet
+from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
 from avalanche_clip.models.peft.lora import LoRABranch
 from avalanche_clip.models.peft.routes import SKIP, RowIds, restored
 

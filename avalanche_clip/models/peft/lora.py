@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
-from avalanche_clip.models.peft.branch import RoutedBranch
+from avalanche_clip.models.peft.attached import BranchSet
+from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
 
 TARGETS = ("qkv", "q", "k", "v", "out", "mlp")
 _NAMES = {"q": "query", "k": "key", "v": "value"}
@@ -273,6 +273,11 @@ def attach_lora(
 
     Source: Hu et al., ICLR 2022 (LoRA, arXiv 2106.09685); the defaults are those of
     SIT (arXiv 2405.15155), except ``init``.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> lora = attach_lora(create_dual_encoder("tiny-emoji-vit"), "text", rank=2)
+    >>> lora.num_trainable, lora.add(), lora.keys
+    (3072, 1, (0, 1))
     """
     names = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
     for name in names:

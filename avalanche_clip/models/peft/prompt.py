@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.models.peft.attached import BranchSet, chosen_blocks, pairs
-from avalanche_clip.models.peft.branch import RoutedBranch
+from avalanche_clip.models.peft.attached import BranchSet
+from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
 from avalanche_clip.models.peft.routes import SKIP
 
 KINDS = ("prefix", "tokens")
@@ -318,6 +318,13 @@ def attach_prompts(
         an option is out of range; the model is then unchanged.
 
     Source: CoLeCLIP (arXiv 2403.10245); see the module.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> prompts = attach_prompts(model, "image", kind="tokens")
+    >>> plain, read, ids = prompts.encode_image(torch.zeros(2, 3, 48, 48))
+    >>> tuple(read.shape) == (2, 1, model.embed_dim), ids
+    (True, [0])
     """
     require_choice("kind", kind, KINDS)
     default = 10 if kind == "prefix" else 1

@@ -1,6 +1,6 @@
 """Frozen early features of a CLIP-like model, from which a router is chosen.
 
-Our choice in place of AlexNet (see ``selector_alexnet``): nothing is downloaded.
+Our choice in place of AlexNet (see ``alexnet``): nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -139,17 +139,15 @@ class HFCaptionTokenizer(CaptionTokenizer):
 
     def _length(self, context_length: int, open_clip: bool, trim: bool) -> int:
         longest = getattr(self._inner, "model_max_length", None)
-        if longest is None:
-            return context_length
+        longest = context_length if longest is None else longest
         is_number = isinstance(longest, (int, float)) and not isinstance(longest, bool)
         if not is_number or not longest >= 2:
             raise self._refused("model_max_length", longest, "that is no length")
         if open_clip or longest >= context_length:
             return context_length
         if not trim:
-            raise self._refused(
-                "model_max_length", longest, f"the text tower reads {context_length}"
-            )
+            reason = f"the text tower reads {context_length}"
+            raise self._refused("model_max_length", longest, reason)
         return int(longest)
 
     def _check_sides(self) -> None:

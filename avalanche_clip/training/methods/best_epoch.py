@@ -107,7 +107,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
             training, strategy.is_training = strategy.is_training, False
             try:
                 with routed(strategy, batch):
-                    return strategy._encode(batch)
+                    return strategy.encode(batch)
             finally:
                 strategy.is_training = training
 

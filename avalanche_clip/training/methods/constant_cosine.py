@@ -16,7 +16,7 @@ from torch import nn
 from avalanche_clip.common.checks import as_finite
 from avalanche_clip.common.grown import clones, overlay
 from avalanche_clip.training.templates.contract import MethodPlugin
-from avalanche_clip.training.templates.schedules import trunk_steps
+from avalanche_clip.training.templates.plan import trunk_steps
 
 
 class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):

@@ -129,7 +129,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
     def batch_loss(self, strategy: Any, batch: Any, targets: Tensor) -> Tensor:
         """The loss that the strategy trains with, on one batch."""
         with routed(strategy, batch):
-            output = strategy._encode(batch)
+            output = strategy.encode(batch)
         images = len(batch)
         if "text_raw" in (output.aux or {}):  # CLLCLIP: no image was encoded for it
             targets, images = batch.get("image_id", targets), 0

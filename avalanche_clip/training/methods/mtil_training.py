@@ -18,7 +18,7 @@ from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 from avalanche_clip.training.templates.optim import one_group
-from avalanche_clip.training.templates.schedules import learning_rate
+from avalanche_clip.training.templates.plan import Plan, learning_rate
 
 ITERATIONS = 1001
 """Updates per experience: the published 1000, and the one at learning rate 0."""
@@ -48,9 +48,9 @@ class MTILTraining:
     clock: Any
     experience_index: int
     optimizer: Any
+    plan: Plan
     planned_iterations: int
     schedule: str | None
-    _warmup: Callable[[], int]
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class MTILTraining:
         if self.schedule != "cosine":
             super()._set_learning_rate()  # type: ignore[misc]
             return
-        warmup = self._warmup()
+        warmup = self.plan.warmup
         last = max(self.planned_iterations - 1, warmup + 1)
         step = min(self.clock.train_exp_iterations, last)
         for group in self.optimizer.param_groups:

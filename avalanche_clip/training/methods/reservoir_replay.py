@@ -22,9 +22,9 @@ from avalanche_clip.benchmarks.items.items import (
     item_fields,
 )
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.training.templates.class_scoring import PromptBatch
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.order import SeededItems, TrainLoader
-from avalanche_clip.training.templates.prompt_batch import PromptBatch
 from avalanche_clip.training.templates.visits import Step, find_step, read_step
 
 TARGETS = ("teacher", "student")

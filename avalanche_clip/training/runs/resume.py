@@ -108,7 +108,7 @@ def _require_moment(strategy: Any, inside: bool) -> None:
 
 
 def _broken_weights(strategy: Any) -> list[str]:
-    trained = strategy._known | set(optim.trainable(strategy.model))
+    trained = strategy.groups.known | set(optim.trainable(strategy.model))
     named = dict(strategy.model.named_parameters())
     tensors: dict[str, Any] = {k: v for k, v in named.items() if k in trained}
     return not_finite({**tensors, **dict(strategy.model.named_buffers())}, trained)
@@ -137,7 +137,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         which was trained last.
     :raises TypeError: if a plugin has state that cannot be stored.
     """
-    model, run = strategy.model, strategy.run
+    model, run, scaler = strategy.model, strategy.run, strategy.step.scaler
     base = strategy.frozen_base.unchanged()
     omitted = set(base["names"])
     teachers = strategy.teachers.state_dict()
@@ -152,14 +152,14 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "device": strategy.device.type,
         "growth": _growth(model),
         "trainable": sorted(optim.trainable(model)),
-        "known": sorted(strategy._known),
+        "known": sorted(strategy.groups.known),
         "base": base,
         "model": {k: v for k, v in model.state_dict().items() if k not in omitted},
         "optimizer": {
-            "names": [list(group["names"]) for group in strategy._groups],
+            "names": [list(group["names"]) for group in strategy.groups.names],
             **strategy.optimizer_state(copied=False),
         },
-        "scaler": None if strategy._scaler is None else strategy._scaler.state_dict(),
+        "scaler": scaler and scaler.state_dict(),
         "clock": _counters(strategy.clock),
         "planned_iterations": strategy.planned_iterations,
         "compute": strategy.compute.state_dict(),
@@ -254,7 +254,7 @@ def restore_state(
         _adapt_again(strategy.model, trained)
         _grow(strategy.model, state["growth"])
         strategy.model.to(strategy.device)
-        strategy._known |= set(state["known"])
+        strategy.groups.known |= set(state["known"])
         _restore_learned(strategy, state)
         strategy.frozen_base.note(set(state["base"]["names"]))
         plugin_state.restore_data(strategy, benchmark)
@@ -338,8 +338,9 @@ def _load_weights(
 def _restore_running(strategy: Any, state: dict[str, Any]) -> None:
     """Load optimiser, scaler and random generators."""
     _restore_optimizer(strategy, state["optimizer"])
-    if strategy._scaler is not None and state["scaler"] is not None:
-        strategy._scaler.load_state_dict(state["scaler"])
+    scaler = strategy.step.scaler
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
     set_rng_state(state["rng"], strategy.device)
 
 
@@ -347,11 +348,7 @@ def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
     """Load the optimiser, which may have had more groups and grown parameters."""
     _match_groups(strategy, [options["owner"] for options in stored["groups"]])
     strategy.load_optimizer_state(stored)
-    named = optim.trainable(strategy.model)
-    strategy._groups = [{"names": list(names)} for names in stored["names"]]
-    strategy._known |= set(named)
-    # Moments are found by the names of the parameters as they are now.
-    strategy._optimizer_names = {id(p): n for n, p in named.items()}
+    strategy.groups.resumed(stored["names"], strategy.model)
 
 
 def _match_groups(strategy: Any, owners: list[str]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
@@ -19,37 +18,35 @@ from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.evaluation.metrics import RetrievalMetric
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training.templates.class_matrix import ClassMatrices
-from avalanche_clip.training.templates.class_scoring import ClassScoringMixin
-from avalanche_clip.training.templates.clip_template import CLIPTemplate
+from avalanche_clip.training.templates.class_scoring import (
+    ClassScorer,
+    PromptBatch,
+    class_scores,
+    counted_texts,
+    without_filler,
+)
+from avalanche_clip.training.templates.clip_template import (
+    CLIPTemplate,
+    printing_evaluator,
+)
 from avalanche_clip.training.templates.contract import defines
 from avalanche_clip.training.templates.label_spaces import (
     LABEL_SPACES,
-    LabelSpaceMixin,
-    SeenClasses,
+    LabelSpaces,
     experience_ids,
     is_class_incremental,
-)
-from avalanche_clip.training.templates.prompt_batch import (
-    PromptBatch,
-    counted_texts,
-    without_filler,
 )
 
 
 def default_class_evaluator() -> EvaluationPlugin:
     """Accuracy and loss metrics, printed by the main process."""
-    loggers = [InteractiveLogger()] if distributed.is_main_process() else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return EvaluationPlugin(
-            accuracy_metrics(epoch=True, experience=True, stream=True),
-            loss_metrics(epoch=True, experience=True),
-            loggers=loggers,
-        )
+    return printing_evaluator(
+        accuracy_metrics(epoch=True, experience=True, stream=True),
+        loss_metrics(epoch=True, experience=True),
+    )
 
 
-class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
+class ClassNameTemplate(CLIPTemplate):
     """Train a CLIP-like model to tell images apart by the names of their classes.
 
     Data are those of :func:`multi_domain_benchmark`,
@@ -110,12 +107,9 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         evaluator: Any = default_class_evaluator,
         **kwargs: Any,
     ):
-        same = eval_label_space is None
-        for name, space in (
-            ("label_space", label_space),
-            ("eval_label_space", label_space if same else eval_label_space),
-        ):
-            require_choice(name, space, LABEL_SPACES)
+        require_choice("label_space", label_space, LABEL_SPACES)
+        if eval_label_space is not None:
+            require_choice("eval_label_space", eval_label_space, LABEL_SPACES)
         as_finite(label_smoothing, "label_smoothing", low=0, below=1)
         text_batch_size = as_size(text_batch_size, "text_batch_size")
         self.label_space = label_space
@@ -125,19 +119,55 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         self.loss_function = criterion or nn.CrossEntropyLoss(
             label_smoothing=self.label_smoothing
         )
-        self._given_prompts = class_prompts
-        self._last_prompts: ClassPrompts | None = None
-        self._seen = SeenClasses()
-        self._matrices = ClassMatrices(text_batch_size)
-        self._tokenizer: Any = None
-        self._forget_spaces()
+        self.given_prompts = class_prompts
+        self.spaces = LabelSpaces(self)
+        self.scorer = ClassScorer(self, self.spaces, text_batch_size)
         super().__init__(
             model=model,
             criterion=self._loss_of,
-            plugins=[*(plugins or ()), self._seen],
+            plugins=[*(plugins or ()), self.spaces.seen],
             evaluator=evaluator,
             **kwargs,
         )
+
+    # ----------------------------------------------------------- label spaces
+    @property
+    def class_prompts(self) -> ClassPrompts:
+        """Names and templates in use, see :attr:`LabelSpaces.prompts`."""
+        return self.spaces.prompts
+
+    @property
+    def seen_classes(self) -> tuple[int, ...]:
+        """Ids of the classes trained so far, in order of arrival."""
+        return self.spaces.seen.ids
+
+    @property
+    def label_ids(self) -> tuple[int, ...]:
+        """Global ids of the columns of ``mb_output``, ascending."""
+        return self.spaces.ids
+
+    @property
+    def mb_classes(self) -> Tensor:
+        """Global ids of the columns of ``mb_output``, int64 ``(C,)``."""
+        return self.spaces.classes
+
+    @property
+    def mb_y(self) -> Tensor:
+        """Column of each image's class, int64 ``(B,)``."""
+        return torch.searchsorted(self.mb_classes, self.mb_targets)
+
+    def variant_logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits for forms of the text tower, :meth:`ClassScorer.variant_logits`."""
+        return self.scorer.variant_logits(*args, **kwargs)
+
+    def class_matrix(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Class vectors, see :meth:`ClassScorer.class_matrix`."""
+        return self.scorer.class_matrix(*args, **kwargs)
+
+    def _forget_spaces(self) -> None:
+        """Drop what was derived from the running experience, and holds its data."""
+        self.spaces.forget()
+        self.scorer.forget()
 
     def check_setup(self) -> None:
         """Also refuse plugins that both score classes, and retrieval metrics."""
@@ -150,15 +180,16 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
     # -------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._forget_spaces()
-        self._seen.add(experience_ids(self.experience))
+        self.spaces.seen.add(experience_ids(self.experience))
         super()._before_training_exp(**kwargs)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
-        self._forget_spaces()  # they hold on to the data
+        self._forget_spaces()
 
-    def _check_pool(self, dataset: Any) -> None:
-        super()._check_pool(dataset)
+    def check_pool(self, dataset: Any) -> None:
+        """Raise without classes; warn of a single one."""
+        super().check_pool(dataset)
         if "targets" not in item_fields(dataset):
             raise ValueError(
                 "The data have no targets: ClassNameTemplate needs the class of each "
@@ -177,10 +208,9 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         self.check_ids(self.mbatch[1])
         super()._unpack_minibatch()
         if self.is_training:
-            batch = PromptBatch(
-                (k, v) for k, v in self.mbatch[0].items() if k not in ("text", "owner")
-            )
-            batch["text"] = self._prompts_of_space()
+            images = self.mbatch[0].items()
+            batch = PromptBatch((k, v) for k, v in images if k not in ("text", "owner"))
+            batch["text"] = self.scorer.prompt_tokens()
             self.mbatch[0] = batch
 
     def check_ids(self, targets: Tensor) -> None:
@@ -202,30 +232,17 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
                 "'all'."
             )
 
-    def _prompts_of_space(self) -> Tensor:
-        """Tokens of one prompt per class, on the device."""
-        ids, tokenizer = self.label_ids, self._model_tokenizer()
-        source = (ids, tokenizer, getattr(tokenizer, "vocab_size", None))
-        found = self._prompt_tokens
-        if found is None or found[0] is not ids or found[1:3] != source[1:]:
-            texts = self.class_prompts.prompts(ids)
-            tokens = tokenizer(texts).to(self.device)
-            found = self._prompt_tokens = (*source, tokens)
-        return found[3]
-
-    def _encode(self, batch: Any) -> CLIPOutput:
+    def encode(self, batch: Any, *, synced: bool = False) -> CLIPOutput:
+        """Encode a batch; texts that only fill up a chunk do not count."""
         with counted_texts(self.model, batch):
-            return without_filler(super()._encode(batch), batch)
-
-    def _encode_synced(self, batch: Any) -> CLIPOutput:
-        with counted_texts(self.model, batch):
-            return without_filler(super()._encode_synced(batch), batch)
+            return without_filler(super().encode(batch, synced=synced), batch)
 
     def gather_output(self, output: CLIPOutput) -> CLIPOutput:
         """Join the images of all processes; the texts are the same on each."""
         return distributed.gather_output(output, self.batch_sizes, texts=False)
 
-    def _macs_per_sample(self, batch_size: int) -> float:
+    def macs_per_sample(self, batch_size: int) -> float:
+        """Forward MACs of one training sample with its share of the prompts."""
         macs: Any = self.model.macs()  # type: ignore[operator]
         world = distributed.world_size()
         prompts = len(self.label_ids) * world / batch_size
@@ -233,17 +250,17 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
 
     # ------------------------------------------------------------ evaluation
     def _before_eval_exp(self, **kwargs: Any) -> None:
-        self._eval_space, self._eval_matrices = None, {}
+        self._forget_spaces()
         self._check_eval_space()
         super()._before_eval_exp(**kwargs)
 
     def _after_eval_exp(self, **kwargs: Any) -> None:
         super()._after_eval_exp(**kwargs)
-        self._eval_space, self._eval_matrices = None, {}
+        self._forget_spaces()
 
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()  # also after an evaluation that failed
-        self._eval_space, self._eval_matrices = None, {}
+        self._forget_spaces()
 
     def _check_eval_space(self) -> None:
         own = self.eval_label_space in ("own", "current")
@@ -264,11 +281,11 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         """Logits of the batch, one column per class of the label space."""
         if self.is_training:
             return super().forward()
-        self._cache = None
-        return self._evaluate_batch()
+        self.step.forget()
+        return self.scorer.evaluate_batch()
 
     def _output(self, output: CLIPOutput) -> Tensor:
-        return self._scores(output, output.image_features, output.text_features)
+        return class_scores(output, output.image_features, output.text_features)
 
     def criterion(self) -> Tensor:
         """Loss of the global batch (training) or the local one (evaluation)."""
@@ -288,26 +305,15 @@ class ClassNameTemplate(ClassScoringMixin, LabelSpaceMixin, CLIPTemplate):
         """
         if not isinstance(output, CLIPOutput):
             return self.loss_function(output, targets)
-        ids = self._space_of(set(targets.tolist()))
+        ids = self.spaces.of(set(targets.tolist()))
         texts = output.text_features
         if output is not self.mb_features and output is not self.global_features:
-            tokens = self._model_tokenizer()(self.class_prompts.prompts(ids))
             with self.autocast():
                 encode: Any = self.model.encode_text
-                texts = encode(tokens.to(self.device)).float()
+                texts = encode(self.scorer.tokenize(ids)).float()
         classes = torch.tensor(ids, device=targets.device)
-        logits = self._scores(output, output.image_features, texts)
+        logits = class_scores(output, output.image_features, texts)
         return self.loss_function(logits, torch.searchsorted(classes, targets))
-
-    def _space_of(self, wanted: set[int]) -> tuple[int, ...]:
-        running = () if self.experience is None else self.label_ids
-        for ids in (running, tuple(sorted(self.seen_classes))):
-            if wanted <= set(ids):
-                return ids
-        prompts = self.class_prompts
-        for number in wanted:
-            prompts.row(number)  # raises for unknown ones
-        return tuple(sorted(prompts.ids))
 
 
 def _check_combination(strategy: ClassNameTemplate) -> None:

@@ -1,83 +1,158 @@
-"""Evaluation of images against class vectors that are built once."""
+"""Prompts of a label space: beside images in training, as class vectors after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.common.checks import as_integer
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
+from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
-from avalanche_clip.training.templates.step_mixin import StepMixin
+from avalanche_clip.training.templates.label_spaces import LabelSpaces
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]
 
 
-class ClassScoringMixin(StepMixin):
-    """Logits of evaluation batches, and the class vectors that they need."""
+class PromptBatch(ImageTextBatch):
+    """Images with the prompts of a label space, which belong to no image.
 
-    class_prompts: Any
-    contracts: Any
-    label_ids: tuple[int, ...]
-    _evaluation_groups: Callable[[], list[tuple[int, ...]]]
-    _eval_matrices: dict[Any, Tensor]
-    _eval_space: Any
-    _key: Callable[[int], Any]
-    _matrices: ClassMatrices
-    _space_columns: Callable[[], tuple[Any, ...]]
-    _tokenizer: Any
+    ``text`` holds one prompt per class, ``(C, L)``; there is no ``owner``.
+    """
 
-    def _scores(self, output: CLIPOutput, images: Tensor, texts: Tensor) -> Tensor:
-        logits = output.logit_scale * images @ texts.T
-        bias = (output.aux or {}).get("logit_bias")
-        return logits if bias is None else logits + bias
+    prompts: int | None = None
+    """How many of the texts count; the others fill up a part without any."""
 
-    def _model_tokenizer(self) -> Any:
-        tokenizer: Any = self.model.tokenizer
-        return tokenizer
+    def split(self, chunks: int) -> list[ImageTextBatch]:
+        """Cut images and prompts into consecutive, nearly equal parts.
 
-    def _evaluate_batch(self) -> Tensor:
-        images = self._evaluate_images()
-        scale: Any = self.model.logit_scale
-        bias = getattr(self.model, "logit_bias", None)
-        aux = {"image_norm": images[1]}
+        :param chunks: number of parts; at most one per image. A part without a
+            prompt of its own gets the first one, which does not count.
+        """
+        images = ImageTextBatch((k, v) for k, v in self.items() if k != "text")
+        text = self["text"]
+        found = images.split(chunks)
+        parts: list[ImageTextBatch] = []
+        for number, images in enumerate(found):
+            low = number * len(text) // len(found)
+            high = (number + 1) * len(text) // len(found)
+            part = PromptBatch(images)
+            part["text"] = text[low:high] if high > low else text[:1]
+            part.prompts = high - low
+            parts.append(part)
+        return parts
+
+
+@contextmanager
+def counted_texts(model: Any, batch: Any) -> Iterator[None]:
+    """Keep texts that do not count out of the statistics of expert adapters.
+
+    :param model: with ``model.moe_adapters``, or without.
+    :param batch: to be encoded inside the context.
+    """
+    adapters = attachment(model, "moe_adapters")
+    if adapters is None or getattr(batch, "prompts", None) != 0:
+        yield
+        return
+    with adapters.paused("text"):
+        yield
+
+
+def without_filler(output: CLIPOutput, batch: Any) -> CLIPOutput:
+    """Drop the texts of a part that do not count."""
+    count = getattr(batch, "prompts", None)
+    if count is None or count == len(output.text_features):
+        return output
+    aux = dict(output.aux or {})
+    if "text_norm" in aux:
+        aux["text_norm"] = aux["text_norm"][:count]
+    return output._replace(text_features=output.text_features[:count], aux=aux or None)
+
+
+def class_scores(output: CLIPOutput, images: Tensor, texts: Tensor) -> Tensor:
+    """Logits of images against texts, with the scale and bias of a model's output."""
+    logits = output.logit_scale * images @ texts.T
+    bias = (output.aux or {}).get("logit_bias")
+    return logits if bias is None else logits + bias
+
+
+class ClassScorer:
+    """Logits of evaluation batches, and the class vectors that they need.
+
+    :param strategy: whose model encodes.
+    :param spaces: its label spaces.
+    :param batch_size: prompts per call of the text tower in evaluation.
+    """
+
+    def __init__(self, strategy: Any, spaces: LabelSpaces, batch_size: int):
+        self.strategy = strategy
+        self.spaces = spaces
+        self.matrices = ClassMatrices(batch_size)
+        self._tokenizer: Any = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was looked up for the running experience."""
+        self._looked_up: dict[int | None, Tensor] = {}
+        self._ids: tuple[int, ...] | None = None
+        self._tokens: tuple[Any, ...] | None = None
+
+    def prompt_tokens(self) -> Tensor:
+        """Tokens of one prompt per class of the label space, on the device."""
+        ids, tokenizer = self.spaces.ids, self.strategy.model.tokenizer
+        source = (tokenizer, getattr(tokenizer, "vocab_size", None))
+        if (
+            self._tokens is None
+            or self._tokens[0] is not ids
+            or (self._tokens[1:3] != source)
+        ):
+            self._tokens = (ids, *source, self.tokenize(ids))
+        found: Tensor = self._tokens[3]
+        return found
+
+    def tokenize(self, ids: Sequence[int]) -> Tensor:
+        """Tokens of the first prompt of classes, on the device."""
+        tokens = self.strategy.model.tokenizer(self.spaces.prompts.prompts(ids))
+        return tokens.to(self.strategy.device)  # type: ignore[no-any-return]
+
+    def evaluate_batch(self) -> Tensor:
+        """Logits of the evaluation batch; ``mb_features`` becomes what they are of."""
+        strategy = self.strategy
+        model, contracts = strategy.model, strategy.contracts
+        asked = [contract.image_context(strategy) for contract in contracts]
+        contexts = [context for context in asked if context is not None]
+        with contexts[0] if contexts else nullcontext(), strategy.autocast():
+            raw = model.encode_image(strategy.mb_x["image"], normalize=False)
+        features, norm = unit_features(raw.float())
+        bias = getattr(model, "logit_bias", None)
+        aux = {"image_norm": norm}
         if bias is not None:
             aux["logit_bias"] = bias.detach().float().reshape(())
-        none = images[0].new_zeros(0, images[0].shape[1])
-        output = CLIPOutput(
-            images[0], none, scale.detach().float().exp().reshape(()), aux
-        )
-        self.mb_features = output
-        for contract in self.contracts:
-            logits = contract.class_logits(self, output.image_features)
+        scale = model.logit_scale.detach().float().exp().reshape(())
+        none = features.new_zeros(0, features.shape[1])
+        output = strategy.mb_features = CLIPOutput(features, none, scale, aux)
+        for contract in contracts:
+            logits = contract.class_logits(strategy, features)
             if logits is not None:
                 return logits
         matrix = self.class_matrix()
-        self.mb_features = output._replace(text_features=matrix)
-        return self._class_scores(output.image_features, matrix)
+        strategy.mb_features = output._replace(text_features=matrix)
+        return self._scores(features, matrix)
 
-    def _evaluate_images(self) -> tuple[Tensor, Tensor]:
-        asked = [contract.image_context(self) for contract in self.contracts]
-        contexts = [context for context in asked if context is not None]
-        encode: Any = self.model.encode_image
-        with contexts[0] if contexts else nullcontext(), self.autocast():
-            raw = encode(self.mb_x["image"], normalize=False)
-        return unit_features(raw.float())
-
-    def _class_scores(self, images: Tensor, matrix: Tensor) -> Tensor:
+    def _scores(self, images: Tensor, matrix: Tensor) -> Tensor:
         """Logits of images; classes with equal prompts get equal ones."""
-        assert self.mb_features is not None
-        equal = self._space_columns()[1]
+        output, equal = self.strategy.mb_features, self.spaces.equal
         if equal is None:
-            return self._scores(self.mb_features, images, matrix)
+            return class_scores(output, images, matrix)
         first, inverse = equal
-        return self._scores(self.mb_features, images, matrix[first])[:, inverse]
+        return class_scores(output, images, matrix[first])[:, inverse]
 
     def variant_logits(
         self,
@@ -100,14 +175,15 @@ class ClassScoringMixin(StepMixin):
             on; None, or returning None: that of the whole text tower.
         :return: ``(B, C)``.
         """
-        logits = image_features.new_empty(len(image_features), len(self.label_ids))
+        width = len(self.spaces.ids)
+        logits = image_features.new_empty(len(image_features), width)
         for number in torch.unique(variants).tolist():
             mark = None if fingerprint is None else fingerprint(number)
             matrix = self.class_matrix(
                 variant=number, context=context, fingerprint=mark
             )
             rows = variants.to(image_features.device) == number
-            logits[rows] = self._class_scores(image_features[rows], matrix)
+            logits[rows] = self._scores(image_features[rows], matrix)
         return logits
 
     @torch.no_grad()
@@ -135,39 +211,40 @@ class ClassScoringMixin(StepMixin):
         :param fingerprint: see :meth:`variant_logits`.
         :return: float32 ``(C, D)``, on the strategy's device.
         """
-        running = ids is None and not self.is_training
-        chosen = (
-            self.label_ids
-            if ids is None
-            else tuple(as_integer(i, "A class id") for i in ids)
-        )
-        if running and variant in self._eval_matrices:
-            return self._eval_matrices[variant]
-        groups = self._evaluation_groups() if running else [chosen]
-        tokenizer = self._model_tokenizer()
+        strategy, spaces = self.strategy, self.spaces
+        running = ids is None and not strategy.is_training
+        if ids is None:
+            chosen = spaces.ids
+        else:
+            chosen = tuple(as_integer(i, "A class id") for i in ids)
+        if running and self._ids is not chosen:
+            self._ids, self._looked_up = chosen, {}
+        if running and variant in self._looked_up:
+            return self._looked_up[variant]
+        groups = spaces.groups() if running else [chosen]
+        tokenizer = strategy.model.tokenizer
         if tokenizer is not self._tokenizer:
-            self._matrices.forget()
+            self.matrices.forget()
             self._tokenizer = tokenizer
-        mark = fingerprint or tower_fingerprint(self.model, "text")
+        mark = fingerprint or tower_fingerprint(strategy.model, "text")
         size = getattr(tokenizer, "vocab_size", None)
-        state = f"{mark}|{size}|{self.precision}|{self.device}"
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]
-        with manager, evaluating(self.model):
-            vectors = self._matrices.get(
-                [[self._key(i) for i in group] for group in groups],
-                self._encode_prompts,
+        with manager, evaluating(strategy.model):
+            vectors = self.matrices.get(
+                [[spaces.key(i) for i in group] for group in groups],
+                self._encode,
                 variant=variant,
-                fingerprint=state,
+                fingerprint=f"{mark}|{size}|{strategy.precision}|{strategy.device}",
                 reuse=not running,
             )
         order = {i: row for row, i in enumerate(i for g in groups for i in g)}
         matrix = vectors[[order[i] for i in chosen]]
         if running:
-            self._eval_matrices[variant] = matrix
+            self._looked_up[variant] = matrix
         return matrix
 
-    def _encode_prompts(self, texts: list[str]) -> Tensor:
-        tokens = self._model_tokenizer()(texts).to(self.device)
-        encode: Any = self.model.encode_text
-        with self.autocast():
-            return encode(tokens)
+    def _encode(self, texts: list[str]) -> Tensor:
+        strategy = self.strategy
+        tokens = strategy.model.tokenizer(texts).to(strategy.device)
+        with strategy.autocast():
+            return strategy.model.encode_text(tokens)  # type: ignore[no-any-return]

@@ -15,8 +15,7 @@ from avalanche.benchmarks import CLExperience
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.logging import InteractiveLogger
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
@@ -24,20 +23,21 @@ from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.common.randomness import kept_rng, named_seed
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates import optim
-from avalanche_clip.training.templates.accumulation import FeatureCache
+from avalanche_clip.training.templates.agreement import (
+    agree_on_steps,
+    agree_on_training,
+)
 from avalanche_clip.training.templates.compatibility import (
     check_plugins,
-    contract_of,
     in_order,
     running_order,
 )
-from avalanche_clip.training.templates.contract import MethodPlugin
-from avalanche_clip.training.templates.eval_mixin import EvalMixin, by_stream
-from avalanche_clip.training.templates.frozen_base import FrozenBase
-from avalanche_clip.training.templates.loader_mixin import LoaderMixin
-from avalanche_clip.training.templates.optimizer_mixin import OptimizerMixin
+from avalanche_clip.training.templates.evaluation import (
+    by_stream,
+    noted,
+    undone_on_failure,
+)
 from avalanche_clip.training.templates.options import (
     check_keywords,
     check_options,
@@ -45,40 +45,30 @@ from avalanche_clip.training.templates.options import (
     refuse_unknown,
     warn_batch_norm,
 )
-from avalanche_clip.training.templates.plan_mixin import PlanMixin
-from avalanche_clip.training.templates.step_mixin import (
-    StepMixin,
-)
+from avalanche_clip.training.templates.step_template import StepTemplate
 from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
-    ClassView,
     check_classes,
     check_metrics,
-)
-from avalanche_clip.training.templates.teachers import TeacherService
-from avalanche_clip.training.templates.visits import Visits
-from avalanche_clip.training.templates.watchers import (
-    check_step,
-    check_watchers,
-    forget_values,
 )
 
 logger = logging.getLogger(__name__)
 
 
-def default_clip_evaluator() -> EvaluationPlugin:
-    """Retrieval and loss metrics, printed by the main process."""
+def printing_evaluator(*metrics: Any) -> EvaluationPlugin:
+    """Metrics that the main process prints."""
     loggers = [InteractiveLogger()] if distributed.is_main_process() else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return EvaluationPlugin(
-            retrieval_plugin_metrics(), loss_metrics(epoch=True), loggers=loggers
-        )
+        return EvaluationPlugin(*metrics, loggers=loggers)
 
 
-class CLIPTemplate(
-    StepMixin, PlanMixin, EvalMixin, OptimizerMixin, LoaderMixin, SupervisedTemplate
-):
+def default_clip_evaluator() -> EvaluationPlugin:
+    """Retrieval and loss metrics, printed by the main process."""
+    return printing_evaluator(retrieval_plugin_metrics(), loss_metrics(epoch=True))
+
+
+class CLIPTemplate(StepTemplate):
     """Base of all strategies that train a CLIP-like model.
 
     Over Avalanche's template it adds: loaders that use the data's collate,
@@ -150,6 +140,7 @@ class CLIPTemplate(
         **kwargs: Any,
     ):
         refuse_unknown(type(self), sorted(kwargs))
+        distributed.require_joined()
         settings = check_options(
             schedule=schedule,
             precision=precision,
@@ -164,110 +155,24 @@ class CLIPTemplate(
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
-        stock = ("eval_mb_size", "eval_every", "peval_mode")
-        evaluation = {name: settings.pop(name) for name in stock}
-        for name, value in settings.items():
-            setattr(self, name, value)
         self.reset_optimizer_state = reset_optimizer_state
-        self.decay_fraction = 0.2
         self.compute = ComputeBudget(
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
         )
-        model.to(device)
-        self._group_rule = param_groups
+        self._checked: list[Any] = []
         super().__init__(
             model=model,
-            optimizer=self._build_optimizer(model, optimizer),
+            optimizer=optimizer,
             criterion=criterion,
-            train_mb_size=settings["train_mb_size"],
-            train_epochs=settings["train_epochs"],
+            param_groups=param_groups,
             device=device,
             plugins=plugins,
             evaluator=evaluator,
-            **evaluation,
+            **settings,
         )
-        self._remember_optimizer(model)
-        self._new_scaler()
-        self._init_state()
         self.check_setup()
-        if settings["accumulation_steps"] > 1:
+        if self.accumulation_steps > 1:
             warn_batch_norm(model)
-
-    # ---------------------------------------------------------------- state
-    def _init_state(self) -> None:
-        """Set what changes during a run to its first value."""
-        self._ddp: nn.Module | None = None
-        self._cache: FeatureCache | None = None
-        self._contracts: dict[int, MethodPlugin] = {}
-        self._pending: Any = None
-        """What a run goes on with that was stored inside an experience."""
-        self.run: Any = None
-        """The run of :func:`run_stream` that is going on; checkpoints hold it."""
-        self.frozen_base = FrozenBase(self)
-        self.warned_inexact = False
-        self.visits = Visits()
-        """Which steps were trained, in which order and how often."""
-        self.teachers = TeacherService(self)
-        self.mb_features: CLIPOutput | None = None
-        self.batch_sizes: list[int] = []
-        self.text_counts: list[int] = []
-        self.global_features: CLIPOutput | None = None
-        self.loss_terms: dict[str, Tensor] = {}
-        self.in_training = False
-        """Whether ``train`` is running, nested evaluations included."""
-        self.training_experience: Any = None
-        self._checked: list[Any] = []
-        self.step_phase = ""
-        """``"open"`` while a step or the start of an experience changes the run,
-        ``"counting"`` while a step is done but the clock has not moved; else empty."""
-        self.planned_iterations = 0
-        self.deterministic_images = False
-
-    @property
-    def contracts(self) -> list[MethodPlugin]:
-        """What is asked of each plugin, in their order (see :class:`MethodPlugin`)."""
-        for plugin in self.plugins:
-            known = self._contracts.get(id(plugin))
-            if known is None or known.wrapped is not plugin:
-                self._contracts[id(plugin)] = contract_of(plugin)
-        return [self._contracts[id(plugin)] for plugin in self.plugins]
-
-    @property
-    def experience_index(self) -> int:  # type: ignore[override]
-        """Index of the running experience in its stream."""
-        experience = self.experience
-        if experience is None:
-            return self.visits.next_index
-        return int(experience.logging().current_experience)
-
-    @property
-    def mb_targets(self) -> Tensor:
-        """Group ids of the batch, or sample ids where there are none."""
-        assert self.mbatch is not None
-        return self.mbatch[1]
-
-    def class_view(self, width: int = 0) -> ClassView:
-        """The strategy with ``mb_y`` and ``mb_output`` by global class id.
-
-        :param width: smallest number of columns.
-        """
-        return ClassView(self, self.mb_targets, self._column_classes(), width)
-
-    def _column_classes(self) -> Tensor:
-        """Global id of each column of ``mb_output``."""
-        raise NotImplementedError
-
-    def add_loss(self, name: str, value: Tensor) -> None:
-        """Add a term to the loss of this step (call in ``before_backward``).
-
-        :param name: shown when the loss becomes NaN, and by
-            :func:`loss_term_metrics`; terms of one name are summed.
-        :param value: a scalar.
-        """
-        known = self.loss_terms.get(name)
-        new = value.detach()
-        self.loss_terms[name] = new if known is None else known + new
-        self.loss = self.loss + value
 
     # ------------------------------------------------------------- training
     def check_setup(self) -> None:
@@ -284,7 +189,7 @@ class CLIPTemplate(
         if self._checked:  # Avalanche has looked at those of the constructor
             self._check_plugin_compatibility()
             self._distributed_check = False
-        self._give_up_schedule()
+        self.plan.give_up_schedule()
         check_plugins(self)
         check_metrics(self)
         self._checked = have
@@ -302,6 +207,9 @@ class CLIPTemplate(
         :return: the newest value of each metric.
         :raises ValueError: also if a plugin that watches these evaluations can never
             act.
+        :raises RankError: when another process is about to train other data, with
+            other settings, from other weights or other steps; when it fails, ends
+            or does not answer in time.
         """
         with distributed.together("the arguments of train()"):
             self.check_setup()
@@ -311,15 +219,19 @@ class CLIPTemplate(
             given = experiences if eval_streams is None else eval_streams
             unused = eval_streams is None and self.eval_every < 0
             groups = [] if unused else by_stream(given)
-            check_watchers(self, [group[0].origin_stream.name for group in groups])
-        forget_values(self)
+            names = [group[0].origin_stream.name for group in groups]
+            for contract in self.contracts:
+                contract.check_evaluations(self, names)
+        for contract in self.contracts:
+            contract.forget_values()
         single = isinstance(experiences, CLExperience)
         self.in_training = True
         self.training_experience = (
             experiences if single else next(iter(experiences), None)
         )
         try:
-            with running_order(self):
+            with running_order(self), distributed.guarded("train()"):
+                agree_on_training(self, experiences, groups, kwargs)
                 found: dict[str, Any] = super().train(experiences, groups, **kwargs)
             return found
         finally:
@@ -328,7 +240,8 @@ class CLIPTemplate(
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.training_experience = self.experience
-        check_step(self, self.experience, self._eval_streams or [])
+        for contract in self.contracts:
+            contract.check_step(self, self.experience, self._eval_streams or [])
         check_classes(self, [self.experience.dataset], "train")
         self.step_phase = "open"
         self.visits.begin(self.experience)
@@ -343,14 +256,12 @@ class CLIPTemplate(
                     contract.prepare(self, self.experience.dataset)
             self.teachers.start_experience()
         if self.reset_optimizer_state:
-            self._new_scaler()
+            self.step.new_scaler()
         super()._before_training_exp(**kwargs)
         self.deterministic_images = has_deterministic_images(self.adapted_dataset)
         with distributed.together(f"the plan of experience {self.experience_index}"):
-            self.planned_iterations = self._plan()
-        self._agree_on_steps()
-        for contract in self.contracts:
-            contract.check_plan(self, self.planned_iterations)
+            self.plan.start()
+        agree_on_steps(self)
         if self._pending is not None:
             self._pending.apply(self)
         self.compute.count_parameters(self.model)
@@ -374,11 +285,11 @@ class CLIPTemplate(
             resumed = self._pending is not None and self.clock.train_epoch_iterations
             if not resumed:
                 self.clock.train_epoch_iterations = 0
-            self._plan_epoch()
+            self.plan.start_epoch()
             self._before_training_epoch(**kwargs)
             if resumed:
                 self._pending.apply(self)
-                self._plan_epoch()
+                self.plan.start_epoch()
             self._pending = None
             if self._stop_training:
                 self._stop_training = False
@@ -389,11 +300,11 @@ class CLIPTemplate(
             logger.debug("experience %d epoch %d", self.experience_index, epoch)
         self._pending = None
         distributed.exchange(f"the end of experience {self.experience_index}")
-        self._require_finite_weights()
+        self.step.require_finite_weights()
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""
-        for mbatch in self._draw(self._plan_epoch()):
+        for mbatch in self.plan.batches():
             self.mbatch = mbatch
             if self._stop_training:
                 break
@@ -435,23 +346,6 @@ class CLIPTemplate(
         super()._eval_cleanup()
         self._forget_batch()
 
-    def _forget_batch(self) -> None:
-        self.mb_features = None
-        self.global_features = None
-        self.loss_terms = {}
-        self._cache = None
-        self.teachers.forget_batch()
-
-    def _save_train_state(self) -> dict[str, Any]:
-        names = ("mbatch", "mb_output", "loss", "mb_features", "global_features")
-        batch = {name: getattr(self, name) for name in (*names, "loss_terms")}
-        return {**super()._save_train_state(), "batch": batch}
-
-    def _load_train_state(self, prev_state: dict[str, Any]) -> None:
-        super()._load_train_state(prev_state)
-        for name, value in prev_state["batch"].items():
-            setattr(self, name, value)
-
     # ----------------------------------------------------------- evaluation
     @torch.no_grad()
     def eval(self, exp_list: Any, **kwargs: Any) -> dict[str, Any]:
@@ -465,6 +359,7 @@ class CLIPTemplate(
         :param kwargs: for the loader and callbacks.
         :return: the newest value of each metric.
         """
+        distributed.require_joined()
         self.check_setup()
         check_keywords("eval", kwargs, self)
         groups = by_stream(exp_list)
@@ -474,10 +369,10 @@ class CLIPTemplate(
         with (
             kept_rng(self.device),
             running_order(self),
-            self._undone_on_failure(),
+            undone_on_failure(self),
         ):
             for group in groups:
-                with self._noted(group):
+                with noted(self, group), distributed.guarded("eval()"):
                     super().eval(group, **kwargs)
         found: dict[str, Any] = self.evaluator.get_last_metrics()
         return found
@@ -487,7 +382,8 @@ class CLIPTemplate(
         super()._after_training_exp(**kwargs)
         self.visits.end()
         self.step_phase = ""
-        forget_values(self)
+        for contract in self.contracts:
+            contract.forget_values()
         experience, self.experience = self.experience, None
         for contract in self.contracts:
             contract.experience_completed(self)

@@ -19,8 +19,8 @@ from torch import nn
 
 from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
 from avalanche_clip.training.templates.watchers import (
-    repair_early_stopping,
-    repair_scheduler,
+    EarlyStoppingContract,
+    SchedulerContract,
 )
 
 _CLASS_MEANS = (
@@ -94,21 +94,6 @@ class _Evaluation(PluginContract):
     keeps_per_weight_state = False  # type: ignore[assignment]
 
 
-class _Scheduler(PluginContract):
-    keeps_per_weight_state = False  # type: ignore[assignment]
-    sets_learning_rate = True
-
-    def __init__(self, plugin: Any):
-        super().__init__(plugin)
-        repair_scheduler(stock.LRSchedulerPlugin)
-
-
-class _EarlyStopping(PluginContract):
-    def __init__(self, plugin: Any):
-        super().__init__(plugin)
-        repair_early_stopping(stock.EarlyStoppingPlugin)
-
-
 class _FeatureDistillation(PluginContract):
     def check_compatible(self, strategy: Any) -> None:
         super().check_compatible(strategy)
@@ -158,8 +143,8 @@ STOCK: dict[type, type[PluginContract]] = {
     Clock: _Machinery,
     PeriodicEval: _Machinery,
     stock.EvaluationPlugin: _Evaluation,
-    stock.LRSchedulerPlugin: _Scheduler,
-    stock.EarlyStoppingPlugin: _EarlyStopping,
+    stock.LRSchedulerPlugin: SchedulerContract,
+    stock.EarlyStoppingPlugin: EarlyStoppingContract,
     stock.FeatureDistillationPlugin: _FeatureDistillation,
     stock.RWalkPlugin: _RWalk,
     stock.SynapticIntelligencePlugin: _SynapticIntelligence,

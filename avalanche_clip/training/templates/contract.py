@@ -111,6 +111,21 @@ class MethodPlugin(SupervisedPlugin):
         :param iterations: planned for it.
         """
 
+    def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
+        """Raise ValueError before training if it can never act on evaluations in it.
+
+        :param streams: names of those that are evaluated in training.
+        """
+
+    def check_step(
+        self, strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]
+    ) -> None:
+        """Raise ValueError if it can never act in an experience.
+
+        :param experience: about to be trained.
+        :param groups: what is evaluated meanwhile, one group per stream.
+        """
+
     def teacher_kinds(self, strategy: Any) -> Sequence[str]:
         """Name the teachers that the coming experience needs.
 
@@ -168,6 +183,23 @@ class MethodPlugin(SupervisedPlugin):
 
     def experience_completed(self, strategy: Any) -> None:
         """Act when an experience is over and counted; checkpoints may be written."""
+
+    def forget_values(self) -> None:
+        """Forget what was measured for another experience than the coming one."""
+
+    def note_values(
+        self,
+        strategy: Any,
+        experience: Any,
+        group: Sequence[Any],
+        values: Mapping[str, Any],
+    ) -> None:
+        """Take note of an evaluation made while an experience is trained.
+
+        :param experience: that is trained.
+        :param group: experiences of one stream that were evaluated.
+        :param values: what was measured, by name.
+        """
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Undo what was begun for an evaluation that has failed."""

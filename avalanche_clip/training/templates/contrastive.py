@@ -133,8 +133,9 @@ class ContrastiveTemplate(CLIPTemplate):
         output = self._first_captions(self.mb_features)
         return self._criterion(output, self.mb_targets)
 
-    def _check_pool(self, dataset: Any) -> None:
-        super()._check_pool(dataset)
+    def check_pool(self, dataset: Any) -> None:
+        """Raise for a single pair; warn of what makes the loss trivial."""
+        super().check_pool(dataset)
         if len(dataset) == 1:
             raise ValueError(
                 f"Experience {self.experience_index} has one training pair: a "

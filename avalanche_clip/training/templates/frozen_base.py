@@ -44,7 +44,7 @@ class FrozenBase:
         return [
             (name, parameter)
             for name, parameter in self.strategy.model.named_parameters()
-            if not parameter.requires_grad and name not in self.strategy._known
+            if not parameter.requires_grad and name not in self.strategy.groups.known
         ]
 
     def unchanged(self) -> dict[str, Any]:

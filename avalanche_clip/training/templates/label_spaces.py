@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from torch import Tensor
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL
-from avalanche_clip.training.templates.class_matrix import distinct_rows, prompt_key
+from avalanche_clip.training.templates.class_matrix import (
+    ClassKey,
+    distinct_rows,
+    prompt_key,
+)
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 LABEL_SPACES = ("current", "seen", "all", "own")
@@ -49,34 +54,29 @@ class SeenClasses(MethodPlugin, supports_distributed=True):
         self.groups = [tuple(int(i) for i in group) for group in state["groups"]]
 
 
-class LabelSpaceMixin:
-    """Label spaces of training and evaluation, and the prompts behind them."""
+class LabelSpaces:
+    """Label spaces of training and evaluation, and the prompts behind them.
 
-    adapted_dataset: Any
-    dataloader: Any
-    device: torch.device
-    eval_label_space: str
-    experience: Any
-    contracts: Any
-    is_training: bool
-    label_space: str
-    mb_targets: Tensor
-    _eval_matrices: dict[Any, Tensor]
-    _given_prompts: ClassPrompts | None
-    _last_prompts: ClassPrompts | None
-    _seen: SeenClasses
+    :param strategy: its ``label_space`` and ``eval_label_space``, the prompts that it
+        was given, its experience, data and plugins are read.
+    """
 
-    def _forget_spaces(self) -> None:
+    def __init__(self, strategy: Any):
+        self.strategy = strategy
+        self.seen = SeenClasses()
+        """A plugin of the strategy, so that checkpoints hold them."""
+        self._last: ClassPrompts | None = None
+        self.forget()
+
+    def forget(self) -> None:
         """Drop what was derived from the running experience."""
-        self._train_space: tuple[Any, ...] | None = None
-        self._prompt_tokens: tuple[Any, ...] | None = None
-        self._eval_space: tuple[Any, ...] | None = None
-        self._columns: tuple[Any, ...] | None = None
-        self._found_prompts: tuple[Any, ...] | None = None
-        self._eval_matrices: dict[Any, Tensor] = {}
+        self._trained: tuple[Any, ...] = ()
+        self._evaluated: tuple[Any, ...] = ()
+        self._columns: tuple[Tensor, Any, tuple[int, ...]] | None = None
+        self._found: tuple[Any, ...] = ()
 
     @property
-    def class_prompts(self) -> ClassPrompts:
+    def prompts(self) -> ClassPrompts:
         """Names and templates in use.
 
         Those given to the strategy; else ``benchmark.class_prompts`` if they
@@ -85,80 +85,65 @@ class LabelSpaceMixin:
 
         :raises ValueError: if neither the strategy nor the data have any.
         """
-        if self._given_prompts is not None:
-            return self._given_prompts
-        experience = self.experience
-        found: Any = self._last_prompts
+        given: ClassPrompts | None = self.strategy.given_prompts
+        if given is not None:
+            return given
+        experience, found = self.strategy.experience, self._last
         if experience is not None:
             shared = getattr(_benchmark(experience), "class_prompts", None)
-            known = self._found_prompts
-            if known is None or known[0] is not experience or known[1] is not shared:
-                found = _prompts_of(experience, shared)
-                self._found_prompts = known = (experience, shared, found)
-            found = known[2]
+            if not _same((experience, shared), self._found):
+                self._found = (experience, shared, _prompts_of(experience, shared))
+            found = self._found[-1]
         if not isinstance(found, ClassPrompts):
             raise ValueError(
                 "There are no class prompts: give class_prompts to the strategy, or "
                 "set benchmark.class_prompts (multi_domain_benchmark and "
                 "class_incremental_benchmark do)."
             )
-        self._last_prompts = found
+        self._last = found
         return found
 
     @property
-    def seen_classes(self) -> tuple[int, ...]:
-        """Ids of the classes trained so far, in order of arrival."""
-        return self._seen.ids
-
-    @property
-    def label_ids(self) -> tuple[int, ...]:
-        """Global ids of the columns of ``mb_output``, ascending."""
-        if self.experience is None:
+    def ids(self) -> tuple[int, ...]:
+        """Global ids of the columns, ascending; the same object while they stay."""
+        if self.strategy.experience is None:
             raise ValueError("There is no label space outside training and evaluation.")
-        return self._training_ids() if self.is_training else self._evaluation_ids()
-
-    @property
-    def mb_classes(self) -> Tensor:
-        """Global ids of the columns of ``mb_output``, int64 ``(C,)``."""
-        return self._space_columns()[0]
-
-    @property
-    def mb_y(self) -> Tensor:
-        """Column of each image's class, int64 ``(B,)``."""
-        return torch.searchsorted(self.mb_classes, self.mb_targets)
+        if self.strategy.is_training:
+            return self._training_ids()
+        source = (self.strategy.experience, *self.seen.groups[-1:])
+        if not _same(source, self._evaluated):
+            ids = {i for group in self.groups() for i in group}
+            self._evaluated = (*source, tuple(sorted(ids)))
+        found: tuple[int, ...] = self._evaluated[-1]
+        return found
 
     def _training_ids(self) -> tuple[int, ...]:
+        strategy, space = self.strategy, self.strategy.label_space
         # Replay replaces the loader, when the plugins before it have run.
-        drawn = [contract.replayed_classes(self) for contract in self.contracts]
-        source = (self.experience, self.adapted_dataset, self.dataloader, *drawn)
-        space = self._train_space
-        if (
-            space is None
-            or len(space[0]) != len(source)
-            or any(a is not b for a, b in zip(space[0], source, strict=True))
-        ):
-            ids = set(experience_ids(self.experience))
-            if self.label_space == "all":
-                ids = set(self.class_prompts.ids)
-            elif self.label_space != "own":
-                datasets = list(getattr(self.dataloader, "datasets", ()))
-                for dataset in (self.adapted_dataset, *datasets):
-                    ids |= target_ids(dataset)
-                ids.update(*drawn)
-                if self.label_space == "seen":
-                    ids |= set(self.seen_classes)
-            space = self._train_space = (source, tuple(sorted(ids)))
-        return space[1]
+        drawn = [c.replayed_classes(strategy) for c in strategy.contracts]
+        pools = (strategy.adapted_dataset, strategy.dataloader)
+        source = (strategy.experience, *pools, *drawn)
+        if not _same(source, self._trained):
+            ids = set(experience_ids(strategy.experience))
+            if space == "all":
+                ids = set(self.prompts.ids)
+            elif space != "own":
+                datasets = getattr(strategy.dataloader, "datasets", ())
+                ids.update(*(target_ids(d) for d in (pools[0], *datasets)), *drawn)
+                if space == "seen":
+                    ids |= set(self.seen.ids)
+            self._trained = (*source, tuple(sorted(ids)))
+        found: tuple[int, ...] = self._trained[-1]
+        return found
 
-    def _evaluation_groups(self) -> list[tuple[int, ...]]:
+    def groups(self) -> list[tuple[int, ...]]:
         """Classes of the evaluation in groups, as they arrived."""
-        own = self._candidates()
-        if self.eval_label_space == "all":
-            prompts = self.class_prompts
-            return [prompts.ids_of(domain) for domain in prompts.domain_names]
-        if self.eval_label_space == "seen":
-            known = set(self.seen_classes)
-            return [*self._seen.groups, tuple(i for i in own if i not in known)]
+        space, own = self.strategy.eval_label_space, self._candidates()
+        if space == "all":
+            return [self.prompts.ids_of(d) for d in self.prompts.domain_names]
+        if space == "seen":
+            known = set(self.seen.ids)
+            return [*self.seen.groups, tuple(i for i in own if i not in known)]
         return [own]
 
     def _candidates(self) -> tuple[int, ...]:
@@ -169,43 +154,55 @@ class LabelSpaceMixin:
         candidates must not depend on the sample. Classes without a domain are
         one, except beside those that were trained on ("seen").
         """
-        own = experience_ids(self.experience)
-        if declared_ids(self.experience) is not None:
+        own = experience_ids(self.strategy.experience)
+        if declared_ids(self.strategy.experience) is not None:
             return own
-        prompts = self.class_prompts
-        found = set(own)
+        prompts, found = self.prompts, set(own)
         for domain in {prompts.domain(i) for i in own}:
-            if domain or self.eval_label_space != "seen":
+            if domain or self.strategy.eval_label_space != "seen":
                 found |= set(prompts.ids_of(domain))
         return tuple(sorted(found))
 
-    def _evaluation_ids(self) -> tuple[int, ...]:
-        source = (self.experience, len(self._seen.groups))
-        space = self._eval_space
-        if space is None or space[0][0] is not source[0] or space[0][1] != source[1]:
-            ids = {i for group in self._evaluation_groups() for i in group}
-            space = self._eval_space = (source, tuple(sorted(ids)))
-            self._eval_matrices = {}
-        return space[1]
+    @property
+    def classes(self) -> Tensor:
+        """Global ids of the columns on the device, int64 ``(C,)``."""
+        return self._on_device()[0]
 
-    def _space_columns(self) -> tuple[Any, ...]:
-        """Ids of the columns on the device, and which of them are one class."""
-        ids = self.label_ids
+    @property
+    def equal(self) -> tuple[Tensor, Tensor] | None:
+        """Which columns are one class, as :func:`distinct_rows` says."""
+        return self._on_device()[1]
+
+    def _on_device(self) -> tuple[Tensor, Any, tuple[int, ...]]:
+        ids, device = self.ids, self.strategy.device
         if self._columns is None or self._columns[-1] is not ids:
-            classes = torch.tensor(ids, dtype=torch.int64, device=self.device)
-            keys = [self._key(i) for i in ids]
-            equal = distinct_rows(keys)
-            index = (
-                None
-                if equal is None
-                else tuple(torch.tensor(part, device=self.device) for part in equal)
-            )
-            self._columns = (classes, index, ids)
+            equal = distinct_rows([self.key(i) for i in ids])
+            parts = equal and tuple(torch.tensor(part, device=device) for part in equal)
+            classes = torch.tensor(ids, dtype=torch.int64, device=device)
+            self._columns = (classes, parts, ids)
         return self._columns
 
-    def _key(self, number: int) -> Any:
-        prompts = self.class_prompts
-        return prompt_key(prompts.name(number), prompts.templates(number))
+    def key(self, number: int) -> ClassKey:
+        """What the class vector of a class depends on."""
+        return prompt_key(self.prompts.name(number), self.prompts.templates(number))
+
+    def of(self, wanted: set[int]) -> tuple[int, ...]:
+        """The smallest label space in use that has some classes.
+
+        :raises ValueError: for unknown ones.
+        """
+        running = () if self.strategy.experience is None else self.ids
+        for ids in (running, tuple(sorted(self.seen.ids))):
+            if wanted <= set(ids):
+                return ids
+        for number in wanted:
+            self.prompts.row(number)  # raises for unknown ones
+        return tuple(sorted(self.prompts.ids))
+
+
+def _same(source: tuple[Any, ...], known: tuple[Any, ...]) -> bool:
+    """Whether what is known, behind its source, was found from the same objects."""
+    return len(known) == len(source) + 1 and all(map(is_, source, known))
 
 
 def target_ids(dataset: Any) -> set[int]:

@@ -19,8 +19,8 @@ from avalanche_clip.common.checks import (
     require_choice,
 )
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
-from avalanche_clip.training.templates.schedules import SCHEDULES
-from avalanche_clip.training.templates.step_mixin import PRECISIONS
+from avalanche_clip.training.templates.plan import SCHEDULES
+from avalanche_clip.training.templates.step import PRECISIONS
 
 PEVAL_MODES = ("epoch", "iteration", "experience")
 """What Avalanche's periodic evaluation counts."""

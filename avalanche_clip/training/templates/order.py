@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from avalanche_clip.common.randomness import kept_rng, scramble, seed_cpu
 from avalanche_clip.distributed import shares
 
 
+@dataclass
 class TrainingOrder:
     """The sequence of global batches of one experience.
 
@@ -44,36 +46,29 @@ class TrainingOrder:
     :raises ValueError: if a batch has fewer samples than there are processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        experience: int,
-        shuffle: bool = True,
-        continuous: bool = False,
-        drop_last: bool = True,
-        processes: int = 1,
-    ):
-        self.num_samples = num_samples
-        self.batch_size = min(batch_size, num_samples)
-        if self.batch_size < processes or not self.batch_size:
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    experience: int
+    shuffle: bool = True
+    continuous: bool = False
+    drop_last: bool = True
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        self.batch_size = min(self.batch_size, self.num_samples)
+        if self.batch_size < self.processes or not self.batch_size:
             raise ValueError(
-                f"{self.batch_size} sample(s) cannot fill a batch on {processes} "
+                f"{self.batch_size} sample(s) cannot fill a batch on {self.processes} "
                 "process(es); use fewer processes or more data."
             )
-        self.seed = seed
-        self.experience = experience
-        self.shuffle = shuffle
-        self.continuous = continuous
-        self.drop_last = drop_last
-        tail = num_samples % self.batch_size
-        if 0 < tail < processes and not (continuous or drop_last):
+        tail = self.num_samples % self.batch_size
+        if 0 < tail < self.processes and not (self.continuous or self.drop_last):
             raise ValueError(
-                f"The last batch of an epoch has {tail} of {num_samples} samples, too "
-                f"few for {processes} processes; use drop_last=True, or another batch "
-                "size."
+                f"The last batch of an epoch has {tail} of {self.num_samples} samples, "
+                f"too few for {self.processes} processes; use drop_last=True, or "
+                "another batch size."
             )
 
     def batches_per_epoch(self) -> int:

@@ -34,7 +34,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
     if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
         criterion |= kept_arguments(loss)
     budget, model = strategy.compute, strategy.model
-    prompts = getattr(strategy, "_given_prompts", None)  # with class names
+    prompts = strategy.given_prompts
     limits = ("iterations", "samples", "macs")
     settings = {
         "strategy": type(strategy).__name__,
@@ -52,7 +52,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
 
 def _optimizer(strategy: Any) -> dict[str, Any]:
     """The optimiser as it was built, and the group of each parameter."""
-    built = strategy._built
+    built = strategy.groups.built
     return {
         "class": type(strategy.optimizer).__name__,
         "groups": [{k: v for k, v in g.items() if k != "names"} for g in built],

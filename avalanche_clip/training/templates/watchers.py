@@ -13,66 +13,23 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from avalanche.evaluation import GenericPluginMetric
 from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
+from avalanche.training.templates.base_sgd import PeriodicEval
 
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric
+from avalanche_clip.training.templates.contract import PluginContract
 
 logger = logging.getLogger(__name__)
 
 _REST = re.compile(r"(?:/Task(?P<task>\d+))?(?:/Exp(?P<exp>\d+))?")
-
-
-def watchers(strategy: Any) -> list[Any]:
-    """Plugins that act on values of evaluations in training."""
-    return [p for p in strategy.plugins if _early(p) or _by_validation(p)]
-
-
-def _early(plugin: Any) -> bool:
-    return isinstance(plugin, EarlyStoppingPlugin)
-
-
-def _by_validation(plugin: Any) -> bool:
-    return isinstance(plugin, LRSchedulerPlugin) and plugin.metric == "val_loss"
-
-
-def watched_stream(plugin: EarlyStoppingPlugin) -> str:
-    """Name of the stream whose values an early stopping reads."""
-    return str(plugin.val_stream_name).split("/")[0].removesuffix("_stream")
-
-
-# -------------------------------------------------------------------- checking
-def check_watchers(strategy: Any, evaluated: Iterable[str]) -> None:
-    """Raise if a watching plugin can never act.
-
-    :param strategy: about to be trained.
-    :param evaluated: names of the streams that are evaluated in training.
-    :raises ValueError: naming the metric, the stream or ``eval_every``, and what to
-        do.
-    """
-    streams = list(evaluated)
-    for plugin in strategy.plugins:
-        if isinstance(plugin, LRSchedulerPlugin):
-            _check_scheduler(plugin, strategy)
-        if not (_early(plugin) or _by_validation(plugin)):
-            continue
-        _check_period(plugin, strategy)
-        if not streams:
-            raise ValueError(
-                f"{_what(plugin)}, but nothing is evaluated in training: give "
-                "eval_streams to train(), or to run_stream a benchmark with a stream "
-                "'valid' (split_validation makes one)."
-            )
-        if _early(plugin):
-            _check_stream(plugin, streams)
-            _check_metric(plugin, strategy)
 
 
 def validates(strategy: Any, benchmark: Any) -> bool:
@@ -83,12 +40,13 @@ def validates(strategy: Any, benchmark: Any) -> bool:
 def check_run(strategy: Any, benchmark: Any) -> None:
     """Raise if what a whole run evaluates in training fits neither data nor plugins.
 
-    :raises ValueError: see :func:`check_watchers`; or if stream ``valid`` is shorter
-        than the training stream.
+    :raises ValueError: if a watching plugin can never act, or if stream ``valid`` is
+        shorter than the training stream.
     """
     strategy.check_setup()
     given = validates(strategy, benchmark)
-    check_watchers(strategy, ["valid"] if given else [])
+    for contract in strategy.contracts:
+        contract.check_evaluations(strategy, ["valid"] if given else [])
     steps = len(benchmark.train_stream)
     if given and len(benchmark.streams["valid"]) < steps:
         raise ValueError(
@@ -104,58 +62,200 @@ def check_run(strategy: Any, benchmark: Any) -> None:
         )
 
 
-def _what(plugin: Any) -> str:
-    name = type(plugin).__name__
-    if _early(plugin):
+class _Watcher(PluginContract):
+    """A plugin that acts on evaluations in training."""
+
+    what: Any
+    """The plugin and what it watches, for messages."""
+    ends: Any = False
+    """Whether it also acts on an evaluation at the end of an experience."""
+
+    def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
+        """Raise where none is made, or not in time."""
+        periodic = [p for p in strategy.plugins if isinstance(p, PeriodicEval)]
+        every = periodic[0].eval_every if periodic else strategy.eval_every
+        mode = periodic[0].peval_mode if periodic else "epoch"
+        if every < 0 or (not self.ends and (every == 0 or mode == "experience")):
+            raise ValueError(
+                f"{self.what}, but with eval_every={every} and peval_mode={mode!r} "
+                "none is made between the epochs of an experience, so that it can "
+                "never act; build the strategy with eval_every=1, or leave the plugin "
+                "out."
+            )
+        if not streams:
+            raise ValueError(
+                f"{self.what}, but nothing is evaluated in training: give eval_streams "
+                "to train(), or to run_stream a benchmark with a stream 'valid' "
+                "(split_validation makes one)."
+            )
+
+    def _streams(self, visited: Mapping[str, Any]) -> Sequence[str]:
+        """Names of the streams that it watches."""
+        return list(visited)
+
+    def check_step(
+        self, strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]
+    ) -> None:
+        """Raise if the running experience has no counterpart in a watched stream."""
+        index = _index(experience)
+        visited = {_name(g): [_index(e) for e in g] for g in groups if g}
+        if not any(index in visited.get(n, ()) for n in self._streams(visited)):
+            raise ValueError(
+                f"{self.what}, but experience {index} of it is not evaluated while "
+                f"step {index} is trained (there are {visited}), so that it can never "
+                "act there; give the experience with the index of the step as "
+                "eval_streams to train()."
+            )
+
+
+class SchedulerContract(_Watcher):
+    """A scheduler's, by validation loss or not."""
+
+    keeps_per_weight_state = False  # type: ignore[assignment]
+    sets_learning_rate = True
+
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        _repair_scheduler(LRSchedulerPlugin)
+
+    @property
+    def what(self) -> str:
+        """The plugin and what it watches."""
+        name = type(self.wrapped).__name__
+        return f"{name}(metric='val_loss') watches the loss of evaluations in training"
+
+    @property
+    def watches(self) -> bool:
+        """Whether it watches anything."""
+        return bool(self.wrapped.metric == "val_loss")
+
+    @property
+    def ends(self) -> bool:
+        """It also steps at the end, which counts if it is not reset there."""
+        return not self.wrapped.reset_scheduler
+
+    def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
+        """Raise for another optimiser's scheduler; see :class:`_Watcher`."""
+        own = getattr(self.wrapped.scheduler, "optimizer", strategy.optimizer)
+        if own is not strategy.optimizer:
+            raise ValueError(
+                f"The scheduler of {type(self.wrapped).__name__} belongs to another "
+                "optimiser than the strategy's, whose learning rate it would never "
+                "change. Build the scheduler with the optimiser object that is given "
+                "to the strategy."
+            )
+        if self.watches:
+            super().check_evaluations(strategy, streams)
+
+    def check_step(
+        self, strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]
+    ) -> None:
+        """See :class:`_Watcher`."""
+        if self.watches:
+            super().check_step(strategy, experience, groups)
+
+    def evaluation_failed(self, strategy: Any) -> None:
+        """Forget what a failed evaluation has measured."""
+        if self.watches:
+            self.wrapped.rolling_metric.reset()
+
+
+class EarlyStoppingContract(_Watcher):
+    """Early stopping's, which is told the values of the running step."""
+
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        _repair_early_stopping(EarlyStoppingPlugin)
+
+    @property
+    def stream(self) -> str:
+        """Name of the stream whose values it reads."""
+        return str(self.wrapped.val_stream_name).split("/")[0].removesuffix("_stream")
+
+    @property
+    def what(self) -> str:
+        """The plugin and what it watches."""
         return (
-            f"{name} watches metric {plugin.metric_name!r} of stream "
-            f"{watched_stream(plugin)!r}"
-        )
-    return f"{name}(metric='val_loss') watches the loss of evaluations in training"
-
-
-def _check_period(plugin: Any, strategy: Any) -> None:
-    periodic = _periodic(strategy)
-    every = strategy.eval_every if periodic is None else periodic.eval_every
-    mode = "epoch" if periodic is None else periodic.peval_mode
-    # The scheduler also steps at the end, which counts if it is not reset there.
-    ends = _by_validation(plugin) and not plugin.reset_scheduler
-    if every < 0 or (not ends and (every == 0 or mode == "experience")):
-        raise ValueError(
-            f"{_what(plugin)}, but with eval_every={every} and peval_mode={mode!r} "
-            "none is made between the epochs of an experience, so that it can never "
-            "act; build the strategy with eval_every=1, or leave the plugin out."
+            f"{type(self.wrapped).__name__} watches metric "
+            f"{self.wrapped.metric_name!r} of stream {self.stream!r}"
         )
 
+    def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
+        """Raise also without the stream, or the metric where that can be known."""
+        super().check_evaluations(strategy, streams)
+        if self.stream not in streams:
+            raise ValueError(
+                f"{self.what}, which is not evaluated in training: that are "
+                f"{sorted(streams)}. Give its experiences as eval_streams to train(), "
+                "or watch one of these (run_stream evaluates 'valid' alone)."
+                f"{did_you_mean(self.stream, streams)}"
+            )
+        found = [_emitted(metric) for metric in strategy.evaluator.metrics]
+        names = sorted({n for some in found if some is not None for n in some})
+        if None not in found and self.wrapped.metric_name not in names:
+            raise ValueError(self._no_metric(names))
 
-def _periodic(strategy: Any) -> Any:
-    return next((p for p in strategy.plugins if hasattr(p, "_peval")), None)
-
-
-def _check_stream(plugin: EarlyStoppingPlugin, streams: Sequence[str]) -> None:
-    if watched_stream(plugin) not in streams:
-        raise ValueError(
-            f"{_what(plugin)}, which is not evaluated in training: that are "
-            f"{sorted(streams)}. Give its experiences as eval_streams to train(), or "
-            f"watch one of these (run_stream evaluates 'valid' alone)."
-            f"{did_you_mean(watched_stream(plugin), streams)}"
+    def _no_metric(self, names: Sequence[str]) -> str:
+        return (
+            f"{self.what}, but the strategy's evaluator measures no such metric in "
+            f"evaluations: there are {list(names)}. Put it into the EvaluationPlugin, "
+            f"or watch one of these.{did_you_mean(self.wrapped.metric_name, names)}"
         )
 
+    def _streams(self, visited: Mapping[str, Any]) -> Sequence[str]:
+        return [self.stream]
 
-def _check_metric(plugin: EarlyStoppingPlugin, strategy: Any) -> None:
-    """Raise where it is known without an evaluation that there is no such metric."""
-    found = [_emitted(metric) for metric in strategy.evaluator.metrics]
-    names = sorted({n for some in found if some is not None for n in some})
-    if None not in found and plugin.metric_name not in names:
-        raise ValueError(_no_metric(plugin, names))
+    def forget_values(self) -> None:
+        """Forget what was measured for another step."""
+        self.wrapped.own_value = None
+
+    def note_values(
+        self,
+        strategy: Any,
+        experience: Any,
+        group: Sequence[Any],
+        values: Mapping[str, Any],
+    ) -> None:
+        """Take the value that belongs to the step that is trained."""
+        index = _index(experience)
+        own = next((e for e in group if _index(e) == index), None)
+        if own is not None and self.stream == _name(group):
+            self.wrapped.own_value = self._value(own, index, values)
+
+    def _value(self, experience: Any, index: int, values: Mapping[str, Any]) -> float:
+        start = f"{self.wrapped.metric_name}/eval_phase/{self.stream}_stream"
+        rest = "".join(str(self.wrapped.val_stream_name).partition("/")[1:])
+        found = {}
+        for name, value in values.items():
+            place = name.removeprefix(start)
+            match = _REST.fullmatch(place)
+            known = name.startswith(start) and match and place.startswith(rest)
+            if match and known and isinstance(value, (int, float)):
+                found[match["task"], match["exp"]] = float(value)
+        # Measured on the experience alone, else on the stream that it is a part of.
+        mine = {k: v for k, v in found.items() if k[1] and int(k[1]) == index}
+        mine = mine or {k: v for k, v in found.items() if k[1] is None}
+        tasks = {int(t) for t in getattr(experience, "task_labels", ())}
+        if len(mine) > 1:
+            mine = {k: v for k, v in mine.items() if k[0] and int(k[0]) in tasks}
+        if len(mine) > 1:
+            raise ValueError(
+                f"{self.what}, of which there are several values for experience "
+                f"{index}, one per task ({sorted(str(k[0]) for k in mine)}); name one "
+                "as val_stream_name='<stream>_stream/Task<number>'."
+            )
+        if not mine:
+            parts = [name.partition("/eval_phase/") for name in values]
+            raise ValueError(self._no_metric(sorted({n for n, at, _ in parts if at})))
+        return next(iter(mine.values()))
 
 
-def _no_metric(plugin: EarlyStoppingPlugin, names: Sequence[str]) -> str:
-    return (
-        f"{_what(plugin)}, but the strategy's evaluator measures no such metric in "
-        f"evaluations: there are {list(names)}. Put it into the EvaluationPlugin, or "
-        f"watch one of these.{did_you_mean(plugin.metric_name, names)}"
-    )
+def _index(experience: Any) -> int:
+    return int(experience.logging().current_experience)
+
+
+def _name(group: Sequence[Any]) -> str:
+    return str(group[0].origin_stream.name)
 
 
 def _emitted(metric: Any) -> set[str] | None:
@@ -171,108 +271,8 @@ def _emitted(metric: Any) -> set[str] | None:
     return {str(metric)} if metric._mode == "eval" else set()
 
 
-def _check_scheduler(plugin: LRSchedulerPlugin, strategy: Any) -> None:
-    own = getattr(plugin.scheduler, "optimizer", strategy.optimizer)
-    if own is not strategy.optimizer:
-        raise ValueError(
-            f"The scheduler of {type(plugin).__name__} belongs to another optimiser "
-            "than the strategy's, whose learning rate it would never change. Build the "
-            "scheduler with the optimiser object that is given to the strategy."
-        )
-
-
-def check_step(strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]) -> None:
-    """Raise if the running experience has no counterpart in a watched stream.
-
-    :param experience: about to be trained.
-    :param groups: what is evaluated in training, one group per stream.
-    :raises ValueError: naming the experience and the stream.
-    """
-    index = _index(experience)
-    visited = {_name(group): [_index(e) for e in group] for group in groups if group}
-    for plugin in watchers(strategy):
-        names = [watched_stream(plugin)] if _early(plugin) else list(visited)
-        if not any(index in visited.get(name, ()) for name in names):
-            raise ValueError(
-                f"{_what(plugin)}, but experience {index} of it is not evaluated while "
-                f"step {index} is trained (there are {visited}), so that it can never "
-                "act there; give the experience with the index of the step as "
-                "eval_streams to train()."
-            )
-
-
-def _index(experience: Any) -> int:
-    return int(experience.logging().current_experience)
-
-
-def _name(group: Sequence[Any]) -> str:
-    return str(group[0].origin_stream.name)
-
-
-# -------------------------------------------------------------------- watching
-def forget_values(strategy: Any) -> None:
-    """Let plugins forget what was measured for another step."""
-    for plugin in strategy.plugins:
-        if _early(plugin):
-            plugin.own_value = None
-
-
-def note_values(
-    strategy: Any, experience: Any, group: Sequence[Any], values: Mapping[str, Any]
-) -> None:
-    """Give plugins the values that belong to the step that is trained.
-
-    :param experience: that is being trained, or about to be.
-    :param group: experiences of one stream that have been evaluated.
-    :param values: what this evaluation has measured, by name.
-    :raises ValueError: if the watched metric is not among the values.
-    """
-    index = _index(experience)
-    own = next((e for e in group if _index(e) == index), None)
-    for plugin in strategy.plugins:
-        if (
-            own is not None
-            and _early(plugin)
-            and watched_stream(plugin) == _name(group)
-        ):
-            plugin.own_value = _value(plugin, own, index, values)
-
-
-def _value(
-    plugin: EarlyStoppingPlugin, experience: Any, index: int, values: Mapping[str, Any]
-) -> float:
-    stream, _, rest = str(plugin.val_stream_name).partition("/")
-    start = f"{plugin.metric_name}/eval_phase/{stream.removesuffix('_stream')}_stream"
-    found = {}
-    for name, value in values.items():
-        place = name.removeprefix(start)
-        match = _REST.fullmatch(place)
-        if not name.startswith(start) or match is None:
-            continue
-        if place.startswith(f"/{rest}" if rest else "") and isinstance(
-            value, (int, float)
-        ):
-            found[match["task"], match["exp"]] = float(value)
-    # Measured on the experience alone, else on the stream that it is a part of.
-    mine = {k: v for k, v in found.items() if k[1] is not None and int(k[1]) == index}
-    mine = mine or {k: v for k, v in found.items() if k[1] is None}
-    tasks = {int(t) for t in getattr(experience, "task_labels", ())}
-    if len(mine) > 1:
-        mine = {k: v for k, v in mine.items() if k[0] and int(k[0]) in tasks}
-    if len(mine) > 1:
-        raise ValueError(
-            f"{_what(plugin)}, of which there are several values for experience "
-            f"{index}, one per task ({sorted(str(k[0]) for k in mine)}); name one as "
-            "val_stream_name='<stream>_stream/Task<number>'."
-        )
-    if not mine:
-        measured = {n.split("/eval_phase/")[0] for n in values if "/eval_phase/" in n}
-        raise ValueError(_no_metric(plugin, sorted(measured)))
-    return next(iter(mine.values()))
-
-
 # --------------------------------------------------------------------- repairs
-def repair_early_stopping(cls: Any) -> None:
+def _repair_early_stopping(cls: Any) -> None:
     """Let early stopping decide once for each value of the running step."""
     stock = cls._update_best
     if getattr(stock, "repaired", False):
@@ -300,7 +300,7 @@ def repair_early_stopping(cls: Any) -> None:
     cls._update_best = update_best
 
 
-def repair_scheduler(cls: Any) -> None:
+def _repair_scheduler(cls: Any) -> None:
     """Let a scheduler by validation loss see that of the running step alone."""
     iteration, end = cls.after_eval_iteration, cls.after_eval
     begins, ends = cls.before_training_exp, cls.after_training_exp
@@ -331,12 +331,7 @@ def repair_scheduler(cls: Any) -> None:
         ends(self, strategy, **kwargs)
         self.step_over = self.reset_scheduler
 
-    def evaluation_failed(self: Any, strategy: Any) -> None:
-        if self.metric == "val_loss":
-            self.rolling_metric.reset()
-
     after_eval.repaired = True  # type: ignore[attr-defined]
     cls.after_eval_iteration, cls.after_eval = after_eval_iteration, after_eval
     cls.before_training_exp = before_training_exp
     cls.after_training_exp = after_training_exp
-    cls.evaluation_failed = evaluation_failed

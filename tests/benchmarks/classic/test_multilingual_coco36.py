@@ -20,6 +20,7 @@ from tests.benchmarks.datasets.coco36_files import (
     write_xm3600,
 )
 from tests.benchmarks.small_streams import CharTokenizer
+from tests.refused import refused
 
 
 class Model:
@@ -94,7 +95,6 @@ def test_released_features__train_without_any_picture(root):
 
 def test_languages__are_checked(root):
     for wrong in ("de", [], ["de", "de"], ["qu"]):
-        with pytest.raises(ValueError, match="distinct codes"):
-            multilingual_coco36(root, languages=wrong)
+        refused("distinct codes", multilingual_coco36, root, languages=wrong)
     with pytest.raises(FileNotFoundError, match="translated/fr/test.json"):
         multilingual_coco36(root, languages=["en", "fr"])

@@ -22,6 +22,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table,
     validation_mask,
 )
+from tests.refused import refused
 
 COUNT = 1911
 STEP_SIZES = [719, 139, 446, 264, 175, 168]
@@ -93,11 +94,6 @@ def test_table__pickles_as_a_reference():
     assert pickle.loads(pickle.dumps(table)) is table
 
 
-def test_table__unknown_language_is_refused():
-    with pytest.raises(ValueError, match="language='xx' is unknown"):
-        load_emoji_table().captions("xx")
-
-
 @pytest.mark.parametrize("style", EMOJI_STYLES)
 def test_images__every_drawing_is_there_on_white(style):
     images = EmojiImages(style)
@@ -150,8 +146,7 @@ def test_images__pickle_holds_no_pixels():
     ],
 )
 def test_images__bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        EmojiImages(*arguments)
+    refused(message, EmojiImages, *arguments)
 
 
 def test_images__index_past_the_end_raises():
@@ -190,8 +185,7 @@ def test_pairs__sample_ids_are_unique_over_all_styles():
 
 
 def test_pairs__unnamed_emoji_are_refused_and_can_be_left_out():
-    with pytest.raises(ValueError, match="'da' has no name for 265 of the 1911"):
-        EmojiPairs("noto", language="da")
+    refused("'da' has no name for 265 of the 1911", EmojiPairs, "noto", language="da")
     rows = np.flatnonzero(load_emoji_table().named("da"))
     assert len(EmojiPairs("noto", rows, language="da")) == 1646
 
@@ -206,8 +200,7 @@ def test_pairs__unnamed_emoji_are_refused_and_can_be_left_out():
     ],
 )
 def test_pairs__bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        EmojiPairs(**arguments)
+    refused(message, EmojiPairs, **arguments)
 
 
 def test_pairs__empty_selection_has_no_samples():
@@ -236,10 +229,8 @@ def test_validation_mask__bounds_and_bad_input():
     assert not validation_mask(["a", "b"], fraction=0.0).any()
     assert validation_mask(["a", "b"], fraction=1.0).all()
     assert validation_mask([]).shape == (0,)
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        validation_mask(["a"], fraction=20)
-    with pytest.raises(ValueError, match="one string"):
-        validation_mask("1F600")
+    refused(r"must lie in \[0, 1\]", validation_mask, ["a"], fraction=20)
+    refused("one string", validation_mask, "1F600")
 
 
 def test_reader__needs_neither_torch_nor_avalanche():
@@ -284,28 +275,9 @@ def test_tokenizer__has_the_id_layout_of_clip():
     assert size == 512 + len(merges) + 2
 
 
-def test_tokenizer__cleans_splits_and_frames_text_as_clip_does():
-    tokenizer = load_tokenizer()
-    encoding = tokenizer.encode("  It's  the\nCAT 42!?")
-    assert encoding.tokens[0] == "<|startoftext|>"
-    assert encoding.tokens[-1] == "<|endoftext|>"
-    same = tokenizer.encode("it 's the cat 4 2 !?")
-    assert encoding.ids == same.ids
-    assert "cat</w>" in encoding.tokens
-
-
 def test_tokenizer__fits_every_name_in_32_tokens_without_unknowns():
     tokenizer = load_tokenizer()
     end = tokenizer.get_vocab_size() - 1
     encodings = tokenizer.encode_batch(list(load_emoji_table().names))
     assert max(len(e.ids) for e in encodings) == 20
     assert all(e.ids.index(end) == len(e.ids) - 1 for e in encodings)
-
-
-@pytest.mark.parametrize("language", ["hi", "th", "ja", "ar", "el"])
-def test_tokenizer__bytes_cover_every_script(language):
-    tokenizer = load_tokenizer()
-    end = tokenizer.get_vocab_size() - 1
-    names = [n for n in load_emoji_table().captions(language) if n is not None]
-    for encoding in tokenizer.encode_batch(names):
-        assert encoding.ids.count(end) == 1

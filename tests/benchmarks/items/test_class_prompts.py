@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from avalanche_clip.benchmarks import ClassPrompts
+from tests.refused import refused
 
 
 def test_prompts__first_template_and_all_of_them():
@@ -42,14 +43,12 @@ def test_prompts__names_stay_as_they_are(name):
     "template", ["a photo.", "{} and {}", "{0}", "a {name}", "{ }", "}{", "{} {", ""]
 )
 def test_templates__hold_one_pair_of_braces(template):
-    with pytest.raises(ValueError, match="exactly once"):
-        ClassPrompts(["a"], template)
+    refused("exactly once", ClassPrompts, ["a"], template)
 
 
 @pytest.mark.parametrize("templates", [[], ()])
 def test_templates__are_not_empty(templates):
-    with pytest.raises(ValueError, match="at least 1"):
-        ClassPrompts(["a"], templates)
+    refused("at least 1", ClassPrompts, ["a"], templates)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,7 @@ def test_names_and_templates__are_checked(arguments, error):
 
 @pytest.mark.parametrize("ids", [[0], [0, 0], [0, -1], [0, 1.5], [0, True], [0, 1, 2]])
 def test_ids__are_distinct_and_one_per_name(ids):
-    with pytest.raises(ValueError, match=r"id"):
-        ClassPrompts(["a", "b"], ids=ids)
+    refused(r"id", ClassPrompts, ["a", "b"], ids=ids)
 
 
 def test_ids__of_numpy_and_torch_are_integers():
@@ -80,8 +78,7 @@ def test_ids__of_numpy_and_torch_are_integers():
     assert prompts.for_ids(torch.tensor([5])).names == ("b",)
     assert prompts.name(np.int64(3)) == "a"
     assert 3 in prompts and 4 not in prompts and len(prompts) == 2
-    with pytest.raises(ValueError, match="Class id 4 is unknown"):
-        prompts.name(4)
+    refused("Class id 4 is unknown", prompts.name, 4)
 
 
 def test_for_ids__keeps_global_ids_and_their_templates():
@@ -92,8 +89,7 @@ def test_for_ids__keeps_global_ids_and_their_templates():
     assert part.ids == (2, 1) and part.names == ("c", "b")
     assert part.prompts() == ["c1", "b2"]
     assert part.domain(1) == "y" and part.ids_of("x") == (2,)
-    with pytest.raises(ValueError, match="more than once"):
-        prompts.for_ids([1, 1])
+    refused("more than once", prompts.for_ids, [1, 1])
 
 
 def test_merge__moves_ids_behind_the_parts_before():
@@ -105,17 +101,13 @@ def test_merge__moves_ids_behind_the_parts_before():
     assert both.templates(2) == ("{} r", "{} s")
     assert both.domain_names == ("left", "right")
     assert both.domain_templates("left") == ("{} l",)
-    with pytest.raises(ValueError, match="'left' occurs more than once"):
-        ClassPrompts.merge([left, left])
-    with pytest.raises(ValueError, match="no prompts to merge"):
-        ClassPrompts.merge([])
+    refused("'left' occurs more than once", ClassPrompts.merge, [left, left])
+    refused("no prompts to merge", ClassPrompts.merge, [])
 
 
 def test_domains__need_templates_and_one_name_per_class():
-    with pytest.raises(ValueError, match="no templates"):
-        ClassPrompts(["a", "b"], {"x": "{}"}, domains=["x", "y"])
-    with pytest.raises(ValueError, match="give one per class"):
-        ClassPrompts(["a", "b"], domains=["x"])
+    refused("no templates", ClassPrompts, ["a", "b"], {"x": "{}"}, domains=["x", "y"])
+    refused("give one per class", ClassPrompts, ["a", "b"], domains=["x"])
     with pytest.raises(ValueError, match="unknown"):
         ClassPrompts(["a"], domains="x").ids_of("y")
 
@@ -144,19 +136,7 @@ def test_equality__and_fingerprint_see_every_part():
 def test_lookups__take_integers_only(number):
     prompts = ClassPrompts(["a", "b"])
     for look_up in (prompts.name, prompts.domain, prompts.templates, prompts.row):
-        with pytest.raises(ValueError, match="The class id is .* give an integer"):
-            look_up(number)
+        refused("The class id is .* give an integer", look_up, number)
     assert number not in prompts
-    with pytest.raises(ValueError, match="integer"):
-        prompts.prompts([number])
-    with pytest.raises(ValueError, match="integer"):
-        prompts.for_ids([number])
-
-
-@pytest.mark.parametrize(
-    "number", [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1)]
-)
-def test_lookups__take_integers_of_all_kinds(number):
-    prompts = ClassPrompts(["a", "b"])
-    assert prompts.name(number) == "b" and number in prompts
-    assert prompts.for_ids([number]).ids == (1,)
+    refused("integer", prompts.prompts, [number])
+    refused("integer", prompts.for_ids, [number])

@@ -110,15 +110,6 @@ def test_content_hash__strings_of_numpy_are_strings():
     assert len({content_hash(dataset([(tensor, t)] * 2)) for t in texts}) == 1
 
 
-def test_content_hash__palettes_and_transparency_count():
-    image = picture(3).quantize(4)
-    other, clear = image.copy(), image.copy()
-    other.putpalette([9, 9, 9] * 4)
-    clear.info["transparency"] = 0
-    hashes = {content_hash(dataset([(i, "a")])) for i in (image, other, clear)}
-    assert len(hashes) == 3
-
-
 def test_content_hash__does_not_depend_on_preparation_or_generators():
     content = items(40, captions=3)
     bare = dataset(content, timestamps=np.arange(40.0))

@@ -13,6 +13,7 @@ from avalanche_clip.benchmarks import (
 from avalanche_clip.benchmarks.items.given import ItemsError
 from avalanche_clip.benchmarks.items.items import find_corrupt_samples
 from tests.benchmarks.small_streams import ListedPairs
+from tests.refused import refused
 
 IMAGE = torch.zeros(3, 4, 4)
 
@@ -128,8 +129,7 @@ def test_labelled_data__other_forms_are_refused(data):
         lambda: multi_domain_benchmark([Domain(data, whole, ["cat"])]),
         lambda: class_incremental_benchmark(data, whole, ["cat"], increment=1),
     ):
-        with pytest.raises(ItemsError, match=r"items must be \(image, label\)"):
-            build()
+        refused(r"items must be \(image, label\)", build, error=ItemsError)
 
 
 def test_items__rows_of_other_kinds_are_pairs():

@@ -20,6 +20,7 @@ from avalanche_clip.benchmarks.items.times import (
     to_timestamp,
 )
 from tests.benchmarks.small_streams import CountedPairs
+from tests.refused import refused
 
 TOKYO = dt.timezone(dt.timedelta(hours=9))
 
@@ -52,8 +53,7 @@ def test_to_timestamp__values(value, seconds):
     "value", ["", "2016", "soon", None, [1], float("nan"), "nan", np.datetime64("NaT")]
 )
 def test_to_timestamp__no_finite_time_raises(value):
-    with pytest.raises(ValueError, match="time|ISO date"):
-        to_timestamp(value)
+    refused("time|ISO date", to_timestamp, value)
 
 
 def start_by_datetime(seconds, period):
@@ -84,10 +84,8 @@ def test_period_starts__agree_with_pythons_calendar(period):
 
 
 def test_period_starts__milliseconds_and_unknown_periods_raise():
-    with pytest.raises(ValueError, match="milliseconds"):
-        period_starts(np.array([1.7e12]), "year")
-    with pytest.raises(ValueError, match="period='decade'"):
-        period_starts(np.array([0.0]), "decade")
+    refused("milliseconds", period_starts, np.array([1.7e12]), "year")
+    refused("period='decade'", period_starts, np.array([0.0]), "decade")
 
 
 def test_iso__negative_and_far_times():
@@ -123,8 +121,7 @@ BIG = 1_500_000_077  # as float32 it is 51 seconds off
     ],
 )
 def test_timestamps__lost_seconds_are_refused(values):
-    with pytest.raises(ValueError, match="float64"):
-        timestamp_column(values)
+    refused("float64", timestamp_column, values)
     with pytest.raises(ValueError, match="float64"):
         make_image_text_dataset(CountedPairs(len(values)), timestamps=values)
 
@@ -134,8 +131,7 @@ def test_boundaries__lost_seconds_are_refused(value):
     dataset = make_image_text_dataset(
         CountedPairs(2), timestamps=["1990-01-01", "2020-01-01"]
     )
-    with pytest.raises(ValueError, match="float64"):
-        time_stamped_benchmark(dataset, boundaries=[value])
+    refused("float64", time_stamped_benchmark, dataset, boundaries=[value])
     # A fact that was replaced later is checked, too.
     with pytest.raises(ValueError, match="float64"):
         with_facts(dataset, {"timestamp": np.float32([0, BIG])})
@@ -154,11 +150,9 @@ def test_boundaries__lost_seconds_are_refused(value):
     ],
 )
 def test_years__are_not_taken_for_seconds(values):
-    with pytest.raises(ValueError, match="year"):
-        timestamp_column(values)
+    refused("year", timestamp_column, values)
     dataset = make_image_text_dataset(CountedPairs(4), timestamps=[0, 1, 4e9, 5e9])
-    with pytest.raises(ValueError, match="year"):
-        time_stamped_benchmark(dataset, boundaries=values)
+    refused("year", time_stamped_benchmark, dataset, boundaries=values)
     with pytest.raises(ValueError, match="year"):
         with_facts(dataset.subset(list(range(len(values)))), {"timestamp": values})
 
@@ -188,8 +182,7 @@ def test_years__boundaries_are_judged_together(boundaries):
     scenario = time_stamped_benchmark(dataset, boundaries=boundaries, empty="drop")
     starts = [e.time_start for e in scenario.train_stream][1:]
     assert set(starts) <= set(map(float, boundaries))
-    with pytest.raises(ValueError, match="year"):
-        time_stamped_benchmark(dataset, boundaries=[1500, 1600])
+    refused("year", time_stamped_benchmark, dataset, boundaries=[1500, 1600])
 
 
 def test_years__seconds_can_be_given_in_words():

@@ -1,10 +1,7 @@
 """Streams of languages: cutting, names and codes, ids, what reaches the tokenizer."""
 
-import time
-
 import numpy as np
 import pytest
-import torch
 
 from avalanche_clip.benchmarks import (
     attribute_array,
@@ -219,22 +216,3 @@ def test_joint__has_everything_in_one_experience():
     assert benchmark.train_stream[0].language == "a"
     with pytest.raises(ValueError, match="no stream 'valid' of languages"):
         joint_languages(benchmark, train_name="valid")
-
-
-class Nothing:
-    """A million items that are never read."""
-
-    def __len__(self):
-        return 10**6
-
-    def __getitem__(self, index):
-        raise AssertionError("items are not to be read")
-
-
-def test_a_million_samples__are_cut_without_reading_them():
-    codes = torch.randint(10, (10**6,), generator=torch.Generator().manual_seed(0))
-    data = make_image_text_dataset(Nothing(), languages=codes.numpy())
-    begin = time.perf_counter()
-    benchmark = multilingual_benchmark(data)
-    assert time.perf_counter() - begin < 3
-    assert sum(len(e.dataset) for e in benchmark.train_stream) == 10**6

@@ -7,6 +7,7 @@ import pytest
 
 from avalanche_clip.benchmarks import replay_quotas
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
+from tests.refused import refused
 
 PUBLISHED = [
     (8, 4, [2, 2, 4], [2, 3, 3]),
@@ -72,8 +73,7 @@ def test_replay_quotas__large_numbers_are_exact():
     ],
 )
 def test_replay_quotas__bad_arguments_raise(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        replay_quotas(*arguments)
+    refused(message, replay_quotas, *arguments)
 
 
 def test_sample_priorities__never_change():
@@ -120,5 +120,4 @@ def test_keep_smallest__is_nested_and_handles_edges():
     assert all(small <= large for small, large in zip(chosen, chosen[1:]))
     assert keep_smallest(np.array([3, 1, 1, 0], np.uint64), 2).tolist() == [1, 3]
     assert keep_smallest(np.empty(0, np.uint64), 2).tolist() == []
-    with pytest.raises(ValueError, match="count=-1"):
-        keep_smallest(priorities, -1)
+    refused("count=-1", keep_smallest, priorities, -1)

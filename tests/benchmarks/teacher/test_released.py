@@ -1,6 +1,5 @@
 """Released feature files: read, or refused in words, and never run."""
 
-import json
 import pickle
 
 import numpy as np
@@ -13,6 +12,7 @@ from avalanche_clip.benchmarks.teacher.released import (
 from avalanche_clip.benchmarks.teacher.store import TeacherFeatureStore
 from avalanche_clip.common.arrays import seal_npy
 from tests.damage import PAGE, POINTER
+from tests.refused import refused
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -25,6 +25,15 @@ def test_pickle__every_protocol_and_type_is_read(tmp_path, protocol, dtype):
     names, read = read_feature_pickle(path)
     assert names == list(content) and read.dtype == np.float32
     assert read.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_pickle__frames_are_averaged_and_pictures_chosen(tmp_path):
+    path = tmp_path / "f.pkl"
+    features = {"a.jpg": np.array([[1.0, 1.0], [3.0, 5.0]]), "b.jpg": np.ones((1, 2))}
+    path.write_bytes(pickle.dumps(features))
+    assert read_feature_pickle(path)[1].tolist() == [[2, 3], [1, 1]]
+    assert read_feature_pickle(path, ["b.jpg"])[1].tolist() == [[1, 1]]
+    refused("x.jpg", read_feature_pickle, path, ["x.jpg"])
 
 
 class Large:
@@ -63,13 +72,13 @@ class Call:
         (pickle.dumps({"a": "1.5"}), "no array of numbers but str"),
         (pickle.dumps([1]), "no dict of features"),
         (pickle.dumps({}), "no dict of features"),
+        (pickle.dumps({"a": np.ones(2), "b": np.ones(3)}), "shapes"),
     ],
 )
 def test_pickle__anything_else_is_refused(tmp_path, content, words, capsys):
     path = tmp_path / "f.pkl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"(?s)f\.pkl.*{words}"):
-        read_feature_pickle(path)
+    refused(rf"(?s)f\.pkl.*{words}", read_feature_pickle, path)
     assert capsys.readouterr().out == ""
 
 
@@ -108,16 +117,7 @@ def test_pickle__damage_is_read_or_refused_in_words(tmp_path):
 def test_line_rows__other_content_is_refused(tmp_path, text, words):
     path = tmp_path / "line2idx.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"line2idx\.json.*{words}"):
-        read_line_rows(path)
-
-
-def test_line_rows__and_arrays_belong_together(tmp_path):
-    np.save(tmp_path / "t.npy", np.ones((2, 3), np.float32))
-    (tmp_path / "l.json").write_text(json.dumps({"0": 1, "1": 0}))
-    rows = read_line_rows(tmp_path / "l.json")
-    store = TeacherFeatureStore.from_released(tmp_path / "t.npy", None, rows)
-    assert store.texts([0]).tolist() == [[1, 1, 1]]
+    refused(rf"line2idx\.json.*{words}", read_line_rows, path)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,7 @@ def test_arrays__damaged_or_foreign_are_refused(tmp_path, content, words):
         np.save(path, array.get(content, np.ones((2, 3))), allow_pickle=True)
     else:
         path.write_bytes(made.get(content, content))
-    with pytest.raises(ValueError, match=rf"t\.npy.*{words}"):
-        TeacherFeatureStore.from_released(path)
+    refused(rf"t\.npy.*{words}", TeacherFeatureStore.from_released, path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         TeacherFeatureStore.from_released(tmp_path / "nowhere.npy")
 
@@ -161,5 +160,4 @@ def test_arrays__of_a_store_are_verified_where_they_are_read_alone(tmp_path):
     assert TeacherFeatureStore.from_released(path).texts([1]).tolist() == [[1, 1, 1]]
     whole = path.read_bytes()
     path.write_bytes(whole[:130] + b"\7" + whole[131:])
-    with pytest.raises(ValueError, match=r"t\.npy is damaged"):
-        TeacherFeatureStore.from_released(path)
+    refused(r"t\.npy is damaged", TeacherFeatureStore.from_released, path)

@@ -404,12 +404,3 @@ def test_freeze__batch_norms_of_a_frozen_tower_stand_still(tiny_cfg):
 def test_constructor__unknown_precision_is_refused(model):
     with pytest.raises(ValueError, match="fp8"):
         DualEncoder(model.clip, model.config, precision="fp8")
-
-
-def test_state_fingerprint__sees_rows_that_change_places(model):
-    parameters = [p for p in model.parameters() if p.dim() > 1]
-    known = {model.state_fingerprint()}
-    for parameter in parameters:  # nothing is counted by a version
-        parameter.data.copy_(parameter.data.flip(0).clone())
-        known.add(model.state_fingerprint())
-    assert len(known) == 1 + len(parameters)

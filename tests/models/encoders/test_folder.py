@@ -12,16 +12,10 @@ from avalanche_clip.models import (
     save_weights,
 )
 from tests.helpers import train_stream
+from tests.models.grown import DE, EL, experience
 from tests.training.languages import language_strategy, language_stream, tiny_model
 
-EL = ["κόκκινη γάτα", "μπλε γάτα", "κόκκινο σπίτι"] * 3
-DE = ["rote katze", "blauer hund", "kleines haus"] * 3
 TEXTS = ["red cat", *DE[:3], *EL[:3]]
-
-
-class Experience:
-    def __init__(self, number):
-        self.current_experience = number
 
 
 def grow(model, languages=2, **options):
@@ -29,7 +23,7 @@ def grow(model, languages=2, **options):
     table = attach_token_embedding(model, **options)
     for number, (name, texts) in enumerate([("de", DE), ("el", EL)][:languages]):
         model.tokenizer.add_language(name, texts, codes=[number], vocab_size=330)
-        table.adaptation(Experience(number))
+        table.adaptation(experience(number))
         table.usage[: 10 * (number + 1)] += 1
     with torch.no_grad():
         table.weight[5] += 0.25
@@ -67,7 +61,7 @@ def test_grown_model__loads_at_any_size(languages, scope, tmp_path):
     # it grows on, and is saved again
     for each in (model, loaded):
         each.train().tokenizer.add_language("fi", ["punainen kissa"] * 3, codes=[7])
-        find_token_embedding(each).adaptation(Experience(2))
+        find_token_embedding(each).adaptation(experience(2))
     loaded.save(tmp_path / "b")
     assert_same(model, create_dual_encoder(tmp_path / "b"))
 
@@ -116,7 +110,7 @@ def test_transformers__table_and_pieces_come_back(kind, request, tmp_path):
     size = table.num_embeddings
     german = ["die katze", "die kleine katze", "eine katze"]
     model.tokenizer.add_language("de", german * 4, codes=[1], vocab_size=40)
-    table.adaptation(Experience(0))
+    table.adaptation(experience(0))
     assert table.num_embeddings > size
     model.save(tmp_path / "saved")
     loaded = create_dual_encoder(tmp_path / "saved")

@@ -17,8 +17,8 @@ from avalanche_clip.models import (
     rewrite_file,
 )
 from avalanche_clip.models.text import vocabulary_storage as storage
+from tests.models.grown import grown_model
 from tests.models.moe.test_storage import OPTIONS, build
-from tests.models.text.test_vocabulary_storage import grown
 from tests.training.languages import tiny_model
 
 
@@ -44,7 +44,7 @@ def test_rewriting__adapters(tiny_cfg, tmp_path):
 
 
 def test_rewriting__vocabulary(tmp_path):
-    model = grown()
+    model = grown_model()[0]
     table = find_token_embedding(model)
     path = tmp_path / "v.pt"
     state = {**table.growth_state(), "active": None, "factor": 1.0}
@@ -62,7 +62,7 @@ def test_rewriting__vocabulary(tmp_path):
 
 
 def test_rewriting__usage_and_tokenizer(tmp_path):
-    model = grown()
+    model = grown_model()[0]
     usage = find_token_embedding(model).usage
     path = tmp_path / "token_usage.safetensors"
     save_file({"usage": usage}, path)

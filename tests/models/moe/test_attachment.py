@@ -1,6 +1,3 @@
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -28,44 +25,6 @@ def model(request, tiny_cfg):
 def one(tiny_cfg):
     torch.manual_seed(0)
     return create_dual_encoder(tiny_cfg)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_attached__features_do_not_change(model, training):
-    model.train(training)
-    batch = make_batch(model)
-    before = features(model, batch)
-    with_graph = model(batch)
-    moe = attach_moe_adapters(model, **OPTIONS)
-    assert model.training == training == moe.training
-    assert torch.equal(features(model, batch), before)
-    moe.add_router()
-    with moe.using_router(1):
-        assert torch.equal(features(model, batch), before)
-    randomize(model)
-    assert not torch.equal(features(model, batch), before)
-    with moe.using_router(-1):
-        assert torch.equal(features(model, batch), before)
-        out = model(batch)
-    assert torch.equal(out.image_features, with_graph.image_features)
-    assert torch.equal(out.text_features, with_graph.text_features)
-    assert out.aux.keys() == with_graph.aux.keys()
-    moe.detach()
-    assert torch.equal(features(model, batch), before)
-
-
-def test_attached__keys_stay_and_the_original_state_loads(model):
-    original = {k: v.clone() for k, v in model.state_dict().items()}
-    moe = attach_moe_adapters(model, **OPTIONS)
-    randomize(model)
-    experts = moe.adapters()[0].experts[0].up.weight.clone()
-    assert original.keys() < model.state_dict().keys()
-    assert all(".moe." in k for k in model.state_dict().keys() - original.keys())
-    model.load_state_dict({k: v + 1 for k, v in original.items()})
-    model.load_state_dict(original)
-    assert torch.equal(moe.adapters()[0].experts[0].up.weight, experts)
-    pointers = [p.data_ptr() for p in model.parameters()]
-    assert len(set(pointers)) == len(pointers)
 
 
 def test_mixture__is_added_to_the_second_branch(model):
@@ -128,27 +87,6 @@ def test_gradients__reach_used_experts_and_the_router_only(model):
         used = adapter.counts > 0
         grads = [e.up.weight.grad is not None for e in adapter.experts]
         assert grads == used.tolist()
-
-
-def test_mixed_routers__equal_separate_passes(model):
-    model.eval()
-    batch = make_batch(model)
-    before = features(model, batch)
-    moe = attach_moe_adapters(model, **OPTIONS)
-    moe.add_router()
-    randomize(model)
-    separate = []
-    for router in (-1, 0, 1):
-        with moe.using_router(router):
-            separate.append(features(model, batch))
-    ids = torch.tensor([1, -1, 0])
-    with moe.using_router(image=ids, text=ids.flip(0)):
-        mixed = features(model, batch)
-    rows = torch.tensor([1, -1, 0, 0, -1, 1])
-    for row, router in enumerate(rows.tolist()):
-        expected = separate[router + 1][row]
-        torch.testing.assert_close(mixed[row], expected, rtol=0, atol=1e-6)
-    assert torch.equal(mixed[rows == -1], before[rows == -1])
 
 
 def test_router__is_restored_and_checked(one):
@@ -248,54 +186,6 @@ def test_balance__is_part_of_the_output_in_training(one):
     assert moe.balance_loss() > 0
     moe.clear_balance()
     assert moe.balance_loss() == 0
-
-
-@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
-def test_copies__have_their_own_adapters_and_routers(model, way):
-    model.eval()
-    batch = make_batch(model)
-    plain = features(model, batch)
-    moe = attach_moe_adapters(model, **OPTIONS)
-    randomize(model)
-    moe.track_balance = True
-    model.train()(batch)
-    out = features(model.eval(), batch)
-    if way == "deepcopy":
-        other = copy.deepcopy(model)
-    else:
-        other = pickle.loads(pickle.dumps(model))
-    assert torch.equal(features(other, batch), out)
-    randomize(model, seed=5)
-    moe.set_router(-1)
-    assert torch.equal(features(other, batch), out)
-    assert other.moe_adapters.model is other
-    assert other.moe_adapters is not moe
-    moe.set_router(0)
-    changed = features(model, batch)
-    other.moe_adapters.set_router(-1)
-    assert torch.equal(features(other, batch), plain)
-    assert torch.equal(features(model, batch), changed)
-    other.moe_adapters.detach()
-    assert not any(".moe." in name for name in other.state_dict())
-    assert torch.equal(features(other, batch), plain)
-    assert torch.equal(features(model, batch), changed)
-
-
-def test_detach__restores_what_trained(model):
-    names = [name for name, _ in model.named_parameters()]
-    model.freeze("text")
-    flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    hooks = sum(len(m._forward_hooks) for m in model.modules())
-    moe = attach_moe_adapters(model, **OPTIONS)
-    assert not model.logit_scale.requires_grad
-    moe.detach()
-    assert [name for name, _ in model.named_parameters()] == names
-    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
-    modules = list(model.modules())
-    assert sum(len(m._forward_hooks) for m in modules) == hooks
-    assert sum(len(m._forward_pre_hooks) for m in modules) == 0
-    assert model.moe_adapters is None
-    assert attach_moe_adapters(model, **OPTIONS) is model.moe_adapters
 
 
 def test_attach__wrong_calls_leave_the_model_alone(tiny_cfg):

@@ -8,14 +8,31 @@ import torch
 
 from avalanche_clip.models import (
     attach_adapters,
+    attach_language_adapters,
     attach_lora,
+    attach_moe_adapters,
     attach_prompts,
     create_dual_encoder,
 )
-from tests.models.experts import features, make_batch
+from tests.models.experts import OPTIONS, features, make_batch
 from tests.models.kinds import convolutional, hf_clip, hf_siglip, layer_scale, timm_vit
 
+
+def attach_mixtures(model, tower="both", **options):
+    towers = ("image", "text") if tower == "both" else tower
+    return attach_moe_adapters(model, towers=towers, **{**OPTIONS, **options})
+
+
+def attach_languages(model, **options):
+    adapters = attach_language_adapters(model, **options)
+    adapters.add_language(0)
+    adapters.set_languages(0)
+    return adapters
+
+
 FORMS = {
+    "mixture": (attach_mixtures, {"dropout": 0.0}),
+    "languages": (attach_languages, {"bottleneck": 6}),
     "lora": (attach_lora, {"targets": ("qkv", "out", "mlp")}),
     "serial": (attach_adapters, {"bottleneck": 6}),
     "parallel": (
@@ -47,6 +64,19 @@ def form(request):
     return lambda model, **more: attach(model, **{**options, **more})
 
 
+@pytest.fixture(params=[name for name in FORMS if name not in ("mixture", "languages")])
+def frozen_form(request):
+    """Those that take a tower and blocks, and train the parts of an id."""
+    attach, options = FORMS[request.param]
+    return lambda model, **more: attach(model, **{**options, **more})
+
+
+def using(branches, image, text):
+    """Choose ids of the towers that have branches."""
+    ids = {"image": torch.tensor(image), "text": torch.tensor(text)}
+    return branches.using_ids(**{tower: ids[tower] for tower in branches.towers})
+
+
 def randomise(branches, seed=1, std=0.3):
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -60,25 +90,28 @@ def loss(model):
     return (out.image_features @ out.text_features.T).square().sum()
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_attached__features_stay(model, form, training):
-    model.train(training)
+def test_attached__features_stay(model, form):
     batch, names = make_batch(model), [n for n, _ in model.named_parameters()]
-    plain = features(model, batch)
+    plain = {mode: features(model.train(mode), batch) for mode in (True, False)}
     branches = form(model)
-    assert branches.training == training == model.training
-    torch.testing.assert_close(features(model, batch), plain, **CLOSE)
+    assert not branches.training and all(not b.training for b in branches.branches())
+    for mode in plain:
+        found = features(model.train(mode), batch)
+        torch.testing.assert_close(found, plain[mode], **CLOSE)
+        if branches.name == "moe_adapters":  # x + 0.0 is x
+            assert torch.equal(found, plain[mode])
     randomise(branches)
-    assert (features(model, batch) - plain).abs().max() > 1e-4
+    assert (features(model, batch) - plain[False]).abs().max() > 1e-4
     with branches.using_ids(-1):
-        assert torch.equal(features(model, batch), plain)
+        for mode in plain:
+            assert torch.equal(features(model.train(mode), batch), plain[mode])
         assert not loss(model).requires_grad
     branches.detach()
     assert getattr(model, branches.name) is None
     assert [n for n, _ in model.named_parameters()] == names
     assert not any("forward" in vars(m) for m in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert torch.equal(features(model, batch), plain)
+    assert torch.equal(features(model, batch), plain[False])
 
 
 def test_rows__of_several_ids_equal_separate_passes(model, form):
@@ -91,17 +124,15 @@ def test_rows__of_several_ids_equal_separate_passes(model, form):
         with branches.using_ids(key):
             separate[key] = features(model, batch)
     assert (separate[0] - separate[1]).abs().max() > 1e-4
-    with branches.using_ids(
-        image=torch.tensor([1, -1, 0]), text=torch.tensor([0, 1, -1])
-    ):
+    with using(branches, [1, -1, 0], [0, 1, -1]):
         mixed = features(model, batch)
     for row, key in enumerate((1, -1, 0, 0, 1, -1)):
         torch.testing.assert_close(mixed[row], separate[key][row], **CLOSE)
 
 
-def test_gradients__reach_the_ids_in_use_only(model, form):
+def test_gradients__reach_the_ids_in_use_only(model, frozen_form):
     model.requires_grad_(True)
-    branches = form(model)
+    branches = frozen_form(model)
     branches.add()
     branches.train_ids([0, 1])
     randomise(branches)
@@ -142,18 +173,20 @@ def test_copies__are_their_own(one, form, way):
 def test_state__brings_its_ids_and_a_plain_one_changes_nothing(one, form, tiny_cfg):
     original = {k: v.clone() for k, v in one.state_dict().items()}
     branches = form(one)
-    branches.add(4)
+    key = branches.add()
     randomise(branches)
-    branches.train_ids([4])
-    branches.set_ids(4)
+    branches.train_ids([key])
+    branches.set_ids(key)
     state = one.state_dict()
     assert original.keys() < state.keys()
     torch.manual_seed(0)
     other = create_dual_encoder(tiny_cfg).eval()
     twin = form(other)
     other.load_state_dict(state)
-    assert twin.keys == (0, 4)
+    assert twin.keys == (0, key)
     twin.load_growth_state(branches.growth_state())
+    if twin.name == "language_adapters":  # an experience's choice
+        twin.train_ids([key])
     twin.load_forward_state(branches.forward_state())
     assert torch.equal(features(other, make_batch(one)), features(one, make_batch(one)))
     names = [name for name, _ in branches.trainable_parameters()]
@@ -164,28 +197,65 @@ def test_state__brings_its_ids_and_a_plain_one_changes_nothing(one, form, tiny_c
     del state[names[0]]
     with pytest.raises(RuntimeError, match="Missing"):
         other.load_state_dict(state)
-    with pytest.raises(ValueError, match="The stored"):
-        twin.load_growth_state({**branches.growth_state(), "config": {"rank": 99}})
+
+
+def test_file__restores_outputs_or_changes_nothing(
+    one, frozen_form, tiny_cfg, tmp_path
+):
+    branches = frozen_form(one)
+    branches.add(3)
+    randomise(branches)
+    branches.set_ids(3)
+    branches.save(tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    other = create_dual_encoder(tiny_cfg).eval()
+    twin = frozen_form(other)
+    twin.load(tmp_path / "a.safetensors")
+    twin.set_ids(3)
+    batch = make_batch(one)
+    assert torch.equal(features(other, batch), features(one, batch))
+    state = branches.adapter_state_dict()
+    twin.detach()
+    twin = frozen_form(other, tower="text")
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match="tower='both', these 'text'"):
+        twin.load(tmp_path / "a.safetensors")
+    other.logit_scale.data += 1
+    with pytest.raises(ValueError, match="trained on other weights"):
+        twin.load_adapter_state_dict(state)
+    other.logit_scale.data -= 1
+    state["facts"]["config"]["tower"] = "text"
+    with pytest.raises(ValueError, match="unknown tensors"):
+        twin.load_adapter_state_dict(state)
+    state["facts"]["ids"] = [0, -3]
+    with pytest.raises(ValueError, match="'ids' is missing or wrong"):
+        twin.load_adapter_state_dict(state)
+    after = other.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
 
 
 def test_checkpointing__gives_the_same_gradients(one, form):
     branches = form(one)
     branches.add()
     randomise(branches)
-    branches.train_ids([0, 1])
+    for branch in branches.branches():
+        branch.requires_grad_(True)
     one.train()
     found = []
     for checkpointing in (False, True):
         one.clip.set_grad_checkpointing(checkpointing)
         one.zero_grad()
         torch.manual_seed(3)
-        with branches.using_ids(torch.tensor([0, 1, -1])):
+        with using(branches, [0, 1, -1], [0, 1, -1]):
             value = loss(one)
         value.backward()  # the ids of the pass are gone
-        found.append({n: p.grad for n, p in branches.trainable_parameters()})
-    assert any(grad.any() for grad in found[0].values())
-    for name, grad in found[0].items():
-        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6)
+        found.append([p.grad for b in branches.branches() for p in b.parameters()])
+    assert any(grad is not None and grad.any() for grad in found[0])
+    for grad, other in zip(*found, strict=True):
+        assert (grad is None) == (other is None)
+        if grad is not None:
+            torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -211,8 +281,7 @@ def test_layout__sequence_first_towers_give_the_same(one, form):
     branches = form(one)
     branches.add()
     randomise(branches)
-    ids = torch.tensor([0, 1, -1])
-    with branches.using_ids(ids):
+    with using(branches, [0, 1, -1], [1, 0, -1]):
         expected = features(one, make_batch(one))
     branches.detach()
     for transformer in (one.clip.transformer, one.clip.visual.transformer):
@@ -222,15 +291,15 @@ def test_layout__sequence_first_towers_give_the_same(one, form):
     again = form(one)
     again.add()
     randomise(again)
-    with again.using_ids(ids):
+    with using(again, [0, 1, -1], [1, 0, -1]):
         torch.testing.assert_close(features(one, make_batch(one)), expected, **CLOSE)
 
 
-def test_towers__and_blocks_are_chosen(one, form):
+def test_towers__and_blocks_are_chosen(one, frozen_form):
     one.freeze()
     batch = make_batch(one)
     plain = features(one, batch)
-    branches = form(one, tower="text", blocks=[1])
+    branches = frozen_form(one, tower="text", blocks=[1])
     randomise(branches)
     assert branches.towers == ("text",)
     assert all("resblocks.1." in name for name, _ in branches.trainable_parameters())
@@ -240,7 +309,7 @@ def test_towers__and_blocks_are_chosen(one, form):
         branches.set_ids(image=0)
 
 
-def test_wrong_calls__leave_the_model_alone(tiny_cfg, form):
+def test_wrong_calls__leave_the_model_alone(tiny_cfg, frozen_form):
     model = convolutional(tiny_cfg)
     for options, message in (
         ({}, "tiny-emoji-vit"),
@@ -250,12 +319,12 @@ def test_wrong_calls__leave_the_model_alone(tiny_cfg, form):
         ({"tower": "text", "blocks": [0.5]}, "blocks"),
     ):
         with pytest.raises(ValueError, match=message):
-            form(model, **options)
+            frozen_form(model, **options)
         assert all(p.requires_grad for p in model.parameters())
         assert not any("forward" in vars(m) for m in model.modules())
-    branches = form(model, tower="text")
+    branches = frozen_form(model, tower="text")
     with pytest.raises(ValueError, match="already"):
-        form(model, tower="text")
+        frozen_form(model, tower="text")
     for wrong, kind in ((5, ValueError), (-2, ValueError), (0.5, TypeError)):
         with pytest.raises(kind):
             branches.set_ids(wrong)

@@ -20,28 +20,15 @@ from avalanche_clip.models import (
 from avalanche_clip.models.text.teir import table_moments
 from avalanche_clip.models.text.token_table import seeded
 from tests.models.conftest import VOCAB, hf_text
+from tests.models.grown import EL, experience, grown_model
 from tests.training.languages import tiny_model
 
 TEXTS = ["red cat", "a smiling face", "blue dog and old car"]
-EL = ["κόκκινη γάτα", "μπλε γάτα", "κόκκινο σπίτι"] * 3
-
-
-class Experience:
-    def __init__(self, number):
-        self.current_experience = number
 
 
 def table_of(rows=6, width=4, **options):
     torch.manual_seed(0)
     return ExpandableTokenEmbedding(nn.Embedding(rows, width), **options)
-
-
-def grown_model(**options):
-    model = tiny_model()
-    table = attach_token_embedding(model, **options)
-    model.tokenizer.add_language("el", EL, codes=[2], vocab_size=340)
-    table.adaptation(Experience(0))
-    return model, table
 
 
 # ------------------------------------------------------------------- the module
@@ -122,11 +109,11 @@ def test_adaptation__grows_in_training_only_and_by_its_own_seed():
         table = attach_token_embedding(model, seed=seed)
         model.tokenizer.add_language("el", EL, vocab_size=340)
         model.eval()
-        table.adaptation(Experience(number))
+        table.adaptation(experience(number))
         assert table.num_embeddings == 3584
         model.train()
         torch.manual_seed(len(tables))
-        table.adaptation(Experience(number))
+        table.adaptation(experience(number))
         tables.append(table.weight.detach())
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
@@ -213,7 +200,6 @@ def test_active__follows_the_module_to_another_type_and_into_copies():
 @pytest.mark.parametrize("active", [False, True])
 def test_save__loads_into_a_model_of_the_base_size(active, tmp_path):
     model, table = grown_model(scope="language")
-    table.usage[5] = 3
     if active:
         table.activate(torch.tensor([7, 3590]))
         with torch.no_grad():
@@ -240,7 +226,7 @@ def test_state_dict__resizes_the_table_in_both_directions():
     other.load_state_dict(model.state_dict())
     assert torch.equal(find_token_embedding(other).weight, table.weight)
     with pytest.raises(RuntimeError, match="loaded without its vocabulary"):
-        find_token_embedding(other).adaptation(Experience(0))
+        find_token_embedding(other).adaptation(experience(0))
     other.load_state_dict(base)
     assert find_token_embedding(other).num_embeddings == 3584
 
@@ -257,9 +243,9 @@ def test_deepcopy__tokenizer_and_table_stay_together():
     assert find_token_embedding(twin).tokenizer is twin.tokenizer
     assert twin.tokenizer is not model.tokenizer
     model.tokenizer.add_language("xx", ["zzz qqq vvv"] * 5, vocab_size=340)
-    table.adaptation(Experience(1))
+    table.adaptation(experience(1))
     assert find_token_embedding(twin).num_embeddings < table.num_embeddings
-    find_token_embedding(twin).adaptation(Experience(1))
+    find_token_embedding(twin).adaptation(experience(1))
 
 
 def test_train_tokens_only__freezes_the_rest():

@@ -14,7 +14,6 @@ from avalanche_clip.common.arrays import read_safetensors, write_tensors
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models import (
     GrowingTokenizer,
-    attach_token_embedding,
     create_dual_encoder,
     find_token_embedding,
     load_vocabulary,
@@ -22,23 +21,13 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.text import vocabulary_storage as storage
 from tests.damage import not_refused
+from tests.models.grown import EL, grown_model
 from tests.training.languages import tiny_model
-
-EL = ["κόκκινη γάτα", "μπλε γάτα", "κόκκινο σπίτι"] * 3
-
-
-def grown(**options):
-    model = tiny_model()
-    table = attach_token_embedding(model, **options)
-    model.tokenizer.add_language("el", EL, codes=[2], vocab_size=340)
-    table.expand(model.tokenizer.vocab_size)
-    table.usage[5] = 3
-    return model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return grown()
+    return grown_model()[0]
 
 
 @pytest.fixture
@@ -186,7 +175,7 @@ def test_usage__of_a_model_folder_is_verified(model, tmp_path):
 # -------------------------------------------------------------------- tokenizer
 @pytest.mark.parametrize("scope", ["latest", "language"])
 def test_tokenizer__no_damage_is_read(tmp_path, scope):
-    tokenizer = grown(scope=scope).tokenizer
+    tokenizer = grown_model(scope=scope)[0].tokenizer
     tokenizer.save(tmp_path)
     path = tmp_path / "growing_tokenizer.json"
     loaded = GrowingTokenizer.load(tmp_path)
@@ -228,7 +217,7 @@ def test_tokenizer__impossible_content_is_refused(model, tmp_path, change, words
 def test_tokenizer__a_stored_state_that_is_refused_changes_nothing(model):
     state = json.loads(json.dumps(model.tokenizer.state_dict()))
     state["snapshots"][0]["level"] = 3
-    tokenizer = grown().tokenizer
+    tokenizer = grown_model()[0].tokenizer
     before = tokenizer.state_dict()
     with pytest.raises(ValueError, match="level 3"):
         tokenizer.load_state_dict(state)
@@ -240,7 +229,7 @@ def test_tokenizer__without_checksum_is_refused_and_numbers_are_plain(model, tmp
     path.write_text(json.dumps(model.tokenizer.state_dict()))
     with pytest.raises(ValueError, match="no checksum.*rewrite_file"):
         GrowingTokenizer.load(path)
-    tokenizer = grown().tokenizer
+    tokenizer = grown_model()[0].tokenizer
     tokenizer.default_language = np.int64(2)
     tokenizer.save(tmp_path)
     assert GrowingTokenizer.load(path).default_language == 2

@@ -10,7 +10,7 @@ from avalanche_clip.training import (
     Patching,
     Sequential,
 )
-from avalanche_clip.training.templates.schedules import cosine_lr
+from avalanche_clip.training.templates.plan import cosine_lr
 from tests.helpers import (
     assert_other_weights,
     assert_same_weights,

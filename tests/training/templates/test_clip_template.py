@@ -297,7 +297,9 @@ def test_scaler__skipped_step_counts_and_gradients_are_unscaled():
             norms.append(float(strategy.model.token.weight.grad.norm()))
             if strategy.clock.train_exp_iterations == 7:
                 # What the scaler found when it unscaled the gradients.
-                state = strategy._scaler._per_optimizer_states[id(strategy.optimizer)]
+                state = strategy.step.scaler._per_optimizer_states[
+                    id(strategy.optimizer)
+                ]
                 for found in state["found_inf_per_device"].values():
                     found.fill_(1.0)
 
@@ -321,7 +323,7 @@ def test_scaler__starts_anew_with_each_experience():
 
     class Look:
         def before_training_exp(self, strategy, **kwargs):
-            scalers.append(strategy._scaler)
+            scalers.append(strategy.step.scaler)
 
     fit(Sequential, steps=2, precision="fp16", plugins=[Look()])
     assert scalers[0] is not scalers[1]

@@ -64,7 +64,7 @@ def test_stock_plugin__works_over_two_experiences(name):
 
 
 def test_synaptic_intelligence__upstream_still_needs_the_repair():
-    # Fails when avalanche-lib copies the weights itself: drop stock_repairs.py then.
+    # Fails when avalanche-lib copies the weights itself: drop the repair then.
     import inspect
 
     from avalanche.training.plugins import synaptic_intelligence

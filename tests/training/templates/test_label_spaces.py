@@ -128,7 +128,7 @@ def test_class_matrix__another_precision_encodes_anew():
     full = strategy.class_matrix([0, 1])
     strategy.precision = "bf16"
     half = strategy.class_matrix([0, 1])
-    strategy._matrices.forget()
+    strategy.scorer.matrices.forget()
     assert torch.equal(half, strategy.class_matrix([0, 1]))
     assert not torch.equal(half, full)
     strategy.precision = "fp32"

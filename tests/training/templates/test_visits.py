@@ -449,7 +449,10 @@ def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_p
     for one in (strategy, again):
         one.train(order[2], eval_streams=[])
         assert one.moe.routers == {"classes 0,1,2": 0, "classes 0,1,2 (2)": 1}
-        assert one.moe._router == 0 and one.moe.auto_selector.num_tasks == 2
+        assert (
+            one.model.moe_adapters.active_router == 0
+            and one.moe.auto_selector.num_tasks == 2
+        )
     one.moe.router_for_eval, one.moe.auto_selector = "own", None
     one.experience = data.test_stream[0]
     assert one.moe._own(one, 7) == 0

@@ -25,18 +25,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from avalanche_clip.benchmarks.datasets.captioned import is_id, is_text
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     ClassImages,
-    FolderFiles,
     MTILDomain,
 )
 from avalanche_clip.benchmarks.datasets.mtil.orders import X_TAIL_NAMES, dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
     check_choice,
     check_counts,
+    check_files,
     read_mtil_domain,
 )
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
@@ -159,8 +157,7 @@ def _part(
             )
     files = [row[0] for row in rows]
     check_names(files, path, folder)
-    targets = np.array([row[1] for row in rows], dtype=np.int64)
-    return ClassImages(FolderFiles(folder, files), np.arange(len(rows)), targets)
+    return ClassImages.of_files(folder, files, [row[1] for row in rows])
 
 
 def _fault(row: Any) -> str | None:
@@ -254,12 +251,7 @@ def _read_aircraft(
 ) -> tuple[ClassImages, ClassImages, tuple[str, ...]]:
     """Labels are lines of ``variants.txt``; ``val`` is not trained on."""
     folder = _find(_AIRCRAFT[0], root, facts).parent
-    missing = [n for n in (*_AIRCRAFT, "images") if not (folder / n).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{facts.name} of X-TAIL is not whole: {', '.join(missing)} not found in "
-            f"{folder}. {facts.expected}"
-        )
+    check_files(facts._replace(files=(*_AIRCRAFT, "images")), folder)
     text = read_plain(folder / _AIRCRAFT[0], "a list of variants")
     variants = [line.strip() for line in text.split("\n")]
     variants = [variant for variant in variants if variant]
@@ -289,6 +281,4 @@ def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImag
     if not files:
         raise unreadable(path, "a list of aircraft", "it has no lines")
     check_names(files, path, folder / "images")
-    return ClassImages(
-        FolderFiles(folder / "images", files), np.arange(len(files)), targets
-    )
+    return ClassImages.of_files(folder / "images", files, targets)

@@ -26,12 +26,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     IMAGE_ENDINGS,
     ClassImages,
-    FolderFiles,
     MTILDomain,
 )
 from avalanche_clip.benchmarks.datasets.mtil.names import given_names
@@ -51,6 +48,10 @@ from avalanche_clip.benchmarks.datasets.mtil.templates import (
 )
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
 from avalanche_clip.common.files import unreadable
+from avalanche_clip.models.encoders.imagenet_names import (
+    imagenet_class_names,
+    imagenet_wnids,
+)
 
 _TINY_IMAGENET_START = ("n02124075", "n04067472", "n04540053", "n04099969")
 _IMAGENET = {100: IMAGENET_100, 1000: IMAGENET_1K}
@@ -90,7 +91,8 @@ def read_imagenet(
         )
     facts, base = _IMAGENET[num_classes], Path(root).expanduser()
     check_files(facts, base)
-    wnids = sorted(e.name for e in os.scandir(base / "train") if _is_class(e))
+    folders = [e.name for e in os.scandir(base / "train") if e.is_dir()]
+    wnids = sorted(name for name in folders if not name.startswith("."))
     if len(wnids) < num_classes:
         raise ValueError(
             f"{base / 'train'} holds {len(wnids)} class folders, but {facts.name} "
@@ -102,7 +104,7 @@ def read_imagenet(
     else:
         names = given_names(class_names, num_classes)
     train, test = (_class_folders(base / part, wnids, "") for part in ("train", "val"))
-    fault = "" if check == "ignore" else _wnid_fault(wnids)
+    fault = "" if check == "ignore" else _differing_id(wnids, imagenet_wnids())
     check_counts(facts, len(wnids), train, test, check, fault)
     return MTILDomain(train, test, names, MTIL_TEMPLATES["ImageNet"], facts.name)
 
@@ -155,14 +157,10 @@ def read_tiny_imagenet(
     return MTILDomain(train, test, names, templates, TINY_IMAGENET.name)
 
 
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.is_dir()
-
-
 def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImages:
     """The images in ``<folder>/<id>/<inner>``, by class and name."""
     names: list[str] = []
-    targets: list[np.ndarray] = []
+    targets: list[int] = []
     missing, empty = [], []
     for label, wnid in enumerate(wnids):
         parts = [wnid, inner] if inner else [wnid]
@@ -174,7 +172,7 @@ def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImage
         if not found:
             empty.append(wnid)
         names.extend("/".join([*parts, name]) for name in found)
-        targets.append(np.full(len(found), label))
+        targets += [label] * len(found)
     if missing or empty:
         where = f"{folder}/<id>/{inner}".rstrip("/")
         raise FileNotFoundError(
@@ -182,8 +180,7 @@ def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImage
             f"{missing[:3]}) and {len(empty)} have one without images (for example "
             f"{empty[:3]}); images lie in one folder per WordNet id."
         )
-    files = FolderFiles(folder, names)
-    return ClassImages(files, np.arange(len(names)), np.concatenate(targets))
+    return ClassImages.of_files(folder, names, targets)
 
 
 def _images(names: Iterable[str]) -> list[str]:
@@ -220,7 +217,7 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
         targets.append(labels[fields[1]])
     if not names:
         raise unreadable(path, "a list of pictures and classes", "it has no lines")
-    return ClassImages(FolderFiles(folder, names), np.arange(len(names)), targets)
+    return ClassImages.of_files(folder, names, targets)
 
 
 def _lemmas(path: Path) -> dict[str, str]:
@@ -239,11 +236,6 @@ def _published_names(
     wnids: Sequence[str], lemmas: dict[str, str], source: Path
 ) -> tuple[str, ...]:
     """CLIP's name of each WordNet id, else the given lemma."""
-    from avalanche_clip.models.encoders.imagenet_names import (
-        imagenet_class_names,
-        imagenet_wnids,
-    )
-
     known = {**lemmas, **dict(zip(imagenet_wnids(), imagenet_class_names()))}
     unnamed = [wnid for wnid in wnids if wnid not in known]
     if unnamed:
@@ -253,13 +245,6 @@ def _published_names(
             "class_names, in the order of the classes."
         )
     return tuple(known[wnid] for wnid in wnids)
-
-
-def _wnid_fault(wnids: Sequence[str]) -> str:
-    """What is wrong with the ids of ImageNet, or an empty string."""
-    from avalanche_clip.models.encoders.imagenet_names import imagenet_wnids
-
-    return _differing_id(wnids, imagenet_wnids())
 
 
 def _differing_id(wnids: Sequence[str], published: Sequence[str]) -> str:

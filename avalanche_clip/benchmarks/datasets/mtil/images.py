@@ -43,12 +43,24 @@ class ClassImages:
         self.targets = _column(targets)
         require_length(self.targets, len(self.indices), "targets", "index")
 
+    @classmethod
+    def of_files(
+        cls,
+        folder: str | os.PathLike[str],
+        names: Sequence[str],
+        targets: Sequence[int],
+    ) -> ClassImages:
+        """Make a data set of files, one class each, see :class:`FolderFiles`."""
+        return cls(FolderFiles(folder, names), np.arange(len(names)), targets)
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image | torch.Tensor, int]:
         image = self.source[int(self.indices[index])][0]
-        return _rgb(image), int(self.targets[index])
+        if isinstance(image, Image.Image):
+            image = picture_to_rgb(image)
+        return image, int(self.targets[index])
 
     def subset(self, positions: Sequence[int] | np.ndarray) -> ClassImages:
         """Return the items at some positions, in the order given.
@@ -60,10 +72,6 @@ class ClassImages:
         if chosen.size == 0:
             chosen = chosen.astype(np.int64)
         return ClassImages(self.source, self.indices[chosen], self.targets[chosen])
-
-    def __repr__(self) -> str:
-        source = type(self.source).__name__
-        return f"{type(self).__name__}({len(self)} of {source})"
 
 
 class FolderFiles:
@@ -104,10 +112,6 @@ class MTILDomain(NamedTuple):
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     name: str
-
-
-def _rgb(image: Any) -> Any:
-    return picture_to_rgb(image) if isinstance(image, Image.Image) else image
 
 
 def _column(values: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from avalanche_clip.benchmarks.datasets.plain_texts import read_plain
-from avalanche_clip.common.checks import existing_file, require_length
+from avalanche_clip.common.checks import existing_file, require_length, require_type
 
 RENAMED: dict[str, dict[str, str]] = {
     "Caltech101": {
@@ -92,11 +92,8 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
             "carries ids; give a list of names, in the order of the classes."
         )
     names = list(names)
-    wrong = [name for name in names if not isinstance(name, str)]
-    if wrong:
-        raise ValueError(
-            f"{where} holds {wrong[0]!r}, a {type(wrong[0]).__name__}; names are texts."
-        )
+    for name in names:
+        require_type(name, str, f"A name in {where}", "texts", error=ValueError)
     listed = tuple(name.strip("\r\n") for name in names)
     _refuse_ids(listed, where)
     require_length(listed, count, f"names in {where}", "class")

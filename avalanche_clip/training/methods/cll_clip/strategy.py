@@ -176,7 +176,7 @@ class CLLCLIP(ContrastiveTemplate):
 
     def _set_learning_rate(self) -> None:
         steps = int(self.warmup_fraction * self.planned_iterations)
-        own = self.schedule == "constant" and not self._warmup()
+        own = self.schedule == "constant" and not self.plan.warmup
         if not own or not steps:
             super()._set_learning_rate()
             return
@@ -189,20 +189,23 @@ class CLLCLIP(ContrastiveTemplate):
         self._student.for_loss = self.is_training
         return super().forward()
 
-    def _meet(self) -> None:
-        super()._meet()
+    def meet(self) -> None:
+        """Also complete the batch by the teacher's features."""
+        super().meet()
         self._complete(self.mb_x)
 
-    def _encode(self, batch: Any) -> CLIPOutput:
+    def encode(self, batch: Any, *, synced: bool = False) -> CLIPOutput:
+        """Encode the texts of a batch; its images only where no teacher has."""
         if not self.is_training and "teacher_image" not in batch:
-            return super()._encode(batch)
+            return super().encode(batch)
         if self.is_training:
             self._complete(batch)
         self._student.for_loss = self.is_training
+        ddp = self.step.synced if synced else None
         with self.autocast():
-            return self._student(batch)
+            return self._student(batch) if ddp is None else ddp(batch)
 
-    def _synced_module(self) -> nn.Module:
+    def synced_module(self) -> nn.Module:
         """The text student, not the model."""
         return self._student
 

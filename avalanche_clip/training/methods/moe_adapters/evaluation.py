@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.models.selector.selector import AutoSelector
+from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import Step, belongs
 
 EVAL_ROUTERS = ("auto", "own", "last", "zero-shot")
@@ -19,25 +21,37 @@ ZERO_SHOT = -1
 EvalRouter = str | Callable[[Any], int | Tensor]
 
 
-class RoutedEvaluation:
-    """Route every evaluation batch, and put the router of training back."""
+class RoutedEvaluation(MethodPlugin):
+    """Route every evaluation batch, and put the router of training back.
 
-    selector: Any
-    router_for_eval: EvalRouter
-    shared_router: bool
-    auto_selector: AutoSelector | None
-    """The selector of the run, None without one."""
-    routers: dict[str, int]
-    """Router of each experience that was begun, by its classes or place."""
-    owners: dict[str, Step]
-    """The step that each of these routers was made for."""
-    routing: dict[str, dict[str, dict[str, int]]]
-    """``[stream][f"{trained},{experience}"][router]`` -> images: how the images of a
-    complete evaluation were routed, after ``trained`` experiences."""
-    _router: int | None  # that of the last experience begun
-    _steps: int | None  # length of the training stream
-    _routes: Tensor | None  # of the running evaluation batch
-    _close: Callable[[], None] | None
+    :param selector: what the plugin was given.
+    :param shared_router: whether all experiences train router 0.
+    :param router_for_eval: one of :data:`EVAL_ROUTERS`, or a callable.
+    """
+
+    def __init__(self, selector: Any, shared_router: bool, router_for_eval: EvalRouter):
+        super().__init__()
+        if not callable(router_for_eval):
+            require_choice("router_for_eval", router_for_eval, EVAL_ROUTERS)
+        self.selector = selector
+        self.shared_router = shared_router
+        self.router_for_eval = router_for_eval
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to an earlier run with this plugin."""
+        #: the selector of the run, None without one
+        self.auto_selector: AutoSelector | None = None
+        #: router of each experience that was begun, by its classes or place
+        self.routers: dict[str, int] = {}
+        #: the step that each of these routers was made for
+        self.owners: dict[str, Step] = {}
+        #: ``[stream][f"{trained},{experience}"][router]`` -> images: how the images of
+        #: a complete evaluation were routed, after ``trained`` experiences
+        self.routing: dict[str, dict[str, dict[str, int]]] = {}
+        self._steps: int | None = None  # length of the training stream
+        self._routes: Tensor | None = None  # of the running evaluation batch
+        self._close: Callable[[], None] | None = None
 
     def _moe(self, strategy: Any) -> Any:
         return strategy.model.moe_adapters
@@ -74,7 +88,7 @@ class RoutedEvaluation:
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Route the next pass of a model that encodes images and captions."""
-        if not callable(getattr(strategy, "variant_logits", None)):
+        if strategy.reads_captions:
             self._open_scope(strategy)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
@@ -139,8 +153,8 @@ class RoutedEvaluation:
         if rule == "zero-shot" or (rule == "auto" and self.selector is not None):
             return ZERO_SHOT
         moe = self._moe(strategy)
-        last = self._router
-        if last is None:  # a stream not begun, perhaps with adapters of another one
+        last = moe.active_router
+        if not self.routers:  # a stream not begun, perhaps with adapters of another one
             last = moe.learned[-1] if moe.learned else ZERO_SHOT
         return self._own(strategy, last) if rule == "own" else last
 

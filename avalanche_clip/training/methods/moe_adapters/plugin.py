@@ -20,10 +20,10 @@ from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.randomness import seeded
 from avalanche_clip.models.moe.adapters import attach_moe_adapters
-from avalanche_clip.models.moe.mixture import NUM_EXPERTS
+from avalanche_clip.models.moe.mixture import NUM_EXPERTS, RANKINGS
+from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.models.selector.selector import EXTRACTORS, AutoSelector
 from avalanche_clip.training.methods.moe_adapters.evaluation import (
-    EVAL_ROUTERS,
     EvalRouter,
     RoutedEvaluation,
 )
@@ -97,15 +97,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         weights by earlier or random ones.
     """
 
-    adapters: dict[str, Any] | None
-    balance_weight: float
-    calibration: str | None
-    count: int
-    freeze: bool
-    rank_over: str
-    reference_images: Any
-    selector_transform: str
-
     routes_batches = True
 
     def __init__(
@@ -123,37 +114,21 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         balance_weight: float = 0.0,
         router_for_eval: EvalRouter = "auto",
     ):
-        super().__init__()
+        super().__init__(selector, shared_router, router_for_eval)
         as_size(count, "count", least=0)
-        require_choice("rank_over", rank_over, ("all", "unfrozen"))
+        require_choice("rank_over", rank_over, RANKINGS)
         as_finite(balance_weight, "balance_weight", low=0)
         require_choice("selector_transform", selector_transform, ("train", "eval"))
-        if not callable(router_for_eval):
-            require_choice("router_for_eval", router_for_eval, EVAL_ROUTERS)
         _check_selector(selector, reference_images, calibration, shared_router)
         self.adapters = None if adapters is None else dict(adapters)
-        self.selector = selector
         self.reference_images = reference_images
         self.selector_transform = selector_transform
         self.calibration = calibration
         self.freeze = freeze
         self.count = int(count)
         self.rank_over = rank_over
-        self.shared_router = shared_router
         self.balance_weight = balance_weight
-        self.router_for_eval = router_for_eval
         self._run: weakref.ref[Any] | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what belongs to an earlier run with this plugin."""
-        self.auto_selector = None
-        self.routers = {}
-        self.owners = {}
-        self.routing = {}
-        self._router = self._steps = None
-        self._routes = None
-        self._close = None
 
     # -------------------------------------------------------------- attaching
     def check_compatible(self, strategy: Any) -> None:
@@ -183,7 +158,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
 
     def _checked_selector(self, strategy: Any) -> AutoSelector | None:
         """Check what depends on the adapters, there or not, and make the selector."""
-        moe = getattr(strategy.model, "moe_adapters", None)
+        moe = attachment(strategy.model, "moe_adapters")
         if moe is None:
             experts, learned = (self.adapters or {}).get("num_experts", NUM_EXPERTS), 0
         else:
@@ -206,24 +181,19 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
 
     def _attach(self, strategy: Any) -> None:
         model = strategy.model
-        if getattr(model, "moe_adapters", None) is not None:
+        if attachment(model, "moe_adapters") is not None:
             if self.adapters is not None:
                 raise ValueError(
                     "The model already has adapters, so options for new ones have no "
                     "effect; leave 'adapters' out, or detach the old ones."
                 )
             return
-        if not callable(getattr(model, "blocks", None)):
-            raise ValueError(
-                f"{type(model).__name__} has no residual blocks to attach adapters to; "
-                "use a DualEncoder with transformer towers ('tiny-emoji-vit')."
-            )
         # Initial weights depend on the seed of the run only.
         with seeded(strategy.seed & (2**63 - 1)):
             attach_moe_adapters(model, **(self.adapters or {}))
         strategy.make_optimizer(reset_optimizer_state=True)
         # What is frozen from the start needs no place in checkpoints.
-        strategy._known = set(optim.trainable(model))
+        strategy.groups.known = set(optim.trainable(model))
 
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
@@ -241,7 +211,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         self._steps = None if stream is None else len(stream)
         key = self._name(strategy)
         router = 0 if self.shared_router else self.routers.get(key)
-        self._router = self.routers[key] = moe.start_task(router)
+        self.routers[key] = moe.start_task(router)
         self.owners[key] = strategy.visits.current
         # Only the step's own forward pass counts, see before_forward.
         moe.counting = False
@@ -252,18 +222,18 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         if chosen is None:
             return
         self._prepare_selector(strategy, kwargs)
-        assert self._router is not None
-        if chosen.num_tasks > self._router:  # a known or resumed experience
+        router = self._moe(strategy).active_router
+        if chosen.num_tasks > router:  # a known or resumed experience
             return
         dataset = strategy.experience.dataset
         plan, size = chosen.training_plan, chosen.training_plan.batch_size
         how = self.selector_transform
         loader = task_loader(strategy, dataset, size, kwargs, how)
         task = chosen.fit_task(loader, deterministic=loader.deterministic)
-        if task != self._router:
+        if task != router:
             raise ValueError(
                 f"The selector numbers this experience {task}, the adapters "
-                f"{self._router}; give a selector and adapters of one run."
+                f"{router}; give a selector and adapters of one run."
             )
         self._book(strategy, loader, plan.task_iterations)
         if self.calibration is not None:
@@ -348,7 +318,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         return {
             "routers": dict(self.routers),
             "owners": {name: list(step) for name, step in self.owners.items()},
-            "router": self._router,
             "steps": self._steps,
             "routing": {
                 stream: {key: dict(counts) for key, counts in rows.items()}
@@ -375,7 +344,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         _check_same_selector(chosen, state)
         self.routers = {str(k): int(v) for k, v in state["routers"].items()}
         self.owners = {k: read_step(step) for k, step in state["owners"].items()}
-        self._router, self._steps = state["router"], state["steps"]
+        self._steps = state["steps"]
         self.routing = {
             stream: {key: dict(counts) for key, counts in rows.items()}
             for stream, rows in state["routing"].items()

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
+from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.methods.moe_adapters.plugin import MoEAdaptersPlugin
 from avalanche_clip.training.methods.mtil_training import LABEL_SMOOTHING, MTILTraining
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
@@ -91,7 +92,7 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
     ):
         sizes = {"num_experts": num_experts, "top_k": top_k, "bottleneck": bottleneck}
         options = {**sizes, **(adapter_options or {})}
-        adapters = getattr(model, "moe_adapters", None)
+        adapters = attachment(model, "moe_adapters")
         if adapters is not None:
             _check_options(adapters, options)
         self.moe = MoEAdaptersPlugin(

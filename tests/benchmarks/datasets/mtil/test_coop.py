@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks.datasets.mtil import (
@@ -12,6 +11,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_x_tail_domain,
 )
 from tests.benchmarks.datasets.mtil import coop_files, disk
+from tests.refused import refused
 
 NAMES = {
     "Aircraft": ("707-320", "F-16A/B", "DH-82"),
@@ -89,8 +89,7 @@ def test_x_tail_domain__published_sizes_are_compared(root):
         read_x_tail_domain("Caltech101", root, check="raise")
     with pytest.warns(UserWarning, match="2,463"):
         read_x_tail_domain("Flowers", root)
-    with pytest.raises(ValueError, match="CIFAR100"):
-        read_x_tail_domain("CIFAR100", root)
+    refused("CIFAR100", read_x_tail_domain, "CIFAR100", root)
 
 
 @pytest.mark.parametrize("name", sorted(coop_files.LISTS))
@@ -203,16 +202,6 @@ def test_coop_split__links_on_disk_are_followed(tmp_path):
     assert content(read_coop_split(path).train) == [(0, 1, 7)]
 
 
-@pytest.mark.parametrize(
-    "bytes_", [b"", b"{", b"[]", b"\xff\xfe{", b"<!DOCTYPE html>", b"[" * 100_000]
-)
-def test_coop_split__damaged_files(tmp_path, bytes_):
-    path = tmp_path / "split.json"
-    path.write_bytes(bytes_)
-    with pytest.raises(ValueError, match="split.json"):
-        read_coop_split(path)
-
-
 def test_aircraft__unknown_variants_are_named(tmp_path):
     coop_files.write_aircraft(tmp_path)
     path = tmp_path / "fgvc_aircraft" / "images_variant_train.txt"
@@ -220,11 +209,4 @@ def test_aircraft__unknown_variants_are_named(tmp_path):
     with pytest.raises(ValueError, match="line 2 names the variant 'Concorde'"):
         read_x_tail_domain("Aircraft", tmp_path)
     path.write_text("../../../secret 707-320\n")
-    with pytest.raises(ValueError, match="outside"):
-        read_x_tail_domain("Aircraft", tmp_path)
-
-
-def test_coop_split__targets_are_columns(root):
-    split = read_coop_split(root / "eurosat" / "split_zhou_EuroSAT.json")
-    assert split.train.targets.dtype == np.int64
-    assert split.val.targets.tolist() == [1, 0]
+    refused("outside", read_x_tail_domain, "Aircraft", tmp_path)

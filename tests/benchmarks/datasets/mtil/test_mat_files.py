@@ -8,6 +8,7 @@ from scipy.io import loadmat, savemat
 
 from avalanche_clip.benchmarks.datasets.mtil.mat_files import check_mat
 from tests.benchmarks.datasets.mtil import disk
+from tests.refused import refused
 
 CONTENT = {
     "numbers": np.arange(6.0).reshape(2, 3),
@@ -62,22 +63,18 @@ def test_damaged_files__are_refused_or_read_by_scipy(tmp_path, packed):
 def test_swelling_files__are_refused(tmp_path):
     path = tmp_path / "x.mat"
     savemat(path, {"zeros": np.zeros((90, 2**17))}, do_compression=True)
-    with pytest.raises(ValueError, match="x.mat.*unpack to more than"):
-        check_mat(path)
+    refused("x.mat.*unpack to more than", check_mat, path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + bytes(200), b"<html>"])
 def test_other_files__are_named(tmp_path, content):
     path = tmp_path / "x.mat"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="x.mat is not a whole MATLAB 5 file"):
-        check_mat(path)
-    with pytest.raises(FileNotFoundError, match="y.mat"):
-        check_mat(tmp_path / "y.mat")
+    refused("x.mat is not a whole MATLAB 5 file", check_mat, path)
+    refused("y.mat", check_mat, tmp_path / "y.mat", error=FileNotFoundError)
 
 
 def test_versions__of_older_matlab_are_refused(tmp_path):
     path = tmp_path / "x.mat"
     savemat(path, {"a": np.ones(3)}, format="4")
-    with pytest.raises(ValueError, match="x.mat"):
-        check_mat(path)
+    refused("x.mat", check_mat, path)

@@ -9,7 +9,7 @@ from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential, VRLwF
 from avalanche_clip.training.templates.distillation import own_share
-from avalanche_clip.training.templates.schedules import learning_rate
+from avalanche_clip.training.templates.plan import learning_rate
 from tests.helpers import (
     adamw,
     assert_other_weights,

@@ -1,7 +1,7 @@
 import pytest
 
 from avalanche_clip.training import Restart, Sequential
-from avalanche_clip.training.templates.schedules import (
+from avalanche_clip.training.templates.plan import (
     cosine_lr,
     learning_rate,
     trunk_steps,

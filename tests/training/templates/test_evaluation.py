@@ -19,7 +19,7 @@ from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import WeightAveragingPlugin
-from avalanche_clip.training.templates.eval_mixin import by_stream
+from avalanche_clip.training.templates.evaluation import by_stream
 from tests.helpers import (
     assert_same_weights,
     build,

@@ -1,0 +1,70 @@
+"""Loaders of training and evaluation that can start anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.training.templates.order import (
+    TrainingOrder,
+    TrainLoader,
+    worker_options,
+)
+
+
+def _common(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Check the data of a strategy, and complete what a loader is built with."""
+    dataset = strategy.adapted_dataset
+    require_prepared(dataset, strategy.model, captions=strategy.reads_captions)
+    pinned = {"pin_memory": strategy.device.type == "cuda"}
+    return {**pinned, **worker_options(options), "collate_fn": dataset.collate_fn}
+
+
+def train_loader(
+    strategy: Any, options: dict[str, Any], *, shuffle: bool, drop_last: bool
+) -> TrainLoader:
+    """Build the resumable loader over the ``adapted_dataset`` of a strategy.
+
+    :param options: keywords of ``train``.
+    """
+    common = _common(strategy, options)
+    dataset, world = strategy.adapted_dataset, distributed.world_size()
+    strategy.check_pool(dataset)
+    size = strategy.train_mb_size * world
+    order = TrainingOrder(
+        len(dataset),
+        size,
+        seed=strategy.seed,
+        experience=strategy.visits.seed_number,
+        shuffle=shuffle,
+        continuous=strategy.compute.limited,
+        drop_last=drop_last,
+        processes=world,
+    )
+    if order.batch_size < size:
+        warnings.warn(
+            f"Experience {strategy.experience_index} has {len(dataset)} samples, fewer "
+            f"than a batch of {size}; batches of {order.batch_size} are used. Choose a "
+            "smaller train_mb_size to avoid this.",
+            stacklevel=3,
+        )
+    rank = distributed.rank()
+    return TrainLoader(dataset, order, rank=rank, world_size=world, **common)
+
+
+def eval_loader(strategy: Any, options: dict[str, Any]) -> DataLoader[Any]:
+    """Build a plain, unshuffled loader over the ``adapted_dataset`` of a strategy.
+
+    :param options: keywords of ``eval``.
+    """
+    return DataLoader(
+        strategy.adapted_dataset,
+        batch_size=strategy.eval_mb_size,
+        generator=torch.Generator().manual_seed(0),
+        **_common(strategy, options),
+    )

@@ -1,0 +1,9 @@
+"""The short form of a test that something is refused."""
+
+import pytest
+
+
+def refused(words, call, *arguments, error=ValueError, **options):
+    """Check that a call raises an error whose message has some words."""
+    with pytest.raises(error, match=words):
+        call(*arguments, **options)
