@@ -39,7 +39,12 @@ from tests.helpers import (
     stub_benchmark,
     stub_model,
 )
+<<<<<<< HEAD
 from tests.training import moe_runs
+=======
+from tests.methods.rows import ROWS
+from tests.methods.rows import build as build_row
+>>>>>>> main
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
 
@@ -297,24 +302,6 @@ def check_all_stops(make_one, order, folder):
     return whole
 
 
-RESUMED = [(kind, ORDERS[2]) for kind in ("all", "exp", "equal", "er", "der")]
-RESUMED += [("all", [0, 2]), ("exp", [2, 0]), ("equal", [1, 1, 0]), ("er", [1, 1, 0])]
-
-
-@pytest.mark.parametrize("kind, order", RESUMED, ids=str)
-def test_replay__resumes_after_and_inside_each_visit(kind, order, tmp_path):
-    def make_one(*plugins):
-        own = {
-            "er": lambda: ReservoirReplayPlugin(9),
-            "der": lambda: ReservoirReplayPlugin(9, target="student"),
-        }.get(kind, lambda: BudgetedReplayPlugin(kind, BUFFERS[kind]))()
-        model = stub_model(noise=0.1, dropout=0.1)
-        strategy = build(Sequential, model, plugins=[own, *plugins])
-        return strategy, stub_benchmark(SIZES, model=model)
-
-    check_all_stops(make_one, order, tmp_path)
-
-
 @pytest.mark.parametrize("teacher", [None, "previous", "ema"])
 @pytest.mark.parametrize("plain", [True, False])
 def test_growth__is_gone_through_by_the_steps_that_were_trained(
@@ -431,12 +418,16 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
 
 def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
     def make_one():
+<<<<<<< HEAD
         model = moe_runs.vit()
         options = {"train_mb_size": 6, "budget_iterations": 4, "warmup_iterations": 1}
         options |= {"selector": moe_runs.selector(), **moe_runs.ADAPTERS}
         options |= {"reference_images": moe_runs.reference()}
         strategy = MoEAdapters(model=model, evaluator=quiet_evaluator(), **options)
         data = moe_runs.domains(model, 2)
+=======
+        strategy, data = build_row(ROWS["MoEAdapters"])
+>>>>>>> main
         first, valid = data.train_stream[0], data.streams["valid"][0]
         return strategy, data, [first, valid, first]
 
