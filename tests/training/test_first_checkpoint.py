@@ -1,11 +1,13 @@
 """Runs resumed from their very first checkpoints, whatever the groups are."""
 
+from unittest import mock
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
-from avalanche_clip.training import Oracle, Restart, Sequential
+from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
@@ -19,27 +21,6 @@ from tests.helpers import (
 from tests.methods.rows import RATES, ROWS, adamw, three_groups
 from tests.methods.rows import build as build_row
 from tests.training.runs.test_files import GrowingEncoder
-<<<<<<< HEAD
-
-RATES = ((1e-2, 0.2), (1e-3, 0.0), (3e-2, 0.05))
-"""Learning rate and weight decay of three groups."""
-
-
-def three_groups(named_parameters):
-    """Deal the parameters out to three groups of different options."""
-    names = [name for name, _ in named_parameters]
-    return [
-        {"names": names[k::3], "lr": lr, "weight_decay": decay}
-        for k, (lr, decay) in enumerate(RATES)
-    ]
-
-
-def adamw(groups):
-    """An optimiser whose own rate is that of no group."""
-    return torch.optim.AdamW(groups, lr=0.5)
-
-
-=======
 from tests.training.small_runs import Interrupted, StopPlugin
 
 
@@ -72,7 +53,6 @@ def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path
 
 
 # ------------------------------------------------------------------ forms of groups
->>>>>>> main
 class OwnGroup(SupervisedPlugin):
     """Claims one parameter for a group of its own."""
 

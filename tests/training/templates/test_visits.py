@@ -13,7 +13,7 @@ from avalanche.training.storage_policy import (
 )
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.training import CumulativeAll, MoEAdapters, Oracle, Sequential
+from avalanche_clip.training import CumulativeAll, Oracle, Sequential
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     CheckpointPlugin,
@@ -35,16 +35,11 @@ from avalanche_clip.training.templates.visits import (
 from tests.helpers import (
     assert_same_weights,
     build,
-    quiet_evaluator,
     stub_benchmark,
     stub_model,
 )
-<<<<<<< HEAD
-from tests.training import moe_runs
-=======
 from tests.methods.rows import ROWS
 from tests.methods.rows import build as build_row
->>>>>>> main
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
 
@@ -418,16 +413,7 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
 
 def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
     def make_one():
-<<<<<<< HEAD
-        model = moe_runs.vit()
-        options = {"train_mb_size": 6, "budget_iterations": 4, "warmup_iterations": 1}
-        options |= {"selector": moe_runs.selector(), **moe_runs.ADAPTERS}
-        options |= {"reference_images": moe_runs.reference()}
-        strategy = MoEAdapters(model=model, evaluator=quiet_evaluator(), **options)
-        data = moe_runs.domains(model, 2)
-=======
         strategy, data = build_row(ROWS["MoEAdapters"])
->>>>>>> main
         first, valid = data.train_stream[0], data.streams["valid"][0]
         return strategy, data, [first, valid, first]
 
