@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def blocks(page: str) -> dict[str, str]:
     """Name -> code of the blocks of a page that have a name."""
     text = (DOCS / page).read_text(encoding="utf-8") + "\n"
     return {
-        name: re.sub("^   ", "", code, flags=re.M).strip() + "\n"
+        name: textwrap.dedent(code).strip() + "\n"
         for name, code in CODE.findall(text)
         if name
     }
@@ -88,7 +89,7 @@ def test_methods__settings_are_arguments_of_what_the_page_names(page):
 @pytest.mark.parametrize("page", sorted(DOCS.glob("**/*.rst")), ids=lambda p: p.stem)
 def test_pages__python_code_is_python(page):
     for _, code in CODE.findall(page.read_text(encoding="utf-8") + "\n"):
-        compile(re.sub("^   ", "", code, flags=re.M), str(page), "exec")
+        compile(textwrap.dedent(code), str(page), "exec")
 
 
 def test_quickstart__is_the_example_of_the_readme():
