@@ -83,10 +83,14 @@ def test_quickstart__is_the_example_of_the_readme():
 
 @pytest.mark.parametrize(
     ("page", "printed"),
-    [("your_data.rst", r"\[2, 2, 2\]"), ("branches.rst", r"\d+ numbers to train")],
+    [
+        ("your_data.rst", r"\[2, 2, 2\]"),
+        ("branches.rst", r"\d+ numbers to train"),
+        ("write_a_method.rst", "2 steps near the previous model"),
+    ],
 )
 def test_guides__run_as_printed(page, printed, tmp_path):
-    (code,) = blocks(page).values()
+    code = "\n".join(blocks(page).values())
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
