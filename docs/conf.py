@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.util.inspect import stringify_signature
+from sphinx.util.nodes import make_refnode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -44,6 +45,23 @@ def signature(
     return None
 
 
+def by_last_name(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Link a name to the only object that ends in it, wherever it is defined."""
+    name = node.get("reftarget", "").rpartition(".")[2]
+    found = [
+        (full, entry)
+        for full, entry in env.domaindata["py"]["objects"].items()
+        if full.rpartition(".")[2] == name and not entry.aliased
+    ]
+    if node.get("refdomain") != "py" or len(found) != 1:
+        return None
+    full, entry = found[0]
+    return make_refnode(
+        app.builder, node["refdoc"], entry.docname, entry.node_id, text, full
+    )
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this once."""
     app.connect("autodoc-process-signature", signature)
+    app.connect("missing-reference", by_last_name)

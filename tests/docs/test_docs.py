@@ -12,6 +12,8 @@ from avalanche_clip._exports import ROOT, face_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
+GUIDES = ("your_data.rst", "branches.rst", "write_a_method.rst")
+PRINTED = r"\[2, 2, 2\]\n\d+ numbers to train\n2 steps near the previous model"
 CODE = re.compile(
     r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
 )
@@ -81,16 +83,9 @@ def test_quickstart__is_the_example_of_the_readme():
     ]
 
 
-@pytest.mark.parametrize(
-    ("page", "printed"),
-    [
-        ("your_data.rst", r"\[2, 2, 2\]"),
-        ("branches.rst", r"\d+ numbers to train"),
-        ("write_a_method.rst", "2 steps near the previous model"),
-    ],
-)
-def test_guides__run_as_printed(page, printed, tmp_path):
-    code = "\n".join(blocks(page).values())
+def test_guides__run_as_printed(tmp_path):
+    # In one process: importing the libraries takes longest.
+    code = "\n".join(c for page in GUIDES for c in blocks(page).values())
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -99,7 +94,7 @@ def test_guides__run_as_printed(page, printed, tmp_path):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.fullmatch(printed, done.stdout.strip())
+    assert re.fullmatch(PRINTED, done.stdout.strip())
 
 
 def test_migration__names_modules_that_are_there():
