@@ -40,7 +40,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     """
 
     only_one = True
-    stored = ("_best", "_factors")
+    state_attributes = ("_best", "_factors")
     keeps_per_weight_state = False
 
     def __init__(self, validation: str = "valid"):

@@ -30,7 +30,7 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
     :param decay_fraction: share of the branch, in ``(0, 1)``.
     """
 
-    stored = ("trunk",)
+    state_attributes = ("trunk",)
     keeps_per_weight_state = False
     starts_elsewhere = True
 

@@ -42,7 +42,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         is frozen for a while keeps its decayed one.
     """
 
-    stored = ("fisher", "anchor")
+    state_attributes = ("fisher", "anchor")
     keeps_per_weight_state = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""

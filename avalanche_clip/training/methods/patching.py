@@ -51,7 +51,7 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     a step (anchors, teachers) are the patched weights.
     """
 
-    stored = ("previous",)
+    state_attributes = ("previous",)
     replaces_deployed_weights = True
     keeps_per_weight_state = True
 

@@ -64,7 +64,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         :class:`WeightAveragingPlugin`, which replace the weights too.
     """
 
-    stored = ("average", "start")
+    state_attributes = ("average", "start")
     replaces_deployed_weights = True
     keeps_per_weight_state = True
 

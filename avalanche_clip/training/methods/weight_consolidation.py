@@ -35,7 +35,7 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
         :class:`RestartPlugin`, whose start is random.
     """
 
-    stored = ("start",)
+    state_attributes = ("start",)
     keeps_per_weight_state = True
 
     def __init__(self, weight: float = 1.0):

@@ -39,7 +39,7 @@ class MethodPlugin(SupervisedPlugin):
     flat lists of them. These are stored in checkpoints, so that a counter goes on
     exactly where it was; those named like an argument of the constructor are also
     compared when a run is resumed. A plugin with tensors names their attributes in
-    ``stored``, or defines :meth:`state_dict` and :meth:`load_state_dict`.
+    ``state_attributes``, or defines :meth:`state_dict` and :meth:`load_state_dict`.
 
     Write ``class Mine(MethodPlugin, supports_distributed=True)`` if several processes
     may train with it.
@@ -69,7 +69,7 @@ class MethodPlugin(SupervisedPlugin):
     """A strategy may have one of its class only."""
     stateless: bool = False
     """Nothing of it is stored or compared, whatever attributes it has."""
-    stored: tuple[str, ...] = ()
+    state_attributes: tuple[str, ...] = ()
     """Names of attributes that checkpoints hold beside the plain ones: tensors, and
     dicts and lists of them. All others are then left out."""
     nominal_cost: float = 1.0
@@ -239,17 +239,18 @@ class MethodPlugin(SupervisedPlugin):
 
         :raises TypeError: by default, for an attribute that is not plain.
         """
+        names = self.state_attributes
         for name, value in vars(self).items():
-            if not (self.stored or _is_flat(value)):
+            if not (names or _is_flat(value)):
                 raise TypeError(
                     f"{type(self).__name__}.{name} is a {type(value).__name__}, which "
                     "is not stored by itself (numbers, strings, bools, None and flat "
                     "lists of them are): a resumed run would differ. Name it in "
-                    "stored, define state_dict() and load_state_dict(), or set "
-                    "stateless = True."
+                    "state_attributes, define state_dict() and load_state_dict(), or "
+                    "set stateless = True."
                 )
-        found = vars(self).items()
-        return {k: copy(v) for k, v in found if k in self.stored or _is_flat(v)}
+        have = vars(self).items()
+        return {k: copy(v) for k, v in have if k in names or _is_flat(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned, possibly before data are there."""

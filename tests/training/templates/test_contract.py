@@ -84,7 +84,7 @@ def test_state__plain_attributes_go_on_where_they_were(tmp_path):
 
 def test_state__tensors_are_stored_where_they_are_named():
     class Anchor(Counter):
-        stored = ("anchor",)
+        state_attributes = ("anchor",)
 
         def __init__(self):
             super().__init__()
