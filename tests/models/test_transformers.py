@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avalanche_clip.models import create_dual_encoder
+from tests.refused import refused
 
 TEXTS = ["red dog", "green cat bird"]
 TOLERANCE = {"rtol": 0, "atol": 1e-6}
@@ -103,18 +104,15 @@ def test_clip_folder__incomplete_weights_are_refused(hf_clip_folder):
     state = load_file(file)
     del state["text_projection.weight"]
     save_file(state, str(file), metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="text_projection"):
-        create_dual_encoder(hf_clip_folder)
+    refused("text_projection", create_dual_encoder, hf_clip_folder)
     file.unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
-        create_dual_encoder(hf_clip_folder)
+    refused("cannot be loaded", create_dual_encoder, hf_clip_folder)
 
 
 def test_clip_folder__activation_mismatch_is_refused(hf_clip_folder):
     config = create_dual_encoder(hf_clip_folder).config
     config["hf_config"]["text_config"]["hidden_act"] = "gelu"
-    with pytest.raises(ValueError, match="hidden_act"):
-        create_dual_encoder(config, pretrained=hf_clip_folder)
+    refused("hidden_act", create_dual_encoder, config, pretrained=hf_clip_folder)
 
 
 def test_config__rebuilds_and_reinitializes(hf_clip_folder):
@@ -142,10 +140,8 @@ def test_save__folder_stands_alone(folder, request, tmp_path):
 
 
 def test_source__unsupported_types_and_missing_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="bert.*clip, siglip"):
-        create_dual_encoder({"model_type": "bert"})
-    with pytest.raises(ValueError, match=r"no config\.json"):
-        create_dual_encoder(f"hf:{tmp_path}")
+    refused("bert.*clip, siglip", create_dual_encoder, {"model_type": "bert"})
+    refused(r"no config\.json", create_dual_encoder, f"hf:{tmp_path}")
 
 
 def test_tokenizer__missing_files_are_explained(hf_clip_folder):

@@ -7,6 +7,7 @@ import torch
 
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.encoders.config_schema import Schema
+from tests.refused import refused
 
 
 @pytest.fixture
@@ -135,8 +136,7 @@ def test_hf_folder__every_tokenizer_file_is_listed(hf_clip_folder, tmp_path):
     )
     path = tmp_path / "saved" / "tokenizer" / "tokenizer_config.json"
     path.write_text(path.read_text() + " ")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
-        create_dual_encoder(tmp_path / "saved")
+    refused(r"tokenizer_config\.json", create_dual_encoder, tmp_path / "saved")
 
 
 def test_hf_folder__files_that_are_not_listed_are_not_read(hf_clip_folder, tmp_path):
@@ -171,5 +171,4 @@ def test_schema__takes_every_open_clip_model():
 )
 def test_dictionaries__have_sizes_too(value, native_cfg):
     native_cfg["vision_cfg"] |= value
-    with pytest.raises(ValueError, match=f"vision_cfg.{next(iter(value))}"):
-        create_dual_encoder(native_cfg)
+    refused(f"vision_cfg.{next(iter(value))}", create_dual_encoder, native_cfg)

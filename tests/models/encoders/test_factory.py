@@ -12,6 +12,7 @@ from avalanche_clip.models.encoders.presets import (
     preset_weights,
 )
 from tests.models.conftest import hf_text
+from tests.refused import refused
 
 TEXTS = ["red dog", "green cat bird"]
 
@@ -72,8 +73,7 @@ def test_pretrained_file__openai_archive_needs_quick_gelu(trained, tmp_path):
     path = tmp_path / "openai.pt"
     script = torch.jit.trace(Traced(trained.clip, 32), torch.zeros(1, 4).long())
     torch.jit.save(script, str(path))
-    with pytest.raises(ValueError, match="QuickGELU"):
-        create_dual_encoder(trained.config, pretrained=path)
+    refused("QuickGELU", create_dual_encoder, trained.config, pretrained=path)
     config = trained.config
     config["model_cfg"]["quick_gelu"] = True
     assert same(create_dual_encoder(config, pretrained=path), trained)
@@ -83,11 +83,9 @@ def test_pretrained_file__openai_archive_needs_quick_gelu(trained, tmp_path):
 def test_pretrained_file__pickled_objects_are_refused(trained, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(trained.clip, path)
-    with pytest.raises(ValueError, match="refused.*state_dict"):
-        create_dual_encoder(trained.config, pretrained=path)
+    refused("refused.*state_dict", create_dual_encoder, trained.config, pretrained=path)
     path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"model\.pt"):
-        create_dual_encoder(trained.config, pretrained=path)
+    refused(r"model\.pt", create_dual_encoder, trained.config, pretrained=path)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +101,7 @@ def test_pretrained_file__files_without_tensors_are_refused(
 ):
     path = tmp_path / "model.pt"
     torch.save(content, path)
-    with pytest.raises(ValueError, match=match):
-        create_dual_encoder(trained.config, pretrained=path)
+    refused(match, create_dual_encoder, trained.config, pretrained=path)
 
 
 def test_pretrained_file__misfits_are_listed(trained, tmp_path):
@@ -167,8 +164,7 @@ def test_folder__open_clip_hub_layout(name, native_cfg, tmp_path):
     assert same(create_dual_encoder(native_cfg, pretrained=tmp_path), trained)
     other = {**native_cfg, "quick_gelu": True}
     for weights in (tmp_path, tmp_path / name):
-        with pytest.raises(ValueError, match="quick_gelu"):
-            create_dual_encoder(other, pretrained=weights)
+        refused("quick_gelu", create_dual_encoder, other, pretrained=weights)
 
 
 def test_file__beside_our_own_configuration_of_another_model_is_refused(
@@ -177,8 +173,7 @@ def test_file__beside_our_own_configuration_of_another_model_is_refused(
     trained.save(tmp_path)
     torch.save(trained.clip.state_dict(), tmp_path / "x.pt")
     other = {**native_cfg, "quick_gelu": True}
-    with pytest.raises(ValueError, match="quick_gelu"):
-        create_dual_encoder(other, pretrained=tmp_path / "x.pt")
+    refused("quick_gelu", create_dual_encoder, other, pretrained=tmp_path / "x.pt")
     assert same(create_dual_encoder(native_cfg, pretrained=tmp_path / "x.pt"), trained)
 
 
@@ -196,55 +191,44 @@ def test_folder__several_or_no_weights_are_refused(trained, native_cfg, tmp_path
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": native_cfg})
     )
-    with pytest.raises(ValueError, match="no weights"):
-        create_dual_encoder(tmp_path)
+    refused("no weights", create_dual_encoder, tmp_path)
     for name in ("a.pt", "b.pt"):
         torch.save(trained.clip.state_dict(), tmp_path / name)
-    with pytest.raises(ValueError, match=r"a\.pt, b\.pt"):
-        create_dual_encoder(tmp_path)
+    refused(r"a\.pt, b\.pt", create_dual_encoder, tmp_path)
 
 
 def test_folder__without_configuration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no model"):
-        create_dual_encoder(tmp_path)
+    refused("holds no model", create_dual_encoder, tmp_path)
 
 
 # --------------------------------------------------------------------- names
 def test_name__close_matches_are_suggested():
-    with pytest.raises(ValueError, match="Did you mean ViT-B-32"):
-        create_dual_encoder("vit-b32")
-    with pytest.raises(ValueError, match="tiny-emoji-vit"):
-        create_dual_encoder("tiny_emoji_vit")
+    refused("Did you mean ViT-B-32", create_dual_encoder, "vit-b32")
+    refused("tiny-emoji-vit", create_dual_encoder, "tiny_emoji_vit")
 
 
 def test_name__unknown_tag_lists_the_known_ones(monkeypatch):
-    with pytest.raises(ValueError, match="yfcc15m, cc12m"):
-        create_dual_encoder("RN50", pretrained="laion")
+    refused("yfcc15m, cc12m", create_dual_encoder, "RN50", pretrained="laion")
 
 
 def test_name__tag_of_quick_gelu_weights_is_refused():
-    with pytest.raises(ValueError, match="'RN50-quickgelu'"):
-        create_dual_encoder("RN50", pretrained="openai")
+    refused("'RN50-quickgelu'", create_dual_encoder, "RN50", pretrained="openai")
 
 
 @pytest.mark.parametrize("config", [{"width": 3}, {"model_cfg": {"embed_dim": 3}}])
 def test_config__incomplete_dictionaries_are_refused(config):
-    with pytest.raises(ValueError, match="vision_cfg"):
-        create_dual_encoder(config)
+    refused("vision_cfg", create_dual_encoder, config)
 
 
 def test_config__unknown_setting_is_refused(native_cfg):
-    with pytest.raises(ValueError, match="colour"):
-        create_dual_encoder({**native_cfg, "colour": "red"})
+    refused("colour", create_dual_encoder, {**native_cfg, "colour": "red"})
     native_cfg["vision_cfg"] = {"timm_model_name": "no_such_tower"}
-    with pytest.raises(ValueError, match="no_such_tower"):
-        create_dual_encoder(native_cfg)
+    refused("no_such_tower", create_dual_encoder, native_cfg)
 
 
 def test_config__unreachable_text_tower_is_explained(native_cfg, tmp_path):
     native_cfg["text_cfg"] = {"hf_model_name": str(tmp_path / "none")}
-    with pytest.raises(ValueError, match="none"):
-        create_dual_encoder(native_cfg)
+    refused("none", create_dual_encoder, native_cfg)
 
 
 def test_config__is_plain_data_and_rebuilds_the_architecture(trained):
@@ -292,8 +276,7 @@ def test_hf_text_tower__loads_and_moves_with_its_folder(
     with torch.no_grad():
         expected = model.clip.encode_text(text, normalize=True)
     assert torch.equal(model.encode_text(text), expected)
-    with pytest.raises(ValueError, match="text tower"):
-        model.blocks("text")
+    refused("text tower", model.blocks, "text")
     model.save(tmp_path / "saved")
     folder.rename(tmp_path / "gone")
     loaded = create_dual_encoder(tmp_path / "saved").eval()
@@ -323,8 +306,7 @@ def test_preset__trains_and_describes_itself(name):
 def test_preset__missing_weights_and_unknown_tags_are_explained(monkeypatch, tmp_path):
     from avalanche_clip.models.encoders import presets
 
-    with pytest.raises(ValueError, match="'emoji-2010'"):
-        create_dual_encoder("tiny-emoji", pretrained="emoji-2011")
+    refused("'emoji-2010'", create_dual_encoder, "tiny-emoji", pretrained="emoji-2011")
     monkeypatch.setattr(presets, "DATA_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="emoji-2010"):
         create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
@@ -399,7 +381,5 @@ def test_names__empty_ones_are_not_the_working_folder(tiny_cfg, tmp_path, monkey
     create_dual_encoder(tiny_cfg).save(tmp_path)
     monkeypatch.chdir(tmp_path)
     create_dual_encoder(".")
-    with pytest.raises(ValueError, match="give a name"):
-        create_dual_encoder("")
-    with pytest.raises(ValueError, match="give a name"):
-        create_dual_encoder("tiny-emoji", "")
+    refused("give a name", create_dual_encoder, "")
+    refused("give a name", create_dual_encoder, "tiny-emoji", "")

@@ -19,6 +19,7 @@ from avalanche_clip.models.images.preprocessing import (
 )
 from avalanche_clip.models.images.transforms import Preprocessing, build_transform
 from tests.models.encoders.test_factory import Traced
+from tests.refused import refused
 
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
 
@@ -310,8 +311,7 @@ def test_processor__of_a_folder_reaches_the_transform(hf_clip_folder):
     pixels = model.transform(False)(picture())
     assert pixels.min() >= 0 and pixels.max() <= 1
     write_processor(hf_clip_folder, **CROP, do_resize=False)
-    with pytest.raises(ValueError, match="do_resize"):
-        create_dual_encoder(hf_clip_folder)
+    refused("do_resize", create_dual_encoder, hf_clip_folder)
 
 
 @pytest.mark.parametrize(
@@ -332,14 +332,12 @@ def test_processor__of_a_folder_reaches_the_transform(hf_clip_folder):
 )
 def test_preprocess_cfg__impossible_values_are_refused(values, names):
     (key,) = values
-    with pytest.raises(ValueError, match=key):
-        check_preprocess(values, "here")
+    refused(key, check_preprocess, values, "here")
     if key != "mode":
         plain = {"size": (8, 8), "mean": (0.5,) * 3, "std": (0.5,) * 3}
         with pytest.raises(ValueError, match=key):
             Preprocessing(**{**plain, **values})
-    with pytest.raises(ValueError, match=key):
-        create_dual_encoder({"model_cfg": names, "preprocess_cfg": values})
+    refused(key, create_dual_encoder, {"model_cfg": names, "preprocess_cfg": values})
 
 
 def test_order__what_the_weights_leave_open_stays(names, tmp_path):

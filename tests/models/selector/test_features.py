@@ -10,6 +10,7 @@ from torchvision.models import alexnet
 from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
 from avalanche_clip.models.selector.features import ModelFeatures, check_same_extractor
+from tests.refused import refused
 
 
 def images(model, count=3, seed=0):
@@ -68,8 +69,7 @@ def test_pooling_none__keeps_every_token_and_place(vit, conv):
     stem = conv.clip.visual.trunk.stem(x).detach()  # (3, 32, 12, 12)
     places = ModelFeatures(conv, "none")
     torch.testing.assert_close(places(x).view(3, 12, 12, 32), stem.permute(0, 2, 3, 1))
-    with pytest.raises(ValueError, match="240 tokens instead of 144.*48 x 48"):
-        places(torch.zeros(1, 3, 80, 48))
+    refused("240 tokens instead of 144.*48 x 48", places, torch.zeros(1, 3, 80, 48))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -203,8 +203,7 @@ def test_features__leave_no_hook_and_follow_none(vit):
     vit.blocks("image")[0].norm1.register_forward_hook(lambda m, a, out: out * 2)
     assert torch.equal(ModelFeatures(vit)(x), expected)
     kept = [len(m._forward_hooks) for m in features.modules()]
-    with pytest.raises(ValueError, match="30, 32"):
-        features(torch.zeros(1, 3, 30, 32))
+    refused("30, 32", features, torch.zeros(1, 3, 30, 32))
     assert kept == [0] * len(kept)
 
 
@@ -234,10 +233,8 @@ def test_copy_and_pickle__work_on_their_own(vit, tmp_path):
 
 
 def test_errors__say_what_is_wrong(vit, conv):
-    with pytest.raises(ValueError, match="pooling='grid'"):
-        ModelFeatures(vit, "grid")
-    with pytest.raises(TypeError, match="Linear"):
-        ModelFeatures(nn.Linear(2, 2))
+    refused("pooling='grid'", ModelFeatures, vit, "grid")
+    refused("Linear", ModelFeatures, nn.Linear(2, 2), error=TypeError)
     other = ModelFeatures(conv)(torch.zeros(1, 3, 80, 64))
     assert other.shape == (1, 512)
 
@@ -328,17 +325,12 @@ def test_alexnet__normalisation_and_size(alexnet_file):
 
 
 def test_alexnet__without_weights_or_with_others_raises(alexnet_file, tmp_path):
-    with pytest.raises(ValueError, match="local state dictionary"):
-        AlexNetFeatures(None)
-    with pytest.raises(ValueError, match=r"nowhere\.pth"):
-        AlexNetFeatures(tmp_path / "nowhere.pth")
+    refused("local state dictionary", AlexNetFeatures, None)
+    refused(r"nowhere\.pth", AlexNetFeatures, tmp_path / "nowhere.pth")
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
-    with pytest.raises(ValueError, match="AlexNet's tensors"):
-        AlexNetFeatures(tmp_path / "b.pth")
-    with pytest.raises(ValueError, match="normalization='none'"):
-        AlexNetFeatures(alexnet_file, normalization="none")
-    with pytest.raises(ValueError, match="image_size=48"):
-        AlexNetFeatures(alexnet_file, image_size=48)
+    refused("AlexNet's tensors", AlexNetFeatures, tmp_path / "b.pth")
+    refused("normalization='none'", AlexNetFeatures, alexnet_file, normalization="none")
+    refused("image_size=48", AlexNetFeatures, alexnet_file, image_size=48)
 
 
 def test_same_extractor__other_weights_and_settings_are_refused(alexnet_file, tmp_path):
@@ -349,8 +341,7 @@ def test_same_extractor__other_weights_and_settings_are_refused(alexnet_file, tm
     state = {k: v * 1.1 for k, v in torch.load(alexnet_file).items()}
     torch.save(state, tmp_path / "c.pth")
     other = AlexNetFeatures(tmp_path / "c.pth")
-    with pytest.raises(ValueError, match="other weights"):
-        check_same_extractor(other, settings, first.probe(), std)
+    refused("other weights", check_same_extractor, other, settings, first.probe(), std)
     with pytest.raises(ValueError, match="imagenet"):
         check_same_extractor(
             AlexNetFeatures(alexnet_file, normalization="imagenet"),

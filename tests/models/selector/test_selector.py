@@ -29,6 +29,7 @@ from tests.models.selectors import (
     slow_errors,
     through_file,
 )
+from tests.refused import refused
 
 # decisions --------------------------------------------------------------------
 
@@ -84,10 +85,8 @@ def test_route__batch_equals_sample_on_identical_rows():
 
 def test_route__other_shapes_raise():
     selector = learned(2)
-    with pytest.raises(ValueError, match=r"errors \(B, 3\)"):
-        selector.route(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="route takes"):
-        selector.route(torch.zeros(3))
+    refused(r"errors \(B, 3\)", selector.route, torch.zeros(2, 4))
+    refused("route takes", selector.route, torch.zeros(3))
 
 
 def test_conformal_threshold__by_hand():
@@ -214,8 +213,7 @@ def test_state__other_extractors_are_refused():
         AutoSelector("model", hidden=5),
         AutoSelector(Pixels(scale=1.5), hidden=5),
     ):
-        with pytest.raises(ValueError, match=r"state (belongs|cannot)"):
-            other.load_state_dict(state)
+        refused(r"state (belongs|cannot)", other.load_state_dict, state)
         assert other.num_autoencoders == 0
     wide = Pixels()
     wide.feature_size = 50
@@ -272,8 +270,7 @@ def test_model_state__base_is_checked_or_stored(vit, tiny_cfg):
         AutoSelector("model", other, hidden=8).load_state_dict(state)
     unbound = AutoSelector("model", hidden=8)
     unbound.load_state_dict(state)
-    with pytest.raises(ValueError, match="other weights"):
-        unbound.bind(other)
+    refused("other weights", unbound.bind, other)
     # trainable layers go with the state, so any later weights will do
     vit.unfreeze()
     trained, _ = model_selector(vit)
