@@ -10,13 +10,14 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip.checkpointing import load_state, read_state, save_state
 from avalanche_clip.training.plugins import CheckpointPlugin
 from tests.helpers import assert_other_weights, assert_same_weights, weights
-from tests.methods.rows import PLAIN, ROWS, build, strategies
+from tests.methods.rows import PLAIN, ROWS, build, pretrained, strategies
 from tests.methods.runs import ALL, rows_that
 from tests.methods.variants import VARIANTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ORDER = (1, 0, 1)
+STUBS = ("pairs", "classes")
 
 
 def train(strategy, benchmark, order=ORDER, **options):
@@ -78,6 +79,16 @@ def test_training__moves_what_it_says_and_nothing_else(name):
         assert moved or row.some or not wanted, key
         trained += moved
     assert trained
+
+
+@pytest.mark.parametrize("name", [n for n, r in ROWS.items() if r.world in STUBS])
+def test_frozen_tower__is_identical_after_training(name):
+    model, start = pretrained(), pretrained().image_proj.state_dict()
+    model.image_proj.requires_grad_(False)
+    strategy, benchmark = build(ROWS[name], model=model)
+    train(strategy, benchmark, (0, 1))
+    assert_same_weights(model.image_proj, start)
+    assert_other_weights(model.text_proj, pretrained().text_proj)
 
 
 @pytest.mark.parametrize("name", [*rows_that("resume"), *VARIANTS])
