@@ -18,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 ORDER = (1, 0, 1)
 STUBS = ("pairs", "classes")
+DURING = {"eval_every": 2, "peval_mode": "iteration"}
+"""Evaluation between the steps of an experience."""
 
 
 def train(strategy, benchmark, order=ORDER, **options):
@@ -99,7 +101,7 @@ def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
         ("first.pt", 0, 1),
         (f"state_{1:09d}.pt", 0, 3),
         (f"state_{ends[0]:09d}_end.pt", 1, 3),
-        (f"state_{ends[1] + 1:09d}.pt", 2, 3),
+        (f"state_{ends[2] - 1:09d}.pt", 2, 3),
     ):
         strategy, benchmark = build(ALL[name])
         index = load_state(strategy, folder / file, benchmark)
@@ -153,7 +155,7 @@ class Idle(SupervisedPlugin, supports_distributed=True):
 @pytest.mark.parametrize("name", ROWS)
 def test_evaluation_and_idle_plugins__leave_no_trace(name, tmp_path, whole):
     idle = Idle()
-    strategy, benchmark = build(ROWS[name], idle, eval_every=1)
+    strategy, benchmark = build(ROWS[name], idle, **DURING)
     streams = [benchmark.test_stream]
     train(strategy, benchmark, ORDER[:1], eval_streams=streams)
     states, found = [], []
