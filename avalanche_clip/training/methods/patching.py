@@ -51,6 +51,7 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     a step (anchors, teachers) are the patched weights.
     """
 
+    state_attributes = ("previous",)
     replaces_deployed_weights = True
     keeps_per_weight_state = True
 
@@ -86,33 +87,33 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
             self.chosen.append(1.0)
             return
         trained = clones(strategy.model)
-        best = self.grid[0]
         datasets = self._data(strategy) if len(self.grid) > 1 else []
-        if len(self.grid) > 1 and not datasets:
-            best = 1.0
-        elif datasets:
-            best, top = max(self.grid), -1.0
-            for coefficient in sorted(self.grid, reverse=True):
-                strategy.model.load_state_dict(mix(self.previous, trained, coefficient))
-                score = self._score(strategy, datasets)
-                if score > top:
-                    best, top = coefficient, score
+        best = 1.0 if len(self.grid) > 1 else self.grid[0]
+        if datasets:
+
+            def score(coefficient: float) -> float:
+                mixed = mix(self.previous, trained, coefficient)
+                strategy.model.load_state_dict(mixed)
+                return self._score(strategy, datasets)
+
+            # The first of equal scores counts.
+            best = max(sorted(self.grid, reverse=True), key=score)
         strategy.model.load_state_dict(mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}
 
     def _score(self, strategy: Any, datasets: list[Any]) -> float:
-        scores = []
-        for dataset in datasets:
-            result = evaluate_retrieval(
+        options = {"batch_size": strategy.eval_mb_size, "device": strategy.device}
+        scores = [
+            evaluate_retrieval(
                 strategy.model,
                 dataset,
-                batch_size=strategy.eval_mb_size,
-                device=strategy.device,
                 autocast=strategy.autocast,
                 budget=strategy.compute,
-            )
-            scores.append(result["mean_R@1"])
+                **options,
+            )["mean_R@1"]
+            for dataset in datasets
+        ]
         return sum(scores) / len(scores)
 
     def _data(self, strategy: Any) -> list[Any]:
@@ -148,15 +149,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                     f"{type(contract.wrapped).__name__} starts each step from others; "
                     "use one."
                 )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the coefficients and the weights training started from."""
-        return {"chosen": list(self.chosen), "previous": dict(self.previous)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.chosen = [float(a) for a in state["chosen"]]
-        self.previous = dict(state["previous"])
 
 
 def mix(

@@ -204,3 +204,35 @@ def test_texts__padding_that_is_the_end_token_keeps_one():
 def test_texts__wrong_ones_raise(texts, error):
     with pytest.raises(error, match="[Rr]eference texts"):
         ReferenceTexts(texts)
+
+
+class Fixed:
+    deterministic = True
+
+    def __call__(self, image):
+        return image
+
+
+def test_reference_images__with_random_transforms_of_their_own_are_not_kept():
+    class Data(torch.utils.data.Dataset):
+        def __init__(self, transform=None):
+            self.transform = transform
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 8, 8), 0
+
+    def fixed(own):
+        return ReferenceImages(Data(own), transform=Fixed()).fixed
+
+    assert fixed(None) and fixed(Fixed()) and not fixed(lambda image: image)
+    given = ReferenceImages(Data(torch.nn.Identity()), transform=Fixed(), fixed=True)
+    assert given.fixed
+
+
+def test_reference_texts__of_padding_only_raise():
+    texts = ReferenceTexts(torch.zeros(2, 6, dtype=torch.int64))
+    with pytest.raises(ValueError, match="nothing but the padding id 0"):
+        texts.tokens(slice(None), stub_model().tokenizer)

@@ -7,7 +7,6 @@ released code, from which this differs where said below.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +132,7 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         self._before: Tensor | None = None
         self._handles: list[Any] = []
         self._oracle_added = False
-        self._prepared: weakref.ref[Any] | None = None
+        self._prepared: ExpandableTokenEmbedding | None = None
         #: rows that each step has used, again for each of its visits
         self._rows: dict[Step, Tensor] = {}
 
@@ -143,24 +142,19 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
 
         :raises ValueError: if active rows are asked for where they are not exact.
         """
-        # Asked again for a plugin that was added later, it leaves the model alone.
-        if self._prepared is None or self._prepared() is not strategy:
-            self._prepare(strategy)
-            self._prepared = weakref.ref(strategy)
+        table = find_token_embedding(strategy.model)
+        if table is None:
+            table = attach_token_embedding(strategy.model, **self.tokenizer_options)
+        table.init, table.seed = self.init, strategy.seed
+        # Asked again for a plugin that was added later, it freezes nothing more.
+        if self.freeze and self._prepared is not table:
+            train_tokens_only(strategy.model, also=("cross_modal.",))
+        self._prepared = table
         reason = self._inexact(strategy)
         if self.active_rows is True and reason:
             raise ValueError(
                 f"active_rows=True is not exact here: {reason}. Use 'auto' or False."
             )
-
-    def _prepare(self, strategy: Any) -> None:
-        table = find_token_embedding(strategy.model)
-        if table is None:
-            table = attach_token_embedding(strategy.model, **self.tokenizer_options)
-        table.init = self.init
-        table.seed = strategy.seed
-        if self.freeze:
-            train_tokens_only(strategy.model, also=("cross_modal.",))
 
     def _inexact(self, strategy: Any) -> str:
         """Why training only the active rows may differ, empty if it does not."""
