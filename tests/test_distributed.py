@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from avalanche_clip import distributed
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training import supervised
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
+from avalanche_clip.training.supervised import Sequential
 from tests.benchmarks.items.test_marks import metric_values, noise, prepared
 from tests.helpers import (
     WORDS,
@@ -28,15 +28,7 @@ from tests.training import small_runs as runs
 from tests.training.runs.test_files import GrowingEncoder
 
 CASES = {
-    "Sequential": {},
-    "CumulativeExp": {"buffer_size": 8},
-    "ContrastiveLwF": {},
-    "ModX": {"alpha": 50.0, "alignment": {"row_filter": "soft"}},
-    "ContrastiveEWC": {"ewc_lambda": 10.0, "fisher_batch_size": 8},
-    "Patching": {},
     "accumulation": {"accumulation_steps": 2},
-    "clipping": {"clip_grad_norm": 0.1},
-    "targets": {"positives": "targets"},
     "bias": {"bias": True},
     "growth": {"growing": True},
     "frozen": {"frozen": True},
@@ -52,7 +44,7 @@ def small_run(case, batch):
     if frozen:
         model.image_proj.requires_grad_(False)
     benchmark = stub_benchmark((16, 16), model=model, targets=True, groups=5)
-    strategy = getattr(supervised, case, supervised.Sequential)(
+    strategy = Sequential(
         model=model,
         train_mb_size=batch,
         budget_iterations=3,
@@ -73,9 +65,7 @@ def gather_case():
     """Loss and gradients of features that two processes hold in halves."""
     model = stub_model()
     (experience,) = stub_benchmark((8,), model=model).train_stream
-    strategy = supervised.Sequential(
-        model=model, train_mb_size=8, evaluator=quiet_evaluator()
-    )
+    strategy = Sequential(model=model, train_mb_size=8, evaluator=quiet_evaluator())
     rows = [experience.dataset[k] for k in range(8)]
     count = 8 // distributed.world_size()
     part = rows[distributed.rank() * count :][:count]

@@ -251,7 +251,8 @@ def require_some(values: Sized, what: str, *, least: int = 1) -> None:
     """
     if len(values) < least:
         count = "no" if not len(values) else f"{len(values)}"
-        raise ValueError(f"There are {count} {what}; give at least {least}.")
+        least_word = "one" if least == 1 else least
+        raise ValueError(f"There are {count} {what}; give at least {least_word}.")
 
 
 def require_length(values: Sized, count: int, what: str, of: str) -> None:

@@ -25,7 +25,7 @@ DEFAULT_TIMEOUT = 1800.0
 """Seconds that processes wait for each other, unless told otherwise."""
 
 _PLACE, _INLINE = 120, 1000
-_HEAD = 9 + _PLACE + _INLINE  # of a message: its size, a flag, the place, content
+_HEAD = 4 * _PLACE + _INLINE + 200  # bytes of a message: place, flag, size, content
 _SHOWN = 160  # characters of a value in a message
 _BACKEND_WORDS = ("gloo", "nccl", "processgroup", "connection closed by peer")
 
@@ -117,23 +117,17 @@ def _exchange(place: str, value: Any, failed: bool) -> list[Any]:
     if not is_distributed():
         return [value]
     content = pickle.dumps(value)
+    inline = content if len(content) <= _INLINE else b""
+    head = pickle.dumps((place[:_PLACE], failed, len(content), inline))
     with guarded(place):
         group = control_group()
-        heads = _gather_bytes(_head(place, content, failed), _HEAD, group)
+        heads = [pickle.loads(row) for row in _gather_bytes(head, _HEAD, group)]
         _State.meetings += 1
         _require_together(heads)
-        sizes = [int.from_bytes(head[:8], "little") for head in heads]
-        if max(sizes) <= _INLINE:
-            found = [head[9 + _PLACE :] for head in heads]
-        else:
-            found = _gather_bytes(content, max(sizes), group)
-    return [pickle.loads(part[:size]) for part, size in zip(found, sizes, strict=True)]
-
-
-def _head(place: str, content: bytes, failed: bool) -> bytes:
-    name = place.encode()[:_PLACE].ljust(_PLACE)
-    inline = content if len(content) <= _INLINE else b""
-    return len(content).to_bytes(8, "little") + bytes([failed]) + name + inline
+        found = [inline for *_, inline in heads]
+        if not all(found):
+            found = _gather_bytes(content, max(size for *_, size, _ in heads), group)
+    return [pickle.loads(part) for part in found]  # what follows is not read
 
 
 def _gather_bytes(own: bytes, size: int, group: Any) -> list[bytes]:
@@ -144,17 +138,15 @@ def _gather_bytes(own: bytes, size: int, group: Any) -> list[bytes]:
     return [part.numpy().tobytes() for part in rows]
 
 
-def _require_together(heads: list[bytes]) -> None:
+def _require_together(heads: list[tuple[str, bool, int, bytes]]) -> None:
     """Raise unless all processes are at the same place."""
-    places = [head[9 : 9 + _PLACE].decode(errors="ignore").strip() for head in heads]
+    places = [place for place, *_ in heads]
     other = next((k for k, place in enumerate(places) if place != places[0]), None)
     if other is None:
         return
-    for number, head in enumerate(heads):
-        if head[8] and number != rank():
-            size = int.from_bytes(head[:8], "little")
-            text = pickle.loads(head[9 + _PLACE :][:size])
-            raise RankError(f"rank {number} stopped in {places[number]}: {text}")
+    for number, (place, failed, _, text) in enumerate(heads):
+        if failed and number != rank():
+            raise RankError(f"rank {number} stopped in {place}: {pickle.loads(text)}")
     raise RankError(
         f"The processes are out of step: rank 0 is at {places[0]!r}, rank {other} at "
         f"{places[other]!r}. All must make the same calls with the same data and "

@@ -33,7 +33,12 @@ def native_cfg():
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory):
-    """A word tokenizer in JSON format whose last two ids are the special ones."""
+    """The word tokenizer in a file."""
+    return word_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def word_tokenizer(folder):
+    """Write a word tokenizer in JSON format whose last two ids are the special ones."""
     words = ["[UNK]", *"red green blue dog cat bird car house sun moon".split()]
     words += [f"w{i}" for i in range(VOCAB - len(words) - 2)]
     words += ["<|startoftext|>", "<|endoftext|>"]
@@ -43,7 +48,7 @@ def tokenizer_file(tmp_path_factory):
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path = folder / "tokenizer.json"
     tokenizer.save(str(path))
     return path
 

@@ -143,7 +143,8 @@ class Captioned:
 def pairs(model, steps=3, *, per_step=12, noise=0.0):
     """Time steps of image-text pairs, four groups each, prepared for a model."""
     built, first = {}, 0
-    for number, (name, size) in enumerate((("train", per_step), ("test", 8))):
+    sizes = {"train": per_step, "test": 8, "valid": 8}
+    for number, (name, size) in enumerate(sizes.items()):
         groups = [4 * s + i % 4 for s in range(steps) for i in range(size)]
         times = [float(s) for s in range(steps) for _ in range(size)]
         built[name] = make_image_text_dataset(
@@ -155,7 +156,7 @@ def pairs(model, steps=3, *, per_step=12, noise=0.0):
         first += len(groups)
     cuts = [float(s) for s in range(1, steps)]
     return prepared(
-        time_stamped_benchmark(built["train"], boundaries=cuts, test=built["test"]),
+        time_stamped_benchmark(built.pop("train"), boundaries=cuts, **built),
         model,
         noise,
     )
@@ -181,13 +182,13 @@ def reference(count=12, seed=99):
     return ReferenceImages(images, transform=None, fixed=True)
 
 
-def selector(**options):
+def selector(iterations=150, **options):
     """A selector that learns in a few steps."""
     from avalanche_clip.models.selector.selector import AutoSelector
     from avalanche_clip.models.selector.training import SelectorTraining
 
     training = SelectorTraining(
-        reference_iterations=150, task_iterations=150, batch_size=8
+        reference_iterations=iterations, task_iterations=iterations, batch_size=8
     )
     return AutoSelector(
         "model", options.pop("model", None), hidden=16, training=training, **options

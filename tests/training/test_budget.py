@@ -85,12 +85,6 @@ def test_all_star__list_too_short_raises():
         report(CumulativeAllStar, budget_factors=[1, 1])
 
 
-@pytest.mark.parametrize("cls", [Oracle, CumulativeAllStar])
-def test_multiplied_methods__need_a_budget(cls):
-    with pytest.raises(ValueError, match="multiplies a compute budget"):
-        report(cls, budget_iterations=None)
-
-
 def test_published_totals():
     for iterations, batch, steps, total in [
         (22_500, 8192, 7, 2.651e19),

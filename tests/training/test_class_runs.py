@@ -1,8 +1,7 @@
-"""Whole runs on class names: resume, accumulation, processes, results."""
+"""Whole runs on class names: refusals, parts of batches, results."""
 
 import json
 import warnings
-from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -10,34 +9,23 @@ import pytest
 import torch
 from avalanche.training.plugins import ReplayPlugin
 
-from avalanche_clip import distributed
 from avalanche_clip.evaluation.functional import (
     incremental_accuracy,
     seen_unseen_harmonic,
     transfer_average_last,
 )
 from avalanche_clip.training import run_stream
-from avalanche_clip.training.plugins import (
-    BudgetedReplayPlugin,
-    ReferenceDistillationPlugin,
-)
 from avalanche_clip.training.templates.class_scoring import PromptBatch
 from tests.helpers import (
     Recorder,
     assert_same_weights,
     stub_model,
     train_stream,
-    weights,
 )
-from tests.processes import run_in_processes
 from tests.training import small_runs as runs
 from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def sgd(groups):
-    return torch.optim.SGD(groups, lr=0.5, momentum=0.9)
 
 
 # ----------------------------------------------------------------------- resume
@@ -57,31 +45,6 @@ def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
     return strategy, result
 
 
-REPLAY = {"plugins": (lambda: BudgetedReplayPlugin("exp", 6),)}
-SETTINGS = {
-    "plain": {"label_smoothing": 0.2},
-    "seen": {"kind": "classes", "eval_label_space": "seen", "label_space": "seen"},
-    "replay": {**REPLAY, "eval_label_space": "all"},
-}
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("stop", [{"train": 8}, {"train": 12}, {"evaluation": 9}])
-def test_resume__inside_an_experience_is_bit_identical(tmp_path, name, stop):
-    whole, expected = go(tmp_path / "whole", **SETTINGS[name])
-    with pytest.raises(runs.Interrupted):
-        go(tmp_path / "cut", stop, **SETTINGS[name])
-    resumed, found = go(tmp_path / "cut", resume=True, **SETTINGS[name])
-    assert_same_weights(whole.model, resumed.model)
-    assert resumed.seen_classes == whole.seen_classes
-    for metric, parts in expected.matrices["test"].items():
-        for key, value in parts.items():
-            np.testing.assert_array_equal(value, found.matrices["test"][metric][key])
-    csv = [(tmp_path / n / "metrics.csv").read_text().split() for n in ("whole", "cut")]
-    strip = [[line.partition(",")[2] for line in lines] for lines in csv]
-    assert strip[0] == strip[1]
-
-
 def test_resume__other_label_spaces_are_another_run(tmp_path):
     with pytest.raises(runs.Interrupted):
         go(tmp_path, {"train": 8})
@@ -92,24 +55,6 @@ def test_resume__other_label_spaces_are_another_run(tmp_path):
 
 
 # ------------------------------------------------------------------ accumulation
-@pytest.mark.parametrize("chunks", [2, 3, 6, 50])
-def test_accumulation__equals_the_big_batch(chunks):
-    def train(**options):
-        model = stub_model()
-        strategy = class_strategy(model, optimizer=sgd, train_mb_size=9, **options)
-        train_stream(strategy, domain_benchmark(model))
-        return strategy
-
-    plain = train(label_smoothing=0.1)
-    chunked = train(label_smoothing=0.1, accumulation_steps=chunks)
-    for name, value in weights(plain.model).items():
-        torch.testing.assert_close(
-            value, chunked.model.state_dict()[name], rtol=1e-4, atol=1e-5
-        )
-    report = [s.compute.report(s.model.macs())["macs"] for s in (plain, chunked)]
-    assert report[0] == report[1]
-
-
 def test_prompt_batch__parts_share_out_images_and_prompts():
     batch = PromptBatch(
         image=torch.arange(5.0).view(5, 1, 1, 1),
@@ -153,90 +98,6 @@ def test_workers__spawned_loaders_give_the_same_run():
 
 
 # --------------------------------------------------------------------- processes
-class Scalars(Recorder):
-    """Note the loss and what is global at each step."""
-
-    def __init__(self):
-        self.losses, self.shapes = [], []
-
-    def before_backward(self, strategy, **kwargs):
-        output = strategy.global_features
-        self.losses.append(float(strategy.loss))
-        self.shapes.append((len(output.image_features), len(output.text_features)))
-        assert output.aux["image_norm"].shape[0] == len(output.image_features)
-        assert output.aux["text_norm"].shape[0] == len(output.text_features)
-
-
-CASES = {
-    "plain": {},
-    "smoothing": {"label_smoothing": 0.2, "label_space": "seen"},
-    "accumulation": {"accumulation_steps": 2},
-    "filler": {"accumulation_steps": 3},
-    "lwf": {
-        "make": lambda: ReferenceDistillationPlugin(
-            "current", "current", teacher="previous", text_side="student"
-        )
-    },
-    "replay": {"make": lambda: BudgetedReplayPlugin("exp", 6)},
-    "frozen": {"freeze": True},
-}
-
-
-def small_run(name, batch):
-    options = dict(CASES[name])
-    model = stub_model()
-    if options.pop("freeze", False):
-        for part in (model.token, model.text_proj):
-            part.requires_grad_(False)
-    make = options.pop("make", None)
-    watch = Scalars()
-    strategy = class_strategy(
-        model,
-        train_mb_size=batch,
-        optimizer=sgd,
-        plugins=[*([make()] if make else []), watch],
-        **options,
-    )
-    benchmark = domain_benchmark(model)
-    train_stream(strategy, benchmark, 2)
-    found = strategy.eval(benchmark.test_stream)
-    return {
-        "weights": weights(model),
-        "losses": watch.losses,
-        "shapes": watch.shapes,
-        "metrics": {k: v for k, v in found.items() if "Acc" in k},
-        "samples": strategy.compute.report()["samples"],
-    }
-
-
-def check_device():
-    assert distributed.init_distributed().type in ("cpu", "cuda")
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    """Results of both processes, which do all cases in one go."""
-    jobs = {name: partial(small_run, name, 3) for name in CASES}
-    folder = tmp_path_factory.mktemp("pool")
-    return run_in_processes({"device": check_device, **jobs}, folder)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes__equal_one_with_the_whole_batch(name, pool):
-    first, second = pool[name]
-    whole = small_run(name, 6)
-    assert first["losses"] == second["losses"]
-    assert first["losses"] == pytest.approx(whole["losses"], rel=1e-3)
-    assert first["shapes"] == second["shapes"] == whole["shapes"]
-    for key, value in whole["weights"].items():
-        assert torch.equal(first["weights"][key], second["weights"][key]), key
-        torch.testing.assert_close(
-            first["weights"][key], value, rtol=1e-3, atol=1e-4, msg=key
-        )
-    assert first["metrics"] == second["metrics"]
-    assert first["samples"] == whole["samples"]
-
-
 # ------------------------------------------------------------------------ results
 def test_run_stream__multi_domain_results_and_report(tmp_path):
     model = stub_model()

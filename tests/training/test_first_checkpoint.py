@@ -18,21 +18,22 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
+from tests.methods.rows import RATES, ROWS, adamw, three_groups
+from tests.methods.rows import build as build_row
 from tests.training.runs.test_files import GrowingEncoder
 from tests.training.small_runs import Interrupted, StopPlugin
-from tests.training.strategies import RATES, adamw, make, strategies, three_groups
 
 
 def go(name, out, *plugins, resume=False, **run):
     """One run; left-over random numbers of earlier tests must not matter."""
     torch.manual_seed(len(plugins))
-    strategy, benchmark = make(name, *plugins)
+    strategy, benchmark = build_row(ROWS[name], *plugins)
     with mock.patch("avalanche_clip.training.runs.stream.write_report"):
         result = run_stream(strategy, benchmark, out, resume=resume, **run)
     return strategy, result
 
 
-@pytest.mark.parametrize("name", strategies())
+@pytest.mark.parametrize("name", ["CumulativeExp", "CLLCLIP", "MoEAdapters", "ZSCL"])
 def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path):
     whole, expected = go(name, tmp_path / "whole", StopPlugin())
     for inner in (None, 1):  # from the checkpoint of row 0, and after one iteration
@@ -49,28 +50,6 @@ def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path
                 for key, values in parts.items():
                     found = result.matrices[stream][metric][key]
                     assert values.tobytes() == found.tobytes(), (metric, key)
-
-
-@pytest.mark.parametrize("name", ["CLLCLIP", "CumulativeExp", "MoEAdapters", "ZSCL"])
-def test_named_strategy__state_is_loaded_over_a_later_one(name, tmp_path):
-    """What a strategy has learned or made since leaves no trace."""
-
-    def train(strategy, benchmark, start=0):
-        for experience in list(benchmark.train_stream)[start:]:
-            strategy.train(experience, eval_streams=[])
-        return strategy
-
-    whole = train(*make(name))
-    part, benchmark = make(name, CheckpointPlugin(tmp_path, every_iterations=3, keep=9))
-    first = save_state(part, tmp_path / "first.pt")
-    train(part, benchmark)
-    inside, last = (tmp_path / f"state_00000000{n}.pt" for n in ("3", "8_end"))
-    again, benchmark = make(name)
-    for path, start in ((last, 2), (first, 0), (inside, 0)):
-        assert load_state(again, path, benchmark) == start
-    assert_same_weights(train(again, benchmark).model, whole.model)
-    assert load_state(again, first, benchmark) == 0
-    assert_same_weights(train(again, benchmark).model, whole.model)
 
 
 # ------------------------------------------------------------------ forms of groups

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip.common.checks import (
+    require_choice,
+    require_distinct,
+    require_some,
+)
 from avalanche_clip.common.files import write_json, write_text
 from avalanche_clip.evaluation.report import html, plots
 from avalanche_clip.evaluation.report.plots import Spread
@@ -55,11 +60,7 @@ def write_comparison(
     tables = _collect(runs)
     names = {stream: metric or main_metric(table) for stream, table in tables.items()}
     for stream, name in names.items():
-        if name not in tables[stream]:
-            raise ValueError(
-                f"metric={name!r} is not in all runs; stream {stream!r} has "
-                f"{list(tables[stream])}."
-            )
+        require_choice("metric", name, tables[stream])
     counts = sorted({len(rows) for rows in runs.values()})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     lead = (
@@ -137,18 +138,13 @@ def text_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _group(results: list[dict[str, Any]]) -> Runs:
-    if not results:
-        raise ValueError("No results given; pass at least one run.")
+    require_some(results, "results")
     runs: Runs = {}
     for result in results:
         runs.setdefault(str(result.get("method", "unnamed")), []).append(result)
     for method, rows in runs.items():
-        seeds = [row.get("seed") for row in rows]
-        if len(set(map(str, seeds))) < len(seeds):
-            raise ValueError(
-                f"Method {method!r} has runs with seeds {seeds}; give variants of a "
-                "method different names, and pass each run once."
-            )
+        what = f"seeds of {method!r} (pass runs once, name variants of a method)"
+        require_distinct([str(row.get("seed")) for row in rows], what)
     return runs
 
 
@@ -162,17 +158,13 @@ def _collect(runs: Runs) -> dict[str, Tables]:
             everywhere = all(metric in tables.get(stream, {}) for tables in flat)
             if not (everywhere and html.is_score(metric)):
                 continue
-            shapes = {tables[stream][metric].E.shape for tables in flat}
-            points = {str(tables[stream][metric].points) for tables in flat}
-            if len(points) > 1:
-                raise ValueError(
-                    f"Rows of {metric!r} on stream {stream!r} are of other steps in "
-                    "some runs; compare runs with the same evaluate_at."
-                )
-            if len(shapes) > 1:
+            found = [tables[stream][metric] for tables in flat]
+            rows = {f"{m.E.shape} at steps {m.points or 'all'}" for m in found}
+            if len(rows) > 1:
                 raise ValueError(
                     f"Matrices of {metric!r} on stream {stream!r} have shapes "
-                    f"{sorted(shapes)}; compare finished runs on the same benchmark."
+                    f"{sorted(rows)}; compare finished runs on the same benchmark, "
+                    "with the same evaluate_at."
                 )
             collected.setdefault(stream, {})[metric] = {
                 method: [tables[stream][metric] for tables in rows]

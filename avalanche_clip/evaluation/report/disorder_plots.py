@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from avalanche_clip.common.checks import require_array
+from avalanche_clip.common.checks import require_array, require_some
 from avalanche_clip.evaluation.functional import rotation_angles, topology_change
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
 from avalanche_clip.evaluation.report.drawing import (
@@ -75,11 +75,8 @@ def plot_disorder(
     :raises ValueError: if there is no method or panel, a value is missing, or
         lengths differ.
     """
-    if not curves or not panels:
-        raise ValueError(
-            f"curves with methods {list(curves)} and {len(panels)} panels given; pass "
-            "at least one of each."
-        )
+    require_some(curves, "methods")
+    require_some(panels, "panels")
     parts = [Panel(heading, tuple(keys)) for heading, keys in panels]
     runs = {
         method: {key: _runs(method, key, values) for p in parts for key in p.keys}

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from avalanche_clip.common.checks import require_array
+from avalanche_clip.common.checks import require_array, require_some
 from avalanche_clip.common.files import replacing
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_results, as_row
 from avalanche_clip.evaluation.report.drawing import (
@@ -175,11 +175,9 @@ def plot_budget(
     :return: the figure.
     :raises ValueError: if there is no method or one has no run.
     """
-    if not points or any(len(runs) == 0 for runs in points.values()):
-        raise ValueError(
-            f"points with methods {list(points)} given; pass at least one run for "
-            "each method."
-        )
+    require_some(points, "methods")
+    for name, runs in points.items():
+        require_some(runs, f"runs of method {name!r}")
     figure, ax = new_axes(7.2, 4.6)
     means = []
     for number, (name, runs) in enumerate(points.items()):
@@ -278,10 +276,7 @@ def plot_comparison(
     :raises ValueError: if there is no method or no value.
     """
     groups = list(dict.fromkeys(name for values in scores.values() for name in values))
-    if not groups:
-        raise ValueError(
-            f"scores with methods {list(scores)} hold no value; pass at least one."
-        )
+    require_some(groups, "values of a method")
     scale = 100.0 if percent else 1.0
     width = 0.82 / len(scores)
     figure, ax = new_axes(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)

@@ -69,7 +69,8 @@ def agree_on_run(strategy: Any, benchmark: Any, options: Facts) -> None:
     place = "the start of run_stream()"
     _check(place, strategy, dict(benchmark.streams), given)
     # What the comparison above does not see, such as images.
-    distributed.agree(place, lambda: {"the hash of the data": _hash(benchmark)})
+    whole = "the hash of the data"
+    distributed.agree(place, lambda: {whole: data_summary(benchmark)["hash"]})
 
 
 def agree_on_steps(strategy: Any) -> None:
@@ -104,7 +105,7 @@ def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> 
         for name, dataset in data.items():
             found |= _columns(name, dataset)
             found[f"{name}.captions"] = _captions_hash(dataset, counts[name])
-        return found | _prompts(strategy, streams) | _weights(strategy.model)
+        return found | _prompts(streams) | _weights(strategy.model)
 
     def detail(key: str) -> Any:
         name, _, fact = key.rpartition(".")
@@ -118,11 +119,6 @@ def _check(place: str, strategy: Any, streams: dict[str, Any], given: Facts) -> 
 
 
 # -------------------------------------------------------------------------- data
-def _hash(benchmark: Any) -> str:
-    found: str = data_summary(benchmark)["hash"]
-    return found
-
-
 def _data_sets(streams: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Data sets behind experiences, streams, and lists of them, by name."""
     for name, found in streams.items():
@@ -244,19 +240,14 @@ def _flat(where: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 # ------------------------------------------------------------ prompts and weights
-def _prompts(strategy: Any, streams: dict[str, Any]) -> Facts:
-    """Hashes of the class names in use."""
+def _prompts(streams: dict[str, Any]) -> Facts:
+    """Hash of the class names of a benchmark, and its transforms."""
     origin = getattr(streams.get("train"), "origin_stream", None)
     benchmark = getattr(streams.get("train"), "benchmark", None)
     benchmark = benchmark or getattr(origin, "benchmark", None)
-    sources: Facts = {
-        "class_prompts": strategy.given_prompts,
-        "benchmark.class_prompts": getattr(benchmark, "class_prompts", None),
-    }
     found: Facts = {"the transforms": getattr(benchmark, "transforms", None)}
-    for name, prompts in sources.items():
-        if hasattr(prompts, "fingerprint"):
-            found[name] = prompts.fingerprint()
+    if (prompts := getattr(benchmark, "class_prompts", None)) is not None:
+        found["benchmark.class_prompts"] = prompts.fingerprint()
     return found
 
 

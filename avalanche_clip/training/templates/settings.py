@@ -34,6 +34,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
     if hasattr(loss, "__dict__") and not inspect.isfunction(loss):
         criterion |= kept_arguments(loss)
     budget, model = strategy.compute, strategy.model
+    prompts = strategy.given_prompts
     limits = ("iterations", "samples", "macs")
     settings = {
         "strategy": type(strategy).__name__,
@@ -42,6 +43,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
         "optimizer": _optimizer(strategy),
         "criterion": criterion,
         "model": getattr(model, "config", type(model).__name__),
+        "class_prompts": None if prompts is None else prompts.fingerprint(),
         "pretrained": getattr(model, "pretrained", None),
         "plugins": _plugins(strategy.contracts),
     }

@@ -291,6 +291,8 @@ class TeacherService:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the teachers of a stored run."""
         self.frozen_texts.load_state_dict(state["texts"])
+        for kind in self.teachers.keys() - state["weights"].keys():
+            del self.teachers[kind]  # made later than what is loaded
         for kind, weights in state["weights"].items():
             if kind not in self.teachers:
                 self._add(kind)

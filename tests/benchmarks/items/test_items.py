@@ -80,11 +80,6 @@ def test_make_image_text_dataset__facts_out_of_the_item_stay_attributes():
     assert "timestamp" not in batch
 
 
-def test_make_image_text_dataset__accepts_numpy_integers_as_task_label():
-    dataset = make_image_text_dataset(CountedPairs(2), task_labels=np.int64(3))
-    assert dataset[1][-1] == 3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -268,11 +263,6 @@ def test_collate__token_tensors_are_padded():
 )
 def test_collate__what_does_not_fit_together_raises(items, message):
     refused(message, batch_of, items)
-
-
-def test_collate__unprepared_strings_name_the_function_to_call():
-    dataset = counted_dataset([0.0])
-    refused("prepare_benchmark", dataset.collate_fn, [dataset[0]])
 
 
 def test_collate__attribute_added_behind_its_back_raises():

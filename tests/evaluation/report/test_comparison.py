@@ -72,7 +72,7 @@ def test_comparison__different_data_are_pointed_out(tmp_path):
 @pytest.mark.parametrize(
     "results, options, message",
     [
-        ([], {}, "No results"),
+        ([], {}, "no results"),
         ([make_results(), make_results()], {}, "seeds"),
         ([make_results(), make_results("B", steps=2)], {}, "shapes"),
         ([make_results(), make_results("B")], {"metric": "acc"}, "metric='acc'"),

@@ -89,8 +89,8 @@ def test_save_figure__equal_figures_give_equal_files(tmp_path):
         (lambda: plots.plot_matrix(E, before=[1]), r"before of shape \(1,\)"),
         (lambda: plots.plot_matrix(E, labels=["a"]), "1 labels given, 3"),
         (lambda: plots.plot_over_time(E, row_labels=["a"]), "1 row_labels given, 2"),
-        (lambda: plots.plot_budget({}), "at least one run"),
-        (lambda: plots.plot_budget({"a": []}), "at least one run"),
+        (lambda: plots.plot_budget({}), "at least one"),
+        (lambda: plots.plot_budget({"a": []}), "at least one"),
         (lambda: plots.plot_comparison({"a": {}}), "no value"),
     ],
 )

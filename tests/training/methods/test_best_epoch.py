@@ -1,7 +1,5 @@
 """The epoch that retrieves best on validation data ends the experience."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -11,22 +9,16 @@ from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training.plugins import (
     BestEpochPlugin,
-    CheckpointPlugin,
     LanguageAdapterPlugin,
     OnlineEWCPlugin,
 )
-from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import Sequential
 from tests.helpers import (
-    build,
     fit,
     stub_benchmark,
-    stub_model,
     train_stream,
     weights,
 )
-from tests.processes import run_in_processes
 from tests.training.languages import (
     CODES,
     language_data,
@@ -158,51 +150,3 @@ def test_one_epoch__needs_no_validation():
     assert plugin.chosen == [0]
     with pytest.raises(ValueError, match="chooses on stream 'valid'"):
         fit(Sequential, benchmark, 1, plugins=[BestEpochPlugin()], train_epochs=2)
-
-
-def test_resume__inside_an_experience_is_bit_identical(tmp_path):
-    def make(*plugins):
-        model = tiny_model()
-        return strategy_of(model, *plugins, BestEpochPlugin()), stream(model)
-
-    full, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=2, keep=99))
-    train_stream(full, benchmark)
-    expected = find_token_embedding(full.model).weight
-    inside = [path for path in checkpoints(tmp_path) if "end" not in path.name]
-    assert len(inside) >= 4
-    for path in inside[-3:]:
-        later, benchmark = make()
-        start = load_state(later, path, benchmark)
-        for experience in list(benchmark.train_stream)[start:]:
-            later.train(experience, eval_streams=[])
-        assert torch.equal(find_token_embedding(later.model).weight, expected)
-        chosen = [p for p in later.plugins if isinstance(p, BestEpochPlugin)][0].chosen
-        assert (
-            chosen
-            == [p for p in full.plugins if isinstance(p, BestEpochPlugin)][0].chosen
-        )
-
-
-def test_second_plugin__is_refused():
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[BestEpochPlugin(), BestEpochPlugin()])
-
-
-def small_run(batch):
-    model, plugin = stub_model(), BestEpochPlugin()
-    strategy = build(
-        Sequential, model, plugins=[plugin], train_mb_size=batch, train_epochs=3
-    )
-    train_stream(strategy, stub_benchmark((16, 16), model=model))
-    return {"weights": weights(model), "chosen": plugin.chosen}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_two_processes__choose_what_one_chooses(tmp_path):
-    first, second = run_in_processes({"run": partial(small_run, 4)}, tmp_path)["run"]
-    whole = small_run(8)
-    assert first["chosen"] == second["chosen"] == whole["chosen"]
-    for name, value in whole["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.training import CumulativeAll, Sequential
+from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import BudgetedReplayPlugin
-from tests.helpers import build, fit, stub_benchmark
+from tests.helpers import fit, stub_benchmark
 
 
 def pools(kind, buffer_size=None, sizes=(8, 8, 8, 8, 8), seed=0, **options):
@@ -85,20 +85,3 @@ def test_plugin__wrong_values_raise(arguments):
 
 def test_size__may_be_a_numpy_integer():
     assert BudgetedReplayPlugin("exp", np.int64(5)).buffer_size == 5
-
-
-def test_second_plugin__is_refused():
-    with pytest.raises(ValueError, match="more than once"):
-        build(CumulativeAll, plugins=[BudgetedReplayPlugin("exp", 4)])
-
-
-def test_restored_plugin__chooses_the_same_samples():
-    data = stub_benchmark((8, 8, 8))
-    plugin = BudgetedReplayPlugin("exp", 8)
-    fit(Sequential, data, 2, plugins=[plugin])
-    other = BudgetedReplayPlugin("exp", 8)
-    other.load_state_dict(plugin.state_dict())
-    other.restore_data(data)
-    assert other.counts(8) == plugin.counts(8) == [4, 4]
-    for step in range(2):
-        assert plugin.kept_positions(step, 4, 0) == other.kept_positions(step, 4, 0)

@@ -8,11 +8,9 @@ from avalanche_clip.losses import contrastive_loss, off_diagonal_alignment_loss
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
-    CheckpointPlugin,
     ContrastiveLwFPlugin,
     OffDiagonalAlignmentPlugin,
 )
-from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import ModX
 from avalanche_clip.training.templates.optim import one_group
 from tests.helpers import (
@@ -25,7 +23,6 @@ from tests.helpers import (
     quiet_evaluator,
     stub_benchmark,
     stub_model,
-    train_stream,
     weights,
 )
 
@@ -262,27 +259,6 @@ def test_step_values__are_logged_with_the_terms():
     assert first not in found
 
 
-@pytest.mark.parametrize("kind", ["previous", "initial", "ema"])
-@pytest.mark.parametrize("iteration", [7, 9])
-def test_resume__inside_an_experience_is_exact(kind, iteration, tmp_path):
-    def make(*plugins):
-        model = pretrained(dropout=0.2, noise=0.1)
-        benchmark = stub_benchmark((12, 12, 12), model=model)
-        options = {"alpha": 10.0, "alignment": {"teacher": kind}}
-        return build(ModX, model, plugins=list(plugins), **options), benchmark
-
-    whole, benchmark = make()
-    train_stream(whole, benchmark)
-    part, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=1, keep=99))
-    train_stream(part, benchmark)
-    later, benchmark = make()
-    start = load_state(later, tmp_path / f"state_{iteration:09d}.pt", benchmark)
-    assert start == 1
-    for experience in list(benchmark.train_stream)[start:]:
-        later.train(experience, eval_streams=[])
-    assert_same_weights(later.model, whole.model)
-
-
 def test_replay__teacher_sees_the_enlarged_batch():
     strategy, rows = watched(plugins=[BudgetedReplayPlugin("all")], train_mb_size=8)
     assert "alignment" in rows[-1]["terms"]
@@ -309,13 +285,6 @@ def test_bias__sigmoid_models_are_aligned_on_cosines():
 def test_options__bad_ones_raise(options, message):
     with pytest.raises(ValueError, match=message):
         OffDiagonalAlignmentPlugin(**options)
-
-
-def test_initial_teacher__with_random_weights_is_refused():
-    with pytest.raises(ValueError, match="model.pretrained is None"):
-        build(ModX, alignment={"teacher": "initial"})
-    build(ModX, pretrained(), alignment={"teacher": "initial"})
-    build(ModX, alpha=0.0, alignment={"teacher": "initial"})
 
 
 def test_two_plugins__terms_add_up():

@@ -5,7 +5,7 @@ import torch
 
 from avalanche_clip.training.plugins import OnlineEWCPlugin
 from avalanche_clip.training.supervised import Sequential
-from tests.helpers import Recorder, assert_same_weights, fit, stub_model
+from tests.helpers import Recorder, fit, stub_model
 
 
 class Keep(Recorder):
@@ -56,13 +56,6 @@ def test_penalty__has_no_factor_one_half():
     assert max(keep.losses) > 0
     for loss, penalty in zip(keep.losses[5:], keep.penalties[5:], strict=True):
         assert loss == pytest.approx(3.0 * penalty, rel=1e-5, abs=1e-12)
-
-
-def test_weight_zero__is_plain_training_bit_for_bit():
-    plain = fit(Sequential)
-    off = fit(Sequential, plugins=[OnlineEWCPlugin(0.0)])
-    assert_same_weights(plain.model, off.model)
-    assert plugin_of(off).fisher == {}
 
 
 def test_grown_rows__are_free_and_old_rows_keep_their_importance():
@@ -130,15 +123,3 @@ def _batches(strategy):
 def test_options__are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         OnlineEWCPlugin(**options)
-
-
-def test_resumed_run__equals_an_uninterrupted_one(tmp_path):
-    from tests.training.small_runs import Interrupted, assert_same_runs, go
-
-    def extra():
-        return (OnlineEWCPlugin(10.0, fisher_batch_size=8),)
-
-    whole = go(tmp_path / "whole", extra=extra())
-    with pytest.raises(Interrupted):
-        go(tmp_path / "cut", stop={"train": 8}, extra=extra())
-    assert_same_runs(whole, go(tmp_path / "cut", resume=True, extra=extra()))

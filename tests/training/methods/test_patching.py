@@ -5,7 +5,7 @@ import torch
 
 from avalanche_clip.training import Patching, Sequential
 from avalanche_clip.training.methods.patching import mix
-from avalanche_clip.training.plugins import PatchingPlugin
+from avalanche_clip.training.plugins import ContrastiveEWCPlugin, PatchingPlugin
 from tests.helpers import (
     assert_same_weights,
     build,
@@ -40,12 +40,6 @@ def test_mix__ends_are_exact_and_integers_are_those_of_the_trained():
 def test_mix__grown_parameter_raises():
     with pytest.raises(ValueError, match="equal shapes"):
         mix({"w": torch.ones(2)}, {"w": torch.ones(3)}, 0.5)
-
-
-def test_one__equals_sequential_bit_for_bit():
-    patched = fit(Patching, grid=[1.0])
-    assert_same_weights(patched.model, fit(Sequential).model)
-    assert patched._own[0].chosen == [1.0] * 3
 
 
 def test_zero__freezes_the_deployed_model():
@@ -204,3 +198,11 @@ def test_search__step_without_validation_data_is_reported_before_training():
     strategy.train(data.streams["test"][0], eval_streams=[])
     with pytest.raises(ValueError, match="no experience for"):
         strategy.train(stub_benchmark((9, 9)).train_stream[1], eval_streams=[])
+
+
+def test_patching__comes_before_plugins_that_copy_the_weights():
+    plugins = [ContrastiveEWCPlugin(1.0), PatchingPlugin([0.5])]
+    strategy = fit(Sequential, plugins=plugins, steps=2)
+    patching, ewc = strategy.plugins[:2]
+    assert patching.chosen == [1.0, 0.5]
+    assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))

@@ -2,21 +2,15 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from avalanche_clip.training.plugins import ReservoirReplayPlugin
-from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import (
     Recorder,
-    assert_same_weights,
     stub_model,
-    train_stream,
-    weights,
 )
-from tests.processes import run_in_processes
 from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
 
 
@@ -100,11 +94,6 @@ def test_label_space__holds_the_classes_that_may_be_drawn(stream, size, space):
         assert old == (0 if step == 0 else min(size, 6))
 
 
-def test_own_label_space__has_no_place_for_old_classes():
-    with pytest.raises(ValueError, match="label_space='own'.*'current' or 'seen'"):
-        run(ReservoirReplayPlugin(20), label_space="own")
-
-
 def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
     class Targets(Recorder):
         def __init__(self):
@@ -131,63 +120,4 @@ def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
     assert max(term for term, _ in look.found) > 0
 
 
-@pytest.mark.parametrize("target", ["teacher", "student"])
-@pytest.mark.parametrize("stop", [7, 12])
-def test_resumed_inside__equals_uninterrupted(tmp_path, target, stop):
-    def fresh():
-        plugin = ReservoirReplayPlugin(5, target=target)
-        model = stub_model(dropout=0.2)
-        data = class_benchmark(model)
-        return class_strategy(model, plugins=[plugin], label_space="current"), data
-
-    class Stop(Recorder):
-        def iteration_completed(self, strategy):
-            if strategy.clock.train_iterations == stop:
-                save_state(strategy, tmp_path / "state.pt")
-                raise KeyboardInterrupt
-
-    full, data = fresh()
-    train_stream(full, data)
-    broken, data = fresh()
-    broken.plugins.insert(0, Stop())
-    with pytest.raises(KeyboardInterrupt):
-        train_stream(broken, data)
-    again, data = fresh()
-    start = load_state(again, tmp_path / "state.pt", data)
-    for experience in list(data.train_stream)[start:]:
-        again.train(experience, eval_streams=[])
-    assert_same_weights(full.model, again.model)
-    left, right = (s.plugins[0].state_dict() for s in (full, again))
-    for name, value in left.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, right[name]), name
-        else:
-            assert value == right[name], name
-
-
 # ------------------------------------------------------------------- processes
-def small_run(processes, target="student"):
-    plugin = ReservoirReplayPlugin(6, target=target)
-    model = stub_model()
-    strategy = class_strategy(
-        model,
-        plugins=[plugin],
-        train_mb_size=6 // processes,
-        budget_iterations=3,
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-    )
-    data = class_benchmark(model)
-    train_stream(strategy, data)
-    return {"weights": weights(model), "stored": plugin.stored}
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_two_processes__equal_one_with_the_whole_batch(tmp_path):
-    first, second = run_in_processes({"run": partial(small_run, 2)}, tmp_path)["run"]
-    whole = small_run(1)
-    for name, value in whole["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(
-            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
-        )
-    assert np.array_equal(whole["stored"], first["stored"])

@@ -183,21 +183,6 @@ def test_cross_lingual_term__counts_new_and_old_apart(target, share):
 
 
 # -------------------------------------------------------------------- storage
-@pytest.mark.parametrize("target", ["teacher", "student"])
-@pytest.mark.parametrize("stop", [3, 8])
-def test_resumed_run__equals_an_uninterrupted_one(tmp_path, target, stop):
-    from tests.training.small_runs import Interrupted, assert_same_runs, go
-
-    def plugin():
-        return ReservoirReplayPlugin(9, target=target)
-
-    whole = go(tmp_path / "whole", extra=(plugin(),))
-    with pytest.raises(Interrupted):
-        go(tmp_path / "cut", stop={"train": stop}, extra=(plugin(),))
-    again = go(tmp_path / "cut", resume=True, extra=(plugin(),))
-    assert_same_runs(whole, again)
-
-
 def test_replayed_data__is_what_may_be_drawn():
     plugin = ReservoirReplayPlugin(10)
     strategy, _, benchmark = run(plugin)
@@ -225,11 +210,6 @@ def test_replayed_data__is_what_may_be_drawn():
 def test_options__are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ReservoirReplayPlugin(**options)
-
-
-def test_two_reservoirs__are_refused():
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[ReservoirReplayPlugin(), ReservoirReplayPlugin()])
 
 
 def test_batches__of_other_data_cannot_be_joined():

@@ -49,12 +49,6 @@ def test_third_step__exp_equals_equal_and_the_fourth_differs():
     assert_other_weights(after(CumulativeAll, 3).model, pair(3)[0])
 
 
-def test_empty_buffer__is_sequential():
-    expected = after(Sequential, 3).model
-    for cls in (CumulativeExp, CumulativeEqual):
-        assert_same_weights(after(cls, 3, buffer_size=0).model, expected)
-
-
 @pytest.mark.parametrize("name", TIC_STRATEGIES)
 def test_one_step__equals_oracle(name):
     data = stub_benchmark((12,))

@@ -2,19 +2,13 @@ import warnings
 
 import pytest
 import torch
-from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
-    CheckpointPlugin,
-    ConstantCosinePlugin,
     ContrastiveEWCPlugin,
-    PatchingPlugin,
-    RestartPlugin,
     WeightAveragingPlugin,
 )
-from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import (
     Recorder,
     assert_other_weights,
@@ -26,7 +20,6 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.training import small_runs as runs
 from tests.training.runs.test_files import GrowingEncoder
 
 
@@ -167,22 +160,6 @@ def test_we_wise__with_the_initial_anchor():
     assert_near(strategy.model.state_dict(), expected)
 
 
-def test_neutral__is_plain_training_bit_for_bit():
-    plain = fit(Sequential).model
-    neutral = WeightAveragingPlugin("wise", alpha=1.0)
-    assert_same_weights(fit(Sequential, plugins=[neutral]).model, plain)
-
-
-def test_frozen__parameters_and_the_scale_are_identical():
-    model = stub_model()
-    model.image_proj.requires_grad_(False)
-    model.logit_scale.requires_grad_(False)
-    for mode in ("we", "wise", "we+wise"):
-        fit(Sequential, model=model, plugins=[WeightAveragingPlugin(mode)])
-    assert torch.equal(model.image_proj.weight, stub_model().image_proj.weight)
-    assert torch.equal(model.logit_scale, stub_model().logit_scale)
-
-
 def test_growth__new_rows_keep_their_values_under_the_initial_anchor():
     model = GrowingEncoder()
     plugin = WeightAveragingPlugin("wise", alpha=0.5, anchor="initial")
@@ -253,29 +230,6 @@ def test_half_precision_and_accumulation__stay_finite():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"interval": 2},
-        {"mode": "we+wise", "interval": 2},
-        {"mode": "we+wise", "interval": 2, "anchor": "initial"},
-        {"mode": "wise"},
-    ],
-    ids=str,
-)
-def test_resume__inside_an_experience_ends_the_same(options, tmp_path):
-    def once(extra=()):
-        return runs.build(extra=[WeightAveragingPlugin(**options), *extra])
-
-    full, benchmark = once([CheckpointPlugin(tmp_path, every_iterations=3, keep=9)])
-    train_stream(full, benchmark, 2)
-    later, benchmark = once()
-    assert load_state(later, tmp_path / "state_000000008.pt", benchmark) == 1
-    later.train(benchmark.train_stream[1], eval_streams=[])
-    assert_same_weights(full.model, later.model)
-    assert later.plugins[0].merged == full.plugins[0].merged
-
-
-@pytest.mark.parametrize(
     "options, message",
     [
         ({"mode": "swa"}, "mode='swa'"),
@@ -292,20 +246,6 @@ def test_resume__inside_an_experience_ends_the_same(options, tmp_path):
 def test_wrong_settings__raise(options, message):
     with pytest.raises(ValueError, match=message):
         WeightAveragingPlugin(**options)
-
-
-@pytest.mark.parametrize(
-    "other, options",
-    [
-        (lambda: PatchingPlugin([0.5]), {}),
-        (RestartPlugin, {}),
-        (ConstantCosinePlugin, {"schedule": "const-cosine"}),
-        (lambda: WeightAveragingPlugin("wise"), {}),
-    ],
-)
-def test_other_plugins_that_replace_weights__are_refused(other, options):
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[WeightAveragingPlugin(), other()], **options)
 
 
 def test_batch_norm__warns_and_buffers_are_those_of_the_student():
@@ -325,14 +265,6 @@ def test_second_step__starts_from_the_average():
     assert_other_weights(track.start[1], track.path[0][-1])
     assert_near(track.start[1], mean([track.start[0], *track.path[0][::2]]))
     assert plugin.average == {} and plugin.start == {}
-
-
-@pytest.mark.parametrize("mode", ["we", "we+wise"])
-def test_early_stopping__is_refused(mode):
-    stop = EarlyStoppingPlugin(patience=1, val_stream_name="valid_stream")
-    with pytest.raises(ValueError, match="leave one out, or use mode='wise'"):
-        build(Sequential, plugins=[WeightAveragingPlugin(mode), stop])
-    build(Sequential, plugins=[WeightAveragingPlugin("wise"), stop])
 
 
 def test_interrupted_evaluation__training_goes_on_with_the_student():

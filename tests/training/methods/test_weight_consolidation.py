@@ -8,12 +8,9 @@ from avalanche_clip.training.methods.weight_consolidation import (
     add_consolidation_gradient,
 )
 from avalanche_clip.training.plugins import (
-    CheckpointPlugin,
-    RestartPlugin,
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import (
     assert_same_weights,
     build,
@@ -21,10 +18,8 @@ from tests.helpers import (
     sgd,
     stub_benchmark,
     stub_model,
-    train_stream,
     weights,
 )
-from tests.training import small_runs as runs
 
 
 class Autograd:
@@ -173,20 +168,6 @@ def test_weight__pulls_to_the_start():
     assert distance(3.0) < 0.5 * distance(0.0)
 
 
-def test_neutral__zero_is_plain_training_bit_for_bit():
-    plain = fit(Sequential, steps=2).model
-    plugin = WeightConsolidationPlugin(0.0)
-    assert_same_weights(fit(Sequential, steps=2, plugins=[plugin]).model, plain)
-
-
-def test_frozen__parameters_stay_and_get_no_gradient():
-    model = stub_model()
-    model.image_proj.requires_grad_(False)
-    fit(Sequential, steps=2, model=model, plugins=[WeightConsolidationPlugin()])
-    assert torch.equal(model.image_proj.weight, stub_model().image_proj.weight)
-    assert model.image_proj.weight.grad is None
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision__gradient_is_not_scaled(precision):
     """A scale left in would change the gradient by a factor of 65536."""
@@ -198,21 +179,6 @@ def test_half_precision__gradient_is_not_scaled(precision):
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=2e-2, atol=2e-3)
 
 
-def test_resume__inside_an_experience_ends_the_same(tmp_path):
-    def once(extra=()):
-        return runs.build(extra=[WeightConsolidationPlugin(2.0), *extra])
-
-    full, benchmark = once([CheckpointPlugin(tmp_path, every_iterations=3, keep=9)])
-    train_stream(full, benchmark, 2)
-    later, benchmark = once()
-    index = load_state(later, tmp_path / "state_000000008.pt", benchmark)
-    assert index == 1
-    later.train(benchmark.train_stream[1], eval_streams=[])
-    assert_same_weights(full.model, later.model)
-
-
 def test_wrong_settings__raise():
     with pytest.raises(ValueError, match="weight=-1"):
         WeightConsolidationPlugin(-1)
-    with pytest.raises(ValueError, match="use one"):
-        build(Sequential, plugins=[WeightConsolidationPlugin(), RestartPlugin()])

@@ -13,10 +13,9 @@ from avalanche_clip.training.runs.files import CheckpointError, read_state
 from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import assert_same_weights
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
-from tests.training.small_runs import Interrupted, StopPlugin
+from tests.training.small_runs import StopPlugin
 
 pytestmark = pytest.mark.slow
 
@@ -73,28 +72,6 @@ def plugin_of(strategy):
     return next(p for p in strategy.plugins if isinstance(p, MoEAdaptersPlugin))
 
 
-def assert_same(ours, expected):
-    """Weights, optimiser, masks, selector, routers and routing are the same."""
-    assert_same_weights(ours.model, expected.model)
-    assert ours.model.moe_adapters.growth_state() == (
-        expected.model.moe_adapters.growth_state()
-    )
-    left, right = plugin_of(ours).state_dict(), plugin_of(expected).state_dict()
-    last = max(right["routing"]["test"], key=lambda k: int(k.split(",")[0]))
-    assert left["routing"]["test"][last] == right["routing"]["test"][last]
-    for key in ("routers", "steps"):
-        assert left[key] == right[key]
-    for key, value in right["selector"].items():
-        if isinstance(value, torch.Tensor):
-            both = [torch.nan_to_num(v) for v in (left["selector"][key], value)]
-            assert torch.equal(*both), key
-    states = [s.optimizer_state()["state"] for s in (ours, expected)]
-    assert states[0].keys() == states[1].keys()
-    for name, entry in states[1].items():
-        assert all(torch.equal(states[0][name][k], v) for k, v in entry.items())
-    assert ours.compute.state_dict() == expected.compute.state_dict()
-
-
 @pytest.fixture(scope="module")
 def whole():
     """Uninterrupted runs, each made once."""
@@ -107,35 +84,6 @@ def whole():
         return made[kind]
 
     return get
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [3, pytest.param(9, marks=pytest.mark.slow)])
-def test_resume__inside_an_experience_ends_the_same(kind, stop, whole, tmp_path):
-    strategy, benchmark = build(kind, tmp_path, stop)
-    with pytest.raises(Interrupted):
-        go_on(strategy, benchmark)
-    strategy, benchmark = build(kind)
-    index = load_state(strategy, checkpoints(tmp_path)[-1], benchmark)
-    assert index == stop // 5 and strategy._pending is not None
-    found = go_on(strategy, benchmark, index)
-    expected, values = whole(kind)
-    assert_same(strategy, expected)
-    assert found[-1] == values[-1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_resume__between_experiences_ends_the_same(kind, whole, tmp_path):
-    strategy, benchmark = build(kind, tmp_path)
-    strategy.train(benchmark.train_stream[0], eval_streams=[])
-    path = checkpoints(tmp_path)[-1]
-    strategy, benchmark = build(kind)
-    assert load_state(strategy, path, benchmark) == 1
-    assert plugin_of(strategy).auto_selector.num_tasks == 1
-    found = go_on(strategy, benchmark, 1)
-    expected, values = whole(kind)
-    assert_same(strategy, expected)
-    assert found[-1] == values[-1]
 
 
 def test_checkpoint__holds_no_frozen_base_weights(tmp_path):

@@ -9,11 +9,9 @@ from avalanche_clip.models.moe.adapters import attach_moe_adapters
 from avalanche_clip.training.plugins import (
     ContrastiveEWCPlugin,
     MoEAdaptersPlugin,
-    PatchingPlugin,
-    RestartPlugin,
 )
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import stub_model, train_stream, weights
+from tests.helpers import train_stream, weights
 from tests.training import moe_runs
 from tests.training.methods.moe_adapters.test_plugin import build, fit
 from tests.training.moe_runs import ADAPTERS
@@ -69,17 +67,6 @@ def test_deep_copy__goes_its_own_way():
 def test_ewc__works_beside():
     strategy, _, _ = fit(2, plugins=[ContrastiveEWCPlugin(10.0, fisher_batch_size=6)])
     assert "fisher" in strategy.compute.experiences[0]
-
-
-def test_incompatible_plugins_and_models__are_refused():
-    with pytest.raises(ValueError, match="RestartPlugin"):
-        build(plugins=[RestartPlugin()])
-    with pytest.raises(ValueError, match="PatchingPlugin"):
-        build(plugins=[PatchingPlugin([0.5])])
-    with pytest.raises(ValueError, match="use one"):
-        build(plugins=[MoEAdaptersPlugin(ADAPTERS)])
-    with pytest.raises(ValueError, match="residual blocks"):
-        build(stub_model())
 
 
 @pytest.mark.parametrize(

@@ -552,14 +552,6 @@ def test_failed_run__leaves_no_folder_that_it_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_run__killed_run_leaves_the_folder_free(tmp_path, whole):
-    process = kill(tmp_path, {"train": 9})
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL and (tmp_path / ".lock").exists()
-    assert_same_runs(whole, go(tmp_path, resume=True))
-    assert not (tmp_path / ".lock").exists()
-
-
 def refused_on_all_ranks(folder):
     """What two processes say of a folder that is in use, and of another run's."""
     torch.set_num_threads(1)

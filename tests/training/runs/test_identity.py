@@ -8,9 +8,11 @@ import torch
 from avalanche.training.plugins import EWCPlugin
 
 from avalanche_clip.benchmarks.items.content import data_summary
-from avalanche_clip.training.runs.identity import differences, run_identity
+from avalanche_clip.training.runs.identity import differences, run_identity, strategy_identity
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
-from tests.helpers import train_stream
+from avalanche_clip.benchmarks import ClassPrompts
+from tests.helpers import stub_model, train_stream
+from tests.training.classes import class_strategy
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.small_runs import build
 
@@ -139,6 +141,16 @@ def test_run_identity__is_the_same_after_training(kind, plugins, schedule):
     rates = [group["lr"] for group in strategy.optimizer.param_groups]
     assert rates != [group["initial_lr"] for group in strategy.optimizer.param_groups]
     assert differences(before, whole(strategy, benchmark)) == []
+
+
+def test_strategy_identity__class_prompts_of_its_own_count():
+    model = stub_model()
+    stored, have = (
+        strategy_identity(class_strategy(model, class_prompts=prompts))
+        for prompts in (None, ClassPrompts(["ab", "cd"], ["a {}"]))
+    )
+    (found,) = differences(stored, have)
+    assert found.startswith("settings.class_prompts is None there and ")
 
 
 def test_run_identity__long_lists_are_hashed():

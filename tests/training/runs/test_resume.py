@@ -80,15 +80,6 @@ def test_resume__killed_in_evaluation_or_while_writing(stop, tmp_path, reference
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("method", ["ContrastiveEWC", "Oracle", "ConstantCosine"])
-def test_resume__other_methods(method, tmp_path, reference):
-    for number, iteration in enumerate((3, 9)):
-        folder = tmp_path / str(number)
-        with pytest.raises(Interrupted):
-            go(folder, method, {"train": iteration})
-        assert_same_runs(reference(method), go(folder, method, resume=True))
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -277,31 +277,6 @@ def test_run_stream__method_name_and_results_of_metrics(tmp_path):
         run_stream(again, benchmark, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize(
-    "plugin, other, message",
-    [
-        (OffDiagonalAlignmentPlugin(5.0), OffDiagonalAlignmentPlugin(6.0), "alpha"),
-        (WeightConsolidationPlugin(1.0), WeightConsolidationPlugin(2.0), "weight is"),
-        (WeightAveragingPlugin("we"), WeightAveragingPlugin("wise"), "mode is"),
-        (
-            VocabularyReplayPlugin(text_length=2, num_texts=4),
-            VocabularyReplayPlugin(text_length=2, num_texts=5),
-            "num_texts is 4 there and 5",
-        ),
-        (WeightConsolidationPlugin(1.0), FrozenLogitScalePlugin(), "Frozen"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_run_stream__resuming_with_other_settings_of_a_plugin_raises(
-    plugin, other, message, tmp_path
-):
-    strategy, benchmark = build(extra=[plugin])
-    run_stream(strategy, benchmark, tmp_path)
-    strategy, benchmark = build(extra=[other])
-    with pytest.raises(ValueError, match=message):
-        run_stream(strategy, benchmark, tmp_path, resume=True)
-
-
 def test_run_stream__metrics_of_an_earlier_run_are_forgotten(tmp_path):
     strategy, benchmark = build()
     (metric,) = spatial_disorder_metrics(benchmark.test_stream[0].dataset)

@@ -4,9 +4,9 @@ import torch
 from avalanche_clip.benchmarks import ImageTextBatch
 from avalanche_clip.losses import contrastive_loss
 from avalanche_clip.models.encoders.output import CLIPOutput
-from avalanche_clip.training import ContrastiveEWC, ContrastiveLwF, Sequential
+from avalanche_clip.training import Sequential
 from avalanche_clip.training.templates.accumulation import FeatureCache
-from tests.helpers import build, stub_benchmark, stub_model
+from tests.helpers import build, stub_model
 
 
 def batch_of(size, seed=0):
@@ -88,38 +88,6 @@ def test_balance_loss__is_weighted_by_the_size_of_the_chunks():
     sizes = cache.sizes
     joined = cache.forward(encode).aux["balance_loss"]
     assert joined.item() == pytest.approx((sizes[0] + 4 * sizes[1]) / 5)
-
-
-CASES = [
-    (Sequential, {}, {}),
-    (Sequential, {"bias": True}, {}),
-    (Sequential, {}, {"positives": "targets"}),
-    (ContrastiveEWC, {}, {"ewc_lambda": 50.0, "fisher_batch_size": 4}),
-    (ContrastiveLwF, {}, {}),
-]
-
-
-@pytest.mark.parametrize("chunks", [2, 3, 7])
-@pytest.mark.parametrize("cls, model_options, options", CASES)
-def test_run__equals_the_big_batch(cls, model_options, options, chunks):
-    def trained(accumulation_steps):
-        strategy = build(
-            cls,
-            stub_model(**model_options),
-            train_mb_size=7,
-            budget_iterations=3,
-            accumulation_steps=accumulation_steps,
-            optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-            **options,
-        )
-        data = stub_benchmark((14, 14), targets="positives" in options, groups=4)
-        for experience in data.train_stream:
-            strategy.train(experience, eval_streams=[])
-        return strategy.model.state_dict()
-
-    ours, expected = trained(chunks), trained(1)
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=2e-6)
 
 
 def test_batch_norm__warns():

@@ -5,22 +5,15 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import (
     AGEMPlugin,
-    BiCPlugin,
     EarlyStoppingPlugin,
     EWCPlugin,
     GDumbPlugin,
-    GEMPlugin,
-    LFLPlugin,
     LRSchedulerPlugin,
-    LwFPlugin,
-    MASPlugin,
-    MIRPlugin,
     ReplayPlugin,
     RWalkPlugin,
     SynapticIntelligencePlugin,
 )
 from avalanche.training.plugins.feature_distillation import FeatureDistillationPlugin
-from avalanche.training.plugins.gss_greedy import GSS_greedyPlugin
 
 from avalanche_clip.training import Sequential
 from tests.helpers import (
@@ -189,36 +182,6 @@ def test_scheduler_plugin__with_groups_added_by_a_plugin_raises():
     )
     with pytest.raises(ValueError, match="knows 1 only"):
         train_stream(strategy, stub_benchmark(), 1)
-
-
-def refused():
-    yield LwFPlugin(), "ContrastiveLwFPlugin"
-    yield MASPlugin(), "ContrastiveEWCPlugin"
-    yield GSS_greedyPlugin(), "BudgetedReplayPlugin"
-    yield BiCPlugin(mem_size=10), "BudgetedReplayPlugin"
-    yield LFLPlugin(0.1), "FeatureDistillationPlugin"
-    yield MIRPlugin(batch_size_mem=4, mem_size=10), "BudgetedReplayPlugin"
-
-
-@pytest.mark.parametrize("index", range(6))
-def test_refused_plugin__names_the_replacement(index):
-    plugin, replacement = list(refused())[index]
-    with pytest.raises(ValueError, match=replacement):
-        build(Sequential, plugins=[plugin])
-
-
-def test_refused_plugin__subclasses_and_gem_too():
-    class Mine(GEMPlugin):
-        def __init__(self):
-            pass
-
-    with pytest.raises(ValueError, match="Mine cannot be used .*AGEMPlugin"):
-        build(Sequential, plugins=[Mine()])
-
-
-def test_feature_distillation__with_accumulation_raises():
-    with pytest.raises(ValueError, match="one chunk only"):
-        build(Sequential, plugins=[FeatureDistillationPlugin()], accumulation_steps=2)
 
 
 def test_rwalk__longer_than_the_plan_raises():

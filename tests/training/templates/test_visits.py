@@ -38,9 +38,10 @@ from tests.helpers import (
     stub_benchmark,
     stub_model,
 )
+from tests.methods.rows import ROWS
+from tests.methods.rows import build as build_row
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
-from tests.training.strategies import make, strategies
 
 ORDERS = ([0, 2], [2, 0], [0, 1, 0, 2], [1, 1, 0])
 SIZES = (8, 8, 8)
@@ -296,24 +297,6 @@ def check_all_stops(make_one, order, folder):
     return whole
 
 
-RESUMED = [(kind, ORDERS[2]) for kind in ("all", "exp", "equal", "er", "der")]
-RESUMED += [("all", [0, 2]), ("exp", [2, 0]), ("equal", [1, 1, 0]), ("er", [1, 1, 0])]
-
-
-@pytest.mark.parametrize("kind, order", RESUMED, ids=str)
-def test_replay__resumes_after_and_inside_each_visit(kind, order, tmp_path):
-    def make_one(*plugins):
-        own = {
-            "er": lambda: ReservoirReplayPlugin(9),
-            "der": lambda: ReservoirReplayPlugin(9, target="student"),
-        }.get(kind, lambda: BudgetedReplayPlugin(kind, BUFFERS[kind]))()
-        model = stub_model(noise=0.1, dropout=0.1)
-        strategy = build(Sequential, model, plugins=[own, *plugins])
-        return strategy, stub_benchmark(SIZES, model=model)
-
-    check_all_stops(make_one, order, tmp_path)
-
-
 @pytest.mark.parametrize("teacher", [None, "previous", "ema"])
 @pytest.mark.parametrize("plain", [True, False])
 def test_growth__is_gone_through_by_the_steps_that_were_trained(
@@ -348,31 +331,6 @@ def test_growth__is_gone_through_by_the_steps_that_were_trained(
         assert seen == [2, 0]
         load_state(make_one()[0], tmp_path / "state_000000012.pt", data)
         assert seen == [2, 0, 2, 0, 2]
-
-
-@pytest.mark.parametrize("name", strategies())
-def test_named_strategy__resumes_inside_and_after_a_second_visit(name, tmp_path):
-    order, writer = (
-        [0, 2, 0, 1],
-        CheckpointPlugin(tmp_path, every_iterations=1, keep=99),
-    )
-
-    def go(start=0, path=None, *plugins):
-        strategy, data = make(name, *plugins, steps=3)
-        if path is not None:
-            assert load_state(strategy, path, data) == (0 if start == 2 else 1)
-        return train(strategy, data, order[start:])
-
-    whole = go(0, None, writer)
-    steps = whole.compute.report()["steps"]
-    inside, after = sum(steps[:2]) + 1, sum(steps[:3])
-    for start, file in ((2, f"{inside:09d}"), (3, f"{after:09d}_end")):
-        again = go(start, tmp_path / f"state_{file}.pt")
-        assert_same_weights(whole.model, again.model)
-    if name == "MoEAdapters":
-        assert list(whole.moe.routers.values()) == [0, 1, 2]
-    if name == "CLLCLIP":
-        assert [g.language for g in whole.expansion.growth] == ["en", "el", "de"]
 
 
 # --------------------------------------------------- other streams and benchmarks
@@ -455,7 +413,7 @@ def test_interrupted_step__must_be_the_one_that_goes_on(tmp_path):
 
 def test_router__is_the_steps_own_also_between_streams_of_the_same_classes(tmp_path):
     def make_one():
-        strategy, data = make("MoEAdapters", steps=2)
+        strategy, data = build_row(ROWS["MoEAdapters"])
         first, valid = data.train_stream[0], data.streams["valid"][0]
         return strategy, data, [first, valid, first]
 

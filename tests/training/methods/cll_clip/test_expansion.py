@@ -11,17 +11,13 @@ from avalanche_clip.models import (
     find_token_embedding,
     teir_scale,
 )
-from avalanche_clip.training import ContrastiveTemplate
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
-    CheckpointPlugin,
     ContrastiveEWCPlugin,
     ReservoirReplayPlugin,
     TokenEmbeddingExpansionPlugin,
 )
-from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.resume import load_state
-from tests.helpers import quiet_evaluator, train_stream
+from tests.helpers import train_stream
 from tests.training.languages import (
     adamw,
     language_strategy,
@@ -347,27 +343,6 @@ def test_reservoir__active_rows_give_the_table_of_dense_training(regularize, tar
     torch.testing.assert_close(*tables, rtol=1e-6, atol=1e-8)
 
 
-def test_replayed_rows__are_the_same_after_a_resume(tmp_path):
-    def make(*plugins):
-        model = tiny_model()
-        strategy = language_strategy(
-            model,
-            plugins=[*plugins, ReservoirReplayPlugin(4, duplicates=True)],
-            expansion={"count_replay": True},
-        )
-        return strategy, language_stream(model)
-
-    full, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=3, keep=99))
-    train_stream(full, benchmark)
-    expected = find_token_embedding(full.model).weight
-    inside = [path for path in checkpoints(tmp_path) if "end" not in path.name]
-    later, benchmark = make()
-    start = load_state(later, inside[-1], benchmark)
-    assert start == 2
-    later.train(benchmark.train_stream[2], eval_streams=[])
-    assert torch.equal(find_token_embedding(later.model).weight, expected)
-
-
 def test_oracle_vocabulary__is_added_once():
     captions = ["rote katze", "red cat", "κόκκινη γάτα"] * 4
     strategy, watch, _ = run(vocab_size=330, expansion={"oracle_vocabulary": captions})
@@ -441,27 +416,6 @@ def test_factors__are_those_of_the_kernel():
         torch.tensor([k in (3582, 3583) for k in range(count)]),
     )
     torch.testing.assert_close(seen["scale"], expected[seen["rows"]])
-
-
-def test_plugin__works_on_the_plain_template():
-    model = tiny_model()
-    benchmark = language_stream(model, features=False)
-    plugin = TokenEmbeddingExpansionPlugin(vocab_size=300)
-    strategy = ContrastiveTemplate(
-        model=model,
-        optimizer=adamw,
-        train_mb_size=4,
-        budget_iterations=3,
-        plugins=[plugin],
-        evaluator=quiet_evaluator(),
-    )
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    train_stream(strategy, benchmark, 2)
-    changed = [n for n, p in model.named_parameters() if p.shape != before[n].shape]
-    assert changed == ["clip.token_embedding.weight"]
-    same = [n for n in before if n not in changed]
-    assert all(torch.equal(before[n], model.get_parameter(n)) for n in same)
-    strategy.eval(benchmark.test_stream)
 
 
 def test_data_of_another_models_tokenizer__raise():

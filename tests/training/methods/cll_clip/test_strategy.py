@@ -1,7 +1,5 @@
 """CLL-CLIP as a strategy: losses, teachers, temperature, resuming."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +8,7 @@ from avalanche_clip.losses import cross_modal_loss
 from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.methods.cll_clip.student import encode_by_length
-from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
-from tests.processes import run_in_processes
 from tests.training.languages import (
     WORDS,
     adamw,
@@ -213,16 +207,6 @@ def test_wrong_options__raise(options, word):
         language_strategy(tiny_model(), **options)
 
 
-@pytest.mark.parametrize("chunks", [2, 3])
-def test_accumulation__equals_the_whole_batch(chunks):
-    whole, _, _ = train(2, train_mb_size=6)
-    parts, _, _ = train(2, train_mb_size=6, accumulation_steps=chunks)
-    for name, value in weights(whole.model).items():
-        torch.testing.assert_close(
-            weights(parts.model)[name], value, rtol=1e-4, atol=1e-5, msg=name
-        )
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision__stays_finite_and_freezes_rows(precision):
     model = tiny_model()
@@ -235,48 +219,6 @@ def test_mixed_precision__stays_finite_and_freezes_rows(precision):
 
 
 # ------------------------------------------------------------------- resuming
-def tables_of(model):
-    table = find_token_embedding(model)
-    return table.table(), table.usage, model.tokenizer.vocabulary.tokens
-
-
-@pytest.mark.parametrize(
-    "regularize, features",
-    [("gd", True), pytest.param(None, False, marks=pytest.mark.slow)],
-)
-def test_resume__inside_and_between_languages_is_bit_identical(
-    regularize, features, tmp_path
-):
-    def make(*plugins):
-        model = tiny_model()
-        benchmark = language_stream(model, features=features)
-        strategy = language_strategy(
-            model,
-            plugins=list(plugins),
-            regularize=regularize,
-            teacher_captions=ENGLISH,
-        )
-        return strategy, benchmark
-
-    full, benchmark = make(CheckpointPlugin(tmp_path, every_iterations=3, keep=99))
-    train_stream(full, benchmark)
-    expected = tables_of(full.model)
-    files = checkpoints(tmp_path)
-    assert sum("end" not in path.name for path in files) >= 3
-    for path in files[1:-1]:
-        later, benchmark = make(
-            CheckpointPlugin(tmp_path / "again", every_iterations=3, keep=99)
-        )
-        start = load_state(later, path, benchmark)
-        for experience in list(benchmark.train_stream)[start:]:
-            later.train(experience, eval_streams=[])
-        found = tables_of(later.model)
-        assert torch.equal(found[0], expected[0]), path.name
-        assert torch.equal(found[1], expected[1]) and found[2] == expected[2]
-        assert later.expansion.growth == full.expansion.growth
-        assert later.model.cross_modal.tau == full.model.cross_modal.tau
-
-
 # -------------------------------------------------------------- length groups
 @pytest.mark.parametrize("groups", [1, 2, 3, 20])
 def test_length_groups__agree_with_one_pass(groups):
@@ -301,22 +243,3 @@ def test_length_groups__train_to_the_same_table():
 
 
 # ------------------------------------------------------------------ processes
-def small_run(batch):
-    model = tiny_model()
-    benchmark = language_stream(model)
-    strategy = language_strategy(model, train_mb_size=batch, plugins=[])
-    train_stream(strategy, benchmark, 2)
-    return {"weights": weights(model), "tau": model.cross_modal.tau.detach()}
-
-
-@pytest.mark.slow
-def test_two_processes__equal_one_with_the_whole_batch(tmp_path):
-    jobs = {"run": partial(small_run, 4)}
-    first, second = run_in_processes(jobs, tmp_path)["run"]
-    whole = small_run(8)
-    for name, value in whole["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(
-            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
-        )
-    torch.testing.assert_close(first["tau"], whole["tau"])

@@ -50,14 +50,6 @@ def logits(strategy, experience):
     return torch.cat(found)
 
 
-def base_of(state):
-    return {k: v for k, v in state.items() if ".moe." not in k}
-
-
-def expert_of(name):
-    return name.partition(".moe.experts.")[2].partition(".")[0]
-
-
 # ------------------------------------------------------------------ the base model
 def test_attached__equals_the_base_model_before_training():
     plain = ClassNameTemplate(model=moe_runs.vit(), **moe_runs.options())
@@ -384,18 +376,6 @@ def test_second_evaluation__encodes_no_text_and_later_ones_only_what_changed():
     strategy.eval(benchmark.test_stream)
     assert sum(rows) == 12  # routers 0 and 1; zero-shot is known for good
     handle.remove()
-
-
-def test_evaluation_inside_training__leaves_routers_counters_and_weights_alone():
-    plain, _, _ = fit(2)
-    strategy, _ = build(options={"eval_every": 1, "peval_mode": "iteration"})
-    benchmark = moe_runs.domains(strategy.model)
-    for experience in list(benchmark.train_stream)[:2]:
-        strategy.train(experience, eval_streams=[benchmark.test_stream])
-    moe = strategy.model.moe_adapters
-    assert moe.num_routers == 2 and moe.learned == [0, 1]
-    ours, expected = strategy.model.state_dict(), plain.model.state_dict()
-    assert all(torch.equal(ours[k], expected[k]) for k in expected)
 
 
 def test_interrupted_evaluation__restores_the_router_of_training():

@@ -21,7 +21,6 @@ from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import (
     assert_same_weights,
     quiet_evaluator,
-    stub_model,
     train_stream,
     weights,
 )
@@ -169,18 +168,6 @@ def test_published_size_of_the_class_incremental_form():
     assert strategy.model.moe_adapters.num_trainable == expected
 
 
-def test_model_without_blocks__is_refused():
-    with pytest.raises(ValueError, match="residual blocks"):
-        adapters(model=stub_model())
-
-
-def test_lr_beside_an_optimizer__is_refused():
-    adam = lambda groups: torch.optim.Adam(groups, lr=1e-2)  # noqa: E731
-    with pytest.raises(ValueError, match="not both"):
-        adapters(lr=1e-3, optimizer=adam)
-    assert isinstance(adapters(optimizer=adam).optimizer, torch.optim.Adam)
-
-
 # ------------------------------------------------------------ ZSCL and fine-tuning
 def zscl(**options):
     given = {
@@ -214,21 +201,6 @@ def test_class_name_zscl__has_the_parts_and_smoothing():
     assert strategy.compute.experiences[1]["reference"]["images"] > 0
     after = strategy.model.state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
-
-
-def test_class_name_zscl__without_its_terms_is_fine_tuning():
-    options = {
-        "distillation_weight": 0.0,
-        "consolidation_weight": 0.0,
-        "averaging_interval": None,
-    }
-    strategy = zscl(**options)
-    train_stream(strategy, moe_runs.domains(strategy.model), 2)
-    model = moe_runs.vit()
-    plugins = zscl_variants([0], ["a"])["continual-ft"]()
-    plain = ClassNameFineTuning(model=model, plugins=plugins, **SHORT)
-    train_stream(plain, moe_runs.domains(model), 2)
-    assert_same_weights(strategy.model, plain.model)
 
 
 def test_class_name_zscl__teacher_is_the_zero_shot_model():

@@ -1,5 +1,3 @@
-from functools import partial
-
 import pytest
 import torch
 
@@ -11,7 +9,6 @@ from avalanche_clip.training.supervised import Sequential, VRLwF
 from avalanche_clip.training.templates.distillation import own_share
 from avalanche_clip.training.templates.plan import learning_rate
 from tests.helpers import (
-    adamw,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -23,8 +20,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import run_in_processes
-from tests.training import small_runs as runs
-from tests.training.methods.vr_lwf.test_plugin import Each, plugin_of, replayed
+from tests.training.methods.vr_lwf.test_plugin import Each, plugin_of
 
 SETTINGS = {"num_texts": 20, "text_length": 3}
 SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
@@ -150,142 +146,15 @@ def test_second_batch__does_not_depend_on_workers():
     assert_same_weights(plain.model, workers.model)
 
 
-@pytest.mark.parametrize("batch", ["same", "separate"])
-@pytest.mark.parametrize("student_text", [False, True])
-def test_accumulation__equals_the_big_batch(batch, student_text):
-    def once(chunks):
-        sgd = lambda groups: torch.optim.SGD(groups, lr=0.05)  # noqa: E731
-        return replayed(
-            distill_batch=batch,
-            student_text=student_text,
-            run={"optimizer": sgd, "accumulation_steps": chunks},
-        ).model.state_dict()
-
-    ours, expected = once(3), once(1)
-    for key, value in expected.items():
-        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5)
-    assert_other_weights(expected, fit(Sequential, steps=2).model)
-
-
-@pytest.mark.parametrize("batch", ["same", "separate"])
-def test_bf16__stays_finite_and_close(batch):
-    settings = {"distill_batch": batch, "student_text": True}
-    run = {"precision": "bf16", "accumulation_steps": 2}
-    model = replayed(3, run=run, **settings).model
-    expected = replayed(3, **settings).model
-    for ours, other in zip(model.parameters(), expected.parameters()):
-        assert torch.isfinite(ours).all() and ours.dtype == torch.float32
-        assert (ours - other).abs().max() < 0.2
-
-
 # ------------------------------------------------------------------------- resume
-RESUMED = {
-    "same": {},
-    "separate": {"distill_batch": "separate", "student_text": True},
-    "redraw": {"redraw": "iteration", "teach_first_experience": True},
-    "first": {"distill_batch": "separate", "teach_first_experience": True},
-}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """The weights that a run without the method ends with."""
-    folder = tmp_path_factory.mktemp("plain")
-    return weights(runs.go(folder, "Sequential", optimizer=adamw)[0].model)
-
-
-@pytest.mark.parametrize("name", RESUMED)
-def test_resume__inside_an_experience_ends_the_same(name, plain, tmp_path, monkeypatch):
-    replay = {**RESUMED[name], "text_length": 3}
-    options = {"method": "VRLwF", "num_texts": 20, "replay": replay}
-    options.update(run={"streams": ("test",)}, optimizer=adamw)
-    whole = runs.go(tmp_path / "whole", **options)
-    stop = 3 if name == "first" else 8
-    with pytest.raises(runs.Interrupted):
-        runs.go(tmp_path / "part", stop={"train": stop}, **options)
-    calls = []
-    encode = VocabularyReplayPlugin._teacher_texts
-
-    def counted(self, strategy, ids):
-        calls.append(strategy.experience_index)
-        return encode(self, strategy, ids)
-
-    monkeypatch.setattr(VocabularyReplayPlugin, "_teacher_texts", counted)
-    resumed = runs.go(tmp_path / "part", resume=True, **options)
-    runs.assert_same_runs(whole, resumed)
-    assert_other_weights(whole[0].model, plain)
-    if name in ("same", "separate"):
-        # The features of the interrupted experience come from the checkpoint.
-        assert calls == [2]
-
-
 # -------------------------------------------------------------------- two processes
-CASES = {
-    "same": {},
-    "separate": {"distill_batch": "separate"},
-    "texts": {"student_text": True, "num_texts": 21},
-    "redraw": {"redraw": "iteration", "text_weight": 0.0},
-    "chunks": {
-        "distill_batch": "separate",
-        "student_text": True,
-        "run": {"accumulation_steps": 2},
-    },
-}
-
-
-def small_run(case, batch):
-    settings = dict(CASES[case])
-    options = settings.pop("run", {})
-    losses = []
-    look = Each("after_backward", lambda s: losses.append(s.loss.detach()))
-    model = stub_model()
-    plugin = VocabularyReplayPlugin(**{**SETTINGS, **settings})
-    strategy = build(
-        Sequential,
-        model,
-        train_mb_size=batch,
-        budget_iterations=4,
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2, momentum=0.9),
-        plugins=[plugin, look],
-        **options,
-    )
-    train_stream(strategy, stub_benchmark((16, 16), model=model))
-    return {
-        "weights": weights(model),
-        "losses": torch.stack(losses),
-        "spent": strategy.compute.state_dict(),
-    }
-
-
 def shares():
     return own_share(torch.arange(5)).tolist()
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    """Results of both processes, which do all cases in one go."""
-    jobs = {case: partial(small_run, case, 4) for case in CASES}
-    folder = tmp_path_factory.mktemp("pool")
-    return run_in_processes({"share": shares, **jobs}, folder)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes__equal_one_with_the_whole_batch(case, pool):
-    first, second = pool[case]
-    whole = small_run(case, 8)
-    assert torch.equal(first["losses"], second["losses"])
-    torch.testing.assert_close(first["losses"], whole["losses"], rtol=1e-4, atol=1e-4)
-    for name, value in whole["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        torch.testing.assert_close(
-            first["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name
-        )
-    if case in ("separate", "chunks"):
-        assert first["spent"] == whole["spent"]
-
-
-def test_own_share__covers_all_rows(pool):
-    assert pool["share"] == [[0, 1, 2], [3, 4, 0]]
+def test_own_share__covers_all_rows(tmp_path):
+    parts = run_in_processes({"share": shares}, tmp_path)
+    assert parts["share"] == [[0, 1, 2], [3, 4, 0]]
     assert torch.equal(own_share(torch.arange(5)), torch.arange(5))
     assert not distributed.is_distributed()
 

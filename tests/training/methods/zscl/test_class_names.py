@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from avalanche_clip.training.plugins import (
-    FrozenLogitScalePlugin,
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
@@ -11,7 +10,7 @@ from avalanche_clip.training.supervised import (
     ClassNameFineTuning,
     ClassNameZSCL,
 )
-from tests.helpers import stub_model, weights
+from tests.helpers import stub_model
 from tests.training.classes import (
     accuracy_evaluator,
     class_benchmark,
@@ -20,21 +19,6 @@ from tests.training.classes import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = {"train_mb_size": 6, "budget_iterations": 3, "warmup_iterations": 1, "lr": 1e-2}
-
-
-@pytest.mark.parametrize("plugins", [[], [FrozenLogitScalePlugin()]])
-def test_fine_tuning__leaves_the_logit_scale(plugins):
-    model = stub_model()
-    scale, before = model.logit_scale.item(), weights(model)
-    strategy = ClassNameFineTuning(
-        model=model, plugins=plugins, evaluator=accuracy_evaluator(), **SHORT
-    )
-    found = [p for p in strategy.plugins if isinstance(p, FrozenLogitScalePlugin)]
-    assert len(found) == 1
-    strategy.train(domain_benchmark(model).train_stream[0])
-    assert model.logit_scale.item() == scale
-    after = weights(model)
-    assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
 def test_fine_tuning__can_train_the_logit_scale():

@@ -12,8 +12,6 @@ from avalanche_clip.training.templates.reference_data import (
 )
 from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
-    assert_other_weights,
-    assert_same_weights,
     build,
     fit,
     sgd,
@@ -243,37 +241,6 @@ def test_current_data__are_the_training_batch():
     assert "reference" not in strategy.compute.experiences[1]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, "ids"], ids=type)
-@pytest.mark.parametrize("text_side", ["teacher", "student"])
-def test_mixed_sources__run(texts, text_side):
-    if texts == "ids":
-        texts = stub_model().tokenizer(TEXTS)
-    options = {"teacher": "previous", "text_side": text_side}
-    for images in ("current", None):
-        note = Note()
-        fit(Sequential, steps=2, plugins=[plugin(images, texts, **options), note])
-        assert all(row["reference_text"] > 0 for row in note.terms)
-    note = Note()
-    strategy = fit(
-        Sequential, steps=1, plugins=[plugin(None, "current", **options), note]
-    )
-    assert all(row["reference_text"] > 0 for row in note.terms)
-    assert_other_weights(strategy.model, fit(Sequential, steps=1).model)
-
-
-def test_neutral__weights_zero_are_plain_training_bit_for_bit():
-    options = {"dropout": 0.2, "noise": 0.1}
-
-    def once(plugins):
-        model = stub_model(**options)
-        return fit(
-            Sequential, stub_benchmark(model=model), model=model, plugins=plugins
-        ).model
-
-    off = plugin(image_weight=0.0, text_weight=0.0)
-    assert_same_weights(once([off]), once([]))
-
-
 def test_random_numbers__are_those_of_plain_training():
     """Data with draws of their own do not move the global generators."""
 
@@ -301,18 +268,6 @@ def test_logit_scale__is_frozen_bit_for_bit_unless_asked_for():
         assert id(strategy.model.logit_scale) not in held
     strategy = fit(Sequential, plugins=[plugin(train_logit_scale=True)])
     assert not torch.equal(strategy.model.logit_scale, start)
-
-
-@pytest.mark.parametrize("text_side", ["teacher", "student"])
-def test_accumulation__equals_the_big_batch(text_side):
-    def once(chunks):
-        method = plugin(text_side=text_side)
-        options = {"optimizer": sgd, "accumulation_steps": chunks}
-        return fit(Sequential, steps=2, plugins=[method], **options).model.state_dict()
-
-    ours, expected = once(3), once(1)
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -2,13 +2,11 @@ import pytest
 import torch
 
 from avalanche_clip.training.plugins import (
-    CheckpointPlugin,
     FrozenLogitScalePlugin,
     ReferenceDistillationPlugin,
     WeightAveragingPlugin,
     WeightConsolidationPlugin,
 )
-from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import ZSCL, FineTuning, zscl_variants
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.helpers import (
@@ -147,29 +145,6 @@ def test_own_optimizer_and_length__replace_the_defaults():
     assert strategy.compute.samples == 40
 
 
-def test_neutral__all_weights_zero_is_plain_fine_tuning_bit_for_bit():
-    options = {"dropout": 0.2, "noise": 0.1}
-    off = {
-        "distillation_weight": 0.0,
-        "consolidation_weight": 0.0,
-        "averaging_interval": None,
-    }
-
-    def once(cls, **settings):
-        net = model(**options)
-        benchmark = stub_benchmark(model=net)
-        return trained(3, cls, net=net, benchmark=benchmark, **settings).model
-
-    plugins = zscl_variants(images(), TEXTS)["continual-ft"]()
-    ours = once(ZSCL, **off)
-    assert_same_weights(ours, once(FineTuning, plugins=plugins))
-    assert torch.equal(ours.logit_scale, stub_model().logit_scale)
-    free = {"reference_options": {"train_logit_scale": True}}
-    ours = once(ZSCL, **off, **free)
-    assert_same_weights(ours, once(FineTuning))
-    assert not torch.equal(ours.logit_scale, stub_model().logit_scale)
-
-
 def variants():
     return zscl_variants(images(), TEXTS, interval=2, batch_size=4, text_length=3)
 
@@ -243,40 +218,6 @@ def test_teacher__is_the_model_before_the_first_of_five_tasks():
     teacher = strategy.teachers.get("initial").model
     assert_same_weights(teacher, start)
     assert torch.equal(strategy.model.logit_scale, start["logit_scale"])
-
-
-@pytest.mark.parametrize(
-    "options", [{"precision": "bf16"}, {"accumulation_steps": 2}], ids=str
-)
-def test_other_ways_to_train__stay_finite(options):
-    ours = trained(2, ZSCL, **options).model.state_dict()
-    plain = trained(2, ZSCL).model.state_dict()
-    for name, value in plain.items():
-        assert torch.isfinite(ours[name]).all()
-        if "accumulation_steps" in options:
-            torch.testing.assert_close(ours[name], value, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize("iteration", ["000000002", "000000008", "000000006_end"])
-def test_resume__ends_the_same(iteration, tmp_path):
-    def once(extra=()):
-        net = model(dropout=0.2, noise=0.1)
-        small_cache = ReferenceImages(images(), cache_bytes=6 * 8 * 4)
-        options = {"reference_images": small_cache, "lr": [1e-2, 2e-2, 1e-2]}
-        return (
-            small(ZSCL, net, extra=extra, eval_mb_size=4, **options),
-            stub_benchmark((12, 16, 12), model=net),
-        )
-
-    every = CheckpointPlugin(tmp_path, every_iterations=2, keep=20)
-    full, benchmark = once([every])
-    train_stream(full, benchmark)
-    later, benchmark = once()
-    index = load_state(later, tmp_path / f"state_{iteration}.pt", benchmark)
-    for experience in list(benchmark.train_stream)[index:]:
-        later.train(experience, eval_streams=[])
-    assert_same_weights(full.model, later.model)
-    assert later.compute.experiences == full.compute.experiences
 
 
 def test_reference_data__of_the_benchmark_itself():

@@ -1,0 +1,488 @@
+"""The table of methods: one row each, which inherits every behaviour.
+
+A row says how a method is built on a small model and stream, what it may train, and
+what it cannot do, with the reason. ``docs/compatibility.rst`` is made from it by
+``tools/compatibility_table.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from avalanche_clip.benchmarks import multi_domain_benchmark, prepare_benchmark
+from avalanche_clip.training import plugins as p
+from avalanche_clip.training import supervised
+from avalanche_clip.training.templates import ClassNameTemplate, ContrastiveTemplate
+from tests.helpers import stub_benchmark, stub_model
+from tests.training import classes, languages, moe_runs
+from tests.training.small_runs import evaluator
+
+BEHAVIOURS = {
+    "neutral": "its neutral setting is plain training, bit for bit",
+    "resume": "resumes anywhere, in any order of steps and with repeats, bit for bit",
+    "reload": "its state is loaded over a later one",
+    "processes": "two processes with half batches equal one process",
+    "accumulation": "accumulated parts of a batch equal the batch",
+    "bf16": "trains in bfloat16",
+    "open_clip": "trains a model of open_clip",
+    "transformers": "trains a CLIP model of transformers",
+    "siglip": "trains a SigLIP model of transformers",
+    "saved": "the trained model is saved as a folder, and loaded from it",
+}
+"""Columns of the table. What every method can do has none: it trains what it says and
+nothing else, evaluation leaves no trace, idle plugins change nothing."""
+
+ITERATIONS = 3
+BATCH = 12
+"""Of the runs that are compared in several processes: some experiences of each world
+have fewer samples, and an odd number of them."""
+RATES = ((1e-2, 0.2), (1e-3, 0.0), (3e-2, 0.05))
+"""Learning rate and weight decay of three groups."""
+IMAGES = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+Plugins = tuple[Callable[[], Any], ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    :param strategy: name of a strategy, or a template.
+    :param settings: of the strategy.
+    :param plugins: functions that make its plugins.
+    :param world: model and stream: ``pairs``, ``classes``, ``languages``,
+        ``experts``, ``expert pairs``.
+    :param neutral: settings that switch the method off; with it, ``without`` are the
+        plugins.
+    :param plain: the row that it then equals.
+    :param moves: parts of the names of all parameters that are trained.
+    :param some: whether only some of them move in a short run.
+    :param cannot: behaviour -> the reason why not, a sentence.
+    """
+
+    strategy: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Plugins = ()
+    world: str = "pairs"
+    neutral: Mapping[str, Any] | None = None
+    without: Plugins = ()
+    plain: str = "Sequential"
+    moves: tuple[str, ...] = ("",)
+    still: tuple[str, ...] = ()
+    some: bool = False
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+
+REFERENCE = {
+    "reference_images": IMAGES,
+    "reference_texts": ["ab", "cd", "e"],
+    "reference_options": {"batch_size": 4, "teach_first_experience": True},
+    "averaging_interval": 2,
+    "warmup_iterations": 0,
+}
+NO_TERMS = {
+    "distillation_weight": 0.0,
+    "consolidation_weight": 0.0,
+    "averaging_interval": None,
+}
+ITSELF = {"neutral": "It is plain training itself."}
+NO_OFF = {"neutral": "It has no setting that switches it off."}
+FROZEN_BASE = {"neutral": "It freezes the model and trains its own parameters only."}
+SCALE = ("logit_scale",)
+BESIDE = {"saved": "Its adapters are saved by themselves, beside a plain model."}
+EXPERTS = {
+    "world": "experts",
+    "moves": (".moe.",),
+    "some": True,
+    "cannot": {**FROZEN_BASE, **BESIDE},
+}
+TABLE = {
+    "world": "languages",
+    "moves": ("token_embedding", "cross_modal"),
+    "cannot": FROZEN_BASE,
+}
+ADAPTERS = {
+    "world": "languages",
+    "moves": ("token_embedding", "cross_modal", "language_adapter."),
+    "some": True,
+    "cannot": {
+        **FROZEN_BASE,
+        **BESIDE,
+        "reload": "Adapters of later languages stay: load into a fresh model.",
+    },
+}
+CURRENT = partial(
+    p.ReferenceDistillationPlugin, "current", "current", teacher="previous"
+)
+VOCABULARY = {"text_length": 3, "teach_first_experience": True}
+
+ROWS: dict[str, Row] = {
+    "Sequential": Row("Sequential", cannot=ITSELF),
+    "CumulativeAll": Row("CumulativeAll", cannot=NO_OFF),
+    "CumulativeAllStar": Row(
+        "CumulativeAllStar",
+        {"budget_factors": [1, 1.5, 1]},
+        neutral={"budget_factors": [1, 1, 1]},
+        plain="CumulativeAll",
+    ),
+    "CumulativeEqual": Row(
+        "CumulativeEqual", {"buffer_size": 10}, neutral={"buffer_size": 0}
+    ),
+    "CumulativeExp": Row(
+        "CumulativeExp", {"buffer_size": 10}, neutral={"buffer_size": 0}
+    ),
+    "Restart": Row("Restart", cannot=NO_OFF),
+    "Oracle": Row("Oracle", cannot=NO_OFF),
+    "Patching": Row("Patching", {"grid": (0.0, 0.5, 0.9)}, neutral={"grid": (1.0,)}),
+    "ContrastiveLwF": Row(
+        "ContrastiveLwF", {"lwf_weight": 5.0}, neutral={"lwf_weight": 0.0}
+    ),
+    "ContrastiveEWC": Row(
+        "ContrastiveEWC",
+        {"ewc_lambda": 100.0, "fisher_batch_size": 8},
+        neutral={"ewc_lambda": 0.0},
+    ),
+    "ModX": Row(
+        "ModX",
+        {"alpha": 50.0, "alignment": {"row_filter": "none"}},
+        neutral={"alpha": 0.0},
+    ),
+    "VRLwF": Row(
+        "VRLwF",
+        {"num_texts": 20, "replay": VOCABULARY},
+        neutral={"image_weight": 0.0, "text_weight": 0.0},
+        plain="frozen scale",
+        still=SCALE,
+    ),
+    "ZSCL": Row(
+        "ZSCL",
+        REFERENCE,
+        neutral=NO_TERMS,
+        plain="FineTuning",
+        still=SCALE,
+    ),
+    "FineTuning": Row(
+        "FineTuning",
+        {"warmup_iterations": 0},
+        (p.FrozenLogitScalePlugin,),
+        still=SCALE,
+        cannot=ITSELF,
+    ),
+    "ClassNameFineTuning": Row(
+        "ClassNameFineTuning",
+        {"warmup_iterations": 0},
+        world="classes",
+        still=SCALE,
+        cannot=ITSELF,
+    ),
+    "ClassNameZSCL": Row(
+        "ClassNameZSCL",
+        REFERENCE,
+        world="classes",
+        neutral=NO_TERMS,
+        plain="ClassNameFineTuning",
+        still=SCALE,
+    ),
+    "MoEAdapters": Row(
+        "MoEAdapters", {"warmup_iterations": 1, "selector": True}, **EXPERTS
+    ),
+    "MoEAdapters, class-incremental": Row(
+        "MoEAdapters",
+        {
+            "warmup_iterations": 1,
+            "selector": None,
+            "num_experts": 2,
+            "plugin_options": {"shared_router": True, "freeze": False},
+        },
+        **EXPERTS,
+    ),
+    "CLLCLIP": Row("CLLCLIP", **TABLE),
+    # ------------------------------------------------- plugins on plain training
+    "ConstantCosine": Row(
+        "Sequential",
+        {"schedule": "const-cosine", "reset_optimizer_state": False},
+        (p.ConstantCosinePlugin,),
+        cannot=NO_OFF,
+    ),
+    "BestEpoch": Row(
+        "Sequential",
+        {"train_epochs": 2, "budget_iterations": 4},
+        (p.BestEpochPlugin,),
+        neutral={"train_epochs": 1, "budget_iterations": ITERATIONS},
+        without=(p.BestEpochPlugin,),
+    ),
+    "WiSE-FT": Row(
+        "Sequential",
+        plugins=(partial(p.WeightAveragingPlugin, "wise", alpha=0.8),),
+        neutral={},
+        without=(partial(p.WeightAveragingPlugin, "wise", alpha=1.0),),
+    ),
+    "WeightEnsemble": Row(
+        "Sequential",
+        plugins=(partial(p.WeightAveragingPlugin, "we", interval=2),),
+        cannot=NO_OFF,
+    ),
+    "WeightEnsemble and WiSE-FT": Row(
+        "Sequential",
+        plugins=(
+            partial(p.WeightAveragingPlugin, "we+wise", interval=1, anchor="initial"),
+        ),
+        cannot=NO_OFF,
+    ),
+    "WeightConsolidation": Row(
+        "Sequential",
+        plugins=(partial(p.WeightConsolidationPlugin, 3.0),),
+        neutral={},
+        without=(partial(p.WeightConsolidationPlugin, 0.0),),
+    ),
+    "OnlineEWC": Row(
+        "Sequential",
+        plugins=(partial(p.OnlineEWCPlugin, 100.0, gamma=0.5, fisher_batch_size=8),),
+        neutral={},
+        without=(partial(p.OnlineEWCPlugin, 0.0),),
+    ),
+    "Mod-X, initial teacher": Row(
+        "Sequential",
+        plugins=(partial(p.OffDiagonalAlignmentPlugin, 50.0, teacher="initial"),),
+        neutral={},
+        without=(partial(p.OffDiagonalAlignmentPlugin, 0.0, teacher="initial"),),
+    ),
+    "LwF-VR": Row(
+        "Sequential",
+        plugins=(
+            partial(
+                p.VocabularyReplayPlugin,
+                num_texts=20,
+                distill_batch="separate",
+                student_text=True,
+                **VOCABULARY,
+            ),
+        ),
+        neutral={},
+        without=(
+            partial(
+                p.VocabularyReplayPlugin,
+                num_texts=20,
+                distill_batch="separate",
+                image_weight=0,
+                text_weight=0,
+                **VOCABULARY,
+            ),
+        ),
+        plain="frozen scale",
+        still=SCALE,
+    ),
+    "LwF on the current batch": Row(
+        "FineTuning",
+        {"warmup_iterations": 0},
+        (CURRENT, p.FrozenLogitScalePlugin),
+        neutral={},
+        without=(
+            partial(CURRENT, image_weight=0, text_weight=0),
+            p.FrozenLogitScalePlugin,
+        ),
+        plain="FineTuning",
+        still=SCALE,
+    ),
+    "ER": Row(
+        "Sequential", plugins=(partial(p.ReservoirReplayPlugin, 9),), cannot=NO_OFF
+    ),
+    "DER": Row(
+        "Sequential",
+        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
+        cannot=NO_OFF,
+    ),
+    "DER on class names": Row(
+        ClassNameTemplate,
+        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
+        world="classes",
+        cannot=NO_OFF,
+    ),
+    "Replay on class names": Row(
+        ClassNameTemplate,
+        plugins=(partial(p.BudgetedReplayPlugin, "equal", 8),),
+        world="classes",
+        neutral={},
+        without=(partial(p.BudgetedReplayPlugin, "equal", 0),),
+        plain="class names",
+    ),
+    "MoEAdapters on pairs": Row(
+        "Sequential",
+        {"experts": {"selector": None}},
+        **{**EXPERTS, "world": "expert pairs"},
+    ),
+    "TokenEmbeddingExpansion": Row(
+        ContrastiveTemplate,
+        {"train_mb_size": 4},
+        (partial(p.TokenEmbeddingExpansionPlugin, vocab_size=300),),
+        **{**TABLE, "moves": ("token_embedding",)},
+    ),
+    "DER on languages": Row(
+        "CLLCLIP",
+        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
+        **TABLE,
+    ),
+    "OnlineEWC on languages": Row(
+        "CLLCLIP",
+        plugins=(partial(p.OnlineEWCPlugin, 100.0, fisher_batch_size=8),),
+        **{
+            **TABLE,
+            "neutral": {},
+            "without": (partial(p.OnlineEWCPlugin, 0.0),),
+            "plain": "CLLCLIP",
+            "cannot": {},
+        },
+    ),
+    "MLA": Row(
+        "CLLCLIP",
+        plugins=(partial(p.LanguageAdapterPlugin, "mla"),),
+        **ADAPTERS,
+    ),
+    "LoRA per language": Row(
+        "CLLCLIP",
+        plugins=(partial(p.LanguageAdapterPlugin, "lora", rank=2),),
+        **ADAPTERS,
+    ),
+}
+"""Every method, by its name in the table."""
+
+PLAIN = {
+    **ROWS,
+    "frozen scale": Row("Sequential", plugins=(p.FrozenLogitScalePlugin,)),
+    "class names": Row(ClassNameTemplate, world="classes"),
+}
+
+
+def strategies() -> dict[str, type]:
+    """All named strategies, by name."""
+    found = {name: getattr(supervised, name) for name in dir(supervised)}
+    base = ContrastiveTemplate.__mro__[1]
+    return {
+        name: cls
+        for name, cls in found.items()
+        if isinstance(cls, type) and issubclass(cls, base)
+    }
+
+
+def three_groups(named_parameters: Any) -> list[dict[str, Any]]:
+    """Deal the parameters out to three groups of different options."""
+    names = [name for name, _ in named_parameters]
+    return [
+        {"names": names[k::3], "lr": lr, "weight_decay": decay}
+        for k, (lr, decay) in enumerate(RATES)
+    ]
+
+
+def adamw(groups: Any) -> torch.optim.Optimizer:
+    """An optimiser whose own rate is that of no group."""
+    return torch.optim.AdamW(groups, lr=0.5)
+
+
+def build(row: Row, *extra: Any, neutral: bool = False, model=None, noise=0.1, **given):
+    """Make a method and its benchmark of three steps.
+
+    :param row: the method.
+    :param extra: further plugins.
+    :param neutral: whether it is switched off.
+    :param model: instead of the world's.
+    :param noise: of training images; twice that is the stub's dropout.
+    :param given: further settings.
+    """
+    settings = {
+        "param_groups": three_groups,
+        "optimizer": adamw,
+        "budget_iterations": ITERATIONS,
+        "eval_mb_size": 6,
+        "seed": 3,
+        **row.settings,
+        **((row.neutral or {}) if neutral else {}),
+        **given,
+    }
+    made = [make() for make in (row.without if neutral else row.plugins)]
+    cls = row.strategy
+    cls = getattr(supervised, cls) if isinstance(cls, str) else cls
+    return WORLDS[row.world](cls, model, noise, plugins=[*made, *extra], **settings)
+
+
+def pretrained(noise=0.0):
+    """A stub that says that its weights are worth keeping."""
+    model = stub_model(dropout=2 * noise, noise=noise)
+    model.pretrained = "stub"
+    return model
+
+
+def _pairs(cls, model, noise, **settings):
+    model = model or pretrained(noise)
+    settings = {"train_mb_size": 8, "evaluator": evaluator(), **settings}
+    if _is_stub(model):
+        benchmark = stub_benchmark((13, 11, 10), model=model)
+    else:
+        benchmark = moe_runs.pairs(model, noise=noise)
+        settings = _fitting(settings)
+    return cls(model=model, **settings), benchmark
+
+
+def _classes(cls, model, noise, **settings):
+    model = model or pretrained(noise)
+    if _is_stub(model):
+        benchmark = multi_domain_benchmark(classes.domains((5, 3, 4), train=3))
+        benchmark = prepare_benchmark(benchmark, model)
+    else:
+        benchmark = moe_runs.domains(model, noise=noise)
+        settings = _fitting(settings)
+    return classes.class_strategy(model, cls, **settings), benchmark
+
+
+def _fitting(settings):
+    """Settings with reference images of the size of moe_runs' models."""
+    if "reference_images" in settings:
+        settings = {**settings, "reference_images": moe_runs.reference()}
+    return settings
+
+
+def _experts(cls, model, noise, *, selector=None, **settings):
+    model = model or moe_runs.vit()
+    settings = {**moe_runs.ADAPTERS, "adapter_options": {"dropout": noise}, **settings}
+    if selector:
+        settings["reference_images"] = moe_runs.reference()
+    settings["selector"] = moe_runs.selector(20) if selector else None
+    benchmark = moe_runs.domains(model, noise=noise, per_class=3)
+    return classes.class_strategy(model, cls, **settings), benchmark
+
+
+def _expert_pairs(cls, model, noise, *, experts, plugins, **settings):
+    model = model or moe_runs.vit()
+    adapters = {**moe_runs.ADAPTERS, "dropout": noise}
+    plugins = [*plugins, p.MoEAdaptersPlugin(adapters, **experts)]
+    settings = {"train_mb_size": 8, "evaluator": evaluator(), **settings}
+    benchmark = moe_runs.pairs(model, noise=noise, per_step=9)
+    return cls(model=model, plugins=plugins, **settings), benchmark
+
+
+def _languages(cls, model, noise, **settings):
+    model = model or languages.tiny_model()
+    settings = {"evaluator": evaluator(), **settings}
+    ours = cls is supervised.CLLCLIP
+    benchmark = languages.language_stream(model, features=ours, size=11)
+    if ours:
+        return languages.language_strategy(model, **settings), benchmark
+    return cls(model=model, **settings), benchmark
+
+
+def _is_stub(model):
+    return not hasattr(model, "clip")
+
+
+WORLDS = {
+    "pairs": _pairs,
+    "classes": _classes,
+    "experts": _experts,
+    "expert pairs": _expert_pairs,
+    "languages": _languages,
+}
+"""Strategies on a model and a stream for it."""

@@ -1,0 +1,194 @@
+"""What every method must do: each row of the table goes through each behaviour."""
+
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+
+from avalanche_clip.checkpointing import load_state, read_state, save_state
+from avalanche_clip.training.plugins import CheckpointPlugin
+from tests.helpers import assert_other_weights, assert_same_weights, weights
+from tests.methods.rows import PLAIN, ROWS, build, strategies
+from tests.methods.runs import ALL, rows_that
+from tests.methods.variants import VARIANTS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ORDER = (1, 0, 1)
+
+
+def train(strategy, benchmark, order=ORDER, **options):
+    """Train on experiences in an order; left-over random numbers must not matter."""
+    torch.manual_seed(len(strategy.plugins))
+    for index in order:
+        options = {"eval_streams": [], **options}
+        strategy.train(benchmark.train_stream[index], **options)
+    return strategy
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run of a row, its first checkpoint and those inside."""
+
+    @cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("whole")
+        writer = CheckpointPlugin(folder, every_iterations=1, keep=99)
+        strategy, benchmark = build(ALL[name], writer)
+        save_state(strategy, folder / "first.pt")
+        train(strategy, benchmark)
+        steps = strategy.compute.report()["steps"]
+        return strategy, folder, np.cumsum(steps), benchmark
+
+    return run
+
+
+def test_rows__hold_every_named_strategy():
+    assert {row.strategy for row in ROWS.values()} >= set(strategies())
+
+
+def test_rows__give_a_reason_for_what_they_cannot_do():
+    for name, row in ROWS.items():
+        assert (row.neutral is None) == ("neutral" in row.cannot), name
+        assert all(reason.endswith(".") for reason in row.cannot.values()), name
+
+
+@pytest.mark.parametrize("name", rows_that("neutral"))
+def test_neutral_setting__is_plain_training_bit_for_bit(name):
+    row, found = ROWS[name], []
+    for run, options in ((row, {"neutral": True}), (PLAIN[row.plain], {})):
+        found.append(train(*build(run, **options), (0, 1)).model)
+    assert_same_weights(*found)
+    assert_other_weights(train(*build(row), (0, 1, 2)).model, found[0])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_training__moves_what_it_says_and_nothing_else(name):
+    row = ROWS[name]
+    strategy, benchmark = build(row)
+    start = weights(strategy.model)
+    train(strategy, benchmark, (0, 1))
+    trained = 0
+    for key, value in strategy.model.named_parameters():
+        wanted = any(part in key for part in row.moves) and key not in row.still
+        moved = key not in start or not torch.equal(value, start[key])
+        assert wanted or not moved, key
+        assert moved or row.some or not wanted, key
+        trained += moved
+    assert trained
+
+
+@pytest.mark.parametrize("name", [*rows_that("resume"), *VARIANTS])
+def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
+    expected, folder, ends, own_benchmark = whole(name)
+    # File, number of visits that were finished, and where to stop.
+    for file, visit, last in (
+        ("first.pt", 0, 1),
+        (f"state_{1:09d}.pt", 0, 3),
+        (f"state_{ends[0]:09d}_end.pt", 1, 3),
+        (f"state_{ends[1] + 1:09d}.pt", 2, 3),
+    ):
+        strategy, benchmark = build(ALL[name])
+        index = load_state(strategy, folder / file, benchmark)
+        if visit or last == 3:
+            assert index == (ORDER[visit - 1] + 1 if "end" in file else ORDER[visit])
+        train(strategy, benchmark, ORDER[visit:last])
+        if last == 1:
+            assert_ended(strategy, folder, ends[0])
+            continue
+        assert_same_weights(expected.model, strategy.model)
+        assert vars(strategy.clock) == vars(expected.clock)
+        assert strategy.compute.experiences == expected.compute.experiences
+    found = strategy.eval(benchmark.test_stream)
+    assert_equal(found, expected.eval(own_benchmark.test_stream))
+
+
+@pytest.mark.parametrize("name", rows_that("reload"))
+def test_state__is_loaded_over_a_later_one(name, whole):
+    """What a strategy has learned or made since leaves no trace."""
+    _, folder, ends, _ = whole(name)
+    strategy, benchmark = build(ROWS[name])
+    load_state(strategy, folder / f"state_{ends[1]:09d}_end.pt", benchmark)
+    load_state(strategy, folder / "first.pt", benchmark)
+    train(strategy, benchmark, ORDER[:2])
+    assert_ended(strategy, folder, ends[1])
+
+
+def assert_ended(strategy, folder, iterations):
+    """Fail unless the trained weights are those that were stored then."""
+    state = read_state(folder / f"state_{iterations:09d}_end.pt")
+    found = strategy.model.state_dict()
+    assert_same_weights({k: found[k] for k in state["model"]}, state["model"])
+
+
+class Idle(SupervisedPlugin, supports_distributed=True):
+    """Listens to every hook, does nothing."""
+
+    stateless = True
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        for name in dir(self):
+            if name.startswith(("before_", "after_")):
+                setattr(self, name, self._count)
+
+    def _count(self, strategy, *args, **kwargs):
+        self.calls += 1
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_evaluation_and_idle_plugins__leave_no_trace(name, tmp_path, whole):
+    idle = Idle()
+    strategy, benchmark = build(ROWS[name], idle, eval_every=1)
+    streams = [benchmark.test_stream]
+    train(strategy, benchmark, ORDER[:1], eval_streams=streams)
+    states, found = [], []
+    for number in range(3):
+        state = read_state(save_state(strategy, tmp_path / f"{number}.pt"))
+        del state["clock"]["total_iterations"]  # which counts evaluation too
+        state["plugins"] = [p for p in state["plugins"] if "metrics" not in p["state"]]
+        states.append(state)
+        found.append(strategy.eval(benchmark.test_stream))
+    assert_equal(states[1], states[2])
+    assert_equal(found[1], found[2])
+    for state in states:  # a plugin may note how it evaluated
+        del state["plugins"]
+    assert_equal(states[0], states[1])
+    train(strategy, benchmark, ORDER[1:], eval_streams=streams)
+    expected = whole(name)[0]
+    assert_same_weights(expected.model, strategy.model)
+    assert losses(strategy) == losses(expected) and losses(expected)
+    assert idle.calls
+
+
+def losses(strategy):
+    """Training metrics of a run."""
+    found = strategy.evaluator.get_all_metrics()
+    return {k: v for k, v in found.items() if k.startswith("Loss_Epoch")}
+
+
+def assert_equal(left, right, place=""):
+    """Fail unless two nested values are equal to the last bit."""
+    assert type(left) is type(right), place
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), place
+        for key in left:
+            assert_equal(left[key], right[key], f"{place}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), place
+        for number, pair in enumerate(zip(left, right)):
+            assert_equal(*pair, f"{place}.{number}")
+    elif isinstance(left, torch.Tensor):
+        same = partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
+        same(left, right, msg=place)
+    else:
+        assert left == right or (left != left and right != right), place
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_seed__another_one_gives_another_run(name, whole):
+    strategy, benchmark = build(ROWS[name], seed=4)
+    assert_other_weights(train(strategy, benchmark).model, whole(name)[0].model)

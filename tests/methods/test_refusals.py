@@ -1,0 +1,130 @@
+"""What methods refuse before anything is trained: combinations, settings, models."""
+
+from functools import partial
+
+import pytest
+import torch
+from avalanche.training.plugins import (
+    BiCPlugin,
+    EarlyStoppingPlugin,
+    FeatureDistillationPlugin,
+    GEMPlugin,
+    GSS_greedyPlugin,
+    LFLPlugin,
+    LwFPlugin,
+    MASPlugin,
+    MIRPlugin,
+)
+
+from avalanche_clip.training import plugins as p
+from tests.helpers import stub_model
+from tests.methods.rows import ROWS, build
+from tests.training import moe_runs
+
+
+class MyGEM(GEMPlugin):
+    """A class of a user's that derives from one that is refused."""
+
+    def __init__(self):
+        pass
+
+
+early_stop = partial(EarlyStoppingPlugin, patience=1, val_stream_name="valid_stream")
+trunk = {"schedule": "const-cosine"}
+# A row, further plugins, further settings, words of the message.
+REFUSED = [
+    # Two that set the weights at the end or the start of a step.
+    ("Restart", [p.PatchingPlugin], {}, "use one"),
+    ("Restart", [p.WeightConsolidationPlugin], {}, "use one"),
+    ("Restart", [p.WeightAveragingPlugin], {}, "use one"),
+    ("Restart", [p.ConstantCosinePlugin], trunk, "use one"),
+    ("Patching", [p.ConstantCosinePlugin], trunk, "use one"),
+    ("Patching", [p.WeightAveragingPlugin], {}, "use one"),
+    ("ConstantCosine", [p.WeightAveragingPlugin], {}, "use one"),
+    ("WiSE-FT", [p.WeightAveragingPlugin], {}, "use one"),
+    ("WeightEnsemble", [early_stop], {}, "leave one out, or use mode='wise'"),
+    ("MoEAdapters", [p.RestartPlugin], {}, "RestartPlugin"),
+    ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin"),
+    # Two of a kind.
+    ("CumulativeAll", [partial(p.BudgetedReplayPlugin, "exp", 4)], {}, "than once"),
+    ("ER", [p.ReservoirReplayPlugin], {}, "use one"),
+    ("VRLwF", [partial(p.VocabularyReplayPlugin, text_length=3)], {}, "use one"),
+    ("BestEpoch", [p.BestEpochPlugin], {}, "use one"),
+    (
+        "MoEAdapters",
+        [partial(p.MoEAdaptersPlugin, moe_runs.ADAPTERS)],
+        {},
+        "use one",
+    ),
+    # Settings that a method needs, or cannot have.
+    ("Sequential", [p.ConstantCosinePlugin], {}, "const-cosine"),
+    ("Oracle", [], {"budget_iterations": None}, "multiplies a compute budget"),
+    (
+        "CumulativeAllStar",
+        [],
+        {"budget_iterations": None},
+        "multiplies a compute budget",
+    ),
+    (
+        "DER on class names",
+        [],
+        {"label_space": "own"},
+        "label_space='own'.*'current' or 'seen'",
+    ),
+    ("MoEAdapters", [], {"lr": 1e-3}, "not both"),
+    # Models that a method cannot work with.
+    ("MoEAdapters", [], {"model": stub_model}, "residual blocks"),
+    (
+        "ModX",
+        [],
+        {"model": stub_model, "alignment": {"teacher": "initial"}},
+        "pretrained is None",
+    ),
+    (
+        "ZSCL",
+        [],
+        {"model": stub_model, "reference_options": {"batch_size": 4}},
+        "pretrained is None",
+    ),
+    # Plugins of Avalanche that need a classifier, with what to use instead.
+    ("Sequential", [LwFPlugin], {}, "ContrastiveLwFPlugin"),
+    ("Sequential", [MASPlugin], {}, "ContrastiveEWCPlugin"),
+    ("Sequential", [GSS_greedyPlugin], {}, "BudgetedReplayPlugin"),
+    ("Sequential", [partial(BiCPlugin, mem_size=10)], {}, "BudgetedReplayPlugin"),
+    ("Sequential", [partial(LFLPlugin, 0.1)], {}, "FeatureDistillationPlugin"),
+    (
+        "Sequential",
+        [partial(MIRPlugin, batch_size_mem=4, mem_size=10)],
+        {},
+        "BudgetedReplayPlugin",
+    ),
+    ("Sequential", [MyGEM], {}, "MyGEM cannot be used .*AGEMPlugin"),
+    (
+        "Sequential",
+        [FeatureDistillationPlugin],
+        {"accumulation_steps": 2},
+        "one chunk only",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "name, plugins, settings, message",
+    REFUSED,
+    ids=[f"{row[0]}-{number}" for number, row in enumerate(REFUSED)],
+)
+def test_method__refuses_in_words(name, plugins, settings, message):
+    settings = dict(settings)
+    model = settings.pop("model", lambda: None)()
+    with pytest.raises(ValueError, match=message):
+        further = [make() for make in plugins]
+        strategy, benchmark = build(ROWS[name], *further, model=model, **settings)
+        strategy.train(benchmark.train_stream[0])
+
+
+def test_not_refused__the_nearest_that_may_be():
+    build(ROWS["WiSE-FT"], early_stop())
+    build(ROWS["ModX"], model=stub_model(), alpha=0.0, alignment={"teacher": "initial"})
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    strategy, _ = build(ROWS["MoEAdapters"], optimizer=adam)
+    assert isinstance(strategy.optimizer, torch.optim.Adam)
