@@ -67,11 +67,15 @@ class _Watcher(PluginContract):
 
     what: Any
     """The plugin and what it watches, for messages."""
+    watches: Any = True
+    """Whether it watches anything."""
     ends: Any = False
     """Whether it also acts on an evaluation at the end of an experience."""
 
     def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
         """Raise where none is made, or not in time."""
+        if not self.watches:
+            return
         periodic = [p for p in strategy.plugins if isinstance(p, PeriodicEval)]
         every = periodic[0].eval_every if periodic else strategy.eval_every
         mode = periodic[0].peval_mode if periodic else "epoch"
@@ -99,7 +103,8 @@ class _Watcher(PluginContract):
         """Raise if the running experience has no counterpart in a watched stream."""
         index = _index(experience)
         visited = {_name(g): [_index(e) for e in g] for g in groups if g}
-        if not any(index in visited.get(n, ()) for n in self._streams(visited)):
+        seen = any(index in visited.get(n, ()) for n in self._streams(visited))
+        if self.watches and not seen:
             raise ValueError(
                 f"{self.what}, but experience {index} of it is not evaluated while "
                 f"step {index} is trained (there are {visited}), so that it can never "
@@ -144,15 +149,7 @@ class SchedulerContract(_Watcher):
                 "change. Build the scheduler with the optimiser object that is given "
                 "to the strategy."
             )
-        if self.watches:
-            super().check_evaluations(strategy, streams)
-
-    def check_step(
-        self, strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]
-    ) -> None:
-        """See :class:`_Watcher`."""
-        if self.watches:
-            super().check_step(strategy, experience, groups)
+        super().check_evaluations(strategy, streams)
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Forget what a failed evaluation has measured."""
