@@ -15,7 +15,8 @@ from avalanche_clip.training import plugins, supervised
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
-GUIDES = ("your_data.rst", "branches.rst")
+GUIDES = ("your_data.rst", "branches.rst", "write_a_method.rst")
+PRINTED = r"\[2, 2, 2\]\n\d+ numbers to train\n2 steps near the previous model"
 CODE = re.compile(
     r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
 )
@@ -117,7 +118,7 @@ def test_guides__run_as_printed(tmp_path):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.fullmatch(r"\[2, 2, 2\]\n\d+ numbers to train", done.stdout.strip())
+    assert re.fullmatch(PRINTED, done.stdout.strip())
 
 
 def test_migration__names_modules_that_are_there():

@@ -296,5 +296,4 @@ def test_orders__of_unnamed_data_sets():
     found = indices(x_tail(None, "II", datasets=made_up(10)))
     assert [X_TAIL_NAMES[i] for i in found] == names
     for build, count in ((mtil, 10), (x_tail, 11)):
-        with pytest.raises(ValueError, match="is defined for"):
-            build(None, "II", datasets=made_up(count))
+        refused("is defined for", build, None, "II", datasets=made_up(count))

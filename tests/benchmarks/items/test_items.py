@@ -99,8 +99,7 @@ def test_make_image_text_dataset__facts_out_of_the_item_stay_attributes():
     ],
 )
 def test_make_image_text_dataset__bad_columns_raise(options, message):
-    with pytest.raises(ValueError, match=message):
-        make_image_text_dataset(CountedPairs(3), **options)
+    refused(message, make_image_text_dataset, CountedPairs(3), **options)
 
 
 def test_make_image_text_dataset__loads_nothing():
@@ -189,9 +188,9 @@ def test_item__reader_error_ends_no_loop_silently(error):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (5, TypeError, "type int"),
-        (None, TypeError, "type NoneType"),
-        (["a", b"b"], TypeError, "type bytes"),
+        (5, TypeError, "is 5, a int"),
+        (None, TypeError, "is None"),
+        (["a", b"b"], TypeError, "a bytes"),
         ([], ValueError, "no caption"),
         ("", ValueError, "empty caption"),
         ("  \n", ValueError, "empty caption"),
