@@ -1,8 +1,9 @@
 """The public names of the package: one row per module that defines some.
 
-A row says in which faces a module's names are shown; a star shows a name in the
-package root as well. Faces are the packages and modules that users import from;
-they hold no code of their own and load a name on first use.
+A row says in which faces a module's names are shown: ``module = face: names``. A star
+shows a name in the package root as well; without a face it is shown there alone. Faces
+are the packages and modules that users import from; they hold no code of their own and
+load a name on first use.
 """
 
 from __future__ import annotations
@@ -14,415 +15,182 @@ from typing import Any
 
 ROOT = "avalanche_clip"
 
-# A new method is one row: {"training.plugins": ..., "training.supervised": ...}.
-EXPORTS: dict[str, dict[str, str]] = {
-    "benchmarks.classic.cil": {
-        "benchmarks.classic": (
-            "cil_cifar100 cil_imagenet100 cil_imagenet1k cil_tiny_imagenet"
-        ),
-    },
-    "benchmarks.classic.mtil": {
-        "benchmarks.classic": "mtil x_tail",
-    },
-    "benchmarks.classic.multi_domain_emoji": {
-        "benchmarks.classic": "multi_domain_emoji*",
-    },
-    "benchmarks.classic.multilingual_coco36": {
-        "benchmarks.classic": "multilingual_coco36",
-    },
-    "benchmarks.classic.multilingual_emoji": {
-        "benchmarks.classic": (
-            "emoji_language_dataset language_order multilingual_emoji*"
-        ),
-    },
-    "benchmarks.classic.tic_emoji": {
-        "benchmarks.classic": "emoji_dataset tic_emoji* tic_emoji_joint",
-    },
-    "benchmarks.datasets.captioned": {
-        "benchmarks.datasets": (
-            "CaptionedImages LANGUAGES_36 missing_images read_annotations "
-            "read_ground_truth"
-        ),
-    },
-    "benchmarks.datasets.coco36": {
-        "benchmarks.datasets": "COCO36_LANGUAGES Coco36 CocoTriplets",
-    },
-    "benchmarks.datasets.emoji": {
-        "benchmarks.datasets": (
-            "EMOJI_LANGUAGES EMOJI_SIZE EMOJI_STEPS EMOJI_STYLES EmojiImages "
-            "EmojiPairs EmojiStep EmojiTable load_emoji_table validation_mask"
-        ),
-    },
-    "benchmarks.datasets.mtil.coop": {
-        "benchmarks.datasets": "read_coop_split read_x_tail_domain",
-        "benchmarks.datasets.mtil": "CoopSplit read_coop_split read_x_tail_domain",
-    },
-    "benchmarks.datasets.mtil.folders": {
-        "benchmarks.datasets": "read_imagenet read_tiny_imagenet",
-        "benchmarks.datasets.mtil": "read_imagenet read_tiny_imagenet",
-    },
-    "benchmarks.datasets.mtil.images": {
-        "benchmarks.datasets": "MTILDomain",
-        "benchmarks.datasets.mtil": "ClassImages FolderFiles MTILDomain",
-    },
-    "benchmarks.datasets.mtil.names": {
-        "benchmarks.datasets.mtil": "given_names prompt_names",
-    },
-    "benchmarks.datasets.mtil.orders": {
-        "benchmarks.datasets": "MTIL_NAMES",
-        "benchmarks.datasets.mtil": (
-            "MTIL_NAMES MTIL_ORDERS ORDER_CHECKSUMS X_TAIL_NAMES class_order "
-            "dataset_name order_checksum"
-        ),
-    },
-    "benchmarks.datasets.mtil.readers": {
-        "benchmarks.datasets": "read_mtil_domain",
-        "benchmarks.datasets.mtil": "random_80_20 read_mtil_domain",
-    },
-    "benchmarks.datasets.mtil.table": {
-        "benchmarks.datasets.mtil": "DATASETS DatasetFacts",
-    },
-    "benchmarks.datasets.mtil.templates": {
-        "benchmarks.datasets.mtil": "CIL_TEMPLATES MTIL_TEMPLATES X_TAIL_TEMPLATES",
-    },
-    "benchmarks.datasets.text_columns": {
-        "benchmarks.datasets": "TextColumn read_table",
-    },
-    "benchmarks.datasets.xm3600": {
-        "benchmarks.datasets": "XM3600 XM3600_CAPTIONS XM3600_LANGUAGES",
-    },
-    "benchmarks.items.batch": {
-        "benchmarks": "FieldCollate ImageTextBatch*",
-    },
-    "benchmarks.items.class_labels": {
-        "benchmarks": "class_targets few_shot_indices",
-    },
-    "benchmarks.items.class_prompts": {
-        "benchmarks": "ClassPrompts*",
-    },
-    "benchmarks.items.facts": {
-        "benchmarks": "with_facts without_images",
-    },
-    "benchmarks.items.items": {
-        "benchmarks": (
-            "CorruptSampleError attribute_array find_corrupt_samples "
-            "make_image_text_dataset*"
-        ),
-    },
-    "benchmarks.items.prepare": {
-        "benchmarks": "RandomCaption prepare_benchmark*",
-    },
-    "benchmarks.streams.classes": {
-        "benchmarks": "Domain class_incremental_benchmark* multi_domain_benchmark*",
-    },
-    "benchmarks.streams.languages": {
-        "benchmarks": "joint_languages multilingual_benchmark*",
-    },
-    "benchmarks.streams.quotas": {
-        "benchmarks": "replay_quotas*",
-    },
-    "benchmarks.streams.splits": {
-        "benchmarks": "split_online* split_validation*",
-    },
-    "benchmarks.streams.timed": {
-        "benchmarks": "time_stamped_benchmark*",
-    },
-    "benchmarks.teacher.precompute": {
-        "benchmarks": "attach_teacher_features precompute_teacher_features",
-    },
-    "benchmarks.teacher.released": {
-        "benchmarks.datasets": "read_feature_pickle read_line_rows",
-    },
-    "benchmarks.teacher.store": {
-        "benchmarks": "TeacherFeatureStore",
-        "benchmarks.datasets": "TeacherFeatureStore",
-    },
-    "budget": {
-        "": "ComputeBudget*",
-    },
-    "common.files": {
-        "": "file_limits*",
-    },
-    "evaluation.functional.classification": {
-        "evaluation.functional": "class_vectors classification_metrics*",
-    },
-    "evaluation.functional.disorder": {
-        "evaluation.functional": (
-            "ROTATION_BINS TOPOLOGY_BINS angle_histogram rotation_angles self_angles "
-            "spatial_disorder* topology_change"
-        ),
-    },
-    "evaluation.functional.forgetting": {
-        "evaluation.functional": (
-            "forgetting_per_task multilingual_summary recall_forgetting* "
-            "recall_forgetting_curves"
-        ),
-    },
-    "evaluation.functional.pairs": {
-        "evaluation.functional": "pair_metrics*",
-    },
-    "evaluation.functional.ranks": {
-        "evaluation.functional": "RetrievalRanks owner_pairs retrieval_ranks",
-    },
-    "evaluation.functional.retrieval": {
-        "evaluation.functional": "retrieval_metrics*",
-    },
-    "evaluation.functional.texts": {
-        "evaluation.functional": "merge_equal_pairs",
-    },
-    "evaluation.functional.transfer": {
-        "evaluation.functional": (
-            "continual_summary* fold_columns* incremental_accuracy* "
-            "seen_unseen_harmonic* seen_unseen_per_step time_transfer* "
-            "transfer_average_last* transfer_per_task*"
-        ),
-    },
-    "evaluation.loggers": {
-        "evaluation": "MetricsCSVLogger*",
-    },
-    "evaluation.metrics.disorder": {
-        "evaluation.metrics": "SpatialDisorderMetric spatial_disorder_metrics*",
-    },
-    "evaluation.metrics.loss_terms": {
-        "evaluation.metrics": "LossTermsMetric loss_term_metrics*",
-    },
-    "evaluation.metrics.retrieval": {
-        "evaluation.metrics": "RetrievalMetric retrieval_plugin_metrics*",
-    },
-    "evaluation.metrics.summary": {
-        "evaluation.metrics": "ContinualSummary",
-    },
-    "evaluation.report.comparison": {
-        "evaluation.report": "text_table write_comparison",
-    },
-    "evaluation.report.disorder_plots": {
-        "evaluation.plots": "plot_angle_histograms plot_disorder",
-    },
-    "evaluation.report.page": {
-        "evaluation.report": "write_report",
-    },
-    "evaluation.report.plots": {
-        "evaluation.plots": (
-            "Spread plot_budget plot_budget_curve plot_comparison plot_matrix "
-            "plot_over_time save_figure"
-        ),
-    },
-    "losses.contrastive": {
-        "losses": "contrastive_loss*",
-    },
-    "losses.cross_lingual": {
-        "losses": "cross_lingual_loss* cross_modal_loss*",
-    },
-    "losses.off_diagonal_alignment": {
-        "losses": "off_diagonal_alignment_loss*",
-    },
-    "losses.siglip": {
-        "losses": "siglip_loss*",
-    },
-    "losses.similarity_distillation": {
-        "losses": "similarity_distillation_loss*",
-    },
-    "losses.temperature_distillation": {
-        "losses": "temperature_distillation_loss*",
-    },
-    "models.encoders.blocks": {
-        "models": "BlockView",
-    },
-    "models.encoders.dual_encoder": {
-        "models": "DualEncoder*",
-    },
-    "models.encoders.factory": {
-        "models": "create_dual_encoder*",
-    },
-    "models.encoders.output": {
-        "models": "CLIPOutput*",
-    },
-    "models.encoders.presets": {
-        "models": "PRESETS",
-    },
-    "models.encoders.rewriting": {
-        "models": "rewrite_file",
-    },
-    "models.encoders.weights": {
-        "models": "save_weights",
-    },
-    "models.images.augmentation": {
-        "models": "TinyAugmentation",
-    },
-    "models.images.transforms": {
-        "models": "ImageTransform Preprocessing TinyTransform",
-    },
-    "models.moe.adapters": {
-        "models": "MoEAdapterSet attach_moe_adapters* load_moe_adapters*",
-    },
-    "models.moe.gating": {
-        "models": "noisy_top_k_gates*",
-    },
-    "models.moe.mixture": {
-        "models": "MoEAdapter*",
-    },
-    "models.peft.adapter": {
-        "models": "attach_adapters*",
-    },
-    "models.peft.attached": {
-        "models": "BranchSet",
-    },
-    "models.peft.language": {
-        "models": "LanguageAdapterSet attach_language_adapters",
-    },
-    "models.peft.lora": {
-        "models": "attach_lora*",
-    },
-    "models.peft.merge": {
-        "models": "merge_adapters*",
-    },
-    "models.peft.prompt": {
-        "models": "PromptSet attach_prompts*",
-    },
-    "models.selector.alexnet": {
-        "models": "AlexNetFeatures",
-    },
-    "models.selector.features": {
-        "models": "ModelFeatures SelectorFeatures",
-    },
-    "models.selector.selector": {
-        "models": "AutoSelector*",
-    },
-    "models.selector.training": {
-        "models": "SelectorTraining",
-    },
-    "models.text.growing": {
-        "models": "GrowingTokenizer*",
-    },
-    "models.text.hf_tokenizers": {
-        "models": "HFCaptionTokenizer",
-    },
-    "models.text.learning": {
-        "models": "LearntVocabulary",
-    },
-    "models.text.teir": {
-        "models": "teir_init_* teir_scale*",
-    },
-    "models.text.token_table": {
-        "models": (
-            "ExpandableTokenEmbedding* attach_token_embedding* find_token_embedding "
-            "load_vocabulary save_vocabulary train_tokens_only"
-        ),
-    },
-    "models.text.tokenizers": {
-        "models": "CaptionTokenizer JSONTokenizer OpenCLIPTokenizer",
-    },
-    "models.text.vocabulary": {
-        "models": "VocabularyGrowth count_tokens",
-    },
-    "training.methods.best_epoch": {
-        "training.plugins": "BestEpochPlugin",
-    },
-    "training.methods.budgeted_replay": {
-        "training.plugins": "BudgetedReplayPlugin*",
-    },
-    "training.methods.cll_clip.expansion": {
-        "training.plugins": "TokenEmbeddingExpansionPlugin*",
-    },
-    "training.methods.cll_clip.strategy": {
-        "training.supervised": "CLLCLIP* CLL_VARIANTS",
-    },
-    "training.methods.constant_cosine": {
-        "training.plugins": "ConstantCosinePlugin*",
-    },
-    "training.methods.ewc": {
-        "training.plugins": "ContrastiveEWCPlugin* OnlineEWCPlugin",
-    },
-    "training.methods.language_adapters": {
-        "training.plugins": "LanguageAdapterPlugin",
-    },
-    "training.methods.lwf": {
-        "training.plugins": "ContrastiveLwFPlugin*",
-    },
-    "training.methods.mod_x": {
-        "training.plugins": "OffDiagonalAlignmentPlugin*",
-        "training.supervised": "ModX*",
-    },
-    "training.methods.moe_adapters.plugin": {
-        "training.plugins": "MoEAdaptersPlugin*",
-    },
-    "training.methods.moe_adapters.strategy": {
-        "training.supervised": "CLASS_INCREMENTAL MTIL_RATES MoEAdapters*",
-    },
-    "training.methods.mtil_training": {
-        "training.supervised": "ClassNameFineTuning FineTuning",
-    },
-    "training.methods.patching": {
-        "training.plugins": "PatchingPlugin*",
-    },
-    "training.methods.reservoir_replay": {
-        "training.plugins": "ReservoirReplayPlugin",
-    },
-    "training.methods.restart": {
-        "training.plugins": "BudgetFactorPlugin* RestartPlugin*",
-    },
-    "training.methods.tic": {
-        "training.supervised": (
-            "ContrastiveEWC* ContrastiveLwF* CumulativeAll* CumulativeAllStar* "
-            "CumulativeEqual* CumulativeExp* Oracle* Patching* Restart* Sequential* "
-            "TIC_STRATEGIES"
-        ),
-    },
-    "training.methods.vr_lwf.plugin": {
-        "training.plugins": "VocabularyReplayPlugin*",
-        "training.supervised": "VRLwF*",
-    },
-    "training.methods.weight_averaging": {
-        "training.plugins": "WeightAveragingPlugin*",
-    },
-    "training.methods.weight_consolidation": {
-        "training.plugins": "WeightConsolidationPlugin*",
-    },
-    "training.methods.zscl.distillation": {
-        "training.plugins": "ReferenceDistillationPlugin*",
-    },
-    "training.methods.zscl.strategy": {
-        "training.supervised": (
-            "ClassNameZSCL ZSCL* ZSCL_CLASS_INCREMENTAL zscl_variants"
-        ),
-    },
-    "training.runs.checkpoint_plugin": {
-        "training.plugins": "CheckpointPlugin* latest_checkpoint",
-    },
-    "training.runs.files": {
-        "checkpointing": "CheckpointError read_state require_finite write_state",
-    },
-    "training.runs.plugin_state": {
-        "checkpointing": "register_plugin_state*",
-    },
-    "training.runs.progress": {
-        "training.plugins": "ProgressPlugin*",
-    },
-    "training.runs.resume": {
-        "checkpointing": "capture_state load_state* save_state*",
-    },
-    "training.runs.stream": {
-        "training": "RunResult* run_stream*",
-    },
-    "training.templates.class_name": {
-        "training.templates": "ClassNameTemplate* default_class_evaluator",
-    },
-    "training.templates.clip_template": {
-        "training.templates": "CLIPTemplate* default_clip_evaluator",
-    },
-    "training.templates.contrastive": {
-        "training.templates": "ContrastiveCriterion ContrastiveTemplate*",
-    },
-    "training.templates.contract": {
-        "training.templates": "MethodPlugin*",
-    },
-    "training.templates.distillation": {
-        "training.plugins": "FrozenLogitScalePlugin",
-    },
-    "training.templates.step": {
-        "training.templates": "NonFiniteLossError",
-    },
-}
+# A new method is one row, as that of Mod-X.
+_TABLE = """
+benchmarks.classic.cil = benchmarks.classic: cil_cifar100 cil_imagenet100
+    cil_imagenet1k cil_tiny_imagenet
+benchmarks.classic.mtil = benchmarks.classic: mtil x_tail
+benchmarks.classic.multi_domain_emoji = benchmarks.classic: multi_domain_emoji*
+benchmarks.classic.multilingual_coco36 = benchmarks.classic: multilingual_coco36
+benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_dataset
+    language_order multilingual_emoji*
+benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
+    tic_emoji_joint
+benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
+    missing_images read_annotations read_ground_truth
+benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTriplets
+benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
+    EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
+    load_emoji_table validation_mask
+benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
+    read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
+    read_x_tail_domain
+benchmarks.datasets.mtil.folders = benchmarks.datasets: read_imagenet
+    read_tiny_imagenet; benchmarks.datasets.mtil: read_imagenet read_tiny_imagenet
+benchmarks.datasets.mtil.images = benchmarks.datasets: MTILDomain;
+    benchmarks.datasets.mtil: ClassImages FolderFiles MTILDomain
+benchmarks.datasets.mtil.names = benchmarks.datasets.mtil: given_names prompt_names
+benchmarks.datasets.mtil.orders = benchmarks.datasets: MTIL_NAMES;
+    benchmarks.datasets.mtil: MTIL_NAMES MTIL_ORDERS ORDER_CHECKSUMS X_TAIL_NAMES
+    class_order dataset_name order_checksum
+benchmarks.datasets.mtil.readers = benchmarks.datasets: read_mtil_domain;
+    benchmarks.datasets.mtil: random_80_20 read_mtil_domain
+benchmarks.datasets.mtil.table = benchmarks.datasets.mtil: DATASETS DatasetFacts
+benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
+    MTIL_TEMPLATES X_TAIL_TEMPLATES
+benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
+benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
+    XM3600_LANGUAGES
+benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
+benchmarks.items.class_labels = benchmarks: class_targets few_shot_indices
+benchmarks.items.class_prompts = benchmarks: ClassPrompts*
+benchmarks.items.facts = benchmarks: with_facts without_images
+benchmarks.items.items = benchmarks: CorruptSampleError attribute_array
+    find_corrupt_samples make_image_text_dataset*
+benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
+benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
+    multi_domain_benchmark*
+benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
+benchmarks.streams.quotas = benchmarks: replay_quotas*
+benchmarks.streams.splits = benchmarks: split_online* split_validation*
+benchmarks.streams.timed = benchmarks: time_stamped_benchmark*
+benchmarks.teacher.precompute = benchmarks: attach_teacher_features
+    precompute_teacher_features
+benchmarks.teacher.released = benchmarks.datasets: read_feature_pickle read_line_rows
+benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
+    TeacherFeatureStore
+budget = : ComputeBudget*
+common.files = : file_limits*
+evaluation.functional.classification = evaluation.functional: class_vectors
+    classification_metrics*
+evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
+    angle_histogram rotation_angles self_angles spatial_disorder* topology_change
+evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
+    multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.pairs = evaluation.functional: pair_metrics*
+evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
+    retrieval_ranks
+evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
+evaluation.functional.texts = evaluation.functional: merge_equal_pairs
+evaluation.functional.transfer = evaluation.functional: continual_summary*
+    fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step
+    time_transfer* transfer_average_last* transfer_per_task*
+evaluation.loggers = evaluation: MetricsCSVLogger*
+evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
+    spatial_disorder_metrics*
+evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
+evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
+    retrieval_plugin_metrics*
+evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.report.comparison = evaluation.report: text_table write_comparison
+evaluation.report.disorder_plots = evaluation.plots: plot_angle_histograms
+    plot_disorder
+evaluation.report.page = evaluation.report: write_report
+evaluation.report.plots = evaluation.plots: Spread plot_budget plot_budget_curve
+    plot_comparison plot_matrix plot_over_time save_figure
+losses.contrastive = losses: contrastive_loss*
+losses.cross_lingual = losses: cross_lingual_loss* cross_modal_loss*
+losses.off_diagonal_alignment = losses: off_diagonal_alignment_loss*
+losses.siglip = losses: siglip_loss*
+losses.similarity_distillation = losses: similarity_distillation_loss*
+losses.temperature_distillation = losses: temperature_distillation_loss*
+models.encoders.blocks = models: BlockView
+models.encoders.dual_encoder = models: DualEncoder*
+models.encoders.factory = models: create_dual_encoder*
+models.encoders.output = models: CLIPOutput*
+models.encoders.presets = models: PRESETS
+models.encoders.rewriting = models: rewrite_file
+models.encoders.weights = models: save_weights
+models.images.augmentation = models: TinyAugmentation
+models.images.transforms = models: ImageTransform Preprocessing TinyTransform
+models.moe.adapters = models: MoEAdapterSet attach_moe_adapters* load_moe_adapters*
+models.moe.gating = models: noisy_top_k_gates*
+models.moe.mixture = models: MoEAdapter*
+models.peft.adapter = models: attach_adapters*
+models.peft.attached = models: BranchSet
+models.peft.language = models: LanguageAdapterSet attach_language_adapters
+models.peft.lora = models: attach_lora*
+models.peft.merge = models: merge_adapters*
+models.peft.prompt = models: PromptSet attach_prompts*
+models.selector.alexnet = models: AlexNetFeatures
+models.selector.features = models: ModelFeatures SelectorFeatures
+models.selector.selector = models: AutoSelector*
+models.selector.training = models: SelectorTraining
+models.text.growing = models: GrowingTokenizer*
+models.text.hf_tokenizers = models: HFCaptionTokenizer
+models.text.learning = models: LearntVocabulary
+models.text.teir = models: teir_init_* teir_scale*
+models.text.token_table = models: ExpandableTokenEmbedding* attach_token_embedding*
+    find_token_embedding load_vocabulary save_vocabulary train_tokens_only
+models.text.tokenizers = models: CaptionTokenizer JSONTokenizer OpenCLIPTokenizer
+models.text.vocabulary = models: VocabularyGrowth count_tokens
+training.methods.best_epoch = training.plugins: BestEpochPlugin
+training.methods.budgeted_replay = training.plugins: BudgetedReplayPlugin*
+training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
+training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
+training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
+training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
+training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
+training.methods.lwf = training.plugins: ContrastiveLwFPlugin*
+training.methods.mod_x = training.plugins: OffDiagonalAlignmentPlugin*;
+    training.supervised: ModX*
+training.methods.moe_adapters.plugin = training.plugins: MoEAdaptersPlugin*
+training.methods.moe_adapters.strategy = training.supervised: CLASS_INCREMENTAL
+    MTIL_RATES MoEAdapters*
+training.methods.mtil_training = training.supervised: ClassNameFineTuning FineTuning
+training.methods.patching = training.plugins: PatchingPlugin*
+training.methods.reservoir_replay = training.plugins: ReservoirReplayPlugin
+training.methods.restart = training.plugins: BudgetFactorPlugin* RestartPlugin*
+training.methods.tic = training.supervised: ContrastiveEWC* ContrastiveLwF*
+    CumulativeAll* CumulativeAllStar* CumulativeEqual* CumulativeExp* Oracle*
+    Patching* Restart* Sequential* TIC_STRATEGIES
+training.methods.vr_lwf.plugin = training.plugins: VocabularyReplayPlugin*;
+    training.supervised: VRLwF*
+training.methods.weight_averaging = training.plugins: WeightAveragingPlugin*
+training.methods.weight_consolidation = training.plugins: WeightConsolidationPlugin*
+training.methods.zscl.distillation = training.plugins: ReferenceDistillationPlugin*
+training.methods.zscl.strategy = training.supervised: ClassNameZSCL ZSCL*
+    ZSCL_CLASS_INCREMENTAL zscl_variants
+training.runs.checkpoint_plugin = training.plugins: CheckpointPlugin*
+    latest_checkpoint
+training.runs.files = checkpointing: CheckpointError read_state require_finite
+    write_state
+training.runs.plugin_state = checkpointing: register_plugin_state*
+training.runs.progress = training.plugins: ProgressPlugin*
+training.runs.resume = checkpointing: capture_state load_state* save_state*
+training.runs.stream = training: RunResult* run_stream*
+training.templates.class_name = training.templates: ClassNameTemplate*
+    default_class_evaluator
+training.templates.clip_template = training.templates: CLIPTemplate*
+    default_clip_evaluator
+training.templates.contract = training.templates: MethodPlugin*
+training.templates.contrastive = training.templates: ContrastiveCriterion
+    ContrastiveTemplate*
+training.templates.distillation = training.plugins: FrozenLogitScalePlugin
+training.templates.step = training.templates: NonFiniteLossError
+"""
+
+
+def _read(table: str) -> dict[str, dict[str, str]]:
+    rows = table.strip().replace("\n    ", " ").split("\n")
+    return {
+        module: dict(cell.split(": ") for cell in cells.split("; "))
+        for module, cells in (row.split(" = ") for row in rows)
+    }
+
+
+EXPORTS = _read(_TABLE)
+"""Module -> face -> names; all below the package root."""
 
 SHOWN_BELOW = {
     "benchmarks": ("benchmarks.classic",),

@@ -4,6 +4,7 @@ import pytest
 
 
 def refused(words, call, *arguments, error=ValueError, **options):
-    """Check that a call raises an error whose message has some words."""
-    with pytest.raises(error, match=words):
+    """Check that a call raises an error whose message has some words; return it."""
+    with pytest.raises(error, match=words) as info:
         call(*arguments, **options)
+    return str(info.value)

@@ -115,6 +115,7 @@ def targets(name: str) -> frozenset[str]:
     return frozenset(found & MODULES.keys() - {name})
 
 
+@cache
 def place(name: str) -> tuple[int, str]:
     """Return floor and room of a module."""
     rooms = [(len(room), k, room) for k, row in enumerate(FLOORS) for room in row]

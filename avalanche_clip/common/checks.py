@@ -239,7 +239,8 @@ def as_texts(values: Any, what: str, *, least: int = 1) -> list[str]:
         )
     texts = list(values)
     for place, text in enumerate(texts):
-        require_type(text, str, f"Entry {place} of {what}", "strings")
+        if not isinstance(text, str):  # lists are long: no message is made in vain
+            require_type(text, str, f"Entry {place} of {what}", "strings")
     require_some(texts, what, least=least)
     return texts
 

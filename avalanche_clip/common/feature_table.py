@@ -9,6 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+CACHE_BYTES = 128 * 2**20
+"""Largest table of image features that is kept of a teacher."""
+
 
 class FeatureTable:
     """Rows ``(N, D)`` by id; those not given are put in one after the other.

@@ -1,18 +1,22 @@
 """The documentation is whole: pages, names, code and numbers of versions."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from avalanche_clip._exports import ROOT, face_names
+from avalanche_clip.training import plugins, supervised
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
-GUIDES = ("your_data.rst", "branches.rst")
+GUIDES = ("your_data.rst", "branches.rst", "write_a_method.rst")
+PRINTED = r"\[2, 2, 2\]\n\d+ numbers to train\n2 steps near the previous model"
 CODE = re.compile(
     r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
 )
@@ -22,7 +26,7 @@ def blocks(page: str) -> dict[str, str]:
     """Name -> code of the blocks of a page that have a name."""
     text = (DOCS / page).read_text(encoding="utf-8") + "\n"
     return {
-        name: re.sub("^   ", "", code, flags=re.M).strip() + "\n"
+        name: textwrap.dedent(code).strip() + "\n"
         for name, code in CODE.findall(text)
         if name
     }
@@ -62,10 +66,31 @@ def test_methods__each_strategy_and_plugin_is_on_a_page():
                 assert "_" in name or f"``{name}``" in text, name
 
 
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "methods").glob("[!i]*.rst")), ids=lambda p: p.stem
+)
+def test_methods__settings_are_arguments_of_what_the_page_names(page):
+    text = page.read_text(encoding="utf-8")
+    names = re.findall("``(\\w+)``", text.split(":Paper:")[0])
+    named = {n: plugins if n in plugins.__all__ else supervised for n in names}
+    taken = {
+        argument
+        for name in names
+        for cls in getattr(named[name], name).__mro__
+        for argument in inspect.signature(cls.__init__).parameters
+    }
+    settings = re.search(
+        "^Settings\n-+\n(.*?)^(?:Results|\\.\\. code)", text, re.S | re.M
+    )
+    rows = re.findall(r"^   \* - (``.+)$", settings[1] if settings else "", re.M)
+    given = {name for row in rows for name in re.findall("``(\\w+)``", row)}
+    assert given <= taken, given - taken
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.glob("**/*.rst")), ids=lambda p: p.stem)
 def test_pages__python_code_is_python(page):
     for _, code in CODE.findall(page.read_text(encoding="utf-8") + "\n"):
-        compile(re.sub("^   ", "", code, flags=re.M), str(page), "exec")
+        compile(textwrap.dedent(code), str(page), "exec")
 
 
 def test_quickstart__is_the_example_of_the_readme():
@@ -93,7 +118,7 @@ def test_guides__run_as_printed(tmp_path):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.fullmatch(r"\[2, 2, 2\]\n\d+ numbers to train", done.stdout.strip())
+    assert re.fullmatch(PRINTED, done.stdout.strip())
 
 
 def test_migration__names_modules_that_are_there():

@@ -10,13 +10,16 @@ from avalanche.core import SupervisedPlugin
 from avalanche_clip.checkpointing import load_state, read_state, save_state
 from avalanche_clip.training.plugins import CheckpointPlugin
 from tests.helpers import assert_other_weights, assert_same_weights, weights
-from tests.methods.rows import PLAIN, ROWS, build, strategies
+from tests.methods.rows import PLAIN, ROWS, build, pretrained, strategies
 from tests.methods.runs import ALL, rows_that
 from tests.methods.variants import VARIANTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ORDER = (1, 0, 1)
+STUBS = ("pairs", "classes")
+DURING = {"eval_every": 2, "peval_mode": "iteration"}
+"""Evaluation between the steps of an experience."""
 
 
 def train(strategy, benchmark, order=ORDER, **options):
@@ -80,6 +83,16 @@ def test_training__moves_what_it_says_and_nothing_else(name):
     assert trained
 
 
+@pytest.mark.parametrize("name", [n for n, r in ROWS.items() if r.world in STUBS])
+def test_frozen_tower__is_identical_after_training(name):
+    model, start = pretrained(), pretrained().image_proj.state_dict()
+    model.image_proj.requires_grad_(False)
+    strategy, benchmark = build(ROWS[name], model=model)
+    train(strategy, benchmark, (0, 1))
+    assert_same_weights(model.image_proj, start)
+    assert_other_weights(model.text_proj, pretrained().text_proj)
+
+
 @pytest.mark.parametrize("name", [*rows_that("resume"), *VARIANTS])
 def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
     expected, folder, ends, own_benchmark = whole(name)
@@ -88,7 +101,7 @@ def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
         ("first.pt", 0, 1),
         (f"state_{1:09d}.pt", 0, 3),
         (f"state_{ends[0]:09d}_end.pt", 1, 3),
-        (f"state_{ends[1] + 1:09d}.pt", 2, 3),
+        (f"state_{ends[2] - 1:09d}.pt", 2, 3),
     ):
         strategy, benchmark = build(ALL[name])
         index = load_state(strategy, folder / file, benchmark)
@@ -142,7 +155,7 @@ class Idle(SupervisedPlugin, supports_distributed=True):
 @pytest.mark.parametrize("name", ROWS)
 def test_evaluation_and_idle_plugins__leave_no_trace(name, tmp_path, whole):
     idle = Idle()
-    strategy, benchmark = build(ROWS[name], idle, eval_every=1)
+    strategy, benchmark = build(ROWS[name], idle, **DURING)
     streams = [benchmark.test_stream]
     train(strategy, benchmark, ORDER[:1], eval_streams=streams)
     states, found = [], []

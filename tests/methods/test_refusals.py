@@ -17,7 +17,7 @@ from avalanche.training.plugins import (
 )
 
 from avalanche_clip.training import plugins as p
-from tests.helpers import stub_model
+from tests.helpers import stub_model, train_stream
 from tests.methods.rows import ROWS, build
 from tests.training import moe_runs
 
@@ -119,7 +119,7 @@ def test_method__refuses_in_words(name, plugins, settings, message):
     with pytest.raises(ValueError, match=message):
         further = [make() for make in plugins]
         strategy, benchmark = build(ROWS[name], *further, model=model, **settings)
-        strategy.train(benchmark.train_stream[0])
+        train_stream(strategy, benchmark, 2)
 
 
 def test_not_refused__the_nearest_that_may_be():

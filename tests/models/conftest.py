@@ -6,6 +6,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from avalanche_clip.models import create_dual_encoder
+
 VOCAB = 40
 
 
@@ -61,6 +63,17 @@ def tiny_cfg(native_cfg, tokenizer_file):
         "model_cfg": native_cfg,
         "tokenizer": {"type": "json", "file": str(tokenizer_file)},
     }
+
+
+@pytest.fixture
+def trained(tiny_cfg):
+    """A model whose weights are the ones to find again."""
+    torch.manual_seed(3)
+    return create_dual_encoder(tiny_cfg)
+
+
+def same(model, other):
+    return model.state_fingerprint() == other.state_fingerprint()
 
 
 def save_hf_tokenizer(tokenizer_file, folder, **special):

@@ -10,10 +10,10 @@ from avalanche.benchmarks import CLScenario
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 
 from avalanche_clip.benchmarks.datasets.emoji import (
-    EMOJI_STYLES,
     VALIDATION_STYLE,
     EmojiPairs,
     check_styles,
+    held_drawings,
     load_emoji_table,
     validation_mask,
 )
@@ -37,7 +37,7 @@ class EmojiClasses:
     :param styles: drawing styles, one after the other.
     :param indices: rows of the emoji table; the label of a drawing is the
         place of its emoji among them.
-    :param held: bool per emoji; with ``keep_held`` only the validation
+    :param held: bool per emoji of the table; with ``keep_held`` only the validation
         drawings of these are held, otherwise all but these.
     """
 
@@ -52,8 +52,7 @@ class EmojiClasses:
         labels = np.tile(np.arange(len(indices)), len(self.pairs.styles))
         rows = np.arange(len(labels))
         if held is not None:
-            own = self.pairs.style_code == EMOJI_STYLES.index(VALIDATION_STYLE)
-            mask = held[labels] & own
+            mask = held_drawings(self.pairs.sample_id, held)
             rows = np.flatnonzero(mask if keep_held else ~mask)
         self.rows = rows
         self.targets = labels[rows]
@@ -121,7 +120,7 @@ def multi_domain_emoji(
         rows = np.flatnonzero((table.group == group) & (table.step > 0))
         held = None
         if validation:
-            held = validation_mask(table.ids)[rows]
+            held = validation_mask(table.ids)
             valid.append(EmojiClasses([VALIDATION_STYLE], rows, held, keep_held=True))
         domains.append(
             Domain(

@@ -18,6 +18,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     EmojiPairs,
     check_languages,
     check_styles,
+    held_drawings,
     load_emoji_table,
     validation_mask,
 )
@@ -176,7 +177,10 @@ def multilingual_emoji(
         whole = emoji_language_dataset(
             code, styles, rows, captions=captions, unnamed=rule
         )
-        train[code] = _without(whole, held) if validation else whole
+        if validation:
+            out = held_drawings(attribute_array(whole, "image_id"), held)
+            whole = whole.subset(np.flatnonzero(~out).tolist())
+        train[code] = whole
         test[code] = emoji_language_dataset(code, test_style, rows, unnamed=rule)
         valid[code] = emoji_language_dataset(
             code, VALIDATION_STYLE, rows[held[rows]], unnamed=rule
@@ -204,10 +208,3 @@ def _languages(languages: int | Sequence[str] | None) -> tuple[str, ...]:
             f"languages={count} must lie in 1..{len(EMOJI_LANGUAGES)}, or be codes."
         )
     return EMOJI_LANGUAGES[:count]
-
-
-def _without(train: AvalancheDataset, held: npt.NDArray[np.bool_]) -> AvalancheDataset:
-    """Drop the validation drawings of held-out emoji."""
-    style, row = np.divmod(attribute_array(train, "image_id"), len(held))
-    out = (style == EMOJI_STYLES.index(VALIDATION_STYLE)) & held[row]
-    return train.subset(np.flatnonzero(~out).tolist())

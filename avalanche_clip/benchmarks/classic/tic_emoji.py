@@ -15,10 +15,14 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     VALIDATION_STYLE,
     EmojiPairs,
     check_styles,
+    held_drawings,
     load_emoji_table,
     validation_mask,
 )
-from avalanche_clip.benchmarks.items.items import make_image_text_dataset
+from avalanche_clip.benchmarks.items.items import (
+    attribute_array,
+    make_image_text_dataset,
+)
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 from avalanche_clip.benchmarks.streams.timed import time_stamped_benchmark
 from avalanche_clip.common.checks import as_size
@@ -96,9 +100,10 @@ def tic_emoji(
     streams = {}
     train = emoji_dataset(styles, later, captions="all")
     if validation:
-        held = validation_mask(table.ids)[later]
-        train = _without(train, styles, np.flatnonzero(held), len(later))
-        streams["valid"] = emoji_dataset([VALIDATION_STYLE], later[held])
+        held = validation_mask(table.ids)
+        out = held_drawings(attribute_array(train, "sample_id"), held)
+        train = train.subset(np.flatnonzero(~out).tolist())
+        streams["valid"] = emoji_dataset([VALIDATION_STYLE], later[held[later]])
     scenario = time_stamped_benchmark(
         train,
         boundaries=[step.start for step in steps[1:]],
@@ -150,13 +155,3 @@ def tic_emoji_joint(
     return make_scenario(
         {**scenario.streams, "train": [whole]}, time_labels=[whole.time_label]
     )
-
-
-def _without(
-    train: AvalancheDataset, styles: Sequence[str], held: np.ndarray, count: int
-) -> AvalancheDataset:
-    """Drop the validation drawings of the held-out ones among ``count`` emoji."""
-    start = list(styles).index(VALIDATION_STYLE) * count
-    keep = np.ones(len(train), dtype=bool)
-    keep[start + held] = False
-    return train.subset(np.flatnonzero(keep).tolist())

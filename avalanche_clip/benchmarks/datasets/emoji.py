@@ -425,6 +425,18 @@ def check_styles(
     return chosen
 
 
+def held_drawings(
+    sample_ids: npt.NDArray[np.int64], held: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Mark the drawings that validation keeps out of training, bool ``(N,)``.
+
+    :param sample_ids: of :class:`EmojiPairs`.
+    :param held: of :func:`validation_mask`, for all emoji.
+    """
+    style, row = np.divmod(sample_ids, len(held))
+    return (style == EMOJI_STYLES.index(VALIDATION_STYLE)) & held[row]
+
+
 def validation_mask(
     ids: Iterable[str], fraction: float = VALIDATION_FRACTION, seed: int = 0
 ) -> npt.NDArray[np.bool_]:

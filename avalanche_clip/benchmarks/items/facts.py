@@ -16,6 +16,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.flat import has_no_images, texts_only
 from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.benchmarks.items.prepare import is_prepared
 from avalanche_clip.benchmarks.items.times import timestamp_column
 from avalanche_clip.common.checks import require_length, require_type
 
@@ -84,8 +85,7 @@ def without_images(dataset: AvalancheDataset) -> AvalancheDataset:
     :raises ValueError: if the data have transforms already, or were not made by
         :func:`make_image_text_dataset`.
     """
-    collate = dataset.collate_fn
-    if getattr(collate, "tokenizer", None) is not None:
+    if is_prepared(dataset):
         raise ValueError(
             "The data set is prepared for a model, so its image transforms expect "
             "pictures. Leave images out first, then call prepare_benchmark."

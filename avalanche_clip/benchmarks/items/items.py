@@ -36,6 +36,7 @@ from avalanche_clip.common.checks import (
     require_array,
     require_choice,
     require_known,
+    require_type,
 )
 from avalanche_clip.common.pictures import decoded
 
@@ -109,19 +110,11 @@ def check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
         raise ValueError(f"{where} has no caption; give at least one string per image.")
     for caption in captions:
         if isinstance(caption, Tensor):
-            integers = not caption.is_floating_point() and not caption.is_complex()
-            if caption.dim() != 1 or not integers:
-                raise TypeError(
-                    f"{where} has a caption tensor of shape {tuple(caption.shape)} and "
-                    f"{caption.dtype}; token ids are integers of shape (L,), or (K, L) "
-                    "for K captions."
-                )
+            what, give = f"{where}: token ids", "or (K, L) for K captions"
+            require_array(caption, what, "*", "integer", give=give, error=TypeError)
             continue
-        if not isinstance(caption, str):
-            raise TypeError(
-                f"{where} has a caption of type {type(caption).__name__}; captions "
-                "are strings, lists of strings, or tensors of token ids."
-            )
+        allowed = "strings, lists of strings, or tensors of token ids"
+        require_type(caption, str, f"{where}: a caption", allowed)
         if policy == "raise" and not caption.strip():
             raise ValueError(
                 f"{where} has an empty caption. Leave the item out, or pass "

@@ -18,6 +18,8 @@ Time = Any
 _EXACT = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24}
 _YEARS = (1000, 2999)
 
+_GIVE = "give seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64"
+
 # The first second of year 1 and of year 10000: what calendars can name.
 _FIRST, _LAST = -62135596800.0, 253402300800.0
 
@@ -40,10 +42,7 @@ def to_timestamp(value: Time) -> float:
     if _is_number(value):
         _refuse_years(np.asarray([seconds]), repr(value))
     if not math.isfinite(seconds):
-        raise ValueError(
-            f"{value!r} is not a finite time; give seconds since 1970 in UTC, an ISO "
-            "string, a date, a datetime or a datetime64."
-        )
+        raise ValueError(f"{value!r} is not a finite time; {_GIVE}.")
     return seconds
 
 
@@ -77,9 +76,7 @@ def timestamp_column(
         return seconds
     if array.dtype.kind not in "OU":
         raise ValueError(
-            f"timestamps have dtype {array.dtype}; give seconds since 1970 in UTC as "
-            "numbers, datetime64 values, ISO strings or datetimes; NaN marks a "
-            "missing one."
+            f"timestamps have dtype {array.dtype}; {_GIVE} each; NaN is a missing one."
         )
     flat = array.ravel().tolist()
     seconds = np.fromiter(
@@ -165,10 +162,8 @@ def _seconds(value: Time) -> float:
             _refuse_lost_seconds(_as_array(value))
         return float(value)
     except (TypeError, OverflowError) as error:
-        raise ValueError(
-            f"{value!r} ({type(value).__name__}) is no time; give seconds since 1970 "
-            "in UTC, an ISO string, a date, a datetime or a datetime64."
-        ) from error
+        kind = type(value).__name__
+        raise ValueError(f"{value!r} ({kind}) is no time; {_GIVE}.") from error
 
 
 def _parse(text: str) -> dt.datetime:

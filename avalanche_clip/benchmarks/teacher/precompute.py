@@ -168,9 +168,10 @@ class _Job:
         column = teacher_ids(self.dataset, kind)
         if not len(column):
             raise ValueError("The data set is empty; there is nothing to encode.")
-        read = first_caption if kind == "text" else image_name
+        samples = (_source(self.dataset, k) for k in range(len(column)))
         content = content_marks(
-            read(*_source(self.dataset, position)) for position in range(len(column))
+            first_caption(*s) if kind == "text" else known_name(s[0], kind, s[1])
+            for s in samples
         )
         ids, first, owner = np.unique(column, return_index=True, return_inverse=True)
         different = content != content[first][owner]
@@ -290,18 +291,12 @@ def _source(dataset: AvalancheDataset, position: int) -> tuple[CheckedPairs, int
     return source, place
 
 
-def first_caption(source: Any, position: int) -> str:
+def first_caption(source: CheckedPairs, position: int) -> str:
     """Return the raw English caption of a sample, the first of several.
 
     Sources with a method ``english(i)`` are asked for it, whatever their language.
     """
-    for name in ("english", "text"):
-        read = getattr(source.pairs, name, None)
-        if callable(read):
-            text = read(position)
-            break
-    else:
-        text = source[position][1]
+    text = known_name(source, "text", position) or source.text(position)
     found = text[0] if isinstance(text, (list, tuple)) else text
     if not isinstance(found, str):
         raise ValueError(
@@ -310,10 +305,11 @@ def first_caption(source: Any, position: int) -> str:
     return found
 
 
-def image_name(source: Any, position: int) -> str:
-    """Return a picture's name where its source has names, else an empty text."""
-    read = getattr(source.pairs, "image_name", None)
-    return str(read(position)) if callable(read) else ""
+def known_name(source: CheckedPairs, kind: str, position: int) -> Any:
+    """Return a picture's name or a sample's English caption, "" if not known."""
+    method = {"image": "image_name", "text": "english"}[kind]
+    read = getattr(source.pairs, method, None)  # the user's own, who may have none
+    return read(position) if callable(read) else ""
 
 
 # ---------------------------------------------------------------- attaching
@@ -399,13 +395,8 @@ def _check_content(
     nameless = content_marks([""])[0]
     for position, mark in zip(positions.tolist(), known, strict=True):
         source, place = _source(dataset, position)
-        read = getattr(
-            source.pairs, "english" if kind == "text" else "image_name", None
-        )
-        if not callable(read) or mark == nameless:
-            continue
-        found = read(place)
-        if content_marks([found])[0] != mark:
+        found = known_name(source, kind, place)
+        if found and mark != nameless and content_marks([found])[0] != mark:
             what = "English caption" if kind == "text" else "picture"
             raise ValueError(
                 f"Sample {position} has the {kind} id {ids[position]}, but its {what} "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from avalanche_clip.common.checks import require_some
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_array
 
 
@@ -115,17 +116,10 @@ def forgetting_per_task(R: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:
 
 def _lower_triangle(R: Any) -> np.ndarray:
     """Return a copy with zeros above the diagonal, float64 ``(T, T)``."""
-    if not isinstance(R, np.ndarray) and not hasattr(R, "detach"):
-        rows = list(R) if isinstance(R, Iterable) and not isinstance(R, str) else []
-    else:
-        rows = list(as_float64_array("R", R)) if R.ndim == 2 else []
-    size = len(rows)
-    lower = np.zeros((size, size))
-    if not size:
-        raise ValueError(
-            "R is empty or no table; pass one row per trained task, row i with at "
-            "least i results."
-        )
+    listed = isinstance(R, Iterable) and not isinstance(R, str)
+    rows = list(R) if listed else []
+    require_some(rows, "rows of R, one per trained task")
+    lower = np.zeros((len(rows), len(rows)))
     for i, row in enumerate(rows):
         values = as_float64_array(f"row {i} of R", row)
         if values.ndim != 1 or len(values) <= i:

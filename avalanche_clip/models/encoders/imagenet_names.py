@@ -1,4 +1,4 @@
-"""Class names and WordNet ids of ImageNet-1K, from the installed libraries."""
+"""Class names, templates and WordNet ids of ImageNet-1K, from installed libraries."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def imagenet_class_names() -> tuple[str, ...]:
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     return tuple(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """Return the 80 prompt templates of CLIP's evaluation, as open_clip has them."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 @functools.cache

@@ -95,15 +95,7 @@ class MoEAdapterSet(BranchSet):
     def set_router(
         self, router: Any = None, *, image: Any = None, text: Any = None
     ) -> None:
-        """Choose the routers of the next passes, as :meth:`set_ids` does.
-
-        :param router: id for both towers; -1 skips the mixture everywhere.
-        :param image: id, or LongTensor with one id per image, for the image
-            tower alone.
-        :param text: id, or LongTensor with one id per text, for the text tower
-            alone. What is None stays as it is.
-        :raises ValueError: for unknown ids and towers without adapters.
-        """
+        """Choose the routers of the next passes, see :meth:`set_ids`."""
         self.set_ids(router, image=image, text=text)
 
     @contextmanager
@@ -140,6 +132,13 @@ class MoEAdapterSet(BranchSet):
     def add_router(self) -> int:
         """Add a router to every block, see :meth:`add`."""
         return self.add()
+
+    def train_ids(self, keys: Iterable[int]) -> None:
+        """Refuse: tasks decide which router trains.
+
+        :raises ValueError: always.
+        """
+        raise ValueError("Routers train in their task; use start_task(router).")
 
     # ------------------------------------------------------------------- tasks
     def start_task(self, router: int | None = None) -> int:

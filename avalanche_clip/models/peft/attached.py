@@ -204,8 +204,14 @@ class BranchSet(nn.Module):
         :raises ValueError: if the stored branches were made in another way.
         """
         self.check_config(state)
+        for branch in self.branches():
+            for key in set(branch.keys) - set(state["ids"]):
+                del branch.table[str(key)]
         for key in state["ids"]:
             self.add(key)
+        for routes in self._routes.values():
+            if not {SKIP, *self.keys} >= set(routes.present):
+                routes.ids = SKIP  # what it named is gone
         self._training = state["training"] and tuple(state["training"])
         self.restore_trainable()
 

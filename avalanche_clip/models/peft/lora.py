@@ -73,8 +73,8 @@ def sites_of(view: BlockView, target: str) -> dict[str, list[Site]]:
             if isinstance(getattr(attn, name, None), nn.Linear):
                 return {"out": [_whole("attn", getattr(attn, name), "weight")]}
         raise _unknown(attn)
-    fused, name = attn, "in_proj_weight"
-    if not isinstance(attn, nn.MultiheadAttention):
+    fused, name = attn, "in_proj_weight"  # torch's, and open_clip's own
+    if not hasattr(attn, name):
         fused, name = getattr(attn, "qkv", None), "weight"
     weight = getattr(fused, name, None)
     if weight is not None:

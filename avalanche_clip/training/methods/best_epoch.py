@@ -40,6 +40,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
     """
 
     only_one = True
+    state_attributes = ("_best", "_factors")
     keeps_per_weight_state = False
 
     def __init__(self, validation: str = "valid"):
@@ -143,23 +144,6 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
                 "language."
             )
         return [e.dataset for e in found]
-
-    # -------------------------------------------------------------- storage
-    def state_dict(self) -> dict[str, Any]:
-        """Return scores and best weights of an interrupted experience."""
-        return {
-            "chosen": list(self.chosen),
-            "scores": list(self.scores),
-            "best": dict(self._best),
-            "factors": dict(self._factors),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.chosen = [int(epoch) for epoch in state["chosen"]]
-        self.scores = [float(score) for score in state["scores"]]
-        self._best = dict(state["best"])
-        self._factors = {k: float(v) for k, v in state["factors"].items()}
 
 
 def _moving(model: torch.nn.Module) -> list[tuple[str, Tensor]]:

@@ -30,6 +30,7 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
     :param decay_fraction: share of the branch, in ``(0, 1)``.
     """
 
+    state_attributes = ("trunk",)
     keeps_per_weight_state = False
     starts_elsewhere = True
 
@@ -71,14 +72,6 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
                 "model": clones(strategy.model),
                 "optimizer": strategy.optimizer_state(),
             }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the trunk."""
-        return {"trunk": self.trunk}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back the trunk."""
-        self.trunk = state["trunk"]
 
 
 def _put_back(model: nn.Module, trunk: dict[str, torch.Tensor]) -> None:

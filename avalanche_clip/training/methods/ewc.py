@@ -42,6 +42,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         is frozen for a while keeps its decayed one.
     """
 
+    state_attributes = ("fisher", "anchor")
     keeps_per_weight_state = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
@@ -154,15 +155,6 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         if self.fisher_batches is not None:
             loader.plan(0, 0, self.fisher_batches)
         return loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return Fisher and anchor."""
-        return {"fisher": dict(self.fisher), "anchor": dict(self.anchor)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.fisher = dict(state["fisher"])
-        self.anchor = dict(state["anchor"])
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     a step (anchors, teachers) are the patched weights.
     """
 
+    state_attributes = ("previous",)
     replaces_deployed_weights = True
     keeps_per_weight_state = True
 
@@ -148,15 +149,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                     f"{type(contract.wrapped).__name__} starts each step from others; "
                     "use one."
                 )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the coefficients and the weights training started from."""
-        return {"chosen": list(self.chosen), "previous": dict(self.previous)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.chosen = [float(a) for a in state["chosen"]]
-        self.previous = dict(state["previous"])
 
 
 def mix(

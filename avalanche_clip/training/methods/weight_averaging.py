@@ -64,6 +64,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         :class:`WeightAveragingPlugin`, which replace the weights too.
     """
 
+    state_attributes = ("average", "start")
     replaces_deployed_weights = True
     keeps_per_weight_state = True
 
@@ -190,22 +191,6 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
             return self.start
         teacher = strategy.teachers.get("initial").model
         return dict(teacher.named_parameters())
-
-    # ---------------------------------------------------------------- state
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average, the start and the number of snapshots."""
-        return {
-            "merged": self.merged,
-            "average": dict(self.average),
-            "start": dict(self.start),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.merged = int(state["merged"])
-        # The average changes in place, and so must not be that of the caller.
-        self.average = {k: v.clone() for k, v in state["average"].items()}
-        self.start = dict(state["start"])
 
 
 def _check_settings(

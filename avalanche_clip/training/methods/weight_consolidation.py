@@ -35,6 +35,7 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
         :class:`RestartPlugin`, whose start is random.
     """
 
+    state_attributes = ("start",)
     keeps_per_weight_state = True
 
     def __init__(self, weight: float = 1.0):
@@ -71,14 +72,6 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the start."""
         self.start = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the weights at the start of an interrupted experience."""
-        return {"start": dict(self.start)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.start = dict(state["start"])
 
 
 @torch.no_grad()

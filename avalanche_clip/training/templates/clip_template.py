@@ -155,6 +155,8 @@ class CLIPTemplate(StepTemplate):
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
+        stock = ("train_mb_size", "train_epochs", "eval_mb_size", "eval_every")
+        kept = {name: settings.pop(name) for name in (*stock, "peval_mode")}
         self.reset_optimizer_state = reset_optimizer_state
         self.compute = ComputeBudget(
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
@@ -168,7 +170,8 @@ class CLIPTemplate(StepTemplate):
             device=device,
             plugins=plugins,
             evaluator=evaluator,
-            **settings,
+            settings=settings,
+            **kept,
         )
         self.check_setup()
         if self.accumulation_steps > 1:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from copy import copy, deepcopy
+from functools import cache, partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from avalanche_clip.common.plain import as_number, is_plain
 
 _LONG = 100
+_REPAIRED: set[tuple[Any, str]] = set()
 FORMER = {
     "replaces_deployed_weights": "replaces_deployed",
     "starts_fresh": "fresh_start",
@@ -37,8 +39,8 @@ class MethodPlugin(SupervisedPlugin):
     need no code while all attributes are plain: numbers, strings, bools, None, and
     flat lists of them. These are stored in checkpoints, so that a counter goes on
     exactly where it was; those named like an argument of the constructor are also
-    compared when a run is resumed. A plugin with other attributes defines
-    :meth:`state_dict` and :meth:`load_state_dict`.
+    compared when a run is resumed. A plugin with tensors names their attributes in
+    ``state_attributes``, or defines :meth:`state_dict` and :meth:`load_state_dict`.
 
     Write ``class Mine(MethodPlugin, supports_distributed=True)`` if several processes
     may train with it.
@@ -68,6 +70,9 @@ class MethodPlugin(SupervisedPlugin):
     """A strategy may have one of its class only."""
     stateless: bool = False
     """Nothing of it is stored or compared, whatever attributes it has."""
+    state_attributes: tuple[str, ...] = ()
+    """Names of attributes that checkpoints hold beside the plain ones: tensors, and
+    dicts and lists of them. All others are then left out."""
     nominal_cost: float = 1.0
     """Factor of the cost at which a run is accounted (1.2 for LwF in TiC-CLIP)."""
     step_values: Mapping[str, Tensor] = {}
@@ -235,19 +240,22 @@ class MethodPlugin(SupervisedPlugin):
 
         :raises TypeError: by default, for an attribute that is not plain.
         """
+        names = self.state_attributes
         for name, value in vars(self).items():
-            if not _is_flat(value):
+            if not (names or _is_flat(value)):
                 raise TypeError(
                     f"{type(self).__name__}.{name} is a {type(value).__name__}, which "
                     "is not stored by itself (numbers, strings, bools, None and flat "
-                    "lists of them are): a resumed run would differ. Define "
-                    "state_dict() and load_state_dict(), or set stateless = True."
+                    "lists of them are): a resumed run would differ. Name it in "
+                    "state_attributes, define state_dict() and load_state_dict(), or "
+                    "set stateless = True."
                 )
-        return {k: _copied(v) for k, v in vars(self).items()}
+        have = vars(self).items()
+        return {k: copy(v) for k, v in have if k in names or _is_flat(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned, possibly before data are there."""
-        self.__dict__.update({k: _copied(v) for k, v in state.items()})
+        self.__dict__.update(deepcopy(state))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data behind the state in the benchmark of a resumed run.
@@ -365,6 +373,16 @@ def routed(strategy: Any, batch: Any) -> Iterator[None]:
             contract.end_route(strategy)
 
 
+def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:
+    """Replace a method of a stock class, if that has not been done.
+
+    :param new: called with the object, the stock method, and the arguments.
+    """
+    if (cls, name) not in _REPAIRED:
+        _REPAIRED.add((cls, name))
+        setattr(cls, name, partialmethod(new, getattr(cls, name)))
+
+
 # ------------------------------------------------------------ plain attributes
 def kept_arguments(thing: Any) -> dict[str, Any]:
     """Arguments of the constructors of an object that it has kept as plain data."""
@@ -388,10 +406,6 @@ def _is_flat(value: Any) -> bool:
     parts = value if type(value) in (list, tuple) else [value]
     atoms = (bool, int, float, str, type(None), np.number, np.bool_)
     return all(isinstance(part, atoms) for part in parts)
-
-
-def _copied(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
 
 
 def _brief(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +18,6 @@ TEXTS_PER_PASS = 256
 
 _CACHES: weakref.WeakKeyDictionary[Any, FingerprintCache] = weakref.WeakKeyDictionary()
 """Of models without a fingerprint of their own."""
-
-
-class Texts(Protocol):
-    """What can be encoded: see :class:`ReferenceTexts`."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: Any, tokenizer: Any) -> Tensor:
-        """Token ids of some texts."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Checksum of all texts."""
-        ...
 
 
 def tower_fingerprint(model: Any, tower: str) -> str:
@@ -68,13 +54,13 @@ class FrozenTexts:
         self.booked: set[str] = set()
         self.used: set[str] = set()
 
-    def __call__(self, strategy: Any, model: Any, print_: str, texts: Texts) -> Tensor:
+    def __call__(self, strategy: Any, model: Any, print_: str, texts: Any) -> Tensor:
         """Return the features of all texts.
 
         :param strategy: gives device, autocast and the budget.
         :param model: a frozen dual encoder with its tokenizer.
         :param print_: :func:`tower_fingerprint` of the model.
-        :param texts: what to encode.
+        :param texts: what to encode, such as :class:`ReferenceTexts`.
         :return: float32, normalised, ``(N, D)``, the same on each process.
         """
         key = f"{print_}:{texts.fingerprint()}:{strategy.precision}"
@@ -107,7 +93,7 @@ class FrozenTexts:
 
 
 @torch.no_grad()
-def encode_texts(strategy: Any, model: Any, texts: Texts) -> Tensor:
+def encode_texts(strategy: Any, model: Any, texts: Any) -> Tensor:
     """Encode all texts, a share per process.
 
     :param strategy: gives device and autocast.

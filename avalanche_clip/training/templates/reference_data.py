@@ -19,8 +19,8 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.items.prepare import is_prepared
 from avalanche_clip.common.checks import as_size, as_texts
+from avalanche_clip.common.feature_table import CACHE_BYTES
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
-from avalanche_clip.training.templates.teachers import CACHE_BYTES
 
 
 class ReferenceImages(Dataset):
@@ -179,6 +179,8 @@ class SharedOrder:
             low = size // world * distributed.rank()
             high = low + size // world
         self.part = slice(low, high)
+        #: how many processes do the same
+        self.copies = 1 if self.shared else world
 
     def indices(self, start: int, count: int) -> Iterator[Tensor]:
         """Yield the item indices, int64 ``(R,)``, of some batches."""

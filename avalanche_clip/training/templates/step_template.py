@@ -45,10 +45,17 @@ class StepTemplate(SupervisedTemplate):
     _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
     _default_groups: optim.GroupRule | None = None
 
+    accumulation_steps: int
+    clip_grad_norm: float | None
     compute: ComputeBudget
     experience: Any
+    later_warmup_iterations: int
     loss: Tensor
     mbatch: Any
+    precision: str
+    schedule: str | None
+    seed: int
+    warmup_iterations: int
 
     def __init__(
         self,
@@ -57,23 +64,11 @@ class StepTemplate(SupervisedTemplate):
         optimizer: Optimizer | Callable[..., Optimizer] | None,
         param_groups: optim.GroupRule | None,
         device: str | torch.device,
-        schedule: str,
-        warmup_iterations: int,
-        later_warmup_iterations: int,
-        precision: str,
-        accumulation_steps: int,
-        clip_grad_norm: float | None,
-        seed: int,
+        settings: dict[str, Any],
         **stock: Any,
     ):
-        self.schedule: str | None = schedule
+        self.__dict__.update(settings)
         self.decay_fraction = 0.2
-        self.warmup_iterations = warmup_iterations
-        self.later_warmup_iterations = later_warmup_iterations
-        self.precision = precision
-        self.accumulation_steps = accumulation_steps
-        self.clip_grad_norm = clip_grad_norm
-        self.seed = seed
         self.groups = OptimizerGroups(param_groups)
         model.to(device)
         built = self.groups.build(

@@ -12,18 +12,15 @@ from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.common.checks import require_choice
-from avalanche_clip.common.feature_table import FeatureTable
+from avalanche_clip.common.feature_table import CACHE_BYTES, FeatureTable
 from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.frozen_texts import (
     FrozenTexts,
-    Texts,
     tower_fingerprint,
 )
 
 KINDS = ("previous", "initial", "ema")
-CACHE_BYTES = 128 * 2**20
-"""Largest table of image features that a teacher keeps."""
 EMA_DECAY = 0.999
 """Share that the running average keeps in each update."""
 
@@ -211,11 +208,21 @@ class TeacherService:
             training has changed the weights.
         """
         require_choice("teacher", kind, KINDS)
-        if kind not in self.teachers:
-            self._make(kind)
-        return self.teachers[kind]
+        if kind in self.teachers:
+            return self.teachers[kind]
+        if kind == "initial" and self.strategy.clock.train_iterations > 0:
+            raise ValueError(
+                "The initial model is gone: training has begun. Ask for the 'initial' "
+                "teacher in before_training_exp of the first experience."
+            )
+        if kind == "previous" and self.training:
+            raise ValueError(
+                "The previous model is gone: this experience is being trained. Ask "
+                "for the 'previous' teacher in before_training_exp."
+            )
+        return self._add(kind)
 
-    def text_features(self, kind: str, texts: Texts) -> Tensor:
+    def text_features(self, kind: str, texts: Any) -> Tensor:
         """Features of a fixed list of texts, kept while weights and texts stay.
 
         :param kind: ``"previous"`` or ``"initial"``, whose weights are fixed
@@ -234,24 +241,12 @@ class TeacherService:
             self.strategy, teacher.model, teacher.fingerprint("text"), texts
         )
 
-    def _make(self, kind: str) -> None:
-        if kind == "initial" and self.strategy.clock.train_iterations > 0:
-            raise ValueError(
-                "The initial model is gone: training has begun. Ask for the 'initial' "
-                "teacher in before_training_exp of the first experience."
-            )
-        if kind == "previous" and self.training:
-            raise ValueError(
-                "The previous model is gone: this experience is being trained. Ask "
-                "for the 'previous' teacher in before_training_exp."
-            )
-        self._add(kind)
-
-    def _add(self, kind: str) -> None:
+    def _add(self, kind: str) -> Teacher:
         teacher = Teacher(kind, self.strategy.model, self.strategy)
         if kind != "ema":  # plugins may have switched the model since
             _load_forward_state(teacher.model, self._forward_state)
         self.teachers[kind] = teacher
+        return teacher
 
     def forget_batch(self) -> None:
         """Let go of the last batch."""

@@ -56,20 +56,6 @@ def test_column__behaves_like_a_list_of_strings():
     assert list(TextColumn.from_texts([])) == []
 
 
-def test_columns__say_where_they_differ():
-    column = TextColumn.from_texts(["a", "b"])
-    assert column.first_difference(TextColumn.from_texts(["a", "b"])) is None
-    assert column.first_difference(TextColumn.from_texts(["a", "c"])) == 1
-    assert column.first_difference(TextColumn.from_texts(["a", "b", "c"])) == 2
-    # the same block, other boundaries
-    assert (
-        TextColumn.from_texts(["ab", "c"]).first_difference(
-            TextColumn.from_texts(["a", "bc"])
-        )
-        == 0
-    )
-
-
 def test_numbers__follow_the_first_appearance():
     distinct, rows = number_texts(TextColumn.from_texts(["y", "x", "y", "z", "x"]))
     assert list(distinct) == ["y", "x", "z"]
@@ -136,15 +122,6 @@ def test_training_pairs__load_captions_late_and_pickle_without(coco):
     assert again[2][1] == GERMAN[2]
     data.release()
     assert data._captions is None and data.text(0) == GERMAN[0]
-
-
-def test_features__are_the_released_rows(coco):
-    files = coco.feature_files("openai/tiny")
-    texts, images = np.load(files.texts), np.load(files.images)
-    data = coco.train("de")
-    assert texts.shape == (3, 5) and images.shape == (2, 5)
-    assert (data.text_id[2], data.image_id[2]) == (2, 1)
-    refused("openai_huge", coco.feature_files, "openai/huge", error=FileNotFoundError)
 
 
 def test_corpora__are_read_as_columns(coco):

@@ -311,14 +311,8 @@ def test_names__links_on_disk_are_followed(tmp_path):
 
 def test_marks__are_skipped_everywhere(tmp_path):
     """A byte order mark before the text changes nothing."""
-    for name in (
-        "annotations",
-        "ground truth",
-        "plain text",
-        "xm3600",
-        "coop",
-        "names",
-    ):
+    marked = ("annotations", "ground truth", "plain text", "xm3600", "coop", "names")
+    for name in marked:
         folder = tmp_path / name
         folder.mkdir()
         write, read = READERS[name]

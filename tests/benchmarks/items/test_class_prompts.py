@@ -48,7 +48,7 @@ def test_templates__hold_one_pair_of_braces(template):
 
 @pytest.mark.parametrize("templates", [[], ()])
 def test_templates__are_not_empty(templates):
-    refused("at least 1", ClassPrompts, ["a"], templates)
+    refused("at least one", ClassPrompts, ["a"], templates)
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,6 @@ def test_make_image_text_dataset__facts_out_of_the_item_stay_attributes():
     assert "timestamp" not in batch
 
 
-def test_make_image_text_dataset__accepts_numpy_integers_as_task_label():
-    dataset = make_image_text_dataset(CountedPairs(2), task_labels=np.int64(3))
-    assert dataset[1][-1] == 3
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,8 +99,7 @@ def test_make_image_text_dataset__accepts_numpy_integers_as_task_label():
     ],
 )
 def test_make_image_text_dataset__bad_columns_raise(options, message):
-    with pytest.raises(ValueError, match=message):
-        make_image_text_dataset(CountedPairs(3), **options)
+    refused(message, make_image_text_dataset, CountedPairs(3), **options)
 
 
 def test_make_image_text_dataset__loads_nothing():
@@ -194,9 +188,9 @@ def test_item__reader_error_ends_no_loop_silently(error):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        (5, TypeError, "type int"),
-        (None, TypeError, "type NoneType"),
-        (["a", b"b"], TypeError, "type bytes"),
+        (5, TypeError, "is 5, a int"),
+        (None, TypeError, "is None"),
+        (["a", b"b"], TypeError, "a bytes"),
         ([], ValueError, "no caption"),
         ("", ValueError, "empty caption"),
         ("  \n", ValueError, "empty caption"),
@@ -268,11 +262,6 @@ def test_collate__token_tensors_are_padded():
 )
 def test_collate__what_does_not_fit_together_raises(items, message):
     refused(message, batch_of, items)
-
-
-def test_collate__unprepared_strings_name_the_function_to_call():
-    dataset = counted_dataset([0.0])
-    refused("prepare_benchmark", dataset.collate_fn, [dataset[0]])
 
 
 def test_collate__attribute_added_behind_its_back_raises():

@@ -72,9 +72,10 @@ def test_pictures__palette_key_shape_and_type_count():
     left.putpalette([1, 2, 3])
     right.putpalette([1, 2, 4])
     assert picture_digest(left) != picture_digest(right)
-    keyed = left.copy()
+    keyed, turned = left.copy(), left.copy()
     keyed.info["transparency"] = 0
-    assert picture_digest(left) != picture_digest(keyed)
+    turned.getexif()[0x0112] = 6  # how the camera was held
+    assert len({picture_digest(image) for image in (left, keyed, turned)}) == 3
     tensor = torch.arange(12.0)
     digests = {
         picture_digest(value)
@@ -91,12 +92,6 @@ def test_pictures__palette_key_shape_and_type_count():
     }
     assert len(digests) == 7
     assert picture_digest("cat.png") is None
-
-
-def test_pictures__how_the_camera_was_held_counts():
-    upright, turned = one_picture("RGB"), one_picture("RGB")
-    turned.getexif()[0x0112] = 6
-    assert picture_digest(upright) != picture_digest(turned)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -240,16 +235,6 @@ def test_captions_alike_to_the_model__remain_captions_of_their_own(captions, mod
     assert found["image_to_text_R@1"] == 0 and found["image_to_text_tie_share"] == 1
 
 
-@pytest.mark.parametrize("captions", [AFTER_THE_CUT, UNKNOWN_WORDS])
-def test_captions_alike_to_the_model__are_told_apart_by_the_metric(captions):
-    model = stub_model()
-    pairs = [(noise(n), text) for n, text in enumerate(captions)]
-    data, benchmark = prepared(pairs, model)
-    found = metric_values(model, benchmark)
-    assert found["image_to_text_R@1"] == 0
-    assert found == pytest.approx(evaluate_retrieval(model, data))
-
-
 def repeated(kind):
     """Three pictures, one row for each of their captions."""
     rows = [(9, "ja"), (9, "jb"), (4, "ea"), (4, "eb"), (4, "ec"), (2, "ca"), (9, "jc")]
@@ -272,15 +257,6 @@ def test_repeated_pictures__a_perfect_encoder_finds_everything(kind, batch_size)
     found = evaluate_retrieval(model, data, batch_size=batch_size)
     assert found["mean_R@1"] == 1
     assert found["image_to_text_mean_rank"] == found["text_to_image_mean_rank"] == 1
-
-
-def test_repeated_pictures__and_repeated_captions_together():
-    rows = [(9, "ja"), (4, "ea"), (9, "x"), (4, "x"), (2, "ca"), (9, "ja")]
-    model = Perfect()
-    data, _ = prepared([(level(k), text) for k, text in rows], model)
-    bank = embed(model, data)
-    pairs = {tuple(pair) for pair in bank.owner.tolist()}
-    assert pairs == {(0, 0), (1, 1), (2, 0), (2, 1), (3, 2)}
 
 
 def test_repeated_pictures__equal_one_row_with_all_captions():

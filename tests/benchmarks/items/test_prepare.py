@@ -1,7 +1,6 @@
 """Binding benchmarks to a model."""
 
 import copy
-import pickle
 import warnings
 
 import pytest
@@ -271,14 +270,6 @@ def test_prepare__workers_give_the_same_batches(start_method):
         assert type(right) is type(left) and left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
         assert all(torch.equal(a, b) for a, b in zip(left_rest, right_rest))
-
-
-def test_prepare__data_set_pickles():
-    prepared = prepare_benchmark(counted_benchmark(), CharModel())
-    dataset = prepared.test_stream[2].dataset
-    twin = pickle.loads(pickle.dumps(dataset))
-    left, right = collate(dataset, [0, 1])[0], collate(twin, [0, 1])[0]
-    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 class OtherModel(CharModel):

@@ -1,8 +1,5 @@
 """What experiences and benchmarks say about themselves."""
 
-import time
-import tracemalloc
-
 import numpy as np
 import pytest
 from avalanche.benchmarks import with_classes_timeline, with_task_labels
@@ -175,28 +172,3 @@ def test_facts__can_be_set_and_slices_know_the_whole_stream():
     part = benchmark.train_stream[1:]
     assert [e.previous_classes for e in part] == [{3, 7, 9}, {3, 7, 9}]
     assert part[0].n_experiences == 3 and part[0].benchmark is benchmark
-
-
-class Nothing:
-    """A million items that are never read."""
-
-    def __len__(self):
-        return 10**6
-
-
-def test_facts__of_a_million_samples_are_columns_until_they_are_read():
-    rng = np.random.default_rng(0)
-    stamps, groups = rng.random(10**6), rng.integers(0, 1000, 10**6)
-    tracemalloc.start()
-    begin = time.perf_counter()
-    data = make_image_text_dataset(Nothing(), timestamps=stamps, targets=groups)
-    benchmark = time_stamped_benchmark(data, num_experiences=10)
-    built = time.perf_counter() - begin
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert built < 6 and peak < 300 * 2**20
-    begin = time.perf_counter()
-    last = benchmark.train_stream[9]
-    assert len(last.previous_classes) == 1000 and last.future_classes == set()
-    assert last.task_labels == [0]
-    assert time.perf_counter() - begin < 3

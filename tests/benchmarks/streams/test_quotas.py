@@ -107,12 +107,6 @@ def test_sample_priorities__depend_on_id_seed_and_step_only():
     assert sample_priorities(ids[:2], np.int64(-1), 0).dtype == np.uint64
 
 
-def test_sample_priorities__look_uniform():
-    values = sample_priorities(np.arange(100_000), 0, 0)
-    counts = np.bincount((values >> np.uint64(60)).astype(int), minlength=16)
-    assert np.abs(counts - 6250).max() < 400
-
-
 def test_keep_smallest__is_nested_and_handles_edges():
     priorities = sample_priorities(np.arange(50), 0, 0)
     chosen = [set(keep_smallest(priorities, n).tolist()) for n in range(60)]

@@ -198,11 +198,6 @@ def test_timestamp_attribute__of_any_type_is_read_as_seconds(values):
     assert scenario.time_labels == ["2014-01-01", "2015-06-01..2016-01-01"]
 
 
-def test_missing__not_a_time_and_none_count_as_missing():
-    for times in (np.array(["1970-01-02", "NaT"], "M8[s]"), ["1970-01-02", None]):
-        refused("1 of 2", time_stamped_benchmark, counted_dataset(times), period="day")
-
-
 def test_missing__nothing_left_raises():
     with pytest.raises(ValueError, match="no sample with a valid timestamp"):
         time_stamped_benchmark(

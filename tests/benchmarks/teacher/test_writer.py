@@ -112,15 +112,6 @@ def test_store__file_of_another_store_is_refused(store, name):
     refused(rf"{name} is nothing, not \d+ bytes", TeacherFeatureStore.open, store)
 
 
-def test_store__files_in_each_others_place_are_refused(store):
-    # of the same size
-    ids, marks = store / "text_ids.npy", store / "text_marks.npy"
-    content = ids.read_bytes()
-    ids.write_bytes(marks.read_bytes())
-    marks.write_bytes(content)
-    refused(r"text_ids\.npy", TeacherFeatureStore.open, store, verify=False)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

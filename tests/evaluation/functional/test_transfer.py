@@ -19,13 +19,6 @@ def test_time_transfer__published_example(kind):
     assert time_transfer(kind(LEVELS)) == pytest.approx(expected)
 
 
-def test_time_transfer__transposing_swaps_the_directions():
-    plain, swapped = time_transfer(LEVELS), time_transfer(np.transpose(LEVELS))
-    assert plain["backward"] == swapped["forward"]
-    assert plain["forward"] == swapped["backward"]
-    assert plain["in_domain"] == swapped["in_domain"]
-
-
 def test_time_transfer__constant_matrix_and_one_step():
     assert set(time_transfer(np.full((4, 4), 0.25)).values()) == {0.25}
     one = time_transfer([[0.5]])

@@ -386,9 +386,15 @@ def test_precision__trainable_parameters_must_be_float32(tiny_cfg, batch):
     assert model.clip.visual.conv1.weight.dtype == torch.bfloat16
 
 
-def test_freeze__batch_norms_of_a_frozen_tower_stand_still(tiny_cfg):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_freeze__batch_norms_of_a_frozen_tower_stand_still(compiled, tiny_cfg):
     model = made(tiny_cfg, "resnet")
+    if compiled:
+        model.clip = torch.compile(model.clip)
+    norm = model.clip.visual.bn1
+    assert norm.training
     model.freeze("image")
+    assert not norm.training
     model.train()
     before = model.state_fingerprint("image")
     model.encode_image(torch.randn(4, 3, 32, 32))

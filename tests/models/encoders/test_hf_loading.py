@@ -117,9 +117,7 @@ def test_switches__are_refused_wherever_they_stand(
     facts = json.loads(path.read_text())
     facts["config"]["tokenizer"]["kwargs"] = kwargs
     path.write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match=key) as info:
-        create_dual_encoder(tmp_path / "ours")
-    assert str(path) in str(info.value)
+    assert str(path) in refused(key, create_dual_encoder, tmp_path / "ours")
     facts["config"]["tokenizer"]["kwargs"] = {}
     growth = {"base_rows": 40, "rows": 41, "init": "teir", "std": None, "seed": 0}
     spec = {**facts["config"]["tokenizer"], "kwargs": kwargs}
@@ -193,9 +191,7 @@ def test_configuration__names_outside_the_folder_are_refused(
         path = folder / "open_clip_config.json"
         facts = {"model_cfg": hf_text(native_cfg, name)}
     path.write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="outside") as info:
-        create_dual_encoder(folder)
-    assert str(path) in str(info.value)
+    assert str(path) in refused("outside", create_dual_encoder, folder)
 
 
 @pytest.mark.parametrize("name", ["/etc", "../x", "a/../../b"])
@@ -204,9 +200,7 @@ def test_configuration__of_the_hub_names_no_paths(key, name, native_cfg, tmp_pat
     native_cfg["text_cfg"][key] = name
     path = tmp_path / "open_clip_config.json"
     path.write_text(json.dumps({"model_cfg": native_cfg}))
-    with pytest.raises(ValueError, match=key) as info:
-        read_open_clip(path, None)
-    assert str(path) in str(info.value)
+    assert str(path) in refused(key, read_open_clip, path, None)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +223,7 @@ def test_hf_config__impossible_values_are_refused(change, hf_clip_folder):
         create_dual_encoder(values)
     path = hf_clip_folder / "config.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(ValueError) as info:
-        create_dual_encoder(hf_clip_folder)
-    assert str(path) in str(info.value)
+    assert str(path) in refused(r"config\.json", create_dual_encoder, hf_clip_folder)
 
 
 def test_hf_config__holds_only_what_a_model_depends_on():

@@ -149,20 +149,6 @@ def test_something_else__is_refused_in_words():
     refused("Linear", model.freeze, "image")
 
 
-def test_batch_norms__of_a_frozen_compiled_tower_stand_still(native_cfg):
-    native_cfg["vision_cfg"] = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 32}
-    model = create_dual_encoder(native_cfg)
-    model.clip = torch.compile(model.clip)
-    model.freeze("text")
-    norm = model.clip.visual.bn1
-    assert norm.training
-    model.freeze("image")
-    assert not norm.training
-    before = norm.running_mean.clone()
-    model.train().encode_image(torch.randn(4, 3, 32, 32))
-    assert torch.equal(norm.running_mean, before)
-
-
 @pytest.mark.parametrize(
     "convert",
     [

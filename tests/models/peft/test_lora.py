@@ -20,7 +20,13 @@ CLOSE = {"rtol": 0, "atol": 1e-6}
 EVERY = ("qkv", "out", "mlp")
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def custom_block(cfg, request):
+    """open_clip's own attention."""
+    cfg["model_cfg"]["vision_cfg"] |= {"block_type": "custom", "scale_attn": True}
+    return create_dual_encoder(cfg)
+
+
+@pytest.fixture(params=[*KINDS, custom_block], ids=lambda kind: kind.__name__)
 def model(request, tiny_cfg):
     torch.manual_seed(0)
     return request.param(tiny_cfg, request).eval()

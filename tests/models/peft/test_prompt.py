@@ -1,5 +1,6 @@
 """Prefixes against a slow attention, prompt tokens and their mask."""
 
+import copy
 import math
 
 import pytest
@@ -124,6 +125,20 @@ def test_tokens__gradient_of_the_active_id_only(one):
     read.square().sum().backward()
     grads = [prompts.branches()[0].table[str(key)].tokens.grad for key in (0, 1, 2)]
     assert grads[0] is None and grads[1].any() and grads[2] is None
+
+
+def test_tokens__copies_and_rows_have_their_own(one):
+    image = make_batch(one)["image"]
+    prompts = three_tasks(one, length=1)
+    prompts.set_ids(torch.tensor([1, -1, 0]))
+    plain, read, ids = prompts.encode_image(image)
+    assert ids == [0, 1]
+    twin = copy.deepcopy(one)
+    randomise(prompts, seed=7)
+    other, again, _ = twin.prompts.encode_image(image)
+    assert torch.equal(again, read) and torch.equal(other, plain)
+    twin.prompts.detach()
+    assert twin.prompts is None and prompts.encode_image(image)[2] == [0, 1]
 
 
 def test_tokens__equal_the_block_with_its_mask(one):

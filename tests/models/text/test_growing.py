@@ -98,13 +98,6 @@ def test_open_clip__special_ids_and_names_are_the_papers(clip_source):
         assert grown.encode(text) == clip_source.encode(text), text
 
 
-def test_too_long_captions__are_cut_before_the_end_token(json_source):
-    grown = GrowingTokenizer(json_source)
-    with pytest.warns(UserWarning, match="cut to 32"):
-        row = grown("word " * 99)[0]
-    assert len(row) == 32 and row[-1] == grown.eot_id
-
-
 # ------------------------------------------------------------------- growing
 def test_growth__keeps_old_ids_and_appends(json_source):
     grown = GrowingTokenizer(json_source)
@@ -276,14 +269,6 @@ def test_storage__every_way_gives_the_same_tokenizer(scope, json_source, tmp_pat
             assert twin.vocabulary.merges() == grown.vocabulary.merges()
             assert twin.snapshots == grown.snapshots
             assert isinstance(twin, CaptionTokenizer)
-
-
-def test_deepcopy__does_not_grow_along(json_source):
-    grown = GrowingTokenizer(json_source)
-    twin = copy.deepcopy(grown)
-    grown.add_language("de", DE, vocab_size=330)
-    assert twin.vocab_size == json_source.vocab_size and not twin.snapshots
-    assert torch.equal(twin(DE), json_source(DE))
 
 
 def test_load__another_base_raises(json_source, tmp_path):

@@ -56,6 +56,7 @@ def features(strategy, stream):
 
 def test_pairs__equal_the_base_model_before_training_and_zero_shot_for_ever():
     plain = Sequential(model=moe_runs.vit(), **moe_runs.options())
+    plain.model.freeze()  # frozen weights round otherwise
     strategy, plugin = build(router_for_eval="zero-shot")
     benchmark = moe_runs.pairs(strategy.model)
     expected = features(plain, benchmark.test_stream)

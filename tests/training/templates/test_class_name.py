@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from avalanche.training.plugins import (
     AGEMPlugin,
-    EarlyStoppingPlugin,
     EWCPlugin,
     FeatureDistillationPlugin,
     LwFPlugin,
@@ -426,20 +425,6 @@ def test_ewc__fisher_reaches_both_towers():
 def test_plugins__that_need_pairs_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         class_strategy(plugins=[make()])
-
-
-def test_early_stopping__watches_accuracy():
-    model = stub_model()
-    benchmark = domain_benchmark(model)
-    strategy = class_strategy(
-        model,
-        train_epochs=10,
-        budget_iterations=50,
-        eval_every=1,
-        plugins=[EarlyStoppingPlugin(2, "test_stream", "Top1_Acc_Stream")],
-    )
-    strategy.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream[:1]])
-    assert strategy.clock.train_iterations < 50
 
 
 def test_output__is_a_clip_output_with_norms():

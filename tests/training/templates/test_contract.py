@@ -82,6 +82,22 @@ def test_state__plain_attributes_go_on_where_they_were(tmp_path):
     assert vars(other) == vars(strategy.plugins[0])
 
 
+def test_state__tensors_are_stored_where_they_are_named():
+    class Anchor(Counter):
+        state_attributes = ("anchor",)
+
+        def __init__(self):
+            super().__init__()
+            self.anchor, self.scratch = {"w": torch.ones(2)}, {}
+
+    plugin, other = Anchor(), Anchor()
+    state = plugin.state_dict()
+    assert "scratch" not in state and state["anchor"]["w"] is plugin.anchor["w"]
+    other.load_state_dict(state)
+    other.anchor["w"] += 1  # an average changes in place
+    assert plugin.anchor["w"].tolist() == [1, 1]
+
+
 def test_state__lists_are_not_shared():
     counter = Counter()
     counter.load_state_dict(state := counter.state_dict())

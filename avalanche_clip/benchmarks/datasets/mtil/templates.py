@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from avalanche_clip.models.encoders.imagenet_names import imagenet_templates
+
 
 def _both_articles(forms: Sequence[str]) -> tuple[str, ...]:
     """All forms with "a" in place of ``*``, then all with "the"."""
@@ -54,121 +56,52 @@ _CIFAR = _both_articles(
     )
 )
 
-_IMAGENET = (
-    "a bad photo of a {}.",
-    "a photo of many {}.",
-    "a sculpture of a {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of a {}.",
-    "graffiti of a {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of a {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of a {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of a {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of a {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "a {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of a {}.",
-    "a close-up photo of the {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of a {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of a {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of a {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of a {}.",
-    "a cartoon {}.",
-    "art of a {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of a {}.",
-    "itap of the {}.",
-    "a jpeg corrupted photo of the {}.",
-    "a good photo of a {}.",
-    "a plushie {}.",
-    "a photo of the nice {}.",
-    "a photo of the small {}.",
-    "a photo of the weird {}.",
-    "the cartoon {}.",
-    "art of the {}.",
-    "a drawing of the {}.",
-    "a photo of the large {}.",
-    "a black and white photo of a {}.",
-    "the plushie {}.",
-    "a dark photo of a {}.",
-    "itap of a {}.",
-    "graffiti of the {}.",
-    "a toy {}.",
-    "itap of my {}.",
-    "a photo of a cool {}.",
-    "a photo of a small {}.",
-    "a tattoo of the {}.",
-)
 
-MTIL_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
-    "Caltech101": _CALTECH,
-    "CIFAR10": _CIFAR,
-    "CIFAR100": _CIFAR,
-    "DTD": _both_articles(
-        tuple(
-            f"a photo of * {{}} {noun}."
-            for noun in ("texture", "pattern", "thing", "object")
-        )
-    ),
-    "EuroSAT": tuple(
-        f"a centered satellite photo of {article}{{}}."
-        for article in ("", "a ", "the ")
-    ),
-    "Flowers": ("a photo of a {}, a type of flower.",),
-    "Food": ("a photo of a {}, a type of food.",),
-    "MNIST": ('a photo of the number: "{}".',),
-    "OxfordPet": ("a photo of a {}, a type of pet.",),
-    "StanfordCars": (
-        "a photo of a {}, a type of car.",
-        "a photo of a {}.",
-        "a photo of the {}.",
-        "a photo of my {}.",
-        "i love my {}!",
-        "a photo of my dirty {}.",
-        "a photo of my clean {}.",
-        "a photo of my new {}.",
-        "a photo of my old {}.",
-    ),
-    "SUN397": ("a photo of a {}.", "a photo of the {}."),
-    "ImageNet": ("a photo of a {}.", *_IMAGENET),
-}
+class _Templates(dict[str, tuple[str, ...]]):
+    """Templates by data set; those of ImageNet are open_clip's, which loads late."""
+
+    def __missing__(self, name: str) -> tuple[str, ...]:
+        if name != "ImageNet":
+            raise KeyError(name)
+        first = "a photo of a {}."
+        others = (template for template in imagenet_templates() if template != first)
+        return self.setdefault(name, (first, *others))
+
+
+MTIL_TEMPLATES: dict[str, tuple[str, ...]] = _Templates(
+    {
+        "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
+        "Caltech101": _CALTECH,
+        "CIFAR10": _CIFAR,
+        "CIFAR100": _CIFAR,
+        "DTD": _both_articles(
+            tuple(
+                f"a photo of * {{}} {noun}."
+                for noun in ("texture", "pattern", "thing", "object")
+            )
+        ),
+        "EuroSAT": tuple(
+            f"a centered satellite photo of {article}{{}}."
+            for article in ("", "a ", "the ")
+        ),
+        "Flowers": ("a photo of a {}, a type of flower.",),
+        "Food": ("a photo of a {}, a type of food.",),
+        "MNIST": ('a photo of the number: "{}".',),
+        "OxfordPet": ("a photo of a {}, a type of pet.",),
+        "StanfordCars": (
+            "a photo of a {}, a type of car.",
+            "a photo of a {}.",
+            "a photo of the {}.",
+            "a photo of my {}.",
+            "i love my {}!",
+            "a photo of my dirty {}.",
+            "a photo of my clean {}.",
+            "a photo of my new {}.",
+            "a photo of my old {}.",
+        ),
+        "SUN397": ("a photo of a {}.", "a photo of the {}."),
+    }
+)
 """Templates by name of the data set, in the order of the released code.
 
 ImageNet has the 80 of CLIP's evaluation; the one that ZSCL trains with comes first,

@@ -28,9 +28,9 @@ from avalanche_clip.training.methods.moe_adapters.evaluation import (
     RoutedEvaluation,
 )
 from avalanche_clip.training.methods.moe_adapters.selector_data import (
-    reference_loader,
+    REFERENCE_NUMBER,
+    ImagePasses,
     selector_images,
-    task_loader,
 )
 from avalanche_clip.training.methods.patching import PatchingPlugin
 from avalanche_clip.training.templates import optim
@@ -228,7 +228,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         dataset = strategy.experience.dataset
         plan, size = chosen.training_plan, chosen.training_plan.batch_size
         how = self.selector_transform
-        loader = task_loader(strategy, dataset, size, kwargs, how)
+        loader = ImagePasses(strategy, dataset, size, kwargs, transform=how)
         task = chosen.fit_task(loader, deterministic=loader.deterministic)
         if task != router:
             raise ValueError(
@@ -238,7 +238,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         self._book(strategy, loader, plan.task_iterations)
         if self.calibration is not None:
             held_out = self._held_out(strategy)
-            images = task_loader(strategy, held_out, strategy.eval_mb_size, kwargs)
+            images = ImagePasses(strategy, held_out, strategy.eval_mb_size, kwargs)
             chosen.calibrate({task: images})
             self._book(strategy, images, 0)
 
@@ -251,12 +251,13 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         if chosen.num_autoencoders:
             return
         plan = chosen.training_plan
-        loader = reference_loader(
+        loader = ImagePasses(
             strategy,
             self.reference_images,
             plan.batch_size,
             options,
-            self.selector_transform,
+            transform=self.selector_transform,
+            experience=REFERENCE_NUMBER,
         )
         chosen.fit_reference(loader, deterministic=loader.deterministic)
         self._book(strategy, loader, plan.reference_iterations)

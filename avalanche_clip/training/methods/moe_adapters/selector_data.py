@@ -47,32 +47,37 @@ class ImagePasses:
     What a pass gives depends on the seed, the experience and the number of the
     pass only; every process sees all images.
 
-    :param images: items are float tensors ``(3, H, W)``.
+    :param strategy: whose model, seed and experience are used.
+    :param source: a prepared data set, or reference images, which are transformed as
+        the tasks' unless they bring a transform of their own.
     :param batch_size: images per batch; the smaller tail of a pass is kept.
-    :param seed: of order and augmentation.
-    :param experience: index of the experience.
-    :param deterministic: whether each image is the same tensor each time.
     :param options: of the loader (workers).
+    :param transform: which of the data's transforms: ``"train"`` or ``"eval"``.
+    :param experience: number that stands for the experience; None for the running one.
     """
 
     def __init__(
         self,
-        images: Any,
+        strategy: Any,
+        source: Any,
         batch_size: int,
-        *,
-        seed: int,
-        experience: int,
-        deterministic: bool,
         options: dict[str, Any],
+        *,
+        transform: str = "eval",
+        experience: int | None = None,
     ):
-        self.deterministic = deterministic
+        images, same = _images_of(strategy.model, source, transform)
+        if experience is None:
+            experience = strategy.visits.seed_number
+        #: whether each image is the same tensor each time
+        self.deterministic = same
         self.images = images
+        #: images given so far
         self.drawn = 0
-        """Images given so far."""
         order = TrainingOrder(
             len(images),
             batch_size,
-            seed=named_seed(seed, "selector"),
+            seed=named_seed(strategy.seed, "selector"),
             experience=experience,
             drop_last=False,
         )
@@ -91,47 +96,6 @@ class ImagePasses:
         for batch in self._loader:
             self.drawn += len(batch)
             yield batch
-
-
-def task_loader(
-    strategy: Any,
-    dataset: Any,
-    batch_size: int,
-    options: dict[str, Any],
-    transform: str = "eval",
-) -> ImagePasses:
-    """Images of a prepared data set.
-
-    :param transform: which of the data's transforms: ``"train"`` or ``"eval"``.
-    """
-    images, deterministic = _images_of(strategy.model, dataset, transform)
-    return ImagePasses(
-        images,
-        batch_size,
-        seed=strategy.seed,
-        experience=strategy.visits.seed_number,
-        deterministic=deterministic,
-        options=options,
-    )
-
-
-def reference_loader(
-    strategy: Any,
-    source: Any,
-    batch_size: int,
-    options: dict[str, Any],
-    transform: str = "train",
-) -> ImagePasses:
-    """Reference images, transformed as the tasks' unless they bring their own."""
-    images, deterministic = _images_of(strategy.model, source, transform)
-    return ImagePasses(
-        images,
-        batch_size,
-        seed=strategy.seed,
-        experience=REFERENCE_NUMBER,
-        deterministic=deterministic,
-        options=options,
-    )
 
 
 def _images_of(model: Any, source: Any, transform: str) -> tuple[Any, bool]:

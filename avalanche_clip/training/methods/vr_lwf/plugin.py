@@ -9,7 +9,7 @@ reused by default, and ``student_text``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
     draw_token_ids,
     special_tokens,
-    stack_images,
 )
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.distillation import (
@@ -35,12 +34,13 @@ from avalanche_clip.training.templates.distillation import (
     similarities,
 )
 from avalanche_clip.training.templates.frozen_texts import encode_texts
-from avalanche_clip.training.templates.order import (
-    TrainingOrder,
-    TrainLoader,
-    worker_options,
+from avalanche_clip.training.templates.order import worker_options
+from avalanche_clip.training.templates.reference_data import (
+    ReferenceImages,
+    ReferenceSampler,
+    ReferenceTexts,
+    SharedOrder,
 )
-from avalanche_clip.training.templates.reference_data import ReferenceTexts
 
 
 @dataclass(eq=False, kw_only=True)
@@ -131,7 +131,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
             )
         self._check_texts()
         super().__init__()
-        self._workers: dict[str, Any] = {}
+        self._workers = 0
         self._forget()
 
     def _check_texts(self) -> None:
@@ -157,22 +157,12 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
 
     def _forget(self) -> None:
         """Drop what belongs to one experience."""
-        self._token_ids: Tensor | None = None
-        self._text_features: Tensor | None = None
+        #: token ids ``(M, L)`` of the pseudo texts in use; None outside steps
+        self.token_ids: Tensor | None = None
+        #: the teacher's features ``R`` of them, ``(M, D)``
+        self.text_features: Tensor | None = None
         self._drawn_at: int | None = None
-        self._images: Iterator[Tensor] | None = None
-        self._next_batch = -1
-        self._sizes: list[int] = []  # of all processes' parts of a second batch
-
-    @property
-    def token_ids(self) -> Tensor | None:
-        """Token ids of the pseudo texts in use, ``(M, L)``; None outside steps."""
-        return self._token_ids
-
-    @property
-    def text_features(self) -> Tensor | None:
-        """The teacher's features ``R`` of them, ``(M, D)``, or None."""
-        return self._text_features
+        self._sampler: ReferenceSampler | None = None
 
     # ------------------------------------------------------------------- hooks
     def check_compatible(self, strategy: Any) -> None:
@@ -200,7 +190,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start with nothing; pseudo texts are drawn in the first step."""
         self._forget()
-        self._workers = worker_options(kwargs)
+        self._workers = worker_options(kwargs).get("num_workers", 0)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add the distillation terms."""
@@ -271,11 +261,11 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         """The teacher's text features, computed when there are none yet."""
         per_step = self.redraw == "iteration"
         draw = strategy.clock.train_exp_iterations if per_step else 0
-        if self._drawn_at != draw or self._text_features is None:
-            self._token_ids = self.draw_texts(strategy, draw)
-            self._text_features = self._teacher_texts(strategy, self._token_ids)
+        if self._drawn_at != draw or self.text_features is None:
+            self.token_ids = self.draw_texts(strategy, draw)
+            self.text_features = self._teacher_texts(strategy, self.token_ids)
             self._drawn_at = draw
-        return self._text_features
+        return self.text_features
 
     def _teacher_texts(self, strategy: Any, ids: Tensor) -> Tensor:
         texts = ReferenceTexts(ids)
@@ -287,7 +277,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     def _student_texts(self, strategy: Any, teacher_texts: Tensor) -> Tensor:
         if not self.student_text:
             return teacher_texts
-        ids = self._token_ids
+        ids = self.token_ids
         assert ids is not None
         own = own_share(ids).to(strategy.device)
         features = encode_student(strategy, strategy.model.encode_text, own)
@@ -298,54 +288,38 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     # ------------------------------------------------------------------ images
     def _image_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """Features of the student and of the teacher, of the global batch."""
-        teacher = strategy.teachers.get("previous")
         if self.distill_batch == "same":
             known = self.teacher_output(strategy)
             return strategy.global_features.image_features, known.image_features
         images = self._next_images(strategy)
         ours = encode_student(strategy, strategy.model.encode_image, images)
         with torch.no_grad(), strategy.autocast():
-            theirs = teacher.model.encode_image(images)
+            theirs = strategy.teachers.get("previous").model.encode_image(images)
+        assert self._sampler is not None
+        order = self._sampler.order
+        total = order.order.batch_size * order.copies
         for kind in ("reference", "teacher"):
-            strategy.compute.spend(kind, images=sum(self._sizes), texts=0)
-        gather = distributed.gather_rows
-        return gather(ours, self._sizes), gather(theirs, self._sizes)
+            strategy.compute.spend(kind, images=total, texts=0)
+        return order.join(ours), order.join(theirs)
 
     def _next_images(self, strategy: Any) -> Tensor:
-        """The second batch of this step, wherever the experience was entered."""
+        """The second batch of this step, this process's part."""
+        if self._sampler is None:
+            images = ReferenceImages(
+                strategy.experience.dataset, num_workers=self._workers
+            )
+            size = self.distill_batch_size or strategy.train_mb_size
+            order = SharedOrder(
+                len(images),
+                size * distributed.world_size(),
+                seed=self._seed(strategy, "pseudo images"),
+                experience=strategy.visits.seed_number,
+            )
+            pin_memory = strategy.device.type == "cuda"
+            self._sampler = ReferenceSampler(images, order, pin_memory)
         step = strategy.clock.train_exp_iterations
-        if self._images is None or self._next_batch != step:
-            loader = self._image_loader(strategy, step)
-            world = distributed.world_size()
-            self._sizes = distributed.shares(loader.order.batch_size, world)
-            self._images = iter(loader)
-        images = next(self._images)
-        self._next_batch = step + 1
-        return images.to(strategy.device, non_blocking=True)
-
-    def _image_loader(self, strategy: Any, start: int) -> TrainLoader:
-        dataset = strategy.experience.dataset.eval()
-        world = distributed.world_size()
-        size = self.distill_batch_size or strategy.train_mb_size
-        order = TrainingOrder(
-            len(dataset),
-            size * world,
-            seed=self._seed(strategy, "pseudo images"),
-            experience=strategy.visits.seed_number,
-            continuous=True,
-            processes=world,
-        )
-        options = {"pin_memory": strategy.device.type == "cuda", **self._workers}
-        loader = TrainLoader(
-            dataset,
-            order,
-            collate_fn=stack_images,
-            rank=distributed.rank(),
-            world_size=world,
-            **options,
-        )
-        loader.plan(0, start, max(1, strategy.planned_iterations - start))
-        return loader
+        batch = self._sampler.batch(step, strategy.planned_iterations)
+        return batch.images.to(strategy.device, non_blocking=True)
 
     # ------------------------------------------------------------------- state
     def _seed(self, strategy: Any, *parts: int | str) -> int:
@@ -363,16 +337,16 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         place here.
         """
         return {
-            "token_ids": self._token_ids,
-            "text_features": self._text_features,
+            "token_ids": self.token_ids,
+            "text_features": self.text_features,
             "drawn_at": self._drawn_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self._forget()
-        self._token_ids = state["token_ids"]
-        self._text_features = state["text_features"]
+        self.token_ids = state["token_ids"]
+        self.text_features = state["text_features"]
         self._drawn_at = state["drawn_at"]
 
 

@@ -105,12 +105,3 @@ def draw_token_ids(
     rows[:, 1 : text_length + 1] = ids[drawn]
     rows[:, text_length + 1] = tokens.eot_id
     return rows
-
-
-def stack_images(items: list[Any]) -> Tensor:
-    """Collate the images of image-text items, leaving their texts alone.
-
-    :param items: tuples that begin with an image tensor ``(C, H, W)``.
-    :return: float tensor ``(B, C, H, W)``.
-    """
-    return torch.stack([item[0] for item in items])

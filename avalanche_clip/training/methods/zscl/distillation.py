@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.randomness import named_seed
@@ -214,9 +213,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         if not self._needs_images:
             return teacher, teacher
         student = join(encode_student(strategy, strategy.model.encode_image, images))
-        # Without shares every process takes all of the batch.
-        copies = 1 if self._sampler.order.shared else distributed.world_size()
-        strategy.compute.spend("reference", images=len(indices) * copies, texts=0)
+        spent = len(indices) * self._sampler.order.copies
+        strategy.compute.spend("reference", images=spent, texts=0)
         return teacher, student
 
     @torch.no_grad()
@@ -244,9 +242,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
             assert stored is not None
             rows[at.to(rows.device)] = stored
         self.table.put(indices, rows)
-        copies = 1 if order.shared else distributed.world_size()
-        new = int((~known).sum())
-        strategy.compute.spend("teacher", images=new * copies, texts=0)
+        new = int((~known).sum()) * order.copies
+        strategy.compute.spend("teacher", images=new, texts=0)
         return rows
 
     def _text_features(self, strategy: Any) -> Tensor:
@@ -266,8 +263,7 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         tokens = self.texts.tokens(rows[order.part], tokenizer).to(strategy.device)
         with strategy.autocast():
             ours = order.join(strategy.model.encode_text(tokens))
-        copies = 1 if order.shared else distributed.world_size()
-        strategy.compute.spend("reference", images=0, texts=len(rows) * copies)
+        strategy.compute.spend("reference", images=0, texts=len(rows) * order.copies)
         return rows.to(ours.device), ours
 
     # ----------------------------------------------------------------- state

@@ -192,16 +192,6 @@ def test_coop_split__other_forms_are_refused(tmp_path, change, said):
     assert "split.json" in str(caught.value)
 
 
-def test_coop_split__links_on_disk_are_followed(tmp_path):
-    disk.save(tmp_path / "far" / "x.jpg", 20, 7)
-    near = tmp_path / "near"
-    near.mkdir()
-    (near / "images").symlink_to(tmp_path / "far")
-    path = near / "split.json"
-    path.write_text(json.dumps({**good(), "train": [["images/x.jpg", 0, "x"]]}))
-    assert content(read_coop_split(path).train) == [(0, 1, 7)]
-
-
 def test_aircraft__unknown_variants_are_named(tmp_path):
     coop_files.write_aircraft(tmp_path)
     path = tmp_path / "fgvc_aircraft" / "images_variant_train.txt"

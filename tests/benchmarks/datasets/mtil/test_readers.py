@@ -242,14 +242,6 @@ def test_reader__unpublished_sizes_warn_raise_or_pass(root):
     refused("check='no'", read_mtil_domain, "DTD", root[0], check="no")
 
 
-def test_reader__published_sizes_are_accepted(root, monkeypatch):
-    right = DATASETS["DTD"]._replace(sizes=(3, 3, 3))
-    monkeypatch.setitem(DATASETS, "DTD", right)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_mtil_domain("DTD", root[0], check="raise")
-
-
 def test_reader__split_does_not_follow_the_file_system(tmp_path, root):
     disk.sun397(tmp_path / "backwards", backwards=True)
     first, second = read("SUN397", root[0]), read("SUN397", tmp_path / "backwards")
