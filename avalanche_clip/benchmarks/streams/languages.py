@@ -183,9 +183,7 @@ def _checked_codes(pairs: Iterable[tuple[Any, Any]]) -> dict[str, int]:
 
 
 def _language_column(stream: str, dataset: Any) -> np.ndarray:
-    made = (
-        "a data set made by make_image_text_dataset(..., languages=...), or a mapping"
-    )
+    made = "a data set with languages=, or a mapping of names to data sets"
     require_type(dataset, AvalancheDataset, f"Stream {stream!r}", made)
     return attribute_array(dataset, "language")
 

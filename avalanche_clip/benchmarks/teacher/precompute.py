@@ -170,7 +170,7 @@ class _Job:
             raise ValueError("The data set is empty; there is nothing to encode.")
         samples = (_source(self.dataset, k) for k in range(len(column)))
         content = content_marks(
-            first_caption(*s) if kind == "text" else known_name(s[0], kind, s[1])
+            first_caption(*s) if kind == "text" else known_name(s[0], kind, s[1]) or ""
             for s in samples
         )
         ids, first, owner = np.unique(column, return_index=True, return_inverse=True)
@@ -296,7 +296,8 @@ def first_caption(source: CheckedPairs, position: int) -> str:
 
     Sources with a method ``english(i)`` are asked for it, whatever their language.
     """
-    text = known_name(source, "text", position) or source.text(position)
+    text = known_name(source, "text", position)
+    text = source.text(position) if text is None else text
     found = text[0] if isinstance(text, (list, tuple)) else text
     if not isinstance(found, str):
         raise ValueError(
@@ -306,10 +307,10 @@ def first_caption(source: CheckedPairs, position: int) -> str:
 
 
 def known_name(source: CheckedPairs, kind: str, position: int) -> Any:
-    """Return a picture's name or a sample's English caption, "" if not known."""
+    """Return a picture's name or a sample's English caption, None if not known."""
     method = {"image": "image_name", "text": "english"}[kind]
     read = getattr(source.pairs, method, None)  # the user's own, who may have none
-    return read(position) if callable(read) else ""
+    return read(position) if callable(read) else None
 
 
 # ---------------------------------------------------------------- attaching
@@ -396,7 +397,7 @@ def _check_content(
     for position, mark in zip(positions.tolist(), known, strict=True):
         source, place = _source(dataset, position)
         found = known_name(source, kind, place)
-        if found and mark != nameless and content_marks([found])[0] != mark:
+        if found is not None and mark != nameless and content_marks([found])[0] != mark:
             what = "English caption" if kind == "text" else "picture"
             raise ValueError(
                 f"Sample {position} has the {kind} id {ids[position]}, but its {what} "

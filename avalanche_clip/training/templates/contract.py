@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 from avalanche_clip.common.plain import as_number, is_plain
 
 _LONG = 100
+_REPAIRED: set[tuple[Any, str]] = set()
 FORMER = {
     "replaces_deployed_weights": "replaces_deployed",
     "starts_fresh": "fresh_start",
@@ -370,6 +371,16 @@ def routed(strategy: Any, batch: Any) -> Iterator[None]:
     finally:
         for contract in strategy.contracts:
             contract.end_route(strategy)
+
+
+def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:
+    """Replace a method of a stock class, if that has not been done.
+
+    :param new: called with the object, the stock method, and the arguments.
+    """
+    if (cls, name) not in _REPAIRED:
+        _REPAIRED.add((cls, name))
+        setattr(cls, name, partialmethod(new, getattr(cls, name)))
 
 
 # ------------------------------------------------------------ plain attributes

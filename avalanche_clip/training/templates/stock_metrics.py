@@ -43,6 +43,7 @@ from avalanche.evaluation.metrics.topk_acc import TopkAccuracy
 from torch import Tensor
 
 from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.training.templates.contract import repair_once
 from avalanche_clip.training.templates.image_samples import sample_pictures
 
 MAX_CLASSES = 2**16
@@ -59,8 +60,6 @@ _BY_CLASS: dict[Any, str] = {
     LabelsRepartitionPlugin: "update",
 }
 """Metric class -> its method that reads ``mb_y`` and ``mb_output``."""
-
-_REPAIRED: set[tuple[Any, str]] = set()
 
 
 class ClassView:
@@ -146,18 +145,8 @@ def _mode(metric: Any) -> str:
 # --------------------------------------------------------------------- repairs
 def repair_metrics(metrics: Iterable[Any]) -> None:
     """Repair the classes of stock metrics; other strategies see no difference."""
-    for cls, method in _BY_CLASS.items():
-        _once(cls, method, _by_class)
-    _once(TopkAccuracy, "_compute_topk_acc", lambda stock: _topk)
-    _once(ImagesSamplePlugin, "_load_data", _pictures)
-    _once(AMCAPluginMetric, "before_eval", _amca_before_eval)
-    _once(MeanScoresEvalPluginMetric, "before_eval", _scores_before_eval)
-    _once(MeanNewOldScores, "result", lambda stock: _new_and_old)
-    _once(AccuracyMatrixPluginMetric, "before_eval", _own_matrix)
-    _once(AccuracyMatrixPluginMetric, "after_eval_exp", _row_of_training)
-    _once(GenericExperienceForgetting, "before_eval", _own_forgetting)
-    _once(GenericExperienceForwardTransfer, "before_eval", _own_transfer)
-    _once(ForwardTransfer, "result_key", lambda stock: _transfer_of)
+    for cls, name, new in _repairs():
+        repair_once(cls, name, new)
     for metric in metrics:
         # Before a stored run fills them.
         if isinstance(metric, GenericExperienceForgetting):
@@ -169,61 +158,59 @@ def repair_metrics(metrics: Iterable[Any]) -> None:
             vars(metric).setdefault("by_stream", {})
 
 
-def _once(cls: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace a method of a class, if that has not been done."""
-    if (cls, name) not in _REPAIRED:
-        _REPAIRED.add((cls, name))
-        setattr(cls, name, make(getattr(cls, name)))
+def _repairs() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Class, method, and the new one, which is given the metric and the stock one."""
+    return [
+        *((cls, method, _by_class) for cls, method in _BY_CLASS.items()),
+        (TopkAccuracy, "_compute_topk_acc", _topk),
+        (ImagesSamplePlugin, "_load_data", _pictures),
+        (AMCAPluginMetric, "before_eval", _amca_before_eval),
+        (MeanScoresEvalPluginMetric, "before_eval", _scores_before_eval),
+        (MeanNewOldScores, "result", _new_and_old),
+        (AccuracyMatrixPluginMetric, "before_eval", _own_matrix),
+        (AccuracyMatrixPluginMetric, "after_eval_exp", _row_of_training),
+        (GenericExperienceForgetting, "before_eval", _own_forgetting),
+        (GenericExperienceForwardTransfer, "before_eval", _own_transfer),
+        (ForwardTransfer, "result_key", _transfer_of),
+    ]
 
 
-def _by_class(stock: Any) -> Any:
-    def update(self: Any, strategy: Any) -> Any:
-        view = getattr(strategy, "class_view", None)
-        seen = getattr(self, "classes_seen_so_far", ())
-        if view is None:  # a strategy of another package
-            return stock(self, strategy)
-        return stock(self, view(max(seen, default=-1) + 1))
-
-    return update
+def _by_class(self: Any, stock: Any, strategy: Any) -> Any:
+    view = getattr(strategy, "class_view", None)
+    seen = getattr(self, "classes_seen_so_far", ())
+    if view is None:  # a strategy of another package
+        return stock(self, strategy)
+    return stock(self, view(max(seen, default=-1) + 1))
 
 
-def _topk(self: Any, pred: Tensor, gt: Tensor, top_k: int) -> Tensor:
+def _topk(self: Any, stock: Any, pred: Tensor, gt: Tensor, top_k: int) -> Tensor:
     """Share of rows whose class is among the ``top_k`` best, or all if fewer."""
     scores, wanted = pred.reshape(-1, pred.shape[-1]), gt.reshape(-1, 1)
     best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
     return (best == wanted).any(dim=1).float().mean()
 
 
-def _pictures(stock: Any) -> Any:
-    def load(self: Any, strategy: Any) -> Any:
-        if not hasattr(strategy, "class_view"):
-            return stock(self, strategy)
-        return sample_pictures(
-            strategy, self.n_wanted_images, augmented=not self.disable_augmentations
-        )
-
-    return load
-
-
-def _amca_before_eval(stock: Any) -> Any:
-    def before_eval(self: Any, strategy: Any) -> Any:
-        # A training that was interrupted leaves the mark behind.
-        self._is_training = getattr(strategy, "in_training", self._is_training)
+def _pictures(self: Any, stock: Any, strategy: Any) -> Any:
+    if not hasattr(strategy, "class_view"):
         return stock(self, strategy)
-
-    return before_eval
-
-
-def _scores_before_eval(stock: Any) -> Any:
-    def before_eval(self: Any, strategy: Any) -> Any:
-        # Each evaluation counts its own samples; the new classes stay.
-        self.mean_scores.label2mean = defaultdict(Mean)
-        return stock(self, strategy)
-
-    return before_eval
+    return sample_pictures(
+        strategy, self.n_wanted_images, augmented=not self.disable_augmentations
+    )
 
 
-def _new_and_old(self: Any) -> dict[str, float]:
+def _amca_before_eval(self: Any, stock: Any, strategy: Any) -> Any:
+    # A training that was interrupted leaves the mark behind.
+    self._is_training = getattr(strategy, "in_training", self._is_training)
+    return stock(self, strategy)
+
+
+def _scores_before_eval(self: Any, stock: Any, strategy: Any) -> Any:
+    # Each evaluation counts its own samples; the new classes stay.
+    self.mean_scores.label2mean = defaultdict(Mean)
+    return stock(self, strategy)
+
+
+def _new_and_old(self: Any, stock: Any) -> dict[str, float]:
     """Means of the categories that have samples; stock gives 0 for an empty one."""
     groups: dict[str, list[Mean]] = {"new": [], "old": []}
     for label, mean in self.label2mean.items():
@@ -236,52 +223,40 @@ def _stream_of(strategy: Any) -> str:
     return str(first.origin_stream.name)
 
 
-def _own_matrix(stock: Any) -> Any:
-    def before_eval(self: Any, strategy: Any) -> Any:
-        if hasattr(self, "by_stream"):
-            self.matrix = self.by_stream.get(_stream_of(strategy), torch.zeros(1, 1))
-            self._accuracy.reset()
-        return stock(self, strategy)
-
-    return before_eval
+def _own_matrix(self: Any, stock: Any, strategy: Any) -> Any:
+    if hasattr(self, "by_stream"):
+        self.matrix = self.by_stream.get(_stream_of(strategy), torch.zeros(1, 1))
+        self._accuracy.reset()
+    return stock(self, strategy)
 
 
-def _row_of_training(stock: Any) -> Any:
-    def after_eval_exp(self: Any, strategy: Any) -> Any:
-        if self.num_training_steps is None:  # no row before the first training
-            self._accuracy.reset()
-            return None
-        found = stock(self, strategy)
-        if hasattr(self, "by_stream"):
-            self.by_stream[_stream_of(strategy)] = self.matrix
-        return found
-
-    return after_eval_exp
+def _row_of_training(self: Any, stock: Any, strategy: Any) -> Any:
+    if self.num_training_steps is None:  # no row before the first training
+        self._accuracy.reset()
+        return None
+    found = stock(self, strategy)
+    if hasattr(self, "by_stream"):
+        self.by_stream[_stream_of(strategy)] = self.matrix
+    return found
 
 
-def _own_forgetting(stock: Any) -> Any:
-    def before_eval(self: Any, strategy: Any) -> Any:
-        # Experiences of different streams have the same numbers.
-        if hasattr(self, "by_stream"):
-            self.forgetting = self.by_stream[_stream_of(strategy)]
-        return stock(self, strategy)
-
-    return before_eval
+def _own_forgetting(self: Any, stock: Any, strategy: Any) -> Any:
+    # Experiences of different streams have the same numbers.
+    if hasattr(self, "by_stream"):
+        self.forgetting = self.by_stream[_stream_of(strategy)]
+    return stock(self, strategy)
 
 
-def _own_transfer(stock: Any) -> Any:
-    def before_eval(self: Any, strategy: Any) -> Any:
-        if hasattr(self, "by_stream"):
-            name = _stream_of(strategy)
-            new = name not in self.by_stream
-            self.forward_transfer = self.by_stream[name]
-            self.at_init = new and self.train_exp_id is None
-        return stock(self, strategy)
-
-    return before_eval
+def _own_transfer(self: Any, stock: Any, strategy: Any) -> Any:
+    if hasattr(self, "by_stream"):
+        name = _stream_of(strategy)
+        new = name not in self.by_stream
+        self.forward_transfer = self.by_stream[name]
+        self.at_init = new and self.train_exp_id is None
+    return stock(self, strategy)
 
 
-def _transfer_of(self: Any, k: int) -> float | None:
+def _transfer_of(self: Any, stock: Any, k: int) -> float | None:
     """Transfer of an experience; None while one of the two values is missing."""
     if k in self.previous and k in self.initial:
         return float(self.previous[k] - self.initial[k])

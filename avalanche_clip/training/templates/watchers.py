@@ -25,7 +25,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric
-from avalanche_clip.training.templates.contract import PluginContract
+from avalanche_clip.training.templates.contract import PluginContract, repair_once
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ class _Watcher(PluginContract):
     """Whether it watches anything."""
     ends: Any = False
     """Whether it also acts on an evaluation at the end of an experience."""
+
+    def __init__(self, plugin: Any):
+        super().__init__(plugin)
+        for cls, name, new in _REPAIRS:
+            repair_once(cls, name, new)
 
     def check_evaluations(self, strategy: Any, streams: Sequence[str]) -> None:
         """Raise where none is made, or not in time."""
@@ -119,10 +124,6 @@ class SchedulerContract(_Watcher):
     keeps_per_weight_state = False  # type: ignore[assignment]
     sets_learning_rate = True
 
-    def __init__(self, plugin: Any):
-        super().__init__(plugin)
-        _repair_scheduler(LRSchedulerPlugin)
-
     @property
     def what(self) -> str:
         """The plugin and what it watches."""
@@ -159,10 +160,6 @@ class SchedulerContract(_Watcher):
 
 class EarlyStoppingContract(_Watcher):
     """Early stopping's, which is told the values of the running step."""
-
-    def __init__(self, plugin: Any):
-        super().__init__(plugin)
-        _repair_early_stopping(EarlyStoppingPlugin)
 
     @property
     def stream(self) -> str:
@@ -269,66 +266,59 @@ def _emitted(metric: Any) -> set[str] | None:
 
 
 # --------------------------------------------------------------------- repairs
-def _repair_early_stopping(cls: Any) -> None:
-    """Let early stopping decide once for each value of the running step."""
-    stock = cls._update_best
-    if getattr(stock, "repaired", False):
-        return
-
-    def update_best(self: Any, strategy: Any) -> Any:
-        if not hasattr(strategy, "training_experience"):  # of another package
-            return stock(self, strategy)
-        value, self.own_value = getattr(self, "own_value", None), None
-        if value is None:
-            return None
-        first = self.best_val is None or math.isnan(self.best_val)
-        if not first:
-            gain = float(value - self.best_val)
-            first = self.operator(gain, 0) and abs(gain) >= self.margin
-        if first:
-            self.best_state = deepcopy(strategy.model.state_dict())
-            self.best_val = value
-            self.best_step = self._get_strategy_counter(strategy)
-            if self.verbose:
-                sys.stdout.write(f"EarlyStopping: new best value: {value}\n")
-        return self.best_val
-
-    update_best.repaired = True  # type: ignore[attr-defined]
-    cls._update_best = update_best
+def _update_best(self: Any, stock: Any, strategy: Any) -> Any:
+    """Decide once for each value of the running step."""
+    if not hasattr(strategy, "training_experience"):  # of another package
+        return stock(self, strategy)
+    value, self.own_value = getattr(self, "own_value", None), None
+    if value is None:
+        return None
+    first = self.best_val is None or math.isnan(self.best_val)
+    if not first:
+        gain = float(value - self.best_val)
+        first = self.operator(gain, 0) and abs(gain) >= self.margin
+    if first:
+        self.best_state = deepcopy(strategy.model.state_dict())
+        self.best_val = value
+        self.best_step = self._get_strategy_counter(strategy)
+        if self.verbose:
+            sys.stdout.write(f"EarlyStopping: new best value: {value}\n")
+    return self.best_val
 
 
-def _repair_scheduler(cls: Any) -> None:
-    """Let a scheduler by validation loss see that of the running step alone."""
-    iteration, end = cls.after_eval_iteration, cls.after_eval
-    begins, ends = cls.before_training_exp, cls.after_training_exp
-    if getattr(end, "repaired", False):
-        return
+def _after_eval_iteration(self: Any, stock: Any, strategy: Any, **kwargs: Any) -> None:
+    """See the validation loss of the running step alone."""
+    step = getattr(strategy, "training_experience", self)
+    if step is None:
+        return  # not in training, even if an earlier one was interrupted
+    if step is self or _index(step) == _index(strategy.experience):
+        stock(self, strategy, **kwargs)
 
-    def after_eval_iteration(self: Any, strategy: Any, **kwargs: Any) -> None:
-        step = getattr(strategy, "training_experience", self)
-        if step is None:
-            return  # not in training, even if an earlier one was interrupted
-        if step is self or _index(step) == _index(strategy.experience):
-            iteration(self, strategy, **kwargs)
 
-    def after_eval(self: Any, strategy: Any, **kwargs: Any) -> None:
-        ours = hasattr(strategy, "training_experience")
-        if ours and self.metric == "val_loss" and not self.rolling_metric.weight:
-            return  # nothing that belongs to the step was evaluated
-        if ours and getattr(self, "step_over", False):
-            self.rolling_metric.reset()
-            return  # the scheduler has been reset for the next step
-        end(self, strategy, **kwargs)
+def _after_eval(self: Any, stock: Any, strategy: Any, **kwargs: Any) -> None:
+    ours = hasattr(strategy, "training_experience")
+    if ours and self.metric == "val_loss" and not self.rolling_metric.weight:
+        return  # nothing that belongs to the step was evaluated
+    if ours and getattr(self, "step_over", False):
+        self.rolling_metric.reset()
+        return  # the scheduler has been reset for the next step
+    stock(self, strategy, **kwargs)
 
-    def before_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
-        self.step_over = False
-        begins(self, strategy, **kwargs)
 
-    def after_training_exp(self: Any, strategy: Any, **kwargs: Any) -> None:
-        ends(self, strategy, **kwargs)
-        self.step_over = self.reset_scheduler
+def _before_training_exp(self: Any, stock: Any, strategy: Any, **kwargs: Any) -> None:
+    self.step_over = False
+    stock(self, strategy, **kwargs)
 
-    after_eval.repaired = True  # type: ignore[attr-defined]
-    cls.after_eval_iteration, cls.after_eval = after_eval_iteration, after_eval
-    cls.before_training_exp = before_training_exp
-    cls.after_training_exp = after_training_exp
+
+def _after_training_exp(self: Any, stock: Any, strategy: Any, **kwargs: Any) -> None:
+    stock(self, strategy, **kwargs)
+    self.step_over = self.reset_scheduler
+
+
+_REPAIRS = (
+    (EarlyStoppingPlugin, "_update_best", _update_best),
+    (LRSchedulerPlugin, "after_eval_iteration", _after_eval_iteration),
+    (LRSchedulerPlugin, "after_eval", _after_eval),
+    (LRSchedulerPlugin, "before_training_exp", _before_training_exp),
+    (LRSchedulerPlugin, "after_training_exp", _after_training_exp),
+)
