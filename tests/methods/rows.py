@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from avalanche_clip.benchmarks import multi_domain_benchmark, prepare_benchmark
+from avalanche_clip.models import attach_adapters, attach_lora, attach_prompts
 from avalanche_clip.training import plugins as p
 from avalanche_clip.training import supervised
 from avalanche_clip.training.templates import ClassNameTemplate, ContrastiveTemplate
@@ -56,7 +57,7 @@ class Row:
     :param settings: of the strategy.
     :param plugins: functions that make its plugins.
     :param world: model and stream: ``pairs``, ``classes``, ``languages``,
-        ``experts``, ``expert pairs``.
+        ``experts``, ``expert pairs``, ``branches``.
     :param neutral: settings that switch the method off; with it, ``without`` are the
         plugins.
     :param plain: the row that it then equals.
@@ -116,10 +117,33 @@ ADAPTERS = {
         "reload": "Adapters of later languages stay: load into a fresh model.",
     },
 }
-CURRENT = partial(
-    p.ReferenceDistillationPlugin, "current", "current", teacher="previous"
-)
+DER = partial(p.ReservoirReplayPlugin, 9, target="student")
 VOCABULARY = {"text_length": 3, "teach_first_experience": True}
+
+
+def adds(make: Any, off: Mapping[str, Any] | None = None, **row: Any) -> Row:
+    """A row of a plugin on plain training.
+
+    :param make: a function that makes the plugin.
+    :param off: its options that switch it off.
+    :param row: see :class:`Row`.
+    """
+    neutral: dict[str, Any] = {"cannot": NO_OFF}
+    if off is not None:
+        neutral = {"neutral": {}, "without": (partial(make, **off),), "cannot": {}}
+    return Row(**{"strategy": "Sequential", "plugins": (make,), **row, **neutral})
+
+
+def beside(part: str, attach: Callable[[Any], Any]) -> Row:
+    """A row of plain training of what is attached to a model.
+
+    :param part: of the names of its parameters.
+    :param attach: to a model.
+    """
+    cannot = {**FROZEN_BASE, **BESIDE}
+    settings = {"attach": attach}
+    return Row("Sequential", settings, world="branches", moves=(part,), cannot=cannot)
+
 
 ROWS: dict[str, Row] = {
     "Sequential": Row("Sequential", cannot=ITSELF),
@@ -159,13 +183,7 @@ ROWS: dict[str, Row] = {
         plain="frozen scale",
         still=SCALE,
     ),
-    "ZSCL": Row(
-        "ZSCL",
-        REFERENCE,
-        neutral=NO_TERMS,
-        plain="FineTuning",
-        still=SCALE,
-    ),
+    "ZSCL": Row("ZSCL", REFERENCE, neutral=NO_TERMS, plain="FineTuning", still=SCALE),
     "FineTuning": Row(
         "FineTuning",
         {"warmup_iterations": 0},
@@ -195,7 +213,6 @@ ROWS: dict[str, Row] = {
         "MoEAdapters",
         {
             "warmup_iterations": 1,
-            "selector": None,
             "num_experts": 2,
             "plugin_options": {"shared_router": True, "freeze": False},
         },
@@ -203,11 +220,9 @@ ROWS: dict[str, Row] = {
     ),
     "CLLCLIP": Row("CLLCLIP", **TABLE),
     # ------------------------------------------------- plugins on plain training
-    "ConstantCosine": Row(
-        "Sequential",
-        {"schedule": "const-cosine", "reset_optimizer_state": False},
-        (p.ConstantCosinePlugin,),
-        cannot=NO_OFF,
+    "ConstantCosine": adds(
+        p.ConstantCosinePlugin,
+        settings={"schedule": "const-cosine", "reset_optimizer_state": False},
     ),
     "BestEpoch": Row(
         "Sequential",
@@ -216,99 +231,51 @@ ROWS: dict[str, Row] = {
         neutral={"train_epochs": 1, "budget_iterations": ITERATIONS},
         without=(p.BestEpochPlugin,),
     ),
-    "WiSE-FT": Row(
-        "Sequential",
-        plugins=(partial(p.WeightAveragingPlugin, "wise", alpha=0.8),),
-        neutral={},
-        without=(partial(p.WeightAveragingPlugin, "wise", alpha=1.0),),
+    "WiSE-FT": adds(
+        partial(p.WeightAveragingPlugin, "wise", alpha=0.8), {"alpha": 1.0}
     ),
-    "WeightEnsemble": Row(
-        "Sequential",
-        plugins=(partial(p.WeightAveragingPlugin, "we", interval=2),),
-        cannot=NO_OFF,
+    "WeightEnsemble": adds(partial(p.WeightAveragingPlugin, "we", interval=2)),
+    "WeightEnsemble and WiSE-FT": adds(
+        partial(p.WeightAveragingPlugin, "we+wise", interval=1, anchor="initial")
     ),
-    "WeightEnsemble and WiSE-FT": Row(
-        "Sequential",
-        plugins=(
-            partial(p.WeightAveragingPlugin, "we+wise", interval=1, anchor="initial"),
+    "WeightConsolidation": adds(
+        partial(p.WeightConsolidationPlugin, weight=3.0), {"weight": 0.0}
+    ),
+    "OnlineEWC": adds(
+        partial(p.OnlineEWCPlugin, ewc_lambda=100.0, gamma=0.5, fisher_batch_size=8),
+        {"ewc_lambda": 0.0},
+    ),
+    "Mod-X, initial teacher": adds(
+        partial(p.OffDiagonalAlignmentPlugin, alpha=50.0, teacher="initial"),
+        {"alpha": 0.0},
+    ),
+    "LwF-VR": adds(
+        partial(
+            p.VocabularyReplayPlugin,
+            num_texts=20,
+            distill_batch="separate",
+            student_text=True,
+            **VOCABULARY,
         ),
-        cannot=NO_OFF,
-    ),
-    "WeightConsolidation": Row(
-        "Sequential",
-        plugins=(partial(p.WeightConsolidationPlugin, 3.0),),
-        neutral={},
-        without=(partial(p.WeightConsolidationPlugin, 0.0),),
-    ),
-    "OnlineEWC": Row(
-        "Sequential",
-        plugins=(partial(p.OnlineEWCPlugin, 100.0, gamma=0.5, fisher_batch_size=8),),
-        neutral={},
-        without=(partial(p.OnlineEWCPlugin, 0.0),),
-    ),
-    "Mod-X, initial teacher": Row(
-        "Sequential",
-        plugins=(partial(p.OffDiagonalAlignmentPlugin, 50.0, teacher="initial"),),
-        neutral={},
-        without=(partial(p.OffDiagonalAlignmentPlugin, 0.0, teacher="initial"),),
-    ),
-    "LwF-VR": Row(
-        "Sequential",
-        plugins=(
-            partial(
-                p.VocabularyReplayPlugin,
-                num_texts=20,
-                distill_batch="separate",
-                student_text=True,
-                **VOCABULARY,
-            ),
-        ),
-        neutral={},
-        without=(
-            partial(
-                p.VocabularyReplayPlugin,
-                num_texts=20,
-                distill_batch="separate",
-                image_weight=0,
-                text_weight=0,
-                **VOCABULARY,
-            ),
-        ),
+        {"image_weight": 0, "text_weight": 0},
         plain="frozen scale",
         still=SCALE,
     ),
-    "LwF on the current batch": Row(
-        "FineTuning",
-        {"warmup_iterations": 0},
-        (CURRENT, p.FrozenLogitScalePlugin),
-        neutral={},
-        without=(
-            partial(CURRENT, image_weight=0, text_weight=0),
-            p.FrozenLogitScalePlugin,
+    "LwF on the current batch": adds(
+        partial(
+            p.ReferenceDistillationPlugin, "current", "current", teacher="previous"
         ),
-        plain="FineTuning",
+        {"image_weight": 0, "text_weight": 0},
         still=SCALE,
     ),
-    "ER": Row(
-        "Sequential", plugins=(partial(p.ReservoirReplayPlugin, 9),), cannot=NO_OFF
-    ),
-    "DER": Row(
-        "Sequential",
-        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
-        cannot=NO_OFF,
-    ),
-    "DER on class names": Row(
-        ClassNameTemplate,
-        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
+    "ER": adds(partial(p.ReservoirReplayPlugin, 9)),
+    "DER": adds(DER),
+    "DER on class names": adds(DER, strategy=ClassNameTemplate, world="classes"),
+    "Replay on class names": adds(
+        partial(p.BudgetedReplayPlugin, "equal", buffer_size=8),
+        {"buffer_size": 0},
+        strategy=ClassNameTemplate,
         world="classes",
-        cannot=NO_OFF,
-    ),
-    "Replay on class names": Row(
-        ClassNameTemplate,
-        plugins=(partial(p.BudgetedReplayPlugin, "equal", 8),),
-        world="classes",
-        neutral={},
-        without=(partial(p.BudgetedReplayPlugin, "equal", 0),),
         plain="class names",
     ),
     "MoEAdapters on pairs": Row(
@@ -316,32 +283,25 @@ ROWS: dict[str, Row] = {
         {"experts": {"selector": None}},
         **{**EXPERTS, "world": "expert pairs"},
     ),
+    "attach_lora": beside(".lora.", partial(attach_lora, rank=2)),
+    "attach_adapters": beside(
+        ".adapter.", partial(attach_adapters, bottleneck=4, dropout=0.0)
+    ),
+    "attach_prompts": beside(".prefix.", partial(attach_prompts, length=2, scale=0.1)),
     "TokenEmbeddingExpansion": Row(
         ContrastiveTemplate,
         {"train_mb_size": 4},
         (partial(p.TokenEmbeddingExpansionPlugin, vocab_size=300),),
         **{**TABLE, "moves": ("token_embedding",)},
     ),
-    "DER on languages": Row(
-        "CLLCLIP",
-        plugins=(partial(p.ReservoirReplayPlugin, 9, target="student"),),
-        **TABLE,
-    ),
-    "OnlineEWC on languages": Row(
-        "CLLCLIP",
-        plugins=(partial(p.OnlineEWCPlugin, 100.0, fisher_batch_size=8),),
-        **{
-            **TABLE,
-            "neutral": {},
-            "without": (partial(p.OnlineEWCPlugin, 0.0),),
-            "plain": "CLLCLIP",
-            "cannot": {},
-        },
+    "DER on languages": Row("CLLCLIP", plugins=(DER,), **TABLE),
+    "OnlineEWC on languages": adds(
+        partial(p.OnlineEWCPlugin, ewc_lambda=100.0, fisher_batch_size=8),
+        {"ewc_lambda": 0.0},
+        **{**TABLE, "strategy": "CLLCLIP", "plain": "CLLCLIP"},
     ),
     "MLA": Row(
-        "CLLCLIP",
-        plugins=(partial(p.LanguageAdapterPlugin, "mla"),),
-        **ADAPTERS,
+        "CLLCLIP", plugins=(partial(p.LanguageAdapterPlugin, "mla"),), **ADAPTERS
     ),
     "LoRA per language": Row(
         "CLLCLIP",
@@ -422,7 +382,7 @@ def _pairs(cls, model, noise, **settings):
     if _is_stub(model):
         benchmark = stub_benchmark((13, 11, 10), model=model)
     else:
-        benchmark = moe_runs.pairs(model, noise=noise)
+        benchmark = moe_runs.pairs(model, noise=noise, per_step=9)
         settings = _fitting(settings)
     return cls(model=model, **settings), benchmark
 
@@ -464,6 +424,14 @@ def _expert_pairs(cls, model, noise, *, experts, plugins, **settings):
     return cls(model=model, plugins=plugins, **settings), benchmark
 
 
+def _branches(cls, model, noise, *, attach, **settings):
+    model = model or moe_runs.vit()
+    with torch.random.fork_rng(devices=[]):  # updates start with random numbers
+        torch.manual_seed(0)
+        attach(model)
+    return _pairs(cls, model, noise, **settings)
+
+
 def _languages(cls, model, noise, **settings):
     model = model or languages.tiny_model()
     settings = {"evaluator": evaluator(), **settings}
@@ -484,5 +452,6 @@ WORLDS = {
     "experts": _experts,
     "expert pairs": _expert_pairs,
     "languages": _languages,
+    "branches": _branches,
 }
 """Strategies on a model and a stream for it."""
