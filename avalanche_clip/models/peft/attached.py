@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from avalanche_clip.common.checks import as_integers, as_size
 from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
@@ -129,7 +130,9 @@ class BranchSet(nn.Module):
         :return: the id.
         """
         known = self.keys
-        key = max(known, default=-1) + 1 if key is None else key
+        key = (
+            max(known, default=-1) + 1 if key is None else as_size(key, "key", least=0)
+        )
         if key not in known:
             for branch in self.branches():
                 branch.add(key)
@@ -179,7 +182,7 @@ class BranchSet(nn.Module):
 
     def train_ids(self, keys: Iterable[int]) -> None:
         """Let the parts of these ids train, and freeze those of all others."""
-        chosen = tuple(int(key) for key in keys)
+        chosen = tuple(as_integers(keys, "keys"))
         self.check_known(chosen)
         self._training = chosen
         self.restore_trainable()

@@ -335,7 +335,12 @@ def test_wrong_calls__leave_the_model_alone(tiny_cfg, frozen_form):
     for wrong, kind in ((5, ValueError), (-2, ValueError), (0.5, TypeError)):
         with pytest.raises(kind):
             branches.set_ids(wrong)
-    assert branches.ids == {"text": 0}
+    for wrong in (-1, 0.5, True):
+        with pytest.raises(ValueError, match="key"):
+            branches.add(wrong)
+        with pytest.raises(ValueError):
+            branches.train_ids([wrong, 9])
+    assert branches.ids == {"text": 0} and branches.keys == (0,)
     branches.add()
     branches.set_ids(text=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="2 ids for 3 rows"):
