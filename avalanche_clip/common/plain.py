@@ -10,36 +10,34 @@ import torch
 from torch import Tensor
 
 Path = tuple[Any, ...]
+_NONE = object()
 _ATOMS = (bool, int, float, str, type(None))
 
 
-def mapped(
-    value: Any,
-    leaf: Callable[[Any, Path], Any],
-    path: Path = (),
-    *,
-    stop: Callable[[Any], bool] = lambda value: False,
-) -> Any:
+def mapped(value: Any, leaf: Callable[[Any, Path], Any], *, mark: Any = _NONE) -> Any:
     """Rebuild nested dicts, lists and tuples with other leaves.
 
     Subclasses of these containers become dicts, lists and tuples.
 
     :param value: nested data.
     :param leaf: called with each leaf and its path, keys and indices, in order.
-    :param path: of ``value``.
-    :param stop: says which containers are leaves.
+    :param mark: dicts with this key are leaves.
 
     >>> mapped({"a": (1, [2])}, lambda leaf, path: leaf + 1)
     {'a': (2, [3])}
     """
-    if stop(value):
+
+    def walk(value: Any, path: Path) -> Any:
+        if isinstance(value, Mapping):
+            if mark in value:
+                return leaf(value, path)
+            return {k: walk(v, (*path, k)) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [walk(v, (*path, i)) for i, v in enumerate(value)]
+            return items if isinstance(value, list) else tuple(items)
         return leaf(value, path)
-    if isinstance(value, Mapping):
-        return {k: mapped(v, leaf, (*path, k), stop=stop) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [mapped(v, leaf, (*path, i), stop=stop) for i, v in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    return leaf(value, path)
+
+    return walk(value, ())
 
 
 def is_plain(value: Any) -> bool:

@@ -66,9 +66,10 @@ def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
     :param device: if of CUDA, the state of its generator too. Those of other devices
         belong to other processes.
     """
+    version, internal, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
     state: dict[str, Any] = {
-        "python": random.getstate(),
+        "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
@@ -79,7 +80,8 @@ def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
     """Put generators back to what :func:`rng_state` returned."""
-    random.setstate(state["python"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])

@@ -15,7 +15,7 @@ def test_mapped__rebuilds_containers_and_tells_paths():
         return 0
 
     data = {"a": [1, (2, {3: 4})], "stop": {"here": 1}}
-    found = mapped(data, leaf, stop=lambda v: isinstance(v, dict) and "here" in v)
+    found = mapped(data, leaf, mark="here")
     assert found == {"a": [0, (0, {3: 0})], "stop": 0}
     assert seen == [("a", 0), ("a", 1, 0), ("a", 1, 1, 3), ("stop",)]
 

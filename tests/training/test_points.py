@@ -171,6 +171,6 @@ def test_report__names_the_steps_and_frames_no_diagonal(tmp_path, whole, some):
     page = write_report(some[1].out_dir).read_text()
     assert "after step 2" in page and "2 evaluations on 3 test sets" in page
     assert 'class="own"' not in page
-    with pytest.raises(ValueError, match="compare runs with the same evaluate_at"):
+    with pytest.raises(ValueError, match="with the same evaluate_at"):
         other = {**json.loads((whole[1].out_dir / "results.json").read_text())}
         write_comparison(tmp_path, [some[1].out_dir, {**other, "method": "other"}])

@@ -269,7 +269,7 @@ def pack(state: Any) -> dict[str, Any]:
             known[same] = {_MARK: [kind, start, leaf.numel(), shape]}
         return known[same]
 
-    tree = mapped(state, place, stop=_is_packed)
+    tree = mapped(state, place, mark=_MARK)
     return {"tree": tree, "flat": {k: torch.cat(v).cpu() for k, v in groups.items()}}
 
 
@@ -286,11 +286,7 @@ def unpack(packed: dict[str, Any]) -> Any:
         kind, start, count, shape = leaf[_MARK]
         return packed["flat"][kind][start : start + count].clone().view(shape)
 
-    return mapped(packed["tree"], fetch, stop=_is_packed)
-
-
-def _is_packed(value: Any) -> bool:
-    return isinstance(value, dict) and _MARK in value
+    return mapped(packed["tree"], fetch, mark=_MARK)
 
 
 def _is_small(tensor: Tensor) -> bool:

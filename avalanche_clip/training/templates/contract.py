@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
-from functools import partial, partialmethod
+from functools import cache, partial, partialmethod
 from typing import Any
 
 import numpy as np
@@ -386,15 +386,20 @@ def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:
 # ------------------------------------------------------------ plain attributes
 def kept_arguments(thing: Any) -> dict[str, Any]:
     """Arguments of the constructors of an object that it has kept as plain data."""
-    names = {
-        name
-        for cls in type(thing).__mro__
-        if "__init__" in vars(cls)
-        for name in inspect.signature(vars(cls)["__init__"]).parameters
-    }
+    kind: Any = type(thing)
+    names = _argument_names(kind)
     have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
     plain = {k: as_number(v) for k, v in sorted(have.items())}
     return {k: _brief(v) for k, v in plain.items() if is_plain(v)}
+
+
+@cache
+def _argument_names(kind: Any) -> frozenset[str]:
+    """Names of the arguments of the constructors of a class and its bases."""
+    made = [vars(cls)["__init__"] for cls in kind.__mro__ if "__init__" in vars(cls)]
+    return frozenset(
+        name for init in made for name in inspect.signature(init).parameters
+    )
 
 
 def _is_flat(value: Any) -> bool:
