@@ -9,7 +9,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
-from avalanche_clip.evaluation.metrics._values import metric_values, per_experience
+from avalanche_clip.evaluation.metrics._values import metric_values
 
 
 class LossTermsMetric(PluginMetric[dict[str, float]]):
@@ -71,16 +71,11 @@ class LossTermsMetric(PluginMetric[dict[str, float]]):
         numbers = {name: float(value) for name, value in values.items()}
         numbers |= _ratios(numbers)
         named = {f"{name}_iteration": value for name, value in numbers.items()}
-        return self._emit(strategy, named)
+        return metric_values(self, strategy, named)
 
     def after_training_epoch(self, strategy: Any) -> list[MetricValue]:
         """Emit the means of the epoch."""
-        return self._emit(strategy, self.result())
-
-    def _emit(self, strategy: Any, values: dict[str, float]) -> list[MetricValue]:
-        return metric_values(
-            self, strategy, values, lambda name: per_experience(name, strategy)
-        )
+        return metric_values(self, strategy, self.result())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums of the running epoch."""

@@ -16,11 +16,7 @@ from avalanche_clip.common.checks import (
     require_length,
 )
 from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
-from avalanche_clip.evaluation.metrics._values import (
-    bare_model,
-    metric_values,
-    per_experience,
-)
+from avalanche_clip.evaluation.metrics._values import bare_model, metric_values
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
 
 StreamResults = dict[str, dict[int, dict[str, float]]]
@@ -218,9 +214,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         experience = strategy.experience
         rows = self.stream_results.setdefault(experience.origin_stream.name, {})
         rows[int(experience.current_experience)] = values
-        return metric_values(
-            self, strategy, values, lambda name: per_experience(name, strategy)
-        )
+        return metric_values(self, strategy, values)
 
     def after_eval(self, strategy: Any) -> list[MetricValue]:
         """Emit the means over the experiences of each evaluated stream."""

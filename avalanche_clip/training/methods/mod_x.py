@@ -7,6 +7,7 @@ same. Options beyond its defaults are ours.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,16 @@ from avalanche_clip.training.templates.distillation import (
 from avalanche_clip.training.templates.teachers import KINDS
 
 LOGIT_SCALE_MODES = ("none", "own", "shared")
+CHOICES = {
+    "logit_scale_mode": LOGIT_SCALE_MODES,
+    "reduction": REDUCTIONS,
+    "row_filter": ROW_FILTERS,
+    "teacher": KINDS,
+}
+"""Setting -> its allowed words."""
 
 
+@dataclass(eq=False)
 class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):
     """Keep how a teacher lays out the pairs of each batch.
 
@@ -67,36 +76,22 @@ class OffDiagonalAlignmentPlugin(DistillationPlugin, supports_distributed=True):
 
     weights = ("alpha",)
 
-    def __init__(
-        self,
-        alpha: float = 20.0,
-        *,
-        temperature: float = 1.0,
-        logit_scale_mode: str = "none",
-        reduction: str = "sum",
-        row_filter: str = "correct",
-        include_diagonal: bool = True,
-        teacher: str = "previous",
-        teach_first_experience: bool | None = None,
-    ):
+    alpha: float = 20.0
+    _: KW_ONLY
+    temperature: float = 1.0
+    logit_scale_mode: str = "none"
+    reduction: str = "sum"
+    row_filter: str = "correct"
+    include_diagonal: bool = True
+    teacher: str = "previous"
+    teach_first_experience: bool | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        as_finite(alpha, "alpha", low=0)
-        as_finite(temperature, "temperature", above=0)
-        for name, value, allowed in (
-            ("logit_scale_mode", logit_scale_mode, LOGIT_SCALE_MODES),
-            ("reduction", reduction, REDUCTIONS),
-            ("row_filter", row_filter, ROW_FILTERS),
-            ("teacher", teacher, KINDS),
-        ):
-            require_choice(name, value, allowed)
-        self.alpha = alpha
-        self.logit_scale_mode = logit_scale_mode
-        self.teacher = teacher
-        self.teach_first_experience = teach_first_experience
-        self.temperature = temperature
-        self.reduction = reduction
-        self.row_filter = row_filter
-        self.include_diagonal = include_diagonal
+        as_finite(self.alpha, "alpha", low=0)
+        as_finite(self.temperature, "temperature", above=0)
+        for name, allowed in CHOICES.items():
+            require_choice(name, getattr(self, name), allowed)
         self.step_values: dict[str, Tensor] = {}
         """Unweighted loss and shares of kept rows in the last step, without a term
         empty; :func:`loss_term_metrics` logs them."""

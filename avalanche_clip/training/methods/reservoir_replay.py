@@ -7,6 +7,7 @@ arXiv 2401.17186) and the released code, from which this differs where said belo
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def reservoir_slots(
     return slots
 
 
+@dataclass(eq=False)
 class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
     """Append samples of earlier experiences to each batch (ER and DER).
 
@@ -105,22 +107,17 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
     keeps_per_weight_state = False
     replays_data = True
 
-    def __init__(
-        self,
-        buffer_size: int = 8000,
-        *,
-        target: str = "teacher",
-        weight: float = 1.0,
-        duplicates: bool = False,
-    ):
+    buffer_size: int = 8000
+    _: KW_ONLY
+    target: str = "teacher"
+    weight: float = 1.0
+    duplicates: bool = False
+
+    def __post_init__(self) -> None:
         super().__init__()
-        as_size(buffer_size, "buffer_size")
-        require_choice("target", target, TARGETS)
-        as_finite(weight, "weight", low=0)
-        self.buffer_size = buffer_size
-        self.target = target
-        self.weight = weight
-        self.duplicates = duplicates
+        as_size(self.buffer_size, "buffer_size")
+        require_choice("target", self.target, TARGETS)
+        as_finite(self.weight, "weight", low=0)
         self.seen = 0
         """Samples offered to the reservoir so far."""
         # Per slot: step (its place in the list), position in its data, seed of its

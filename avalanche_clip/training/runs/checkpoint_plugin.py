@@ -11,8 +11,13 @@ from typing import Any
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size
+from avalanche_clip.training.runs.files import (
+    CheckpointError,
+    OtherVersionError,
+    read_state,
+    require_finite,
+)
 from avalanche_clip.training.runs.resume import save_state
-from avalanche_clip.training.runs.files import CheckpointError, OtherVersionError, read_state, require_finite
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.stock_memories import exact_inside
 

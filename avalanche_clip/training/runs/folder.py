@@ -15,9 +15,14 @@ from avalanche_clip import distributed
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
-from avalanche_clip.training.runs.identity import differences, require_same
-from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, newest_state, remove_leftovers
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin,
+    checkpoints,
+    newest_state,
+    remove_leftovers,
+)
 from avalanche_clip.training.runs.files import read_state
+from avalanche_clip.training.runs.identity import differences, require_same
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from avalanche_clip.common.plain import device_paths, moved, plain
-from avalanche_clip.training.templates.compatibility import in_order
 from avalanche_clip.training.runs.stock_plugin_state import STATES, restore_buffers
+from avalanche_clip.training.templates.compatibility import in_order
 
 Getter = Callable[[Any], dict[str, Any]]
 Setter = Callable[[Any, dict[str, Any]], None]

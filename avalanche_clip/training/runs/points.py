@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from avalanche_clip.common.checks import as_integers, as_size
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import as_integers, as_size, require_choice
 
 STEPS = "steps"
 _ALLOWED = (
@@ -96,7 +95,7 @@ def _by_index(at: Any, count: int) -> list[int]:
         cause = f"{wrong} are no steps" if wrong else "each step may be named once"
         cause = cause if steps else "it names no step"
         raise ValueError(
-            f"evaluate_at={steps}: {cause}; the training stream has {count} steps, with "
-            f"indices from 0. For evaluate_at {_ALLOWED}."
+            f"evaluate_at={steps}: {cause}; the training stream has {count} steps, "
+            f"with indices from 0. For evaluate_at {_ALLOWED}."
         )
     return sorted(steps)

@@ -21,14 +21,24 @@ from torch import nn
 
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state, set_rng_state
-from avalanche_clip.training.templates import optim
 from avalanche_clip.training.runs import plugin_state
-from avalanche_clip.training.runs.identity import require_same_strategy, strategy_identity
+from avalanche_clip.training.runs.files import (
+    FORMAT,
+    CheckpointError,
+    not_finite,
+    read_state,
+    require_finite,
+    write_state,
+)
+from avalanche_clip.training.runs.identity import (
+    require_same_strategy,
+    strategy_identity,
+)
 from avalanche_clip.training.runs.rollback import undone_on_error
-from avalanche_clip.training.runs.files import FORMAT, CheckpointError, not_finite, read_state, require_finite, write_state
-from avalanche_clip.training.templates.teachers import Teacher
+from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import base_weights, without_base
 from avalanche_clip.training.templates.stock_memories import exact_inside
+from avalanche_clip.training.templates.teachers import Teacher
 from avalanche_clip.training.templates.visits import Visits, find_step, read_step
 
 logger = logging.getLogger(__name__)

@@ -14,25 +14,32 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip import distributed
-from avalanche_clip.common.files import write_json
-from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped
+from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import main_metric
 from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
-from avalanche_clip.evaluation.report.page import write_report
+from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
-from avalanche_clip.training.runs.resume import restore_state
-from avalanche_clip.training.runs.rollback import undone_on_error
-from avalanche_clip.training.runs.folder import RunFolder
-from avalanche_clip.training.runs.record import metric_results, nominal_units, reset_metrics, revision, strict, versions
 from avalanche_clip.training.runs.points import (
     STEPS,
     EvaluationPoints,
     evaluation_points,
 )
+from avalanche_clip.training.runs.record import (
+    metric_results,
+    nominal_units,
+    reset_metrics,
+    revision,
+    strict,
+    versions,
+)
+from avalanche_clip.training.runs.resume import restore_state
+from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.templates.settings import strategy_settings

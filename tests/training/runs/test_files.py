@@ -10,17 +10,24 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avalanche_clip import distributed
-from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
-from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin
-from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
 from avalanche_clip.training.runs import files
-from avalanche_clip.training.runs.files import FORMAT
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
+)
+from avalanche_clip.training.runs.files import (
+    FORMAT,
+    CheckpointError,
+    read_state,
+    write_state,
+)
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.helpers import (
     StubDualEncoder,
     assert_same_weights,
-    fit,
     quiet_evaluator,
     stub_benchmark,
     stub_model,

@@ -14,16 +14,20 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
-from avalanche_clip.common.randomness import kept_rng, rng_state
+from avalanche_clip.benchmarks import prepare_benchmark
 from avalanche_clip.common.files import read_json
 from avalanche_clip.common.lock import FolderLock
-from avalanche_clip.benchmarks import prepare_benchmark
-from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
-from avalanche_clip.training.runs.resume import load_state, save_state
-from avalanche_clip.training.runs import folder as run_folder
+from avalanche_clip.common.randomness import kept_rng, rng_state
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
-from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
+from avalanche_clip.training.runs import folder as run_folder
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
+)
+from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import Pairs, assert_same_weights, stub_benchmark, weights
 from tests.processes import run_in_processes
 from tests.training.small_runs import (
@@ -34,7 +38,6 @@ from tests.training.small_runs import (
     context,
     go,
     go_quietly,
-    kill,
 )
 
 STREAMS = {"streams": ("test", "valid")}

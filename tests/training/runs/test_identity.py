@@ -7,10 +7,14 @@ import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin
 
-from avalanche_clip.benchmarks.items.content import data_summary
-from avalanche_clip.training.runs.identity import differences, run_identity, strategy_identity
-from avalanche_clip.training.plugins import WeightConsolidationPlugin
 from avalanche_clip.benchmarks import ClassPrompts
+from avalanche_clip.benchmarks.items.content import data_summary
+from avalanche_clip.training.plugins import WeightConsolidationPlugin
+from avalanche_clip.training.runs.identity import (
+    differences,
+    run_identity,
+    strategy_identity,
+)
 from tests.helpers import stub_model, train_stream
 from tests.training.classes import class_strategy
 from tests.training.languages import language_strategy, language_stream, tiny_model

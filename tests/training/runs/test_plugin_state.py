@@ -22,12 +22,12 @@ from avalanche.training.storage_policy import (
     ReservoirSamplingBuffer,
 )
 
-from avalanche_clip.training.runs.resume import load_state, save_state
-from avalanche_clip.training.runs.files import read_state
-from avalanche_clip.training.runs.plugin_state import register_plugin_state
 from avalanche_clip.common.plain import plain
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin
+from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.metric_state import apply_object_state, object_state
+from avalanche_clip.training.runs.plugin_state import register_plugin_state
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates import ContrastiveTemplate
 from tests.helpers import assert_same_weights, stub_benchmark, stub_model
 from tests.training.small_runs import evaluator

@@ -6,9 +6,13 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import loss_metrics
 
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
+)
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state
-from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints, latest_checkpoint
 from tests.helpers import assert_same_weights, train_stream
 from tests.training.small_runs import (
     Interrupted,
@@ -25,14 +29,6 @@ KILLS = {
     "Patching": (2, 8),
     "ContrastiveLwF": (5, 11),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

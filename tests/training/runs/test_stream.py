@@ -8,7 +8,6 @@ from avalanche.logging import CSVLogger
 
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.items.scenario import make_scenario
-from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.evaluation.metrics import spatial_disorder_metrics
 from avalanche_clip.training import (
     ContrastiveEWC,
@@ -18,15 +17,9 @@ from avalanche_clip.training import (
     Sequential,
     run_stream,
 )
-from avalanche_clip.training.plugins import (
-    FrozenLogitScalePlugin,
-    OffDiagonalAlignmentPlugin,
-    VocabularyReplayPlugin,
-    WeightAveragingPlugin,
-    WeightConsolidationPlugin,
-)
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
 from avalanche_clip.training.runs.record import nominal_units
+from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import assert_same_weights, fit, quiet_evaluator, stub_benchmark
 from tests.training.small_runs import SIZES, Interrupted, build, evaluator, go
 
@@ -175,7 +168,9 @@ def test_run_stream__folder_of_a_run_that_failed_at_once_can_be_used(tmp_path):
 
 
 def test_run_stream__stream_of_another_length(tmp_path, monkeypatch):
-    monkeypatch.setattr("avalanche_clip.training.runs.stream.write_report", lambda out: None)
+    monkeypatch.setattr(
+        "avalanche_clip.training.runs.stream.write_report", lambda out: None
+    )
     strategy, benchmark = build(budget_iterations=2)
     gallery = [benchmark.test_stream[1]]
     whole = make_scenario({**benchmark.streams, "gallery": gallery})

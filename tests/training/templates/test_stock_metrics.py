@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.evaluation.metric_results import AlternativeValues
 from avalanche.evaluation.metrics import (
     CumulativeAccuracyPluginMetric,
     MAC_metrics,
@@ -72,13 +71,6 @@ class Note(SupervisedPlugin):
 
     def all(self):
         return [row for rows in self.rows.values() for row in rows]
-
-
-def value_of(found, name):
-    value = found[name]
-    if isinstance(value, AlternativeValues):
-        value = value.alternatives[-1]
-    return value
 
 
 ORDER = {"relabel": "original", "class_order": [4, 1, 5, 0, 3, 2]}
