@@ -159,15 +159,6 @@ def test_run__the_lock_is_released_on_every_exit(stop, tmp_path):
         assert not (tmp_path / "run" / ".lock").exists(), number
 
 
-def test_run__the_lock_is_released_when_nothing_began(tmp_path):
-    go(tmp_path / "run", run=STREAMS)
-    for options in ({}, {"resume": True, "seed": 9}):
-        with pytest.raises(ValueError, match="already holds|another run"):
-            go(tmp_path / "run", run=STREAMS, **options)
-        with FolderLock(tmp_path / "run"):
-            pass
-
-
 # ------------------------------------------------------------------ identity
 class Captions(Pairs):
     """Other captions of the same pictures."""

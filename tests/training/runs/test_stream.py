@@ -107,25 +107,6 @@ def test_run_stream__folder_with_a_run_raises(finished):
         run_stream(strategy, benchmark, result.out_dir)
 
 
-@pytest.mark.parametrize(
-    "method, options, message",
-    [
-        ("Sequential", {}, "method is 'ContrastiveLwF' there and 'Sequential' here"),
-        ("ContrastiveLwF", {"seed": 4}, "seed is 3 there and 4 here"),
-        ("ContrastiveLwF", {"train_mb_size": 4}, "train_mb_size is 8 there and 4"),
-        ("ContrastiveLwF", {"budget_iterations": 6}, "budget.iterations is 5"),
-    ],
-    ids=str,
-)
-def test_run_stream__resuming_another_run_raises(method, options, message, finished):
-    _, _, result, _ = finished
-    strategy, benchmark = build(method, **options)
-    with pytest.raises(ValueError, match=message):
-        run_stream(
-            strategy, benchmark, result.out_dir, streams=("test", "valid"), resume=True
-        )
-
-
 def test_run_stream__resuming_with_other_data_or_streams_raises(finished):
     _, _, result, _ = finished
     strategy, benchmark = build("ContrastiveLwF")
