@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet
-from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
+from avalanche_clip.models.peft.branch import (
+    RoutedBranch,
+    chosen_blocks,
+    chosen_names,
+    pairs,
+    require_flags,
+)
 from avalanche_clip.models.peft.routes import RowIds
 
 PLACES = ("attention_out", "mlp_out")
@@ -157,14 +163,12 @@ def attach_adapters(
     >>> attach_adapters(model, blocks=[1]).num_trainable == 2 * (129 * 128 + 64)
     True
     """
-    names = (places,) if isinstance(places, str) else tuple(dict.fromkeys(places))
-    for name in names or ("nowhere",):
-        require_choice("places", name, PLACES)
+    names = tuple(chosen_names(places, "places", PLACES))
+    require_flags(shared=shared, learned_scale=learned_scale)
     require_choice("form", form, FORMS)
     require_choice("activation", activation, ACTIVATIONS)
     bottleneck, scale = as_size(bottleneck, "bottleneck"), as_finite(scale, "scale")
     dropout = as_finite(dropout, "dropout", low=0, high=1)
-    learned_scale, shared = bool(learned_scale), bool(shared)
     options = (
         (bottleneck, activation, dropout),
         {"scale": scale, "learned": learned_scale},

@@ -14,7 +14,13 @@ from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft import storage
-from avalanche_clip.models.peft.branch import Branch, RoutedBranch, set_trainable
+from avalanche_clip.models.peft.branch import (
+    TOWERS,
+    Branch,
+    RoutedBranch,
+    require_encoder,
+    set_trainable,
+)
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
 from avalanche_clip.models.text.vocabulary_storage import naming
 
@@ -349,13 +355,15 @@ class BranchSet(nn.Module):
         :param branches: per tower, branches and where they belong.
         """
         model, others = self.model, attached(self.model)
-        before = [other for other in others if other.freezes]
         self._flags = {n: p.requires_grad for n, p in model.named_parameters()}
         self._still = set(model._still)
-        if before:  # the model is frozen already
-            self._flags, self._still = before[0]._flags, before[0]._still
-        elif self.freezes:
-            model.freeze()
+        for other in others:
+            if other.freezes:  # the model is frozen already
+                self._flags, self._still = other._flags, other._still
+        if self.freezes:
+            # not model.freeze(), which may store weights in another type
+            set_trainable(model, False)
+            model._still = set(TOWERS)
             for other in others:
                 other.restore_trainable()
         for tower, pairs in branches.items():
@@ -462,6 +470,7 @@ def attachment(model: nn.Module, name: str) -> Any:
 
 def check_free(model: nn.Module, name: str, what: str) -> None:
     """Raise ValueError if something is attached to a model under a name."""
+    require_encoder(model)
     if attachment(model, name) is not None:
         raise ValueError(
             f"The model has {what} already; use model.{name}, or detach() them before."

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_integers, require_choice
+from avalanche_clip.common.checks import as_integers, require_choice, require_type
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds
@@ -330,6 +330,38 @@ class RoutedBranch(Branch):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def require_encoder(model: Any) -> None:
+    """Raise ValueError unless a model is one that branches can be attached to."""
+    if not isinstance(model, DualEncoder):
+        raise ValueError(
+            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
+            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
+        )
+
+
+def require_flags(**given: Any) -> None:
+    """Raise ValueError unless all options are True or False."""
+    for name, value in given.items():
+        require_type(value, bool, name, "True or False", error=ValueError)
+
+
+def chosen_names(given: Any, what: str, allowed: Sequence[str]) -> list[str]:
+    """List the names that an option chooses, each once.
+
+    :param given: one name, or several.
+    :param what: name of the option.
+    :param allowed: what may be chosen.
+    :raises ValueError: for unknown names, and for none.
+    """
+    names = [given] if isinstance(given, str) else given
+    names = list(names) if isinstance(names, Iterable) else []
+    for name in names:
+        require_choice(what, name, allowed)
+    if not names:
+        raise ValueError(f"{what}={given!r} is empty; choose from {tuple(allowed)}.")
+    return list(dict.fromkeys(names))
+
+
 def chosen_blocks(
     model: DualEncoder, tower: str, blocks: Iterable[int] | None
 ) -> tuple[dict[str, list[BlockView]], dict[str, Any]]:
@@ -340,11 +372,7 @@ def chosen_blocks(
     :return: views per tower, and the choice as plain data.
     :raises ValueError: for a tower without residual blocks, and unknown indices.
     """
-    if not isinstance(model, DualEncoder):
-        raise ValueError(
-            f"{type(model).__name__} has no residual blocks to attach adapters to; use"
-            " a DualEncoder with transformer towers ('tiny-emoji-vit')."
-        )
+    require_encoder(model)
     require_choice("tower", tower, (*TOWERS, "both"))
     wanted = None if blocks is None else sorted(set(as_integers(blocks, "blocks")))
     views = {}

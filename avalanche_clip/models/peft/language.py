@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
+from avalanche_clip.models.peft import storage
 from avalanche_clip.models.peft.adapter import Bottleneck
 from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
@@ -79,6 +80,10 @@ class LanguageAdapterSet(BranchSet):
     """
 
     WHAT = "language adapters"
+    RULES: storage.Rules = {
+        "config": lambda v: isinstance(v, dict),
+        "codes": lambda v: storage.is_ints(v, 0),
+    }
     START = SKIP
 
     def __init__(self, model: Any, facts: dict[str, Any]) -> None:
@@ -137,13 +142,22 @@ class LanguageAdapterSet(BranchSet):
             yield
 
     def growth_state(self) -> dict[str, Any]:
-        """Return which languages have adapters."""
-        return {"codes": list(self.codes)}
+        """Return how adapters are made, and which languages have some."""
+        return {"config": dict(self.config), "codes": list(self.codes)}
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
-        """Make adapters for the languages of a stored model."""
-        for code in state["codes"]:
-            self.add_language(code)
+        """Make adapters for the languages of a stored model; values of weights stay.
+
+        :raises ValueError: if the stored adapters were made in another way.
+        """
+        super().load_growth_state(
+            {**super().growth_state(), **state, "ids": state["codes"]}
+        )
+
+    @staticmethod
+    def keys_of(facts: dict[str, Any]) -> Iterable[int]:
+        """Codes of the languages."""
+        return facts["codes"]
 
     def remove(self, model: nn.Module) -> None:
         """Take all adapters out of a model.

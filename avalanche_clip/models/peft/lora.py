@@ -25,7 +25,13 @@ from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet
-from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
+from avalanche_clip.models.peft.branch import (
+    RoutedBranch,
+    chosen_blocks,
+    chosen_names,
+    pairs,
+    require_flags,
+)
 
 TARGETS = ("qkv", "q", "k", "v", "out", "mlp")
 _NAMES = {"q": "query", "k": "key", "v": "value"}
@@ -279,16 +285,15 @@ def attach_lora(
     >>> lora.num_trainable, lora.add(), lora.keys
     (3072, 1, (0, 1))
     """
-    names = [targets] if isinstance(targets, str) else list(dict.fromkeys(targets))
-    for name in names:
-        require_choice("targets", name, TARGETS)
-    if not names or ("qkv" in names and _NAMES.keys() & set(names)):
+    names = chosen_names(targets, "targets", TARGETS)
+    if "qkv" in names and _NAMES.keys() & set(names):
         raise ValueError(
-            f"targets={names} is empty or names a weight twice; choose from {TARGETS}."
+            f"targets={names} names a weight twice; 'qkv' is 'q', 'k' and 'v' together."
         )
+    require_flags(learned_scale=learned_scale)
     require_choice("init", init, INITS)
     rank, alpha = as_size(rank, "rank"), as_finite(alpha, "alpha", above=0)
-    options = {"rank": rank, "init": init, "learned_scale": bool(learned_scale)}
+    options = {"rank": rank, "init": init, "learned_scale": learned_scale}
     views, config = chosen_blocks(model, tower, blocks)
     made = pairs(
         lambda view: LoRABranch(view, names, scale=alpha / rank, **options), views

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import attached
+from avalanche_clip.models.peft.branch import require_encoder
 
 
 def merge_adapters(model: DualEncoder) -> DualEncoder:
@@ -27,6 +28,7 @@ def merge_adapters(model: DualEncoder) -> DualEncoder:
     >>> merge_adapters(model).lora is None
     True
     """
+    require_encoder(model)
     sets = attached(model)
     if not sets:
         raise ValueError(

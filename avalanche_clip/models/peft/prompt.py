@@ -30,8 +30,13 @@ from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet
-from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
-from avalanche_clip.models.peft.routes import SKIP
+from avalanche_clip.models.peft.branch import (
+    RoutedBranch,
+    chosen_blocks,
+    pairs,
+    require_flags,
+)
+from avalanche_clip.models.peft.routes import is_recomputation
 
 KINDS = ("prefix", "tokens")
 _START = 0.01
@@ -204,6 +209,7 @@ class PromptBranch(RoutedBranch):
         self.views, self.length = views, length
         self._entry = (entry,)
         self._mask: Tensor | None = None
+        self._trained: Tensor | None = None  # mask of the last pass with gradients
         self._used: list[int] = []
         #: tokens of the last pass behind the last block, ``(B, n * length, W)``
         self.outputs: Tensor | None = None
@@ -229,32 +235,37 @@ class PromptBranch(RoutedBranch):
         x = self._swap(x)
         ids = self.routes.of(len(x), *self.ROWS)
         active = {ids} if isinstance(ids, int) else set(ids.present)
-        self._mask, self.outputs = None, None
-        self._used = sorted(key for key in self.keys if key <= max(active))
-        if max(active) == SKIP or not self._used:
+        used = sorted(key for key in self.keys if key <= max(active))
+        if not is_recomputation():
+            self._mask, self.outputs, self._used = None, None, used
+        if not used:
             return None
         prompts = []
-        for key in self._used:
+        for key in used:
             tokens: Any = self.table[str(key)].tokens
             prompts.append(tokens if key in active else tokens.detach())
         every = self._entry[0](torch.cat(prompts).to(x.dtype))
-        mask = prompt_mask([self.length] * len(prompts), x.shape[1])
-        self._mask = mask.to(x.device, x.dtype)
+        if not is_recomputation():
+            mask = prompt_mask([self.length] * len(prompts), x.shape[1])
+            self._mask = mask.to(x.device, x.dtype)
+            if torch.is_grad_enabled():
+                self._trained = self._mask
         x = self._swap(torch.cat([every.to(x.dtype).expand(len(x), -1, -1), x], 1))
         if name is None:
             return (x, *args[1:]), kwargs
         return args, {**kwargs, name: x}
 
     def _hide(self, module: Any, args: Any, kwargs: Any) -> Any:
-        if self._mask is None:
+        mask = self._trained if is_recomputation() else self._mask
+        if mask is None:
             return None
         names = list(inspect.signature(type(module).forward).parameters)[1:]
         name = "attn_mask" if "attn_mask" in names else "attention_mask"
-        return args[: names.index(name)], {**kwargs, name: self._mask}
+        return args[: names.index(name)], {**kwargs, name: mask}
 
     def _take_out(self, module: Any, args: Any, output: Any) -> Any:
-        if self._mask is None:
-            return None
+        if self._mask is None or is_recomputation():
+            return None  # no one reads what a recomputed block gives
         self._mask = None
         first = output[0] if isinstance(output, tuple) else output
         x, count = self._swap(first), len(self._used) * self.length
@@ -263,7 +274,10 @@ class PromptBranch(RoutedBranch):
         return (rest, *output[1:]) if isinstance(output, tuple) else rest
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "outputs": None, "_mask": None}
+        return {
+            **super().__getstate__(),
+            **dict.fromkeys(("outputs", "_mask", "_trained")),
+        }
 
 
 class PromptSet(BranchSet):
@@ -329,7 +343,8 @@ def attach_prompts(
     require_choice("kind", kind, KINDS)
     default = 10 if kind == "prefix" else 1
     length = default if length is None else as_size(length, "length")
-    scale, compensate = as_finite(scale, "scale"), bool(compensate)
+    scale = as_finite(scale, "scale")
+    require_flags(compensate=compensate)
     views, config = chosen_blocks(model, tower, blocks)
     config |= {"kind": kind, "length": length}
     made: dict[str, Any]

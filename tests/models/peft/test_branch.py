@@ -13,6 +13,7 @@ from avalanche_clip.models import (
     attach_moe_adapters,
     attach_prompts,
     create_dual_encoder,
+    merge_adapters,
 )
 from tests.models.experts import OPTIONS, features, make_batch
 from tests.models.kinds import convolutional, hf_clip, hf_siglip, layer_scale, timm_vit
@@ -83,6 +84,13 @@ def randomise(branches, seed=1, std=0.3):
         for branch in branches.branches():
             for parameter in branch.parameters():
                 parameter.normal_(0, std)
+
+
+def randomise_model(model):
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-3 * torch.randn_like(parameter)
 
 
 def loss(model):
@@ -345,6 +353,41 @@ def test_wrong_calls__leave_the_model_alone(tiny_cfg, frozen_form):
     branches.set_ids(text=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="2 ids for 3 rows"):
         features(model, make_batch(model))
+
+
+@pytest.mark.parametrize("model", [None, torch.nn.Linear(2, 2), "tiny-emoji-vit"])
+@pytest.mark.parametrize(
+    "call", [*(attach for attach, _ in FORMS.values()), merge_adapters]
+)
+def test_models__of_other_kinds_are_refused(model, call):
+    with pytest.raises(ValueError, match="DualEncoder"):
+        call(model)
+
+
+def test_freezing__leaves_the_stored_weights_as_they_are(tiny_cfg, form):
+    """Towers that trained in float32 stay so, in a model of 16-bit weights."""
+    model = create_dual_encoder(tiny_cfg, precision="bf16").eval()
+    model.unfreeze()
+    randomise_model(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plain = features(model, make_batch(model))
+    branches = form(model)
+    with branches.using_ids(-1):
+        assert torch.equal(features(model, make_batch(model)), plain)
+    branches.detach()
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    model.check_trainable()
+
+
+def test_freezing__is_repeated_by_the_next_set(one):
+    attach_lora(one)
+    one.unfreeze()
+    attach_adapters(one)
+    trains = {n for n, p in one.named_parameters() if p.requires_grad}
+    own = one.lora.trainable_parameters() + one.adapters.trainable_parameters()
+    assert trains == {name for name, _ in own}
 
 
 def test_together__updates_adapters_and_prompts(one):

@@ -196,3 +196,29 @@ def test_options__are_checked(tiny_cfg):
     for code in (-1, True, 0.5):
         with pytest.raises(ValueError, match="language code"):
             adapters.add_language(code)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file__holds_the_languages(tiny_cfg, kind, tmp_path):
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(create_dual_encoder(tiny_cfg).eval())
+        attach_language_adapters(models[-1], kind)
+    one, other = (model.language_adapters for model in models)
+    for code in (4, 2):
+        one.add_language(code)
+    randomise(one)
+    one.set_languages(4)
+    one.save(tmp_path / "a.safetensors")
+    other.add_language(7)
+    other.load(tmp_path / "a.safetensors")
+    assert other.codes == (4, 2)
+    other.set_languages(4)
+    assert torch.equal(encode(models[1]), encode(models[0]))
+    other.detach()
+    options = {"kind": {"mla": "lora", "lora": "mla"}[kind]}
+    third = attach_language_adapters(models[1], **options)
+    with pytest.raises(ValueError, match="kind="):
+        third.load(tmp_path / "a.safetensors")
+    assert third.codes == ()

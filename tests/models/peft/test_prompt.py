@@ -127,6 +127,27 @@ def test_tokens__gradient_of_the_active_id_only(one):
     assert grads[0] is None and grads[1].any() and grads[2] is None
 
 
+def test_tokens__checkpointing_gives_the_same_gradients(model):
+    prompts = three_tasks(model)
+    prompts.set_ids(1)
+    if hasattr(model.clip, "set_grad_checkpointing"):
+        enable = model.clip.set_grad_checkpointing
+    else:
+        enable = model.clip.gradient_checkpointing_enable
+    found = []
+    for start in (lambda: None, enable):
+        start()
+        model.train().zero_grad()
+        image = make_batch(model)["image"]
+        read = prompts.encode_image(image)[1]
+        with torch.no_grad(), prompts.using_ids(2):
+            prompts.encode_image(image)  # a pass in between changes nothing
+        read.square().sum().backward()
+        found.append(prompts.branches()[0].table["1"].tokens.grad.clone())
+    assert found[0].any()
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+
+
 def test_tokens__copies_and_rows_have_their_own(one):
     image = make_batch(one)["image"]
     prompts = three_tasks(one, length=1)
