@@ -155,12 +155,15 @@ STOCK: dict[type, type[PluginContract]] = {
 def contract_of(plugin: Any) -> MethodPlugin:
     """What a plugin is asked through: itself, or a new contract object.
 
+    A method that is also a stock plugin of the table is asked as the table says, and
+    then itself.
+
     :param plugin: any object that Avalanche takes for a plugin.
     """
-    if isinstance(plugin, MethodPlugin):
+    known = next((STOCK[c] for c in type(plugin).__mro__ if c in STOCK), None)
+    if known is None and isinstance(plugin, MethodPlugin):
         return plugin
-    known = (STOCK[cls] for cls in type(plugin).__mro__ if cls in STOCK)
-    return next(known, PluginContract)(plugin)
+    return (known or PluginContract)(plugin)
 
 
 def check_plugins(strategy: Any) -> None:

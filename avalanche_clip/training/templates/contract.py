@@ -270,7 +270,7 @@ class MethodPlugin(SupervisedPlugin):
 
 
 class PluginContract(MethodPlugin):
-    """The contract of a plugin that is no :class:`MethodPlugin`.
+    """The contract of a plugin that is no :class:`MethodPlugin`, or a stock one too.
 
     What the plugin defines under a name of the contract counts, else the default.
 
@@ -294,8 +294,8 @@ class PluginContract(MethodPlugin):
     def keeps_per_weight_state(self) -> bool | None:  # type: ignore[override]
         """As the plugin says; one that may hold nothing keeps nothing."""
         for name, meaning in (("keeps_per_weight_state", 1), ("active_rows_safe", 0)):
-            if self.has(name):
-                return bool(getattr(self._plugin, name)) == bool(meaning)
+            if (said := getattr(self._plugin, name, None)) is not None:
+                return bool(said) == bool(meaning)
         return False if self.stateless or not vars(self._plugin) else None
 
     @property
@@ -360,9 +360,10 @@ for _name, _default in list(vars(MethodPlugin).items()):
 
 def defines(contract: MethodPlugin, name: str) -> bool:
     """Whether a plugin has an answer of its own to a question of the contract."""
-    if isinstance(contract, PluginContract):
-        return contract.has(name)
-    return getattr(type(contract), name) is not getattr(MethodPlugin, name)
+    plugin = contract.wrapped
+    if isinstance(plugin, MethodPlugin):
+        return getattr(type(plugin), name) is not getattr(MethodPlugin, name)
+    return hasattr(plugin, name)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import LRSchedulerPlugin
+from avalanche.training.plugins import LRSchedulerPlugin, LwFPlugin, RWalkPlugin
 
 import avalanche_clip
 from avalanche_clip import MethodPlugin
@@ -373,6 +373,32 @@ def test_stock_table__covers_subclasses(cls):
         contract.wrapped.check_compatible = lambda strategy: None
         with pytest.raises(ValueError, match="Mine cannot be used with .*; use "):
             contract.check_compatible(None)
+
+
+def test_stock_table__covers_methods_that_are_stock_plugins_too(tmp_path):
+    class Walk(MethodPlugin, RWalkPlugin):
+        state_attributes = ("scores",)
+
+        def __init__(self, delta_t):
+            RWalkPlugin.__init__(self, delta_t=delta_t)
+            self.scores, self.count = {}, 0
+
+        def iteration_completed(self, strategy):
+            self.count += 1
+
+    with pytest.raises(ValueError, match=r"RWalkPlugin\(delta_t=9\) needs at least"):
+        fit(Sequential, steps=1, plugins=[Walk(9)])
+    data, walk = stub_benchmark(), Walk(2)
+    save_state(fit(Sequential, data, 1, plugins=[Walk(2)]), tmp_path / "state.pt")
+    load_state(build(Sequential, plugins=[walk]), tmp_path / "state.pt", data)
+    assert walk.count == 5
+    contract = contract_of(walk)
+    assert contract.keeps_per_weight_state is None
+    assert not defines(contract, "class_logits")
+    assert defines(contract, "iteration_completed")
+    refused = type("Both", (MethodPlugin, LwFPlugin), {})
+    with pytest.raises(ValueError, match="Both cannot be used with"):
+        build(Sequential, plugins=[refused()])
 
 
 def test_stock_table__scheduler_takes_over_the_learning_rate():
