@@ -37,6 +37,7 @@ from avalanche_clip.training.runs.identity import (
 from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import base_weights, without_base
+from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.teachers import Teacher
 from avalanche_clip.training.templates.visits import Visits, find_step, read_step
@@ -221,8 +222,9 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     path = Path(path).expanduser()
     state = read_state(path)
     require_finite(state, path)
-    require_same_strategy(state["identity"], strategy, benchmark, path)
     with undone_on_error(strategy):
+        strategy.check_setup()  # of plugins that were appended, too
+        require_same_strategy(state["identity"], strategy, benchmark, path)
         return restore_state(strategy, state, benchmark, path)
 
 
@@ -257,6 +259,7 @@ def restore_state(
             state["device"],
             strategy.device.type,
         )
+    note_built(strategy)
     with _refused(path):
         strategy.visits.load_state_dict(state["visits"])
         trained = _trained(strategy, state["visits"], benchmark)

@@ -183,6 +183,7 @@ def run_stream(
             require_prepared(experience.dataset, strategy.model, captions=captions)
     out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
+        strategy.check_setup()  # of plugins that were appended, too
         for contract in strategy.contracts:
             contract.check_benchmark(benchmark)
         check_run(strategy, benchmark)

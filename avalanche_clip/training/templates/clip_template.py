@@ -45,6 +45,7 @@ from avalanche_clip.training.templates.options import (
     refuse_unknown,
     warn_batch_norm,
 )
+from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.step_template import StepTemplate
 from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
@@ -217,6 +218,7 @@ class CLIPTemplate(StepTemplate):
         with distributed.together("the arguments of train()"):
             self.check_setup()
             check_keywords("train", kwargs, self)
+            note_built(self)
             if not isinstance(experiences, (CLExperience, Sequence)):
                 experiences = list(experiences)
             given = experiences if eval_streams is None else eval_streams

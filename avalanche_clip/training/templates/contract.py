@@ -83,6 +83,11 @@ class MethodPlugin(SupervisedPlugin):
         cls, supports_distributed: bool = False, **kwargs: Any
     ) -> None:
         super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
+        if isinstance(cls.state_attributes, str):
+            raise TypeError(
+                f"{cls.__name__}.state_attributes={cls.state_attributes!r} is one "
+                "string; give a tuple of names."
+            )
         for name, former in FORMER.items():
             if former in vars(cls) and name not in vars(cls):
                 raise TypeError(
@@ -301,7 +306,10 @@ class PluginContract(MethodPlugin):
         return not vars(self._plugin) and not self.has("state_dict")
 
     def identity(self) -> dict[str, Any]:
-        """Settings of Avalanche's plugins; nothing is known of others."""
+        """Settings that the plugin tells, and those of Avalanche's own plugins."""
+        if callable(own := getattr(self._plugin, "identity", None)):
+            told: dict[str, Any] = own()
+            return told
         stock = type(self._plugin).__module__.startswith("avalanche.training.")
         return kept_arguments(self._plugin) if stock else {}
 
@@ -404,8 +412,9 @@ def _argument_names(kind: Any) -> frozenset[str]:
 
 def _is_flat(value: Any) -> bool:
     parts = value if type(value) in (list, tuple) else [value]
-    atoms = (bool, int, float, str, type(None), np.number, np.bool_)
-    return all(isinstance(part, atoms) for part in parts)
+    atoms = (bool, int, float, str, type(None))  # an enum's member is none
+    kinds = (np.number, np.bool_, np.str_)
+    return all(type(part) in atoms or isinstance(part, kinds) for part in parts)
 
 
 def _brief(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -227,6 +227,11 @@ def _to_device(value: Any, key: str, parameter: Tensor) -> Any:
     return value.clone() if key == "step" else value.to(parameter.device, copy=True)
 
 
+def _has_names(group: Any) -> bool:
+    named = isinstance(group, Mapping) and "names" in group
+    return named and not isinstance(group["names"], str)
+
+
 def _claim(
     groups: list[dict[str, Any]],
     claimed: Any,
@@ -234,13 +239,35 @@ def _claim(
     owner: str,
 ) -> list[dict[str, Any]]:
     """Move the names that a plugin claims from the groups into its own."""
-    extra = [{**g, "owner": f"{owner} {i}"} for i, g in enumerate(claimed)]
-    taken = {n for g in extra for n in g["names"]}
+    one = isinstance(claimed, (str, Mapping)) or not isinstance(claimed, Iterable)
+    given = [] if one else list(claimed)
+    if one or not all(map(_has_names, given)):
+        raise ValueError(
+            f"param_groups of {owner} must return a list of dicts with the names of "
+            f"each group ('names': [...], 'lr': ...), not {claimed!r:.200}."
+        )
+    extra = [
+        {**g, "names": list(g["names"]), "owner": f"{owner} {i}"}
+        for i, g in enumerate(given)
+    ]
+    names = [name for group in extra for name in group["names"]]
+    taken = set(names)
     unknown = sorted(taken - set(named))
     if unknown:
         raise ValueError(
-            f"A plugin's param_groups name unknown parameters {unknown}."
-            f"{did_you_mean(unknown, named)}"
+            f"param_groups of {owner} name unknown parameters {unknown}: the model "
+            f"has none of that name that is trained.{did_you_mean(unknown, named)}"
         )
+    others = [g for g in groups if not g["owner"].startswith("rule ")]
+    for name in taken:
+        twice = names.count(name) > 1
+        holders = (
+            [owner] if twice else [g["owner"] for g in others if name in g["names"]]
+        )
+        if holders:
+            raise ValueError(
+                f"{owner} claims {name!r} in param_groups, which {holders[0]} claims "
+                "too; a parameter has one group: let one plugin claim it, once."
+            )
     rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
     return rest + extra

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from avalanche_clip import distributed
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.training.templates.order import TrainLoader
 
 SCHEDULES = ("constant", "cosine", "const-cosine")
@@ -118,7 +118,10 @@ class Plan:
         elif compute.iterations is None:
             # A stock loader's batches hold memory samples, which count too.
             size = len(next(iter(loader))[0]) * world
-        factor = math.prod(float(c.budget_factor(strategy)) for c in strategy.contracts)
+        factor = 1.0
+        for contract in strategy.contracts:
+            what = f"{type(contract.wrapped).__name__}.budget_factor()"
+            factor *= as_finite(contract.budget_factor(strategy), what, above=0)
         macs = 0.0 if compute.macs is None else strategy.macs_per_sample(size)
         planned: int = compute.planned_iterations(size, macs, factor)
         return planned

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
@@ -13,7 +12,7 @@ from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base_sgd import PeriodicEval
 
 from avalanche_clip.common.plain import as_number
-from avalanche_clip.training.templates.contract import kept_arguments
+from avalanche_clip.training.templates.contract import MethodPlugin, kept_arguments
 
 AVALANCHE = (Clock, PeriodicEval, EvaluationPlugin)
 """Plugins that every strategy has and that change nothing."""
@@ -45,7 +44,7 @@ def strategy_settings(strategy: Any) -> dict[str, Any]:
         "model": getattr(model, "config", type(model).__name__),
         "class_prompts": None if prompts is None else prompts.fingerprint(),
         "pretrained": getattr(model, "pretrained", None),
-        "plugins": _plugins(strategy.contracts),
+        "plugins": _plugins(strategy),
     }
     return copy.deepcopy(as_stored(settings))
 
@@ -60,13 +59,29 @@ def _optimizer(strategy: Any) -> dict[str, Any]:
     }
 
 
-def _plugins(contracts: Iterable[Any]) -> dict[str, Any]:
+def _plugins(strategy: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for contract in contracts:
+    for contract in strategy.contracts:
         if not contract.stateless and not isinstance(contract.wrapped, AVALANCHE):
             name = f"{len(found)} {type(contract.wrapped).__name__}"
-            found[name] = contract.identity()
+            built = strategy.built_plugins.get(id(contract))
+            found[name] = contract.identity() if built is None else built
     return found
+
+
+def note_built(strategy: Any) -> None:
+    """Remember the settings of plugins before training changes their attributes.
+
+    An attribute may be setting and counter in one, which is stored and restored. Of
+    plugins with a ``state_dict`` of their own it is not known whether they do so.
+
+    :param strategy: about to train, or to be put where a stored run was.
+    """
+    first, built = strategy.clock.train_iterations == 0, strategy.built_plugins
+    for contract in strategy.contracts:
+        default = type(contract).state_dict is MethodPlugin.state_dict
+        if default and (first or id(contract) not in built):
+            built[id(contract)] = copy.deepcopy(contract.identity())
 
 
 def as_stored(value: Any) -> Any:

@@ -76,6 +76,8 @@ class StepTemplate(SupervisedTemplate):
         )
         super().__init__(model=model, optimizer=built, device=device, **stock)
         self._contracts: dict[int, MethodPlugin] = {}
+        self.built_plugins: dict[int, dict[str, Any]] = {}
+        """Settings of plugins by the id of their contract, see :func:`note_built`."""
         self._pending: Any = None
         """What a run goes on with that was stored inside an experience."""
         self.run: Any = None

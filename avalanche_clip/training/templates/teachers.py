@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import as_texts, require_choice
 from avalanche_clip.common.feature_table import CACHE_BYTES, FeatureTable
 from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.encoders.output import CLIPOutput
@@ -190,9 +190,10 @@ class TeacherService:
             fixed = [t for kind, t in self.teachers.items() if kind != "ema"]
             self.frozen_texts.start_experience([t.fingerprint("text") for t in fixed])
         for contract in self.strategy.contracts:
-            for kind in contract.teacher_kinds(self.strategy):
-                if kind not in self.teachers:
-                    self._add(kind)
+            what = f"The kinds of {type(contract.wrapped).__name__}.teacher_kinds()"
+            kinds = contract.teacher_kinds(self.strategy)
+            for kind in as_texts(kinds, what, least=0):
+                self.get(kind)
 
     def start_training(self) -> None:
         """Note that the weights are about to change."""

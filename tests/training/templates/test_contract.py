@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ from tests.helpers import build, fit, stub_benchmark, train_stream
 
 DECLARED = [n for n in vars(MethodPlugin) if n[0] != "_"]
 HOOKS = [n for n in DECLARED if callable(getattr(MethodPlugin, n))]
+
+
+class Mode(str, Enum):
+    """Text that would come back from a file as another one."""
+
+    SLOW = "slow"
 
 
 class Counter(MethodPlugin, supports_distributed=True):
@@ -98,6 +105,50 @@ def test_state__tensors_are_stored_where_they_are_named():
     assert plugin.anchor["w"].tolist() == [1, 1]
 
 
+def test_state__a_counter_may_be_named_like_an_argument(tmp_path):
+    class Seen(MethodPlugin):
+        def __init__(self, seen=0, rate=0.5):
+            super().__init__()
+            self.seen, self.rate = seen, rate
+
+        def iteration_completed(self, strategy):
+            self.seen += 1
+
+    def resumed(path, **settings):
+        strategy = build(Sequential, plugins=[Seen(**settings)])
+        load_state(strategy, path, data)
+        return strategy
+
+    data, first = stub_benchmark(), tmp_path / "first.pt"
+    save_state(fit(Sequential, data, 1, plugins=[Seen()]), first)
+    strategy = resumed(first)
+    assert strategy.plugins[0].seen == 5
+    strategy.train(data.train_stream[1])
+    save_state(strategy, tmp_path / "second.pt")
+    assert resumed(tmp_path / "second.pt").plugins[0].seen == 10
+    with pytest.raises(ValueError, match=r"Seen\.rate is 0\.5 there and 0\.4 here"):
+        resumed(first, rate=0.4)
+    with pytest.raises(ValueError, match=r"Seen\.seen is 0 there and 2 here"):
+        resumed(first, seen=2)
+
+
+def test_state__settings_changed_before_training_count(tmp_path):
+    strategy = build(Sequential, plugins=[Counter()])
+    strategy.plugins[0].label = "b"
+    save_state(train_stream(strategy, stub_benchmark(), 1), tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"Counter\.label is 'b' there and 'a' here"):
+        load_state(
+            build(Sequential, plugins=[Counter()]),
+            tmp_path / "state.pt",
+            stub_benchmark(),
+        )
+
+
+def test_state_attributes__one_string_is_refused():
+    with pytest.raises(TypeError, match="Mine.state_attributes='anchor' is one string"):
+        type("Mine", (MethodPlugin,), {"state_attributes": "anchor"})
+
+
 def test_state__lists_are_not_shared():
     counter = Counter()
     counter.load_state_dict(state := counter.state_dict())
@@ -106,7 +157,7 @@ def test_state__lists_are_not_shared():
 
 
 @pytest.mark.parametrize(
-    "value", [{}, {1}, [[1]], torch.zeros(1), np.zeros(2), object(), len]
+    "value", [{}, {1}, [[1]], torch.zeros(1), np.zeros(2), object(), len, Mode.SLOW]
 )
 def test_state__other_attributes_are_refused_before_the_first_evaluation(
     value, tmp_path
@@ -174,6 +225,39 @@ def test_routed__ends_the_route_of_every_plugin_after_an_error():
     with pytest.raises(RuntimeError), routed(strategy, "batch"):
         raise RuntimeError
     assert calls == ["batch", "batch", "end", "end"]
+
+
+# --------------------------------------------------------------------- questions
+@pytest.mark.parametrize(
+    ("name", "answer", "error", "message"),
+    [
+        ("teacher_kinds", ("previuos",), ValueError, "unknown.*mean 'previous'"),
+        ("teacher_kinds", "previous", TypeError, r"Asked.teacher_kinds\(\)='previous'"),
+        ("teacher_kinds", None, TypeError, r"Asked.teacher_kinds\(\)=None"),
+        ("budget_factor", 0, ValueError, r"Asked.budget_factor\(\)=0 must be"),
+        ("budget_factor", float("nan"), ValueError, r"Asked.budget_factor\(\)=nan"),
+        ("budget_factor", None, ValueError, r"Asked.budget_factor\(\)=None must be"),
+        ("param_groups", None, ValueError, "of Asked 0 must return a list.*not None"),
+        ("param_groups", {"names": []}, ValueError, "must return a list of dicts"),
+        ("param_groups", [{"lr": 0.1}], ValueError, "must return a list of dicts"),
+        ("param_groups", [{"names": "a"}], ValueError, "must return a list of dicts"),
+    ],
+)
+def test_questions__answers_that_are_none_are_refused(name, answer, error, message):
+    asked = type("Asked", (MethodPlugin,), {name: lambda self, strategy: answer})()
+    with pytest.raises(error, match=message):
+        fit(Sequential, steps=1, plugins=[asked])
+
+
+def test_teacher_kinds__the_initial_model_must_still_be_there():
+    class Late(MethodPlugin):
+        def teacher_kinds(self, strategy):
+            return ("initial",)
+
+    strategy = fit(Sequential, steps=1)
+    strategy.plugins.append(Late())
+    with pytest.raises(ValueError, match="The initial model is gone"):
+        strategy.train(stub_benchmark().train_stream[1])
 
 
 # --------------------------------------------------- plugins that are none of ours
@@ -260,6 +344,12 @@ def test_former_names__budget_of_a_plain_plugin_counts():
     assert strategy.compute.report()["steps"] == [10]
 
 
+def test_plain_plugin__its_settings_are_those_it_tells():
+    plain = Plain(identity=lambda: {"alpha": 2}, state_dict=dict)
+    found = strategy_settings(build(Sequential, plugins=[plain]))["plugins"]
+    assert found == {"0 Plain": {"alpha": 2}}
+
+
 def test_plain_plugin__with_state_it_does_not_tell_is_refused(tmp_path):
     strategy = build(Sequential, plugins=[Plain(count=1)])
     with pytest.raises(TypeError, match=r"Plain may have state \(\['count'\]\)"):
@@ -298,3 +388,29 @@ def test_order__deployed_weights_come_first():
     strategy = build(Sequential, plugins=[Counter(), first])
     assert strategy.plugins[0] is first
     train_stream(strategy, stub_benchmark(), 1)
+
+
+def test_load_state__asks_appended_plugins_before_it_compares(tmp_path):
+    def built():
+        model = build(Sequential).model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rates = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        strategy = build(Sequential, model, optimizer=optimizer, schedule="constant")
+        strategy.plugins.append(LRSchedulerPlugin(rates))
+        return strategy
+
+    data = stub_benchmark()
+    save_state(train_stream(built(), data, 1), tmp_path / "state.pt")
+    assert load_state(built(), tmp_path / "state.pt", data) == 1
+
+
+def test_run_stream__asks_appended_plugins_before_the_first_evaluation(tmp_path):
+    class No(MethodPlugin):
+        def check_compatible(self, strategy):
+            raise ValueError("not with this one")
+
+    strategy = build(Sequential)
+    strategy.plugins.append(No())
+    with pytest.raises(ValueError, match="not with this one"):
+        run_stream(strategy, stub_benchmark(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from avalanche_clip import MethodPlugin
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.templates.optim import (
     assign_names,
@@ -194,6 +195,29 @@ def test_plugin_groups__unknown_name_raises():
 
     with pytest.raises(ValueError, match="unknown parameters"):
         train_stream(build(Sequential, plugins=[Wrong()]), stub_benchmark(), 1)
+
+
+class _Claims(MethodPlugin):
+    def __init__(self, *names):
+        super().__init__()
+        self.names = names
+
+    def param_groups(self, strategy):
+        return [{"names": [name], "lr": 0.5} for name in self.names]
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ([["token.weight"]] * 2, "_Claims 1 claims 'token.weight'.*which _Claims 0"),
+        ([["token.weight"] * 2], "_Claims 0 claims 'token.weight'.*one plugin"),
+    ],
+    ids=["two plugins", "two groups of one"],
+)
+def test_plugin_groups__a_parameter_has_one(claims, message):
+    claiming = [_Claims(*names) for names in claims]
+    with pytest.raises(ValueError, match=message):
+        train_stream(build(Sequential, plugins=claiming), stub_benchmark(), 1)
 
 
 class GrowingEncoder(StubDualEncoder):
