@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
-from avalanche_clip.common.checks import as_integer
+from avalanche_clip.common.checks import as_integer, require_array
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
 from avalanche_clip.models.peft.attached import attachment
@@ -141,6 +141,10 @@ class ClassScorer:
         for contract in contracts:
             logits = contract.class_logits(strategy, features)
             if logits is not None:
+                what = f"What {type(contract.wrapped).__name__}.class_logits() returned"
+                shape = f"{len(features)} {len(self.spaces.ids)}"
+                give = "one row per image and one column per class of the label space"
+                require_array(logits, what, shape, "float", give=give)
                 return logits
         matrix = self.class_matrix()
         strategy.mb_features = output._replace(text_features=matrix)

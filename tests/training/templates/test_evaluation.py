@@ -312,3 +312,18 @@ def test_plugins__two_that_score_classes_are_refused_later_too():
     strategy.plugins.append(Scoring())
     with pytest.raises(ValueError, match="all define class_logits"):
         strategy.eval(data.test_stream)
+
+
+@pytest.mark.parametrize("columns", [None, 1])
+def test_class_logits__of_another_shape_are_refused(columns):
+    strategy, data = classes()
+
+    class Scoring(SupervisedPlugin):
+        stateless = True
+
+        def class_logits(self, strategy, image_features):
+            return image_features.new_zeros(len(image_features), columns or 99)
+
+    strategy.plugins.append(Scoring())
+    with pytest.raises(ValueError, match=r"What Scoring\.class_logits\(\) returned of"):
+        strategy.eval(data.test_stream)
