@@ -54,3 +54,27 @@ def test_run__moves_the_ids_in_use_and_is_resumed_exactly(name, tmp_path):
         for key, value in expected.items():
             if isinstance(value, float):
                 assert found[key] == pytest.approx(value, abs=1e-5), key
+
+
+@pytest.mark.parametrize("name", ATTACH)
+def test_resume__brings_ids_that_came_later(name, tmp_path):
+    """The model that resumes has the first id only."""
+    found = []
+    for resumed in (False, True):
+        model = moe_runs.vit()
+        branches = ATTACH[name](model)
+        options = moe_runs.options(seed=3, schedule="constant", warmup_iterations=0)
+        strategy = Sequential(model=model, **options)
+        benchmark = moe_runs.pairs(model, noise=0.1)
+        if resumed:
+            assert load_state(strategy, tmp_path / "state.pt", benchmark) == 1
+        else:
+            strategy.train(benchmark.train_stream[0], eval_streams=[])
+            key = branches.add()
+            branches.train_ids([key])
+            branches.set_ids(key)
+            save_state(strategy, tmp_path / "state.pt")
+        strategy.train(benchmark.train_stream[1], eval_streams=[])
+        assert branches.ids == {"image": 1, "text": 1}
+        found.append(model)
+    assert_same_weights(*found)

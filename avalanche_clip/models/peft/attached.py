@@ -202,10 +202,17 @@ class BranchSet(nn.Module):
 
     # --------------------------------------------------------------------- storage
     def growth_state(self) -> dict[str, Any]:
-        """Describe how the branches were made, and their ids, as plain data."""
+        """Describe how the branches were made, and their ids, as plain data.
+
+        Ids in use are part of it where all rows of a tower have the same.
+        """
         training = None if self._training is None else list(self._training)
-        config = dict(self.config)
-        return {"config": config, "ids": list(self.keys), "training": training}
+        return {
+            "config": dict(self.config),
+            "ids": list(self.keys),
+            "training": training,
+            "in_use": {t: i for t, i in self.ids.items() if isinstance(i, int)},
+        }
 
     def load_growth_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`growth_state` returned; values of weights stay.
@@ -218,6 +225,8 @@ class BranchSet(nn.Module):
                 del branch.table[str(key)]
         for key in state["ids"]:
             self.add(key)
+        for tower, key in state.get("in_use", {}).items():
+            self._routes[tower].ids = key
         for routes in self._routes.values():
             if not {SKIP, *self.keys} >= set(routes.present):
                 routes.ids = SKIP  # what it named is gone
@@ -267,8 +276,10 @@ class BranchSet(nn.Module):
             "pretrained": self.model.pretrained,
             "checksum": self.base_fingerprint(),
         }
+        facts = {"format": storage.FORMAT, "base": base, **self.growth_state()}
+        facts.pop("in_use", None)  # the choice of a model, not of its weights
         return {
-            "facts": {"format": storage.FORMAT, "base": base, **self.growth_state()},
+            "facts": facts,
             "tensors": {
                 f"{tower}.{number}.{name}": tensor.detach().clone()
                 for tower, branches in self._branches.items()

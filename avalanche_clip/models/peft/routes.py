@@ -88,7 +88,7 @@ class Routes:
         self._trained: int | RowIds | None = None
 
     def current(self) -> int | RowIds:
-        """Ids of this pass; those of the original pass when it is recomputed."""
+        """Ids of this pass; when it is recomputed, of the last one with gradients."""
         if is_recomputation() and self._trained is not None:
             return self._trained
         if torch.is_grad_enabled():
