@@ -30,7 +30,7 @@ def test_plugins_and_benchmarks__name_the_choice_that_was_probably_meant():
 
     for build, meant in (
         (lambda: BudgetedReplayPlugin("eqal"), "equal"),
-        (lambda: WeightAveragingPlugin(mode="eam"), "ema"),
+        (lambda: WeightAveragingPlugin(mode="wies"), "wise"),
         (lambda: make_image_text_dataset([], empty_captions="rise"), "raise"),
         (lambda: make_image_text_dataset([], in_item=("target",)), "targets"),
     ):
