@@ -198,7 +198,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Activate the experience's router, before the optimiser is rebuilt."""
-        self._end_scope()
         experience = strategy.experience
         if isinstance(experience, OnlineCLExperience):
             raise ValueError(
