@@ -30,6 +30,7 @@ from avalanche_clip.models.encoders.towers import (
     TransformersTowers,
 )
 from avalanche_clip.models.images.preprocessing import OPENAI, SIGLIP, check_preprocess
+from avalanche_clip.models.images.resizing import as_pair
 from avalanche_clip.models.text.settings import check_tokenizer_settings
 
 DEFAULT_CONTEXT_LENGTH = 77
@@ -209,9 +210,8 @@ def _fit_timm_input(visual: Any, image_size: Any) -> None:
     # open_clip never tells timm transformers the image size (3.3)
     trunk = getattr(visual, "trunk", None)
     built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
-    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    if built_for is not None and tuple(built_for) != size:
-        visual.set_input_size(size)
+    if built_for is not None and tuple(built_for) != as_pair(image_size):
+        visual.set_input_size(as_pair(image_size))
 
 
 def _build_transformers(hf_config: dict[str, Any]) -> nn.Module:

@@ -18,7 +18,7 @@ from typing import Any
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import inside
 from avalanche_clip.models.encoders.hf_loading import HF_KEYS, HF_MODEL_TYPES
-from avalanche_clip.models.images.augmentation import TinyAugmentation
+from avalanche_clip.models.images.augmentation import FORMER, TinyAugmentation
 from avalanche_clip.models.images.preprocessing import check_preprocess
 from avalanche_clip.models.images.transforms import Preprocessing
 from avalanche_clip.models.text.settings import (
@@ -205,8 +205,9 @@ class Schema:
         names = [f.name for f in fields(Preprocessing)]
         self.entries(key, values, dict.fromkeys([*names, "augmentation", "mode"], Any))
         if values.get("augmentation") is not None:
-            known = {f.name: Any for f in fields(TinyAugmentation)}
-            self.entries(f"{key}.augmentation", values["augmentation"], known)
+            known = [*(f.name for f in fields(TinyAugmentation)), *FORMER]
+            place = f"{key}.augmentation"
+            self.entries(place, values["augmentation"], dict.fromkeys(known, Any))
         check_preprocess(values, self.source)
 
     def config(self, values: Any, key: str = "config") -> None:
