@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
-from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import assert_same_weights, stub_model, weights
 from tests.training import moe_runs
