@@ -296,21 +296,27 @@ def first_caption(source: CheckedPairs, position: int) -> str:
 
     Sources with a method ``english(i)`` are asked for it, whatever their language.
     """
-    text = known_name(source, "text", position)
-    text = source.text(position) if text is None else text
+    known = known_name(source, "text", position)
+    return _first(source.text(position)) if known is None else known
+
+
+def known_name(source: CheckedPairs, kind: str, position: int) -> str | None:
+    """Return a picture's name or a sample's English caption, None if not known."""
+    method = {"image": "image_name", "text": "english"}[kind]
+    read = getattr(source.pairs, method, None)  # the user's own, who may have none
+    found = read(position) if callable(read) else None
+    if found is None:
+        return None
+    return _first(found) if kind == "text" else str(found)
+
+
+def _first(text: Any) -> str:
     found = text[0] if isinstance(text, (list, tuple)) else text
     if not isinstance(found, str):
         raise ValueError(
             "Captions are token ids; a teacher's features are made from strings."
         )
     return found
-
-
-def known_name(source: CheckedPairs, kind: str, position: int) -> Any:
-    """Return a picture's name or a sample's English caption, None if not known."""
-    method = {"image": "image_name", "text": "english"}[kind]
-    read = getattr(source.pairs, method, None)  # the user's own, who may have none
-    return read(position) if callable(read) else None
 
 
 # ---------------------------------------------------------------- attaching
