@@ -168,7 +168,12 @@ def make_image_text_dataset(
     require_known(in_item, _ATTRIBUTE_ORDER, "in_item")
     ids = np.arange(size) if sample_ids is None else sample_ids
     ids = _column("sample_ids", ids, size)
-    _check_distinct(ids)
+    twice = repeated(ids)
+    if twice.size:
+        raise ValueError(
+            f"sample_ids repeat (for example {twice[0]}); they must be unique in the "
+            "whole benchmark."
+        )
     columns = {"sample_id": ids}
     if targets is not None:
         columns["targets"] = _column("targets", targets, size)
@@ -215,14 +220,11 @@ def _column(name: str, values: Any, size: int) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _check_distinct(ids: np.ndarray) -> None:
-    ordered = np.sort(ids)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(
-            f"sample_ids repeat (for example {repeated[0]}); they must be unique in "
-            "the whole benchmark."
-        )
+def repeated(*columns: np.ndarray) -> np.ndarray:
+    """Return the integers that occur more than once in some columns, ascending."""
+    # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
+    ordered = np.sort(np.concatenate([np.empty(0, np.int64), *columns]))
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def find_corrupt_samples(dataset: Any) -> list[tuple[int, str]]:
