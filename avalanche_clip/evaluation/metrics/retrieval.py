@@ -115,6 +115,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         require_indices(owner, num_images, "owner")
         owner = owner.detach().cpu().long()
         if languages is not None:
+            require_length(languages, num_images, "languages", "image")
             languages = languages.cpu()[owner]
         for what, rows, size in (
             ("token ids", tokens, num_texts),

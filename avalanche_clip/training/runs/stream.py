@@ -18,7 +18,7 @@ from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import write_json
-from avalanche_clip.common.plain import is_plain, mapped
+from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import main_metric
 from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
@@ -35,7 +35,6 @@ from avalanche_clip.training.runs.record import (
     nominal_units,
     reset_metrics,
     revision,
-    strict,
     versions,
 )
 from avalanche_clip.training.runs.resume import restore_state
@@ -301,10 +300,13 @@ class _Run:
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""
-        begin = time.perf_counter()
+        begin, evaluator = time.perf_counter(), self.strategy.evaluator
         for name in self.streams:
             stream = self.benchmark.streams[name]
+            # What a metric said of an earlier model is no value of this one.
+            before, evaluator.last_metric_results = evaluator.last_metric_results, {}
             values = self.strategy.eval(stream, **self.options)
+            evaluator.last_metric_results = {**before, **values}
             table = _read_row(values, name, len(stream))
             if not table:
                 raise ValueError(
@@ -312,12 +314,15 @@ class _Run:
                     "retrieval_plugin_metrics(), or accuracy_metrics(experience=True) "
                     "on class names, into the strategy's EvaluationPlugin."
                 )
-            for metric, numbers in table.items():
-                rows = self.rows.setdefault(name, {}).setdefault(metric, [])
-                # A metric may appear later than the first evaluation.
-                rows.extend([float("nan")] * len(stream) for _ in range(len(rows), row))
-                del rows[row:]
-                rows.append(numbers)
+            known, missing = (
+                self.rows.setdefault(name, {}),
+                [float("nan")] * len(stream),
+            )
+            for metric in [*known, *(m for m in table if m not in known)]:
+                rows = known.setdefault(metric, [])
+                # A metric may appear later than the first evaluation, or be absent.
+                rows.extend(missing for _ in range(len(rows), row))
+                rows[row:] = [table.get(metric, missing)]
         self.done = row + 1
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
