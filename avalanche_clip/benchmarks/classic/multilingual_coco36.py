@@ -72,13 +72,14 @@ def multilingual_coco36(
         pairs["valid"] = lambda code: coco.annotations(code, "val")
     if xm3600 is not None:
         pairs["xm3600"] = XM3600(xm3600, xm3600_images).test
+    streams: dict[str, Any] = {
+        stream: {code: _dataset(stream, code, read(code)) for code in codes}
+        for stream, read in pairs.items()
+    }
     scenario = multilingual_benchmark(
         order=codes,
         languages={code: EMOJI_LANGUAGES.index(code) for code in codes},
-        **{
-            stream: {code: _dataset(stream, code, read(code)) for code in codes}
-            for stream, read in pairs.items()
-        },
+        **streams,
     )
     scenario.teacher_source = scenario.train_stream[0].dataset
     scenario.teacher_captions = coco.shared(codes[0])[2]

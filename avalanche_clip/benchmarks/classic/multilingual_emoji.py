@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -174,7 +174,7 @@ def multilingual_emoji(
     rule: Literal["drop", "raise"] = "drop" if unnamed == "drop" else "raise"
     held = validation_mask(table.ids)
     build = partial(emoji_language_dataset, unnamed=rule)
-    streams = {
+    streams: dict[str, Any] = {
         "train": {code: build(code, styles, rows, captions=captions) for code in codes},
         "test": {code: build(code, test_style, rows) for code in codes},
     }

@@ -221,7 +221,7 @@ def _named(
     stream: str, cut: Cut, codes: Mapping[str, int]
 ) -> dict[str, AvalancheDataset]:
     """Data sets by the name of their language; those without samples are left out."""
-    names = {code: name for name, code in codes.items()}
+    names: dict[int | None, str] = {code: name for name, code in codes.items()}
     of_data = [code for name, code, _ in cut if name is None]
     require_known(of_data, names, f"language codes in stream {stream!r}")
     listed = [name for name, *_ in cut if name is not None]

@@ -31,7 +31,6 @@ from avalanche_clip.common.checks import (
     as_finite,
     as_size,
     require_choice,
-    require_some,
 )
 
 
