@@ -116,13 +116,7 @@ def test_plugin_on_the_template__equals_the_strategy():
         "plugins": [MoEAdaptersPlugin({"num_experts": 4, "bottleneck": 4})],
         "label_smoothing": 0.2,
     }
-    from avalanche_clip.training.methods.mtil_training import MTILTraining
-    from avalanche_clip.training.templates.optim import one_group
-
-    class Plain(MTILTraining, ClassNameTemplate):
-        pass
-
-    other = Plain(model=model, param_groups=one_group, **options)
+    other = ClassNameFineTuning(model=model, train_logit_scale=True, **options)
     train_stream(other, moe_runs.domains(model), 2)
     assert_same_weights(strategy.model, other.model)
 
