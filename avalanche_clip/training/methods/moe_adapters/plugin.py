@@ -135,15 +135,12 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         :raises ValueError: see the class.
         """
         for contract in strategy.contracts:
-            plugin = contract.wrapped
             if contract.starts_elsewhere:
                 raise ValueError(
-                    f"{type(plugin).__name__} replaces the weights before an "
+                    f"{type(contract.wrapped).__name__} replaces the weights before an "
                     "experience, and with them frozen experts; use one of it and "
                     "MoEAdaptersPlugin."
                 )
-            if isinstance(plugin, MoEAdaptersPlugin) and plugin is not self:
-                raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
         if self._strategy is strategy:
             return  # asked again, for a plugin that was added later
         self._forget()
@@ -196,7 +193,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Activate the experience's router, before the optimiser is rebuilt."""
-        self._end_scope()
         experience = strategy.experience
         if isinstance(experience, OnlineCLExperience):
             raise ValueError(
