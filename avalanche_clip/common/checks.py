@@ -115,13 +115,14 @@ def as_finite(
     raise ValueError(f"{what}={value!r} must {wanted}{also}.")
 
 
-def closest(value: Any, allowed: Iterable[Any]) -> Any:
+def closest(value: Any, allowed: Iterable[Any], *, cutoff: float = 0.6) -> Any:
     """Return the allowed value that is spelled most like another, or None.
 
     Case, hyphens, underscores and spaces do not count.
 
     :param value: what was given; only strings have a neighbour.
     :param allowed: what could have been given.
+    :param cutoff: how alike they must be, see ``difflib``.
 
     >>> closest("Const_Cosine", ("constant", "cosine", "const-cosine"))
     'const-cosine'
@@ -131,7 +132,7 @@ def closest(value: Any, allowed: Iterable[Any]) -> Any:
     if not isinstance(value, str):
         return None
     known = {_plain(option): option for option in allowed if isinstance(option, str)}
-    found = difflib.get_close_matches(_plain(value), known, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(_plain(value), known, n=1, cutoff=cutoff)
     return known[found[0]] if found else None
 
 

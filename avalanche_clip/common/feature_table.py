@@ -65,6 +65,12 @@ class FeatureTable:
             return torch.from_numpy(self.given[at].astype(np.float32))
         return None if self.rows is None else self.rows[self._slots[at].tolist()]
 
+    def all(self) -> Tensor:
+        """Return all rows that were put in, in the order of arrival, not copied."""
+        assert self.rows is not None
+        rows, count = self.rows, len(self.held)
+        return rows if count == len(rows) else rows[:count]
+
     def put(self, ids: npt.ArrayLike, values: Tensor) -> None:
         """Store rows; new ones as long as there is room, ids of others are left out.
 
@@ -95,7 +101,7 @@ class FeatureTable:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was put in as plain data."""
-        rows = None if self.rows is None else self.rows[: len(self.held)]
+        rows = None if self.rows is None else self.all()
         ids = None if self.ids is None else torch.from_numpy(self.ids)
         return {
             "ids": self.size if ids is None else ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,19 @@ def mapped(value: Any, leaf: Callable[[Any, Path], Any], *, mark: Any = _NONE) -
         return leaf(value, path)
 
     return walk(value, ())
+
+
+def strict(value: Any) -> Any:
+    """Replace NaN and infinity by null, which strict JSON readers accept.
+
+    >>> strict({"E": [0.5, float("nan")]})
+    {'E': [0.5, None]}
+    """
+
+    def finite(leaf: Any, path: Path) -> Any:
+        return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+    return mapped(value, finite)
 
 
 def is_plain(value: Any) -> bool:

@@ -44,7 +44,8 @@ REFUSED = [
     ("WiSE-FT", [p.WeightAveragingPlugin], {}, "use one"),
     ("WeightEnsemble", [early_stop], {}, "leave one out, or use mode='wise'"),
     ("MoEAdapters", [p.RestartPlugin], {}, "RestartPlugin"),
-    ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin"),
+    ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
+    ("MLA", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
     # Two of a kind.
     ("CumulativeAll", [partial(p.BudgetedReplayPlugin, "exp", 4)], {}, "than once"),
     ("ER", [p.ReservoirReplayPlugin], {}, "use one"),

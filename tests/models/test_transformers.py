@@ -149,3 +149,32 @@ def test_tokenizer__missing_files_are_explained(hf_clip_folder):
     model = create_dual_encoder(hf_clip_folder)
     with pytest.raises(ValueError, match="No tokenizer could be loaded"):
         _ = model.tokenizer
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_hub__repository_equals_its_folder(safe, hf_clip_folder, monkeypatch):
+    import huggingface_hub
+
+    expected = create_dual_encoder(hf_clip_folder)
+    if not safe:
+        file = hf_clip_folder / "model.safetensors"
+        torch.save(load_file(file), hf_clip_folder / "pytorch_model.bin")
+        file.unlink()
+    asked = []
+
+    def download(ident, cache_dir, allow_patterns):
+        if ident != "org/repo":
+            raise OSError("no route")
+        asked.append(allow_patterns)
+        return str(hf_clip_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = create_dual_encoder("hf:org/repo")
+    assert model.state_fingerprint() == expected.state_fingerprint()
+    assert model.pretrained == "org/repo"
+    assert model.config["tokenizer"] == {"type": "hf", "file": "org/repo"}
+    assert model.config["preprocess_cfg"] == expected.config["preprocess_cfg"]
+    # neither code nor the same weights twice
+    assert len(asked) == (1 if safe else 2)
+    assert not any(pattern.endswith((".py", "*")) for pattern in asked[0])
+    refused("no route.*reachable hub id", create_dual_encoder, "hf:other/repo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,18 +83,13 @@ def equal_rows(
 
 
 def _numbered(keys: Iterable[Hashable]) -> tuple[Tensor, Tensor]:
+    """First position of each distinct key, and the number of each key."""
     numbers: dict[Hashable, int] = {}
-    groups: list[int] = []
-    first: list[int] = []
-    for key in keys:
-        if key not in numbers:
-            numbers[key] = len(numbers)
-            first.append(len(groups))
-        groups.append(numbers[key])
-    return (
-        torch.tensor(first, dtype=torch.int64),
-        torch.tensor(groups, dtype=torch.int64),
+    groups = np.array(
+        [numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64
     )
+    _, first = np.unique(groups, return_index=True)
+    return torch.from_numpy(first), torch.from_numpy(groups)
 
 
 def _row_keys(rows: Sequence[Tensor], pad_id: int | None) -> Iterator[bytes]:

@@ -17,9 +17,9 @@ class LossTermsMetric(PluginMetric[dict[str, float]]):
 
     Terms are those of ``strategy.add_loss``, weights included: ``loss_criterion``
     is the method-free loss, ``loss_alignment`` that of Mod-X, and so on; the
-    ratio of a term to the criterion is emitted as ``loss_alignment_ratio``. Plugins
-    may tell more numbers per step with an attribute ``step_values``, a dict of
-    names and scalars.
+    ratio of a term to the criterion is emitted as ``loss_alignment_ratio``. A
+    :class:`MethodPlugin` may tell more numbers per step with its ``step_values``, a
+    dict of names and scalars.
 
     Emitted after each training epoch as floats, named
     ``loss_alignment/train_phase/train_stream/Task000/Exp000``, and after each

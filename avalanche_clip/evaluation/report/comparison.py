@@ -15,6 +15,7 @@ from avalanche_clip.common.checks import (
     require_some,
 )
 from avalanche_clip.common.files import write_json, write_text
+from avalanche_clip.common.plain import strict
 from avalanche_clip.evaluation.report import html, plots
 from avalanche_clip.evaluation.report.plots import Spread
 from avalanche_clip.evaluation.report.results import (
@@ -67,9 +68,9 @@ def write_comparison(
         f"{len(runs)} methods, {seeds} seeds each; mean ± standard deviation over seeds"
     )
     content = {
-        s: {m: _plain(values) for m, values in t.items()} for s, t in tables.items()
+        s: {m: _stored(methods) for m, methods in t.items()} for s, t in tables.items()
     }
-    write_json(folder / "comparison.json", content, checksum=True)
+    write_json(folder / "comparison.json", strict(content), checksum=True)
     page = html.render(
         "comparison.html",
         title="Comparison of methods",
@@ -175,13 +176,30 @@ def _collect(runs: Runs) -> dict[str, Tables]:
     return collected
 
 
+def _values(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, list[float]]]:
+    """Return method -> name of the value -> that of each run, NaN where it has none."""
+    runs = {m: [matrix.summary() for matrix in rows] for m, rows in methods.items()}
+    keys = dict.fromkeys(k for rows in runs.values() for row in rows for k in row)
+    return {
+        method: {key: [row.get(key, math.nan) for row in rows] for key in keys}
+        for method, rows in runs.items()
+    }
+
+
 def _summaries(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, Spread]]:
     """Return method -> name of the value -> mean and deviation."""
-    found = {}
-    for method, rows in methods.items():
-        values = [matrix.summary() for matrix in rows]
-        found[method] = {key: spread([v[key] for v in values]) for key in values[0]}
-    return found
+    return {
+        method: {key: spread(numbers) for key, numbers in values.items()}
+        for method, values in _values(methods).items()
+    }
+
+
+def _stored(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
+    """Return means, deviations and single values of all summaries as plain data."""
+    return {
+        method: {k: {**spread(v)._asdict(), "runs": v} for k, v in values.items()}
+        for method, values in _values(methods).items()
+    }
 
 
 def _stream(
@@ -250,10 +268,8 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
 
 
 def _summary_table(summaries: Mapping[str, Mapping[str, Spread]]) -> SpreadTable:
-    keys = list(dict.fromkeys(key for values in summaries.values() for key in values))
-    rows = {
-        method: [values[key] for key in keys] for method, values in summaries.items()
-    }
+    keys = list(next(iter(summaries.values())))
+    rows = {method: list(values.values()) for method, values in summaries.items()}
     smaller = [key in _LOWER_IS_BETTER for key in keys]
     return _with_best([key.replace("_", " ") for key in keys], rows, smaller)
 
@@ -290,7 +306,8 @@ def _budget_points(
 ) -> dict[str, list[tuple[float, float]]]:
     points = {}
     for method, rows in runs.items():
-        scores = [m.summary().get(_BUDGET_SCORE, math.nan) for m in methods[method]]
+        values = [matrix.summary() for matrix in methods[method]]
+        scores = [v.get(_BUDGET_SCORE, v.get("final", math.nan)) for v in values]
         pairs = zip(map(total_budget, rows), scores, strict=True)
         finite = [pair for pair in pairs if all(map(math.isfinite, pair))]
         if finite:
@@ -321,21 +338,3 @@ def _commit(result: Mapping[str, Any]) -> str:
         return str(revision)[:12]
     commit = str(revision.get("commit") or revision.get("revision") or "unknown")[:12]
     return f"{commit} (changed)" if revision.get("dirty") else commit
-
-
-def _plain(methods: Mapping[str, list[Matrix]]) -> dict[str, Any]:
-    """Return means, deviations and single values of all summaries as plain data."""
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        method: {
-            key: {
-                **{k: finite(v) for k, v in values._asdict().items()},
-                "runs": [finite(matrix.summary()[key]) for matrix in methods[method]],
-            }
-            for key, values in summary.items()
-        }
-        for method, summary in _summaries(methods).items()
-    }

@@ -28,14 +28,18 @@ from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, MULTI_
 
 # Summaries in the order of their columns.
 _KEY_VALUES = (
-    "average_recall recall_forgetting first_task_forgetting transfer average last "
-    "seen unseen harmonic incremental_average incremental_last average_accuracy "
+    "final average_recall recall_forgetting first_task_forgetting transfer average "
+    "last seen unseen harmonic incremental_average incremental_last average_accuracy "
     "in_domain backward forward forgetting backward_transfer forward_transfer retention"
 ).split()
 _EXPLANATION = (
     "In-domain, backward and forward are levels: the means of the diagonal, of the "
     "part below and of the part above it. Forgetting, backward transfer, forward "
     "transfer and retention are differences in percentage points."
+)
+_AT_POINTS = (
+    "Final is the mean over the test sets at the last evaluation, average that over "
+    "all evaluations after the stream began."
 )
 _PROTOCOLS = {
     MULTI_DOMAIN: (
@@ -54,6 +58,7 @@ _HEADLINES = (
     ("transfer", "average", "last", "forgetting"),
     ("incremental_average", "incremental_last", "forgetting"),
     ("in_domain", "backward", "forward", "forgetting"),
+    ("final", "average"),
 )
 
 
@@ -151,7 +156,7 @@ def _stream(
             (metric, metric, [summary.get(key) for key in keys])
             for metric, summary in summaries.items()
         ],
-        "explanation": " ".join([*own, _EXPLANATION]),
+        "explanation": " ".join([*own, _EXPLANATION if matrix.by_step else _AT_POINTS]),
         "tasks": _per_task(name, matrix),
         "languages": _per_language(name, matrix),
         "images": _draw(folder, results, stream, name, matrix),

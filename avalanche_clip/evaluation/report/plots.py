@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -278,20 +277,24 @@ def plot_comparison(
     groups = list(dict.fromkeys(name for values in scores.values() for name in values))
     require_some(groups, "values of a method")
     scale = 100.0 if percent else 1.0
-    width = 0.82 / len(scores)
+    width, missing = 0.82 / len(scores), Spread(np.nan, np.nan)
     figure, ax = new_axes(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)
-    missing = Spread(np.nan, np.nan)
     for number, (method, values) in enumerate(scores.items()):
         spreads = [values.get(group, missing) for group in groups]
-        means = np.array([spread.mean for spread in spreads]) * scale
-        errors = np.array([spread.deviation for spread in spreads]) * scale
-        x = np.arange(len(groups)) + (number - (len(scores) - 1) / 2) * width
-        colour, _ = look(number)
-        bars = np.nan_to_num(errors)
-        ax.bar(x, means, width * 0.92, color=colour, label=method)
-        ax.errorbar(x, means, bars, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
+        means, errors = np.array(spreads).T * scale
+        bars = ax.bar(
+            np.arange(len(groups)) + (number - (len(scores) - 1) / 2) * width,
+            means,
+            width * 0.92,
+            color=look(number)[0],
+            label=method,
+            yerr=np.nan_to_num(errors),
+            error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 2.5},
+        )
         if len(groups) * len(scores) <= 40:
-            _write_bar_values(ax, x, means, bars)
+            for note in ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=8):
+                if not note.get_text():  # of a gap
+                    note.remove()
     ax.axhline(0, color=SOFT, linewidth=0.8)
     ax.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
     ax.margins(y=0.12)
@@ -331,22 +334,3 @@ def _parts(
         row_labels = names[:rows]
     models = [f"after {name}" for name in names_of(row_labels, rows, "row_labels")]
     return matrix, top, names, models
-
-
-def _write_bar_values(
-    ax: Axes, x: np.ndarray, means: np.ndarray, errors: np.ndarray
-) -> None:
-    for position, mean, error in zip(x, means, errors, strict=True):
-        if not np.isfinite(mean):
-            continue
-        above = mean >= 0
-        ax.annotate(
-            f"{mean:.1f}",
-            (position, mean + error if above else mean - error),
-            xytext=(0, 3 if above else -3),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=8,
-            color=INK,
-        )

@@ -60,21 +60,13 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         values = _with_open_clip_defaults(config["model_cfg"])
     else:
         values = plain_hf_config(config["hf_config"])
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in _IRRELEVANT:
-            continue
-        if isinstance(value, dict):
-            for inner, setting in value.items():
-                if inner not in _IRRELEVANT:
-                    flat[f"{key}.{inner}"] = _plain(setting)
-        else:
-            flat[key] = _plain(value)
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    parts = {"": values, **{k: v for k, v in values.items() if isinstance(v, dict)}}
+    return {
+        f"{part}.{key}".lstrip("."): list(value) if isinstance(value, tuple) else value
+        for part, settings in parts.items()
+        for key, value in settings.items()
+        if key not in {*_IRRELEVANT, *parts}
+    }
 
 
 def _with_open_clip_defaults(model_cfg: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,15 @@ from avalanche_clip.models.encoders.towers import (
     TransformersTowers,
 )
 from avalanche_clip.models.images.preprocessing import OPENAI, SIGLIP, check_preprocess
+from avalanche_clip.models.images.resizing import as_pair
 from avalanche_clip.models.text.settings import check_tokenizer_settings
 
 DEFAULT_CONTEXT_LENGTH = 77
+# how configurations begin that stand alone
+_BARE = {
+    "hf_config": ("model_type",),
+    "model_cfg": ("embed_dim", "vision_cfg", "text_cfg"),
+}
 
 
 def complete_config(
@@ -49,16 +55,14 @@ def complete_config(
     :raises ValueError: if it is none of these, or a value is impossible.
     """
     config = copy.deepcopy(dict(values))
+    for part, keys in _BARE.items():
+        if part not in config and all(key in config for key in keys):
+            extra = {k: config.pop(k, None) for k in ("preprocess_cfg", "tokenizer")}
+            config = {part: config, **extra}
     if "hf_config" in config:
         return _complete_transformers(config, source)
-    if "model_type" in config:
-        extra = {k: config.pop(k, None) for k in ("preprocess_cfg", "tokenizer")}
-        return _complete_transformers({"hf_config": config, **extra}, source)
     if "model_cfg" in config:
         return _complete_open_clip(config, source)
-    if all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg")):
-        extra = {k: config.pop(k, None) for k in ("preprocess_cfg", "tokenizer")}
-        return _complete_open_clip({"model_cfg": config, **extra}, source)
     raise ValueError(
         f"{source} has the keys {sorted(map(str, config))}; give an open_clip"
         " configuration (embed_dim, vision_cfg, text_cfg), the content of an"
@@ -80,18 +84,16 @@ def stated_preprocess(values: dict[str, Any], source: str) -> dict[str, Any]:
 def _complete_open_clip(config: dict[str, Any], source: str) -> dict[str, Any]:
     schema = Schema(source)
     model_cfg = config["model_cfg"]
-    needed = ("embed_dim", "vision_cfg", "text_cfg")
-    schema.entries("model_cfg", model_cfg, {}, needed)
+    schema.entries("model_cfg", model_cfg, {}, _BARE["model_cfg"])
     schema.model_cfg(model_cfg)
-    preprocess = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
-    preprocess.update(stated_preprocess(config, source))
-    preprocess["size"] = model_cfg["vision_cfg"].get("image_size", 224)
     spec = config.get("tokenizer") or open_clip_tokenizer_spec(model_cfg, source)
     schema.tokenizer(spec)
+    size = model_cfg["vision_cfg"].get("image_size", 224)
+    stated = stated_preprocess(config, source)
     return {
         "library": "open_clip",
         "model_cfg": model_cfg,
-        "preprocess_cfg": preprocess,
+        "preprocess_cfg": {**OPENAI, **stated, "size": size},
         "tokenizer": spec,
     }
 
@@ -119,16 +121,14 @@ def _complete_transformers(config: dict[str, Any], source: str) -> dict[str, Any
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     schema.hf_config(hf_config)
-    preprocess: dict[str, Any] = {"mean": OPENAI["mean"], "std": OPENAI["std"]}
-    if hf_config["model_type"] == "siglip":
-        preprocess = {k: v for k, v in SIGLIP.items() if k != "interpolation"}
-    preprocess.update(stated_preprocess(config, source))
-    preprocess["size"] = hf_config["vision_config"].get("image_size", 224)
     schema.tokenizer(config.get("tokenizer"))
+    family = SIGLIP if hf_config["model_type"] == "siglip" else OPENAI
+    size = hf_config["vision_config"].get("image_size", 224)
+    stated = stated_preprocess(config, source)
     return {
         "library": "transformers",
         "hf_config": hf_config,
-        "preprocess_cfg": preprocess,
+        "preprocess_cfg": {**family, **stated, "size": size},
         "tokenizer": config.get("tokenizer"),
     }
 
@@ -209,9 +209,8 @@ def _fit_timm_input(visual: Any, image_size: Any) -> None:
     # open_clip never tells timm transformers the image size (3.3)
     trunk = getattr(visual, "trunk", None)
     built_for = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
-    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    if built_for is not None and tuple(built_for) != size:
-        visual.set_input_size(size)
+    if built_for is not None and tuple(built_for) != as_pair(image_size):
+        visual.set_input_size(as_pair(image_size))
 
 
 def _build_transformers(hf_config: dict[str, Any]) -> nn.Module:

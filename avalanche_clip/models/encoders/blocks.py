@@ -57,14 +57,10 @@ class BlockView:
 
 
 def _no_blocks(tower: str, found: str) -> ValueError:
-    advice = (
-        "use a model with a transformer image tower, such as 'tiny-emoji-vit'"
-        if tower == "image"
-        else "use a model with CLIP's own text transformer, such as 'tiny-emoji-vit'"
-    )
     return ValueError(
         f"The {tower} tower ({found}) is no plain stack of pre-norm residual attention"
-        f" blocks, so methods that change blocks cannot be attached to it: {advice}."
+        " blocks, so methods that change blocks cannot be attached to it: use a model"
+        " with plain transformer blocks, such as 'tiny-emoji-vit'."
     )
 
 
@@ -78,17 +74,9 @@ def open_clip_blocks(owner: Any, tower: str) -> list[BlockView]:
     """
     transformer = getattr(owner, "transformer", None)
     if transformer is not None and hasattr(transformer, "resblocks"):
+        first = transformer.batch_first
         return [
-            BlockView(
-                b,
-                b.ln_1,
-                b.attn,
-                b.ln_2,
-                b.mlp,
-                b.ls_2,
-                transformer.batch_first,
-                b.ls_1,
-            )
+            BlockView(b, b.ln_1, b.attn, b.ln_2, b.mlp, b.ls_2, first, b.ls_1)
             for b in transformer.resblocks
         ]
     trunk = getattr(owner, "trunk", None)
@@ -122,15 +110,8 @@ def transformers_blocks(model: Any) -> list[BlockView]:
     :param model: ``clip.vision_model`` or ``clip.text_model``.
     :return: views in order of computation.
     """
-    return [
-        BlockView(
-            b,
-            b.layer_norm1,
-            b.self_attn,
-            b.layer_norm2,
-            b.mlp,
-            b.mlp,
-            attn_out=b.self_attn,
-        )
-        for b in model.encoder.layers
-    ]
+    views = []
+    for block in model.encoder.layers:
+        parts = block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp
+        views.append(BlockView(block, *parts, block.mlp, attn_out=block.self_attn))
+    return views

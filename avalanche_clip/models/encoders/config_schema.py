@@ -18,7 +18,7 @@ from typing import Any
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import inside
 from avalanche_clip.models.encoders.hf_loading import HF_KEYS, HF_MODEL_TYPES
-from avalanche_clip.models.images.augmentation import TinyAugmentation
+from avalanche_clip.models.images.augmentation import FORMER, TinyAugmentation
 from avalanche_clip.models.images.preprocessing import check_preprocess
 from avalanche_clip.models.images.transforms import Preprocessing
 from avalanche_clip.models.text.settings import (
@@ -39,25 +39,15 @@ _OPEN = ("patch_size", "projection_size", "size")  # None leaves them to the mod
 _SHARES = ("patch_dropout", "timm_drop", "timm_drop_path", "attention_dropout")
 _LARGEST = 10**7  # ten times the largest vocabulary that was published
 _MODEL = {
-    "embed_dim": int,
-    "vision_cfg": dict,
-    "text_cfg": dict,
-    "multimodal_cfg": dict,
-    "quick_gelu": bool,
-    "custom_text": bool,
-    "init_logit_scale": float,
-    "init_logit_bias": float,
+    **dict.fromkeys(("embed_dim", "pad_id"), int),
+    **dict.fromkeys(("vision_cfg", "text_cfg", "multimodal_cfg"), dict),
+    **dict.fromkeys(("quick_gelu", "custom_text", "output_dict"), bool),
+    **dict.fromkeys(("init_logit_scale", "init_logit_bias"), float),
     "nonscalar_logit_scale": bool,
-    "output_dict": bool,
-    "pad_id": int,
 }
 _GROWTH = {
-    "base_rows": int,
-    "rows": int,
-    "init": str,
-    "std": float,
-    "seed": int,
-    "tokenizer": dict,
+    **dict.fromkeys(("base_rows", "rows", "seed"), int),
+    **{"init": str, "std": float, "tokenizer": dict},
 }
 _TOKENIZER = {"type": str, "file": str, "preset": str, "kwargs": Any}
 
@@ -122,7 +112,7 @@ class Schema:
                     f"{', '.join(sorted(known))}."
                 )
         for name in needed:
-            if name not in values:
+            if values.get(name) is None:
                 raise self.refused(prefix + name, None, "it is needed")
 
     def value(self, key: str, value: Any, allowed: Any) -> None:
@@ -205,8 +195,9 @@ class Schema:
         names = [f.name for f in fields(Preprocessing)]
         self.entries(key, values, dict.fromkeys([*names, "augmentation", "mode"], Any))
         if values.get("augmentation") is not None:
-            known = {f.name: Any for f in fields(TinyAugmentation)}
-            self.entries(f"{key}.augmentation", values["augmentation"], known)
+            known = [*(f.name for f in fields(TinyAugmentation)), *FORMER]
+            place = f"{key}.augmentation"
+            self.entries(place, values["augmentation"], dict.fromkeys(known, Any))
         check_preprocess(values, self.source)
 
     def config(self, values: Any, key: str = "config") -> None:
@@ -231,10 +222,7 @@ class Schema:
             raise self.refused(
                 f"{key}.rows", values["rows"], f"base_rows is {values['base_rows']}"
             )
-        for name in ("init", "seed"):
-            if values[name] is None:
-                raise self.refused(f"{key}.{name}", None, "it is needed")
-        if values["std"] is not None and values["std"] < 0:
+        if values["std"] < 0:
             raise self.refused(f"{key}.std", values["std"], "give 0 or more")
         self.tokenizer(values["tokenizer"], f"{key}.tokenizer")
 
@@ -261,8 +249,6 @@ def check_model_file(facts: dict[str, Any], path: Path) -> None:
     schema.config(facts.get("config"))
     if facts.get("growth") is not None:
         schema.growth(facts["growth"])
-    if facts["files"] is None:
-        raise schema.refused("files", None, "give a mapping of names to hashes")
     for name, digest in facts["files"].items():
         inside(path.parent, name, path)
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):

@@ -20,7 +20,7 @@ from avalanche_clip.models.encoders.agreement import (
 )
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.folder import restore_growth
-from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME, hf_config_object
+from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME
 from avalanche_clip.models.encoders.output import PRECISIONS
 from avalanche_clip.models.encoders.presets import (
     PRESET_WEIGHTS,
@@ -29,7 +29,7 @@ from avalanche_clip.models.encoders.presets import (
     preset_weights,
 )
 from avalanche_clip.models.encoders.sources import Stored
-from avalanche_clip.models.encoders.weight_layouts import load_into, misfits
+from avalanche_clip.models.encoders.weight_layouts import load_into
 from avalanche_clip.models.images.preprocessing import (
     OPENAI,
     of_name,
@@ -57,7 +57,6 @@ class _Request:
     guessed: bool = False
     weights: Path | None = None
     label: str | None = None
-    hf_source: str | None = None
     stored: Stored | None = None
     growth: dict[str, Any] | None = None
 
@@ -118,12 +117,9 @@ def create_dual_encoder(
     if request.guessed:
         warn_of_default(request.name, request.source)
     _LOG.info("Preprocessing of %s: %s", request.name, request.source)
-    if request.hf_source is not None and loaded is None:
-        clip = _load_transformers(request, cache)
-    else:
-        clip = _build(request)
-        if loaded is not None and request.growth is None:
-            load_into(clip, loaded.state, str(request.weights))
+    clip = _build(request)
+    if loaded is not None and request.growth is None:
+        load_into(clip, loaded.state, str(request.weights))
     model = DualEncoder(
         clip,
         request.config,
@@ -225,14 +221,12 @@ def _from_folder(folder: Path) -> _Request:
             f" {weights.OPEN_CLIP_FILE} or config.json."
         )
     for file in files:
+        stored = model_sources.read_stored(file)
         found = weights.find_weights(folder, file.name)
         if found is not None:
-            stored = model_sources.read_stored(file)
             return _of_stored(str(folder), stored, str(folder), found)
         if file.name == weights.CONFIG_FILE:
             break  # what else lies there is not the model that was saved
-    for file in files:
-        model_sources.read_stored(file)
     raise _no_weights(folder, files[0].name)
 
 
@@ -267,45 +261,12 @@ def _from_hub(name: str, cache: str | None) -> _Request:
 # ------------------------------------------------------------- transformers
 def _from_transformers(source: str, cache: str | None) -> _Request:
     stored = model_sources.read_transformers(source, cache)
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        request = _of_stored(f"hf:{source}", stored, source)
-        request.hf_source = source
-        return request
+    folder = stored.path.parent
     found = weights.find_weights(folder, CONFIG_NAME)
     if found is None:
         raise _no_weights(folder, CONFIG_NAME)
-    return _of_stored(f"hf:{source}", stored, str(folder), found)
-
-
-def _load_transformers(request: _Request, cache: str | None) -> torch.nn.Module:
-    """Build a model of the hub with its weights."""
-    import transformers
-
-    kind = request.config["hf_config"]["model_type"]
-    cls = {"clip": transformers.CLIPModel, "siglip": transformers.SiglipModel}[kind]
-    try:
-        clip, info = cls.from_pretrained(
-            request.hf_source,
-            config=hf_config_object(request.config["hf_config"]),
-            cache_dir=cache,
-            dtype=torch.float32,
-            output_loading_info=True,
-            weights_only=True,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"The weights of {request.hf_source} cannot be loaded ({error})."
-        ) from error
-    problems = misfits(
-        *(info[f"{k}_keys"] for k in ("missing", "unexpected", "mismatched"))
-    )
-    if problems:
-        raise ValueError(
-            f"The weights in {request.hf_source} do not fit its config.json:"
-            f" {problems}."
-        )
-    return clip
+    label = str(folder) if Path(source).expanduser() == folder else source
+    return _of_stored(f"hf:{source}", stored, label, found)
 
 
 # ------------------------------------------------------------------ weights

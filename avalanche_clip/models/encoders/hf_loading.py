@@ -89,36 +89,37 @@ def hf_config_object(values: dict[str, Any]) -> Any:
         ) from error
 
 
-def read_hf_config(source: str, cache: str | None) -> tuple[dict[str, Any], Path]:
-    """Read the configuration of a transformers model.
+def hf_folder(source: str, cache: str | None) -> Path:
+    """Return the folder of a transformers model, downloaded if it is on the hub.
+
+    Configurations, vocabularies and weights are fetched; code is not.
 
     :param source: folder, or id on the hub.
     :param cache: download folder.
-    :return: the content, and the folder that holds the file.
     :raises ValueError: naming the source and the cause.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        path = folder / CONFIG_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"{source} is no transformers folder: it has no config.json."
-            )
-    else:
-        path = _download(source, CONFIG_NAME, cache)
-    return read_json(path, dict), path.parent
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
 
-
-def _download(source: str, name: str, cache: str | None) -> Path:
-    from transformers.utils import cached_file
-
-    try:
-        return Path(cached_file(source, name, cache_dir=cache))
-    except Exception as error:  # the hub client raises types of several libraries
-        raise ValueError(
-            f"transformers finds no model configuration at {source!r} "
-            f"({error_words(error)}); give an existing folder or a reachable hub id."
-        ) from error
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
+            wanted = ["*.json", "*.txt", "*.model", weights]
+            try:
+                found = snapshot_download(
+                    source, cache_dir=cache, allow_patterns=wanted
+                )
+            except Exception as error:  # the client raises types of several libraries
+                raise ValueError(
+                    f"transformers finds no model configuration at {source!r} "
+                    f"({error_words(error)}); give an existing folder or a reachable "
+                    "hub id."
+                ) from error
+            folder = Path(found)
+            if any(folder.glob(weights)):
+                break
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{source} is no transformers folder: it has no config.json.")
+    return folder
 
 
 def check_text_tower(name: str) -> None:

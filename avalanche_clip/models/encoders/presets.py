@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.files import require_file
 from avalanche_clip.models.images.augmentation import TinyAugmentation
+from avalanche_clip.models.text.build import DATA_FOLDER
+from avalanche_clip.models.text.tokenizers import read_json_tokenizer
 
-DATA_FOLDER = Path(__file__).parents[1] / "data"
 TOKENIZER_FILE = DATA_FOLDER / "emoji_bpe.json"
 PRESETS = ("tiny-emoji", "tiny-emoji-vit")
 PRESET_WEIGHTS = ("emoji-2010",)
@@ -58,7 +60,7 @@ def preset_config(name: str) -> dict[str, Any]:
             "vision_cfg": dict(_VISION[name]),
             "text_cfg": {
                 "context_length": _CONTEXT_LENGTH,
-                "vocab_size": _vocab_size(),
+                "vocab_size": read_json_tokenizer(TOKENIZER_FILE).get_vocab_size(),
                 "width": _WIDTH,
                 "heads": 4,
                 "layers": 2,
@@ -70,7 +72,7 @@ def preset_config(name: str) -> dict[str, Any]:
             "std": [0.5, 0.5, 0.5],
             "fill_color": 255,
             "trim": True,
-            "augmentation": _augmentation(),
+            "augmentation": json.loads(json.dumps(asdict(TinyAugmentation()))),
         },
         "tokenizer": {"type": "json", "preset": TOKENIZER_FILE.name},
     }
@@ -86,27 +88,5 @@ def preset_weights(name: str, tag: str) -> Path:
     :raises FileNotFoundError: if the file is not in the package.
     """
     require_choice("pretrained", tag, PRESET_WEIGHTS)
-    path = DATA_FOLDER / f"{name}-{tag}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The package lacks {path}; make the weights with the repository's"
-            " tools/train_emoji_2010.py, or pass pretrained=None."
-        )
-    return path
-
-
-def _augmentation() -> dict[str, Any]:
-    values = asdict(TinyAugmentation())
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _vocab_size() -> int:
-    if not TOKENIZER_FILE.is_file():
-        raise FileNotFoundError(
-            f"The package lacks {TOKENIZER_FILE}; make it with the repository's"
-            " tools/build_emoji_tokenizer.py."
-        )
-    stored = json.loads(TOKENIZER_FILE.read_text(encoding="utf-8"))
-    ids = list(stored["model"]["vocab"].values())
-    ids += [token["id"] for token in stored.get("added_tokens", [])]
-    return max(ids) + 1
+    advice = "make the weights with the repository's tools/train_emoji_2010.py"
+    return require_file(DATA_FOLDER / f"{name}-{tag}.safetensors", advice)

@@ -14,7 +14,7 @@ from avalanche_clip.models.encoders.config_schema import check_model_file
 from avalanche_clip.models.encoders.hf_loading import (
     CONFIG_NAME,
     anchor,
-    read_hf_config,
+    hf_folder,
 )
 from avalanche_clip.models.images.preprocessing import read_image_processor
 from avalanche_clip.models.text.settings import HF_TOKENIZER_FILES, is_hub_id
@@ -179,33 +179,18 @@ def read_transformers(source: str, cache: str | None) -> Stored:
     :param source: folder, or id on the hub.
     :param cache: download folder.
     """
-    hf_config, folder = read_hf_config(source, cache)
-    is_local = Path(source).expanduser().is_dir()
+    folder = hf_folder(source, cache)
+    is_local = Path(source).expanduser() == folder
     spec = {"type": "hf", "file": str(folder) if is_local else source}
     config = architectures.complete_config(
-        {"hf_config": hf_config, "tokenizer": spec}, str(folder / CONFIG_NAME)
+        {"hf_config": read_json(folder / CONFIG_NAME, dict), "tokenizer": spec},
+        str(folder / CONFIG_NAME),
     )
-    files = folder if is_local else _processor_folder(source, cache)
     size = config["preprocess_cfg"].pop("size")
-    stated, stater = read_image_processor(files, size) if files else ({}, None)
+    stated, stater = read_image_processor(folder, size)
     config["preprocess_cfg"] |= {**stated, "size": size}
     has_tokenizer = not is_local or _has_tokenizer(folder)
     return Stored(folder / CONFIG_NAME, config, stated, stater, has_tokenizer)
-
-
-def _processor_folder(source: str, cache: str | None) -> Path | None:
-    from transformers.utils import cached_file
-
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = cached_file(
-            source,
-            name,
-            cache_dir=cache,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        if path is not None:
-            return Path(path).parent
-    return None
 
 
 def stored_beside(folder: Path, library: str) -> Stored | None:

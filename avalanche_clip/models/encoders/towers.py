@@ -18,6 +18,7 @@ from avalanche_clip.models.encoders.blocks import (
     open_clip_blocks,
     transformers_blocks,
 )
+from avalanche_clip.models.images.resizing import as_pair
 
 _END_POOLING = ("argmax", "eos")
 
@@ -227,8 +228,7 @@ class OpenCLIPTowers(_Towers):
 
     def image_size(self, clip: Any) -> tuple[int, int]:
         """Return height and width of the input in pixels."""
-        size = clip.visual.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return as_pair(clip.visual.image_size)
 
 
 class TransformersTowers(_Towers):
@@ -292,8 +292,7 @@ class TransformersTowers(_Towers):
 
     def image_size(self, clip: Any) -> tuple[int, int]:
         """Return height and width of the input in pixels."""
-        size = clip.config.vision_config.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        return as_pair(clip.config.vision_config.image_size)
 
 
 Towers = OpenCLIPTowers | TransformersTowers

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from avalanche_clip.common.checks import require_type
 from avalanche_clip.models.encoders.torch_files import Inert
 
 # numbers that OpenAI's archives keep beside the weights
@@ -25,18 +26,10 @@ def take_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     :param path: for messages.
     :raises ValueError: if there is none, or it holds more than tensors.
     """
-    nested = True
-    while nested and isinstance(content, dict):
-        nested = False
-        for key in _KEYS:
-            if isinstance(content.get(key), dict):
-                content, nested = content[key], True
-                break
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}, not a state dictionary; save"
-            " model.state_dict()."
-        )
+    what, give = f"What {path} holds", "a state dictionary, as of model.state_dict()"
+    require_type(content, dict, what, give, error=ValueError)
+    while (inner := _nested(content)) is not None:
+        content = inner
     strange = [k for k, v in content.items() if not isinstance(v, Tensor)]
     strange += [k for k in content if not isinstance(k, str)]
     if strange:
@@ -50,6 +43,11 @@ def take_state(content: Any, path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def _nested(content: dict[str, Any]) -> dict[str, Any] | None:
+    found = (content[key] for key in _KEYS if isinstance(content.get(key), dict))
+    return next(found, None)
+
+
 def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove what wrappers put before all names.
 
@@ -58,8 +56,7 @@ def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ['a']
     """
     for wrapper in _WRAPPERS:
-        if any(wrapper in key for key in state):
-            state = {key.replace(wrapper, ""): value for key, value in state.items()}
+        state = {key.replace(wrapper, ""): value for key, value in state.items()}
     while state:
         for prefix in _PREFIXES:
             if all(key.startswith(prefix) for key in state):

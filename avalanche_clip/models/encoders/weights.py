@@ -95,16 +95,14 @@ def find_weights(folder: Path, config: str | None = None) -> Path | None:
         folder that holds those of both libraries each has its own. None for any.
     :raises ValueError: if several files without a standard name compete.
     """
-    if config == CONFIG_FILE:
-        names: tuple[str, ...] = (WEIGHTS_FILE,)
-    elif config == CONFIG_NAME:
-        names = _PLAIN_NAMES
-    elif config == OPEN_CLIP_FILE:
-        others = [path for path in config_files(folder) if path.name != config]
-        # plain names belong to the other configuration, if there is one
-        names = _OPEN_CLIP_NAMES if others else (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES)
-    else:
-        names = (WEIGHTS_FILE, *_OPEN_CLIP_NAMES, *_PLAIN_NAMES[1:])
+    names = {
+        CONFIG_FILE: (WEIGHTS_FILE,),
+        CONFIG_NAME: _PLAIN_NAMES,
+        OPEN_CLIP_FILE: (*_OPEN_CLIP_NAMES, *_PLAIN_NAMES),
+        None: (WEIGHTS_FILE, *_OPEN_CLIP_NAMES, *_PLAIN_NAMES[1:]),
+    }[config]
+    if config == OPEN_CLIP_FILE and len(config_files(folder)) > 1:
+        names = _OPEN_CLIP_NAMES  # plain ones belong to the other configuration
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -13,6 +13,7 @@ from typing import Any
 
 from avalanche_clip.common.files import read_json
 from avalanche_clip.models.images.augmentation import TinyAugmentation
+from avalanche_clip.models.images.resizing import as_pair
 
 OPENAI = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
@@ -100,7 +101,7 @@ def check_preprocess(values: Any, source: str) -> dict[str, Any]:
             raise _refused(source, key, values[key], "give true or false")
     augmentation = values.get("augmentation", {})
     try:
-        TinyAugmentation(**augmentation)
+        TinyAugmentation.from_dict(augmentation)
     except (TypeError, ValueError) as error:
         raise _refused(source, "augmentation", augmentation, str(error)) from error
     return values
@@ -135,7 +136,7 @@ def _is_triple(value: Any, *, positive: bool) -> bool:
 
 # ------------------------------------------------- transformers' processors
 def read_image_processor(
-    folder: Path, image_size: Any = None
+    folder: Path, image_size: Any
 ) -> tuple[dict[str, Any], str | None]:
     """Read preprocessing from the files of a transformers image processor.
 
@@ -157,7 +158,7 @@ def read_image_processor(
                 source = str(folder / name)
     if source is None:
         return {}, None
-    return _Processor(values, source).read(_pair(image_size)), source
+    return _Processor(values, source).read(as_pair(image_size)), source
 
 
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
@@ -172,12 +173,6 @@ def _is_image_processor(values: dict[str, Any]) -> bool:
     }
     steps = any(key.startswith("do_") and key != "do_lower_case" for key in values)
     return steps or not keys.isdisjoint(values)
-
-
-def _pair(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 class _Processor:
@@ -199,7 +194,7 @@ class _Processor:
     def refused(self, key: str, advice: str) -> ValueError:
         return _refused(self.source, key, self.values.get(key), advice)
 
-    def read(self, wanted: tuple[int, int] | None) -> dict[str, Any]:
+    def read(self, wanted: tuple[int, int]) -> dict[str, Any]:
         """Return ``preprocess_cfg`` entries for an input of the wanted size."""
         self.check_steps()
         found: dict[str, Any] = dict(SIGLIP if self.is_siglip else OPENAI)
@@ -238,11 +233,11 @@ class _Processor:
             if self.values.get(key):
                 raise self.refused(key, "state size and crop in pixels, and no more")
 
-    def resizing(self, wanted: tuple[int, int] | None) -> dict[str, Any]:
+    def resizing(self, wanted: tuple[int, int]) -> dict[str, Any]:
         """Return how pictures get their size."""
         crops = self.values.get("do_center_crop")
         crops = not self.is_siglip if crops is None else crops
-        height, width = wanted or (224, 224)
+        height, width = wanted
         size = self.values.get("size")
         if size is None and self.is_siglip:
             size = {"height": height, "width": width}
@@ -268,11 +263,11 @@ class _Processor:
             raise self.refused("size", "a crop can follow a square only")
         return {"resize_mode": "squash", "resize_to": whole[0]}
 
-    def crop(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+    def crop(self, wanted: tuple[int, int]) -> tuple[int, int]:
         """Return the size of the centre crop, which must be the tower's."""
         given = self.values.get("crop_size")
         if given is None:
-            given = dict(zip(("height", "width"), wanted or (224, 224), strict=True))
+            given = {"height": wanted[0], "width": wanted[1]}
         if _is_size(given):
             given = {"height": given, "width": given}
         pair = isinstance(given, dict) and set(given) == {"height", "width"}
@@ -282,11 +277,8 @@ class _Processor:
         self.fits("crop_size", crop, wanted)
         return crop
 
-    def fits(
-        self, key: str, size: tuple[int, int], wanted: tuple[int, int] | None
-    ) -> None:
+    def fits(self, key: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
         """Make sure that pictures come out at the tower's size."""
-        if wanted is not None and size != wanted:
-            raise self.refused(
-                key, f"the image tower takes {wanted[0]} x {wanted[1]} pixels"
-            )
+        if size != wanted:
+            advice = f"the image tower takes {wanted[0]} x {wanted[1]} pixels"
+            raise self.refused(key, advice)

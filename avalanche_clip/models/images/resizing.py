@@ -16,27 +16,6 @@ from torch import Tensor
 _LARGEST_SHARE = 64
 
 
-def spatial_transform(
-    size: tuple[int, int],
-    interpolation: str,
-    resize_mode: str = "shortest",
-    *,
-    resize_to: int | None = None,
-    fill_color: int = 0,
-) -> Callable[[Any], Any]:
-    """Make what brings a picture or tensor to a size, the same each time.
-
-    The options are those of :class:`~avalanche_clip.models.Preprocessing`.
-    """
-    from torchvision import transforms as tv
-
-    side = resize_to
-    if side is None and resize_mode == "shortest" and size[0] == size[1]:
-        side = size[0]
-    mode = tv.InterpolationMode(interpolation)
-    return _Fit(size, mode, resize_mode, side, fill_color)
-
-
 def height_width(image: Any) -> tuple[int, int]:
     """Return height and width of a PIL image or a tensor ``(..., H, W)``."""
     if isinstance(image, Tensor):
@@ -44,40 +23,53 @@ def height_width(image: Any) -> tuple[int, int]:
     return image.height, image.width
 
 
+def as_pair(size: Any) -> tuple[int, int]:
+    """Return height and width of a size, which may be the side of a square."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
 @dataclass(frozen=True)
-class _Fit:
-    """Resize in one of the ways, then crop the centre or pad.
+class Fit:
+    """Bring a picture or tensor to a size, the same each time.
+
+    The options are those of :class:`~avalanche_clip.models.Preprocessing`.
 
     :param size: height and width of the result.
-    :param mode: torchvision's ``InterpolationMode``.
-    :param way: ``"squash"``: both sides whatever the picture's shape;
-        ``"shortest"``: the shorter side, or, without ``side``, so that a box of the
-        size is just covered; ``"longest"``: so that the picture fits, padded.
-    :param side: length to which sides are resized before the crop.
-    :param fill: of the padding, 0 to 255.
+    :param interpolation: ``"bicubic"`` or ``"bilinear"``.
+    :param resize_mode: ``"squash"``: both sides whatever the picture's shape;
+        ``"shortest"``: the shorter side, or, for oblong sizes without
+        ``resize_to``, so that a box of the size is just covered; ``"longest"``: so
+        that the picture fits, padded.
+    :param resize_to: length to which sides are resized before the crop.
+    :param fill_color: of the padding, 0 to 255.
     """
 
     size: tuple[int, int]
-    mode: Any
-    way: str
-    side: int | None
-    fill: int
+    interpolation: str
+    resize_mode: str = "shortest"
+    resize_to: int | None = None
+    fill_color: int = 0
 
     def __call__(self, image: Any) -> Any:
+        from torchvision.transforms import InterpolationMode
+
+        mode = InterpolationMode(self.interpolation)
         target = self._target(height_width(image))
-        if self.way == "longest":
-            return self._padded(_resized(image, target, self.mode))
-        return resize_and_crop(image, target, self.size, self.mode)
+        if self.resize_mode == "longest":
+            return self._padded(_resized(image, target, mode))
+        return resize_and_crop(image, target, self.size, mode)
 
     def _target(self, lengths: tuple[int, int]) -> Sequence[int]:
         """Height and width to which a picture is resized."""
-        side = self.side
-        if self.way == "squash":
+        side = self.resize_to
+        if self.resize_mode == "squash":
             return self.size if side is None else (side, side)
-        if self.way == "shortest" and side is not None:
+        if side is None and self.size[0] == self.size[1]:
+            side = self.size[0]
+        if self.resize_mode == "shortest" and side is not None:
             # torchvision's rounding
             return [int(side * length / min(lengths)) for length in lengths]
-        pick = max if self.way == "longest" else min
+        pick = max if self.resize_mode == "longest" else min
         ratio = pick(length / size for length, size in zip(lengths, self.size))
         return [max(1, round(length / ratio)) for length in lengths]
 
@@ -86,7 +78,8 @@ class _Fit:
 
         lengths = height_width(image)
         rows, columns = (max(s - n, 0) for s, n in zip(self.size, lengths))
-        fill = self.fill / 255 if isinstance(image, Tensor) else (self.fill,) * 3
+        grey = self.fill_color
+        fill = grey / 255 if isinstance(image, Tensor) else (grey,) * 3
         border = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
         return center_crop(pad(image, border, fill=fill), list(self.size))
 

@@ -9,26 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_size
 from avalanche_clip.common.pictures import picture_to_rgb
 from avalanche_clip.models.images.augmentation import TinyAugmentation
 from avalanche_clip.models.images.preprocessing import check_preprocess
-from avalanche_clip.models.images.resizing import spatial_transform
+from avalanche_clip.models.images.resizing import Fit
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _GREY = np.stack([_LUMA] * 3)
 _IDENTITY = np.eye(3)
 _WHITE = (255, 255, 255)
-# Greys below this are ink: compression leaves a faint halo around drawings.
-_INK = 243
-# YIQ <-> RGB, in which a turn of hue is a plane rotation
-_TO_YIQ = np.array(
-    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
-)
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+# Darker greys are ink: compression leaves a faint halo around drawings.
+_IS_INK = [255 * (grey < 243) for grey in range(256)]
 
 
 @dataclass(frozen=True)
@@ -154,24 +149,16 @@ def to_rgb(
     return image.expand(3, -1, -1)
 
 
-def content_square(drawing: Image.Image, margin: float = 1.0) -> tuple[float, ...]:
-    """Find the square around everything that is not white.
+def content_square(drawing: Image.Image) -> tuple[float, ...]:
+    """Find the square around everything that is not white, and a pixel more.
 
     :param drawing: RGB image.
-    :param margin: border to leave around it, in pixels.
     :return: left and upper edge and side of the square, in pixels; it may
         reach beyond the image. A white image gives the whole image.
     """
-    ink = np.asarray(drawing.convert("L")) < _INK
-    columns = np.flatnonzero(ink.any(0)).tolist()
-    rows = np.flatnonzero(ink.any(1)).tolist()
-    if rows:
-        left, right = columns[0], columns[-1] + 1
-        upper, lower = rows[0], rows[-1] + 1
-        side = max(right - left, lower - upper) + 2 * margin
-    else:
-        left, upper, (right, lower) = 0, 0, drawing.size
-        side = float(max(drawing.size))
+    found = drawing.convert("L").point(_IS_INK).getbbox()
+    left, upper, right, lower = found or (0, 0, *drawing.size)
+    side = max(right - left, lower - upper) + (2.0 if found else 0.0)
     return (left + right - side) / 2, (upper + lower - side) / 2, side
 
 
@@ -193,7 +180,13 @@ class ImageTransform:
     def __init__(self, preprocessing: Preprocessing, train: bool = False) -> None:
         self.preprocessing = preprocessing
         self.deterministic = not train
-        self._spatial = _spatial(preprocessing, train)
+        self._spatial: Callable[[Any], Any] = _spatial(preprocessing)
+        if train:
+            from torchvision import transforms as tv
+
+            mode = tv.InterpolationMode.BICUBIC
+            size = preprocessing.size
+            self._spatial = tv.RandomResizedCrop(size, (0.9, 1.0), interpolation=mode)
         self._mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
         self._std = torch.tensor(preprocessing.std).view(3, 1, 1)
 
@@ -239,28 +232,17 @@ def _planes(image: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _spatial(cfg: Preprocessing, train: bool) -> Callable[[Any], Any]:
-    if not train:
-        return spatial_transform(
-            cfg.size,
-            cfg.interpolation,
-            cfg.resize_mode,
-            resize_to=cfg.resize_to,
-            fill_color=cfg.fill_color,
-        )
-    from torchvision import transforms as tv
-
-    return tv.RandomResizedCrop(
-        cfg.size, scale=(0.9, 1.0), interpolation=tv.InterpolationMode.BICUBIC
-    )
+def _spatial(cfg: Preprocessing) -> Fit:
+    resizing = cfg.interpolation, cfg.resize_mode, cfg.resize_to, cfg.fill_color
+    return Fit(cfg.size, *resizing)
 
 
 class TinyTransform:
     """Fast augmentation of small drawings: one affine map, one colour matrix.
 
     Images of another size are first brought to the model's size. Everything
-    that is linear in colour (brightness, contrast, saturation, hue, loss of
-    colour) is one 3x3 matrix, applied with the normalisation.
+    that is linear in colour (brightness, contrast, saturation) is one 3x3 matrix,
+    applied with the normalisation.
 
     :param preprocessing: the model's settings; its size is square.
     :param augmentation: ranges of the random maps.
@@ -281,11 +263,7 @@ class TinyTransform:
             )
         self.preprocessing = preprocessing
         self.augmentation = augmentation
-        self._fit = _spatial(preprocessing, train=False)
-        self._resample = {
-            "bilinear": Image.Resampling.BILINEAR,
-            "bicubic": Image.Resampling.BICUBIC,
-        }[augmentation.interpolation]
+        self._fit = _spatial(preprocessing)
         self._mean = np.asarray(preprocessing.mean).reshape(3, 1)
         self._std = np.asarray(preprocessing.std).reshape(3, 1)
         self._low = ((0 - self._mean) / self._std).astype(np.float32)
@@ -298,31 +276,16 @@ class TinyTransform:
         side = self.preprocessing.size[0]
         if drawing.size != (side, side):
             drawing = self._fit(drawing)
+        # more than are used, so that a seed places drawings as it always did
         draws = torch.rand(13).tolist()
-        drawing = self._restyled(drawing, draws[12])
         drawing = drawing.transform(
             (side, side),
             Image.Transform.AFFINE,
             self._placed(self._affine(draws[:5], side), drawing),
-            resample=self._resample,
+            resample=Image.Resampling.BILINEAR,
             fillcolor=_WHITE,
         )
-        if draws[10] < self.augmentation.blur:
-            drawing = drawing.filter(ImageFilter.GaussianBlur(0.5 + 0.5 * draws[11]))
-        return torch.from_numpy(self._colour(_planes(drawing), draws[5:10]))
-
-    def _restyled(self, drawing: Image.Image, draw: float) -> Image.Image:
-        """Change outlines or texture as another artist might."""
-        aug = self.augmentation
-        for share, kind in (
-            (aug.thin, ImageFilter.MaxFilter),
-            (aug.flatten, ImageFilter.MedianFilter),
-            (aug.thicken, ImageFilter.MinFilter),
-        ):
-            if draw < share:
-                return drawing.filter(kind(3))
-            draw -= share
-        return drawing
+        return torch.from_numpy(self._colour(_planes(drawing), draws[5:8]))
 
     def _placed(
         self, affine: tuple[float, ...], drawing: Image.Image
@@ -340,14 +303,12 @@ class TinyTransform:
         aug = self.augmentation
         zoom = aug.scale[0] + (aug.scale[1] - aug.scale[0]) * draws[0]
         angle = math.radians(aug.degrees * (2 * draws[1] - 1))
-        shear = math.tan(math.radians(aug.shear * (2 * draws[2] - 1)))
         shift = [aug.translate * side * (2 * d - 1) for d in draws[3:5]]
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-        a, b = cos, sin + shear * cos
-        d, e = -sin, cos - shear * sin
         centre = side / 2  # PIL evaluates the map at pixel centres, x + 0.5
         x, y = centre + shift[0], centre + shift[1]
-        return (a, b, centre - a * x - b * y, d, e, centre - d * x - e * y)
+        left, upper = centre - cos * x - sin * y, centre + sin * x - cos * y
+        return (cos, sin, left, -sin, cos, upper)
 
     def _colour(self, planes: np.ndarray, draws: list[float]) -> np.ndarray:
         """Change colours and normalise, bytes ``(3, H, W)`` to float32."""
@@ -355,14 +316,7 @@ class TinyTransform:
         bright = 1 + aug.brightness * (2 * draws[0] - 1)
         contrast = 1 + aug.contrast * (2 * draws[1] - 1)
         colourful = 1 + aug.saturation * (2 * draws[2] - 1)
-        if draws[4] < aug.grayscale:
-            colourful = 0.0
         matrix = colourful * _IDENTITY + (1 - colourful) * _GREY
-        if aug.hue:
-            turn = 2 * math.pi * aug.hue * (2 * draws[3] - 1)
-            cos, sin = math.cos(turn), math.sin(turn)
-            spin = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-            matrix = matrix @ (_FROM_YIQ @ spin @ _TO_YIQ)
         pixels = planes.reshape(3, -1).astype(np.float32)
         grey = 0.0
         if aug.contrast:
@@ -401,7 +355,7 @@ def build_transform(
             "An augmentation was given for the evaluation transform; pass train=True."
         )
     if train and augmentation is None and values.get("augmentation") is not None:
-        augmentation = TinyAugmentation(**values["augmentation"])
+        augmentation = TinyAugmentation.from_dict(values["augmentation"])
     if train and augmentation is not None:
         return TinyTransform(cfg, augmentation)
     return ImageTransform(cfg, train)

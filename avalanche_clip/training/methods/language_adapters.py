@@ -62,26 +62,6 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
         """Go back to the base tower."""
         strategy.model.language_adapters.set_languages(None)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Choose the adapters of the batch."""
-        self.route_batch(strategy, strategy.mb_x)
-
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Go back to the base tower; chunks are encoded again until here."""
-        self.end_route(strategy)
-
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Choose the adapters of the batch."""
-        self.route_batch(strategy, strategy.mb_x)
-
-    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Go back to the base tower."""
-        self.end_route(strategy)
-
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the adapters are part of the model."""
         return {}
-
-    def evaluation_failed(self, strategy: Any) -> None:
-        """Go back to the base tower."""
-        self.end_route(strategy)

@@ -31,7 +31,7 @@ _LENGTHS = ("budget_iterations", "budget_samples", "budget_macs", "train_epochs"
 
 
 class MTILTraining:
-    """Mix into a template: the optimisation of MTIL, whatever the method.
+    """The optimisation of MTIL, whatever the method: options and plan of a strategy.
 
     AdamW without weight decay; a warm-up and a cosine in each experience, the
     last of whose updates has learning rate zero (so 1000 published iterations
@@ -40,17 +40,95 @@ class MTILTraining:
     :param lr: learning rate, or one per experience (MTIL: 1e-5, but 5e-5 for
         Aircraft and MNIST); default 1e-5. Not with ``optimizer``.
     :param optimizer: replaces AdamW, with its own learning rate.
-    :param kwargs: see :class:`CLIPTemplate`.
     :raises ValueError: for a rate that is not positive, or ``lr`` beside an
         ``optimizer``.
     """
 
-    clock: Any
-    experience_index: int
-    optimizer: Any
-    plan: Plan
-    planned_iterations: int
-    schedule: str | None
+    def __init__(
+        self,
+        lr: float | Sequence[float] | None = None,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+    ):
+        if optimizer is not None and lr is not None:
+            raise ValueError("Give lr or an optimizer with its own rate, not both.")
+        self.rates = _rates(LEARNING_RATE if lr is None else lr)
+        self.optimizer = optimizer
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Options of a template: those that are given, and MTIL's.
+
+        :param given: options of a strategy beside the learning rate.
+        """
+        own = partial(torch.optim.AdamW, lr=self.rates[0], weight_decay=0.0)
+        options: dict[str, Any] = {
+            "optimizer": self.optimizer or own,
+            "train_mb_size": 64,
+            "schedule": "cosine",
+            "warmup_iterations": WARMUP,
+            "later_warmup_iterations": given.get("warmup_iterations", WARMUP),
+        }
+        if not isinstance(self.optimizer, Optimizer):
+            options["param_groups"] = one_group
+        if not any(given.get(name) is not None for name in _LENGTHS):
+            options["budget_iterations"] = ITERATIONS
+        return {**options, **given}
+
+    def plan(self, strategy: Any) -> None:
+        """Let a strategy that has just been built follow the rates.
+
+        :param strategy: gets ``learning_rates`` and another ``plan``.
+        """
+        strategy.learning_rates = self.rates
+        own = self.optimizer is None and len(self.rates) > 1
+        strategy.plan = _Plan(strategy, self.rates if own else None)
+
+
+class _Plan(Plan):
+    """A rate per experience, and a cosine that ends at zero.
+
+    :param rates: of the experiences; None for that of the optimiser.
+    """
+
+    def __init__(self, strategy: Any, rates: Sequence[float] | None):
+        super().__init__(strategy)
+        self.rates = rates
+
+    def set_learning_rate(self) -> None:
+        """Set the rates of the coming step."""
+        strategy, warmup = self.strategy, self.warmup
+        groups, index = strategy.optimizer.param_groups, strategy.experience_index
+        if self.rates and strategy.clock.train_exp_iterations == 0:
+            if index >= len(self.rates):
+                raise ValueError(
+                    f"There are {len(self.rates)} learning rates, but this is "
+                    f"experience number {index + 1}; give one per experience."
+                )
+            for group in groups:
+                # Other rates are those of plugins' own groups.
+                if group.get("initial_lr", group["lr"]) in self.rates:
+                    group["initial_lr"] = group["lr"] = self.rates[index]
+        if strategy.schedule != "cosine":
+            super().set_learning_rate()
+            return
+        last = max(self.iterations - 1, warmup + 1)
+        step = min(strategy.clock.train_exp_iterations, last)
+        for group in groups:
+            base = float(group["initial_lr"])
+            group["lr"] = learning_rate("cosine", step, last, base=base, warmup=warmup)
+
+
+class FineTuning(ContrastiveTemplate):
+    """MTIL's optimisation without a method: give the plugins of a baseline.
+
+    On image-text pairs the logit scale is trained, unless a plugin freezes it
+    (:class:`FrozenLogitScalePlugin`; those of :func:`zscl_variants` do).
+
+    :param lr: see :class:`MTILTraining`.
+    :param optimizer: see :class:`MTILTraining`.
+    :param kwargs: see :class:`ContrastiveTemplate`.
+    """
+
+    learning_rates: tuple[float, ...]
 
     def __init__(
         self,
@@ -59,77 +137,29 @@ class MTILTraining:
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         **kwargs: Any,
     ):
-        if optimizer is not None and lr is not None:
-            raise ValueError("Give lr or an optimizer with its own rate, not both.")
-        self.learning_rates = _rates(LEARNING_RATE if lr is None else lr)
-        self._own_rates = optimizer is None
-        if optimizer is None:
-            optimizer = partial(
-                torch.optim.AdamW, lr=self.learning_rates[0], weight_decay=0.0
-            )
-        if not isinstance(optimizer, Optimizer):
-            kwargs.setdefault("param_groups", one_group)
-        if not any(kwargs.get(name) is not None for name in _LENGTHS):
-            kwargs["budget_iterations"] = ITERATIONS
-        defaults = {
-            "train_mb_size": 64,
-            "schedule": "cosine",
-            "warmup_iterations": WARMUP,
-            "later_warmup_iterations": kwargs.get("warmup_iterations", WARMUP),
-        }
-        options: Any = {"optimizer": optimizer, **defaults, **kwargs}
-        super().__init__(**options)
-
-    def _set_learning_rate(self) -> None:
-        several = self._own_rates and len(self.learning_rates) > 1
-        if several and self.clock.train_exp_iterations == 0:
-            rate = self._rate_of_experience()
-            for group in self.optimizer.param_groups:
-                # Other rates are those of plugins' own groups.
-                if group.get("initial_lr", group["lr"]) in self.learning_rates:
-                    group["initial_lr"] = group["lr"] = rate
-        if self.schedule != "cosine":
-            super()._set_learning_rate()  # type: ignore[misc]
-            return
-        warmup = self.plan.warmup
-        last = max(self.planned_iterations - 1, warmup + 1)
-        step = min(self.clock.train_exp_iterations, last)
-        for group in self.optimizer.param_groups:
-            base = float(group["initial_lr"])
-            group["lr"] = learning_rate("cosine", step, last, base=base, warmup=warmup)
-
-    def _rate_of_experience(self) -> float:
-        if self.experience_index >= len(self.learning_rates):
-            raise ValueError(
-                f"There are {len(self.learning_rates)} learning rates, but this is "
-                f"experience number {self.experience_index + 1}; give one per "
-                "experience."
-            )
-        return self.learning_rates[self.experience_index]
+        training = MTILTraining(lr, optimizer)
+        super().__init__(**training.options(kwargs))
+        training.plan(self)
 
 
-class FineTuning(MTILTraining, ContrastiveTemplate):
-    """MTIL's optimisation without a method: give the plugins of a baseline.
-
-    On image-text pairs the logit scale is trained, unless a plugin freezes it
-    (:class:`FrozenLogitScalePlugin`; those of :func:`zscl_variants` do).
-
-    :param kwargs: see :class:`MTILTraining` and :class:`ContrastiveTemplate`.
-    """
-
-
-class ClassNameFineTuning(MTILTraining, ClassNameTemplate):
+class ClassNameFineTuning(ClassNameTemplate):
     """The same on images with class names, as in MTIL: all but the scale is trained.
 
+    :param lr: see :class:`MTILTraining`.
+    :param optimizer: see :class:`MTILTraining`.
     :param label_smoothing: of the cross-entropy (MTIL 0.2).
     :param train_logit_scale: whether to train the logit scale too.
     :param plugins: those of the method.
-    :param kwargs: see :class:`MTILTraining` and :class:`ClassNameTemplate`.
+    :param kwargs: see :class:`ClassNameTemplate`.
     """
+
+    learning_rates: tuple[float, ...]
 
     def __init__(
         self,
         *,
+        lr: float | Sequence[float] | None = None,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         label_smoothing: float = LABEL_SMOOTHING,
         train_logit_scale: bool = False,
         plugins: Sequence[Any] | None = None,
@@ -139,7 +169,10 @@ class ClassNameFineTuning(MTILTraining, ClassNameTemplate):
         frozen = any(isinstance(p, FrozenLogitScalePlugin) for p in chosen)
         if not (train_logit_scale or frozen):
             chosen.append(FrozenLogitScalePlugin())
-        super().__init__(label_smoothing=label_smoothing, plugins=chosen, **kwargs)
+        training = MTILTraining(lr, optimizer)
+        own = {"label_smoothing": label_smoothing, "plugins": chosen}
+        super().__init__(**training.options({**own, **kwargs}))
+        training.plan(self)
 
 
 def _rates(lr: Any) -> tuple[float, ...]:

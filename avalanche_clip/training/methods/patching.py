@@ -141,13 +141,19 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
         return [stream[step.place].dataset for step in steps]
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise with a plugin that continues from other weights."""
+        """Raise with a plugin that continues from other weights, or routes batches."""
         for contract in strategy.contracts:
+            name = type(contract.wrapped).__name__
             if contract.starts_elsewhere:
                 raise ValueError(
                     "PatchingPlugin continues from the patched weights, but "
-                    f"{type(contract.wrapped).__name__} starts each step from others; "
-                    "use one."
+                    f"{name} starts each step from others; use one."
+                )
+            if contract.routes_batches:
+                raise ValueError(
+                    "PatchingPlugin replaces and scores the weights of the model as "
+                    f"one, but {name} routes batches through parts that are frozen "
+                    "after their step; use one."
                 )
 
 

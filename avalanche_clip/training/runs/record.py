@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import subprocess
 from importlib import metadata
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip import __version__
-from avalanche_clip.common.plain import mapped
 
 _PACKAGES = (
     "avalanche-lib",
@@ -106,17 +104,3 @@ def nominal_units(strategy: Any) -> float | None:
     for contract in strategy.contracts:
         units *= contract.nominal_cost
     return units
-
-
-def strict(value: Any) -> Any:
-    """Replace NaN and infinity by null, which strict JSON readers accept.
-
-    >>> strict({"E": [0.5, float("nan")]})
-    {'E': [0.5, None]}
-    """
-    return mapped(
-        value,
-        lambda leaf, path: (
-            None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
-        ),
-    )

@@ -68,8 +68,8 @@ class ClassNameTemplate(CLIPTemplate):
 
     A plugin may define ``class_logits(strategy, image_features)``, which
     returns the logits of an evaluation batch or None (see
-    :meth:`variant_logits`), and ``image_context(strategy)``, a context in which
-    the images of an evaluation batch are encoded.
+    :meth:`variant_logits`); the images of the batch are encoded with what it chooses
+    in ``route_batch``.
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param label_space: columns in training: ``"current"``, the classes of the
@@ -317,13 +317,12 @@ class ClassNameTemplate(CLIPTemplate):
 
 
 def _check_combination(strategy: ClassNameTemplate) -> None:
-    for hook in ("class_logits", "image_context"):
-        owners = [c.wrapped for c in strategy.contracts if defines(c, hook)]
-        if len(owners) > 1:
-            raise ValueError(
-                f"{[type(p).__name__ for p in owners]} all define {hook}; at most one "
-                "plugin may decide how classes are scored."
-            )
+    owners = [c.wrapped for c in strategy.contracts if defines(c, "class_logits")]
+    if len(owners) > 1:
+        raise ValueError(
+            f"{[type(p).__name__ for p in owners]} all define class_logits; at most "
+            "one plugin may decide how classes are scored."
+        )
     for metric in strategy.evaluator.metrics:
         if isinstance(metric, RetrievalMetric):
             raise ValueError(

@@ -15,6 +15,7 @@ from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
 from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
+from avalanche_clip.training.templates.contract import routed
 from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.label_spaces import LabelSpaces
 
@@ -126,9 +127,7 @@ class ClassScorer:
         """Logits of the evaluation batch; ``mb_features`` becomes what they are of."""
         strategy = self.strategy
         model, contracts = strategy.model, strategy.contracts
-        asked = [contract.image_context(strategy) for contract in contracts]
-        contexts = [context for context in asked if context is not None]
-        with contexts[0] if contexts else nullcontext(), strategy.autocast():
+        with routed(strategy, strategy.mb_x), strategy.autocast():
             raw = model.encode_image(strategy.mb_x["image"], normalize=False)
         features, norm = unit_features(raw.float())
         bias = getattr(model, "logit_bias", None)

@@ -33,6 +33,7 @@ from avalanche_clip.training.templates.compatibility import (
     in_order,
     running_order,
 )
+from avalanche_clip.training.templates.contract import routed
 from avalanche_clip.training.templates.evaluation import (
     by_stream,
     noted,
@@ -324,12 +325,13 @@ class CLIPTemplate(StepTemplate):
             self.loss_terms = {}
 
             self._before_forward(**kwargs)
-            self.mb_output = self.forward()
-            self._after_forward(**kwargs)
+            with routed(self, self.mb_x):
+                self.mb_output = self.forward()
+                self._after_forward(**kwargs)
 
-            self.add_loss("criterion", self.criterion())
-            self._before_backward(**kwargs)
-            self.backward()
+                self.add_loss("criterion", self.criterion())
+                self._before_backward(**kwargs)
+                self.backward()
             self._after_backward(**kwargs)
 
             self._before_update(**kwargs)

@@ -73,6 +73,12 @@ REFUSED: dict[type, str] = {
     ),
 }
 """Class of a stock plugin -> why it is refused and what replaces it."""
+EXCLUSIVE = {
+    "replays_data": "add earlier samples, so that one could be in a batch twice",
+    "routes_batches": "choose what the samples of a batch pass",
+    "changes_text_table": "change the token table",
+}
+"""Roles that one plugin of a strategy may have -> what several would all do."""
 
 
 class _Refused(PluginContract):
@@ -183,6 +189,12 @@ def check_plugins(strategy: Any) -> None:
                 f"Several {cls.__name__}s would do the same more than once; use one "
                 "(some strategies have their own)."
             )
+    for role, deed in EXCLUSIVE.items():
+        owners = [c for c in strategy.contracts if getattr(c, role)]
+        if len(owners) > 1:
+            names = " and ".join(type(c.wrapped).__name__ for c in owners)
+            raise ValueError(f"{names} would both {deed}; use one of them.")
+    for contract in strategy.contracts:
         contract.check_compatible(strategy)
 
 

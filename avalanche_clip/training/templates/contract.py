@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
 from functools import cache, partial, partialmethod
 from typing import Any
@@ -19,17 +19,28 @@ import numpy as np
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_clip.common.checks import closest
 from avalanche_clip.common.plain import as_number, is_plain
 
 _LONG = 100
+_ALIKE = 0.9
+"""How alike the names of a method and of a hook are that was probably meant."""
 _REPAIRED: set[tuple[Any, str]] = set()
 FORMER = {
     "replaces_deployed_weights": "replaces_deployed",
     "starts_fresh": "fresh_start",
     "budget_factor": "budget_multiplier",
     "keeps_per_weight_state": "active_rows_safe",
+    "route_batch": "image_context",
 }
 """Name of the contract -> the name that it had, which plain plugins may still use."""
+
+
+@cache
+def _hooks() -> tuple[str, ...]:
+    """Names of more than one word that a plugin's methods are called by."""
+    names = (n for n in dir(MethodPlugin) if "_" in n.strip("_"))
+    return tuple(n for n in names if n[0] != "_" and callable(getattr(MethodPlugin, n)))
 
 
 class MethodPlugin(SupervisedPlugin):
@@ -59,11 +70,11 @@ class MethodPlugin(SupervisedPlugin):
     """Keeps something for each weight beside the optimiser (EWC, averaging); None: it
     is not known."""
     replays_data: bool = False
-    """Trains on data of earlier experiences."""
+    """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
-    """Chooses what the samples of a batch pass (:meth:`route_batch`)."""
+    """Chooses what the samples of a batch pass (:meth:`route_batch`); one may."""
     changes_text_table: bool = False
-    """Changes the tokenizer or the size of the token table."""
+    """Changes the tokenizer or the size of the token table; one may."""
     sets_learning_rate: bool = False
     """Sets the learning rate in place of the strategy's schedule."""
     only_one: bool = False
@@ -93,6 +104,21 @@ class MethodPlugin(SupervisedPlugin):
                 raise TypeError(
                     f"{cls.__name__} defines {former}, which a MethodPlugin is not "
                     f"asked for; it is {name} now (see MethodPlugin.{name})."
+                )
+        for base in cls.__mro__:
+            if vars(base).get("__slots__"):
+                raise TypeError(
+                    f"{cls.__name__} has __slots__ {base.__slots__!r}, whose values "  # type: ignore[attr-defined]
+                    "checkpoints would not hold; leave __slots__ out."
+                )
+        for name, value in vars(cls).items():
+            if name.startswith("_") or not callable(value) or name in _hooks():
+                continue
+            meant = closest(name, _hooks(), cutoff=_ALIKE)
+            if meant is not None:
+                raise TypeError(
+                    f"{cls.__name__}.{name} is never called. Did you mean {meant!r}? A "
+                    "method of another purpose needs a name less like that of a hook."
                 )
 
     @property
@@ -215,20 +241,20 @@ class MethodPlugin(SupervisedPlugin):
         """Undo what was begun for an evaluation that has failed."""
 
     def route_batch(self, strategy: Any, batch: Any) -> None:
-        """Choose what the samples of a batch outside the loop pass; see `routed`.
+        """Choose what the samples of a batch pass, until :meth:`end_route`.
+
+        Called before each batch is encoded, in training and in evaluation (the images
+        alone by strategies on class names), and by plugins that encode batches of
+        their own; ``strategy.is_training`` and ``strategy.mb_x`` tell them apart.
 
         :param batch: about to be encoded.
         """
 
     def end_route(self, strategy: Any) -> None:
-        """Go back to the base model after :meth:`route_batch`."""
+        """Go back to the base model, after the backward pass in training.
 
-    def image_context(self, strategy: Any) -> AbstractContextManager[Any] | None:
-        """Context in which the images of an evaluation batch are encoded.
-
-        One plugin at most may have it, with strategies on class names only.
+        Also called when the batch has failed, and if :meth:`route_batch` has.
         """
-        return None
 
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Logits ``(B, C)`` of an evaluation batch; None for the strategy's own.
@@ -280,6 +306,7 @@ class PluginContract(MethodPlugin):
     def __init__(self, plugin: Any):
         super().__init__()
         self._plugin = plugin
+        self._route = ExitStack()
 
     @property
     def wrapped(self) -> Any:
@@ -304,6 +331,21 @@ class PluginContract(MethodPlugin):
         if self.has("stateless"):
             return bool(self._plugin.stateless)
         return not vars(self._plugin) and not self.has("state_dict")
+
+    def route_batch(self, strategy: Any, batch: Any) -> None:
+        """As the plugin does; ``image_context`` is for images of an evaluation."""
+        if self.has("route_batch"):
+            self._plugin.route_batch(strategy, batch)
+        elif self.has("image_context") and batch is strategy.mb_x:
+            if not (strategy.is_training or strategy.reads_captions):
+                context = self._plugin.image_context(strategy)
+                self._route.enter_context(context or nullcontext())
+
+    def end_route(self, strategy: Any) -> None:
+        """Leave the context of :meth:`route_batch`, or as the plugin does."""
+        self._route.close()
+        if self.has("end_route"):
+            self._plugin.end_route(strategy)
 
     def identity(self) -> dict[str, Any]:
         """Settings that the plugin tells, and those of Avalanche's own plugins."""
@@ -373,13 +415,11 @@ def routed(strategy: Any, batch: Any) -> Iterator[None]:
     :param strategy: whose plugins choose what the samples of the batch pass.
     :param batch: about to be encoded.
     """
-    for contract in strategy.contracts:
-        contract.route_batch(strategy, batch)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for contract in strategy.contracts:
-            contract.end_route(strategy)
+            stack.callback(contract.end_route, strategy)
+            contract.route_batch(strategy, batch)
+        yield
 
 
 def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.fingerprint import FingerprintCache
 
 TEXTS_PER_PASS = 256
@@ -39,7 +40,7 @@ def tower_fingerprint(model: Any, tower: str) -> str:
 
 
 class FrozenTexts:
-    """Features of fixed lists of texts, by the weights and texts they come from.
+    """Tables of the features of fixed lists of texts, by the weights and the texts.
 
     A list is encoded once for each state of a text tower, whichever plugin or
     teacher asks: two teachers with the same weights share the features. When an
@@ -50,7 +51,7 @@ class FrozenTexts:
     """
 
     def __init__(self) -> None:
-        self.features: dict[str, Tensor] = {}
+        self.features: dict[str, FeatureTable] = {}
         self.booked: set[str] = set()
         self.used: set[str] = set()
 
@@ -66,11 +67,13 @@ class FrozenTexts:
         key = f"{print_}:{texts.fingerprint()}:{strategy.precision}"
         self.used.add(key)
         if key not in self.features:
-            self.features[key] = encode_texts(strategy, model, texts)
+            self.features[key] = FeatureTable(len(texts))
+            rows = encode_texts(strategy, model, texts)
+            self.features[key].put(range(len(texts)), rows)
             if key not in self.booked:
                 strategy.compute.spend("teacher", images=0, texts=len(texts))
                 self.booked.add(key)
-        return self.features[key]
+        return self.features[key].all()
 
     def start_experience(self, prints: Collection[str]) -> None:
         """Drop what is of no more use.

@@ -64,8 +64,8 @@ def _plugins(strategy: Any) -> dict[str, Any]:
     for contract in strategy.contracts:
         if not contract.stateless and not isinstance(contract.wrapped, AVALANCHE):
             name = f"{len(found)} {type(contract.wrapped).__name__}"
-            built = strategy.built_plugins.get(id(contract))
-            found[name] = contract.identity() if built is None else built
+            built = [s for plugin, s in strategy.built_plugins if plugin is contract]
+            found[name] = built[0] if built else contract.identity()
     return found
 
 
@@ -77,11 +77,14 @@ def note_built(strategy: Any) -> None:
 
     :param strategy: about to train, or to be put where a stored run was.
     """
-    first, built = strategy.clock.train_iterations == 0, strategy.built_plugins
+    if strategy.clock.train_iterations == 0:
+        strategy.built_plugins = []
+    known = [id(plugin) for plugin, _ in strategy.built_plugins]
     for contract in strategy.contracts:
         default = type(contract).state_dict is MethodPlugin.state_dict
-        if default and (first or id(contract) not in built):
-            built[id(contract)] = copy.deepcopy(contract.identity())
+        if default and id(contract) not in known:
+            settings = copy.deepcopy(contract.identity())
+            strategy.built_plugins.append((contract, settings))
 
 
 def as_stored(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from avalanche_clip import distributed
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.accumulation import FeatureCache
+from avalanche_clip.training.templates.contract import routed
 
 _ADVICE = (
     "Lower the learning rate, clip gradients (clip_grad_norm), or use precision='fp32'."
@@ -107,7 +108,8 @@ class Step:
         strategy = self.strategy
         self._cache = None
         if not strategy.is_training:
-            return self._encode(strategy.mb_x)
+            with routed(strategy, strategy.mb_x):
+                return self._encode(strategy.mb_x)
         if strategy.accumulation_steps == 1:
             return self._encode_synced(strategy.mb_x)
         self._cache = FeatureCache(

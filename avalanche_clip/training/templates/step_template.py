@@ -75,9 +75,9 @@ class StepTemplate(SupervisedTemplate):
             model, optimizer, self._default_optimizer, self._default_groups
         )
         super().__init__(model=model, optimizer=built, device=device, **stock)
-        self._contracts: dict[int, MethodPlugin] = {}
-        self.built_plugins: dict[int, dict[str, Any]] = {}
-        """Settings of plugins by the id of their contract, see :func:`note_built`."""
+        self._contracts: list[MethodPlugin] = []
+        self.built_plugins: list[tuple[MethodPlugin, dict[str, Any]]] = []
+        """Plugins and their settings as they were built, see :func:`note_built`."""
         self._pending: Any = None
         """What a run goes on with that was stored inside an experience."""
         self.run: Any = None
@@ -107,11 +107,9 @@ class StepTemplate(SupervisedTemplate):
     @property
     def contracts(self) -> list[MethodPlugin]:
         """What is asked of each plugin, in their order (see :class:`MethodPlugin`)."""
-        for plugin in self.plugins:
-            known = self._contracts.get(id(plugin))
-            if known is None or known.wrapped is not plugin:
-                self._contracts[id(plugin)] = contract_of(plugin)
-        return [self._contracts[id(plugin)] for plugin in self.plugins]
+        known = {id(contract.wrapped): contract for contract in self._contracts}
+        self._contracts = [known.get(id(p)) or contract_of(p) for p in self.plugins]
+        return self._contracts
 
     @property
     def experience_index(self) -> int:  # type: ignore[override]

@@ -132,6 +132,7 @@ def test_improvement__is_negative_forgetting():
         [[1.0], [2.0]],
         [1.0, 2.0],
         np.zeros(3),
+        np.array(3.0),
         np.zeros((3, 2)),
         [["a"]],
         None,

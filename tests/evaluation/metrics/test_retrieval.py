@@ -147,6 +147,8 @@ def test_retrieval_metric__refuses_tokens_for_some_batches_only():
     metric.update(torch.eye(2), torch.eye(2), None, torch.tensor([[1], [2]]))
     with pytest.raises(ValueError, match="some batches"):
         metric.update(torch.eye(2), torch.eye(2))
+    with pytest.raises(ValueError, match="3 languages given, 2 are needed"):
+        RetrievalMetric().update(torch.eye(2), torch.eye(2), languages=torch.zeros(3))
 
 
 def test_retrieval_metric__options_are_checked_at_construction():

@@ -69,6 +69,33 @@ def test_comparison__different_data_are_pointed_out(tmp_path):
     assert "different data" in page.text
 
 
+def test_comparison__values_that_a_method_lacks_are_dashes(tmp_path):
+    results = runs(seeds=1)
+    for result, space in zip(results, ("seen", "own"), strict=True):
+        result["data"] = {**result["data"], "protocol": "class_incremental"}
+        result["config"] = {"eval_label_space": space}
+    page = Page(write_comparison(tmp_path, results))
+    assert "incremental last" in page.text and "– –" in page.text
+    stored = json.loads((tmp_path / "comparison.json").read_text())["test"]["mean_R@1"]
+    assert stored["Oracle"]["incremental_last"] == {
+        "mean": None,
+        "deviation": None,
+        "runs": [None],
+    }
+    assert stored["Sequential"]["incremental_last"]["mean"] > 0
+
+
+def test_comparison__of_runs_that_were_evaluated_at_points(tmp_path):
+    points = {"at": [0, 2], "steps": [0, 2], "samples": [10, 60]}
+    both = [make_results(m, steps=2, evaluations=points) for m in METHODS]
+    page = Page(write_comparison(tmp_path, both))
+    # Bars, the budget, and two matrices.
+    assert len(page.sources) == 4 and "method average final" in page.text
+    other = make_results("B", steps=2, evaluations={**points, "steps": [1, 2]})
+    with pytest.raises(ValueError, match="at steps .*same evaluate_at"):
+        write_comparison(tmp_path, [*both, other])
+
+
 @pytest.mark.parametrize(
     "results, options, message",
     [

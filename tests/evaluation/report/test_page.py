@@ -86,6 +86,33 @@ def test_report__several_streams_have_a_section_each(tmp_path):
     assert "Results on stream “valid/1”" in page.text and len(page.sources) == 6
 
 
+def test_report__of_a_run_that_was_evaluated_at_points(tmp_path):
+    points = {"at": {"samples": 20}, "steps": [0, 2], "samples": [10, 60]}
+    page = write(tmp_path, make_results(steps=2, evaluations=points))
+    last = make_results(steps=2)["matrices"]["test"]["mean_R@1"]["E"][-1]
+    assert f"{100 * sum(last) / 3:.1f} % mean_R@1, final" in page.text
+    assert "metric (%) final average image_to_text_R@1" in page.text
+    assert "Final is the mean" in page.text and "In-domain" not in page.text
+    assert "after 2010" in page.text and "after 2014" not in page.text
+
+
+def test_report__names_and_settings_are_escaped_everywhere(tmp_path):
+    name = """a"b'<i>&{{ 1 }}</i>"""
+    results = make_results(method=name, versions={name: [name]}) | {"seed": name}
+    results["data"] = {
+        "hash": name,
+        "counts": {name: [1, 2, 3]},
+        "labels": {stream: [name] * 3 for stream in ("train", name)},
+    }
+    results["macs"]["macs"] = [{name: 1.0}] * 3
+    results["matrices"] = {
+        name: {f"{name}R@1": results["matrices"]["test"]["mean_R@1"]}
+    }
+    page = write(tmp_path, results)
+    assert "<i>" not in (tmp_path / "report.html").read_text()
+    assert page.text.count(name) > 20 and len(page.sources) == 3
+
+
 @pytest.mark.parametrize("steps, tests", [(1, 1), (2, 3), (3, 2)])
 def test_report__any_shape_of_matrix(tmp_path, steps, tests):
     page = write(tmp_path, make_results(steps=steps, tests=tests))

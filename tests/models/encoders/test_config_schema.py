@@ -72,7 +72,7 @@ CONFIG = "config|model_cfg"
         ("config|preprocess_cfg|std", [0, 1, 1], "std"),
         ("config|preprocess_cfg|sized", 3, "Did you mean 'size'"),
         ("config|preprocess_cfg|augmentation", {"scales": 1}, "Did you mean 'scale'"),
-        ("config|preprocess_cfg|augmentation", {"hue": 3}, "hue=3"),
+        ("config|preprocess_cfg|augmentation", {"hue": 3}, "hue is no setting"),
         ("config|preprocess_cfg|augmentation", {"scale": "x"}, "augmentation"),
         (f"{CONFIG}|text_cfg|vocab_size", 10**12, "vocab_size"),
         ("config|tokenizer|type", "bpe", "type='bpe'"),

@@ -119,7 +119,7 @@ def test_switches__are_refused_wherever_they_stand(
     path.write_text(json.dumps(facts))
     assert str(path) in refused(key, create_dual_encoder, tmp_path / "ours")
     facts["config"]["tokenizer"]["kwargs"] = {}
-    growth = {"base_rows": 40, "rows": 41, "init": "teir", "std": None, "seed": 0}
+    growth = {"base_rows": 40, "rows": 41, "init": "teir", "std": 0.1, "seed": 0}
     spec = {**facts["config"]["tokenizer"], "kwargs": kwargs}
     path.write_text(json.dumps({**facts, "growth": {**growth, "tokenizer": spec}}))
     refused(key, create_dual_encoder, tmp_path / "ours")

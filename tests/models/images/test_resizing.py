@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from avalanche_clip.models.images.resizing import resize_and_crop, spatial_transform
+from avalanche_clip.models.images.resizing import Fit, resize_and_crop
 from avalanche_clip.models.images.transforms import build_transform
 
 MODES = [InterpolationMode.BICUBIC, InterpolationMode.BILINEAR]
@@ -49,7 +49,7 @@ def test_part__equals_resizing_the_whole(size, side, mode):
 @pytest.mark.parametrize("size", [(50, 70), (33, 500), (32, 32), (500, 40)])
 @pytest.mark.parametrize("side", [28, 32, 40])
 def test_shortest__is_torchvisions_on_usual_pictures(size, side, mode):
-    ours = spatial_transform((32, 32), mode.value, resize_to=side)
+    ours = Fit((32, 32), mode.value, resize_to=side)
     reference = Compose([Resize(side, mode), CenterCrop(32)])
     image = picture(*size)
     assert np.array_equal(np.asarray(ours(image)), np.asarray(reference(image)))
@@ -60,7 +60,7 @@ def test_shortest__is_torchvisions_on_usual_pictures(size, side, mode):
 @pytest.mark.parametrize("crop", [(32, 32), (20, 28)])
 @pytest.mark.parametrize("kind", ["squash", "shortest"])
 def test_resize_to__is_honoured_in_every_mode(size, crop, kind):
-    ours = spatial_transform(crop, "bicubic", kind, resize_to=40)
+    ours = Fit(crop, "bicubic", kind, resize_to=40)
     side = (40, 40) if kind == "squash" else 40
     reference = Compose([Resize(side, InterpolationMode.BICUBIC), CenterCrop(crop)])
     image = picture(*size)
@@ -95,7 +95,7 @@ def test_strips__take_little_time_and_memory(shape, size, resize_mode, kind):
 def test_strips__of_tensors_and_pictures_are_alike(shape, kind):
     smooth = np.linspace(0, 255, shape[0] * shape[1] * 3).reshape(*shape, 3)
     image = Image.fromarray(smooth.round().astype(np.uint8))
-    ours = spatial_transform((16, 16), "bilinear", kind)
+    ours = Fit((16, 16), "bilinear", kind)
     assert torch.allclose(ours(as_tensor(image)), as_tensor(ours(image)), atol=0.01)
 
 

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from avalanche.evaluation import PluginMetric
 from avalanche.logging import CSVLogger
 
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.evaluation.metrics import spatial_disorder_metrics
+from avalanche_clip.evaluation.metrics._values import metric_values
 from avalanche_clip.training import (
     ContrastiveEWC,
     ContrastiveLwF,
@@ -261,3 +263,27 @@ def test_run_stream__metrics_of_an_earlier_run_are_forgotten(tmp_path):
     result = run_stream(strategy, benchmark, tmp_path / "two")
     (curves,) = result.results["metrics"].values()
     assert curves["initial"]["trained"] == [1, 2, 3]
+
+
+class Sometimes(PluginMetric):
+    """Has a value in some evaluations only."""
+
+    def result(self):
+        return None
+
+    def reset(self):
+        pass
+
+    def after_eval_exp(self, strategy):
+        trained = strategy.clock.train_exp_counter
+        values = {"now and then": float(trained)} if trained in (0, 2) else {}
+        return metric_values(self, strategy, values)
+
+
+def test_run_stream__a_metric_without_a_value_has_gaps_in_its_matrix(tmp_path):
+    strategy, benchmark = build(budget_iterations=1)
+    strategy.evaluator.metrics.append(Sometimes())
+    found = run_stream(strategy, benchmark, tmp_path).matrices["test"]["now and then"]
+    assert found["before"].tolist() == [0, 0, 0]
+    nan = [np.nan] * 3
+    np.testing.assert_array_equal(found["E"], [nan, [2, 2, 2], nan])

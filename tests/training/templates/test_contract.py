@@ -1,4 +1,4 @@
-from contextlib import nullcontext
+from copy import deepcopy
 from enum import Enum
 
 import numpy as np
@@ -11,7 +11,12 @@ import avalanche_clip
 from avalanche_clip import MethodPlugin
 from avalanche_clip.training import Sequential, plugins, run_stream
 from avalanche_clip.training.runs.resume import load_state, save_state
-from avalanche_clip.training.templates.compatibility import REFUSED, STOCK, contract_of
+from avalanche_clip.training.templates.compatibility import (
+    EXCLUSIVE,
+    REFUSED,
+    STOCK,
+    contract_of,
+)
 from avalanche_clip.training.templates.contract import (
     FORMER,
     PluginContract,
@@ -68,7 +73,60 @@ def test_hooks__say_what_they_are_for(name):
     assert getattr(MethodPlugin, name).__doc__
 
 
+# ------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("befor_training_iteration", "before_training_iteration"),
+        ("before_train_iteration", "before_training_iteration"),
+        ("iteration_complete", "iteration_completed"),
+        ("after_train_dataset_adaption", "after_train_dataset_adaptation"),
+        ("beforeBackward", "before_backward"),
+        ("teacher_kind", "teacher_kinds"),
+    ],
+)
+def test_misspelt_hooks__are_refused_when_the_class_is_made(name, meant):
+    with pytest.raises(TypeError, match=f"Mine.{name} is never called.*'{meant}'"):
+        type("Mine", (MethodPlugin,), {name: lambda self, strategy: None})
+
+
+def test_misspelt_hooks__helpers_and_data_are_none():
+    names = ["prepared", "check", "restore", "keyword", "before_task", "end_of_step"]
+    cls = type("Mine", (MethodPlugin,), dict.fromkeys(names, lambda self: None))
+    type("Mine", (cls,), {"_befor_forward": len, "iteration_complete": 3})
+
+
+@pytest.mark.parametrize("bases", [(MethodPlugin,), ()])
+def test_slots__are_refused_by_the_name_of_the_plugin(bases):
+    slotted = {"__slots__": ("count",)}
+    with pytest.raises(TypeError, match=r"Mine has __slots__ \('count',\).*leave"):
+        if bases:
+            type("Mine", bases, slotted)
+        else:
+            type("Mine", (type("Part", (), slotted), MethodPlugin), {})
+
+
+@pytest.mark.parametrize("role", EXCLUSIVE)
+def test_roles__one_plugin_of_a_strategy_may_have_them(role):
+    one, two = (type(n, (MethodPlugin,), {role: True})() for n in ("One", "Two"))
+    build(Sequential, plugins=[one])
+    with pytest.raises(ValueError, match=f"One and Two .*{EXCLUSIVE[role]}.*use one"):
+        build(Sequential, plugins=[one, two])
+
+
 # ------------------------------------------------------------------------- state
+def test_copied_strategy__knows_its_own_plugins():
+    counter = Counter()
+    strategy = fit(Sequential, steps=1, plugins=[counter, Plain(stateless=True)])
+    copied = deepcopy(strategy)
+    assert [c.wrapped for c in copied.contracts] == copied.plugins
+    assert copied.contracts[1] is not strategy.contracts[1]
+    copied.contracts[0].start = 9
+    assert strategy_settings(copied) == strategy_settings(strategy)
+    copied.plugins[0] = Counter(9)
+    assert strategy_settings(copied)["plugins"]["0 Counter"]["start"] == 9
+
+
 def test_state__plain_attributes_go_on_where_they_were(tmp_path):
     data = stub_benchmark()
     strategy = fit(Sequential, data, 1, plugins=[Counter()])
@@ -354,11 +412,6 @@ def test_plain_plugin__with_state_it_does_not_tell_is_refused(tmp_path):
     strategy = build(Sequential, plugins=[Plain(count=1)])
     with pytest.raises(TypeError, match=r"Plain may have state \(\['count'\]\)"):
         run_stream(strategy, stub_benchmark(), tmp_path)
-
-
-def test_image_context__none_is_the_default():
-    assert contract_of(Plain()).image_context(None) is None
-    assert contract_of(Plain(image_context=nullcontext)).image_context("x").enter_result
 
 
 # ----------------------------------------------------------------- the stock table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class RoutedEvaluation(MethodPlugin):
         self.routing: dict[str, dict[str, dict[str, int]]] = {}
         self._steps: int | None = None  # length of the training stream
         self._routes: Tensor | None = None  # of the running evaluation batch
-        self._close: Callable[[], None] | None = None
+        self._route = ExitStack()  # back to the router of training
 
     def _moe(self, strategy: Any) -> Any:
         return strategy.model.moe_adapters
@@ -76,33 +76,18 @@ class RoutedEvaluation(MethodPlugin):
             name = f"{base} ({number})"
         return name
 
-    def evaluation_failed(self, strategy: Any) -> None:
-        """Put the router of training back."""
-        self._end_scope()
-        self._routes = None
-
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Start to count how the images of this experience are routed."""
         if not strategy.in_training:
             self._table(strategy).clear()
 
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Route the next pass of a model that encodes images and captions."""
-        if strategy.reads_captions:
-            self._open_scope(strategy)
-
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Put the router of training back, and count the routes."""
-        self._end_scope()
+        """Count the routes of the batch."""
         if not strategy.in_training and self._routes is not None:
             table = self._table(strategy)
             for router, images in zip(*_counts(self._routes), strict=True):
                 table[str(router)] = table.get(str(router), 0) + images
         self._routes = None
-
-    def image_context(self, strategy: Any) -> AbstractContextManager[Any]:
-        """Context in which the images of an evaluation batch are encoded."""
-        return self._routed(strategy, with_texts=False)
 
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Compare images with the class vectors of their own routers.
@@ -122,28 +107,27 @@ class RoutedEvaluation(MethodPlugin):
             fingerprint=lambda router: moe.fingerprint("text", router),
         )
 
-    @contextmanager
-    def _routed(self, strategy: Any, with_texts: bool) -> Iterator[None]:
-        """Encode an evaluation batch with the routers that the setting asks for."""
-        moe, batch = self._moe(strategy), strategy.mb_x
+    def route_batch(self, strategy: Any, batch: Any) -> None:
+        """Choose the routers of an evaluation batch as the setting asks for."""
+        if strategy.is_training or batch is not strategy.mb_x:
+            return
+        moe, chosen = self._moe(strategy), self.auto_selector
         size, device = len(batch["image"]), batch["image"].device
-
-        chosen = self.auto_selector
-        with moe.using_router():
-            if (
-                self.router_for_eval == "auto"
-                and chosen is not None
-                and chosen.num_tasks
-            ):
+        self._route.enter_context(moe.using_router())
+        if self.router_for_eval == "auto" and chosen is not None and chosen.num_tasks:
+            with strategy.autocast():
                 routes: int | Tensor = chosen.route(batch["image"])
-            else:
-                routes = self._rule(strategy)
-            self._routes = _per_image(routes, size, device)
-            ids: dict[str, Any] = {"image": self._routes}
-            if with_texts:
-                ids["text"] = _most_frequent(self._routes)
-            moe.set_router(**{t: ids[t] for t in moe.towers if t in ids})
-            yield
+        else:
+            routes = self._rule(strategy)
+        self._routes = _per_image(routes, size, device)
+        ids: dict[str, Any] = {"image": self._routes}
+        if strategy.reads_captions:
+            ids["text"] = _most_frequent(self._routes)
+        moe.set_router(**{t: ids[t] for t in moe.towers if t in ids})
+
+    def end_route(self, strategy: Any) -> None:
+        """Put the router of training back."""
+        self._route.close()
 
     def _rule(self, strategy: Any) -> int | Tensor:
         """Router of an evaluation batch that no selector decides about."""
@@ -173,31 +157,6 @@ class RoutedEvaluation(MethodPlugin):
             benchmark = experience.logging().origin_stream.benchmark
             names = [n for n in names if belongs(self.owners[n], benchmark)]
         return self.routers[names[0]] if names else ZERO_SHOT
-
-    def _open_scope(self, strategy: Any) -> None:
-        """Route the model's passes until the batch is done or one of them fails."""
-        model, opened = strategy.model, []
-
-        def begin(module: Any, args: Any) -> None:
-            manager = self._routed(strategy, with_texts=True)
-            manager.__enter__()
-            # called after failures too, then with None
-            handle = module.register_forward_hook(end, always_call=True)
-            opened.append((manager, handle))
-
-        def end(module: Any, args: Any, output: Any) -> None:
-            manager, handle = opened.pop()
-            handle.remove()
-            manager.__exit__(None, None, None)
-            if output is None:
-                self._end_scope()
-
-        self._close = model.register_forward_pre_hook(begin, prepend=True).remove
-
-    def _end_scope(self) -> None:
-        close, self._close = self._close, None
-        if close is not None:
-            close()
 
     def _table(self, strategy: Any) -> dict[str, int]:
         experience = strategy.experience

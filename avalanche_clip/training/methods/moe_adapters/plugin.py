@@ -10,7 +10,6 @@ pairs of images and captions are ours.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,6 @@ from avalanche_clip.training.methods.moe_adapters.selector_data import (
     ImagePasses,
     selector_images,
 )
-from avalanche_clip.training.methods.patching import PatchingPlugin
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import read_step
@@ -128,7 +126,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         self.count = int(count)
         self.rank_over = rank_over
         self.balance_weight = balance_weight
-        self._run: weakref.ref[Any] | None = None
+        self._strategy: Any = None
 
     # -------------------------------------------------------------- attaching
     def check_compatible(self, strategy: Any) -> None:
@@ -137,19 +135,16 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
         :raises ValueError: see the class.
         """
         for contract in strategy.contracts:
-            plugin = contract.wrapped
-            if contract.starts_elsewhere or isinstance(plugin, PatchingPlugin):
+            if contract.starts_elsewhere:
                 raise ValueError(
-                    f"{type(plugin).__name__} replaces the weights after or before an "
+                    f"{type(contract.wrapped).__name__} replaces the weights before an "
                     "experience, and with them frozen experts; use one of it and "
                     "MoEAdaptersPlugin."
                 )
-            if isinstance(plugin, MoEAdaptersPlugin) and plugin is not self:
-                raise ValueError("Two MoEAdaptersPlugins share a model; use one.")
-        if self._run is not None and self._run() is strategy:
+        if self._strategy is strategy:
             return  # asked again, for a plugin that was added later
         self._forget()
-        self._run = weakref.ref(strategy)
+        self._strategy = strategy
         # All else is checked first: a refused model has no adapters.
         chosen = self._checked_selector(strategy)
         self._attach(strategy)
@@ -198,7 +193,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Activate the experience's router, before the optimiser is rebuilt."""
-        self._end_scope()
         experience = strategy.experience
         if isinstance(experience, OnlineCLExperience):
             raise ValueError(
@@ -351,10 +345,9 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
             for stream, rows in state["routing"].items()
         }
         if chosen is not None:
-            strategy = None if self._run is None else self._run()
-            if strategy is not None:
-                chosen.bind(strategy.model)
-                chosen.to(strategy.device)
+            # Made for a strategy, in check_compatible.
+            chosen.bind(self._strategy.model)
+            chosen.to(self._strategy.device)
             chosen.load_state_dict(state["selector"])
 
 

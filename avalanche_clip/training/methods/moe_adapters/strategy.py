@@ -7,10 +7,11 @@ the authors' released code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.peft.attached import attachment
@@ -45,7 +46,7 @@ router for all steps, no selector; one epoch per step, and training over the cla
 of the step only. The authors use batches of 64 for steps of two classes."""
 
 
-class MoEAdapters(MTILTraining, ClassNameTemplate):
+class MoEAdapters(ClassNameTemplate):
     """Mixtures of experts beside every block, a router per domain, selected by image.
 
     Template plus :class:`MoEAdaptersPlugin`. The model gets its adapters here,
@@ -67,12 +68,16 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
     :param plugin_options: further arguments of :class:`MoEAdaptersPlugin`.
     :param lr: one learning rate (default 1e-3), or one per experience, such as
         ``MTIL_RATES["full"]``.
+    :param optimizer: see :class:`MTILTraining`.
     :param label_smoothing: of the cross-entropy.
     :param plugins: further plugins; they come first, so that what they measure
         at the end of an experience still has a trainable router.
-    :param kwargs: see :class:`MTILTraining` and :class:`ClassNameTemplate`.
+    :param kwargs: see :class:`ClassNameTemplate`; defaults as in
+        :class:`MTILTraining`.
     :raises ValueError: see :class:`MoEAdaptersPlugin`.
     """
+
+    learning_rates: tuple[float, ...]
 
     def __init__(
         self,
@@ -86,6 +91,7 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
         adapter_options: Mapping[str, Any] | None = None,
         plugin_options: Mapping[str, Any] | None = None,
         lr: float | Sequence[float] | None = None,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         label_smoothing: float = LABEL_SMOOTHING,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
@@ -101,15 +107,16 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
             reference_images=reference_images,
             **(plugin_options or {}),
         )
-        if lr is None and kwargs.get("optimizer") is None:
+        if lr is None and optimizer is None:
             lr = LEARNING_RATE
+        training = MTILTraining(lr, optimizer)
         super().__init__(
             model=model,
-            lr=lr,
             label_smoothing=label_smoothing,
             plugins=[*(plugins or []), self.moe],
-            **kwargs,
+            **training.options(kwargs),
         )
+        training.plan(self)
 
 
 def _check_options(adapters: Any, options: dict[str, Any]) -> None:

@@ -12,8 +12,13 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
-from avalanche_clip.training.methods.mtil_training import LABEL_SMOOTHING, MTILTraining
+from avalanche_clip.training.methods.mtil_training import (
+    LABEL_SMOOTHING,
+    FineTuning,
+    MTILTraining,
+)
 from avalanche_clip.training.methods.vr_lwf.plugin import VocabularyReplayPlugin
 from avalanche_clip.training.methods.weight_averaging import WeightAveragingPlugin
 from avalanche_clip.training.methods.weight_consolidation import (
@@ -23,7 +28,6 @@ from avalanche_clip.training.methods.zscl.distillation import (
     ReferenceDistillationPlugin,
 )
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
-from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 
 ZSCL_CLASS_INCREMENTAL: dict[str, Any] = {
@@ -42,10 +46,35 @@ step, no consolidation. The rate is that of ImageNet-100; for TinyImageNet the a
 use 7.1e-6, and batches of 64 or 128."""
 
 
-class ZSCLMethod:
-    """Mix into a template: the method, whatever the data.
+def zscl_plugins(
+    reference_images: Any,
+    reference_texts: Any,
+    distillation_weight: float = 1.0,
+    consolidation_weight: float = 1.0,
+    averaging_interval: int | None = 100,
+    reference_options: dict[str, Any] | None = None,
+) -> list[Any]:
+    """Make the plugins of ZSCL, whatever the data; arguments as in :class:`ZSCL`.
 
-    Adds :class:`ReferenceDistillationPlugin`,
+    :return: :class:`ReferenceDistillationPlugin` first.
+    """
+    weights = dict.fromkeys(("image_weight", "text_weight"), distillation_weight)
+    options: dict[str, Any] = {**weights, **(reference_options or {})}
+    distillation = ReferenceDistillationPlugin(
+        reference_images, reference_texts, **options
+    )
+    made: list[Any] = [distillation, WeightConsolidationPlugin(consolidation_weight)]
+    if averaging_interval is not None:
+        made.append(WeightAveragingPlugin("we", interval=averaging_interval))
+    if not distillation.train_logit_scale:
+        made.append(FrozenLogitScalePlugin())
+    return made
+
+
+class ZSCL(FineTuning):
+    """Keep the zero-shot model's answers on reference data, and its weights near.
+
+    On streams of image-text pairs. Adds :class:`ReferenceDistillationPlugin`,
     :class:`WeightAveragingPlugin` and :class:`WeightConsolidationPlugin`. The
     starred variant of the paper is ``consolidation_weight=0``. The logit scale
     is not trained.
@@ -60,7 +89,7 @@ class ZSCLMethod:
     :param reference_options: further arguments of
         :class:`ReferenceDistillationPlugin`.
     :param plugins: further plugins.
-    :param kwargs: see the template.
+    :param kwargs: see :class:`FineTuning`.
     """
 
     def __init__(
@@ -76,47 +105,62 @@ class ZSCLMethod:
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        weights = {
-            "image_weight": distillation_weight,
-            "text_weight": distillation_weight,
-        }
-        self.distillation = ReferenceDistillationPlugin(
+        own = zscl_plugins(
             reference_images,
             reference_texts,
-            **{**weights, **(reference_options or {})},
+            distillation_weight,
+            consolidation_weight,
+            averaging_interval,
+            reference_options,
         )
-        own: list[Any] = [
-            self.distillation,
-            WeightConsolidationPlugin(consolidation_weight),
-        ]
-        if averaging_interval is not None:
-            own.append(WeightAveragingPlugin("we", interval=averaging_interval))
-        if not self.distillation.train_logit_scale:
-            own.append(FrozenLogitScalePlugin())
-        options: Any = {"model": model, "plugins": [*own, *(plugins or [])], **kwargs}
-        super().__init__(**options)
+        self.distillation = own[0]
+        super().__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
 
 
-class ZSCL(ZSCLMethod, MTILTraining, ContrastiveTemplate):
-    """Keep the zero-shot model's answers on reference data, and its weights near.
-
-    On streams of image-text pairs.
-
-    :param kwargs: see :class:`ZSCLMethod`, :class:`MTILTraining` and
-        :class:`ContrastiveTemplate`.
-    """
-
-
-class ClassNameZSCL(ZSCLMethod, MTILTraining, ClassNameTemplate):
+class ClassNameZSCL(ClassNameTemplate):
     """ZSCL as published: on images with class names (MTIL, class-incremental).
 
+    Takes what :class:`ZSCL` takes.
+
+    :param lr: see :class:`MTILTraining`.
+    :param optimizer: see :class:`MTILTraining`.
     :param label_smoothing: of the cross-entropy (MTIL 0.2).
-    :param kwargs: see :class:`ZSCLMethod`, :class:`MTILTraining` and
-        :class:`ClassNameTemplate`.
+    :param kwargs: see :class:`ClassNameTemplate`.
     """
 
-    def __init__(self, *, label_smoothing: float = LABEL_SMOOTHING, **kwargs: Any):
-        super().__init__(label_smoothing=label_smoothing, **kwargs)
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        reference_images: Any,
+        reference_texts: Any,
+        distillation_weight: float = 1.0,
+        consolidation_weight: float = 1.0,
+        averaging_interval: int | None = 100,
+        reference_options: dict[str, Any] | None = None,
+        lr: float | Sequence[float] | None = None,
+        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+        label_smoothing: float = LABEL_SMOOTHING,
+        plugins: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        own = zscl_plugins(
+            reference_images,
+            reference_texts,
+            distillation_weight,
+            consolidation_weight,
+            averaging_interval,
+            reference_options,
+        )
+        self.distillation = own[0]
+        training = MTILTraining(lr, optimizer)
+        super().__init__(
+            model=model,
+            label_smoothing=label_smoothing,
+            plugins=[*own, *(plugins or [])],
+            **training.options(kwargs),
+        )
+        training.plan(self)
 
 
 def zscl_variants(
@@ -142,42 +186,29 @@ def zscl_variants(
     :return: ``continual-ft``, ``wc``, ``we``, ``wise-ft``, ``lwf``, ``lwf-vr``
         (:class:`VocabularyReplayPlugin`), ``zscl*``, ``zscl``.
     """
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "teach_first_experience": teach_first_experience,
+    first = {"teach_first_experience": teach_first_experience}
+    reference = partial(ReferenceDistillationPlugin, batch_size=batch_size, **first)
+    zero_shot = partial(reference, reference_images, reference_texts, teacher="initial")
+    ensemble = partial(WeightAveragingPlugin, "we", interval=interval)
+    random_strings = partial(
+        VocabularyReplayPlugin,
+        text_length=text_length,
+        distill_batch="separate",
+        distill_batch_size=batch_size,
+        **first,
+    )
+    rows: dict[str, list[Callable[[], Any]]] = {
+        "continual-ft": [],
+        "wc": [WeightConsolidationPlugin],
+        "we": [ensemble],
+        "wise-ft": [partial(WeightAveragingPlugin, "wise", alpha=0.8)],
+        "lwf": [partial(reference, "current", "current", teacher="previous")],
+        "lwf-vr": [random_strings],
+        "zscl*": [zero_shot, ensemble],
+        "zscl": [zero_shot, WeightConsolidationPlugin, ensemble],
     }
-
-    def reference(images: Any, texts: Any, teacher: str) -> Any:
-        return ReferenceDistillationPlugin(images, texts, teacher=teacher, **options)
-
-    def ensemble() -> Any:
-        return WeightAveragingPlugin("we", interval=interval)
-
-    def zero_shot() -> Any:
-        return reference(reference_images, reference_texts, "initial")
-
-    def random_strings() -> list[Any]:
-        return [
-            VocabularyReplayPlugin(
-                text_length=text_length,
-                distill_batch="separate",
-                distill_batch_size=batch_size,
-                teach_first_experience=teach_first_experience,
-            )
-        ]
-
-    rows: dict[str, Callable[[], list[Any]]] = {
-        "continual-ft": lambda: [],
-        "wc": lambda: [WeightConsolidationPlugin()],
-        "we": lambda: [ensemble()],
-        "wise-ft": lambda: [WeightAveragingPlugin("wise", alpha=0.8)],
-        "lwf": lambda: [reference("current", "current", "previous")],
-        "lwf-vr": random_strings,
-        "zscl*": lambda: [zero_shot(), ensemble()],
-        "zscl": lambda: [zero_shot(), WeightConsolidationPlugin(), ensemble()],
-    }
-    return {name: partial(_with_frozen_scale, make) for name, make in rows.items()}
+    return {name: partial(_with_frozen_scale, parts) for name, parts in rows.items()}
 
 
-def _with_frozen_scale(make: Callable[[], list[Any]]) -> list[Any]:
-    return [*make(), FrozenLogitScalePlugin()]
+def _with_frozen_scale(parts: list[Callable[[], Any]]) -> list[Any]:
+    return [make() for make in (*parts, FrozenLogitScalePlugin)]
