@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avalanche_clip.benchmarks.items.marks import (
     caption_marks,
     in_evaluation,
     picture_marks,
 )
+
+_OF_CAPTIONS = ("text", "owner", "caption_key")
 
 
 class ImageTextBatch(dict):
@@ -85,18 +88,14 @@ class ImageTextBatch(dict):
         owner = self.get("owner")
         parts = []
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            part = type(self)()
-            if owner is None:
-                rows: Any = slice(start, stop)
-            else:
-                rows = ((owner >= start) & (owner < stop)).nonzero().squeeze(1)
-            for key, value in self.items():
-                if key == "owner":
-                    part[key] = value[rows] - start
-                elif key in ("text", "caption_key"):
-                    part[key] = value[rows]
-                else:
-                    part[key] = value[start:stop]
+            rows = slice(start, stop)
+            texts = rows if owner is None else (owner >= start) & (owner < stop)
+            part = type(self)(
+                (key, value[texts if key in _OF_CAPTIONS else rows])
+                for key, value in self.items()
+            )
+            if owner is not None:
+                part["owner"] = part["owner"] - start
             parts.append(part)
         return parts
 
@@ -187,7 +186,8 @@ class FieldCollate:
     ) -> Tensor:
         tensors = sum(isinstance(text, Tensor) for text in texts)
         if tensors == len(texts):
-            return _pad_tokens(texts, self._pad_id())
+            rows = [text.to(torch.int64) for text in texts]
+            return pad_sequence(rows, True, self._pad_id())
         if tensors:
             raise ValueError(
                 f"{tensors} of the {len(texts)} captions of a batch are token ids, the "
@@ -238,11 +238,3 @@ def _flatten_captions(texts: Sequence[Any]) -> tuple[list[Any], list[int]]:
         flat.extend(captions)
         owner.extend([row] * len(captions))
     return flat, owner
-
-
-def _pad_tokens(rows: Sequence[Tensor], pad_id: int) -> Tensor:
-    width = max(int(row.shape[-1]) for row in rows)
-    out = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        out[i, : row.shape[-1]] = row
-    return out

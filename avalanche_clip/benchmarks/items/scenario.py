@@ -29,7 +29,16 @@ TASK_LABELS = "targets_task_labels"
 
 
 class NoClassesError(AttributeError, ValueError):
-    """Raised when the classes of data without targets are asked for."""
+    """Raised when the classes of data without targets are asked for.
+
+    :param what: has none.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what}: its data are pairs without targets. Give targets to "
+            "make_image_text_dataset."
+        )
 
 
 class Derived:
@@ -65,7 +74,7 @@ class StreamFacts:
     @Derived
     def task_labels(self) -> list[int]:
         """Task labels that occur in the data, ascending; ``[0]`` without any."""
-        return list(_remembered(self, TASK_LABELS, _tasks))
+        return _tasks(self)
 
     @Derived
     def task_label(self) -> int:
@@ -159,9 +168,7 @@ def make_experience(dataset: AvalancheDataset, **facts: Any) -> DatasetExperienc
 
 
 def make_scenario(
-    streams: Mapping[str, Iterable[Any]],
-    like: CLScenario | None = None,
-    **facts: Any,
+    streams: Mapping[str, Iterable[Any]], like: CLScenario | None = None, **facts: Any
 ) -> CLScenario:
     """Make a scenario whose streams and experiences know it and each other.
 
@@ -224,8 +231,11 @@ def _copy_facts(source: CLScenario, target: CLScenario) -> None:
 
 def _adopt(experience: Any) -> None:
     """Make an experience of any class one with :class:`StreamFacts`."""
+    cls = type(experience)
     if not isinstance(experience, StreamFacts):
-        experience.__class__ = _with_facts(type(experience))
+        if cls not in _ADOPTED:
+            _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
+        experience.__class__ = _ADOPTED[cls]
     experience._found = {}
 
 
@@ -233,12 +243,6 @@ _ADOPTED: dict[type, type] = {
     DatasetExperience: ImageTextExperience,
     OnlineCLExperience: OnlineImageTextExperience,
 }
-
-
-def _with_facts(cls: type) -> type:
-    if cls not in _ADOPTED:
-        _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
-    return _ADOPTED[cls]
 
 
 # -------------------------------------------------------------------- reading
@@ -259,8 +263,7 @@ def _full_length(stream: Any) -> int:
 
 
 def _main_stream(benchmark: Any) -> Any:
-    streams = benchmark.streams
-    return streams.get("train") or next(iter(streams.values()))
+    return benchmark.streams.get("train") or next(iter(benchmark.streams.values()))
 
 
 def _where(experience: Any) -> str:
@@ -269,34 +272,25 @@ def _where(experience: Any) -> str:
     return f"Experience {logged._current_experience} of stream {name!r}"
 
 
-def _remembered(experience: Any, name: str, read: Callable[[Any], Any]) -> Any:
+def _remembered(experience: Any, name: str) -> Any:
+    """The different values of a fact, ascending."""
     dataset = experience.dataset
     found = vars(experience).setdefault("_found", {})
     if name not in found or found[name][0] is not dataset:
-        found[name] = (dataset, read(experience))
+        found[name] = (dataset, np.unique(attribute_array(dataset, name)))
     return found[name][1]
 
 
 def _tasks(experience: Any) -> list[int]:
-    dataset = experience.dataset
-    if TASK_LABELS not in getattr(dataset, "_data_attributes", ()):
+    if TASK_LABELS not in getattr(experience.dataset, "_data_attributes", ()):
         return [0]
-    found = np.unique(attribute_array(dataset, TASK_LABELS)).tolist()
-    return [int(label) for label in found] or [0]
+    return _remembered(experience, TASK_LABELS).tolist() or [0]
 
 
 def _classes(experience: Any) -> np.ndarray:
-    return _remembered(experience, "targets", _read_classes)
-
-
-def _read_classes(experience: Any) -> np.ndarray:
-    dataset = experience.dataset
-    if not has_targets(dataset):
-        raise NoClassesError(
-            f"{_where(experience)} has no classes: its data are pairs without targets. "
-            "Give targets to make_image_text_dataset."
-        )
-    return np.unique(attribute_array(dataset, "targets"))
+    if not has_targets(experience.dataset):
+        raise NoClassesError(f"{_where(experience)} has no classes")
+    return _remembered(experience, "targets")
 
 
 def _first_places(stream: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -316,10 +310,7 @@ def _with_classes(benchmark: Any) -> list[Any]:
     streams = list(benchmark.streams.values())
     found = [s for s in streams if all(has_targets(e.dataset) for e in s)]
     if not found:
-        raise NoClassesError(
-            "No stream of the benchmark has classes: its data are pairs without "
-            "targets. Give targets to make_image_text_dataset."
-        )
+        raise NoClassesError("No stream of the benchmark has classes")
     return found
 
 

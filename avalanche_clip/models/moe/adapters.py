@@ -24,6 +24,7 @@ from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
+from avalanche_clip.models.moe.progress import SEVERAL, MoEProgress
 from avalanche_clip.models.peft import storage
 from avalanche_clip.models.peft.attached import BranchSet, check_free
 from avalanche_clip.models.peft.branch import TOWERS, chosen_blocks, set_trainable
@@ -32,10 +33,7 @@ from avalanche_clip.models.text.vocabulary_storage import naming
 
 NAME = "moe_adapters"
 """Attribute of the model that holds the set."""
-PROGRESS = "moe.progress"
-"""Entry of the set in the state of a model; adapters add names with ``.moe.``."""
 _WHAT = "expert adapters"
-_ABSENT = -2
 _RULES: storage.Rules = {
     "towers": lambda v: bool(v) and storage.is_table(v, _is_sizes),
     "options": lambda v: bool(v) and storage.is_table(v, lambda w: w is not None),
@@ -67,9 +65,7 @@ class MoEAdapterSet(BranchSet):
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__(model, NAME, {})
-        self._in_task = False
-        #: routers of finished tasks, in the order of finishing
-        self.learned: list[int] = []
+        self.moe = MoEProgress()
 
     # ------------------------------------------------------------- description
     def adapters(self, tower: str | None = None) -> list[BlockMoE]:
@@ -85,6 +81,11 @@ class MoEAdapterSet(BranchSet):
     def active_router(self) -> int:
         """The router in training."""
         return self.adapters()[0].active_router
+
+    @property
+    def learned(self) -> list[int]:
+        """Routers of finished tasks, in the order of finishing."""
+        return self.moe.learned
 
     # ----------------------------------------------------------------- routers
     @property
@@ -127,6 +128,7 @@ class MoEAdapterSet(BranchSet):
             return key
         for adapter in self.adapters():
             set_trainable(adapter.routers[adapter.add_router()], False)
+        self.moe.finish(self.learned, number + 1)
         return number
 
     def add_router(self) -> int:
@@ -152,7 +154,8 @@ class MoEAdapterSet(BranchSet):
         :raises ValueError: if an id would be left out.
         """
         if router is None:
-            router = self.num_routers if self._started else 0
+            begun = bool(self.moe.in_task) or self.learned
+            router = self.num_routers if begun else 0
         if not 0 <= router <= self.num_routers:
             raise ValueError(
                 f"router={router} cannot be started; choose 0 to {self.num_routers}"
@@ -161,7 +164,8 @@ class MoEAdapterSet(BranchSet):
         if router == self.num_routers:
             self.add_router()
         self._clear(router)
-        self.counting = self._in_task = True
+        self.counting = True
+        self.moe.in_task.fill_(True)
         self.restore_trainable()
         self.set_router(router)
         return router
@@ -183,9 +187,10 @@ class MoEAdapterSet(BranchSet):
             for tower in self.towers
         }
         self._clear(self.active_router)
-        self.counting = self._in_task = False
-        if self.active_router not in self.learned:
-            self.learned.append(self.active_router)
+        self.counting = False
+        self.moe.in_task.fill_(False)
+        learned = dict.fromkeys([*self.learned, self.active_router])
+        self.moe.finish(learned, self.num_routers)
         self.restore_trainable()
         return frozen
 
@@ -194,10 +199,6 @@ class MoEAdapterSet(BranchSet):
             adapter.activate_router(router)
             adapter.clear_counts()
             adapter.clear_balance()
-
-    @property
-    def _started(self) -> bool:
-        return self._in_task or bool(self.learned)
 
     def share_counts(self) -> None:
         """Add up what each process has counted since the last call.
@@ -233,7 +234,7 @@ class MoEAdapterSet(BranchSet):
 
         Before the first task router 0 counts as running.
         """
-        running = self._in_task or not self._started
+        running = bool(self.moe.in_task) or not self.learned
         for adapter in self.adapters():
             for number, router in enumerate(adapter.routers):
                 set_trainable(router, running and number == adapter.active_router)
@@ -302,8 +303,7 @@ class MoEAdapterSet(BranchSet):
             "num_routers": self.num_routers,
             "active_router": self.active_router,
             "learned": list(self.learned),
-            "started": self._started,
-            "in_task": self._in_task,
+            "in_task": bool(self.moe.in_task),
             "counting": self.counting,
             "routers": {t: ids.get(t, self.active_router) for t in self.towers},
         }
@@ -343,44 +343,32 @@ class MoEAdapterSet(BranchSet):
     def _set_progress(self, state: dict[str, Any]) -> None:
         for adapter in self.adapters():
             adapter._active = state["active_router"]
-        self.learned, self._in_task = list(state["learned"]), bool(state["in_task"])
-        for tower, ids in state["routers"].items():
-            self._routes[tower].ids = ids
+        self.moe.finish(state["learned"], self.num_routers)
+        self.moe.in_task.fill_(state["in_task"])
+        for tower in self._routes.keys() & state["routers"].keys():
+            self._routes[tower].ids = state["routers"][tower]
 
-    def _save_to_state_dict(
-        self, destination: Any, prefix: str, keep_vars: bool
-    ) -> None:
-        """Write the progress as numbers: a state dict holds tensors only."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        state = self.growth_state()
-        names = "started", "in_task", "active_router"
-        ids = [state["routers"].get(tower, _ABSENT) for tower in TOWERS]
-        numbers = [*(int(state[name]) for name in names), *ids, *self.learned]
-        destination[prefix + PROGRESS] = torch.tensor(numbers)
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Bring up to date what passes read as plain numbers."""
+        ids = [self.ids.get(tower) for tower in TOWERS]
+        ids = [i if isinstance(i, int) else SEVERAL for i in ids]
+        self.moe.routers.copy_(torch.tensor(ids))
+        self.moe.active_router.fill_(self.active_router)
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Take over the progress; the state of a plain model holds none."""
-        packed = state_dict.pop(prefix + PROGRESS, None)
+        facts = self.moe.read(state_dict, f"{prefix}moe.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if packed is None:
-            return
-        _, in_task, active, *ids = packed.tolist()
-        if active >= self.num_routers:
-            return  # only a part of a state
-        routers = {t: i for t, i in zip(TOWERS, ids) if t in self.towers}
-        self._set_progress(
-            {
-                "in_task": in_task,
-                "active_router": active,
-                "learned": ids[2:],
-                "routers": {t: i for t, i in routers.items() if i != _ABSENT},
-            }
-        )
-        # Copies such as teachers are frozen as a whole, and stay so.
-        if self.num_trainable:
-            self.restore_trainable()
+        if facts and facts["active_router"] < self.num_routers:  # else only a part
+            self._set_progress(facts)
+            # Copies such as teachers are frozen as a whole, and stay so.
+            if self.num_trainable:
+                self.restore_trainable()
+        if facts is not None:
+            state_dict.update(self.state_dict(prefix=prefix))
 
     def fingerprint(self, tower: str, router: int) -> str:
         """Return a content hash of what decides a tower's features.

@@ -164,7 +164,7 @@ def test_several_captions__work_in_evaluation():
     )
     strategy.plugins.insert(0, look)
     values = strategy.eval(data.test_stream)
-    assert look.seen[:2] == [(4, 4, 12), (2, 2, 6)]
+    assert look.seen[:2] == [((4, 4), 12), ((2, 2), 6)]
     assert values["mean_R@1/eval_phase/test_stream/Task000/Exp000"] >= 0
     assert values["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"] >= 0
 

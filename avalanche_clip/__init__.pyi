@@ -1,0 +1,246 @@
+# Written by tools/write_faces.py from avalanche_clip/_exports.py.
+__version__: str
+from avalanche_clip import benchmarks as benchmarks
+from avalanche_clip import budget as budget
+from avalanche_clip import checkpointing as checkpointing
+from avalanche_clip import distributed as distributed
+from avalanche_clip import evaluation as evaluation
+from avalanche_clip import losses as losses
+from avalanche_clip import models as models
+from avalanche_clip import training as training
+from avalanche_clip.benchmarks.classic.multi_domain_emoji import (
+    multi_domain_emoji as multi_domain_emoji,
+)
+from avalanche_clip.benchmarks.classic.multilingual_emoji import (
+    multilingual_emoji as multilingual_emoji,
+)
+from avalanche_clip.benchmarks.classic.tic_emoji import (
+    tic_emoji as tic_emoji,
+)
+from avalanche_clip.benchmarks.items.batch import (
+    ImageTextBatch as ImageTextBatch,
+)
+from avalanche_clip.benchmarks.items.class_prompts import (
+    ClassPrompts as ClassPrompts,
+)
+from avalanche_clip.benchmarks.items.items import (
+    make_image_text_dataset as make_image_text_dataset,
+)
+from avalanche_clip.benchmarks.items.prepare import (
+    prepare_benchmark as prepare_benchmark,
+)
+from avalanche_clip.benchmarks.streams.classes import (
+    class_incremental_benchmark as class_incremental_benchmark,
+    multi_domain_benchmark as multi_domain_benchmark,
+)
+from avalanche_clip.benchmarks.streams.languages import (
+    multilingual_benchmark as multilingual_benchmark,
+)
+from avalanche_clip.benchmarks.streams.quotas import (
+    replay_quotas as replay_quotas,
+)
+from avalanche_clip.benchmarks.streams.splits import (
+    split_online as split_online,
+    split_validation as split_validation,
+)
+from avalanche_clip.benchmarks.streams.timed import (
+    time_stamped_benchmark as time_stamped_benchmark,
+)
+from avalanche_clip.budget import (
+    ComputeBudget as ComputeBudget,
+)
+from avalanche_clip.common.files import (
+    file_limits as file_limits,
+)
+from avalanche_clip.evaluation.functional.classification import (
+    classification_metrics as classification_metrics,
+)
+from avalanche_clip.evaluation.functional.disorder import (
+    spatial_disorder as spatial_disorder,
+)
+from avalanche_clip.evaluation.functional.forgetting import (
+    recall_forgetting as recall_forgetting,
+)
+from avalanche_clip.evaluation.functional.pairs import (
+    pair_metrics as pair_metrics,
+)
+from avalanche_clip.evaluation.functional.retrieval import (
+    retrieval_metrics as retrieval_metrics,
+)
+from avalanche_clip.evaluation.functional.transfer import (
+    continual_summary as continual_summary,
+    fold_columns as fold_columns,
+    incremental_accuracy as incremental_accuracy,
+    seen_unseen_harmonic as seen_unseen_harmonic,
+    time_transfer as time_transfer,
+    transfer_average_last as transfer_average_last,
+    transfer_per_task as transfer_per_task,
+)
+from avalanche_clip.evaluation.loggers import (
+    MetricsCSVLogger as MetricsCSVLogger,
+)
+from avalanche_clip.evaluation.metrics.disorder import (
+    spatial_disorder_metrics as spatial_disorder_metrics,
+)
+from avalanche_clip.evaluation.metrics.loss_terms import (
+    loss_term_metrics as loss_term_metrics,
+)
+from avalanche_clip.evaluation.metrics.retrieval import (
+    retrieval_plugin_metrics as retrieval_plugin_metrics,
+)
+from avalanche_clip.losses.contrastive import (
+    contrastive_loss as contrastive_loss,
+)
+from avalanche_clip.losses.cross_lingual import (
+    cross_lingual_loss as cross_lingual_loss,
+    cross_modal_loss as cross_modal_loss,
+)
+from avalanche_clip.losses.off_diagonal_alignment import (
+    off_diagonal_alignment_loss as off_diagonal_alignment_loss,
+)
+from avalanche_clip.losses.siglip import (
+    siglip_loss as siglip_loss,
+)
+from avalanche_clip.losses.similarity_distillation import (
+    similarity_distillation_loss as similarity_distillation_loss,
+)
+from avalanche_clip.losses.temperature_distillation import (
+    temperature_distillation_loss as temperature_distillation_loss,
+)
+from avalanche_clip.models.encoders.dual_encoder import (
+    DualEncoder as DualEncoder,
+)
+from avalanche_clip.models.encoders.factory import (
+    create_dual_encoder as create_dual_encoder,
+)
+from avalanche_clip.models.encoders.output import (
+    CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.moe.adapters import (
+    attach_moe_adapters as attach_moe_adapters,
+    load_moe_adapters as load_moe_adapters,
+)
+from avalanche_clip.models.moe.gating import (
+    noisy_top_k_gates as noisy_top_k_gates,
+)
+from avalanche_clip.models.moe.mixture import (
+    MoEAdapter as MoEAdapter,
+)
+from avalanche_clip.models.peft.adapter import (
+    attach_adapters as attach_adapters,
+)
+from avalanche_clip.models.peft.lora import (
+    attach_lora as attach_lora,
+)
+from avalanche_clip.models.peft.merge import (
+    merge_adapters as merge_adapters,
+)
+from avalanche_clip.models.peft.prompt import (
+    attach_prompts as attach_prompts,
+)
+from avalanche_clip.models.selector.selector import (
+    AutoSelector as AutoSelector,
+)
+from avalanche_clip.models.text.growing import (
+    GrowingTokenizer as GrowingTokenizer,
+)
+from avalanche_clip.models.text.teir import (
+    teir_init_ as teir_init_,
+    teir_scale as teir_scale,
+)
+from avalanche_clip.models.text.token_table import (
+    ExpandableTokenEmbedding as ExpandableTokenEmbedding,
+    attach_token_embedding as attach_token_embedding,
+)
+from avalanche_clip.training.methods.budgeted_replay import (
+    BudgetedReplayPlugin as BudgetedReplayPlugin,
+)
+from avalanche_clip.training.methods.cll_clip.expansion import (
+    TokenEmbeddingExpansionPlugin as TokenEmbeddingExpansionPlugin,
+)
+from avalanche_clip.training.methods.cll_clip.strategy import (
+    CLLCLIP as CLLCLIP,
+)
+from avalanche_clip.training.methods.constant_cosine import (
+    ConstantCosinePlugin as ConstantCosinePlugin,
+)
+from avalanche_clip.training.methods.ewc import (
+    ContrastiveEWCPlugin as ContrastiveEWCPlugin,
+)
+from avalanche_clip.training.methods.lwf import (
+    ContrastiveLwFPlugin as ContrastiveLwFPlugin,
+)
+from avalanche_clip.training.methods.mod_x import (
+    ModX as ModX,
+    OffDiagonalAlignmentPlugin as OffDiagonalAlignmentPlugin,
+)
+from avalanche_clip.training.methods.moe_adapters.plugin import (
+    MoEAdaptersPlugin as MoEAdaptersPlugin,
+)
+from avalanche_clip.training.methods.moe_adapters.strategy import (
+    MoEAdapters as MoEAdapters,
+)
+from avalanche_clip.training.methods.patching import (
+    PatchingPlugin as PatchingPlugin,
+)
+from avalanche_clip.training.methods.restart import (
+    BudgetFactorPlugin as BudgetFactorPlugin,
+    RestartPlugin as RestartPlugin,
+)
+from avalanche_clip.training.methods.tic import (
+    ContrastiveEWC as ContrastiveEWC,
+    ContrastiveLwF as ContrastiveLwF,
+    CumulativeAll as CumulativeAll,
+    CumulativeAllStar as CumulativeAllStar,
+    CumulativeEqual as CumulativeEqual,
+    CumulativeExp as CumulativeExp,
+    Oracle as Oracle,
+    Patching as Patching,
+    Restart as Restart,
+    Sequential as Sequential,
+)
+from avalanche_clip.training.methods.vr_lwf.plugin import (
+    VRLwF as VRLwF,
+    VocabularyReplayPlugin as VocabularyReplayPlugin,
+)
+from avalanche_clip.training.methods.weight_averaging import (
+    WeightAveragingPlugin as WeightAveragingPlugin,
+)
+from avalanche_clip.training.methods.weight_consolidation import (
+    WeightConsolidationPlugin as WeightConsolidationPlugin,
+)
+from avalanche_clip.training.methods.zscl.distillation import (
+    ReferenceDistillationPlugin as ReferenceDistillationPlugin,
+)
+from avalanche_clip.training.methods.zscl.strategy import (
+    ZSCL as ZSCL,
+)
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin as CheckpointPlugin,
+)
+from avalanche_clip.training.runs.plugin_state import (
+    register_plugin_state as register_plugin_state,
+)
+from avalanche_clip.training.runs.progress import (
+    ProgressPlugin as ProgressPlugin,
+)
+from avalanche_clip.training.runs.resume import (
+    load_state as load_state,
+    save_state as save_state,
+)
+from avalanche_clip.training.runs.stream import (
+    RunResult as RunResult,
+    run_stream as run_stream,
+)
+from avalanche_clip.training.templates.class_name import (
+    ClassNameTemplate as ClassNameTemplate,
+)
+from avalanche_clip.training.templates.clip_template import (
+    CLIPTemplate as CLIPTemplate,
+)
+from avalanche_clip.training.templates.contract import (
+    MethodPlugin as MethodPlugin,
+)
+from avalanche_clip.training.templates.contrastive import (
+    ContrastiveTemplate as ContrastiveTemplate,
+)

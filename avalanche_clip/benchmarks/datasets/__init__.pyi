@@ -1,0 +1,58 @@
+# Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.benchmarks.datasets.captioned import (
+    CaptionedImages as CaptionedImages,
+    LANGUAGES_36 as LANGUAGES_36,
+    missing_images as missing_images,
+    read_annotations as read_annotations,
+    read_ground_truth as read_ground_truth,
+)
+from avalanche_clip.benchmarks.datasets.coco36 import (
+    COCO36_LANGUAGES as COCO36_LANGUAGES,
+    Coco36 as Coco36,
+    CocoTriplets as CocoTriplets,
+)
+from avalanche_clip.benchmarks.datasets.emoji import (
+    EMOJI_LANGUAGES as EMOJI_LANGUAGES,
+    EMOJI_SIZE as EMOJI_SIZE,
+    EMOJI_STEPS as EMOJI_STEPS,
+    EMOJI_STYLES as EMOJI_STYLES,
+    EmojiImages as EmojiImages,
+    EmojiPairs as EmojiPairs,
+    EmojiStep as EmojiStep,
+    EmojiTable as EmojiTable,
+    load_emoji_table as load_emoji_table,
+    validation_mask as validation_mask,
+)
+from avalanche_clip.benchmarks.datasets.mtil.coop import (
+    read_coop_split as read_coop_split,
+    read_x_tail_domain as read_x_tail_domain,
+)
+from avalanche_clip.benchmarks.datasets.mtil.folders import (
+    read_imagenet as read_imagenet,
+    read_tiny_imagenet as read_tiny_imagenet,
+)
+from avalanche_clip.benchmarks.datasets.mtil.images import (
+    MTILDomain as MTILDomain,
+)
+from avalanche_clip.benchmarks.datasets.mtil.orders import (
+    MTIL_NAMES as MTIL_NAMES,
+)
+from avalanche_clip.benchmarks.datasets.mtil.readers import (
+    read_mtil_domain as read_mtil_domain,
+)
+from avalanche_clip.benchmarks.datasets.text_columns import (
+    TextColumn as TextColumn,
+    read_table as read_table,
+)
+from avalanche_clip.benchmarks.datasets.xm3600 import (
+    XM3600 as XM3600,
+    XM3600_CAPTIONS as XM3600_CAPTIONS,
+    XM3600_LANGUAGES as XM3600_LANGUAGES,
+)
+from avalanche_clip.benchmarks.teacher.released import (
+    read_feature_pickle as read_feature_pickle,
+    read_line_rows as read_line_rows,
+)
+from avalanche_clip.benchmarks.teacher.store import (
+    TeacherFeatureStore as TeacherFeatureStore,
+)

@@ -1,0 +1,44 @@
+# Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.functional.classification import (
+    class_vectors as class_vectors,
+    classification_metrics as classification_metrics,
+)
+from avalanche_clip.evaluation.functional.disorder import (
+    ROTATION_BINS as ROTATION_BINS,
+    TOPOLOGY_BINS as TOPOLOGY_BINS,
+    angle_histogram as angle_histogram,
+    rotation_angles as rotation_angles,
+    self_angles as self_angles,
+    spatial_disorder as spatial_disorder,
+    topology_change as topology_change,
+)
+from avalanche_clip.evaluation.functional.forgetting import (
+    forgetting_per_task as forgetting_per_task,
+    multilingual_summary as multilingual_summary,
+    recall_forgetting as recall_forgetting,
+    recall_forgetting_curves as recall_forgetting_curves,
+)
+from avalanche_clip.evaluation.functional.pairs import (
+    pair_metrics as pair_metrics,
+)
+from avalanche_clip.evaluation.functional.ranks import (
+    RetrievalRanks as RetrievalRanks,
+    owner_pairs as owner_pairs,
+    retrieval_ranks as retrieval_ranks,
+)
+from avalanche_clip.evaluation.functional.retrieval import (
+    retrieval_metrics as retrieval_metrics,
+)
+from avalanche_clip.evaluation.functional.texts import (
+    merge_equal_pairs as merge_equal_pairs,
+)
+from avalanche_clip.evaluation.functional.transfer import (
+    continual_summary as continual_summary,
+    fold_columns as fold_columns,
+    incremental_accuracy as incremental_accuracy,
+    seen_unseen_harmonic as seen_unseen_harmonic,
+    seen_unseen_per_step as seen_unseen_per_step,
+    time_transfer as time_transfer,
+    transfer_average_last as transfer_average_last,
+    transfer_per_task as transfer_per_task,
+)

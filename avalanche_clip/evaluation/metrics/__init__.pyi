@@ -1,0 +1,16 @@
+# Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.metrics.disorder import (
+    SpatialDisorderMetric as SpatialDisorderMetric,
+    spatial_disorder_metrics as spatial_disorder_metrics,
+)
+from avalanche_clip.evaluation.metrics.loss_terms import (
+    LossTermsMetric as LossTermsMetric,
+    loss_term_metrics as loss_term_metrics,
+)
+from avalanche_clip.evaluation.metrics.retrieval import (
+    RetrievalMetric as RetrievalMetric,
+    retrieval_plugin_metrics as retrieval_plugin_metrics,
+)
+from avalanche_clip.evaluation.metrics.summary import (
+    ContinualSummary as ContinualSummary,
+)
