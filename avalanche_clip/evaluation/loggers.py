@@ -18,6 +18,7 @@ from avalanche.logging import BaseLogger
 from torch import Tensor
 
 from avalanche_clip.common.files import replacing
+from avalanche_clip.common.plain import as_number
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,9 @@ class MetricsCSVLogger(BaseLogger):
                 f"{self.path} holds {self._num_rows} rows, {num_rows} are to be kept; "
                 "resume with the file that belongs to the checkpoint."
             )
-        content = self.path.read_bytes()
-        self._cut(content[: _size_of(content, num_rows)])
+        # Only line feeds end a row.
+        lines = self.path.read_bytes().split(b"\n")[: num_rows + 1]
+        self._cut(b"\n".join([*lines, b""]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, packed into text, their number and the experience."""
@@ -198,14 +200,6 @@ def _line(row: Sequence[Any]) -> str:
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _size_of(content: bytes, num_rows: int) -> int:
-    """Bytes of the header and the first rows; only line feeds end a row."""
-    end = 0
-    for _ in range(num_rows + 1):
-        end = content.index(b"\n", end) + 1
-    return end
-
-
 def _pack(rows: bytes) -> str:
     return base64.b64encode(zlib.compress(rows)).decode()
 
@@ -218,13 +212,7 @@ def _as_number(value: Any) -> float | int | None:
     """Return the value as a Python number, None if it is none."""
     if isinstance(value, AlternativeValues):
         value = value.best_supported_value(float, int, Tensor)
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return None
-    if hasattr(value, "item"):  # tensors and NumPy scalars
-        try:
-            value = value.item()
-        except ValueError:
-            return None
+    value = as_number(value.reshape(-1) if hasattr(value, "reshape") else value)
     if isinstance(value, bool):
         return int(value)
     return value if isinstance(value, (float, int)) else None

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from avalanche_clip.benchmarks.items.prepare import require_prepared
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, require_some
 from avalanche_clip.common.randomness import evaluating
-from avalanche_clip.evaluation.functional import (
-    merge_equal_pairs,
-    retrieval_metrics,
-)
-
-
-class FeatureBank(NamedTuple):
-    """Features of a data set: distinct images ``(N, D)`` and texts ``(M, D)``.
-
-    ``owner`` holds (text, image) pairs ``(P, 2)``: equal captions are one text
-    owned by several images, equal pictures one image with the captions of all its
-    samples, see :func:`merge_equal_pairs`.
-    """
-
-    image_features: Tensor
-    text_features: Tensor
-    owner: Tensor
+from avalanche_clip.evaluation.functional import retrieval_metrics
+from avalanche_clip.evaluation.metrics.retrieval import FeatureBank, RetrievalMetric
 
 
 @torch.no_grad()
@@ -59,9 +44,10 @@ def embed(
     batch_size = as_size(batch_size, "batch_size")
     dataset = dataset.eval()
     require_prepared(dataset, model)
-    images, texts = [], []
-    marks: dict[str, list[Tensor]] = {}
-    seen = 0
+    require_some(dataset, "samples to evaluate on")
+    # One copy at the end, so that a GPU does not wait after each batch.
+    metric = RetrievalMetric()
+    metric.device = device
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -70,39 +56,14 @@ def embed(
     )
     with evaluating(model):
         for batch, *_ in loader:
-            for name, rows in _marks(batch).items():
-                marks.setdefault(name, []).append(rows)
-            marks.setdefault("owner", []).append(batch["owner"] + seen)
-            seen += len(batch)
             with autocast():
                 output = (encode or model)(batch.to(device))
-            images.append(output.image_features.float())
-            texts.append(output.text_features.float())
+            metric.collect(output, batch, model.tokenizer.pad_id)
             if budget is not None:
                 stored = encode is not None and "teacher_image" in batch
                 number = 0 if stored else len(batch)
                 budget.spend("search", images=number, texts=len(batch["text"]))
-    # One copy at the end, so that a GPU does not wait after each batch.
-    image_features, text_features = (torch.cat(p).cpu() for p in (images, texts))
-    shown, said, pairs = merge_equal_pairs(
-        torch.cat(marks["owner"]),
-        seen,
-        pictures=marks.get("pictures"),
-        captions=marks["captions"],
-        languages=torch.cat(marks["languages"]) if "languages" in marks else None,
-        pad_id=getattr(getattr(model, "tokenizer", None), "pad_id", 0),
-    )
-    return FeatureBank(image_features[shown], text_features[said], pairs)
-
-
-def _marks(batch: Any) -> dict[str, Tensor]:
-    """What tells the captions and pictures of a batch apart."""
-    found = {"captions": batch.get("caption_key", batch["text"])}
-    if "image_key" in batch:
-        found["pictures"] = batch["image_key"]
-    if "language" in batch:
-        found["languages"] = batch["language"][batch["owner"]]
-    return found
+    return metric.bank()
 
 
 def evaluate_retrieval(
@@ -115,5 +76,4 @@ def evaluate_retrieval(
     :param options: see :func:`embed`.
     :return: see :func:`retrieval_metrics`.
     """
-    bank = embed(model, dataset, **options)
-    return retrieval_metrics(bank.image_features, bank.text_features, bank.owner)
+    return retrieval_metrics(*embed(model, dataset, **options))

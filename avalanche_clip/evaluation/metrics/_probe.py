@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -66,21 +64,24 @@ class Probe:
         :return: normalised features.
         """
         require_prepared(self._dataset, model)
-        images, texts = [], []
-        with _untouched(model), kept_rng(device):
-            seed_cpu(0)
-            loader = DataLoader(
-                Subset(self._dataset, self.indices),
-                batch_size=self.batch_size,
-                collate_fn=self._dataset.collate_fn,
-                num_workers=self.num_workers,
-                generator=torch.Generator().manual_seed(0),
-            )
-            for batch, *_ in loader:
-                with torch.autocast(device.type, enabled=False):
-                    output = model(_first_captions(batch).to(device))
-                images.append(output.image_features.float())
-                texts.append(output.text_features.float())
+        images, texts, features = [], [], model.features
+        loader = DataLoader(
+            Subset(self._dataset, self.indices),
+            batch_size=self.batch_size,
+            collate_fn=self._dataset.collate_fn,
+            num_workers=self.num_workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        try:
+            with evaluating(model), kept_rng(device):
+                seed_cpu(0)
+                for batch, *_ in loader:
+                    with torch.autocast(device.type, enabled=False):
+                        output = model(_first_captions(batch).to(device))
+                    images.append(output.image_features.float())
+                    texts.append(output.text_features.float())
+        finally:
+            model.features = features
         # One copy at the end, so that a GPU does not wait after each batch.
         return Snapshot(torch.cat(images).cpu(), torch.cat(texts).cpu())
 
@@ -94,14 +95,3 @@ def _first_captions(batch: Any) -> Any:
     batch.pop("caption_key", None)
     batch["text"], batch["owner"] = batch["text"][first], torch.arange(size)
     return batch
-
-
-@contextmanager
-def _untouched(model: Any) -> Iterator[None]:
-    """Switch to evaluation mode; put back all modes and the last features."""
-    features = model.features
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        model.features = features

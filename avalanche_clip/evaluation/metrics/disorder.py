@@ -151,7 +151,13 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
                 "reference": reference,
             }
             self.rows.append({**facts, **found})
-            values += self._emit(strategy, reference, found, then, now)
+            named = {
+                get_metric_name(
+                    f"{self.name}/{reference}/{key}", strategy, add_task=False
+                ): value
+                for key, value in self._shown(found, then, now).items()
+            }
+            values += metric_values(self, strategy, named, str)
         if newest:
             del self.snapshots[newest]
         self.snapshots[newest + 1] = now
@@ -160,30 +166,20 @@ class SpatialDisorderMetric(PluginMetric[Curves]):
     def _embed(self, strategy: Any) -> Snapshot:
         return self.probe.embed(bare_model(strategy), torch.device(strategy.device))
 
-    def _emit(
-        self,
-        strategy: Any,
-        reference: str,
-        found: dict[str, float],
-        then: Snapshot,
-        now: Snapshot,
-    ) -> list[MetricValue]:
-        named: dict[str, Any] = {
+    def _shown(
+        self, found: dict[str, float], then: Snapshot, now: Snapshot
+    ) -> dict[str, Any]:
+        """What is emitted: scalars that are defined, and rotation angles."""
+        shown: dict[str, Any] = {
             key: value
             for key, value in found.items()
             if not math.isnan(value) and (self.keys is None or key in self.keys)
         }
         if self.histograms and len(self.probe) > 1:
-            pairs = zip(("image", "text"), then, now)
-            for modality, old, new in pairs:
+            for modality, old, new in zip(("image", "text"), then, now):
                 angles = rotation_angles(old, new).float()
-                named[f"{modality}_rotation"] = Histogram(angles)
-
-        def full_name(key: str) -> str:
-            name = f"{self.name}/{reference}/{key}"
-            return get_metric_name(name, strategy, add_task=False)
-
-        return metric_values(self, strategy, named, full_name)
+                shown[f"{modality}_rotation"] = Histogram(angles)
+        return shown
 
     def _check_names(self, strategy: Any) -> None:
         for other in strategy.evaluator.metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -20,6 +20,19 @@ from avalanche_clip.evaluation.metrics._values import bare_model, metric_values
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
 
 StreamResults = dict[str, dict[int, dict[str, float]]]
+
+
+class FeatureBank(NamedTuple):
+    """Features of a data set: distinct images ``(N, D)`` and texts ``(M, D)``.
+
+    ``owner`` holds (text, image) pairs ``(P, 2)``: equal captions are one text
+    owned by several images, equal pictures one image with the captions of all its
+    samples, see :func:`merge_equal_pairs`. Unmerged it is the image of each text.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    owner: Tensor
 
 
 class RetrievalMetric(PluginMetric[dict[str, float]]):
@@ -51,6 +64,9 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
     :param stream: whether to emit the means over each evaluated stream.
     """
 
+    device: str | torch.device = "cpu"
+    """Where features are kept until they are ranked, on the CPU."""
+
     def __init__(
         self,
         *,
@@ -64,13 +80,10 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         super().__init__()
         # one call on one pair checks all options before any data is read
         one = torch.ones(1, 1)
-        retrieval_metrics(
-            one, one, ks=ks, ties=ties, tie_eps=tie_eps, chunk_size=chunk_size
-        )
+        ranking = {"ties": ties, "tie_eps": tie_eps, "chunk_size": chunk_size}
+        self.ranking: dict[str, Any] = ranking
+        retrieval_metrics(one, one, ks=ks, **self.ranking)
         self.ks = tuple(ks)
-        self.ties = ties
-        self.tie_eps = tie_eps
-        self.chunk_size = chunk_size
         self.deduplicate = deduplicate
         self.stream = stream
         self.stream_results: StreamResults = {}
@@ -129,24 +142,41 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
             if rows is not None:
                 require_length(rows, size, what, "feature")
                 self._keep(what, rows.detach().cpu())
-        self._keep("images", _stored(image_features))
-        self._keep("texts", _stored(text_features))
+        self._keep("images", self._stored(image_features))
+        self._keep("texts", self._stored(text_features))
         self._keep("owners", owner + self._num_images)
         self._num_images += num_images
 
     def _keep(self, what: str, rows: Tensor) -> None:
         self._kept.setdefault(what, []).append(rows)
 
-    def result(self) -> dict[str, float]:
-        """Return the metrics of everything added since the last reset.
+    def _stored(self, features: Tensor) -> Tensor:
+        # a copy, because a batch may be a view of a buffer that is used again
+        return features.detach().to(self.device, torch.float32, copy=True)
 
-        :return: the values of :func:`retrieval_metrics`; empty if nothing was
-            added.
+    def collect(self, features: Any, batch: Any, pad_id: int) -> None:
+        """Add the features of a batch of our collate, with its marks.
+
+        :param features: output of a dual encoder.
+        :param batch: what it was computed from.
+        :param pad_id: of the model's tokenizer.
         """
+        self._pad_id = pad_id
+        marks = batch.get("caption_key", batch.get("text"))
+        self.update(
+            features.image_features,
+            features.text_features,
+            batch.get("owner"),
+            marks if isinstance(marks, Tensor) else None,
+            pictures=batch.get("image_key"),
+            languages=batch.get("language"),
+        )
+
+    def bank(self) -> FeatureBank:
+        """Return everything added since the last reset, on the CPU."""
         kept = self._kept
-        if not kept:
-            return {}
-        images, texts = torch.cat(kept["images"]), torch.cat(kept["texts"])
+        images = torch.cat(kept["images"]).cpu()
+        texts = torch.cat(kept["texts"]).cpu()
         owner = torch.cat(kept["owners"])
         if self.deduplicate:
             spoken = kept.get("languages")
@@ -159,15 +189,17 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
                 pad_id=self._pad_id,
             )
             images, texts = images[shown], texts[said]
-        return retrieval_metrics(
-            images,
-            texts,
-            owner,
-            ks=self.ks,
-            ties=self.ties,
-            tie_eps=self.tie_eps,
-            chunk_size=self.chunk_size,
-        )
+        return FeatureBank(images, texts, owner)
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of everything added since the last reset.
+
+        :return: the values of :func:`retrieval_metrics`; empty if nothing was
+            added.
+        """
+        if not self._kept:
+            return {}
+        return retrieval_metrics(*self.bank(), ks=self.ks, **self.ranking)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the last evaluated streams as plain data."""
@@ -194,17 +226,8 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
     def after_eval_iteration(self, strategy: Any) -> None:
         """Collect the features of one batch."""
-        self._pad_id = bare_model(strategy).tokenizer.pad_id
-        features, batch = strategy.mb_features, strategy.mb_x
-        marks = batch.get("caption_key", batch.get("text"))
-        self.update(
-            features.image_features,
-            features.text_features,
-            batch.get("owner"),
-            marks if isinstance(marks, Tensor) else None,
-            pictures=batch.get("image_key"),
-            languages=batch.get("language"),
-        )
+        pad_id = bare_model(strategy).tokenizer.pad_id
+        self.collect(strategy.mb_features, strategy.mb_x, pad_id)
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         """Rank everything collected and emit the values of the experience."""
@@ -255,8 +278,3 @@ def _copy(results: StreamResults) -> StreamResults:
         stream: {int(index): dict(values) for index, values in rows.items()}
         for stream, rows in results.items()
     }
-
-
-def _stored(features: Tensor) -> Tensor:
-    # a copy, because a batch may be a view of a buffer that is used again
-    return features.detach().to("cpu", torch.float32, copy=True)

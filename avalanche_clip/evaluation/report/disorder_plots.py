@@ -7,6 +7,7 @@ Drawn in the style of :mod:`avalanche_clip.evaluation.report.plots`, whose
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +90,7 @@ def plot_disorder(
     for ax, panel in zip(axes, parts):
         style(ax)
         for number, method in enumerate(runs):
-            for dash, key in zip(_dashes(panel), panel.keys):
+            for key, dash in zip(panel.keys, cycle(_DASHES)):
                 named = {"label": method} if key == panel.keys[0] else {}
                 _draw_runs(ax, runs[method][key], number, linestyle=dash, **named)
         _finish_steps(ax, names)
@@ -170,10 +171,6 @@ def _steps(runs: Mapping[str, Mapping[str, np.ndarray]]) -> int:
     return every.pop()
 
 
-def _dashes(panel: Panel) -> list[object]:
-    return [_DASHES[number % len(_DASHES)] for number in range(len(panel.keys))]
-
-
 def _draw_runs(ax: Axes, runs: np.ndarray, number: int, **options: Any) -> None:
     x, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
     colour, _ = draw_line(ax, x, mean, number, 5.5, **options)
@@ -196,25 +193,22 @@ def _explain_dashes(ax: Axes, panel: Panel) -> None:
     """Name the lines of a panel by what their keys do not share."""
     words = [key.split("_") for key in panel.keys]
     shared = set(words[0]).intersection(*words[1:])
+    names = [
+        " ".join(w for w in key if w not in shared) or " ".join(key) for key in words
+    ]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=SOFT,
-            linewidth=1.6,
-            linestyle=dash,
-            label=" ".join(w for w in key if w not in shared) or " ".join(key),
-        )
-        for key, dash in zip(words, _dashes(panel))
+        Line2D([], [], color=SOFT, linewidth=1.6, linestyle=dash)
+        for _, dash in zip(names, cycle(_DASHES))
     ]
     _leave_room(ax)
     ax.legend(
-        handles=handles,
+        handles,
+        names,
         frameon=False,
         fontsize=9,
         handlelength=2.6,
         loc="upper left",
-        ncols=min(len(handles), 3),
+        ncols=min(len(names), 3),
     )
 
 

@@ -67,11 +67,24 @@ class Matrix:
         """Levels (if the matrix is square) and differences over the stream."""
         rows, columns = self.E.shape
         if not self.by_step:
-            return {"average": float(self.E.mean()), "final": float(self.E[-1].mean())}
+            return self._levels()
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
         return values | self.protocol_values()
+
+    def stored_summary(self) -> dict[str, float]:
+        """What ``results.json`` holds, ``final`` and ``average`` in any case.
+
+        A stream whose experiences are not the trained steps (a gallery), and a run
+        that was not evaluated after each step, have no transfer between steps: there
+        ``final`` is the mean of the last row and ``average`` that of all rows.
+        """
+        square = self.E.shape[0] == self.E.shape[1]
+        return self._levels() | (self.summary() if square else self.protocol_values())
+
+    def _levels(self) -> dict[str, float]:
+        return {"average": float(self.E.mean()), "final": float(self.E[-1].mean())}
 
     def protocol_values(self) -> dict[str, float]:
         """Summaries that belong to the protocol of the benchmark."""

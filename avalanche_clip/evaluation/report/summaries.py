@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from avalanche_clip.evaluation.functional import (
-    continual_summary,
     incremental_accuracy,
     multilingual_summary,
     seen_unseen_harmonic,
-    time_transfer,
     transfer_average_last,
 )
 
@@ -63,32 +61,3 @@ def protocol_summary(
             found = incremental_accuracy(E, [int(n) for n in counts])
             return {f"incremental_{k}": found[k] for k in ("average", "last")}
     return {}
-
-
-def stream_summary(
-    E: np.ndarray,
-    before: np.ndarray | None,
-    protocol: str | None = None,
-    counts: Sequence[int] | None = None,
-    space: str | None = None,
-    by_step: bool = True,
-) -> dict[str, float]:
-    """All summaries of one matrix of a run.
-
-    A stream whose experiences are not the trained steps (a gallery), and a run that
-    was not evaluated after each step, have no transfer between steps: there ``final``
-    is the mean of the last row and ``average`` that of all rows.
-
-    :param E: results after each step, ``(T, J)``, not empty.
-    :param before: results of the model before the stream, ``(J,)``.
-    :param protocol: see :func:`protocol_summary`.
-    :param counts: see :func:`protocol_summary`.
-    :param space: see :func:`protocol_summary`.
-    :param by_step: whether there is a row for each training step.
-    """
-    found = {"final": float(E[-1].mean()), "average": float(E.mean())}
-    if not by_step:
-        return found
-    if E.shape[0] == E.shape[1]:
-        found |= {**time_transfer(E), **continual_summary(E, before)}
-    return found | protocol_summary(E, protocol, counts, space)

@@ -19,17 +19,13 @@ from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
+from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report.page import write_report
-from avalanche_clip.evaluation.report.results import main_metric
-from avalanche_clip.evaluation.report.summaries import is_result, stream_summary
+from avalanche_clip.evaluation.report.summaries import is_result
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
-from avalanche_clip.training.runs.points import (
-    STEPS,
-    EvaluationPoints,
-    evaluation_points,
-)
+from avalanche_clip.training.runs.points import EvaluationPoints, evaluation_points
 from avalanche_clip.training.runs.record import (
     metric_results,
     nominal_units,
@@ -90,7 +86,7 @@ class RunResult:
 
     def _main(self) -> dict[str, np.ndarray]:
         metrics = next(iter(self.matrices.values()))
-        return metrics[main_metric(metrics)]
+        return metrics[report.main_metric(metrics)]
 
     def matrix(self, metric: str, stream: str | None = None) -> np.ndarray:
         """Matrix ``E`` of any metric.
@@ -339,17 +335,10 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
-        config = self._config()
-        space = config.get("eval_label_space")
-        by_step = self.points.at == STEPS
-        summary = {
-            s: _summaries(m, self.data, self.data["counts"][s], space, by_step)
-            for s, m in matrices.items()
-        }
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
-            "config": config,
+            "config": self._config(),
             "versions": versions(),
             "revision": revision(),
             "data": self.data,
@@ -360,8 +349,16 @@ class _Run:
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
             "matrices": mapped(matrices, lambda values, path: values.tolist()),
-            "summary": summary,
             "metrics": metric_results(self.strategy),
+        }
+        stored = report.matrices(results)
+        summary = results["summary"] = {
+            stream: {
+                metric: matrix.stored_summary()
+                for metric, matrix in stored.get(stream, {}).items()
+                if is_result(metric)
+            }
+            for stream in matrices
         }
         if distributed.is_main_process():
             write_json(self.folder.results_path, strict(results), checksum=True)
@@ -400,20 +397,3 @@ def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[
             if int(match["exp"]) < size:
                 row[int(match["exp"])] = float(value)
     return table
-
-
-def _summaries(
-    metrics: dict[str, dict[str, np.ndarray]],
-    data: dict[str, Any],
-    counts: Sequence[int],
-    space: str | None,
-    by_step: bool,
-) -> dict[str, Any]:
-    """Summaries of the recalls and accuracies of a stream."""
-    return {
-        metric: stream_summary(
-            parts["E"], parts["before"], data["protocol"], counts, space, by_step
-        )
-        for metric, parts in metrics.items()
-        if is_result(metric) and parts["E"].ndim == 2 and parts["E"].size
-    }

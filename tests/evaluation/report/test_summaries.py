@@ -9,24 +9,21 @@ from avalanche_clip.evaluation.functional import (
     transfer_average_last,
 )
 from avalanche_clip.evaluation.report.page import write_report
-from avalanche_clip.evaluation.report.results import main_metric, matrices
-from avalanche_clip.evaluation.report.summaries import (
-    is_result,
-    protocol_summary,
-    stream_summary,
-)
+from avalanche_clip.evaluation.report.results import Matrix, main_metric, matrices
+from avalanche_clip.evaluation.report.summaries import is_result, protocol_summary
 from tests.evaluation.results import make_results
 
 E = np.array([[0.5, 0.2], [0.4, 0.6]])
 BEFORE = np.array([0.1, 0.1])
 
 
-def test_stream_summary__of_time_is_as_ever():
-    found = stream_summary(E, BEFORE)
+def test_stored_summary__of_time_is_as_ever():
+    found = Matrix(E, BEFORE, []).stored_summary()
     expected = {"final": 0.5, "average": pytest.approx(0.425)}
     expected |= {**time_transfer(E), **continual_summary(E, BEFORE)}
     assert found == expected
-    assert set(stream_summary(E[:, :1], BEFORE[:1])) == {"final", "average"}
+    gallery = Matrix(E[:, :1], BEFORE[:1], [])
+    assert set(gallery.stored_summary()) == {"final", "average"}
 
 
 def test_protocol_summary__by_protocol():
