@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def mtil(
     Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628) and the authors'
     released code.
     """
-    root, datasets = _sources(root, datasets)
-    chosen = _domains(root, datasets, MTIL_NAMES, read_mtil_domain, download, check)
+    read = partial(read_mtil_domain, download=download, check=check)
+    chosen = _domains(root, datasets, MTIL_NAMES, read)
     positions = _positions(order, [_name(domain) for domain in chosen], MTIL_NAMES)
     return multi_domain_benchmark(chosen, order=positions, shots=shots, seed=seed)
 
@@ -135,15 +136,13 @@ def x_tail(
     code. For this protocol on the splits of MTIL give ``mtil`` the ten names and
     ``shots``.
     """
-    root, datasets = _sources(root, datasets)
-    listed = _domains(root, datasets, X_TAIL_NAMES, read_x_tail_domain, download, check)
-    names = [_name(domain) for domain in listed]
-    positions = _positions(order, names, X_TAIL_NAMES)
+    read = partial(read_x_tail_domain, download=download, check=check)
+    chosen = _domains(root, datasets, X_TAIL_NAMES, read)
+    positions = _positions(order, [_name(domain) for domain in chosen], X_TAIL_NAMES)
     if templates is not None:
-        listed = [(*domain[:3], templates, *domain[4:]) for domain in listed]
-    chosen = listed
+        chosen = [(*domain[:3], templates, *domain[4:]) for domain in chosen]
     if shots is not None:
-        chosen = [_few(d, index, shots, seed) for index, d in enumerate(listed)]
+        chosen = [_few(d, index, shots, seed) for index, d in enumerate(chosen)]
     scenario = multi_domain_benchmark(chosen, order=positions)
     scenario.shots = shots
     return scenario
@@ -156,51 +155,33 @@ def _few(domain: Sequence[Any], index: int, shots: int, seed: int) -> tuple[Any,
     return (Subset(domain[0], rows.tolist()), *domain[1:])
 
 
-def _sources(
-    root: Root | None, datasets: Sequence[Any] | None
-) -> tuple[Root | None, Sequence[Any] | None]:
-    """Root and data sets, where a list in place of the root means the latter."""
-    if not isinstance(root, (list, tuple)):
-        return root, datasets
-    if datasets is not None:
-        raise ValueError(
-            "root is a list and datasets is given too; give the data sets once, as "
-            "datasets=[...], and root as a directory or None."
-        )
-    return None, root
-
-
 def _domains(
     root: Root | None,
     datasets: Sequence[Any] | None,
     known: Sequence[str],
     read: Callable[..., Any],
-    download: bool,
-    check: str,
 ) -> list[Any]:
     """Read the data sets given by name; keep those given as objects."""
+    if isinstance(root, (list, tuple)):
+        if datasets is not None:
+            raise ValueError(
+                "root is a list and datasets is given too; give the data sets once, as "
+                "datasets=[...], and root as a directory or None."
+            )
+        root, datasets = None, root
     if isinstance(datasets, str):
         raise ValueError(f"datasets={datasets!r} is one name; give a list of names.")
-    items = list(known if datasets is None else datasets)
-    require_some(items, f"datasets (known are {', '.join(known)})")
-    names = [
-        dataset_name(item, known) if isinstance(item, str) else _name(item)
-        for item in items
+    items = [
+        dataset_name(item, known) if isinstance(item, str) else item
+        for item in (known if datasets is None else datasets)
     ]
+    require_some(items, f"datasets (known are {', '.join(known)})")
+    names = [item if isinstance(item, str) else _name(item) for item in items]
     require_distinct((name for name in names if name is not None), "datasets")
     if all(isinstance(item, str) for item in items):
-        items = names = [name for name in known if name in names]
-    roots = {
-        name: _root_of(root, str(name), known)
-        for name, item in zip(names, items)
-        if isinstance(item, str)
-    }
-    return [
-        read(str(name), roots[name], download=download, check=check)
-        if isinstance(item, str)
-        else item
-        for name, item in zip(names, items)
-    ]
+        items = [name for name in known if name in items]
+    roots = {n: _root_of(root, n, known) for n in items if isinstance(n, str)}
+    return [read(i, roots[i]) if isinstance(i, str) else i for i in items]
 
 
 def _root_of(root: Any, name: str, known: Sequence[str]) -> str | Path:
@@ -229,28 +210,21 @@ def _positions(
 ) -> list[int]:
     """Indices of the data sets in the order of the stream."""
     if isinstance(order, str):
-        return _published_positions(order, names, known)
+        require_choice("order", order, MTIL_ORDERS)
+        if order == "I":
+            return list(range(len(names)))
+        sequence = [MTIL_NAMES[k] for k in MTIL_ORDERS[order] if MTIL_NAMES[k] in known]
+        if set(names) <= set(sequence):
+            return [names.index(name) for name in sequence if name in names]
+        if len(names) == len(sequence):
+            return [known.index(name) for name in sequence]
+        raise ValueError(
+            f"order={order!r} is defined for {sequence}; for data sets {list(names)} "
+            "give a list of indices."
+        )
     listed: list[Any] = list(order)
     if listed and all(isinstance(item, str) for item in listed):
         have = [name for name in names if name is not None]
-        unknown = [item for item in listed if item not in have]
-        spelled = [dataset_name(i, have) if i in unknown else i for i in listed]
+        spelled = [i if i in have else dataset_name(i, have) for i in listed]
         listed = [names.index(item) for item in spelled]
     return as_permutation(listed, len(names), "order")
-
-
-def _published_positions(
-    order: str, names: Sequence[str | None], known: Sequence[str]
-) -> list[int]:
-    require_choice("order", order, MTIL_ORDERS)
-    if order == "I":
-        return list(range(len(names)))
-    sequence = [MTIL_NAMES[k] for k in MTIL_ORDERS[order] if MTIL_NAMES[k] in known]
-    if set(names) <= set(sequence):
-        return [names.index(name) for name in sequence if name in names]
-    if len(names) == len(sequence):
-        return [known.index(name) for name in sequence]
-    raise ValueError(
-        f"order={order!r} is defined for {sequence}; for data sets {list(names)} give "
-        "a list of indices."
-    )

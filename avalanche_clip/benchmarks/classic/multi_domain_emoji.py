@@ -115,23 +115,16 @@ def multi_domain_emoji(
         )
     table = load_emoji_table()
     domains: list[Domain] = []
-    valid: list[EmojiClasses] = []
+    streams: dict[str, list[EmojiClasses]] = {"valid": []} if validation else {}
+    held = validation_mask(table.ids) if validation else None
     for group, name in enumerate(table.groups):
         rows = np.flatnonzero((table.group == group) & (table.step > 0))
-        held = None
+        names = [table.names[row] for row in rows]
+        train, test = EmojiClasses(styles, rows, held), EmojiClasses([test_style], rows)
+        domains.append(Domain(train, test, names, templates, name))
         if validation:
-            held = validation_mask(table.ids)
-            valid.append(EmojiClasses([VALIDATION_STYLE], rows, held, keep_held=True))
-        domains.append(
-            Domain(
-                EmojiClasses(styles, rows, held),
-                EmojiClasses([test_style], rows),
-                [table.names[row] for row in rows],
-                templates,
-                name,
-            )
-        )
-    streams = {"valid": valid} if validation else {}
+            valid = EmojiClasses([VALIDATION_STYLE], rows, held, keep_held=True)
+            streams["valid"].append(valid)
     scenario = multi_domain_benchmark(
         domains, order=order, shots=shots, seed=seed, **streams
     )
@@ -162,12 +155,11 @@ def _reference_streams(
     task = len(table.groups)
     for name, chosen in (("reference", styles), ("reference_test", [test_style])):
         data = EmojiClasses(chosen, rows)
-        dataset = labelled_dataset(Source(f"{name} set", data, own, first_id), task)
+        source = Source(f"{name} set", data, own, first_id)
+        dataset = labelled_dataset(source, task).eval()
         first_id += len(data)
-        dataset = dataset.eval()
-        streams[name] = [
-            class_experience(
-                dataset, REFERENCE_DOMAIN, prompts, own.ids, dataset_index=task
-            )
-        ]
+        experience = class_experience(
+            dataset, REFERENCE_DOMAIN, prompts, own.ids, dataset_index=task
+        )
+        streams[name] = [experience]
     return streams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +64,21 @@ def multilingual_coco36(
     """
     codes = check_languages(languages)
     coco = Coco36(root, image_root)
-    train = {c: _training(coco, c) for c in codes}
-    streams: dict[str, Any] = {
-        "test": {c: _testing("test", c, coco.annotations(c, "test")) for c in codes},
+    pairs: dict[str, Callable[[str], Any]] = {
+        "train": coco.train,
+        "test": lambda code: coco.annotations(code, "test"),
     }
     if validation:
-        streams["valid"] = {
-            c: _testing("valid", c, coco.annotations(c, "val")) for c in codes
-        }
+        pairs["valid"] = lambda code: coco.annotations(code, "val")
     if xm3600 is not None:
-        other = XM3600(xm3600, xm3600_images)
-        streams["xm3600"] = {c: _testing("xm3600", c, other.test(c)) for c in codes}
+        pairs["xm3600"] = XM3600(xm3600, xm3600_images).test
+    streams: dict[str, Any] = {
+        stream: {code: _dataset(stream, code, read(code)) for code in codes}
+        for stream, read in pairs.items()
+    }
     scenario = multilingual_benchmark(
-        train,
         order=codes,
-        languages={c: EMOJI_LANGUAGES.index(c) for c in codes},
+        languages={code: EMOJI_LANGUAGES.index(code) for code in codes},
         **streams,
     )
     scenario.teacher_source = scenario.train_stream[0].dataset
@@ -86,23 +86,11 @@ def multilingual_coco36(
     return scenario
 
 
-def _training(coco: Coco36, language: str) -> AvalancheDataset:
-    pairs = coco.train(language)
-    return _dataset("train", language, pairs, pairs.image_id, pairs.text_id)
-
-
-def _testing(stream: str, language: str, pairs: Any) -> AvalancheDataset:
-    return _dataset(stream, language, pairs, pairs.image_id, pairs.image_id)
-
-
-def _dataset(
-    stream: str, language: str, pairs: Any, image_ids: np.ndarray, text_ids: np.ndarray
-) -> AvalancheDataset:
+def _dataset(stream: str, language: str, pairs: Any) -> AvalancheDataset:
     code = EMOJI_LANGUAGES.index(language)
     first = (_STREAMS.index(stream) * 100 + code) * _ROWS
-    dataset = make_image_text_dataset(
-        pairs,
-        sample_ids=first + np.arange(len(pairs)),
-        targets=image_ids,
-    )
-    return with_facts(dataset, {"image_id": image_ids, "text_id": text_ids})
+    images = pairs.image_id
+    texts = pairs.text_id if stream == "train" else images
+    ids = first + np.arange(len(pairs))
+    dataset = make_image_text_dataset(pairs, sample_ids=ids, targets=images)
+    return with_facts(dataset, {"image_id": images, "text_id": texts})

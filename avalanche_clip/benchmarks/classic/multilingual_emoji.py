@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from avalanche_clip.benchmarks.items.items import (
     make_image_text_dataset,
 )
 from avalanche_clip.benchmarks.streams.languages import multilingual_benchmark
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 
 QUICK_LANGUAGES = EMOJI_LANGUAGES[:6]
 UNNAMED = ("drop", "common", "raise")
@@ -172,22 +173,18 @@ def multilingual_emoji(
         rows = rows[np.all([table.named(code)[rows] for code in codes], axis=0)]
     rule: Literal["drop", "raise"] = "drop" if unnamed == "drop" else "raise"
     held = validation_mask(table.ids)
-    train, test, valid = {}, {}, {}
-    for code in codes:
-        whole = emoji_language_dataset(
-            code, styles, rows, captions=captions, unnamed=rule
-        )
-        if validation:
+    build = partial(emoji_language_dataset, unnamed=rule)
+    streams: dict[str, Any] = {
+        "train": {code: build(code, styles, rows, captions=captions) for code in codes},
+        "test": {code: build(code, test_style, rows) for code in codes},
+    }
+    if validation:
+        for code, whole in streams["train"].items():
             out = held_drawings(attribute_array(whole, "image_id"), held)
-            whole = whole.subset(np.flatnonzero(~out).tolist())
-        train[code] = whole
-        test[code] = emoji_language_dataset(code, test_style, rows, unnamed=rule)
-        valid[code] = emoji_language_dataset(
-            code, VALIDATION_STYLE, rows[held[rows]], unnamed=rule
-        )
-    streams: dict[str, Any] = {"test": test, **({"valid": valid} if validation else {})}
+            streams["train"][code] = whole.subset(np.flatnonzero(~out).tolist())
+        few = rows[held[rows]]
+        streams["valid"] = {c: build(c, VALIDATION_STYLE, few) for c in codes}
     scenario = multilingual_benchmark(
-        train,
         order=codes,
         languages={code: EMOJI_LANGUAGES.index(code) for code in codes},
         **streams,
@@ -203,8 +200,5 @@ def _languages(languages: int | Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(languages, (int, np.integer)):
         return check_languages(languages)
     count = as_size(languages, "languages", hint="or a list of codes")
-    if count > len(EMOJI_LANGUAGES):
-        raise ValueError(
-            f"languages={count} must lie in 1..{len(EMOJI_LANGUAGES)}, or be codes."
-        )
+    as_finite(count, "languages", low=1, high=len(EMOJI_LANGUAGES))
     return EMOJI_LANGUAGES[:count]

@@ -25,7 +25,7 @@ from avalanche_clip.benchmarks.items.items import (
 )
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 from avalanche_clip.benchmarks.streams.timed import time_stamped_benchmark
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_integer, require_choice
 
 
 def emoji_dataset(
@@ -90,11 +90,8 @@ def tic_emoji(
     time follows TiC-CLIP (arXiv 2310.16226); the data set is ours.
     """
     styles = check_styles(styles, test_style, validation)
-    first_step = as_size(first_step, "first_step", least=0)
-    if first_step >= len(EMOJI_STEPS):
-        raise ValueError(
-            f"first_step={first_step} must lie in 0..{len(EMOJI_STEPS) - 1}."
-        )
+    first_step = as_integer(first_step, "first_step")
+    require_choice("first_step", first_step, range(len(EMOJI_STEPS)))
     table, steps = load_emoji_table(), EMOJI_STEPS[first_step:]
     later = np.flatnonzero(table.step >= first_step)
     streams = {}
@@ -113,8 +110,8 @@ def tic_emoji(
     )
     built = scenario.streams
     if first_step:
-        earlier = [range(step, step + 1) for step in range(first_step)]
-        built["base"] = [_test_set(steps, test_style) for steps in earlier]
+        earlier = (range(step, step + 1) for step in range(first_step))
+        built["base"] = [_test_set(step, test_style) for step in earlier]
     if gallery:
         built["gallery"] = [_test_set(range(len(EMOJI_STEPS)), test_style)]
     return make_scenario(built, scenario)

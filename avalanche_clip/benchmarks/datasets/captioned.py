@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,11 @@ def read_annotations(
     known: dict[str, int] = {}
     for number, entry in enumerate(content):
         wrong = _wrong(entry, single)
-        if (
-            wrong is None
-            and known.setdefault(entry["image"], entry["image_id"])
-            != (entry["image_id"])
-        ):
-            wrong = f"its picture has the id {known[entry['image']]} before"
-        if wrong is not None:
+        if not wrong:
+            before = known.setdefault(entry["image"], entry["image_id"])
+            if before != entry["image_id"]:
+                wrong = f"its picture has the id {before} before"
+        if wrong:
             raise ValueError(
                 f"{path}, entry {number}: {wrong}. Every entry needs 'image' (a "
                 "path), 'image_id' (an integer, one per picture) and 'caption': a "
@@ -162,18 +160,14 @@ def read_annotations(
     )
 
 
-def _wrong(entry: Any, single: bool) -> str | None:
+def _wrong(entry: Any, single: bool) -> str:
     if not isinstance(entry, Mapping):
         return f"it is a {type(entry).__name__}"
-    if not is_text(entry.get("image")):
-        return f"'image' is {entry.get('image')!r}"
-    if not is_id(entry.get("image_id")):
-        return f"'image_id' is {entry.get('image_id')!r}"
-    captions = entry.get("caption")
-    texts = [captions] if single else captions
-    if not isinstance(texts, list) or not texts or not all(map(is_text, texts)):
-        return f"'caption' is {captions!r}"
-    return None
+    captions = is_text if single else is_texts
+    for key, fits in (("image", is_text), ("image_id", is_id), ("caption", captions)):
+        if not fits(entry.get(key)):
+            return f"{key!r} is {entry.get(key)!r}"
+    return ""
 
 
 def is_text(value: Any) -> bool:
@@ -185,6 +179,11 @@ def is_text(value: Any) -> bool:
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
     return True
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value from JSON is a list of texts, with at least one."""
+    return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
 def is_id(value: Any) -> bool:
@@ -207,11 +206,10 @@ def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     try:
         for image in content["images"]:
-            found[_id(image["id"])] = []
+            found[_checked(image["id"], is_id)] = []
         for entry in content["annotations"]:
-            if not is_text(entry["caption"]):
-                raise TypeError(f"the caption {entry['caption']!r} is no text")
-            found[_id(entry["image_id"])].append(entry["caption"])
+            caption = _checked(entry["caption"], is_text)
+            found[_checked(entry["image_id"], is_id)].append(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} does not fit: {type(error).__name__} {error}. It needs 'images' "
@@ -220,10 +218,10 @@ def read_ground_truth(path: str | Path) -> dict[int, list[str]]:
     return found
 
 
-def _id(value: Any) -> int:
-    if not is_id(value):
-        raise ValueError(f"the id {value!r} is no integer")
-    return int(value)
+def _checked(value: Any, fits: Callable[[Any], bool]) -> Any:
+    if not fits(value):
+        raise ValueError(f"{value!r} is no {'id' if fits is is_id else 'text'}")
+    return value
 
 
 def missing_images(image_root: str | Path, names: Iterable[str]) -> list[str]:

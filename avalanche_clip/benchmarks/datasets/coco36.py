@@ -31,7 +31,7 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
     number_texts,
     read_table,
 )
-from avalanche_clip.common.checks import require_choice, require_length
+from avalanche_clip.common.checks import existing_file, require_choice, require_length
 
 COCO36_LANGUAGES = LANGUAGES_36
 CORPUS = Path("corpus/multilingual_coco/36langs")
@@ -114,9 +114,6 @@ class Coco36:
         :raises ValueError: naming file and row, where pictures or English captions
             differ from those of the files read before.
         """
-        return self._read(language)
-
-    def _read(self, language: str) -> TextColumn:
         check_language(language)
         folder = self.data / CORPUS
         path = folder / "triplet" / f"coco_vision-en-{language}.tsv.gz"
@@ -151,21 +148,13 @@ class Coco36:
         source = self.data / ANNOTATIONS / "en" / "train.json"
         if self._pictures is None:
             listed = self.annotations("en", "train")
-            differing = next(
-                (
-                    row
-                    for row, (a, b) in enumerate(zip(listed.captions, english))
-                    if a != b and _letters(a) != _letters(b)
-                ),
-                None,
-            )
-            if differing is not None:
-                raise ValueError(
-                    f"{path} and {source} differ in the English caption of row "
-                    f"{differing} (counted from 0): {english[differing][:60]!r} and "
-                    f"{listed.captions[differing][:60]!r}. Rows belong together by "
-                    "their number."
-                )
+            for row, (a, b) in enumerate(zip(listed.captions, english)):
+                if a != b and _letters(a) != _letters(b):
+                    raise ValueError(
+                        f"{path} and {source} differ in the English caption of row "
+                        f"{row} (counted from 0): {b[:60]!r} and {a[:60]!r}. Rows "
+                        "belong together by their number."
+                    )
             self._pictures = listed.names
         count = len(self._pictures)
         require_length(english, count, f"rows of {path}", f"entry of {source}")
@@ -189,11 +178,10 @@ class Coco36:
                 "of all languages must be translations of the same captions."
             )
         if not np.array_equal(rows, known_rows) or not distinct.same_as(known_names):
-            wrong = [
-                i for i in range(len(rows)) if names[i] != known_names[known_rows[i]]
-            ]
+            shown = (known_names[row] for row in known_rows)
+            wrong = next(i for i, name in enumerate(shown) if names[i] != name)
             raise ValueError(
-                f"{path} and {self._origin} differ in the picture of row {wrong[0]} "
+                f"{path} and {self._origin} differ in the picture of row {wrong} "
                 "(counted from 0); rows of all languages must show the same pictures."
             )
 
@@ -205,7 +193,7 @@ class Coco36:
         :param language: whose file is read if none has been.
         """
         if self._shared is None:
-            self._read(language)
+            self.captions(language)
         assert self._shared is not None
         return self._shared
 
@@ -223,7 +211,7 @@ class Coco36:
         :raises ValueError: see :meth:`captions`.
         """
         for language in languages:
-            self._read(language)
+            self.captions(language)
         return len(self.shared()[2])
 
     def train(self, language: str) -> CocoTriplets:
@@ -270,10 +258,7 @@ class Coco36:
             folder / f"{stem}_vision_embeddings.npy",
         )
         for path in files:
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} does not exist; check the model's name."
-                )
+            existing_file(path, "check the model's name")
         return files
 
 
@@ -324,9 +309,8 @@ class CocoTriplets:
         return len(self.image_id)
 
     def __getitem__(self, item: int) -> tuple[Image.Image, str]:
-        return load_image(self.source.image_root, self.image_name(item)), self.text(
-            item
-        )
+        image = load_image(self.source.image_root, self.image_name(item))
+        return image, self.text(item)
 
     def text(self, item: int) -> str:
         """Return the caption of an item without its picture."""

@@ -24,7 +24,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import date, datetime, timezone
+from datetime import date
 from importlib import resources
 from typing import Any, Literal, NamedTuple
 
@@ -73,7 +73,7 @@ def check_languages(languages: Sequence[str]) -> tuple[str, ...]:
 
 def _timestamp(day: date) -> float:
     """Return midnight UTC of a day as seconds since 1970."""
-    return datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp()
+    return float(np.datetime64(day, "s").astype(np.int64))
 
 
 class EmojiStep(NamedTuple):
@@ -256,13 +256,11 @@ def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
 def _check_indices(indices: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     """Return emoji indices as int64 ``(K,)``; None means all."""
     total = len(load_emoji_table())
-    if indices is None:
-        return np.arange(total, dtype=np.int64)
-    array = np.asarray(indices)
-    if array.ndim == 1 and array.size == 0:
-        return np.empty(0, dtype=np.int64)
+    array = np.arange(total) if indices is None else np.asarray(indices)
+    if array.size == 0:
+        array = array.astype(np.int64)
     give = "for a mask use numpy.flatnonzero"
-    require_array(array, "indices", "N", "integer", give=give)
+    require_array(array, "indices", "*", "integer", give=give)
     require_indices(array, total, "indices")
     return array.astype(np.int64)
 
@@ -340,15 +338,12 @@ class EmojiPairs:
         self.language = language
         self.captions = captions
         self._table = load_emoji_table()
-        self._check_named()
-
-    def _check_named(self) -> None:
-        missing = int((~self._table.named(self.language)[self.indices]).sum())
+        missing = int((~self._table.named(language)[self.indices]).sum())
         if missing:
             raise ValueError(
-                f"language {self.language!r} has no name for {missing} of the "
+                f"language {language!r} has no name for {missing} of the "
                 f"{len(self.indices)} emoji; keep the indices where "
-                f"load_emoji_table().named({self.language!r}) is True."
+                f"load_emoji_table().named({language!r}) is True."
             )
 
     @property

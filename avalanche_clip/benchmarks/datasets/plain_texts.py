@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from avalanche_clip.common.files import found_in_bytes, inside, read_text, unreadable
@@ -27,6 +27,19 @@ def read_plain(path: str | Path, wanted: str) -> str:
     if "\0" in text:
         raise unreadable(path, wanted, "it holds zero bytes")
     return text
+
+
+def plain_lines(path: str | Path, wanted: str) -> Iterator[tuple[int, str]]:
+    """Yield numbers (from 1) and texts of the lines that are not blank.
+
+    :param path: see :func:`read_plain`.
+    :raises ValueError: also if there are none.
+    """
+    lines = enumerate(read_plain(path, wanted).split("\n"), 1)
+    filled = [(number, line.strip()) for number, line in lines if line.strip()]
+    if not filled:
+        raise unreadable(path, wanted, "it has no lines")
+    yield from filled
 
 
 def refuse_foreign(path: str | Path, head: bytes, wanted: str) -> None:

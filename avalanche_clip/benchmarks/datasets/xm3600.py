@@ -15,6 +15,7 @@ from avalanche_clip.benchmarks.datasets.captioned import (
     CaptionedImages,
     check_language,
     is_text,
+    is_texts,
     read_annotations,
 )
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
@@ -55,19 +56,15 @@ class XM3600:
         root = Path(root).expanduser()
         self.image_root = image_root
         self._sets: dict[str, CaptionedImages] = {}
-        self._file: Path | None = None
-        self._folder: Path | None = None
-        if root.is_file() or (root / _FILE).is_file():
-            self._file = root if root.is_file() else root / _FILE
-        else:
-            folders = [base / _FOLDER for base in (root, root / "data")]
-            found = [folder for folder in (*folders, root) if _has_languages(folder)]
-            if not found:
-                raise FileNotFoundError(
-                    f"{root} holds neither {_FILE} nor {_FOLDER}/<language>/test.json; "
-                    "give the file or the folder of the released data."
-                )
-            self._folder = found[0]
+        folders = (root / _FOLDER, root / "data" / _FOLDER, root)
+        found = [place for place in (root, root / _FILE) if place.is_file()]
+        found += [folder for folder in folders if _has_languages(folder)]
+        if not found:
+            raise FileNotFoundError(
+                f"{root} holds neither {_FILE} nor {_FOLDER}/<language>/test.json; "
+                "give the file or the folder of the released data."
+            )
+        self._place = found[0]
 
     def test(self, language: str) -> CaptionedImages:
         """Return the pictures with all captions in one language.
@@ -78,13 +75,14 @@ class XM3600:
         :raises ValueError: if the language is unknown or the file does not fit.
         """
         check_language(language)
-        if self._file is not None and not self._sets:
-            self._sets = _read_original(self._file, self.image_root)
-        if self._folder is not None and language not in self._sets:
-            path = self._folder / language / "test.json"
-            self._sets[language] = read_annotations(path, self.image_root)
+        if self._place.is_dir():
+            path = self._place / language / "test.json"
+            if language not in self._sets:
+                self._sets[language] = read_annotations(path, self.image_root)
+        elif not self._sets:
+            self._sets = _read_original(self._place, self.image_root)
         if language not in self._sets:
-            raise ValueError(f"{self._file} has no captions in {language!r}.")
+            raise ValueError(f"{self._place} has no captions in {language!r}.")
         return self._sets[language]
 
     def check_sizes(self, languages: Any = XM3600_LANGUAGES) -> None:
@@ -110,7 +108,7 @@ def _has_languages(folder: Path) -> bool:
 
 def _captions(entry: Any) -> list[str]:
     texts = entry["caption"]
-    if not isinstance(texts, list) or not all(map(is_text, texts)):
+    if texts != [] and not is_texts(texts):
         raise TypeError(f"'caption' is {texts!r}")
     return [text.replace("\r", " ") for text in texts]
 
@@ -126,19 +124,15 @@ def _read_original(path: Path, image_root: Any) -> dict[str, CaptionedImages]:
             entry = parse_json(line, path)
             if not is_text(entry["image/key"]):
                 raise TypeError(f"'image/key' is {entry['image/key']!r}")
-            name = f"{entry['image/key']}.jpg"
-            found = {
-                code: _captions(entry[code])
-                for code in XM3600_LANGUAGES
-                if code in entry
-            }
+            codes = (code for code in XM3600_LANGUAGES if code in entry)
+            found = {code: _captions(entry[code]) for code in codes}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}, line {number} does not fit ({type(error).__name__}: "
                 f"{error}); a line is an object with 'image/key' and per language "
                 "an object with a list 'caption'."
             ) from error
-        names.append(name)
+        names.append(f"{entry['image/key']}.jpg")
         captions.append(found)
     if not names:
         raise unreadable(path, "a list of captioned pictures", "it has no lines")

@@ -15,6 +15,8 @@ from avalanche_clip.benchmarks.items.marks import (
     picture_marks,
 )
 
+_OF_CAPTIONS = ("text", "owner", "caption_key")
+
 
 class ImageTextBatch(dict):
     """A mini-batch of images with their captions.
@@ -85,18 +87,14 @@ class ImageTextBatch(dict):
         owner = self.get("owner")
         parts = []
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            part = type(self)()
-            if owner is None:
-                rows: Any = slice(start, stop)
-            else:
-                rows = ((owner >= start) & (owner < stop)).nonzero().squeeze(1)
-            for key, value in self.items():
-                if key == "owner":
-                    part[key] = value[rows] - start
-                elif key in ("text", "caption_key"):
-                    part[key] = value[rows]
-                else:
-                    part[key] = value[start:stop]
+            rows = slice(start, stop)
+            texts = rows if owner is None else (owner >= start) & (owner < stop)
+            part = type(self)(
+                (key, value[texts if key in _OF_CAPTIONS else rows])
+                for key, value in self.items()
+            )
+            if owner is not None:
+                part["owner"] = part["owner"] - start
             parts.append(part)
         return parts
 

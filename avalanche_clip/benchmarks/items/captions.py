@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
-from torch import Tensor
 
-from avalanche_clip.benchmarks.items.flat import locate
-from avalanche_clip.benchmarks.items.items import CheckedPairs, attribute_array
+from avalanche_clip.benchmarks.items.flat import raw_text
+from avalanche_clip.benchmarks.items.items import attribute_array
 
 
 def read_captions(
@@ -20,22 +19,16 @@ def read_captions(
 
     Images are not decoded where the source has a method ``text(index)``, and
     never transformed. Text transforms (the random choice of a caption) are
-    left out too: every caption that training may draw is there.
+    left out too, unless they are frozen: every caption that training may draw is
+    there.
 
     :param dataset: image-text data, prepared or not.
     :param positions: of the samples; default all.
     :return: one list per sample, of strings or of token-id tensors.
     """
     for index in range(len(dataset)) if positions is None else positions:
-        source, place = locate(dataset, index)
-        checked = isinstance(source, CheckedPairs)
-        text = source.text(place) if checked else source[place][1]
-        if isinstance(text, Tensor) and text.ndim == 2:
-            yield list(text)
-        elif isinstance(text, (list, tuple)):
-            yield list(text)
-        else:
-            yield [text]
+        text = raw_text(dataset, index)
+        yield list(text) if isinstance(text, (list, tuple)) else [text]
 
 
 def language_codes(dataset: AvalancheDataset) -> np.ndarray | None:

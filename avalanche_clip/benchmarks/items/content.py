@@ -66,7 +66,7 @@ def content_hash(dataset: AvalancheDataset) -> str:
             digest.update(f"|{name}|{column.dtype.str}|".encode())
             digest.update(column.data)
     places = np.unique(np.linspace(0, len(dataset) - 1, SAMPLED).round().astype(int))
-    items = [_hashed_item(dataset, int(p)) for p in places if len(dataset)]
+    items = [hashed_item(dataset, int(p)) for p in places if len(dataset)]
     notes = [
         f"{part} are random"
         for number, part in enumerate(_PARTS)
@@ -83,7 +83,7 @@ def content_hash(dataset: AvalancheDataset) -> str:
     return digest.hexdigest()[:16] + words
 
 
-def _hashed_item(
+def hashed_item(
     dataset: AvalancheDataset, index: int
 ) -> tuple[list[bytes], list[bytes]] | None:
     """Hashes of picture and captions, of two readings; None if unreadable."""

@@ -8,7 +8,7 @@ This is the one place that knows it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,23 +55,26 @@ def raw_item(dataset: AvalancheDataset, position: int) -> Any:
     return source[place]
 
 
-# ------------------------------------------------------------------- rebuilding
-def rebuilt(tree: Any, change: Callable[[Any], Any], known: dict[int, Any]) -> Any:
-    """Return a tree of data with other sources.
+def raw_text(dataset: AvalancheDataset, position: int) -> Any:
+    """Read the text of a sample without its picture, where the source can.
 
-    :param change: from a source to another one.
-    :param known: changed sources by identity: Avalanche merges parts that share
-        their source, so there is one of each.
+    Of all transforms only frozen ones of texts are applied: these belong to the data.
     """
-    if isinstance(tree, FlatData):
-        changed = copy.copy(tree)
-        changed._datasets = [rebuilt(part, change, known) for part in tree._datasets]
-        return changed
-    if id(tree) not in known:
-        known[id(tree)] = change(tree)
-    return known[id(tree)]
+    frozen: list[Any] = []
+    node: Any = dataset._flat_data
+    while isinstance(node, FlatData):
+        if isinstance(node, _FlatDataWithTransform):
+            frozen[:0] = _side(node._frozen_transform_groups["train"], 1)
+        part, position = node._get_idx(position)
+        node = node._datasets[part]
+    checked = isinstance(node, CheckedPairs)
+    text = node.text(position) if checked else node[position][1]
+    for transform in frozen:
+        text = transform(text)
+    return text
 
 
+# ------------------------------------------------------------------- rebuilding
 def without_groups(tree: Any) -> Any:
     """Return a tree of data without its transform groups; frozen ones stay.
 
@@ -102,14 +105,23 @@ class TextsOnly(CheckedPairs):
 
 def texts_only(dataset: AvalancheDataset) -> AvalancheDataset:
     """Return a data set whose items have no picture, where the source allows it."""
+    # By identity: Avalanche merges parts that share their source.
+    known: dict[int, Any] = {}
 
-    def change(source: Any) -> Any:
-        if not isinstance(source, CheckedPairs) or isinstance(source, TextsOnly):
-            return source
-        return TextsOnly(source.pairs, source.sample_ids, source.empty_captions)
+    def rebuilt(tree: Any) -> Any:
+        if isinstance(tree, FlatData):
+            changed = copy.copy(tree)
+            changed._datasets = [rebuilt(part) for part in tree._datasets]
+            return changed
+        if not isinstance(tree, CheckedPairs) or isinstance(tree, TextsOnly):
+            return tree
+        if id(tree) not in known:
+            kept = TextsOnly(tree.pairs, tree.sample_ids, tree.empty_captions)
+            known[id(tree)] = kept
+        return known[id(tree)]
 
     changed = copy.copy(dataset)
-    changed._flat_data = rebuilt(dataset._flat_data, change, {})
+    changed._flat_data = rebuilt(dataset._flat_data)
     return changed
 
 
@@ -128,19 +140,20 @@ def image_transforms(dataset: AvalancheDataset, group: str) -> Iterator[Any]:
     for node in nodes(dataset._flat_data):
         if isinstance(node, _FlatDataWithTransform):
             for groups in (node._transform_groups, node._frozen_transform_groups):
-                yield from _image_side(groups[group])
+                yield from _side(groups[group], 0)
 
 
-def _image_side(transform: Any) -> Iterator[Any]:
-    """What a transform of whole items does to images."""
+def _side(transform: Any, place: int) -> Iterator[Any]:
+    """What a transform of whole items does to images (place 0) or texts (1)."""
     if isinstance(transform, MultiParamCompose):
         for part in transform.transforms:
-            yield from _image_side(part)
+            yield from _side(part, place)
     elif isinstance(transform, TupleTransform):
-        yield from (t for t in transform.transforms[:1] if t is not None)
-    elif isinstance(transform, MultiParamTransformCallable):
+        chosen = transform.transforms[place : place + 1]
+        yield from (t for t in chosen if t is not None)
+    elif place == 0 and isinstance(transform, MultiParamTransformCallable):
         yield transform.transform
-    elif callable(transform):
+    elif place == 0 and callable(transform):
         yield transform
 
 

@@ -32,10 +32,9 @@ def check_source(data: Any, second: str = "text", maker: str = "") -> None:
     if isinstance(data, Mapping):
         rows = next((key for key in data if hasattr(data[key], "column_names")), None)
         if rows is not None:  # the splits of a data set of Hugging Face's
-            columns = [*data[rows].column_names]
             found = f"several parts ({[*data][:8]}) were given; take one, such as"
             found = f"{found} data = data[{rows!r}], with rows by name"
-            raise _rows(found, columns, second, maker)
+            raise _rows(found, data[rows].column_names, second, maker)
         if not all(isinstance(key, str) for key in data):
             line = "pairs = list(data.values())"
             raise _error(f"a mapping ({name}) was given", line, second, maker)
@@ -74,9 +73,7 @@ def check_item(item: Any, where: str, second: str = "text", maker: str = "") -> 
     pair = hasattr(item, "__getitem__") and hasattr(item, "__len__")
     pair = pair and not numbers and not named
     if not pair or len(item) < 2:
-        line = (
-            f"pairs = [(image, {second}) for image, {second} in zip(images, {second}s)]"
-        )
+        line = f"pairs = list(zip(images, {second}s))"
         held = f" of {len(item)} element(s)" if pair else ""
         raise _error(f"{where} is a {type(item).__name__}{held}", line, second, maker)
 

@@ -36,6 +36,7 @@ from avalanche_clip.common.checks import (
     require_array,
     require_choice,
     require_known,
+    require_some,
     require_type,
 )
 from avalanche_clip.common.pictures import decoded
@@ -66,7 +67,7 @@ class CheckedPairs:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        where = f"Item {index} (sample_id {self.sample_ids[index]})"
+        where = self._where(index)
         try:
             item = self.pairs[index]
             check_item(item, where)
@@ -87,39 +88,37 @@ class CheckedPairs:
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
                 "dataset.subset(list_of_positions_to_keep) drops them."
             ) from error
-        if isinstance(text, Tensor) and text.dim() == 2:
-            text = list(text)
-        check_caption(text, index, self.sample_ids[index], self.empty_captions)
-        return image, text
+        return image, self._checked(text, where)
 
     def text(self, index: int) -> Any:
         """The text of an item; its picture is not touched where the source can."""
         read = getattr(self.pairs, "text", None)  # the user's own, who may have none
         if not callable(read):
             return CheckedPairs.__getitem__(self, index)[1]
-        text = read(index)
-        check_caption(text, index, self.sample_ids[index], self.empty_captions)
+        return self._checked(read(index), self._where(index))
+
+    def _where(self, index: int) -> str:
+        return f"Item {index} (sample_id {self.sample_ids[index]})"
+
+    def _checked(self, text: Any, where: str) -> Any:
+        """Refuse a text that is no caption."""
+        if isinstance(text, Tensor) and text.dim() == 2:
+            text = list(text)
+        captions = text if isinstance(text, (list, tuple)) else (text,)
+        require_some(captions, f"captions in {where}")
+        for caption in captions:
+            if isinstance(caption, Tensor):
+                what, give = f"{where}: token ids", "or (K, L) for K captions"
+                require_array(caption, what, "*", "integer", give=give, error=TypeError)
+                continue
+            allowed = "strings, lists of strings, or tensors of token ids"
+            require_type(caption, str, f"{where}: a caption", allowed)
+            if self.empty_captions == "raise" and not caption.strip():
+                raise ValueError(
+                    f"{where} has an empty caption. Leave the item out, or pass "
+                    "empty_captions='keep' to train on it as an empty text."
+                )
         return text
-
-
-def check_caption(text: Any, index: int, sample_id: int, policy: str) -> None:
-    """Refuse an item whose text is no caption."""
-    captions = text if isinstance(text, (list, tuple)) else (text,)
-    where = f"Item {index} (sample_id {sample_id})"
-    if not captions:
-        raise ValueError(f"{where} has no caption; give at least one string per image.")
-    for caption in captions:
-        if isinstance(caption, Tensor):
-            what, give = f"{where}: token ids", "or (K, L) for K captions"
-            require_array(caption, what, "*", "integer", give=give, error=TypeError)
-            continue
-        allowed = "strings, lists of strings, or tensors of token ids"
-        require_type(caption, str, f"{where}: a caption", allowed)
-        if policy == "raise" and not caption.strip():
-            raise ValueError(
-                f"{where} has an empty caption. Leave the item out, or pass "
-                "empty_captions='keep' to train on it as an empty text."
-            )
 
 
 def make_image_text_dataset(
@@ -169,7 +168,12 @@ def make_image_text_dataset(
     require_known(in_item, _ATTRIBUTE_ORDER, "in_item")
     ids = np.arange(size) if sample_ids is None else sample_ids
     ids = _column("sample_ids", ids, size)
-    _check_distinct(ids)
+    twice = repeated(ids)
+    if twice.size:
+        raise ValueError(
+            f"sample_ids repeat (for example {twice[0]}); they must be unique in the "
+            "whole benchmark."
+        )
     columns = {"sample_id": ids}
     if targets is not None:
         columns["targets"] = _column("targets", targets, size)
@@ -216,14 +220,11 @@ def _column(name: str, values: Any, size: int) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _check_distinct(ids: np.ndarray) -> None:
-    ordered = np.sort(ids)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
-        raise ValueError(
-            f"sample_ids repeat (for example {repeated[0]}); they must be unique in "
-            "the whole benchmark."
-        )
+def repeated(*columns: np.ndarray) -> np.ndarray:
+    """Return the integers that occur more than once in some columns, ascending."""
+    # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
+    ordered = np.sort(np.concatenate([np.empty(0, np.int64), *columns]))
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def find_corrupt_samples(dataset: Any) -> list[tuple[int, str]]:

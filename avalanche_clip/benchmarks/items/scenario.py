@@ -29,7 +29,16 @@ TASK_LABELS = "targets_task_labels"
 
 
 class NoClassesError(AttributeError, ValueError):
-    """Raised when the classes of data without targets are asked for."""
+    """Raised when the classes of data without targets are asked for.
+
+    :param what: has none.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what}: its data are pairs without targets. Give targets to "
+            "make_image_text_dataset."
+        )
 
 
 class Derived:
@@ -224,8 +233,11 @@ def _copy_facts(source: CLScenario, target: CLScenario) -> None:
 
 def _adopt(experience: Any) -> None:
     """Make an experience of any class one with :class:`StreamFacts`."""
+    cls = type(experience)
     if not isinstance(experience, StreamFacts):
-        experience.__class__ = _with_facts(type(experience))
+        if cls not in _ADOPTED:
+            _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
+        experience.__class__ = _ADOPTED[cls]
     experience._found = {}
 
 
@@ -233,12 +245,6 @@ _ADOPTED: dict[type, type] = {
     DatasetExperience: ImageTextExperience,
     OnlineCLExperience: OnlineImageTextExperience,
 }
-
-
-def _with_facts(cls: type) -> type:
-    if cls not in _ADOPTED:
-        _ADOPTED[cls] = type(cls.__name__, (StreamFacts, cls), {})
-    return _ADOPTED[cls]
 
 
 # -------------------------------------------------------------------- reading
@@ -259,8 +265,7 @@ def _full_length(stream: Any) -> int:
 
 
 def _main_stream(benchmark: Any) -> Any:
-    streams = benchmark.streams
-    return streams.get("train") or next(iter(streams.values()))
+    return benchmark.streams.get("train") or next(iter(benchmark.streams.values()))
 
 
 def _where(experience: Any) -> str:
@@ -292,10 +297,7 @@ def _classes(experience: Any) -> np.ndarray:
 def _read_classes(experience: Any) -> np.ndarray:
     dataset = experience.dataset
     if not has_targets(dataset):
-        raise NoClassesError(
-            f"{_where(experience)} has no classes: its data are pairs without targets. "
-            "Give targets to make_image_text_dataset."
-        )
+        raise NoClassesError(f"{_where(experience)} has no classes")
     return np.unique(attribute_array(dataset, "targets"))
 
 
@@ -316,10 +318,7 @@ def _with_classes(benchmark: Any) -> list[Any]:
     streams = list(benchmark.streams.values())
     found = [s for s in streams if all(has_targets(e.dataset) for e in s)]
     if not found:
-        raise NoClassesError(
-            "No stream of the benchmark has classes: its data are pairs without "
-            "targets. Give targets to make_image_text_dataset."
-        )
+        raise NoClassesError("No stream of the benchmark has classes")
     return found
 
 

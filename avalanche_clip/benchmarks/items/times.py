@@ -10,7 +10,12 @@ import numpy as np
 
 from avalanche_clip.common.checks import require_choice
 
-PERIODS = ("day", "week", "month", "quarter", "year")
+# NumPy's unit of a period, and seconds from the start of one to that of 1970.
+_UNITS = {
+    **{"day": ("D", 0), "week": ("W", 259200), "month": ("M", 0)},
+    **{"quarter": ("3M", 0), "year": ("Y", 0)},
+}
+PERIODS = tuple(_UNITS)
 Time = Any
 """Seconds since 1970 (UTC), an ISO string, a date, datetime or datetime64."""
 
@@ -194,17 +199,10 @@ def period_starts(times: np.ndarray, period: str) -> np.ndarray:
             f"{int(outside.sum())} timestamps (for example {times[outside][0]:g}) lie "
             "outside the years 1 to 9999; give seconds, not milliseconds, since 1970."
         )
-    seconds = np.floor(times).astype(np.int64).astype("datetime64[s]")
-    if period in ("day", "month", "year"):
-        starts = seconds.astype(f"datetime64[{period[0].upper()}]")
-    elif period == "week":
-        days = seconds.astype("datetime64[D]").astype(np.int64)
-        # 1970-01-01 was a Thursday.
-        starts = (days - (days + 3) % 7).astype("datetime64[D]")
-    else:
-        months = seconds.astype("datetime64[M]").astype(np.int64)
-        starts = (months - months % 3).astype("datetime64[M]")
-    return starts.astype("datetime64[s]").astype(np.int64).astype(np.float64)
+    unit, shift = _UNITS[period]  # 1970-01-01 was a Thursday
+    seconds = (np.floor(times).astype(np.int64) + shift).astype("datetime64[s]")
+    starts = seconds.astype(f"datetime64[{unit}]").astype("datetime64[s]")
+    return (starts.astype(np.int64) - shift).astype(np.float64)
 
 
 def period_label(timestamp: float, period: str) -> str:

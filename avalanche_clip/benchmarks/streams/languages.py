@@ -12,13 +12,18 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from avalanche_clip.benchmarks.items.facts import with_facts
-from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
+from avalanche_clip.benchmarks.items.items import (
+    attribute_array,
+    concatenate,
+    repeated,
+)
 from avalanche_clip.benchmarks.items.scenario import (
     clone_experience,
     make_experience,
     make_scenario,
 )
 from avalanche_clip.common.checks import (
+    as_integer,
     as_size,
     require_choice,
     require_distinct,
@@ -33,6 +38,8 @@ MULTILINGUAL = "multilingual"
 OTHERS = ("raise", "drop", "test")
 
 Source: TypeAlias = "AvalancheDataset | Mapping[str, AvalancheDataset]"
+# Names and codes of languages, as far as a source has them, and their data.
+Cut: TypeAlias = "list[tuple[str | None, int | None, AvalancheDataset]]"
 
 
 def multilingual_benchmark(
@@ -81,8 +88,9 @@ def multilingual_benchmark(
     """
     require_choice("others", others, OTHERS)
     sources: dict[str, Source] = {"train": train, **streams}
-    codes = _codes(sources, languages)
-    parts = {name: _parts(name, source, codes) for name, source in sources.items()}
+    cuts = {name: _cut(name, source) for name, source in sources.items()}
+    codes = _codes(cuts, languages)
+    parts = {name: _named(name, cut, codes) for name, cut in cuts.items()}
     learned = _order(order, codes, parts["train"])
     for name, found in parts.items():
         _check_languages(name, found, learned, others)
@@ -143,9 +151,24 @@ def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLSc
 
 
 # ------------------------------------------------------------- names and codes
+def _cut(stream: str, source: Source) -> Cut:
+    """Cut a source by language."""
+    if isinstance(source, Mapping):
+        return [(name, _own_code(stream, name, d), d) for name, d in source.items()]
+    made = "a data set with languages=, or a mapping of names to data sets"
+    require_type(source, AvalancheDataset, f"Stream {stream!r}", made)
+    column = attribute_array(source, "language")
+    order = np.argsort(column, kind="stable")
+    codes, starts = np.unique(column[order], return_index=True)
+    whole = _with_language(source)
+    return [
+        (None, int(code), whole.subset(rows.tolist()))
+        for code, rows in zip(codes, np.split(order, starts[1:]))
+    ]
+
+
 def _codes(
-    sources: Mapping[str, Source],
-    languages: Sequence[str] | Mapping[str, int] | None,
+    cuts: Mapping[str, Cut], languages: Sequence[str] | Mapping[str, int] | None
 ) -> dict[str, int]:
     """Map the names of all languages to their codes."""
     if isinstance(languages, str):
@@ -157,16 +180,12 @@ def _codes(
     if languages is not None:
         return _checked_codes((name, code) for code, name in enumerate(languages))
     codes: dict[str, int] = {}
-    for name, source in sources.items():
-        if isinstance(source, Mapping):
-            for language, dataset in source.items():
-                own = _own_code(name, language, dataset)
-                free = max(codes.values(), default=-1) + 1
-                codes.setdefault(language, free if own is None else own)
-        else:
-            for code in np.unique(_language_column(name, source)).tolist():
-                if code not in codes.values():
-                    codes[str(code)] = int(code)
+    for name, code, _ in (part for cut in cuts.values() for part in cut):
+        if name is not None:
+            free = max(codes.values(), default=-1) + 1
+            codes.setdefault(name, free if code is None else code)
+        elif code is not None and code not in codes.values():
+            codes[str(code)] = code
     return _checked_codes(codes.items())
 
 
@@ -180,12 +199,6 @@ def _checked_codes(pairs: Iterable[tuple[Any, Any]]) -> dict[str, int]:
     require_distinct(names, "language names")
     require_distinct(codes, "language codes")
     return dict(zip(names, codes))
-
-
-def _language_column(stream: str, dataset: Any) -> np.ndarray:
-    made = "a data set with languages=, or a mapping of names to data sets"
-    require_type(dataset, AvalancheDataset, f"Stream {stream!r}", made)
-    return attribute_array(dataset, "language")
 
 
 def _own_code(stream: str, language: str, dataset: Any) -> int | None:
@@ -204,46 +217,44 @@ def _own_code(stream: str, language: str, dataset: Any) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _parts(
-    stream: str, source: Source, codes: Mapping[str, int]
+def _named(
+    stream: str, cut: Cut, codes: Mapping[str, int]
 ) -> dict[str, AvalancheDataset]:
-    """Cut a source by language; languages without samples are left out."""
-    names = {code: name for name, code in codes.items()}
+    """Data sets by the name of their language; those without samples are left out."""
+    names: dict[int | None, str] = {code: name for name, code in codes.items()}
+    of_data = [code for name, code, _ in cut if name is None]
+    require_known(of_data, names, f"language codes in stream {stream!r}")
+    listed = [name for name, *_ in cut if name is not None]
+    require_known(listed, codes, f"languages in stream {stream!r}")
     found: dict[str, AvalancheDataset] = {}
-    if isinstance(source, Mapping):
-        for language, dataset in source.items():
-            own = _own_code(stream, language, dataset)
-            require_known([language], codes, f"languages in stream {stream!r}")
-            if own is not None and own != codes[language]:
-                raise ValueError(
-                    f"The data set of language {language!r} in stream {stream!r} has "
-                    f"the code {own}, but {language!r} is {codes[language]}; give "
-                    "languages= that agrees with the data, or other data."
-                )
-            if len(dataset):
-                found[language] = _with_language(dataset, codes[language])
-        return found
-    column = _language_column(stream, source)
-    found_codes = np.unique(column).tolist()
-    require_known(found_codes, names, f"language codes in stream {stream!r}")
-    order = np.argsort(column, kind="stable")
-    values, starts = np.unique(column[order], return_index=True)
-    whole = _with_language(source, None)
-    for code, positions in zip(values, np.split(order, starts[1:]), strict=True):
-        found[names[int(code)]] = whole.subset(positions.tolist())
+    for name, code, dataset in cut:
+        if name is None:
+            found[names[code]] = dataset
+            continue
+        if code not in (None, codes[name]):
+            raise ValueError(
+                f"The data set of language {name!r} in stream {stream!r} has the code "
+                f"{code}, but {name!r} is {codes[name]}; give languages= that agrees "
+                "with the data, or other data."
+            )
+        if len(dataset):
+            found[name] = _with_language(dataset, codes[name])
     return found
 
 
-def _with_language(dataset: AvalancheDataset, code: int | None) -> AvalancheDataset:
-    """Return the data set with the language in its items."""
+def _with_language(
+    dataset: AvalancheDataset, code: int | None = None
+) -> AvalancheDataset:
+    """Return the data set with the language in its items.
+
+    :param code: of data without that fact.
+    """
     known = dataset._data_attributes.get("language")
     if known is not None and known.use_in_getitem:
         return dataset
-    if known is None:
-        assert code is not None
-        # One number for the whole data set, however large it is.
-        column: Any = ConstantSequence(code, len(dataset))
-    else:
+    # One number for the whole data set, however large it is.
+    column: Any = ConstantSequence(code, len(dataset))
+    if known is not None:
         column = attribute_array(dataset, "language")
     return with_facts(dataset, {"language": column})
 
@@ -259,7 +270,10 @@ def _order(
     if isinstance(order, str):
         raise ValueError(f"order={order!r} is one string; give a list of languages.")
     names = {code: name for name, code in codes.items()}
-    chosen = [e if isinstance(e, str) else names.get(int(e), e) for e in order]
+    chosen = [
+        e if isinstance(e, str) else names.get(as_integer(e, "A code in order"), e)
+        for e in order
+    ]
     require_some(chosen, "languages in order")
     require_known(chosen, codes, "languages in order")
     require_distinct(chosen, "languages in order")
@@ -297,30 +311,31 @@ def _unique_ids(
 ) -> dict[str, dict[str, AvalancheDataset]]:
     """Tell samples of different languages apart if training ids repeat."""
     ids = {
-        (stream, language): attribute_array(dataset, "sample_id")
+        stream: {name: attribute_array(d, "sample_id") for name, d in found.items()}
         for stream, found in parts.items()
-        for language, dataset in found.items()
     }
-    train = [column for (stream, _), column in ids.items() if stream == "train"]
-    if not _repeat(train):
+    if not _repeat(list(ids["train"].values())):
         return parts
-    largest = max(int(np.abs(column).max()) for column in ids.values())
+    columns = [column for found in ids.values() for column in found.values()]
+    largest = max(int(np.abs(column).max()) for column in columns)
     step = 10 ** len(str(largest))
     if step * (max(codes.values()) + 1) > np.iinfo(np.int64).max:
         raise ValueError(
             f"Sample ids repeat between languages and go up to {largest}, too large to "
             "be told apart by language; give ids that are unique in the benchmark."
         )
-    renewed: dict[str, dict[str, AvalancheDataset]] = {}
-    for stream, found in parts.items():
-        renewed[stream] = {}
-        for language, dataset in found.items():
-            old = ids[stream, language]
-            new = with_facts(dataset, {"sample_id": old + codes[language] * step})
-            if "source_id" not in dataset._data_attributes:
-                new = with_facts(new, {"source_id": old}, in_item=False)
-            renewed[stream][language] = new
-    return renewed
+
+    def renewed(stream: str, name: str, dataset: AvalancheDataset) -> AvalancheDataset:
+        old = ids[stream][name]
+        new = with_facts(dataset, {"sample_id": old + codes[name] * step})
+        if "source_id" in dataset._data_attributes:
+            return new
+        return with_facts(new, {"source_id": old}, in_item=False)
+
+    return {
+        stream: {name: renewed(stream, name, d) for name, d in found.items()}
+        for stream, found in parts.items()
+    }
 
 
 def _repeat(columns: Sequence[np.ndarray]) -> bool:
@@ -328,5 +343,4 @@ def _repeat(columns: Sequence[np.ndarray]) -> bool:
     ranges = sorted((int(c.min()), int(c.max())) for c in columns)
     if all(a[1] < b[0] for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
         return False  # no need to sort millions of ids
-    together = np.sort(np.concatenate(columns))
-    return bool((together[1:] == together[:-1]).any())
+    return bool(repeated(*columns).size)

@@ -27,7 +27,11 @@ from avalanche_clip.benchmarks.items.scenario import (
     make_scenario,
 )
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_choice,
+)
 
 
 def split_validation(
@@ -66,22 +70,17 @@ def split_validation(
     kept, held = [], []
     for index, experience in enumerate(benchmark.streams[train_name]):
         dataset = experience.dataset
-        mask = (
-            select(dataset)
-            if select is not None
-            else _hash_mask(dataset, fraction, seed, index)
-        )
-        mask = np.asarray(mask, dtype=bool)
+        given = select(dataset) if select else _hash_mask(dataset, fraction, seed)
+        mask = np.asarray(given, dtype=bool)
         if mask.shape != (len(dataset),) or mask.all() or not mask.any():
             raise ValueError(
                 f"Experience {index}: {int(mask.sum())} of {len(dataset)} samples "
                 f"(mask of shape {mask.shape}) were chosen for validation; choose at "
                 "least one and leave at least one."
             )
-        parts = (np.flatnonzero(~mask), np.flatnonzero(mask))
-        kept.append(clone_experience(experience, dataset.subset(parts[0].tolist())))
-        held_out = dataset.subset(parts[1].tolist()).eval()
-        held.append(clone_experience(experience, held_out))
+        left, out = (dataset.subset(np.flatnonzero(m).tolist()) for m in (~mask, mask))
+        kept.append(clone_experience(experience, left))
+        held.append(clone_experience(experience, out.eval()))
     streams: dict[str, Any] = {}
     for name, stream in benchmark.streams.items():
         own = {train_name: kept, valid_name: held}
@@ -89,19 +88,11 @@ def split_validation(
     return make_scenario(streams, benchmark)
 
 
-def _hash_mask(
-    dataset: AvalancheDataset, fraction: float, seed: int, index: int
-) -> np.ndarray:
-    size = len(dataset)
-    if size < 2:
-        raise ValueError(
-            f"Experience {index} has {size} sample(s); a validation split needs two."
-        )
-    count = min(max(round(fraction * size), 1), size - 1)
-    priorities = sample_priorities(attribute_array(dataset, "sample_id"), seed, 0)
-    mask = np.zeros(size, dtype=bool)
-    mask[keep_smallest(priorities, count)] = True
-    return mask
+def _hash_mask(dataset: AvalancheDataset, fraction: float, seed: int) -> np.ndarray:
+    ids = attribute_array(dataset, "sample_id")
+    count = int(np.clip(round(fraction * len(ids)), 1, max(len(ids) - 1, 0)))
+    chosen = keep_smallest(sample_priorities(ids, seed, 0), count)
+    return np.isin(np.arange(len(ids)), chosen)
 
 
 def split_online(

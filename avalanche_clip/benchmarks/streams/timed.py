@@ -90,14 +90,20 @@ def time_stamped_benchmark(
     times, kept = {}, {}
     for name, dataset in datasets.items():
         times[name], kept[name] = _valid_times(name, dataset, missing)
-    cuts = _cuts(times["train"], boundaries, num_experiences, counts, period)
+    ordered = np.sort(times["train"])
+    if boundaries is not None:
+        cuts = _given_cuts(boundaries)
+    elif num_experiences is not None:
+        cuts = _even_cuts(ordered, num_experiences)
+    elif counts is not None:
+        cuts = _count_cuts(ordered, counts)
+    else:
+        cuts = np.unique(period_starts(ordered, str(period)))[1:]
     positions = {
         name: _split_positions(times[name], kept[name], cuts) for name in datasets
     }
     steps = _nonempty_steps(positions, cuts, empty)
-    names = _labels(
-        labels, period, steps, positions["train"], datasets["train"], len(cuts) + 1
-    )
+    names = _labels(labels, period, steps, ordered, cuts)
     bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
     built = {
         name: [
@@ -135,23 +141,6 @@ def _valid_times(
     if lost == len(times):
         raise ValueError(f"Stream {name!r} has no sample with a valid timestamp.")
     return times[finite], np.flatnonzero(finite)
-
-
-def _cuts(
-    times: np.ndarray,
-    boundaries: Sequence[Time] | None,
-    num_experiences: int | None,
-    counts: Sequence[int] | None,
-    period: str | None,
-) -> np.ndarray:
-    if boundaries is not None:
-        return _given_cuts(boundaries)
-    ordered = np.sort(times)
-    if num_experiences is not None:
-        return _even_cuts(ordered, num_experiences)
-    if counts is not None:
-        return _count_cuts(ordered, counts)
-    return np.unique(period_starts(ordered, str(period)))[1:]
 
 
 def _given_cuts(boundaries: Sequence[Time]) -> np.ndarray:
@@ -248,16 +237,15 @@ def _labels(
     labels: Sequence[str] | None,
     period: str | None,
     steps: list[int],
-    parts: list[np.ndarray],
-    train: AvalancheDataset,
-    total: int,
+    ordered: np.ndarray,
+    cuts: np.ndarray,
 ) -> list[str]:
     if labels is not None:
         given = [] if isinstance(labels, str) else [str(label) for label in labels]
-        require_length(given, total, "labels", "step")
+        require_length(given, len(cuts) + 1, "labels", "step")
         return [given[step] for step in steps]
-    times = timestamp_column(attribute_array(train, "timestamp"), checked=True)
-    ends = [(times[parts[step][0]], times[parts[step][-1]]) for step in steps]
+    parts = np.split(ordered, np.searchsorted(ordered, cuts))
+    ends = [(parts[step][0], parts[step][-1]) for step in steps]
     if period is not None:
         return [period_label(first, period) for first, _ in ends]
     names = [_span(iso_date(first), iso_date(last)) for first, last in ends]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.items.content import SAMPLED, _hashed_item
+from avalanche_clip.benchmarks.items.content import SAMPLED, hashed_item
 from avalanche_clip.benchmarks.items.facts import with_facts, without_images
 from avalanche_clip.benchmarks.items.flat import has_no_images, locate
 from avalanche_clip.benchmarks.items.items import CheckedPairs, attribute_array
@@ -124,11 +124,10 @@ class _Job:
     def __init__(self, model: Any, dataset: AvalancheDataset, path: Path, dtype: str):
         self.model, self.dataset, self.path = model, dataset, path
         self.transform = model.transform(False)
-        self.ids: dict[str, npt.NDArray[np.int64]] = {}
-        self.first: dict[str, npt.NDArray[np.int64]] = {}
-        self.marks: dict[str, npt.NDArray[np.uint64]] = {}
-        for kind in KINDS:
-            self._index(kind)
+        found = {kind: self._index(kind) for kind in KINDS}
+        self.ids = {kind: ids for kind, (ids, _, _) in found.items()}
+        self.first = {kind: first for kind, (_, first, _) in found.items()}
+        self.marks = {kind: marks for kind, (_, _, marks) in found.items()}
         self.header: dict[str, Any] = {
             "format": FORMAT,
             "model": {kind: model.state_fingerprint(kind) for kind in KINDS},
@@ -153,38 +152,35 @@ class _Job:
         """
         if has_no_images(self.dataset):
             return None
-        read = []
-        for position in self.first["image"][self.places].tolist():
-            item = _hashed_item(self.dataset, position)
-            if item is None:
-                return None
-            read.append((item[0][0], item[1][0]))
-        if any(one != two for one, two in read):
+        positions = self.first["image"][self.places].tolist()
+        read = [hashed_item(self.dataset, position) for position in positions]
+        known = [item for item in read if item is not None]
+        if len(known) < len(read):
+            return None
+        if any(one[0] != two[0] for one, two in known):
             return "random"
-        return hashlib.sha256(b"".join(one for one, _ in read)).hexdigest()[:32]
+        return hashlib.sha256(b"".join(one[0] for one, _ in known)).hexdigest()[:32]
 
-    def _index(self, kind: str) -> None:
+    def _index(self, kind: str) -> tuple[npt.NDArray[Any], ...]:
         """Find distinct ids, their first samples and what they stand for."""
         column = teacher_ids(self.dataset, kind)
-        if not len(column):
-            raise ValueError("The data set is empty; there is nothing to encode.")
+        require_some(column, "samples to encode")
         samples = (_source(self.dataset, k) for k in range(len(column)))
         content = content_marks(
             first_caption(*s) if kind == "text" else known_name(s[0], kind, s[1]) or ""
             for s in samples
         )
         ids, first, owner = np.unique(column, return_index=True, return_inverse=True)
-        different = content != content[first][owner]
-        if different.any():
-            wrong = int(np.flatnonzero(different)[0])
+        different = np.flatnonzero(content != content[first][owner])
+        if different.size:
+            wrong = int(different[0])
             what = "English captions" if kind == "text" else "pictures"
             raise ValueError(
                 f"Samples {int(first[owner[wrong]])} and {wrong} have the {kind} id "
                 f"{column[wrong]} but different {what}. Give an English data set whose "
                 f"facts {_ID_NAMES[kind][0]} tell them apart."
             )
-        self.ids[kind], self.first[kind] = ids, first
-        self.marks[kind] = content[first]
+        return ids, first, content[first]
 
     def run(self, batch_size: int, num_workers: int) -> bool:
         """Write what is missing and give the folder its name.
@@ -234,12 +230,10 @@ class _Job:
 
     def _texts(self, start: int, batch_size: int) -> Iterator[Tensor]:
         device = next(self.model.parameters()).device
-        positions = self.first["text"]
+        positions = self.first["text"].tolist()
         for low in range(start, len(positions), batch_size):
-            texts = [
-                first_caption(*_source(self.dataset, int(p)))
-                for p in positions[low : low + batch_size]
-            ]
+            chosen = positions[low : low + batch_size]
+            texts = [first_caption(*_source(self.dataset, p)) for p in chosen]
             tokens = self.model.tokenizer(texts).to(device)
             yield self.model.encode_text(tokens, normalize=False)
 
@@ -296,21 +290,27 @@ def first_caption(source: CheckedPairs, position: int) -> str:
 
     Sources with a method ``english(i)`` are asked for it, whatever their language.
     """
-    text = known_name(source, "text", position)
-    text = source.text(position) if text is None else text
+    known = known_name(source, "text", position)
+    return _first(source.text(position)) if known is None else known
+
+
+def known_name(source: CheckedPairs, kind: str, position: int) -> str | None:
+    """Return a picture's name or a sample's English caption, None if not known."""
+    method = {"image": "image_name", "text": "english"}[kind]
+    read = getattr(source.pairs, method, None)  # the user's own, who may have none
+    found = read(position) if callable(read) else None
+    if found is None:
+        return None
+    return _first(found) if kind == "text" else str(found)
+
+
+def _first(text: Any) -> str:
     found = text[0] if isinstance(text, (list, tuple)) else text
     if not isinstance(found, str):
         raise ValueError(
             "Captions are token ids; a teacher's features are made from strings."
         )
     return found
-
-
-def known_name(source: CheckedPairs, kind: str, position: int) -> Any:
-    """Return a picture's name or a sample's English caption, None if not known."""
-    method = {"image": "image_name", "text": "english"}[kind]
-    read = getattr(source.pairs, method, None)  # the user's own, who may have none
-    return read(position) if callable(read) else None
 
 
 # ---------------------------------------------------------------- attaching

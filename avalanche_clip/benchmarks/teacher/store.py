@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class TeacherFeatureStore:
     :param ids: ids of the rows, ascending; a kind without has ids 0..N-1.
     :param marks: uint64 hashes of the rows' contents, 0 where unknown.
     :param header: what is known of the origin; empty for released arrays.
-    :param source: how to make the store again, for pickles: a function and its
-        arguments; None stores the arrays themselves.
+    :param source: makes the store again, for pickles; None stores the arrays
+        themselves.
     :raises ValueError: if shapes do not fit together.
     """
 
@@ -59,7 +60,7 @@ class TeacherFeatureStore:
         ids: dict[str, npt.NDArray[np.int64]] | None = None,
         marks: dict[str, npt.NDArray[np.uint64]] | None = None,
         header: dict[str, Any] | None = None,
-        source: tuple[Any, tuple[Any, ...]] | None = None,
+        source: Callable[[], TeacherFeatureStore] | None = None,
     ) -> None:
         self.features, self.ids, self.marks = features, ids or {}, marks or {}
         self.header = header or {}
@@ -104,11 +105,10 @@ class TeacherFeatureStore:
         header = read_header(path)
         read = read_arrays(path, header, verify)
         store = cls(
-            read["features"],
-            ids=read["ids"],
-            marks=read["marks"],
+            **read,
             header=header,
-            source=(_open_again, (str(path.resolve()), header["data"])),
+            # Another process need not read it all once more.
+            source=partial(cls.open, path.resolve(), data=header["data"], verify=False),
         )
         if model is not None:
             store.check_model(model)
@@ -144,7 +144,8 @@ class TeacherFeatureStore:
                 features[kind] = read_npy(path, mmap=True)
         try:
             store = cls(
-                features, source=(cls.from_released, (texts, images, line_rows))
+                features,
+                source=partial(cls.from_released, texts, images, line_rows),
             )
         except ValueError as error:
             names = " and ".join(str(p) for p in (texts, images) if p is not None)
@@ -162,10 +163,11 @@ class TeacherFeatureStore:
     _line_rows: npt.NDArray[np.int64] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None:
-            arrays = {k: np.asarray(v) for k, v in self.features.items()}
-            return _rebuild, (arrays, self.ids, self.marks, self.header)
-        return self._source
+        if self._source is not None:
+            return self._source, ()
+        arrays = {k: np.asarray(v) for k, v in self.features.items()}
+        known = {"ids": self.ids, "marks": self.marks, "header": self.header}
+        return partial(TeacherFeatureStore, **known), (arrays,)
 
     def __deepcopy__(self, memo: Any) -> TeacherFeatureStore:
         return self
@@ -264,15 +266,6 @@ class StoredRows(Sequence[np.ndarray]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.store.features[self.kind][self._rows[index]].astype(np.float32)
-
-
-def _open_again(path: str, data: str) -> TeacherFeatureStore:
-    """Open a store in another process, which need not read it all once more."""
-    return TeacherFeatureStore.open(path, data=data, verify=False)
-
-
-def _rebuild(features: Any, ids: Any, marks: Any, header: Any) -> TeacherFeatureStore:
-    return TeacherFeatureStore(features, ids=ids, marks=marks, header=header)
 
 
 def content_marks(texts: Iterable[str]) -> npt.NDArray[np.uint64]:

@@ -113,17 +113,21 @@ class FeatureWriter:
     def _features(self, kind: str) -> Path:
         return self.partial / f"{kind}_features.npy"
 
+    def _columns(self) -> Iterator[tuple[Path, str, str, npt.NDArray[Any]]]:
+        """Files of ids and marks, what they are, and their content."""
+        for kind in KINDS:
+            for part, columns in (("ids", self.ids), ("marks", self.marks)):
+                yield self.partial / f"{kind}_{part}.npy", kind, part, columns[kind]
+
     def _begin(self) -> None:
         """Make all files; the header comes last and says that they are there."""
         self._clear()
         try:
             for kind in KINDS:
                 self._reserve(kind)
-            for kind in KINDS:
-                for part, column in (("ids", self.ids), ("marks", self.marks)):
-                    path = self.partial / f"{kind}_{part}.npy"
-                    np.save(path, column[kind])
-                    seal_npy(path, array_facts(self.header, kind, part))
+            for path, kind, part, column in self._columns():
+                np.save(path, column)
+                seal_npy(path, array_facts(self.header, kind, part))
             write_json(self.partial / HEADER, self.header, checksum=True)
         except OSError:
             self._clear()  # gives the space back
@@ -162,8 +166,10 @@ class FeatureWriter:
                 self.done = {kind: len(self.ids[kind]) for kind in KINDS}
                 self._whole = True
                 return
+            for path, _, part, column in self._columns():
+                if not np.array_equal(read_npy(path, sealed=True), column):
+                    raise ValueError(f"{path} does not hold the {part} of these data.")
             for kind in KINDS:
-                self._check_columns(kind)
                 self._check_features(kind)
             if (self.partial / PROGRESS).is_file():
                 self._check_progress()
@@ -173,12 +179,6 @@ class FeatureWriter:
                 f"Delete {self.partial} and start again."
             ) from error
         logger.info("Continuing %s after %s rows.", self.partial, self.done)
-
-    def _check_columns(self, kind: str) -> None:
-        for part, column in (("ids", self.ids), ("marks", self.marks)):
-            path = self.partial / f"{kind}_{part}.npy"
-            if not np.array_equal(read_npy(path, sealed=True), column[kind]):
-                raise ValueError(f"{path} does not hold the {part} of these data.")
 
     def _check_features(self, kind: str) -> None:
         path = self._features(kind)
@@ -250,8 +250,8 @@ class FeatureWriter:
         if any(missing.values()):
             raise RuntimeError(f"Rows of {self.partial} are missing: {missing}.")
         self._close_files()
-        with self._told_when_full():
-            if not self._whole:
+        if not self._whole:
+            with self._told_when_full():
                 self._seal()
         for path in self.partial.iterdir():
             if path.name == PROGRESS or path.suffix == ".tmp":
@@ -268,16 +268,14 @@ class FeatureWriter:
             facts = array_facts(self.header, kind, "features")
             seal_npy(self._features(kind), facts)
         files = {name: file_entry(self.partial / name) for name in ARRAYS}
-        write_json(
-            self.partial / HEADER, {**self.header, "files": files}, checksum=True
-        )
+        header = {**self.header, "files": files}
+        write_json(self.partial / HEADER, header, checksum=True)
 
     # ------------------------------------------------------------------- ending
     def _close_files(self) -> None:
-        files, self._files = self._files, {}
-        for file in files.values():
-            with self._told_when_full():
-                file.close()
+        with self._told_when_full():
+            while self._files:
+                self._files.popitem()[1].close()
 
     def _close(self) -> None:
         try:
@@ -295,7 +293,9 @@ class FeatureWriter:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            size = sum(len(i) * self._row_bytes for i in self.ids.values())
+            # of one row: its feature, its id and its mark
+            row = int(self.header["dim"]) * np.dtype(self.header["dtype"]).itemsize + 16
+            size = sum(len(ids) for ids in self.ids.values()) * row
             place = self.partial if self.partial.exists() else self.partial.parent
             raise OSError(
                 error.errno,
@@ -304,11 +304,6 @@ class FeatureWriter:
                 "another path. What is written is continued later",
                 str(self.partial),
             ) from error
-
-    @property
-    def _row_bytes(self) -> int:
-        """Bytes of one row: its feature, its id and its mark."""
-        return int(self.header["dim"]) * np.dtype(self.header["dtype"]).itemsize + 16
 
 
 def _whole_name(path: Path) -> str:

@@ -442,8 +442,8 @@ class DualEncoder(nn.Module):
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor) or name.endswith(".progress"):
-                continue
+            if not isinstance(tensor, Tensor) or name.split(".")[0] in ATTACHMENTS:
+                continue  # progress of tasks; branches are parts of their blocks
             inner = self._inner_name(name)
             # modules outside the wrapped model may act on either tower
             outside = self.tower_of(name) is None and inner not in _SCALES

@@ -32,8 +32,6 @@ from avalanche_clip.models.text.vocabulary_storage import naming
 
 NAME = "moe_adapters"
 """Attribute of the model that holds the set."""
-PROGRESS = "moe.progress"
-"""Entry of the set in the state of a model; adapters add names with ``.moe.``."""
 _WHAT = "expert adapters"
 _ABSENT = -2
 _RULES: storage.Rules = {
@@ -46,6 +44,42 @@ _RULES: storage.Rules = {
     "counting": lambda v: isinstance(v, bool),
     "routers": lambda v: storage.is_table(v, lambda w: storage.is_int(w, SKIP)),
 }
+
+
+class MoEProgress(nn.Module):
+    """Tasks of a set of mixtures, as buffers.
+
+    Their names hold ``.moe.``, as those of all that the adapters add to a model.
+    """
+
+    in_task: Tensor
+    active_router: Tensor  # of the mixtures; brought up to date when it is stored
+    finished: Tensor  # per router its place in the order of finishing, -1 before
+    routers: Tensor  # in use by image and text tower, -2 if several; as active_router
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("in_task", torch.tensor(False))
+        self.register_buffer("active_router", torch.tensor(0))
+        self.register_buffer("finished", torch.tensor([-1]))
+        self.register_buffer("routers", torch.tensor([_ABSENT, _ABSENT]))
+
+
+def _unpacked(packed: list[int], num_routers: int) -> dict[str, Tensor]:
+    """Buffers from the one tensor that earlier versions stored."""
+    _, in_task, active, image, text, *learned = packed
+    return {
+        "in_task": torch.tensor(bool(in_task)),
+        "active_router": torch.tensor(active),
+        "finished": _places(learned, max(num_routers, active + 1)),
+        "routers": torch.tensor([image, text]),
+    }
+
+
+def _places(learned: list[int], num_routers: int) -> Tensor:
+    found = torch.full((num_routers,), -1)
+    found[learned] = torch.arange(len(learned))
+    return found
 
 
 def _is_sizes(values: Any) -> bool:
@@ -67,9 +101,7 @@ class MoEAdapterSet(BranchSet):
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__(model, NAME, {})
-        self._in_task = False
-        #: routers of finished tasks, in the order of finishing
-        self.learned: list[int] = []
+        self.moe = MoEProgress()
 
     # ------------------------------------------------------------- description
     def adapters(self, tower: str | None = None) -> list[BlockMoE]:
@@ -85,6 +117,20 @@ class MoEAdapterSet(BranchSet):
     def active_router(self) -> int:
         """The router in training."""
         return self.adapters()[0].active_router
+
+    @property
+    def learned(self) -> list[int]:
+        """Routers of finished tasks, in the order of finishing."""
+        places = self.moe.finished.tolist()
+        return sorted(
+            (router for router, place in enumerate(places) if place >= 0),
+            key=places.__getitem__,
+        )
+
+    @learned.setter
+    def learned(self, routers: Iterable[int]) -> None:
+        places = _places(list(routers), self.num_routers)
+        self.moe.finished = places.to(self.moe.finished.device)
 
     # ----------------------------------------------------------------- routers
     @property
@@ -127,6 +173,7 @@ class MoEAdapterSet(BranchSet):
             return key
         for adapter in self.adapters():
             set_trainable(adapter.routers[adapter.add_router()], False)
+        self.learned = self.learned
         return number
 
     def add_router(self) -> int:
@@ -161,7 +208,8 @@ class MoEAdapterSet(BranchSet):
         if router == self.num_routers:
             self.add_router()
         self._clear(router)
-        self.counting = self._in_task = True
+        self.counting = True
+        self.moe.in_task.fill_(True)
         self.restore_trainable()
         self.set_router(router)
         return router
@@ -183,9 +231,9 @@ class MoEAdapterSet(BranchSet):
             for tower in self.towers
         }
         self._clear(self.active_router)
-        self.counting = self._in_task = False
-        if self.active_router not in self.learned:
-            self.learned.append(self.active_router)
+        self.counting = False
+        self.moe.in_task.fill_(False)
+        self.learned = dict.fromkeys([*self.learned, self.active_router])
         self.restore_trainable()
         return frozen
 
@@ -197,7 +245,7 @@ class MoEAdapterSet(BranchSet):
 
     @property
     def _started(self) -> bool:
-        return self._in_task or bool(self.learned)
+        return bool(self.moe.in_task) or bool(self.learned)
 
     def share_counts(self) -> None:
         """Add up what each process has counted since the last call.
@@ -233,7 +281,7 @@ class MoEAdapterSet(BranchSet):
 
         Before the first task router 0 counts as running.
         """
-        running = self._in_task or not self._started
+        running = bool(self.moe.in_task) or not self.learned
         for adapter in self.adapters():
             for number, router in enumerate(adapter.routers):
                 set_trainable(router, running and number == adapter.active_router)
@@ -302,8 +350,7 @@ class MoEAdapterSet(BranchSet):
             "num_routers": self.num_routers,
             "active_router": self.active_router,
             "learned": list(self.learned),
-            "started": self._started,
-            "in_task": self._in_task,
+            "in_task": bool(self.moe.in_task),
             "counting": self.counting,
             "routers": {t: ids.get(t, self.active_router) for t in self.towers},
         }
@@ -343,44 +390,51 @@ class MoEAdapterSet(BranchSet):
     def _set_progress(self, state: dict[str, Any]) -> None:
         for adapter in self.adapters():
             adapter._active = state["active_router"]
-        self.learned, self._in_task = list(state["learned"]), bool(state["in_task"])
+        self.learned = state["learned"]
+        self.moe.in_task.fill_(state["in_task"])
         for tower, ids in state["routers"].items():
             self._routes[tower].ids = ids
 
-    def _save_to_state_dict(
-        self, destination: Any, prefix: str, keep_vars: bool
-    ) -> None:
-        """Write the progress as numbers: a state dict holds tensors only."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        state = self.growth_state()
-        names = "started", "in_task", "active_router"
-        ids = [state["routers"].get(tower, _ABSENT) for tower in TOWERS]
-        numbers = [*(int(state[name]) for name in names), *ids, *self.learned]
-        destination[prefix + PROGRESS] = torch.tensor(numbers)
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """Bring up to date what passes read as plain numbers."""
+        ids = [self.ids.get(tower, _ABSENT) for tower in TOWERS]
+        ids = [i if isinstance(i, int) else _ABSENT for i in ids]
+        self.moe.routers.copy_(torch.tensor(ids))
+        self.moe.active_router.fill_(self.active_router)
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Take over the progress; the state of a plain model holds none."""
-        packed = state_dict.pop(prefix + PROGRESS, None)
+        start = f"{prefix}moe."
+        packed = state_dict.pop(f"{start}progress", None)
+        if packed is not None:
+            found = _unpacked(packed.tolist(), self.num_routers)
+            state_dict.update((start + name, value) for name, value in found.items())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if packed is None:
-            return
-        _, in_task, active, *ids = packed.tolist()
-        if active >= self.num_routers:
-            return  # only a part of a state
-        routers = {t: i for t, i in zip(TOWERS, ids) if t in self.towers}
-        self._set_progress(
-            {
-                "in_task": in_task,
-                "active_router": active,
-                "learned": ids[2:],
-                "routers": {t: i for t, i in routers.items() if i != _ABSENT},
-            }
-        )
-        # Copies such as teachers are frozen as a whole, and stay so.
-        if self.num_trainable:
-            self.restore_trainable()
+        own = self.moe.state_dict()
+        new = {n: state_dict[start + n] for n in own if start + n in state_dict}
+        if len(new) == len(own) and int(new["active_router"]) < self.num_routers:
+            self.moe.finished = new["finished"].to(self.moe.finished.device)
+            routers = dict(zip(TOWERS, new["routers"].tolist(), strict=True))
+            self._set_progress(
+                {
+                    "in_task": bool(new["in_task"]),
+                    "active_router": int(new["active_router"]),
+                    "learned": self.learned,
+                    "routers": {
+                        t: i
+                        for t, i in routers.items()
+                        if t in self.towers and i != _ABSENT
+                    },
+                }
+            )
+            # Copies such as teachers are frozen as a whole, and stay so.
+            if self.num_trainable:
+                self.restore_trainable()
+        if len(new) in (0, len(own)):
+            state_dict.update(self.state_dict(prefix=prefix))
 
     def fingerprint(self, tower: str, router: int) -> str:
         """Return a content hash of what decides a tower's features.

@@ -29,7 +29,6 @@ from avalanche_clip.models.peft.branch import (
     pairs,
     require_flags,
 )
-from avalanche_clip.models.peft.routes import RowIds
 
 PLACES = ("attention_out", "mlp_out")
 FORMS = ("serial", "parallel")
@@ -112,10 +111,6 @@ class AdapterBranch(RoutedBranch):
     def reads(self, kept: Tensor, output: Tensor) -> Tensor:
         """Return the output of the half, or what it reads."""
         return output if self.form == "serial" else kept
-
-    def delta(self, x: Tensor, ids: int | RowIds) -> Tensor:
-        """Return what is added."""
-        return self.mix(x, ids, lambda bottleneck, rows: bottleneck(rows))
 
 
 def attach_adapters(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,92 @@ from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds
 
 TOWERS = ("image", "text")
-_CALLS = {"attn": "attend", "mlp": "perceive"}
+
+
+class Call(NamedTuple):
+    """A call of a block's attention, or perceptron.
+
+    :param part: ``"attn"`` or ``"mlp"``.
+    :param plain: the module's ``forward`` without this branch.
+    :param args: arguments by position.
+    :param kwargs: arguments by name.
+    """
+
+    part: str
+    plain: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make it."""
+        return self.plain(*self.args, **self.kwargs)
+
+    @property
+    def x(self) -> Tensor:
+        """The tokens."""
+        given = (*self.args, *self.kwargs.values())
+        return next(value for value in given if isinstance(value, Tensor))
+
+    def some(self, rows: Tensor, dim: int) -> Call:
+        """Return the call for some rows of the batch, which is axis ``dim``."""
+        x = self.x
+        few, size = x.index_select(dim, rows), x.shape[dim]
+
+        def take(value: Any) -> Any:
+            if value is x:
+                return few
+            if not isinstance(value, Tensor) or value.ndim < 3:
+                return value
+            if value.shape == x.shape:
+                return value.index_select(dim, rows)
+            if value.shape[0] == 1 or value.shape[0] % size:
+                return value  # a mask for all rows
+            per_row = value.view(size, -1, *value.shape[1:])
+            return per_row.index_select(0, rows).flatten(0, 1)
+
+        args = tuple(take(value) for value in self.args)
+        return Call(
+            self.part, self.plain, args, {k: take(v) for k, v in self.kwargs.items()}
+        )
+
+
+class _Forward:
+    """The ``forward`` of a module whose calls pass branches, the last one first."""
+
+    def __init__(self, module: nn.Module, part: str) -> None:
+        self.module, self.part = module, part
+        self.before = vars(module).get("forward")
+        self.branches: list[Branch] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.within(len(self.branches), *args, **kwargs)
+
+    def within(self, count: int, *args: Any, **kwargs: Any) -> Any:
+        """Pass the first branches only."""
+        if count:
+            plain = partial(self.within, count - 1)
+            return self.branches[count - 1].call(Call(self.part, plain, args, kwargs))
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def remove(self, branch: Branch) -> None:
+        """Let calls pass a branch no more."""
+        self.branches.remove(branch)
+        if not self.branches:
+            del self.module.forward
+            if self.before is not None:
+                self.module.forward = self.before  # type: ignore[method-assign]
+
+
+def first_of(output: Any) -> Tensor:
+    """Return what a module gives, of a tuple the first."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, found: Tensor) -> Any:
+    """Return what a module gives with another first."""
+    return (found, *output[1:]) if isinstance(output, tuple) else found
 
 
 def set_trainable(module: nn.Module, trainable: bool) -> None:
@@ -59,8 +144,8 @@ class Branch(nn.Module):
         :param routes: ids of the tower's rows, shared by its blocks.
         """
         self.view, self.routes = view, routes
-        self._handles: list[Any] = []
-        self._before: dict[str, Any] = {}
+        self._handles: list[Any] = [view.norm1.register_forward_pre_hook(self._see)]
+        self._stands: list[_Forward] = []
         self._kept: Tensor | None = None
         view.module.add_module(self.CHILD, self)
         self.hook()
@@ -84,9 +169,12 @@ class Branch(nn.Module):
         """Leave the block as it was."""
         for handle in self._handles:
             handle.remove()
-        for part in list(self._before):
-            self._step_aside(part)
+        for stand in self._stands:
+            stand.remove(self)
         delattr(self.view.module, self.CHILD)
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.routes.see(args[0])
 
     # ------------------------------------------------- added to one half's output
     def add_at(self, out: nn.Module | None, reads: nn.Module, *, normed: bool) -> None:
@@ -113,13 +201,13 @@ class Branch(nn.Module):
 
     def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
         kept, self._kept = self._kept, None
-        first = output[0] if isinstance(output, tuple) else output
+        found = first = first_of(output)
         ids = self.routes.of(first.shape[self._rows], *self.ROWS)
-        if kept is None or (isinstance(ids, int) and ids == SKIP):
-            return None
-        x = self._swap(self.reads(kept, first))
-        found = first + self._swap(self.delta(x, ids)).to(first.dtype)
-        return (found, *output[1:]) if isinstance(output, tuple) else found
+        if kept is not None and ids != SKIP:
+            x = self._swap(self.reads(kept, first))
+            found = first + self._swap(self.delta(x, ids)).to(first.dtype)
+        self.routes.mark(found)
+        return with_first(output, found)
 
     def reads(self, kept: Tensor, output: Tensor) -> Tensor:
         """Return what the branch reads; default what was kept of the norm."""
@@ -148,82 +236,39 @@ class Branch(nn.Module):
         :param innermost: behind branches that stand there already.
         """
         module: Any = getattr(self.view, part)
-        now, method = vars(module).get("forward"), getattr(self, _CALLS[part])
-        self._before[part] = None if innermost and now is not None else now
-        if innermost and now is not None:
-            _last(now, part)._before[part] = method
-        else:
-            module.forward = method
+        if not isinstance(vars(module).get("forward"), _Forward):
+            module.forward = _Forward(module, part)
+        stand: _Forward = module.forward
+        stand.branches.insert(0 if innermost else len(stand.branches), self)
+        self._stands.append(stand)
 
-    def _step_aside(self, part: str) -> None:
-        module, after = getattr(self.view, part), self._before.pop(part)
-        now = vars(module)["forward"]
-        if now.__self__ is not self:
-            while now.__self__._before[part].__self__ is not self:
-                now = now.__self__._before[part]
-            now.__self__._before[part] = after
-        elif after is None:
-            del vars(module)["forward"]
-        else:
-            module.forward = after
-
-    def attend(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the attention's ``forward``."""
-        return self._through("attn", args, kwargs)
-
-    def perceive(self, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the perceptron's ``forward``."""
-        return self._through("mlp", args, kwargs)
-
-    def plain(self, part: str) -> Callable[..., Any]:
-        """The call without this branch."""
-        module = getattr(self.view, part)
-        return self._before[part] or partial(type(module).forward, module)
-
-    def _through(self, part: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        plain = self.plain(part)
-        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        dim = self._rows
+    def call(self, call: Call) -> Any:
+        """Make a call that passes the branch, for rows of any ids."""
+        x, dim = call.x, self._rows
         ids = self.routes.of(x.shape[dim], *self.ROWS)
         if isinstance(ids, int):
-            if ids == SKIP:
-                return plain(*args, **kwargs)
-            return self.around(part, ids, plain, args, kwargs)
-        if kwargs.get("key_padding_mask") is not None:
+            found = self._call(ids, call)
+        elif call.kwargs.get("key_padding_mask") is not None:
             raise ValueError("Rows of several ids cannot have a key_padding_mask.")
-        out: Any = None
-        for key in ids.present:
-            rows = (ids.ids.to(x.device) == key).nonzero().squeeze(1)
-            take = partial(
-                _take, x=x, few=x.index_select(dim, rows), rows=rows, dim=dim
-            )
-            some = [take(v) for v in args], {k: take(v) for k, v in kwargs.items()}
-            if key == SKIP:
-                found = plain(*some[0], **some[1])
-            else:
-                found = self.around(part, key, plain, *some)
-            first = found[0] if isinstance(found, tuple) else found
-            if out is None:
-                size = list(first.shape)
-                size[dim] = x.shape[dim]
-                out = first.new_zeros(size)
-            out = out.index_copy(dim, rows, first.to(out.dtype))
-        return (out, None) if isinstance(found, tuple) else out
+        else:
+            out: Any = None
+            for key, rows in ids.rows(x.device):
+                found = self._call(key, call.some(rows, dim))
+                first = first_of(found)
+                if out is None:
+                    size = list(first.shape)
+                    size[dim] = x.shape[dim]
+                    out = first.new_zeros(size)
+                out = out.index_copy(dim, rows, first.to(out.dtype))
+            found = (out, None) if isinstance(found, tuple) else out
+        self.routes.mark(first_of(found))
+        return found
 
-    def around(
-        self,
-        part: str,
-        key: int,
-        plain: Callable[..., Any],
-        args: Any,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Call a module for rows of one id.
+    def _call(self, key: int, call: Call) -> Any:
+        return call() if key == SKIP else self.around(key, call)
 
-        :param part: ``"attn"`` or ``"mlp"``.
-        :param key: the id, not -1.
-        :param plain: the call without this branch.
-        """
+    def around(self, key: int, call: Call) -> Any:
+        """Make a call for rows of one id, not -1."""
         raise NotImplementedError
 
     # -------------------------------------------------------------------- storage
@@ -250,27 +295,6 @@ class Branch(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
-
-
-def _last(call: Any, part: str) -> Branch:
-    while call.__self__._before[part] is not None:
-        call = call.__self__._before[part]
-    return call.__self__
-
-
-def _take(value: Any, *, x: Tensor, few: Tensor, rows: Tensor, dim: int) -> Any:
-    """Some rows of an argument: of activations, or of masks with a part per row."""
-    if value is x:
-        return few
-    if not isinstance(value, Tensor) or value.ndim < 3:
-        return value
-    if value.shape == x.shape:
-        return value.index_select(dim, rows)
-    size = x.shape[dim]
-    if value.shape[0] == 1 or value.shape[0] % size:
-        return value
-    per_row = value.view(size, -1, *value.shape[1:])
-    return per_row.index_select(0, rows).flatten(0, 1)
 
 
 class RoutedBranch(Branch):
@@ -301,21 +325,14 @@ class RoutedBranch(Branch):
             parts = self.make().to(device)  # type: ignore[arg-type]
             self.table[str(key)] = parts.train(self.training)
 
-    def mix(
-        self, x: Tensor, ids: int | RowIds, apply: Callable[[Any, Tensor], Tensor]
-    ) -> Tensor:
-        """Apply to each row of ``x`` ``(B, L, D)`` the parts of its id.
-
-        :param apply: called with parts and their rows.
-        :return: same shape; zeros for rows of the plain block.
-        """
+    def delta(self, x: Tensor, ids: int | RowIds) -> Tensor:
+        """Apply to each row the parts of its id; zeros for rows of the plain block."""
         if isinstance(ids, int):
-            return apply(self.table[str(ids)], x)
+            return self.table[str(ids)](x)
         out = torch.zeros_like(x)
-        for key in ids.present:
+        for key, rows in ids.rows(x.device):
             if key != SKIP:
-                rows = (ids.ids.to(x.device) == key).nonzero().squeeze(1)
-                found = apply(self.table[str(key)], x[rows]).to(out.dtype)
+                found = self.table[str(key)](x[rows]).to(out.dtype)
                 out = out.index_copy(0, rows, found)
         return out
 

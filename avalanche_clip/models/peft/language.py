@@ -23,7 +23,7 @@ from avalanche_clip.models.peft.adapter import Bottleneck
 from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.models.peft.branch import RoutedBranch, chosen_blocks, pairs
 from avalanche_clip.models.peft.lora import LoRABranch
-from avalanche_clip.models.peft.routes import SKIP, RowIds, restored
+from avalanche_clip.models.peft.routes import SKIP, restored
 
 KINDS = ("mla", "lora")
 _CHILD, _TABLE = "language_adapter", "languages"
@@ -59,10 +59,6 @@ class LanguageBottleneck(RoutedBranch):
         """Return the block's output, normed."""
         # Called directly, so that the norm's own hooks do not run again.
         return self.view.norm2.forward(kept + output)
-
-    def delta(self, x: Tensor, ids: int | RowIds) -> Tensor:
-        """Return what is added."""
-        return self.mix(x, ids, lambda bottleneck, rows: bottleneck(rows))
 
 
 class LanguageLoRA(LoRABranch):

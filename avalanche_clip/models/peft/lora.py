@@ -14,7 +14,7 @@ together (``"qkv"``) and ``init="xavier"`` are those of Wang et al., 2024 (SIT, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.models.peft.branch import (
+    Call,
     RoutedBranch,
     chosen_blocks,
     chosen_names,
@@ -193,20 +194,12 @@ class LoRABranch(RoutedBranch):
                 found[id(owner), weight] = owner, weight, whole
         yield from found.values()
 
-    def around(
-        self,
-        part: str,
-        key: int,
-        plain: Callable[..., Any],
-        args: Any,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Call a module with updated weights."""
-        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        with torch.autocast(x.device.type, enabled=False):
-            weights = list(self.updated(key, part))
+    def around(self, key: int, call: Call) -> Any:
+        """Make a call with updated weights."""
+        with torch.autocast(call.x.device.type, enabled=False):
+            weights = list(self.updated(key, call.part))
         with _lent(weights):
-            return plain(*args, **kwargs)
+            return call()
 
     def check_merge(self) -> None:
         """Nothing: all updates are exact."""

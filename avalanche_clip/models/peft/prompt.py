@@ -19,7 +19,7 @@ values, uniform in (0, 0.01), are used. Starting the scale at 0 is our choice.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,10 +31,13 @@ from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.models.peft.branch import (
+    Call,
     RoutedBranch,
     chosen_blocks,
+    first_of,
     pairs,
     require_flags,
+    with_first,
 )
 from avalanche_clip.models.peft.routes import is_recomputation
 
@@ -79,25 +82,17 @@ class PrefixBranch(RoutedBranch):
         """Stand in for the attention, whose weights others may lend."""
         self.stand_in("attn", innermost=True)
 
-    def around(
-        self,
-        part: str,
-        key: int,
-        plain: Callable[..., Any],
-        args: Any,
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def around(self, key: int, call: Call) -> Any:
         """Attend with the prefix of an id."""
         prefix: Any = self.table[str(key)]
         attn: Any = self.view.attn
-        x = self._swap(next(v for v in (*args, *kwargs.values()) if v is not None))
-        q, k, v = _heads(attn, x)
+        q, k, v = _heads(attn, self._swap(call.x))
         own = [
             p.view(len(p), q.shape[1], -1).transpose(0, 1)
             for p in (prefix.key, prefix.value)
         ]
         factor = q.shape[-1] ** -0.5
-        scores = _masked(factor * (q @ k.transpose(-2, -1)), attn, args, kwargs)
+        scores = _masked(factor * (q @ k.transpose(-2, -1)), attn, call)
         extra = factor * (q @ own[0].to(q.dtype).transpose(-2, -1))
         scores, extra = scores.float(), extra.float()
         share = torch.sigmoid(
@@ -144,9 +139,10 @@ def _heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _masked(scores: Tensor, attn: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+def _masked(scores: Tensor, attn: Any, call: Call) -> Tensor:
     """Apply the mask of a call to scores ``(B, H, L, L)``."""
-    bound = inspect.signature(type(attn).forward).bind(attn, *args, **kwargs)
+    forward = inspect.signature(type(attn).forward)
+    bound = forward.bind(attn, *call.args, **call.kwargs)
     bound.apply_defaults()
     given = {**bound.arguments.pop("kwargs", {}), **bound.arguments}
     if given.get("key_padding_mask") is not None or given.get("need_weights"):
@@ -208,8 +204,8 @@ class PromptBranch(RoutedBranch):
             _check_attention(view.attn)
         self.views, self.length = views, length
         self._entry = (entry,)
-        self._mask: Tensor | None = None
-        self._trained: Tensor | None = None  # mask of the last pass with gradients
+        self._mask: Tensor | None = None  # of the running pass
+        self._masks: dict[tuple[int, int], Tensor] = {}  # by numbers of tokens
         self._used: list[int] = []
         #: tokens of the last pass behind the last block, ``(B, n * length, W)``
         self.outputs: Tensor | None = None
@@ -220,43 +216,54 @@ class PromptBranch(RoutedBranch):
 
     def hook(self) -> None:
         """Hook into all blocks."""
-        first, last = self.views[0].module, self.views[-1].module
-        self._handles = [
-            first.register_forward_pre_hook(self._insert, with_kwargs=True)
-        ]
-        for view in self.views:
-            handle = view.module.register_forward_pre_hook(self._hide, with_kwargs=True)
-            self._handles.append(handle)
-        self._handles.append(last.register_forward_hook(self._take_out))
+        blocks = [view.module for view in self.views]
+        for block, call in (
+            (blocks[0], self._insert),
+            *((b, self._hide) for b in blocks),
+        ):
+            self._handles.append(
+                block.register_forward_pre_hook(call, with_kwargs=True)
+            )
+        self._handles.append(blocks[-1].register_forward_hook(self._take_out))
+
+    def _active(self, x: Tensor) -> tuple[set[int], list[int]]:
+        """Ids of a pass, and all whose prompts it has."""
+        ids = self.routes.of(x.shape[self._rows], *self.ROWS)
+        active = {ids} if isinstance(ids, int) else set(ids.present)
+        return active, sorted(key for key in self.keys if key <= max(active))
 
     def _insert(self, module: Any, args: Any, kwargs: Any) -> Any:
-        name = None if args else "hidden_states"
-        x = args[0] if args else kwargs[name]
-        x = self._swap(x)
-        ids = self.routes.of(len(x), *self.ROWS)
-        active = {ids} if isinstance(ids, int) else set(ids.present)
-        used = sorted(key for key in self.keys if key <= max(active))
+        x = _tokens(args, kwargs)
+        self.routes.see(x)
+        active, used = self._active(x)
         if not is_recomputation():
             self._mask, self.outputs, self._used = None, None, used
         if not used:
             return None
+        x = self._swap(x)
         prompts = []
         for key in used:
             tokens: Any = self.table[str(key)].tokens
             prompts.append(tokens if key in active else tokens.detach())
         every = self._entry[0](torch.cat(prompts).to(x.dtype))
+        found = torch.cat([every.to(x.dtype).expand(len(x), -1, -1), x], 1)
         if not is_recomputation():
             mask = prompt_mask([self.length] * len(prompts), x.shape[1])
             self._mask = mask.to(x.device, x.dtype)
-            if torch.is_grad_enabled():
-                self._trained = self._mask
-        x = self._swap(torch.cat([every.to(x.dtype).expand(len(x), -1, -1), x], 1))
-        if name is None:
-            return (x, *args[1:]), kwargs
-        return args, {**kwargs, name: x}
+            self._masks[len(used), found.shape[1]] = self._mask
+        self.routes.mark(found)
+        found = self._swap(found)
+        if args:
+            return (found, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": found}
 
     def _hide(self, module: Any, args: Any, kwargs: Any) -> Any:
-        mask = self._trained if is_recomputation() else self._mask
+        x, mask = _tokens(args, kwargs), self._mask
+        if module is not self.views[0].module:
+            self.routes.see(x)
+        if is_recomputation():
+            size = x.shape[1 - self._rows]
+            mask = self._masks.get((len(self._active(x)[1]), size))
         if mask is None:
             return None
         names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -267,17 +274,18 @@ class PromptBranch(RoutedBranch):
         if self._mask is None or is_recomputation():
             return None  # no one reads what a recomputed block gives
         self._mask = None
-        first = output[0] if isinstance(output, tuple) else output
-        x, count = self._swap(first), len(self._used) * self.length
+        x, count = self._swap(first_of(output)), len(self._used) * self.length
         self.outputs = x[:, :count]
-        rest = self._swap(x[:, count:])
-        return (rest, *output[1:]) if isinstance(output, tuple) else rest
+        return with_first(output, self._swap(x[:, count:]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            **dict.fromkeys(("outputs", "_mask", "_trained")),
-        }
+        kept = {"outputs": None, "_mask": None, "_masks": {}}
+        return {**super().__getstate__(), **kept}
+
+
+def _tokens(args: Any, kwargs: Any) -> Tensor:
+    """What a block is called with."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 class PromptSet(BranchSet):

@@ -10,9 +10,11 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 SKIP = -1
 """Id of rows that pass the plain block."""
@@ -27,6 +29,12 @@ class RowIds(NamedTuple):
 
     ids: Tensor
     present: tuple[int, ...]
+
+    def rows(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """Yield each id with the positions of its rows."""
+        ids = self.ids.to(device)
+        for key in self.present:
+            yield key, (ids == key).nonzero().squeeze(1)
 
 
 def parse_ids(ids: Any) -> int | RowIds:
@@ -77,23 +85,73 @@ def is_recomputation() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+class _Pass:
+    """Ids of a pass; its graph holds this object."""
+
+    def __init__(self, ids: int | RowIds) -> None:
+        self.ids = ids
+
+
 class Routes:
     """Ids of one tower's rows in its next passes, read by its branches.
+
+    Gradient checkpointing runs a block a second time in the backward pass, when other
+    ids may be set. Which pass it belongs to is told by the block's input, which is kept
+    in between. Where it is not (a whole tower is run again, or what is kept moves to
+    another device), all passes with a graph must have the same ids.
 
     :param ids: an int, or ids per row.
     """
 
     def __init__(self, ids: int | RowIds = 0) -> None:
         self.ids = ids
-        self._trained: int | RowIds | None = None
+        self._inputs: dict[Any, tuple[StorageWeakRef, int | RowIds | None]] = {}
+        self._passes: WeakSet[_Pass] = WeakSet()
+        self._again: int | RowIds | None = None
+
+    def see(self, x: Tensor) -> None:
+        """Note the ids that go with a block's input, or find them again.
+
+        :param x: what the block reads in a pass; the same memory in its second run.
+        """
+        # The reference keeps the address from being used again, not the memory.
+        storage = StorageWeakRef(x.untyped_storage())
+        key = storage.cdata, x.storage_offset(), x.shape
+        if is_recomputation():
+            self._again = self._inputs.get(key, (storage, None))[1]
+            return
+        self._inputs = {k: v for k, v in self._inputs.items() if not v[0].expired()}
+        known = self._inputs.get(key, (storage, self.ids))[1]
+        self._inputs[key] = storage, self.ids if _same(known, self.ids) else None
+
+    def mark(self, output: Tensor) -> None:
+        """Note that a pass with these ids has a graph.
+
+        :param output: of a module with a branch.
+        """
+        if output.grad_fn is not None and not is_recomputation():
+            held = _Pass(self.ids)
+            output.grad_fn.metadata[id(self)] = held
+            self._passes.add(held)
 
     def current(self) -> int | RowIds:
-        """Ids of this pass; when it is recomputed, of the last one with gradients."""
-        if is_recomputation() and self._trained is not None:
-            return self._trained
-        if torch.is_grad_enabled():
-            self._trained = self.ids
-        return self.ids
+        """Ids of this pass; when it is recomputed, those of its first run.
+
+        :raises RuntimeError: if they cannot be told.
+        """
+        if not is_recomputation():
+            return self.ids
+        if self._again is not None:
+            return self._again
+        found = [held.ids for held in self._passes]
+        if not found or not all(_same(found[0], other) for other in found):
+            raise RuntimeError(
+                f"Checkpointing runs a pass a second time, and {len(found)} runs with"
+                " different ids, or none, have a graph, so its ids cannot be told;"
+                " checkpoint single blocks (the tower's own switch does), or call"
+                " backward() before other ids are chosen."
+            )
+        return found[0]
 
     def of(self, rows: int, what: str, row: str) -> int | RowIds:
         """Ids of this pass for a number of rows; one int if they are all alike.
@@ -122,6 +180,15 @@ class Routes:
     def plain(self) -> int | Tensor:
         """The ids as they were given."""
         return self.ids if isinstance(self.ids, int) else self.ids.ids
+
+    def __reduce__(self) -> Any:
+        return Routes, (self.ids,)
+
+
+def _same(one: int | RowIds | None, other: int | RowIds | None) -> bool:
+    if isinstance(one, RowIds) and isinstance(other, RowIds):
+        return one is other or one.ids.tolist() == other.ids.tolist()
+    return one == other
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def test_split_validation__bad_arguments_raise(options, message):
 
 def test_split_validation__one_sample_raises_and_two_are_shared():
     one = time_stamped_benchmark(counted_dataset([0.0]), num_experiences=1)
-    refused("needs two", split_validation, one)
+    refused("0 of 1 samples", split_validation, one)
     two = time_stamped_benchmark(counted_dataset([0.0, 1.0]), num_experiences=1)
     for fraction in (0.01, 0.99):
         split = split_validation(two, fraction)

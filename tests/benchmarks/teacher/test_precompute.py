@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -355,6 +356,22 @@ def test_attaching__refuses_what_does_not_belong_together(tmp_path):
         refused(message, attach_teacher_features, triplets(), store, **options)
     with pytest.raises(ValueError, match="'valid'"):
         attach_teacher_features(two_languages(), store, streams=["valid"])
+
+
+def test_names_and_captions__may_be_paths_and_lists(tmp_path):
+    class Named(Triplets):
+        def english(self, index):
+            return [super().english(index), "further"]
+
+        def image_name(self, index):
+            return Path(super().image_name(index))
+
+    plain = triplets()
+    store = precompute_teacher_features(Teacher(), plain, tmp_path / "s")
+    named = make_image_text_dataset(Named(), sample_ids=np.arange(5))
+    named = with_facts(named, {n: getattr(plain, n) for n in ("image_id", "text_id")})
+    precompute_teacher_features(Teacher(), named, tmp_path / "s")
+    attach_teacher_features(named, store)
 
 
 def test_ids__come_from_facts_or_sample_ids():

@@ -2,9 +2,11 @@
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from avalanche_clip.models import (
     MoEAdapter,
@@ -114,6 +116,38 @@ def test_model_state__adapters_of_one_tower_are_missing_keys(make):
     missing = both.load_state_dict(state, strict=False).missing_keys
     assert missing and all(".moe." in n for n in missing)
     copy.deepcopy(both).load_state_dict(both.state_dict())
+
+
+EARLIER = Path(__file__).parent / "earlier"
+
+
+@pytest.mark.parametrize("kind", ["state", "adapters"])
+def test_earlier_format__is_read(make, kind):
+    """Stored in a third task, when progress was one tensor of numbers."""
+    model = make(attach=False)
+    small = {"num_experts": 3, "top_k": 1, "bottleneck": 1}
+    if kind == "adapters":
+        path = EARLIER / "adapters.safetensors"
+        moe = load_moe_adapters(model, path, check_base=False)
+    else:
+        moe = attach_moe_adapters(model, **small)
+        stored = load_file(EARLIER / "state.safetensors")
+        model.load_state_dict({**make(attach=False).state_dict(), **stored})
+    assert moe.learned == [0, 1] and moe.moe.in_task
+    assert moe.num_routers == 3 and moe.active_router == 2
+    assert moe.routers == {"image": 2, "text": -1}
+    assert {n.split(".routers.")[1][0] for n in trainable(moe) if ".routers." in n} == {
+        "2"
+    }
+    stored = load_file(EARLIER / "state.safetensors")
+    ours = model.state_dict()
+    assert stored.pop("moe_adapters.moe.progress").tolist() == [1, 1, 2, 2, -1, 0, 1]
+    assert all(torch.equal(ours[name], value) for name, value in stored.items())
+    names = {name for name, _ in moe.named_buffers()}
+    assert names == {f"moe.{n}" for n in moe.moe.state_dict()}
+    assert not any("progress" in name for name in ours)
+    moe.finish_task()
+    assert moe.learned == [0, 1, 2] and moe.start_task() == 3
 
 
 def test_growth__other_options_are_refused(make):

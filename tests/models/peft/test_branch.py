@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip.models import (
     attach_adapters,
@@ -250,27 +252,82 @@ def test_file__restores_outputs_or_changes_nothing(
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
-def test_checkpointing__gives_the_same_gradients(one, form):
-    branches = form(one)
+def checkpoint_blocks(model, reentrant=False):
+    """Turn on the library's own switch."""
+    if hasattr(model.clip, "set_grad_checkpointing"):
+        model.clip.set_grad_checkpointing()
+    else:
+        options = {"use_reentrant": reentrant}
+        model.clip.gradient_checkpointing_enable(options)
+
+
+def branch_gradients(model, branches, passes, again=lambda f: f):
+    """Gradients of one backward over passes with ids of their own."""
+    model.zero_grad()
+    torch.manual_seed(3)
+    encode = again(model.encode_image), again(model.encode_text)
+    total = 0.0
+    for seed, ids in enumerate(passes):
+        batch = make_batch(model, seed)
+        with using(branches, ids, ids):
+            for one, values in zip(encode, batch.values(), strict=True):
+                total = total + (one(values) * torch.arange(1, 4)[:, None]).sum()
+    total.backward()  # the ids of the passes are gone
+    return [p.grad for b in branches.branches() for p in b.parameters()]
+
+
+def check_same(found, expected):
+    assert any(grad is not None and grad.any() for grad in expected)
+    for grad, other in zip(found, expected, strict=True):
+        assert (grad is None) == (other is None)
+        if grad is not None:
+            torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+
+
+def with_two_ids(model, form):
+    branches = form(model.train())
     branches.add()
     randomise(branches)
     for branch in branches.branches():
         branch.requires_grad_(True)
-    one.train()
-    found = []
-    for checkpointing in (False, True):
-        one.clip.set_grad_checkpointing(checkpointing)
-        one.zero_grad()
-        torch.manual_seed(3)
-        with using(branches, [0, 1, -1], [0, 1, -1]):
-            value = loss(one)
-        value.backward()  # the ids of the pass are gone
-        found.append([p.grad for b in branches.branches() for p in b.parameters()])
-    assert any(grad is not None and grad.any() for grad in found[0])
-    for grad, other in zip(*found, strict=True):
-        assert (grad is None) == (other is None)
-        if grad is not None:
-            torch.testing.assert_close(other, grad, rtol=1e-4, atol=1e-6)
+    return branches
+
+
+MIXED = [0, 1, -1]
+PASSES = {
+    "same": [MIXED, MIXED],
+    "different": [[0] * 3, MIXED, [-1] * 3, [1] * 3, [1, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_checkpointing__gives_the_same_gradients(model, form, passes):
+    branches = with_two_ids(model, form)
+    expected = branch_gradients(model, branches, PASSES[passes])
+    checkpoint_blocks(model)
+    check_same(branch_gradients(model, branches, PASSES[passes]), expected)
+
+
+def test_checkpointing__reentrant_too(tiny_cfg, request, form):
+    torch.manual_seed(0)
+    model = hf_clip(tiny_cfg, request)
+    branches = with_two_ids(model, form)
+    model.clip.requires_grad_(True)  # or no input of a block has a gradient
+    passes = PASSES["different"]
+    expected = branch_gradients(model, branches, passes)
+    checkpoint_blocks(model, reentrant=True)
+    check_same(branch_gradients(model, branches, passes), expected)
+
+
+def test_checkpointing__of_a_tower_is_right_or_refused(one, form):
+    branches = with_two_ids(one, form)
+    same = PASSES["same"]
+    expected = branch_gradients(one, branches, same)
+    whole = lambda f: partial(checkpoint, f, use_reentrant=False)  # noqa: E731
+    check_same(branch_gradients(one, branches, same, whole), expected)
+    with pytest.raises(RuntimeError, match="checkpoint single blocks"):
+        branch_gradients(one, branches, PASSES["different"], whole)
+    check_same(branch_gradients(one, branches, same, whole), expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.training import Sequential
@@ -72,16 +71,3 @@ def test_buffer__zero_and_current():
     assert [len(p) for p in pools("exp", 0)] == [8] * 5
     sizes = (10, 4, 6)
     assert [len(p) for p in pools("equal", "current", sizes)] == [10, 8, 12]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("some",), ("exp",), ("exp", -1), ("exp", "all"), ("exp", True), ("all", 3)],
-)
-def test_plugin__wrong_values_raise(arguments):
-    with pytest.raises(ValueError):
-        BudgetedReplayPlugin(*arguments)
-
-
-def test_size__may_be_a_numpy_integer():
-    assert BudgetedReplayPlugin("exp", np.int64(5)).buffer_size == 5

@@ -102,12 +102,6 @@ def test_step_stopped_before_its_decay__leaves_no_old_trunk():
     assert_same_weights(trace.starts[2], deployed[1])
 
 
-def test_plugin__needs_its_schedule_and_a_fraction():
-    for fraction in (0.0, 1.0):
-        with pytest.raises(ValueError, match="decay_fraction"):
-            ConstantCosinePlugin(fraction)
-
-
 def test_fraction__is_that_of_the_plugin():
     strategy = build(
         Sequential, schedule="const-cosine", plugins=[ConstantCosinePlugin(0.5)]

@@ -117,9 +117,3 @@ def _batches(strategy):
 
     data = stub_benchmark(model=strategy.model).train_stream[0].dataset
     return [data.collate_fn([data[k] for k in range(4)])]
-
-
-@pytest.mark.parametrize("options", [{"ewc_lambda": -1.0}, {"gamma": 1.5}])
-def test_options__are_checked(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        OnlineEWCPlugin(**options)

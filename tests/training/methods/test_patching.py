@@ -11,8 +11,6 @@ from tests.helpers import (
     build,
     fit,
     stub_benchmark,
-    stub_model,
-    train_stream,
     weights,
 )
 
@@ -40,16 +38,6 @@ def test_mix__ends_are_exact_and_integers_are_those_of_the_trained():
 def test_mix__grown_parameter_raises():
     with pytest.raises(ValueError, match="equal shapes"):
         mix({"w": torch.ones(2)}, {"w": torch.ones(3)}, 0.5)
-
-
-def test_zero__freezes_the_deployed_model():
-    strategy = build(Patching, grid=[0.0])
-    data = stub_benchmark()
-    train_stream(strategy, data, 1)
-    first = weights(strategy.model)
-    for experience in list(data.train_stream)[1:]:
-        strategy.train(experience, eval_streams=[])
-        assert_same_weights(strategy.model, first)
 
 
 def test_chain__goes_on_from_the_patched_weights():
@@ -122,36 +110,6 @@ def test_search__costs_are_booked_and_generators_left_alone():
     assert search["images"] == 3 * 2 * 6
     assert "search" not in strategy.compute.experiences[0]
     assert strategy.model.training
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"grid": []}, {"grid": [1.1]}, {"grid": [-0.1]}, {"select_on": "current"}],
-)
-def test_plugin__wrong_values_raise(options):
-    with pytest.raises(ValueError):
-        PatchingPlugin(**options)
-
-
-def test_logit_scale__is_patched_as_a_logarithm():
-    model = stub_model()
-    strategy = build(Patching, model, grid=[0.5])
-    data = stub_benchmark()
-    train_stream(strategy, data, 1)
-    before = float(model.logit_scale.detach())
-    trained = []
-
-    class Look:
-        def before_training_epoch(self, strategy, **kwargs):
-            model.logit_scale.requires_grad_(True)
-
-        def after_training_iteration(self, strategy, **kwargs):
-            trained.append(float(model.logit_scale.detach()))
-
-    strategy.plugins.append(Look())
-    strategy.train(data.train_stream[1], eval_streams=[])
-    expected = (before + trained[-1]) / 2
-    assert float(model.logit_scale.detach()) == pytest.approx(expected)
 
 
 def scored(order, **options):

@@ -118,6 +118,3 @@ def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
     for term, gap in look.found:
         assert term == pytest.approx(2 * gap, rel=1e-5)
     assert max(term for term, _ in look.found) > 0
-
-
-# ------------------------------------------------------------------- processes

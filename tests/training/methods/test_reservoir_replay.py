@@ -196,22 +196,6 @@ def test_replayed_data__is_what_may_be_drawn():
     assert ReservoirReplayPlugin().replayed_data(strategy) is None
 
 
-# --------------------------------------------------------------------- errors
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"buffer_size": 0},
-        {"buffer_size": True},
-        {"target": "self"},
-        {"weight": -1.0},
-        {"weight": float("nan")},
-    ],
-)
-def test_options__are_checked(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        ReservoirReplayPlugin(**options)
-
-
 def test_batches__of_other_data_cannot_be_joined():
     from avalanche_clip.benchmarks import ImageTextBatch
 

@@ -56,12 +56,6 @@ def test_restart__needs_a_model_that_can():
         build(Sequential, model, plugins=[RestartPlugin()])
 
 
-@pytest.mark.parametrize("factors", ["steps", [], [1, 0], [-1.0]])
-def test_factors__wrong_ones_raise(factors):
-    with pytest.raises(ValueError, match="factors="):
-        BudgetFactorPlugin(factors)
-
-
 def test_two_factor_plugins__multiply():
     plugins = [BudgetFactorPlugin([2, 2]), BudgetFactorPlugin()]
     strategy = fit(Sequential, steps=2, plugins=plugins)

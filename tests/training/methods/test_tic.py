@@ -15,9 +15,7 @@ from tests.helpers import (
     assert_other_weights,
     assert_same_weights,
     fit,
-    quiet_evaluator,
     stub_benchmark,
-    stub_model,
 )
 
 SIZES = (8, 8, 8, 8)
@@ -104,12 +102,6 @@ def test_default_evaluator__reports_retrieval(capsys):
     values = strategy.eval(stub_benchmark().test_stream)
     assert "mean_R@1/eval_phase/test_stream/Task000/Exp000" in values
     assert "Epoch" in capsys.readouterr().out
-
-
-def test_evaluator__may_be_none_or_an_instance():
-    for evaluator in (None, quiet_evaluator()):
-        strategy = fit(Sequential, steps=1, evaluator=evaluator, model=stub_model())
-        assert strategy.compute.report()["steps"] == [5]
 
 
 def test_stream__can_be_given_whole():

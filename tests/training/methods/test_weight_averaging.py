@@ -6,12 +6,10 @@ from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
-    ContrastiveEWCPlugin,
     WeightAveragingPlugin,
 )
 from tests.helpers import (
     Recorder,
-    assert_other_weights,
     assert_same_weights,
     build,
     fit,
@@ -181,13 +179,6 @@ def ours_of(model):
     return model.state_dict()["token.weight"]
 
 
-def test_deployed__before_other_plugins_copy_the_weights():
-    ewc = ContrastiveEWCPlugin(1.0, fisher_batch_size=4)
-    strategy = fit(Sequential, steps=2, plugins=[ewc, WeightAveragingPlugin()])
-    assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))
-    assert isinstance(strategy.plugins[0], WeightAveragingPlugin)
-
-
 @pytest.mark.parametrize("score", ["average", "student"])
 def test_score__evaluation_inside_an_experience(score):
     seen = []
@@ -221,33 +212,6 @@ def test_score__evaluation_inside_an_experience(score):
     assert_same_weights(strategy.model, reference)
 
 
-def test_half_precision_and_accumulation__stay_finite():
-    for precision in ("bf16", "fp16"):
-        options = {"precision": precision, "accumulation_steps": 2}
-        strategy, track = tracked(WeightAveragingPlugin(interval=2), **options)
-        kept = [track.start[0], *track.path[0][::2]]
-        assert_near(strategy.model.state_dict(), mean(kept))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"mode": "swa"}, "mode='swa'"),
-        ({"anchor": "end"}, "anchor='end'"),
-        ({"score": "best"}, "score='best'"),
-        ({"interval": 0}, "interval=0"),
-        ({"mode": "wise", "interval": 5}, "interval is not used"),
-        ({"alpha": 0.5}, "alpha is not used"),
-        ({"anchor": "initial"}, "anchor is not used"),
-        ({"mode": "wise", "alpha": 1.5}, "alpha=1.5"),
-    ],
-    ids=str,
-)
-def test_wrong_settings__raise(options, message):
-    with pytest.raises(ValueError, match=message):
-        WeightAveragingPlugin(**options)
-
-
 def test_batch_norm__warns_and_buffers_are_those_of_the_student():
     model = stub_model()
     model.norm = nn.BatchNorm1d(3)
@@ -257,14 +221,6 @@ def test_batch_norm__warns_and_buffers_are_those_of_the_student():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(Sequential, model, plugins=[WeightAveragingPlugin()])
-
-
-def test_second_step__starts_from_the_average():
-    plugin = WeightAveragingPlugin(interval=2)
-    strategy, track = tracked(plugin, 2)
-    assert_other_weights(track.start[1], track.path[0][-1])
-    assert_near(track.start[1], mean([track.start[0], *track.path[0][::2]]))
-    assert plugin.average == {} and plugin.start == {}
 
 
 def test_interrupted_evaluation__training_goes_on_with_the_student():

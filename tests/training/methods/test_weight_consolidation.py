@@ -177,8 +177,3 @@ def test_half_precision__gradient_is_not_scaled(precision):
     ours = fit(Sequential, plugins=[WeightConsolidationPlugin(weight)], **options).model
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=2e-2, atol=2e-3)
-
-
-def test_wrong_settings__raise():
-    with pytest.raises(ValueError, match="weight=-1"):
-        WeightConsolidationPlugin(-1)

@@ -1,13 +1,16 @@
 """What distillation plugins refuse, warn of, or leave alone."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import (
+    ContrastiveLwFPlugin,
     FrozenLogitScalePlugin,
+    OffDiagonalAlignmentPlugin,
     ReferenceDistillationPlugin,
     VocabularyReplayPlugin,
     WeightConsolidationPlugin,
@@ -40,6 +43,26 @@ def test_reference__second_run_with_the_same_plugin_is_a_fresh_one(teacher):
     fresh = fit(Sequential, plugins=[reference(teacher=teacher)], model=stub_model(8))
     assert_same_weights(again.model, fresh.model)
     assert again.compute.experiences == fresh.compute.experiences
+
+
+@pytest.mark.parametrize("given", [None, False, True])
+@pytest.mark.parametrize("tag", [None, "a tag"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(OffDiagonalAlignmentPlugin, alpha=5.0),
+        partial(VocabularyReplayPlugin, num_texts=9, text_length=2),
+        partial(reference, teacher="previous"),
+        ContrastiveLwFPlugin,
+    ],
+    ids=["mod-x", "vocabulary", "reference", "lwf"],
+)
+def test_first_experience__is_taught_when_pretrained_or_told(make, tag, given):
+    model, plugin = stub_model(), make(teach_first_experience=given)
+    model.pretrained = tag
+    spent = fit(Sequential, plugins=[plugin], model=model, steps=2).compute.experiences
+    expected = tag is not None if given is None else given
+    assert ("teacher" in spent[0]) is expected and "teacher" in spent[1]
 
 
 def frozen():

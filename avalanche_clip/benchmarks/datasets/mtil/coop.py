@@ -32,19 +32,20 @@ from avalanche_clip.benchmarks.datasets.mtil.images import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.orders import X_TAIL_NAMES, dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
-    check_choice,
+    CHECKS,
     check_counts,
     check_files,
     read_mtil_domain,
 )
 from avalanche_clip.benchmarks.datasets.mtil.table import DATASETS, DatasetFacts
 from avalanche_clip.benchmarks.datasets.mtil.templates import X_TAIL_TEMPLATES
-from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
-from avalanche_clip.common.checks import existing_file, existing_folder
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names, plain_lines
+from avalanche_clip.common.checks import existing_file, existing_folder, require_choice
 from avalanche_clip.common.files import read_json, unreadable
 
 _SOURCE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 _PARTS = ("train", "val", "test")
+_WANTED = "a list of CoOp"
 
 
 class _List(NamedTuple):
@@ -114,21 +115,16 @@ def read_coop_split(path: str | Path, images: str | Path | None = None) -> CoopS
         # Of a label of ten digits all smaller ones would be too many to list.
         missing = sorted(set(range(len(labels) + 4)) - set(labels))
         missing = [label for label in missing if label < max(labels, default=0)]
-        raise unreadable(
-            path, "a list of CoOp", f"the labels {missing[:5]} do not occur"
-        )
+        raise unreadable(path, _WANTED, f"the labels {missing[:5]} do not occur")
     class_names = tuple(names[label].replace("_", " ") for label in labels)
     return CoopSplit(train, val, test, class_names)
 
 
 def _image_folder(path: Path, images: str | Path | None) -> Path:
-    if images is not None:
-        folder = Path(images).expanduser()
-    else:
-        inner = _IMAGES.get(path.name, "")
-        folder = path.parent / inner
-        if not folder.is_dir() and path.parent.name == inner:
-            folder = path.parent
+    inner = _IMAGES.get(path.name, "")
+    folder = path.parent / inner if images is None else Path(images).expanduser()
+    if images is None and not folder.is_dir() and path.parent.name == inner:
+        folder = path.parent
     do = f"put the images beside {path}, or pass images=..."
     return existing_folder(folder, do)
 
@@ -139,28 +135,21 @@ def _part(
     """One part of a list; class names are gathered in ``names``."""
     rows = content.get(part)
     if not isinstance(rows, list):
-        raise unreadable(
-            path, "a list of CoOp", f"{part!r} is {type(rows).__name__}, not a list"
-        )
+        fault = f"{part!r} is {type(rows).__name__}, not a list"
+        raise unreadable(path, _WANTED, fault)
     for number, row in enumerate(rows):
         fault = _fault(row)
-        if fault is None:
-            known = names.setdefault(row[1], row[2])
-            if known != row[2]:
-                fault = f"label {row[1]} is {known!r} before"
-        if fault is not None:
-            raise unreadable(
-                path,
-                "a list of CoOp",
-                f"entry {number} of {part!r} is {str(row)[:80]} ({fault}); entries "
-                "are [path, label, class name]",
-            )
+        if not fault and names.setdefault(row[1], row[2]) != row[2]:
+            fault = f"label {row[1]} is {names[row[1]]!r} before"
+        if fault:
+            fault = f"entry {number} of {part!r} is {str(row)[:80]} ({fault}); entries"
+            raise unreadable(path, _WANTED, f"{fault} are [path, label, class name]")
     files = [row[0] for row in rows]
     check_names(files, path, folder)
     return ClassImages.of_files(folder, files, [row[1] for row in rows])
 
 
-def _fault(row: Any) -> str | None:
+def _fault(row: Any) -> str:
     if not isinstance(row, list) or len(row) != 3:
         return "not three values"
     if not is_text(row[0]):
@@ -169,7 +158,7 @@ def _fault(row: Any) -> str | None:
         return "the label is no integer >= 0"
     if not is_text(row[2]) or not row[2].strip():
         return "the class name is empty or no text"
-    return None
+    return ""
 
 
 def read_x_tail_domain(
@@ -195,7 +184,7 @@ def read_x_tail_domain(
         sizes differ and ``check="raise"``.
     """
     name = dataset_name(name, X_TAIL_NAMES)
-    check_choice(check)
+    require_choice("check", check, CHECKS)
     base = Path(root).expanduser()
     templates = (X_TAIL_TEMPLATES[name],)
     if name == "MNIST":
@@ -252,33 +241,23 @@ def _read_aircraft(
     """Labels are lines of ``variants.txt``; ``val`` is not trained on."""
     folder = _find(_AIRCRAFT[0], root, facts).parent
     check_files(facts._replace(files=(*_AIRCRAFT, "images")), folder)
-    text = read_plain(folder / _AIRCRAFT[0], "a list of variants")
-    variants = [line.strip() for line in text.split("\n")]
-    variants = [variant for variant in variants if variant]
+    lines = plain_lines(folder / _AIRCRAFT[0], "a list of variants")
+    variants = [line for _, line in lines]
     labels = {variant: label for label, variant in enumerate(variants)}
     parts = [_aircraft_part(folder, name, labels) for name in _AIRCRAFT[1:]]
     return parts[0], parts[1], tuple(v.replace("_", " ") for v in variants)
 
 
 def _aircraft_part(folder: Path, name: str, labels: dict[str, int]) -> ClassImages:
-    path = folder / name
+    path, wanted = folder / name, "a list of aircraft"
     files: list[str] = []
     targets: list[int] = []
-    text = read_plain(path, "a list of aircraft")
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        image, _, variant = line.strip().partition(" ")
+    for number, line in plain_lines(path, wanted):
+        image, _, variant = line.partition(" ")
         if variant not in labels:
-            raise unreadable(
-                path,
-                "a list of aircraft",
-                f"line {number} names the variant {variant[:60]!r}, which is not in "
-                f"{_AIRCRAFT[0]}",
-            )
+            fault = f"line {number} names the variant {variant[:60]!r}, which is not in"
+            raise unreadable(path, wanted, f"{fault} {_AIRCRAFT[0]}")
         files.append(f"{image}.jpg")
         targets.append(labels[variant])
-    if not files:
-        raise unreadable(path, "a list of aircraft", "it has no lines")
     check_names(files, path, folder / "images")
     return ClassImages.of_files(folder / "images", files, targets)

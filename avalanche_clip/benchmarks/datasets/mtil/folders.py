@@ -33,7 +33,7 @@ from avalanche_clip.benchmarks.datasets.mtil.images import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.names import given_names
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
-    check_choice,
+    CHECKS,
     check_counts,
     check_files,
 )
@@ -46,8 +46,12 @@ from avalanche_clip.benchmarks.datasets.mtil.templates import (
     CIL_TEMPLATES,
     MTIL_TEMPLATES,
 )
-from avalanche_clip.benchmarks.datasets.plain_texts import check_names, read_plain
-from avalanche_clip.common.files import unreadable
+from avalanche_clip.benchmarks.datasets.plain_texts import (
+    check_names,
+    plain_lines,
+    read_plain,
+)
+from avalanche_clip.common.checks import require_choice, require_distinct
 from avalanche_clip.models.encoders.imagenet_names import (
     imagenet_class_names,
     imagenet_wnids,
@@ -84,11 +88,8 @@ def read_imagenet(
     Source of the subset of 100: Thengane et al. (Continual-CLIP, arXiv
     2210.03114) and the authors' released code.
     """
-    check_choice(check)
-    if num_classes not in _IMAGENET:
-        raise ValueError(
-            f"num_classes={num_classes!r} is not defined; use {sorted(_IMAGENET)}."
-        )
+    require_choice("check", check, CHECKS)
+    require_choice("num_classes", num_classes, _IMAGENET)
     facts, base = _IMAGENET[num_classes], Path(root).expanduser()
     check_files(facts, base)
     folders = [e.name for e in os.scandir(base / "train") if e.is_dir()]
@@ -134,19 +135,16 @@ def read_tiny_imagenet(
     :raises FileNotFoundError: if files are missing.
     :raises ValueError: if an argument is not allowed, or a file is malformed.
     """
-    check_choice(check)
+    require_choice("check", check, CHECKS)
     base = Path(root).expanduser()
     check_files(TINY_IMAGENET, base)
-    wnids = read_plain(base / "wnids.txt", "a list of WordNet ids").split()
-    check_names(wnids, base / "wnids.txt", base / "train")
-    if not wnids:
-        raise unreadable(base / "wnids.txt", "a list of WordNet ids", "it has none")
-    if len(set(wnids)) < len(wnids):
-        raise ValueError(
-            f"{base / 'wnids.txt'} names an id twice; use the official file."
-        )
+    path = base / "wnids.txt"
+    lines = plain_lines(path, "a list of WordNet ids")
+    wnids = [wnid for _, line in lines for wnid in line.split()]
+    check_names(wnids, path, base / "train")
+    require_distinct(wnids, f"ids of {path}")
     if class_names is None:
-        names = _published_names(wnids, _lemmas(base / "words.txt"), base / "wnids.txt")
+        names = _published_names(wnids, _lemmas(base / "words.txt"), path)
     else:
         names = given_names(class_names, len(wnids))
     train = _class_folders(base / "train", wnids, "images")
@@ -163,15 +161,14 @@ def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImage
     targets: list[int] = []
     missing, empty = [], []
     for label, wnid in enumerate(wnids):
-        parts = [wnid, inner] if inner else [wnid]
-        place = folder.joinpath(*parts)
-        if not place.is_dir():
+        place = f"{wnid}/{inner}".rstrip("/")
+        if not (folder / place).is_dir():
             missing.append(wnid)
             continue
-        found = _images(os.listdir(place))
+        found = _images(os.listdir(folder / place))
         if not found:
             empty.append(wnid)
-        names.extend("/".join([*parts, name]) for name in found)
+        names += [f"{place}/{name}" for name in found]
         targets += [label] * len(found)
     if missing or empty:
         where = f"{folder}/<id>/{inner}".rstrip("/")
@@ -196,40 +193,31 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     path = folder / "val_annotations.txt"
     present = set(os.listdir(folder / "images"))
-    names, targets, named = [], [], set()
-    lines = read_plain(path, "a list of pictures and classes").split("\n")
-    for number, line in enumerate(lines, start=1):
+    found: dict[str, int] = {}
+    for number, line in plain_lines(path, "a list of pictures and classes"):
         fields = line.split()
-        if not fields:
-            continue
         if len(fields) < 2 or fields[1] not in labels or fields[0] not in present:
             raise ValueError(
                 f"{path}, line {number}: {line!r} must begin with the name of a file "
                 f"in {folder / 'images'} and an id of wnids.txt."
             )
-        if fields[0] in named:
+        if fields[0] in found:
             raise ValueError(
                 f"{path}, line {number}: {fields[0]!r} is named before; use the "
                 "official file."
             )
-        named.add(fields[0])
-        names.append(f"images/{fields[0]}")
-        targets.append(labels[fields[1]])
-    if not names:
-        raise unreadable(path, "a list of pictures and classes", "it has no lines")
-    return ClassImages.of_files(folder, names, targets)
+        found[fields[0]] = labels[fields[1]]
+    names = [f"images/{name}" for name in found]
+    return ClassImages.of_files(folder, names, list(found.values()))
 
 
 def _lemmas(path: Path) -> dict[str, str]:
     """WordNet id -> first lemma; empty if there is no such file."""
     if not path.is_file():
         return {}
-    pairs = (
-        line.split("\t", 1)
-        for line in read_plain(path, "a list of WordNet ids and words").split("\n")
-        if "\t" in line
-    )
-    return {wnid.strip(): words.split(",")[0].strip() for wnid, words in pairs}
+    lines = read_plain(path, "a list of WordNet ids and words").split("\n")
+    pairs = (line.partition("\t") for line in lines if "\t" in line)
+    return {wnid.strip(): words.split(",")[0].strip() for wnid, _, words in pairs}
 
 
 def _published_names(

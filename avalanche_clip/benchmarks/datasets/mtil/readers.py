@@ -56,7 +56,6 @@ def read_mtil_domain(
     *,
     download: bool = False,
     check: str = "warn",
-    split_seed: int = SPLIT_SEED,
 ) -> MTILDomain:
     """Read one data set as MTIL uses it.
 
@@ -71,7 +70,6 @@ def read_mtil_domain(
     :param download: let torchvision fetch what is missing.
     :param check: what to do when the number of classes or images differs from
         the published one: ``"warn"``, ``"raise"`` or ``"ignore"``.
-    :param split_seed: seed of the random 80/20 splits; 42 in the publication.
     :return: training and test images, class names, templates and the name.
     :raises ValueError: if the name or an argument is unknown, the sizes differ
         and ``check="raise"``, or a download is asked for that does not exist.
@@ -87,11 +85,11 @@ def read_mtil_domain(
     that the published split cannot be had again).
     """
     facts = DATASETS[dataset_name(name, tuple(DATASETS))]
-    check_choice(check)
+    require_choice("check", check, CHECKS)
     base = Path(root).expanduser()
     opened = [_open(facts, base, part, download) for part in facts.parts]
     if len(opened) == 1:
-        train, test = _split_in_two(facts, opened[0], split_seed)
+        train, test = _split_in_two(facts, opened[0])
     else:
         train, test = (_whole(facts, part) for part in opened)
     names = prompt_names(facts.name, _raw_names(facts, opened))
@@ -123,11 +121,6 @@ def random_80_20(size: int, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndar
     parts = random_split(everything, [count, size - count], generator=generator)
     first, second = (np.asarray(list(p.indices), dtype=np.int64) for p in parts)
     return first, second
-
-
-def check_choice(check: str) -> None:
-    """Raise ValueError unless ``check`` is one of ``CHECKS``."""
-    require_choice("check", check, CHECKS)
 
 
 def check_counts(
@@ -171,18 +164,14 @@ def check_files(facts: DatasetFacts, root: Path, download: bool = False) -> None
     missing = [file for file in facts.files if not (root / file).exists()]
     if not missing:
         return
-    text = (
+    do = f"Get it from {facts.source}, or pass download=True."
+    if not facts.downloadable:
+        do = "cannot be downloaded (download=True was given); it " if download else ""
+        do = f"It {do}comes from {facts.source}."
+    raise FileNotFoundError(
         f"{facts.name} is not in {root}: {', '.join(missing)} not found. Expected "
-        f"below that directory: {facts.layout}. "
+        f"below that directory: {facts.layout}. {do}"
     )
-    if facts.downloadable:
-        text += f"Get it from {facts.source}, or pass download=True."
-    else:
-        cannot = (
-            "cannot be downloaded (download=True was given); it " if download else ""
-        )
-        text += f"It {cannot}comes from {facts.source}."
-    raise FileNotFoundError(text)
 
 
 def _open(
@@ -226,11 +215,8 @@ def _check_texts(facts: DatasetFacts, root: Path) -> None:
             head = file.read(512)
         refuse_foreign(path, head, "a list of the data set")
         if head.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")) or not head:
-            raise unreadable(
-                path,
-                "a list that torchvision can read",
-                "save it as UTF-8 without a byte order mark" if head else "it is empty",
-            )
+            do = "save it as UTF-8 without a byte order mark" if head else "it is empty"
+            raise unreadable(path, "a list that torchvision can read", do)
 
 
 def _check_paths(facts: DatasetFacts, dataset: Any, root: Path) -> None:
@@ -304,21 +290,19 @@ def _whole(facts: DatasetFacts, dataset: Any) -> ClassImages:
 
 def _source(facts: DatasetFacts, dataset: Any) -> Any:
     """What the pictures are read from: torchvision knows no loader of the pets."""
-    if facts.torchvision != "OxfordIIITPet":
+    if facts.name != "OxfordPet":
         return dataset
     names = [path.name for path in _attribute(facts, dataset, "_images")]
     return FolderFiles(_attribute(facts, dataset, "_images_folder"), names)
 
 
-def _split_in_two(
-    facts: DatasetFacts, dataset: Any, seed: int
-) -> tuple[ClassImages, ClassImages]:
+def _split_in_two(facts: DatasetFacts, dataset: Any) -> tuple[ClassImages, ClassImages]:
     targets = _targets(facts, dataset)
     order = np.arange(len(targets))
     if facts.name == "SUN397":
         files = _attribute(facts, dataset, "_image_files")
         paths = [path.as_posix() for path in files]
         order = np.asarray(sorted(range(len(paths)), key=paths.__getitem__), dtype=int)
-    parts = (order[part] for part in random_80_20(len(order), seed))
+    parts = (order[part] for part in random_80_20(len(order)))
     train, test = (ClassImages(dataset, part, targets[part]) for part in parts)
     return train, test

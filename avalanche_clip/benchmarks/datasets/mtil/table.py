@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -42,8 +43,12 @@ class DatasetFacts(NamedTuple):
         return f"Expected: {self.layout}, from {self.source}."
 
 
-def _below(folder: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}" for name in names)
+def _below(folder: str, names: str) -> tuple[tuple[str, ...], str]:
+    """Files and layout of a data set: names below its folder, ``<...>`` for any."""
+    listed = names.split()
+    needed = filter(None, (re.sub(r"(^|/)[^/]*<.*", "", name) for name in listed))
+    files = tuple(f"{folder}/{name}" for name in needed)
+    return files or (folder,), f"{folder}/ with {', '.join(listed)}"
 
 
 def _splits(train: str, test: str, **both: object) -> tuple[Mapping[str, object], ...]:
@@ -51,17 +56,16 @@ def _splits(train: str, test: str, **both: object) -> tuple[Mapping[str, object]
 
 
 _FLAGS = ({"train": True}, {"train": False})
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html (the python version)"
 _FACTS = (
     DatasetFacts(
         "Aircraft",
         (100, 3334, 3333),
-        _below(
+        *_below(
             "fgvc-aircraft-2013b/data",
-            *("variants.txt", "images_variant_train.txt", "images_variant_test.txt"),
-            "images",
+            "variants.txt images_variant_train.txt images_variant_test.txt "
+            "images/<id>.jpg",
         ),
-        "fgvc-aircraft-2013b/data/ with variants.txt, images_variant_train.txt, "
-        "images_variant_test.txt and images/<id>.jpg",
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         _splits("train", "test", annotation_level="variant"),
         "_labels",
@@ -80,17 +84,17 @@ _FACTS = (
     DatasetFacts(
         "CIFAR100",
         (100, 50000, 10000),
-        _below("cifar-100-python", "meta", "train", "test"),
-        "cifar-100-python/ with train, test and meta (the python version)",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        *_below("cifar-100-python", "meta train test"),
+        _CIFAR,
         _FLAGS,
     ),
     DatasetFacts(
         "DTD",
         (47, 1880, 1880),
-        _below("dtd/dtd", "labels/train1.txt", "labels/test1.txt", "images"),
-        "dtd/dtd/ with labels/train1.txt, labels/test1.txt and "
-        "images/<class>/<class>_0001.jpg",
+        *_below(
+            "dtd/dtd",
+            "labels/train1.txt labels/test1.txt images/<class>/<class>_0001.jpg",
+        ),
         "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
         _splits("train", "test", partition=1),
         "_labels",
@@ -98,15 +102,13 @@ _FACTS = (
     DatasetFacts(
         "EuroSAT",
         (10, 21600, 5400),
-        ("eurosat/2750",),
-        "eurosat/2750/<class>/<class>_1.jpg (the RGB version)",
-        "https://github.com/phelber/eurosat",
+        *_below("eurosat/2750", "<class>/<class>_1.jpg"),
+        "https://github.com/phelber/eurosat (the RGB version)",
     ),
     DatasetFacts(
         "Flowers",
         (102, 1020, 6149),
-        _below("flowers-102", "imagelabels.mat", "setid.mat", "jpg"),
-        "flowers-102/ with imagelabels.mat, setid.mat and jpg/image_00001.jpg",
+        *_below("flowers-102", "imagelabels.mat setid.mat jpg/image_<number>.jpg"),
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         _splits("train", "test"),
         "_labels",
@@ -115,8 +117,7 @@ _FACTS = (
     DatasetFacts(
         "Food",
         (101, 75750, 25250),
-        _below("food-101", "meta/train.json", "meta/test.json", "images"),
-        "food-101/ with meta/train.json, meta/test.json and images/<class>/<id>.jpg",
+        *_below("food-101", "meta/train.json meta/test.json images/<class>/<id>.jpg"),
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         _splits("train", "test"),
         "_labels",
@@ -134,12 +135,10 @@ _FACTS = (
     DatasetFacts(
         "OxfordPet",
         (37, 3680, 3669),
-        _below(
+        *_below(
             "oxford-iiit-pet",
-            *("annotations/trainval.txt", "annotations/test.txt", "images"),
+            "annotations/trainval.txt annotations/test.txt images/<Breed>_1.jpg",
         ),
-        "oxford-iiit-pet/ with annotations/trainval.txt, annotations/test.txt "
-        "and images/<Breed>_1.jpg",
         "https://www.robots.ox.ac.uk/~vgg/data/pets/",
         _splits("trainval", "test", target_types="category"),
         "_labels",
@@ -148,13 +147,12 @@ _FACTS = (
     DatasetFacts(
         "StanfordCars",
         (196, 8144, 8041),
-        _below(
+        *_below(
             "stanford_cars",
-            *("devkit/cars_meta.mat", "devkit/cars_train_annos.mat"),
-            *("cars_test_annos_withlabels.mat", "cars_train", "cars_test"),
+            "devkit/cars_meta.mat devkit/cars_train_annos.mat "
+            "cars_test_annos_withlabels.mat cars_train/<number>.jpg "
+            "cars_test/<number>.jpg",
         ),
-        "stanford_cars/ with devkit/cars_meta.mat, devkit/cars_train_annos.mat, "
-        "cars_test_annos_withlabels.mat, cars_train/00001.jpg and cars_test/00001.jpg",
         "https://ai.stanford.edu/~jkrause/cars/car_dataset.html, which no "
         "longer serves the files; take them from a mirror",
         _splits("train", "test"),
@@ -164,18 +162,15 @@ _FACTS = (
     DatasetFacts(
         "SUN397",
         (397, 87003, 21751),
-        ("SUN397/ClassName.txt",),
-        "SUN397/ with ClassName.txt and <letter>/<class>/sun_<id>.jpg",
+        *_below("SUN397", "ClassName.txt <letter>/<class>/sun_<id>.jpg"),
         "https://vision.princeton.edu/projects/2010/SUN/",
         targets="_labels",
     ),
     DatasetFacts(
         "CIFAR10",
         (10, 50000, 10000),
-        _below("cifar-10-batches-py", "batches.meta", "data_batch_1", "test_batch"),
-        "cifar-10-batches-py/ with data_batch_1 ... data_batch_5, test_batch "
-        "and batches.meta (the python version)",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        *_below("cifar-10-batches-py", "batches.meta data_batch_1 test_batch"),
+        _CIFAR,
         _FLAGS,
     ),
 )

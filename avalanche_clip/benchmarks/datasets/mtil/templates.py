@@ -10,7 +10,7 @@ class-incremental templates after the works named in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from avalanche_clip.models.encoders.imagenet_names import imagenet_templates
 
@@ -57,51 +57,57 @@ _CIFAR = _both_articles(
 )
 
 
-class _Templates(dict[str, tuple[str, ...]]):
+_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
+    "Caltech101": _CALTECH,
+    "CIFAR10": _CIFAR,
+    "CIFAR100": _CIFAR,
+    "DTD": _both_articles(
+        tuple(
+            f"a photo of * {{}} {noun}."
+            for noun in ("texture", "pattern", "thing", "object")
+        )
+    ),
+    "EuroSAT": tuple(
+        f"a centered satellite photo of {article}{{}}."
+        for article in ("", "a ", "the ")
+    ),
+    "Flowers": ("a photo of a {}, a type of flower.",),
+    "Food": ("a photo of a {}, a type of food.",),
+    "MNIST": ('a photo of the number: "{}".',),
+    "OxfordPet": ("a photo of a {}, a type of pet.",),
+    "StanfordCars": (
+        "a photo of a {}, a type of car.",
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "a photo of my {}.",
+        "i love my {}!",
+        "a photo of my dirty {}.",
+        "a photo of my clean {}.",
+        "a photo of my new {}.",
+        "a photo of my old {}.",
+    ),
+    "SUN397": ("a photo of a {}.", "a photo of the {}."),
+}
+
+
+class _Templates(Mapping[str, tuple[str, ...]]):
     """Templates by data set; those of ImageNet are open_clip's, which loads late."""
 
-    def __missing__(self, name: str) -> tuple[str, ...]:
+    def __getitem__(self, name: str) -> tuple[str, ...]:
         if name != "ImageNet":
-            raise KeyError(name)
+            return _TEMPLATES[name]
         first = "a photo of a {}."
-        others = (template for template in imagenet_templates() if template != first)
-        return self.setdefault(name, (first, *others))
+        return (first, *(t for t in imagenet_templates() if t != first))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*_TEMPLATES, "ImageNet"))
+
+    def __len__(self) -> int:
+        return len(_TEMPLATES) + 1
 
 
-MTIL_TEMPLATES: dict[str, tuple[str, ...]] = _Templates(
-    {
-        "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
-        "Caltech101": _CALTECH,
-        "CIFAR10": _CIFAR,
-        "CIFAR100": _CIFAR,
-        "DTD": _both_articles(
-            tuple(
-                f"a photo of * {{}} {noun}."
-                for noun in ("texture", "pattern", "thing", "object")
-            )
-        ),
-        "EuroSAT": tuple(
-            f"a centered satellite photo of {article}{{}}."
-            for article in ("", "a ", "the ")
-        ),
-        "Flowers": ("a photo of a {}, a type of flower.",),
-        "Food": ("a photo of a {}, a type of food.",),
-        "MNIST": ('a photo of the number: "{}".',),
-        "OxfordPet": ("a photo of a {}, a type of pet.",),
-        "StanfordCars": (
-            "a photo of a {}, a type of car.",
-            "a photo of a {}.",
-            "a photo of the {}.",
-            "a photo of my {}.",
-            "i love my {}!",
-            "a photo of my dirty {}.",
-            "a photo of my clean {}.",
-            "a photo of my new {}.",
-            "a photo of my old {}.",
-        ),
-        "SUN397": ("a photo of a {}.", "a photo of the {}."),
-    }
-)
+MTIL_TEMPLATES: Mapping[str, tuple[str, ...]] = _Templates()
 """Templates by name of the data set, in the order of the released code.
 
 ImageNet has the 80 of CLIP's evaluation; the one that ZSCL trains with comes first,

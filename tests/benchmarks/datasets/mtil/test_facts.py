@@ -112,6 +112,8 @@ def test_imagenet__has_the_eighty_templates_of_clip():
     # ZSCL's training prompt first, the others in the published order.
     assert found[0] == "a photo of a {}."
     assert list(found[1:]) == [t for t in published if t != found[0]]
+    assert dict(MTIL_TEMPLATES)["ImageNet"] == MTIL_TEMPLATES.get("ImageNet") == found
+    assert "ImageNet" in MTIL_TEMPLATES and "sound" not in MTIL_TEMPLATES
 
 
 @pytest.mark.parametrize(

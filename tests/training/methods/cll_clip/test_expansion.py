@@ -105,24 +105,6 @@ def test_update_target__scales_the_step_itself(regularize):
         assert value == pytest.approx(w, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"init": "x"},
-        {"regularize": "x"},
-        {"scale_target": "x"},
-        {"active_rows": "x"},
-        {"weight_decay": -1.0},
-        {"vocab_size": 0},
-        {"scale_target": "update", "regularize": "d"},
-    ],
-    ids=str,
-)
-def test_wrong_options__raise(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        TokenEmbeddingExpansionPlugin(**options)
-
-
 # --------------------------------------------------------------- whole strategies
 class Watch:
     """Keep what the table looked like when each experience began."""
@@ -375,18 +357,6 @@ def test_english__is_safe_with_its_own_tokenizer(scope):
     strategy.train(benchmark.train_stream[1], eval_streams=[])
     after = model.eval().encode_text(model.tokenizer(texts, ["en", "en"]))
     assert torch.equal(before, after)
-
-
-def test_without_teir__english_changes():
-    model = tiny_model()
-    benchmark = language_stream(model, ("en", "el"))
-    strategy = language_strategy(model, init="normal", regularize=None)
-    strategy.train(benchmark.train_stream[0], eval_streams=[])
-    before = model.eval().encode_text(model.tokenizer(["red cat"]))
-    strategy.train(benchmark.train_stream[1], eval_streams=[])
-    assert not torch.equal(
-        model.eval().encode_text(model.tokenizer(["red cat"])), before
-    )
 
 
 def test_factors__are_those_of_the_kernel():

@@ -1,12 +1,13 @@
 """MoEAdaptersPlugin on class names: what trains, what stays, which router answers."""
 
+import copy
+
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
-from avalanche_clip.training.plugins import (
-    MoEAdaptersPlugin,
-)
+from avalanche_clip.models.moe.adapters import attach_moe_adapters
+from avalanche_clip.training.plugins import ContrastiveEWCPlugin, MoEAdaptersPlugin
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import train_stream, weights
 from tests.training import moe_runs
@@ -115,52 +116,6 @@ def test_training__moves_active_experts_and_the_current_router_only():
         )
 
 
-def test_gradients__unused_experts_have_none_and_keep_their_bytes():
-    seen = []
-
-    class Watch(SupervisedPlugin):
-        stateless = True
-
-        def before_forward(self, strategy, **kwargs):
-            moe = strategy.model.moe_adapters
-            self.counts = [a.counts.clone() for a in moe.adapters()]
-            self.state = weights(strategy.model)
-
-        def after_update(self, strategy, **kwargs):
-            moe = strategy.model.moe_adapters
-            for number, adapter in enumerate(moe.adapters()):
-                used = adapter.counts - self.counts[number] > 0
-                for e, expert in enumerate(adapter.experts):
-                    grads = [p.grad is not None for p in expert.parameters()]
-                    assert all(grads) if used[e] else not any(grads)
-                seen.append(int(used.sum()))
-            now = weights(strategy.model)
-            for name, parameter in strategy.model.named_parameters():
-                if parameter.grad is None:
-                    assert torch.equal(now[name], self.state[name]), name
-
-    fit(1, plugins=[Watch()], options={"train_mb_size": 2})
-    assert min(seen) < ADAPTERS["num_experts"]  # something was unused
-
-
-def test_first_step__moves_the_widening_layers_only():
-    gradients = {}
-
-    class Watch(SupervisedPlugin):
-        stateless = True
-
-        def after_backward(self, strategy, **kwargs):
-            for name, p in strategy.model.named_parameters():
-                if p.grad is not None:
-                    gradients[name] = bool(p.grad.any())
-
-    fit(1, plugins=[Watch()], options={"budget_iterations": 1})
-    assert any(moved for name, moved in gradients.items() if ".up." in name)
-    for name, moved in gradients.items():
-        if ".down." in name or ".routers." in name:
-            assert not moved, name
-
-
 def test_old_outputs__equal_while_all_their_experts_are_frozen():
     strategy, _ = build(
         adapters={"num_experts": 3, "top_k": 2, "bottleneck": 4},
@@ -212,14 +167,6 @@ def test_old_outputs__equal_while_all_their_experts_are_frozen():
     assert torch.equal(before, logits(strategy, test))
 
 
-def test_old_outputs__drift_without_freezing():
-    drifted, _, other = fit(freeze=False, router_for_eval=lambda strategy: 0)
-    assert all(not a.frozen.any() for a in drifted.model.moe_adapters.adapters())
-    now = logits(drifted, other.test_stream[0])
-    first, _, _ = fit(1, freeze=False, router_for_eval=lambda strategy: 0)
-    assert not torch.equal(now, logits(first, other.test_stream[0]))
-
-
 def test_freeze_rank_over_and_count__decide_how_many_experts_stop():
     def frozen(**given):
         strategy, _, _ = fit(2, **given)
@@ -269,24 +216,6 @@ def test_known_experience__goes_on_with_its_router():
     strategy.train(benchmark.train_stream[0], eval_streams=[])
     assert moe.num_routers == 2 and moe.active_router == 0
     assert list(plugin.routers.values()) == [0, 1] and moe.learned == [0, 1]
-
-
-def test_shared_router__is_trained_in_every_experience():
-    strategy, plugin = build(
-        adapters={"num_experts": 2, "top_k": 2, "bottleneck": 4},
-        shared_router=True,
-        freeze=False,
-    )
-    benchmark = moe_runs.classes_over_time(strategy.model)
-    for experience in benchmark.train_stream:
-        before = weights(strategy.model)
-        strategy.train(experience, eval_streams=[])
-        after = weights(strategy.model)
-        gates = [k for k in before if k.endswith("routers.0.gate")]
-        assert all(not torch.equal(before[k], after[k]) for k in gates)
-    moe = strategy.model.moe_adapters
-    assert moe.num_routers == 1 and set(plugin.routers.values()) == {0}
-    assert not any(a.frozen.any() for a in moe.adapters())
 
 
 def test_balance_weight__adds_the_loss_of_all_blocks():
@@ -411,3 +340,62 @@ def test_wrong_routes__are_reported():
     plugin.router_for_eval = lambda s: 7
     with pytest.raises(ValueError, match="does not exist"):
         strategy.eval(benchmark.test_stream[:1])
+
+
+# -------------------------------------------- other plugins, models and settings
+def test_one_tower__works_alone():
+    for tower in ("image", "text"):
+        strategy, plugin, benchmark = fit(
+            2, adapters={**ADAPTERS, "towers": tower}, router_for_eval="own"
+        )
+        assert strategy.model.moe_adapters.towers == (tower,)
+        strategy.eval(benchmark.test_stream)
+        assert set(plugin.routing["test"]["2,0"]) == {"0"}
+
+
+def test_adapters_of_the_model__are_used():
+    model = moe_runs.vit()
+    moe = attach_moe_adapters(model, **ADAPTERS)
+    strategy, _ = build(model, adapters=None)
+    assert strategy.model.moe_adapters is moe
+    with pytest.raises(ValueError, match="already has adapters"):
+        build(model)
+
+
+def test_second_stream__gets_routers_of_its_own():
+    strategy, _, benchmark = fit(2)
+    again, plugin = build(strategy.model, adapters=None)
+    train_stream(again, benchmark, 1)
+    assert plugin.routers == {"classes 0,1,2": 2}
+    assert strategy.model.moe_adapters.learned == [0, 1, 2]
+
+
+def test_reused_plugin__starts_anew():
+    strategy, plugin, benchmark = fit(2)
+    plugin.adapters = ADAPTERS
+    model = moe_runs.vit()
+    other = ClassNameTemplate(model=model, plugins=[plugin], **moe_runs.options())
+    assert plugin.routers == {}
+    train_stream(other, moe_runs.domains(model), 1)
+    assert model.moe_adapters.learned == [0]
+
+
+def test_deep_copy__goes_its_own_way():
+    strategy, _, benchmark = fit(1)
+    twin = copy.deepcopy(strategy.model)
+    before = weights(twin)
+    routers = dict(twin.moe_adapters.routers)
+    strategy.train(benchmark.train_stream[1], eval_streams=[])
+    assert all(torch.equal(before[k], v) for k, v in twin.state_dict().items())
+    assert twin.moe_adapters.routers == routers == {"image": 0, "text": 0}
+
+
+def test_ewc__works_beside():
+    strategy, _, _ = fit(2, plugins=[ContrastiveEWCPlugin(10.0, fisher_batch_size=6)])
+    assert "fisher" in strategy.compute.experiences[0]
+
+
+def test_count_above_the_number_of_experts__is_refused_at_once():
+    with pytest.raises(ValueError, match="exceeds num_experts=6"):
+        build(count=7)
+    build(count=7, freeze=False)

@@ -4,25 +4,14 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
-from avalanche_clip.training.plugins import (
-    MoEAdaptersPlugin,
-    ReferenceDistillationPlugin,
-    WeightAveragingPlugin,
-)
 from avalanche_clip.training.supervised import (
     CLASS_INCREMENTAL,
     MTIL_RATES,
-    ClassNameFineTuning,
-    ClassNameZSCL,
     MoEAdapters,
-    zscl_variants,
 )
-from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import (
-    assert_same_weights,
     quiet_evaluator,
     train_stream,
-    weights,
 )
 from tests.training import moe_runs
 
@@ -106,21 +95,6 @@ def test_optimisation__warm_up_cosine_to_zero_and_one_rate_per_experience():
         strategy.train(benchmark.train_stream[2], eval_streams=[])
 
 
-def test_plugin_on_the_template__equals_the_strategy():
-    strategy = adapters(lr=1e-2)
-    train_stream(strategy, moe_runs.domains(strategy.model), 2)
-    model = moe_runs.vit()
-    options = {
-        **SHORT,
-        "optimizer": lambda g: torch.optim.AdamW(g, lr=1e-2, weight_decay=0.0),
-        "plugins": [MoEAdaptersPlugin({"num_experts": 4, "bottleneck": 4})],
-        "label_smoothing": 0.2,
-    }
-    other = ClassNameFineTuning(model=model, train_logit_scale=True, **options)
-    train_stream(other, moe_runs.domains(model), 2)
-    assert_same_weights(strategy.model, other.model)
-
-
 def test_class_incremental_form__two_experts_one_router_seen_classes():
     preset = {**CLASS_INCREMENTAL, "train_mb_size": 2, "warmup_iterations": 1}
     strategy = MoEAdapters(
@@ -163,56 +137,3 @@ def test_published_size_of_the_class_incremental_form():
 
 
 # ------------------------------------------------------------ ZSCL and fine-tuning
-def zscl(**options):
-    given = {
-        "model": moe_runs.vit(),
-        "reference_images": moe_runs.reference(),
-        "reference_texts": ["ab", "cd", "e"],
-        "reference_options": {"batch_size": 4},
-        "averaging_interval": 2,
-        **SHORT,
-        **options,
-    }
-    return ClassNameZSCL(**given)
-
-
-def test_class_name_zscl__has_the_parts_and_smoothing():
-    strategy = zscl()
-    assert isinstance(strategy, ClassNameTemplate)
-    assert strategy.label_smoothing == 0.2
-    kinds = [type(p).__name__ for p in strategy.plugins]
-    for name in (
-        "ReferenceDistillationPlugin",
-        "WeightConsolidationPlugin",
-        "WeightAveragingPlugin",
-        "FrozenLogitScalePlugin",
-    ):
-        assert name in kinds
-    scale = strategy.model.logit_scale.detach().clone()
-    before = weights(strategy.model)
-    train_stream(strategy, moe_runs.domains(strategy.model), 2)
-    assert torch.equal(strategy.model.logit_scale, scale)
-    assert strategy.compute.experiences[1]["reference"]["images"] > 0
-    after = strategy.model.state_dict()
-    assert any(not torch.equal(before[k], after[k]) for k in before)
-
-
-def test_class_name_zscl__teacher_is_the_zero_shot_model():
-    strategy = zscl()
-    benchmark = moe_runs.domains(strategy.model)
-    train_stream(strategy, benchmark, 2)
-    teacher = strategy.teachers.get("initial").model
-    assert_same_weights(teacher, moe_runs.vit())
-    plugins = {type(p): p for p in strategy.plugins}
-    distillation = plugins[ReferenceDistillationPlugin]
-    assert distillation.text_features.shape == (3, 24)
-    assert plugins[WeightAveragingPlugin].merged == 3  # i = 0, 2, 4
-
-
-@pytest.mark.parametrize("name", ["wc", "we", "wise-ft", "lwf", "zscl*", "zscl"])
-def test_variants__run_on_class_names(name):
-    make = zscl_variants(moe_runs.reference(), ["ab", "cd"], interval=2, batch_size=4)
-    model = moe_runs.vit()
-    strategy = ClassNameFineTuning(model=model, plugins=make[name](), **SHORT)
-    train_stream(strategy, moe_runs.domains(model, 2))
-    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -4,27 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
-    SpecialTokens,
-    draw_token_ids,
-)
-from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
+from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential
-from avalanche_clip.training.templates.settings import strategy_settings
 from tests.helpers import (
     StubTokenizer,
-    assert_same_weights,
-    build,
     fit,
     stub_model,
-    weights,
 )
 
 SMALL = {"num_texts": 20, "text_length": 3}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def replayed(steps=2, *, model=None, extra=(), first=(), run=None, **settings):
@@ -192,45 +180,6 @@ def test_logit_scale__leaves_the_optimiser_and_stays(kind):
 
 
 # ------------------------------------------------------------------------ teacher
-@pytest.mark.parametrize(
-    "pretrained, option, expected",
-    [
-        (None, None, False),
-        ("somewhere", None, True),
-        ("somewhere", False, False),
-        (None, True, True),
-    ],
-)
-def test_first_experience__teaches_when_the_model_has_weights(
-    pretrained, option, expected
-):
-    model = stub_model()
-    model.pretrained = pretrained
-    strategy = replayed(2, model=model, teach_first_experience=option)
-    spent = strategy.compute.experiences
-    assert ("teacher" in spent[0]) == expected and "teacher" in spent[1]
-
-
-def test_teacher__is_the_model_before_the_experience_and_stays_so():
-    ends, teachers = [], []
-
-    class Watch:
-        def before_training_exp(self, strategy, **kwargs):
-            ends.append(weights(strategy.model))
-
-        def after_update(self, strategy, **kwargs):
-            if strategy.clock.train_exp_counter:
-                model = strategy.teachers.get("previous").model
-                teachers.append((strategy.clock.train_exp_counter, weights(model)))
-                ours = {p.data_ptr() for p in strategy.model.parameters()}
-                assert not ours & {p.data_ptr() for p in model.parameters()}
-
-    replayed(3, extra=[Watch()])
-    assert len(teachers) == 10
-    for number, copy in teachers:
-        assert_same_weights(copy, ends[number])
-
-
 def encodings(settings, steps=3, run=None):
     """Calls of the teachers' text towers per experience, and token ids per step."""
     calls, ids = [0, 0, 0], []
@@ -303,12 +252,6 @@ def test_pseudo_texts__sentences_of_the_user():
         assert len(chosen) == 2 and chosen <= known
 
 
-def test_teacher__is_shared_with_other_methods():
-    strategy = replayed(extra=[ContrastiveLwFPlugin()])
-    assert list(strategy.teachers.teachers) == ["previous"]
-    assert strategy.teachers.get("previous").forward_passes == 5
-
-
 def test_cost__of_a_second_batch_and_of_student_texts():
     strategy = replayed(distill_batch="separate", student_text=True)
     spent = strategy.compute.experiences[1]
@@ -316,26 +259,6 @@ def test_cost__of_a_second_batch_and_of_student_texts():
     assert spent["reference"] == {"images": 20, "texts": 5 * 20, "steps": 0}
     assert spent["train"] == {"images": 20, "texts": 20, "steps": 5}
     assert strategy.compute.experiences[0]["train"]["images"] == 20
-
-
-def test_distillation__keeps_similarities_of_noise_images():
-    def drift(weight):
-        model = stub_model()
-        model.pretrained = "somewhere"
-        before = stub_model()
-        run = {"budget_iterations": 40}
-        replayed(1, model=model, image_weight=weight, text_weight=weight, run=run)
-        images = torch.randn(64, 3, 8, 8, generator=generator())
-        ids = draw_token_ids(
-            50, 3, SpecialTokens(1, 2, 0, 32), width=6, generator=generator(5)
-        )
-        with torch.no_grad():
-            texts = before.encode_text(ids)
-            scale = before.logit_scale.exp()
-            change = model.encode_image(images) - before.encode_image(images)
-            return float((scale * change @ texts.T).norm(dim=1).mean())
-
-    assert drift(5.0) < 0.8 * drift(0.0)
 
 
 # ---------------------------------------------------------------------- settings
@@ -346,11 +269,3 @@ def test_compatible__another_model_raises():
 
     with pytest.raises(ValueError, match="Linear lacks.*encode_image"):
         VocabularyReplayPlugin(**SMALL).check_compatible(Strategy)
-
-
-def test_settings__are_part_of_the_record_of_a_run():
-    plugin = VocabularyReplayPlugin(**SMALL, texts=["a", "b"])
-    settings = strategy_settings(build(Sequential, plugins=[plugin]))
-    row = settings["plugins"]["0 VocabularyReplayPlugin"]
-    assert row["num_texts"] == 20 and row["texts"] == ["a", "b"]
-    assert row["temperature"] == 2.0 and row["distill_batch"] == "same"

@@ -3,11 +3,9 @@ import torch
 
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state
-from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential, VRLwF
 from avalanche_clip.training.templates.distillation import own_share
-from avalanche_clip.training.templates.plan import learning_rate
 from tests.helpers import (
     assert_other_weights,
     assert_same_weights,
@@ -17,10 +15,9 @@ from tests.helpers import (
     stub_benchmark,
     stub_model,
     train_stream,
-    weights,
 )
 from tests.processes import run_in_processes
-from tests.training.methods.vr_lwf.test_plugin import Each, plugin_of
+from tests.training.methods.vr_lwf.test_plugin import Each
 
 SETTINGS = {"num_texts": 20, "text_length": 3}
 SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
@@ -69,21 +66,6 @@ def test_own_optimizer_and_groups__are_kept():
     assert group["weight_decay"] == 0.3 and group["initial_lr"] == 1e-5
     strategy = fit(VRLwF, **SMALL)
     assert [g["initial_lr"] for g in strategy.optimizer.param_groups] == [1e-2] * 2
-
-
-def test_schedule__published_values():
-    rates = [
-        learning_rate("cosine", step, 1000, base=1e-5, warmup=100)
-        for step in (0, 99, 100, 550, 1000)
-    ]
-    assert rates == pytest.approx([1e-7, 1e-5, 1e-5, 5e-6, 0], abs=1e-20)
-
-
-def test_unknown_settings__raise():
-    with pytest.raises(TypeError, match="number"):
-        VRLwF(model=stub_model(), replay={"number": 3})
-    with pytest.raises(TypeError, match="number"):
-        VRLwF(model=stub_model(), number=3)
 
 
 # ------------------------------------------------------------------- second batch
@@ -149,8 +131,6 @@ def test_second_batch__does_not_depend_on_workers():
     assert_same_weights(plain.model, workers.model)
 
 
-# ------------------------------------------------------------------------- resume
-# -------------------------------------------------------------------- two processes
 def shares():
     return own_share(torch.arange(5)).tolist()
 
@@ -160,35 +140,3 @@ def test_own_share__covers_all_rows(tmp_path):
     assert parts["share"] == [[0, 1, 2], [3, 4, 0]]
     assert torch.equal(own_share(torch.arange(5)), torch.arange(5))
     assert not distributed.is_distributed()
-
-
-def test_tiny_emoji__trains_with_short_rows():
-    from avalanche_clip.benchmarks import prepare_benchmark, tic_emoji
-
-    model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
-    data = prepare_benchmark(tic_emoji(first_step=1), model)
-    scale, shapes = model.logit_scale.item(), []
-    plugin = VocabularyReplayPlugin(num_texts=50, distill_batch="separate")
-
-    def look(strategy):
-        ids = plugin_of(strategy).token_ids
-        shapes.append(tuple(ids.shape))
-        assert (ids[:, 0] == 3582).all() and (ids[:, -1] == 3583).all()
-        assert (ids[:, 1:-1] < 3582).all()
-
-    strategy = build(
-        Sequential,
-        model,
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3),
-        budget_iterations=2,
-        train_mb_size=16,
-        plugins=[plugin, Each("after_update", look, experience=0)],
-    )
-    start = weights(model)
-    train_stream(strategy, data, 1)
-    # The preset has weights, so the first experience is taught.
-    assert shapes == [(50, 12)] * 2
-    assert model.logit_scale.item() == scale
-    assert_other_weights(model, start)
-    for parameter in model.parameters():
-        assert torch.isfinite(parameter).all()

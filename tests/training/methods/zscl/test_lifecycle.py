@@ -68,21 +68,6 @@ def test_previous_teacher__text_features_are_renewed():
     assert method.text_features is None and method.table is None
 
 
-def test_first_experience__is_taught_by_pretrained_weights_only():
-    def terms(**options):
-        note = Note()
-        model = stub_model()
-        model.pretrained = options.pop("pretrained", None)
-        fit(Sequential, model=model, steps=2, plugins=[plugin(**options), note])
-        return ["reference_image" in row for row in note.terms]
-
-    lwf = {"teacher": "previous", "teach_first_experience": None}
-    assert terms(**lwf) == [False] * 5 + [True] * 5
-    assert terms(**lwf, pretrained="weights") == [True] * 10
-    assert terms(teach_first_experience=None, pretrained="weights") == [True] * 10
-    assert terms(teach_first_experience=False) == [False] * 5 + [True] * 5
-
-
 @pytest.mark.parametrize("kind", ["initial", "previous"])
 def test_cache__gives_the_same_losses_as_recomputation(kind):
     found = []

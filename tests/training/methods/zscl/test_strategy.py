@@ -16,7 +16,6 @@ from tests.helpers import (
     stub_benchmark,
     stub_model,
     train_stream,
-    weights,
 )
 
 TEXTS = ["ab", "cde", "f", "ghij", "kl", "xyz"]
@@ -192,32 +191,6 @@ def test_variants__zscl_is_the_strategy():
     starred = trained(2, plugins=variants()["zscl*"]())
     strategy = trained(2, ZSCL, consolidation_weight=0.0)
     assert_same_weights(starred.model, strategy.model)
-
-
-def test_averaging__leaves_the_losses_of_the_first_task_alone():
-    class Losses:
-        stateless = True
-
-        def __init__(self):
-            self.seen = []
-
-        def after_update(self, strategy, **kwargs):
-            self.seen.append(float(strategy.loss.detach()))
-
-    with_average, without = Losses(), Losses()
-    trained(1, ZSCL, extra=[with_average])
-    trained(1, ZSCL, averaging_interval=None, extra=[without])
-    assert with_average.seen == without.seen
-
-
-def test_teacher__is_the_model_before_the_first_of_five_tasks():
-    net = model()
-    start = weights(net)
-    benchmark = stub_benchmark((6,) * 5)
-    strategy = trained(5, ZSCL, net=net, benchmark=benchmark, budget_iterations=3)
-    teacher = strategy.teachers.get("initial").model
-    assert_same_weights(teacher, start)
-    assert torch.equal(strategy.model.logit_scale, start["logit_scale"])
 
 
 def test_reference_data__of_the_benchmark_itself():

@@ -6,9 +6,9 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.methods.moe_adapters.evaluation import _most_frequent
-from avalanche_clip.training.plugins import ContrastiveLwFPlugin, MoEAdaptersPlugin
+from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import assert_same_weights, train_stream, weights
+from tests.helpers import assert_same_weights, train_stream
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 
@@ -67,21 +67,6 @@ def test_pairs__equal_the_base_model_before_training_and_zero_shot_for_ever():
             assert torch.equal(ours.text_features, theirs.text_features)
         if step < 2:
             strategy.train(benchmark.train_stream[step], eval_streams=[])
-
-
-def test_pairs__train_one_router_per_step_and_leave_the_base_alone():
-    strategy, plugin = build()
-    benchmark = moe_runs.pairs(strategy.model)
-    before = weights(strategy.model)
-    train_stream(strategy, benchmark)
-    moe = strategy.model.moe_adapters
-    assert plugin.routers == {"step 0": 0, "step 1": 1, "step 2": 2}
-    assert moe.learned == [0, 1, 2]
-    after = strategy.model.state_dict()
-    base = [k for k in before if ".moe." not in k]
-    assert all(torch.equal(before[k], after[k]) for k in base)
-    gates = [k for k in after if k.endswith(".gate")]
-    assert len(gates) == 12 and all(bool(after[k].any()) for k in gates)
 
 
 def test_pairs__own_routers_of_steps_and_the_newest_for_other_streams():
@@ -173,40 +158,6 @@ def test_interrupted_pass__restores_the_router_of_training():
         assert torch.equal(strategy.model.encode_image(batch), expected)
     strategy.eval(benchmark.test_stream)
     assert moe.routers == {"image": 1, "text": 1}
-
-
-def test_previous_teacher__answers_with_the_router_of_the_last_step():
-    strategy, plugin = build(plugins=[ContrastiveLwFPlugin(2.0)])
-    benchmark = moe_runs.pairs(strategy.model)
-    strategy.train(benchmark.train_stream[0], eval_streams=[])
-    images = torch.stack(
-        [benchmark.test_stream[0].dataset.eval()[k][0] for k in (0, 5)]
-    )
-    strategy.model.eval()
-    with torch.no_grad():
-        expected = strategy.model.encode_image(images)
-    strategy.train(benchmark.train_stream[1], eval_streams=[])
-    teacher = strategy.teachers.get("previous").model
-    with torch.no_grad():
-        assert torch.equal(teacher.encode_image(images), expected)
-    assert "teacher" in strategy.compute.experiences[1]
-
-
-def test_accumulation__trains_with_one_count_per_row():
-    strategy, _ = build(options={"accumulation_steps": 2})
-    benchmark = moe_runs.pairs(strategy.model)
-    found = []
-
-    class Note(SupervisedPlugin):
-        stateless = True
-
-        def after_training_epoch(self, strategy, **kwargs):
-            moe = strategy.model.moe_adapters
-            found.extend(int(a.counts.sum()) for a in moe.adapters())
-
-    strategy.plugins.append(Note())
-    train_stream(strategy, benchmark, 1)
-    assert found == [60] * 4  # 5 steps x 6 pairs x 2 experts
 
 
 # ------------------------------------------------------------------------- selector

@@ -1,17 +1,21 @@
-"""Runs with expert adapters: what must agree on resumption, teachers, failures."""
+"""Runs with expert adapters: resumption, teachers, failures, storage."""
+
+import copy
 
 import pytest
+import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.core import SupervisedPlugin
 
-import avalanche_clip
+from avalanche_clip.models.moe.adapters import load_moe_adapters
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
-from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.training.runs.files import CheckpointError, read_state
 from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate
 from avalanche_clip.training.templates.settings import strategy_settings
+from tests.helpers import train_stream
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 from tests.training.small_runs import Interrupted, StopPlugin
@@ -19,8 +23,8 @@ from tests.training.small_runs import Interrupted, StopPlugin
 pytestmark = pytest.mark.slow
 
 
-def build(*plugins, adapters=ADAPTERS, selector=None, **given):
-    model = moe_runs.vit()
+def build(*plugins, adapters=ADAPTERS, selector=None, model=None, **given):
+    model = model or moe_runs.vit()
     images = None if selector is None else moe_runs.reference()
     moe = MoEAdaptersPlugin(adapters, selector=selector, reference_images=images)
     strategy = ClassNameTemplate(
@@ -144,6 +148,69 @@ def test_routing__is_noted_after_an_aborted_training():
     assert plugin.routing["test"]
 
 
-def test_root__exports():
-    for name in ("AutoSelector", "MoEAdapters", "MoEAdaptersPlugin"):
-        assert getattr(avalanche_clip, name).__name__ == name
+# ------------------------------------------------------------ stored, whole and alone
+def test_checkpoint__holds_no_frozen_base_weights(tmp_path):
+    path = stored(tmp_path, selector=moe_runs.selector())
+    strategy, _, _ = build()
+    state = read_state(path)
+    kept = [k for k in state["model"] if k.startswith("clip.")]
+    parameters = dict(strategy.model.named_parameters())
+    assert kept and all(".moe." in k for k in kept if k in parameters)
+    assert state["base"] is not None
+    model = moe_runs.vit(seed=1)
+    other, benchmark, _ = build(model=model, selector=moe_runs.selector())
+    with pytest.raises(CheckpointError, match="frozen weights"):
+        load_state(other, path, benchmark)
+    bare, benchmark, _ = build()  # without the selector
+    with pytest.raises(CheckpointError, match="MoEAdaptersPlugin.selector is"):
+        load_state(bare, path, benchmark)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A strategy that has learned three domains, and its plugin."""
+    strategy, benchmark, plugin = build(selector=moe_runs.selector())
+    return train_stream(strategy, benchmark), plugin
+
+
+def test_adapters_alone__restore_outputs_on_a_fresh_base(whole, tmp_path):
+    strategy, _ = whole
+    path = tmp_path / "adapters.safetensors"
+    moe = strategy.model.moe_adapters
+    moe.save(path)
+    fresh = moe_runs.vit()
+    loaded = load_moe_adapters(fresh, path)
+    images = moe_runs.pictures(torch.arange(4), 7)
+    tokens = fresh.tokenizer(["ab", "cd"])
+    for model in (fresh, strategy.model):
+        model.eval()
+    for router in (-1, 0, 1, 2, torch.tensor([2, -1, 0, 1])):
+        text = router if isinstance(router, int) else 1
+        with torch.no_grad():
+            with moe.using_router(image=router, text=text):
+                expected = strategy.model.encode_image(images)
+                words = strategy.model.encode_text(tokens)
+            with loaded.using_router(image=router, text=text):
+                assert torch.equal(fresh.encode_image(images), expected)
+                assert torch.equal(fresh.encode_text(tokens), words)
+    other = moe_runs.vit(seed=1)
+    with pytest.raises(ValueError, match="other weights"):
+        load_moe_adapters(other, path)
+    assert getattr(other, "moe_adapters", None) is None
+
+
+def test_loaded_adapters_and_selector__go_on_with_the_stream(whole, tmp_path):
+    """A later run with the stored parts alone learns the next domain."""
+    strategy, plugin = whole
+    path = tmp_path / "adapters.safetensors"
+    strategy.model.moe_adapters.save(path)
+    model = moe_runs.vit()
+    load_moe_adapters(model, path)
+    chosen = moe_runs.selector(model=model)
+    chosen.load_state_dict(copy.deepcopy(plugin.auto_selector.state_dict()))
+    plugin = MoEAdaptersPlugin(selector=chosen)
+    after = ClassNameTemplate(model=model, plugins=[plugin], **moe_runs.options())
+    benchmark = moe_runs.domains(model, 4)
+    after.train(benchmark.train_stream[3], eval_streams=[])
+    assert plugin.routers == {"classes 9,10,11": 3}
+    assert model.moe_adapters.learned == [0, 1, 2, 3] and chosen.num_tasks == 4
