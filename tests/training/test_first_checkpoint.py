@@ -20,7 +20,7 @@ from tests.helpers import (
 )
 from tests.methods.rows import RATES, ROWS, adamw, three_groups
 from tests.methods.rows import build as build_row
-from tests.training.runs.test_files import GrowingEncoder
+from tests.training.growing import GrowingEncoder
 from tests.training.small_runs import Interrupted, StopPlugin
 
 

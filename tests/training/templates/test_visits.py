@@ -40,8 +40,8 @@ from tests.helpers import (
 )
 from tests.methods.rows import ROWS
 from tests.methods.rows import build as build_row
+from tests.training.growing import GrowingEncoder, PlainGrowing
 from tests.training.languages import language_strategy, language_stream, tiny_model
-from tests.training.runs.test_files import GrowingEncoder, PlainGrowing
 
 ORDERS = ([0, 2], [2, 0], [0, 1, 0, 2], [1, 1, 0])
 SIZES = (8, 8, 8)
