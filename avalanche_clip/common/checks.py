@@ -2,7 +2,7 @@
 
 Each says what was given, what is allowed and what to do, and returns the value
 where it had to be converted. ``require_...`` refuses, ``as_...`` converts too.
-What is checked may come from NumPy or torch; neither is imported before it is needed.
+What is checked may come from NumPy or torch; neither is imported.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import math
 import operator
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any
 
 
 def as_integer(value: Any, what: str) -> int:
@@ -411,31 +408,6 @@ def require_array(
     kinds = {"float": "floating point values", "integer": "integers"}
     wanted = f"{kinds.get(kind, 'numbers')} of shape ({axes}{',' * (' ' not in shape)})"
     raise error(f"{given}; give {wanted}{', ' + give if give else ''}.")
-
-
-def as_integer_array(
-    values: Any, what: str, shape: str = "*", *, give: str = ""
-) -> np.ndarray:
-    """Return integers as an array of int64.
-
-    :param values: an array, tensor or list; nothing at all counts as integers.
-    :param what: what they are, for the message.
-    :param shape: see :func:`require_array`.
-    :param give: what to do, for the message.
-    :raises ValueError: for anything else, or integers of 64 bits without a sign.
-
-    >>> as_integer_array([3, 1], "indices")
-    array([3, 1])
-    """
-    import numpy as np
-
-    array = np.asarray(values)
-    if array.size == 0:  # NumPy makes floats of nothing
-        array = array.astype(np.int64)
-    require_array(array, what, shape, "integer", give=give)
-    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{what} has values of 2**63 or more; use signed 64-bit ones.")
-    return array.astype(np.int64)
 
 
 def require_indices(array: Any, size: int, what: str) -> None:

@@ -34,7 +34,6 @@ from PIL import Image
 
 from avalanche_clip.common.checks import (
     as_finite,
-    as_integer_array,
     did_you_mean,
     require_choice,
     require_distinct,
@@ -42,6 +41,7 @@ from avalanche_clip.common.checks import (
     require_known,
     require_some,
 )
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import read_picture
 
 EMOJI_SIZE = 48

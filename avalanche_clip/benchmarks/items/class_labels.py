@@ -12,7 +12,8 @@ from torch import Tensor
 
 from avalanche_clip.benchmarks.items.given import check_item, check_source
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.common.checks import as_integer, as_integer_array, as_size
+from avalanche_clip.common.checks import as_integer, as_size
+from avalanche_clip.common.columns import as_integer_array
 
 logger = logging.getLogger(__name__)
 

@@ -29,13 +29,13 @@ from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.given import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.items.times import timestamp_column
 from avalanche_clip.common.checks import (
-    as_integer_array,
     require_array,
     require_choice,
     require_known,
     require_some,
     require_type,
 )
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import decoded
 
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")

@@ -6,13 +6,13 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import require_choice, require_indices
 from avalanche_clip.models.text.learning import LearntVocabulary, Pair, apply_merges
 
 MERGE_ORDERS = ("append", "new-first")
@@ -354,14 +354,5 @@ def count_tokens(rows: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
     tensor([1, 0, 2, 0])
     """
     flat = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < vocab_size:
-        raise ValueError(
-            f"Ids run from {int(flat.min())} to {int(flat.max())}, but the vocabulary "
-            f"has {vocab_size}; use the tokenizer that belongs to it."
-        )
+    require_indices(flat, vocab_size, "The list of ids (of another tokenizer?)")
     return torch.bincount(flat, minlength=vocab_size)
-
-
-def snapshot_state(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as plain data."""
-    return {**asdict(snapshot), "codes": list(snapshot.codes)}

@@ -194,24 +194,22 @@ def test_active__follows_the_module_to_another_type_and_into_copies():
 
 
 # --------------------------------------------------------------------- storage
-@pytest.mark.parametrize("active", [False, True])
-def test_save__loads_into_a_model_of_the_base_size(active, tmp_path):
+def test_save__loads_into_a_model_of_the_base_size(tmp_path):
     model, table = grown_model(scope="language")
-    if active:
-        table.activate(torch.tensor([7, 3590]))
-        with torch.no_grad():
-            table.active.add_(0.5)
+    table.activate(torch.tensor([7, 3590]))
+    with torch.no_grad():
+        table.active.add_(0.5)
     path = save_vocabulary(model, tmp_path / "vocabulary.pt")
     other = tiny_model()
     loaded = load_vocabulary(other, path)
     assert torch.equal(loaded.weight, table.table())
     assert torch.equal(loaded.usage, table.usage)
-    assert other.tokenizer.vocabulary.tokens == model.tokenizer.vocabulary.tokens
-    assert other.tokenizer.vocabulary.merges() == model.tokenizer.vocabulary.merges()
     ids = model.tokenizer([*TEXTS, *EL], [0] * 3 + [2] * 9)
     assert torch.equal(other.tokenizer([*TEXTS, *EL], [0] * 3 + [2] * 9), ids)
     assert torch.equal(other.encode_text(ids), model.encode_text(ids))
-    refused("width 16", load_vocabulary, tiny_model(width=32), path)
+    refused(
+        "width of the table was 16.*is 32", load_vocabulary, tiny_model(width=32), path
+    )
 
 
 def test_state_dict__resizes_the_table_in_both_directions():
@@ -229,8 +227,7 @@ def test_state_dict__resizes_the_table_in_both_directions():
 
 def test_growth_state__another_base_raises():
     state = table_of(6).growth_state()
-    with pytest.raises(ValueError, match="began with 6 rows, this one with 7"):
-        table_of(7).load_growth_state(state)
+    refused("was 6 when it was stored, is 7", table_of(7).load_growth_state, state)
 
 
 def test_deepcopy__tokenizer_and_table_stay_together():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from avalanche_clip.common.checks import as_integer_array, require_length
+from avalanche_clip.common.checks import require_length
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import picture_to_rgb, read_picture
 
 if TYPE_CHECKING:
