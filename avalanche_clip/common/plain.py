@@ -113,7 +113,10 @@ def plain(value: Any, where: str = "the state") -> Any:
             "of them. Convert it in state_dict()."
         )
 
-    return mapped(value, leaf, key=lambda key, path: leaf(key, path, "a key of "))
+    def of_keys(value: Any, path: Path) -> Any:
+        return mapped(value, lambda part, _: leaf(part, path, "a key of "))
+
+    return mapped(value, leaf, key=of_keys)
 
 
 def device_paths(value: Any) -> list[list[Any]]:
