@@ -21,6 +21,7 @@ from torch import nn
 
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state, set_rng_state
+from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.training.runs import plugin_state
 from avalanche_clip.training.runs.files import (
     FORMAT,
@@ -34,7 +35,6 @@ from avalanche_clip.training.runs.identity import (
     require_same_strategy,
     strategy_identity,
 )
-from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import base_weights, without_base
 from avalanche_clip.training.templates.settings import note_built

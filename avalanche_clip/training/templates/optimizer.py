@@ -16,6 +16,9 @@ from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 Groups = list[dict[str, Any]]
+_NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
+"""Entries of a group that are no setting of the method; how it is computed may differ
+between devices."""
 
 
 class OptimizerGroups:
@@ -87,7 +90,11 @@ class OptimizerGroups:
                 "from this model's parameters, or pass a callable."
             )
         self._left_out = set(named) - held
-        self.built = copy.deepcopy(optim.describe_groups(optimizer, self.names))
+        self.built = [
+            {k: copy.deepcopy(v) for k, v in group.items() if k not in _NOT_COMPARED}
+            | {"names": list(named_group["names"])}
+            for group, named_group in zip(optimizer.param_groups, self.names)
+        ]
         for place, group in enumerate(optimizer.param_groups):
             # What options are stored and found by, from the first checkpoint on.
             group["owner"] = f"rule {place}"
