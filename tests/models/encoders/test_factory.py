@@ -64,7 +64,10 @@ def test_pretrained_file__openai_archive_needs_quick_gelu(trained, tmp_path):
     refused("QuickGELU", create_dual_encoder, trained.config, pretrained=path)
     config = trained.config
     config["model_cfg"]["quick_gelu"] = True
-    assert same(create_dual_encoder(config, pretrained=path), trained)
+    model = create_dual_encoder(config, pretrained=path)
+    assert same(model, trained)
+    assert model.transform(False).preprocessing.mean[0] == 0.48145466
+    assert "archive" in model.preprocessing_source
 
 
 @pytest.mark.parametrize(

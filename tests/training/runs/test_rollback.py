@@ -14,6 +14,7 @@ from torch import nn
 from avalanche_clip.benchmarks import RandomCaption, prepare_benchmark
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.randomness import rng_state
+from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.plugins import (
     ContrastiveLwFPlugin,
@@ -22,7 +23,6 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
 from avalanche_clip.training.runs.resume import load_state
-from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import assert_same_weights, stub_benchmark, stub_model, weights
 from tests.training import moe_runs
