@@ -44,6 +44,10 @@ class StepTemplate(SupervisedTemplate):
     _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
     _default_groups: optim.GroupRule | None = None
 
+    experience: Any
+    loss: Tensor
+    mbatch: Any
+
     def __init__(
         self,
         *,
