@@ -69,7 +69,7 @@ class SelectorFeatures(nn.Module):
 
 @contextmanager
 def _without_hooks(root: nn.Module) -> Iterator[None]:
-    """Take off what is called beside all modules: a copy made inside has no adapters."""
+    """Take off what is called beside modules: a copy made inside has no adapters."""
     kept = []
     for own in map(vars, root.modules()):
         kept += [(own, name, own[name]) for name in _CALLED if own.get(name)]
