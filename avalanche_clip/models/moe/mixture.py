@@ -21,7 +21,6 @@ from avalanche_clip.common.checks import (
     as_finite,
     as_size,
     require_choice,
-    require_type,
 )
 from avalanche_clip.models.moe.dispatch import (
     ACTIVATIONS,

@@ -279,8 +279,8 @@ class PromptBranch(RoutedBranch):
         return with_first(output, self._swap(x[:, count:]))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"outputs": None, "_mask": None, "_masks": {}}
-        return {**super().__getstate__(), **kept}
+        state = super().__getstate__()
+        return {**state, "outputs": None, "_mask": None, "_masks": {}}
 
 
 def _tokens(args: Any, kwargs: Any) -> Tensor:

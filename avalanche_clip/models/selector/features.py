@@ -22,8 +22,11 @@ from avalanche_clip.models.encoders.towers import plain_name
 
 POOLINGS = ("mean", "none", "grid")  # the last for places only
 GRID = 4  # cells per side of the pooling "grid"
-_CALLED = ("_forward_hooks", "_forward_pre_hooks")
-_CALLED += tuple(f"{name}_with_kwargs" for name in _CALLED)
+_CALLED = [
+    f"_forward_{when}hooks{how}"
+    for when in ("", "pre_")
+    for how in ("", "_with_kwargs")
+]
 
 
 class SelectorFeatures(nn.Module):
