@@ -90,14 +90,6 @@ def test_clip_folder__every_weight_layout(safe, sharded, hf_clip_folder):
     assert model.state_fingerprint() == expected
 
 
-def test_clip_folder__half_precision_files_become_float32(hf_clip_folder):
-    file = hf_clip_folder / "model.safetensors"
-    state = {k: v.half() for k, v in load_file(file).items()}
-    save_file(state, str(file), metadata={"format": "pt"})
-    model = create_dual_encoder(hf_clip_folder)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
 def test_clip_folder__activation_mismatch_is_refused(hf_clip_folder):
     config = create_dual_encoder(hf_clip_folder).config
     config["hf_config"]["text_config"]["hidden_act"] = "gelu"

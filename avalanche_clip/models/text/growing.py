@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_size, require_choice, require_some
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models.text.learning import (
     LearntVocabulary,
@@ -221,12 +221,8 @@ class GrowingTokenizer(CaptionTokenizer):
         :raises ValueError: if there is no caption, or ``vocab_size`` is too
             small for the bytes.
         """
-        texts = captions if self._clean is None else map(self._clean, captions)
-        texts = list(texts)
-        if not texts:
-            raise ValueError(
-                f"There is no caption of {language!r} to learn from; give at least one."
-            )
+        texts = list(captions if self._clean is None else map(self._clean, captions))
+        require_some(texts, f"captions of {language!r} to learn from")
         specials = [self.vocabulary.tokens[i] for i in self.special_ids]
         inner = self.vocabulary.build(0)
         if self.vocabulary.kind == "unigram":

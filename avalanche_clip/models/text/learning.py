@@ -101,11 +101,8 @@ def train_bpe(
     seen = {symbol for word in spelled for symbol in word}
     start = [*specials, *sorted({*alphabet, *(s for s in seen if len(s) == 1)})]
     start += sorted(seen.difference(start))
-    if vocab_size < len(start):
-        raise ValueError(
-            f"vocab_size={vocab_size} is less than the {len(start)} special tokens and "
-            "symbols that are always in the vocabulary; choose a larger one."
-        )
+    hint = "special tokens and symbols are always in the vocabulary"
+    as_size(vocab_size, "vocab_size", least=len(start), hint=hint)
     learner = _Learner(start, spelled, [words[w] for w in sorted(words) if w])
     return learner.run(vocab_size)
 
@@ -172,14 +169,11 @@ class _Learner:
 def _merged(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     """Join every occurrence of a pair, from left to right."""
     out: list[int] = []
-    i = 0
-    while i < len(word):
-        if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
-            out.append(new)
-            i += 2
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] = new
         else:
-            out.append(word[i])
-            i += 1
+            out.append(symbol)
     return out
 
 

@@ -18,6 +18,7 @@ from avalanche_clip.common.checks import (
     require_indices,
     require_same,
     require_some,
+    require_type,
 )
 from avalanche_clip.common.grown import overlay
 from avalanche_clip.models.text import vocabulary_storage
@@ -349,11 +350,8 @@ def attach_token_embedding(
     name = _table_name(model) if name is None else name
     parent = model.get_submodule(name.rpartition(".")[0])
     table = model.get_submodule(name)
-    if not isinstance(table, nn.Embedding):
-        raise ValueError(
-            f"{name} is a {type(table).__name__}, not an nn.Embedding; give the name "
-            "of the token table."
-        )
+    give = "the name of the token table, an nn.Embedding"
+    require_type(table, nn.Embedding, name, give, error=ValueError)
     if tokenizer is None:
         own = model.tokenizer
         grows = isinstance(own, GrowingTokenizer)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_size, as_texts, require_length
+from avalanche_clip.common.checks import as_size, as_texts, require_length, require_type
 from avalanche_clip.common.files import read_text, require_file, unreadable, write_text
 from avalanche_clip.models.text.settings import check_tokenizer_settings
 
@@ -182,11 +182,8 @@ def check_languages(languages: Any, count: int) -> list[int | str] | None:
     found: list[int | str] = []
     for language in listed:
         value = language.item() if hasattr(language, "item") else language
-        if not isinstance(value, (int, str)) or isinstance(value, bool):
-            raise ValueError(
-                f"The language {language!r} is a {type(language).__name__}; give codes "
-                "(whole numbers) or names."
-            )
+        give = "codes (whole numbers) or names"
+        require_type(value, (int, str), "A language", give, error=ValueError)
         found.append(value)
     return found
 

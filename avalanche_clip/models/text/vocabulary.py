@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import require_choice, require_indices
+from avalanche_clip.common.checks import (
+    require_choice,
+    require_distinct,
+    require_indices,
+)
 from avalanche_clip.models.text.learning import LearntVocabulary, Pair, apply_merges
 
 MERGE_ORDERS = ("append", "new-first")
@@ -206,9 +210,7 @@ class Vocabulary:
                 f"The vocabulary comes with {given}, but this tokenizer is of the kind "
                 f"{self.kind!r}; train it with train_language of this tokenizer."
             )
-        twice = len(learnt.tokens) - len(set(learnt.tokens))
-        if twice:
-            raise ValueError(f"The vocabulary names {twice} tokens more than once.")
+        require_distinct(learnt.tokens, "tokens of the vocabulary")
 
     def _with(
         self, added: list[tuple[str, int]], merges: list[Pair], learnt: LearntVocabulary

@@ -350,37 +350,16 @@ def _load_weights(
 
 def _restore_running(strategy: Any, state: dict[str, Any]) -> None:
     """Load optimiser, scaler and random generators."""
-    _restore_optimizer(strategy, state["optimizer"])
+    strategy.groups.resume(
+        strategy.optimizer,
+        strategy.model,
+        state["optimizer"],
+        inside=strategy._pending is not None,
+    )
     scaler = strategy.step.scaler
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     set_rng_state(state["rng"], strategy.device)
-
-
-def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
-    """Load the optimiser, which may have had more groups and grown parameters."""
-    _match_groups(strategy, [options["owner"] for options in stored["groups"]])
-    strategy.load_optimizer_state(stored)
-    strategy.groups.resumed(stored["names"], strategy.model)
-
-
-def _match_groups(strategy: Any, owners: list[str]) -> None:
-    """Add empty groups where the stored optimiser had more.
-
-    Between experiences those of plugins go where it had fewer: the next experience
-    makes them again.
-    """
-    optimizer = strategy.optimizer
-    if strategy._pending is None:
-        optimizer.param_groups[:] = [
-            group
-            for group in optimizer.param_groups
-            if group["owner"] in owners or group["owner"].startswith("rule ")
-        ]
-    have = {group["owner"] for group in optimizer.param_groups}
-    for owner in owners:
-        if owner not in have:
-            optimizer.add_param_group({"params": [], "owner": owner})
 
 
 # ------------------------------------------------------------------- growing

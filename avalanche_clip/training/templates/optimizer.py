@@ -196,12 +196,36 @@ class OptimizerGroups:
                     for k, v in entry.items()
                 }
 
-    def resumed(self, names: list[list[str]], model: nn.Module) -> None:
-        """Follow the parameters of a model and an optimiser that were put back.
+    def resume(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        stored: dict[str, Any],
+        *,
+        inside: bool,
+    ) -> None:
+        """Put back an optimiser that may have had other groups of plugins.
 
-        :param names: those of each group of the stored run.
+        Groups that it had more are added. Between experiences those of plugins go
+        where it had fewer: the next experience makes them again.
+
+        :param model: put back already.
+        :param stored: from :meth:`state`, with the ``"names"`` of each group.
+        :param inside: whether the stored run was inside an experience.
         """
-        self.names = [{"names": list(group)} for group in names]
+        owners = [options["owner"] for options in stored["groups"]]
+        if not inside:
+            optimizer.param_groups[:] = [
+                group
+                for group in optimizer.param_groups
+                if group["owner"] in owners or group["owner"].startswith("rule ")
+            ]
+        have = {group["owner"] for group in optimizer.param_groups}
+        for owner in owners:
+            if owner not in have:
+                optimizer.add_param_group({"params": [], "owner": owner})
+        self.load(optimizer, model, stored)
+        self.names = [{"names": list(group)} for group in stored["names"]]
         named = optim.trainable(model)
         self.known |= set(named)
         # Moments are found by the names of the parameters as they are now.

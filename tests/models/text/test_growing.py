@@ -184,7 +184,7 @@ def test_growth__wrong_vocabularies_raise(json_source):
         grown.add_language("x", LearntVocabulary(("a",), scores=(0.0,)))
     refused("more than once", grown.add_language, "x", LearntVocabulary(("a", "a")))
     refused("one string", grown.add_language, "x", "some text")
-    refused("no caption of 'x'", grown.add_language, "x", [])
+    refused("no captions of 'x'", grown.add_language, "x", [])
     grown.add_language("y", codes=[3])
     refused("Code 3 stands for 'y'", grown.add_language, "z", codes=[3])
     assert grown.vocab_size == json_source.vocab_size

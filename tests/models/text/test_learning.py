@@ -97,7 +97,7 @@ def test_train_bpe__stops_when_no_pair_is_left():
 
 
 def test_train_bpe__too_small_a_size_raises():
-    with pytest.raises(ValueError, match="vocab_size=2 is less than the 3"):
+    with pytest.raises(ValueError, match="vocab_size=2 must be an integer >= 3"):
         train_bpe({"ab": 1}, 2, alphabet="ab", suffix="$")
 
 
