@@ -146,9 +146,9 @@ class Routes:
 
         :param output: of a module with a branch.
         """
-        if output.grad_fn is not None and not is_recomputation():
-            held = _Pass(self.ids)
-            output.grad_fn.metadata[id(self)] = held
+        node: Any = output.grad_fn
+        if node is not None and not is_recomputation():
+            held = node.metadata[id(self)] = _Pass(self.ids)
             self._passes.add(held)
 
     def current(self) -> int | RowIds:

@@ -22,11 +22,10 @@ from avalanche_clip.models.encoders.towers import plain_name
 
 POOLINGS = ("mean", "none", "grid")  # the last for places only
 GRID = 4  # cells per side of the pooling "grid"
-_CALLED = [
-    f"_forward_{when}hooks{how}"
-    for when in ("", "pre_")
-    for how in ("", "_with_kwargs")
-]
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 
 
 class SelectorFeatures(nn.Module):
@@ -75,11 +74,11 @@ def _without_hooks(root: nn.Module) -> Iterator[None]:
     """Take off what is called beside modules: a copy made inside has no adapters."""
     kept = []
     for own in map(vars, root.modules()):
-        kept += [(own, name, own[name]) for name in _CALLED if own.get(name)]
+        kept += [(own, name, own[name]) for name in _HOOKS if own.get(name)]
         kept += [(own, "forward", own["forward"])] if "forward" in own else []
     for own, name, _ in kept:
         del own[name]
-        if name in _CALLED:
+        if name in _HOOKS:
             own[name] = OrderedDict()
     try:
         yield
