@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.randomness import named_seed, seeded
-from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
     draw_token_ids,
@@ -204,13 +203,7 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         scale = strategy.global_features.logit_scale.detach()
         targets = similarities(teachers, teacher_texts, scale)
         logits = similarities(students, student_texts, scale)
-        options = {"temperature": self.temperature}
-        if self.image_weight > 0:
-            loss = temperature_distillation_loss(targets, logits, **options)
-            strategy.add_loss("vr_image", self.image_weight * loss)
-        if self.text_weight > 0:
-            loss = temperature_distillation_loss(targets.T, logits.T, **options)
-            strategy.add_loss("vr_text", self.text_weight * loss)
+        self.add_terms(strategy, "vr", (targets, logits), (targets, logits))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the pseudo texts and their features."""

@@ -8,6 +8,7 @@ each image that does not change, which is the same in exact arithmetic.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.randomness import named_seed
-from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.templates.distillation import (
     DistillationPlugin,
     encode_student,
@@ -34,6 +34,7 @@ TEXT_SIDES = ("teacher", "student")
 CURRENT = "current"
 
 
+@dataclass(eq=False, repr=False)
 class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True):
     """Keep a teacher's similarities between reference images and sentences.
 
@@ -81,35 +82,28 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
 
     weights = ("image_weight", "text_weight")
 
-    def __init__(
-        self,
-        reference_images: Any,
-        reference_texts: Any,
-        *,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        temperature: float = 2.0,
-        text_side: str = "teacher",
-        teacher: str = "initial",
-        batch_size: int = 64,
-        teach_first_experience: bool | None = None,
-        train_logit_scale: bool = False,
-    ):
+    reference_images: InitVar[Any]
+    reference_texts: InitVar[Any]
+    _: KW_ONLY
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    temperature: float = 2.0
+    text_side: str = "teacher"
+    teacher: str = "initial"
+    batch_size: int = 64
+    teach_first_experience: bool | None = None
+    train_logit_scale: bool = False
+
+    def __post_init__(self, reference_images: Any, reference_texts: Any) -> None:
         super().__init__()
-        self.image_weight = as_finite(image_weight, "image_weight", low=0)
-        self.text_weight = as_finite(text_weight, "text_weight", low=0)
-        as_finite(temperature, "temperature", above=0)
-        as_size(batch_size, "batch_size")
-        require_choice("text_side", text_side, TEXT_SIDES)
-        require_choice("teacher", teacher, TEACHERS)
+        as_finite(self.image_weight, "image_weight", low=0)
+        as_finite(self.text_weight, "text_weight", low=0)
+        as_finite(self.temperature, "temperature", above=0)
+        as_size(self.batch_size, "batch_size")
+        require_choice("text_side", self.text_side, TEXT_SIDES)
+        require_choice("teacher", self.teacher, TEACHERS)
         self.images = self._unbound = _wrapped(reference_images, ReferenceImages)
         self.texts = _wrapped(reference_texts, ReferenceTexts)
-        self.temperature = temperature
-        self.text_side = text_side
-        self.teacher = teacher
-        self.batch_size = batch_size
-        self.teach_first_experience = teach_first_experience
-        self.train_logit_scale = train_logit_scale
         self.text_features: Tensor | None = None
         """The teacher's features ``(N, D)`` of all sentences."""
         self.table: FeatureTable | None = None
@@ -174,19 +168,12 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         if self.text_side == "teacher":
             self.warn_frozen("text_side='student'", student)
         texts = self._text_features(strategy)
-        options = {"temperature": self.temperature}
         targets = similarities(teacher, texts, scale)
-        if self._needs_images:
-            logits = similarities(student, texts, scale)
-        if self.image_weight > 0:
-            loss = temperature_distillation_loss(targets, logits, **options)
-            strategy.add_loss("reference_image", self.image_weight * loss)
-        if self.text_weight > 0:
-            if self.text_side == "student":
-                rows, ours = self._student_texts(strategy)
-                targets, logits = targets[:, rows], similarities(teacher, ours, scale)
-            loss = temperature_distillation_loss(targets.T, logits.T, **options)
-            strategy.add_loss("reference_text", self.text_weight * loss)
+        image = text = targets, similarities(student, texts, scale)
+        if self.text_side == "student" and self.text_weight > 0:
+            rows, ours = self._student_texts(strategy)
+            text = targets[:, rows], similarities(teacher, ours, scale)
+        self.add_terms(strategy, "reference", image, text)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the readers, and of what the next teacher does not share."""
