@@ -55,6 +55,15 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("previous",)
     replaces_deployed_weights = True
+    excludes = {
+        "starts_elsewhere": (
+            "continues from the patched weights, but {} starts each step from others"
+        ),
+        "routes_batches": (
+            "replaces and scores the weights of the model as one, but {} routes "
+            "batches through parts that are frozen after their step"
+        ),
+    }
     keeps_per_weight_state = True
 
     grid: Sequence[float] = GRID
@@ -138,22 +147,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                     "or give a grid of one value."
                 )
         return [stream[step.place].dataset for step in steps]
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a plugin that continues from other weights, or routes batches."""
-        for contract in strategy.contracts:
-            name = type(contract.wrapped).__name__
-            if contract.starts_elsewhere:
-                raise ValueError(
-                    "PatchingPlugin continues from the patched weights, but "
-                    f"{name} starts each step from others; use one."
-                )
-            if contract.routes_batches:
-                raise ValueError(
-                    "PatchingPlugin replaces and scores the weights of the model as "
-                    f"one, but {name} routes batches through parts that are frozen "
-                    "after their step; use one."
-                )
 
 
 def mix(

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.plan import of_experience
 
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
@@ -75,26 +76,19 @@ class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
     def __init__(self, factors: str | Sequence[float] = "step"):
         super().__init__()
         if isinstance(factors, str):
-            if factors != "step":
-                raise ValueError(f"factors={factors!r}; use 'step' or a list.")
-            self.factors: str | tuple[float, ...] = factors
+            require_choice("factors", factors, ("step", "one number per experience"))
+        elif not len(factors):
+            raise ValueError("factors=() must be positive numbers; it is empty.")
         else:
-            if not len(factors):
-                raise ValueError("factors=() must be positive numbers; it is empty.")
             wanted = f"factors={list(factors)} must be positive numbers; one of them"
-            self.factors = tuple(as_finite(f, wanted, above=0) for f in factors)
+            factors = tuple(as_finite(f, wanted, above=0) for f in factors)
+        self.factors = factors
 
     def budget_factor(self, strategy: Any) -> float:
         """Multiple of the budget in the running experience."""
         if isinstance(self.factors, str):
             return float(len(strategy.visits.others) + 1)
-        index = strategy.experience_index
-        if index >= len(self.factors):
-            raise ValueError(
-                f"There are {len(self.factors)} budget factors, but this is experience "
-                f"number {index + 1}; give one per experience."
-            )
-        return self.factors[index]
+        return of_experience(self.factors, strategy, "budget factors")
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise when there is no budget to multiply."""

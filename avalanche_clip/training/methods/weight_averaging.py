@@ -71,6 +71,15 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("average", "start")
     replaces_deployed_weights = True
+    excludes = {
+        "replaces_deployed_weights": (
+            "replaces the weights at the end of each step, but so does {} "
+            "(mode='we+wise' is an ensemble with WiSE-FT)"
+        ),
+        "starts_elsewhere": (
+            "continues from the averaged weights, but {} starts each step from others"
+        ),
+    }
     keeps_per_weight_state = True
 
     mode: str = "we"
@@ -113,21 +122,15 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         return ("initial",) if self._mixes and self.anchor == "initial" else ()
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise with plugins that replace the weights; warn of batch norms."""
+        """Raise with early stopping; warn of batch norms."""
         for contract in strategy.contracts:
-            plugin, name = contract.wrapped, type(contract.wrapped).__name__
-            if self.mode != "wise" and isinstance(plugin, EarlyStoppingPlugin):
+            stops = isinstance(contract.wrapped, EarlyStoppingPlugin)
+            if self.mode != "wise" and stops:
+                name = type(contract.wrapped).__name__
                 raise ValueError(
                     f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "
                     f"weights that {name} loads by an average that goes on behind "
                     "them; leave one out, or use mode='wise'."
-                )
-            other = contract.replaces_deployed_weights or contract.starts_elsewhere
-            if other and plugin is not self:
-                raise ValueError(
-                    f"WeightAveragingPlugin replaces the weights at the end of each "
-                    f"step, but so does {name}, or it starts the next one elsewhere; "
-                    "use one (mode='we+wise' is an ensemble with WiSE-FT)."
                 )
         if any(_has_statistics(module) for module in strategy.model.modules()):
             warnings.warn(

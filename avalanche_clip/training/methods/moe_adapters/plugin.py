@@ -104,6 +104,11 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
     """
 
     routes_batches = True
+    excludes = {
+        "starts_elsewhere": (
+            "keeps frozen experts, but {} replaces them with the weights before a step"
+        )
+    }
 
     adapters: Mapping[str, Any] | None = None
     _: KW_ONLY
@@ -162,13 +167,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
 
         :raises ValueError: see the class.
         """
-        for contract in strategy.contracts:
-            if contract.starts_elsewhere:
-                raise ValueError(
-                    f"{type(contract.wrapped).__name__} replaces the weights before an "
-                    "experience, and with them frozen experts; use one of it and "
-                    "MoEAdaptersPlugin."
-                )
         if self._strategy is strategy:
             return  # asked again, for a plugin that was added later
         self._forget()

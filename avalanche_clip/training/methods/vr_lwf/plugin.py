@@ -196,7 +196,9 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         if not self.teaches(strategy):
             return
         teacher_texts = self._references(strategy)
-        with seeded(self._student_seed(strategy), strategy.device):
+        step = strategy.clock.train_exp_iterations
+        seed = self._seed(strategy, "pseudo students", step, distributed.rank())
+        with seeded(seed, strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
         self.warn_frozen("student_text=True", students, student_texts)
@@ -317,10 +319,6 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     # ------------------------------------------------------------------- state
     def _seed(self, strategy: Any, *parts: int | str) -> int:
         return named_seed(strategy.seed, strategy.visits.seed_number, *parts)
-
-    def _student_seed(self, strategy: Any) -> int:
-        step = strategy.clock.train_exp_iterations
-        return self._seed(strategy, "pseudo students", step, distributed.rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pseudo texts in use and the teacher's features of them.
