@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.training.templates.contract import MethodPlugin
@@ -42,7 +41,8 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
         if strategy.clock.train_exp_counter == 0:
             return
         model = strategy.model
-        frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
+        held = [p for p in model.parameters() if not p.requires_grad]
+        frozen = [(p, p.detach().clone()) for p in held]
         model.reinitialize((strategy.seed * 1_000_003 + number) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
@@ -56,10 +56,6 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
                 "RestartPlugin needs a model with reinitialize(seed), such as a "
                 f"DualEncoder; got {type(strategy.model).__name__}."
             )
-
-
-def _frozen(parameter: Tensor) -> bool:
-    return not parameter.requires_grad
 
 
 class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):

@@ -38,7 +38,6 @@ from avalanche_clip.training.templates.reference_data import (
     ReferenceImages,
     ReferenceSampler,
     ReferenceTexts,
-    SharedOrder,
 )
 
 
@@ -304,14 +303,9 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
                 strategy.experience.dataset, num_workers=self._workers
             )
             size = self.distill_batch_size or strategy.train_mb_size
-            order = SharedOrder(
-                len(images),
-                size * distributed.world_size(),
-                seed=self._seed(strategy, "pseudo images"),
-                experience=strategy.visits.seed_number,
-            )
-            pin_memory = strategy.device.type == "cuda"
-            self._sampler = ReferenceSampler(images, order, pin_memory)
+            size *= distributed.world_size()
+            seed = self._seed(strategy, "pseudo images")
+            self._sampler = ReferenceSampler.of(strategy, images, size, seed)
         step = strategy.clock.train_exp_iterations
         batch = self._sampler.batch(step, strategy.planned_iterations)
         return batch.images.to(strategy.device, non_blocking=True)

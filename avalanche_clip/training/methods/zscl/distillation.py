@@ -131,11 +131,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
                 size = images.cache_bytes if images.fixed else 0
                 self.table = FeatureTable(len(images), max_bytes=size)
                 self._prints["images"] = found
-            self._sampler = ReferenceSampler(
-                images,
-                self._order(strategy, len(images), "reference images"),
-                strategy.device.type == "cuda",
-            )
+            seed = named_seed(strategy.seed, "reference images")
+            self._sampler = ReferenceSampler.of(strategy, images, self.batch_size, seed)
         if self.texts is not None:
             self._prepare_texts(strategy, teacher)
 
@@ -149,15 +146,12 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         self._prints["texts"] = found
         self.text_features = strategy.teachers.text_features(self.teacher, texts)
         if self.text_side == "student" and self.text_weight > 0:
-            self._sentences = self._order(strategy, len(texts), "reference texts")
-
-    def _order(self, strategy: Any, count: int, kind: str) -> SharedOrder:
-        return SharedOrder(
-            count,
-            self.batch_size,
-            seed=named_seed(strategy.seed, kind),
-            experience=strategy.visits.seed_number,
-        )
+            self._sentences = SharedOrder(
+                len(texts),
+                self.batch_size,
+                seed=named_seed(strategy.seed, "reference texts"),
+                experience=strategy.visits.seed_number,
+            )
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add both terms."""
@@ -167,7 +161,10 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         teacher, student = self._image_features(strategy)
         if self.text_side == "teacher":
             self.warn_frozen("text_side='student'", student)
-        texts = self._text_features(strategy)
+        texts = self.text_features
+        if self.texts is None:
+            texts = self.teacher_output(strategy).text_features
+        assert texts is not None
         targets = similarities(teacher, texts, scale)
         image = text = targets, similarities(student, texts, scale)
         if self.text_side == "student" and self.text_weight > 0:
@@ -182,11 +179,6 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
             self.table, self.text_features = None, None
 
     # -------------------------------------------------------------- features
-    @property
-    def _needs_images(self) -> bool:
-        """Whether a term asks for the student's features of the images."""
-        return self.image_weight > 0 or self.text_side == "teacher"
-
     def _image_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """Features ``(R, D)`` of the reference images, teacher's and student's."""
         if self._sampler is None:
@@ -197,8 +189,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         images = images.to(strategy.device, non_blocking=True)
         join = self._sampler.order.join
         teacher = self._teacher_images(strategy, indices, part, images)
-        if not self._needs_images:
-            return teacher, teacher
+        if self.image_weight == 0 and self.text_side == "student":
+            return teacher, teacher  # no term asks for the student's
         student = join(encode_student(strategy, strategy.model.encode_image, images))
         spent = len(indices) * self._sampler.order.copies
         strategy.compute.spend("reference", images=spent, texts=0)
@@ -232,13 +224,6 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         new = int((~known).sum()) * order.copies
         strategy.compute.spend("teacher", images=new, texts=0)
         return rows
-
-    def _text_features(self, strategy: Any) -> Tensor:
-        """The teacher's features of the sentences, ``(N, D)``."""
-        if self.texts is not None:
-            assert self.text_features is not None
-            return self.text_features
-        return self.teacher_output(strategy).text_features
 
     def _student_texts(self, strategy: Any) -> tuple[Any, Tensor]:
         """Rows of some sentences, and the student's features of them."""
