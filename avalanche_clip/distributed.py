@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avalanche_clip.common.ranks import (
+from avalanche_clip.common.ranks import (  # noqa: F401
     DEFAULT_TIMEOUT,
     RankError,
     agree,
@@ -244,26 +244,3 @@ def gather_output(
         output.logit_scale,
         aux,
     )
-
-
-__all__ = [
-    "DEFAULT_TIMEOUT",
-    "RankError",
-    "SyncedModel",
-    "agree",
-    "barrier",
-    "broadcast_buffers",
-    "broadcast_object",
-    "exchange",
-    "gather_output",
-    "gather_rows",
-    "guarded",
-    "init_distributed",
-    "is_distributed",
-    "is_main_process",
-    "rank",
-    "require_joined",
-    "shares",
-    "together",
-    "world_size",
-]

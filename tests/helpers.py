@@ -291,3 +291,11 @@ class Recorder:
 
     stateless = True
     supports_distributed = True
+
+
+class At(Recorder):
+    """Calls ``act(strategy)`` at a hook, and keeps what that returns in ``seen``."""
+
+    def __init__(self, hook, act):
+        self.seen = []
+        setattr(self, hook, lambda strategy, **_: self.seen.append(act(strategy)))

@@ -131,28 +131,25 @@ def _verify(
     stored: str,
     verify: bool,
 ) -> None:
-    damaged = f"{path} is damaged: {{}}. Use another copy, or write it again."
     try:
         known = json.loads(stored)
         digests, whole = dict(known["tensors"]), known["all"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(damaged.format("its checksum cannot be read")) from error
+        raise _damaged(path, "its checksum cannot be read") from error
     if digests.keys() != tensors.keys() or whole != _whole(tensors, metadata, digests):
-        raise ValueError(
-            damaged.format(
-                "its names, shapes or metadata do not have the checksum they were "
-                "written with"
-            )
-        )
+        cause = "its names, shapes or metadata do not have the checksum they were"
+        raise _damaged(path, f"{cause} written with")
     for name, tensor in tensors.items():
         small = tensor.numel() * tensor.element_size() <= SMALL
         if (verify or small) and _digest(tensor) != digests[name]:
-            raise ValueError(
-                damaged.format(
-                    f"the tensor {name!r} does not have the checksum it was written "
-                    "with"
-                )
-            )
+            cause = f"the tensor {name!r} does not have the checksum it was"
+            raise _damaged(path, f"{cause} written with")
+
+
+def _damaged(path: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: {cause}. Use another copy, or write it again."
+    )
 
 
 def _digest(tensor: Tensor) -> str:
@@ -316,17 +313,13 @@ def _parse_seal(text: bytes) -> dict[str, Any]:
 
 
 def _check_seal(path: Path, head: NpyHead, known: dict[str, Any], verify: bool) -> None:
-    damaged = ""
     with open(path, "rb") as file:
         if _seal_hash(file, head, known) != known["all"]:
-            damaged = "what it declares does not have the checksum it was"
-        elif verify and _hash_range(file, head.start, head.end) != known["data"]:
-            damaged = "its values do not have the checksum they were"
-    if damaged:
-        raise ValueError(
-            f"{path} is damaged: {damaged} written with. Use another copy, or write it "
-            "again."
-        )
+            cause = "what it declares does not have the checksum it was written with"
+            raise _damaged(path, cause)
+        if verify and _hash_range(file, head.start, head.end) != known["data"]:
+            cause = "its values do not have the checksum they were written with"
+            raise _damaged(path, cause)
 
 
 def _seal_hash(file: IO[bytes], head: NpyHead, known: Mapping[str, Any]) -> str:

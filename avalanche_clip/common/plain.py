@@ -15,7 +15,13 @@ _NONE = object()
 _ATOMS = (bool, int, float, str, type(None))
 
 
-def mapped(value: Any, leaf: Callable[[Any, Path], Any], *, mark: Any = _NONE) -> Any:
+def mapped(
+    value: Any,
+    leaf: Callable[[Any, Path], Any],
+    *,
+    mark: Any = _NONE,
+    key: Callable[[Any, Path], Any] = lambda key, path: key,
+) -> Any:
     """Rebuild nested dicts, lists and tuples with other leaves.
 
     Subclasses of these containers become dicts, lists and tuples.
@@ -23,6 +29,7 @@ def mapped(value: Any, leaf: Callable[[Any, Path], Any], *, mark: Any = _NONE) -
     :param value: nested data.
     :param leaf: called with each leaf and its path, keys and indices, in order.
     :param mark: dicts with this key are leaves.
+    :param key: called with each key and the path of its dict; returns the new one.
 
     >>> mapped({"a": (1, [2])}, lambda leaf, path: leaf + 1)
     {'a': (2, [3])}
@@ -32,7 +39,7 @@ def mapped(value: Any, leaf: Callable[[Any, Path], Any], *, mark: Any = _NONE) -
         if isinstance(value, Mapping):
             if mark in value:
                 return leaf(value, path)
-            return {k: walk(v, (*path, k)) for k, v in value.items()}
+            return {key(k, path): walk(v, (*path, k)) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             items = [walk(v, (*path, i)) for i, v in enumerate(value)]
             return items if isinstance(value, list) else tuple(items)
@@ -84,32 +91,32 @@ def plain(value: Any, where: str = "the state") -> Any:
     >>> plain({"a": (np.float64(0.5), np.int64(3))})
     {'a': (0.5, 3)}
     """
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Tensor):
-        if value.requires_grad or type(value) is not Tensor:
-            value = value.detach()
-        if value.untyped_storage().nbytes() > value.numel() * value.element_size():
-            value = value.clone(memory_format=torch.contiguous_format)
-        return value
-    if isinstance(value, np.generic):
-        return plain(value.item(), where)
-    for kind in (str, bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
-        return {
-            plain(k, f"a key of {where}"): plain(v, f"{where}[{k!r}]")
-            for k, v in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        items = [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; "
-        "checkpoints hold tensors, numbers, strings, and dicts, lists and tuples of "
-        "them. Convert it in state_dict()."
-    )
+
+    def leaf(value: Any, path: Path, what: str = "") -> Any:
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, Tensor):
+            if value.requires_grad or type(value) is not Tensor:
+                value = value.detach()
+            if value.untyped_storage().nbytes() > value.numel() * value.element_size():
+                value = value.clone(memory_format=torch.contiguous_format)
+            return value
+        if isinstance(value, np.generic):
+            value = value.item()
+        for kind in (str, bool, int, float):
+            if isinstance(value, kind):
+                return kind(value)
+        place = where + "".join(f"[{part!r}]" for part in path)
+        raise TypeError(
+            f"{what}{place} is a {type(value).__module__}.{type(value).__qualname__}; "
+            "checkpoints hold tensors, numbers, strings, and dicts, lists and tuples "
+            "of them. Convert it in state_dict()."
+        )
+
+    def of_keys(value: Any, path: Path) -> Any:
+        return mapped(value, lambda part, _: leaf(part, path, "a key of "))
+
+    return mapped(value, leaf, key=of_keys)
 
 
 def device_paths(value: Any) -> list[list[Any]]:

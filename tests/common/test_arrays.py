@@ -1,5 +1,4 @@
 import json
-import random
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from avalanche_clip.common.arrays import (
     seal_npy,
     write_safetensors,
 )
+from tests.damage import not_refused
+from tests.refused import refused
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),
@@ -45,22 +46,8 @@ def test_safetensors__come_back_and_are_ordinary_files(path):
         assert torch.equal(tensor, TENSORS[name])
 
 
-def test_safetensors__no_flipped_bit_loads(path):
-    whole = path.read_bytes()
-    places = random.Random(0).sample(range(len(whole)), 150)
-    for place in (0, 7, 8, len(whole) - 1, *places):
-        flipped = bytes([whole[place] ^ 1 << place % 8])
-        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
-        with pytest.raises(ValueError, match=r"x\.safetensors"):
-            read_safetensors(path)
-
-
-@pytest.mark.parametrize("size", [0, 4, 8, 200, -1, None])
-def test_safetensors__cut_or_lengthened_is_refused(path, size):
-    whole = path.read_bytes()
-    path.write_bytes(whole + b"\0" if size is None else whole[:size])
-    with pytest.raises(ValueError, match=r"not a valid safetensors file.*Found"):
-        read_safetensors(path)
+def test_safetensors__damage_of_any_kind_is_refused_by_name(path):
+    assert not_refused(path, lambda: read_safetensors(path), count=150) == []
 
 
 @pytest.mark.parametrize("change", ["name", "value", "shape", "type", "metadata"])
@@ -142,14 +129,12 @@ def test_npy__declared_size_is_compared_before_memory_is_taken(tmp_path):
         read_npy(path)
 
 
+@pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("cut", [0, 3, 10, 60, -1])
-def test_npy__cut_is_refused(tmp_path, cut):
-    path = tmp_path / "x.npy"
-    np.save(path, np.arange(5))
-    path.write_bytes(path.read_bytes()[:cut])
-    for mmap in (False, True):
-        with pytest.raises(ValueError, match=r"x\.npy is not a NumPy array"):
-            read_npy(path, mmap=mmap)
+def test_npy__cut_is_refused(tmp_path, cut, mmap):
+    np.save(tmp_path / "x.npy", np.arange(5))
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:cut])
+    refused(r"x\.npy is not a NumPy array", read_npy, tmp_path / "x.npy", mmap=mmap)
 
 
 def test_npy__never_unpickles(tmp_path):

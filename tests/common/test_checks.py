@@ -1,6 +1,7 @@
 """Checks of what users give."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from avalanche_clip.common.checks import (
     require_some,
     require_type,
 )
+from tests.refused import refused
 
 SCHEDULES = ("constant", "cosine", "const-cosine")
 
@@ -134,67 +136,33 @@ def test_require_choice__lets_what_is_allowed_pass():
     require_choice("selector", None, (None, "resnet18"))
 
 
-@pytest.mark.parametrize(
-    ("check", "error", "words"),
-    [
-        (
-            lambda: require_known({"sed": 1}, ["seed", "lr"], "options"),
-            ValueError,
-            "options .'sed'. are unknown; use some of 'seed', 'lr'. Did you mean",
-        ),
-        (
-            lambda: require_type(True, int, "k", "a number"),
-            TypeError,
-            "k is True, a bool; give a number",
-        ),
-        (
-            lambda: require_type("a", (int, float), "k", "a number", error=ValueError),
-            ValueError,
-            "k is 'a', a str",
-        ),
-        (lambda: as_texts("ab", "names"), TypeError, "names='ab' is a str; give a"),
-        (lambda: as_texts({"a"}, "names"), TypeError, "is a set"),
-        (lambda: as_texts(["a", 2], "names"), TypeError, "Entry 1 of names is 2, a"),
-        (lambda: as_texts([], "names"), ValueError, "There are no names; give at"),
-        (lambda: require_some([1], "runs", least=2), ValueError, "are 1 runs; give"),
-        (
-            lambda: require_length([1], 2, "domains", "class"),
-            ValueError,
-            "1 domains given, 2 are needed; give one per class",
-        ),
-        (lambda: require_distinct([3, 1, 3], "ids"), ValueError, "3 occurs more than"),
-        (
-            lambda: as_permutation([0, 2], 2, "order"),
-            ValueError,
-            r"hold each of 0..1 exactly once \(missing \[1\], unknown \[2\]\)",
-        ),
-        (lambda: require_one_of(a=None, b=None), ValueError, "Give exactly one of"),
-        (lambda: require_one_of(0, a=1, b=2), ValueError, "Give at most one of"),
-        (
-            lambda: require_same("rank", 4, 2, "attach the stored one"),
-            ValueError,
-            "rank was 4 when it was stored, is 2 now; attach the stored one",
-        ),
-        (
-            lambda: existing_file("none.txt", "make it"),
-            FileNotFoundError,
-            "none.txt is no file; make it",
-        ),
-        (
-            lambda: existing_folder(__file__, "make it"),
-            FileNotFoundError,
-            "is no folder; make it",
-        ),
-        (
-            lambda: require_indices(torch.tensor([0, 3]), 3, "owner"),
-            ValueError,
-            r"owner holds 0 to 3; indices must lie in 0\.\.2",
-        ),
-    ],
-)
-def test_refusals__say_what_was_given_and_what_to_do(check, error, words):
-    with pytest.raises(error, match=words):
-        check()
+def test_refusals__say_what_was_given_and_what_to_do():
+    known = "options .'sed'. are unknown; use some of 'seed', 'lr'. Did you mean"
+    refused(known, require_known, {"sed": 1}, ["seed", "lr"], "options")
+    words = "k is True, a bool; give a number"
+    refused(words, require_type, True, int, "k", "a number", error=TypeError)
+    with pytest.raises(ValueError, match="k is 'a', a str"):
+        require_type("a", (int, float), "k", "a number", error=ValueError)
+    texts = partial(refused, call=as_texts, error=TypeError)
+    texts("names='ab' is a str; give a", values="ab", what="names")
+    texts("is a set", values={"a"}, what="names")
+    texts("Entry 1 of names is 2, a", values=["a", 2], what="names")
+    refused("There are no names; give at", as_texts, [], "names")
+    refused("are 1 runs; give", require_some, [1], "runs", least=2)
+    words = "1 domains given, 2 are needed; give one per class"
+    refused(words, require_length, [1], 2, "domains", "class")
+    refused("3 occurs more than", require_distinct, [3, 1, 3], "ids")
+    words = r"hold each of 0..1 exactly once \(missing \[1\], unknown \[2\]\)"
+    refused(words, as_permutation, [0, 2], 2, "order")
+    refused("Give exactly one of", require_one_of, a=None, b=None)
+    refused("Give at most one of", require_one_of, 0, a=1, b=2)
+    words = "rank was 4 when it was stored, is 2 now; attach the stored one"
+    refused(words, require_same, "rank", 4, 2, "attach the stored one")
+    absent = partial(refused, error=FileNotFoundError)
+    absent("none.txt is no file; make it", existing_file, "none.txt", "make it")
+    absent("is no folder; make it", existing_folder, __file__, "make it")
+    words = r"owner holds 0 to 3; indices must lie in 0\.\.2"
+    refused(words, require_indices, torch.tensor([0, 3]), 3, "owner")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_plain__numpy_numbers_and_subclasses_become_pythons():
         {"a": np.float64(1.5), np.int64(2): (torch.Size([3]), np.bool_(True))}
     )
     assert found == {"a": 1.5, 2: ((3,), True)}
+    assert plain({(np.int64(1), "b"): 0}) == {(1, "b"): 0}
     assert [type(v) for v in (found["a"], *found[2])] == [float, tuple, bool]
 
 

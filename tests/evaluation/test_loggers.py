@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
-from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.evaluation.loggers import COLUMNS, MetricsCSVLogger
@@ -216,25 +215,3 @@ def test_csv_logger__refuses_a_file_shorter_than_the_checkpoint(tmp_path):
     logger = MetricsCSVLogger(tmp_path / "m.csv")
     with pytest.raises(ValueError, match="holds 0 rows, 5"):
         logger.truncate_to(5)
-
-
-def test_csv_logger__runs_beside_the_stock_loggers(tmp_path, capsys):
-    metrics = retrieval_plugin_metrics(ks=(1,), summary=("mean_R@1",))
-    loggers = [
-        MetricsCSVLogger(tmp_path / "m.csv"),
-        CSVLogger(str(tmp_path / "stock")),
-        InteractiveLogger(),
-        TensorboardLogger(str(tmp_path / "events")),
-    ]
-    strategy = FakeStrategy(EvaluationPlugin(metrics, loggers=loggers))
-    run(strategy, stop=2)
-    shown = capsys.readouterr().out
-    assert "mean_R@1/eval_phase/test_stream/Task000/Exp001 = " in shown
-    assert "mean_R@1_forgetting/eval_phase/test_stream = " in shown
-    loggers[3].writer.flush()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert "mean_R@1/eval_phase/test_stream/Task000/Exp001" in events.Tags()["scalars"]
-    assert events.Tags()["histograms"] == []
-    assert (tmp_path / "stock" / "eval_results.csv").stat().st_size > 0

@@ -37,14 +37,6 @@ def test_cross_lingual__mean_over_all_entries_unnormalised():
     assert cross_lingual_loss(10 * student, 10 * teacher).item() == 425
 
 
-def test_cross_lingual__no_gradient_reaches_the_teacher():
-    student, teacher = random(3, 4).requires_grad_(), random(3, 4, seed=1)
-    teacher.requires_grad_()
-    cross_lingual_loss(student, teacher).backward()
-    assert teacher.grad is None
-    torch.testing.assert_close(student.grad, 2 * (student - teacher).detach() / 12)
-
-
 @pytest.mark.parametrize(
     "ids", [[0, 1, 2, 3], [0, 0, 2, 3], [5, 5, 5, 5], [1, 2, 1, 2]]
 )
@@ -74,24 +66,6 @@ def test_cross_modal__does_not_depend_on_lengths_and_matches_contrastive():
     torch.testing.assert_close(cross_modal_loss(3 * texts, 9 * images, 0.5), loss)
     expected = contrastive_loss(F.normalize(images), F.normalize(texts), 2.0)
     torch.testing.assert_close(loss, expected)
-
-
-def test_half_precision_and_autocast__are_computed_in_float32():
-    texts, images = (random(4, 8, seed=s).half() for s in (0, 1))
-    for loss in (cross_lingual_loss, lambda a, b: cross_modal_loss(a, b, 0.07)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = loss(texts, images)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, loss(texts.float(), images.float()))
-
-
-@pytest.mark.parametrize(
-    "left, right", [((2, 3), (3, 3)), ((0, 3), (0, 3)), ((3,), (3,))], ids=str
-)
-def test_wrong_shapes__raise(left, right):
-    for loss in (cross_lingual_loss, lambda a, b: cross_modal_loss(a, b, 0.07)):
-        with pytest.raises(ValueError, match="given"):
-            loss(torch.zeros(left), torch.zeros(right))
 
 
 def test_wrong_ids__raise():

@@ -5,6 +5,7 @@ import torch
 
 from avalanche_clip.losses import off_diagonal_alignment_loss
 from avalanche_clip.losses.off_diagonal_alignment import correctly_ranked_rows
+from tests.refused import refused
 
 S = torch.tensor(
     [[0.7, 0.3, 0.1], [0.2, 0.6, 0.1], [0.1, 0.2, 0.5]], dtype=torch.float64
@@ -97,16 +98,6 @@ def test_loss__equals_the_loop(
     assert ours.item() == pytest.approx(loop(scores, teacher, **options), abs=1e-9)
 
 
-@pytest.mark.parametrize("include_diagonal", [True, False])
-def test_gradient__is_that_of_finite_differences(include_diagonal):
-    def loss(scores):
-        return off_diagonal_alignment_loss(
-            scores, random(4, 1), include_diagonal=include_diagonal
-        )
-
-    assert torch.autograd.gradcheck(loss, random(4, 0).requires_grad_())
-
-
 def test_gradient__of_a_kept_row_is_q_minus_p():
     scores = random(4, 0).requires_grad_()
     teacher = 5 * torch.eye(4, dtype=torch.float64)
@@ -159,46 +150,18 @@ def test_loss__single_pair_without_diagonal_is_zero_with_a_gradient():
     assert loss.item() == 0 and scores.grad.item() == 0
 
 
-def test_loss__no_gradient_reaches_the_teacher():
-    scores, teacher = random(3, 0).requires_grad_(), random(3, 1).requires_grad_()
-    off_diagonal_alignment_loss(scores, 2 * teacher).backward()
-    assert teacher.grad is None and scores.grad is not None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_loss__large_and_half_precision_values_stay_finite(dtype):
-    scores = (1e3 * torch.eye(4, dtype=dtype)).requires_grad_()
-    loss = off_diagonal_alignment_loss(scores, 2e3 * torch.eye(4, dtype=dtype))
-    loss.backward()
-    assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    assert torch.isfinite(scores.grad).all()
-
-
-def test_loss__ignores_autocast():
-    scores, teacher = random(8, 0).float() / 50, random(8, 1).float() / 50
-    expected = off_diagonal_alignment_loss(scores, teacher)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(off_diagonal_alignment_loss(scores, teacher), expected)
-
-
 @pytest.mark.parametrize(
-    "scores, teacher, options, message",
+    "options, message",
     [
-        (torch.ones(2, 3), torch.ones(2, 3), {}, r"\(2, 3\).*square"),
-        (torch.ones(2, 2), torch.ones(3, 3), {}, r"\(2, 2\).*\(3, 3\)"),
-        (torch.ones(0, 0), torch.ones(0, 0), {}, "at least one pair"),
-        (torch.ones(2, 2).long(), torch.ones(2, 2), {}, "floating"),
-        ([[1.0]], torch.ones(1, 1), {}, "scores is a list"),
-        (torch.ones(2, 2), torch.ones(2, 2), {"temperature": 0}, "temperature=0"),
-        (torch.ones(2, 2), torch.ones(2, 2), {"reduction": "mean"}, "batchmean"),
-        (torch.ones(2, 2), torch.ones(2, 2), {"row_filter": "hard"}, "soft"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"reduction": "mean"}, "batchmean"),
+        ({"row_filter": "hard"}, "soft"),
     ],
 )
-def test_loss__bad_input_raises(scores, teacher, options, message):
-    with pytest.raises(ValueError, match=message):
-        off_diagonal_alignment_loss(scores, teacher, **options)
+def test_loss__unknown_options_are_refused(options, message):
+    refused(message, off_diagonal_alignment_loss, S, O, **options)
 
 
-def test_correctly_ranked_rows__needs_a_square_matrix():
-    with pytest.raises(ValueError, match=r"\(2, 3\)"):
-        correctly_ranked_rows(torch.ones(2, 3))
+def test_wide_matrices__are_refused():
+    for call in (correctly_ranked_rows, lambda x: off_diagonal_alignment_loss(x, x)):
+        refused(r"\(2, 3\)", call, torch.ones(2, 3))

@@ -56,32 +56,3 @@ def test_similarity_distillation__gradient_equals_that_of_the_cross_entropy():
         cross_entropy -= (t.softmax(1) * s.log_softmax(1)).sum(1).mean() / 2
     (expected,) = torch.autograd.grad(cross_entropy, student)
     torch.testing.assert_close(grad, expected)
-
-
-def test_similarity_distillation__no_gradient_reaches_the_teacher():
-    student, teacher = random(3, 3).requires_grad_(), random(3, 3).requires_grad_()
-    similarity_distillation_loss(student, teacher * 2).backward()
-    assert teacher.grad is None and student.grad is not None
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_similarity_distillation__extreme_logits_stay_finite(dtype):
-    student = (1e4 * torch.eye(4, dtype=dtype)).requires_grad_()
-    loss = similarity_distillation_loss(student, -student.detach())
-    loss.backward()
-    assert loss.dtype == dtype and torch.isfinite(loss)
-    assert torch.isfinite(student.grad).all()
-
-
-@pytest.mark.parametrize(
-    "student, teacher, message",
-    [
-        (torch.ones(2, 2), torch.ones(2, 3), r"\(2, 2\).*\(2, 3\)"),
-        (torch.ones(2), torch.ones(2), r"\(2,\)"),
-        (torch.ones(0, 0), torch.ones(0, 0), r"\(0, 0\)"),
-        (torch.ones(2, 2).long(), torch.ones(2, 2), "int64"),
-    ],
-)
-def test_similarity_distillation__refuses_what_does_not_fit(student, teacher, message):
-    with pytest.raises(ValueError, match=message):
-        similarity_distillation_loss(student, teacher)

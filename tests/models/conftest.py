@@ -72,6 +72,13 @@ def trained(tiny_cfg):
     return create_dual_encoder(tiny_cfg)
 
 
+@pytest.fixture
+def one(tiny_cfg):
+    """A model in evaluation mode."""
+    torch.manual_seed(0)
+    return create_dual_encoder(tiny_cfg).eval()
+
+
 def same(model, other):
     return model.state_fingerprint() == other.state_fingerprint()
 

@@ -4,6 +4,7 @@ import io
 
 import torch
 from torch import nn
+from torchvision.models import alexnet
 
 from avalanche_clip.models import AutoSelector, SelectorFeatures, SelectorTraining
 
@@ -61,6 +62,22 @@ def slow_errors(selector, images):
             found.append(sum((o - t) ** 2 for o, t in zip(out, a)) / len(a))
         rows.append(torch.stack(found))
     return torch.stack(rows)
+
+
+def write_alexnet(folder):
+    """Random weights under torchvision's names; the classifier is never read."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.device("meta"):
+        shapes = alexnet(weights=None).state_dict()
+    state = {
+        key: 0.04 * torch.randn(value.shape, generator=generator)
+        if key.startswith("features.")
+        else torch.zeros(1)
+        for key, value in shapes.items()
+    }
+    path = folder / "alexnet.pth"
+    torch.save(state, path)
+    return path
 
 
 def through_file(state):

@@ -90,24 +90,6 @@ def test_clip_folder__every_weight_layout(safe, sharded, hf_clip_folder):
     assert model.state_fingerprint() == expected
 
 
-def test_clip_folder__half_precision_files_become_float32(hf_clip_folder):
-    file = hf_clip_folder / "model.safetensors"
-    state = {k: v.half() for k, v in load_file(file).items()}
-    save_file(state, str(file), metadata={"format": "pt"})
-    model = create_dual_encoder(hf_clip_folder)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_clip_folder__incomplete_weights_are_refused(hf_clip_folder):
-    file = hf_clip_folder / "model.safetensors"
-    state = load_file(file)
-    del state["text_projection.weight"]
-    save_file(state, str(file), metadata={"format": "pt"})
-    refused("text_projection", create_dual_encoder, hf_clip_folder)
-    file.unlink()
-    refused("cannot be loaded", create_dual_encoder, hf_clip_folder)
-
-
 def test_clip_folder__activation_mismatch_is_refused(hf_clip_folder):
     config = create_dual_encoder(hf_clip_folder).config
     config["hf_config"]["text_config"]["hidden_act"] = "gelu"
@@ -127,28 +109,9 @@ def test_config__rebuilds_and_reinitializes(hf_clip_folder):
         _ = bare.tokenizer
 
 
-@pytest.mark.parametrize("folder", ["hf_clip_folder", "hf_siglip_folder"])
-def test_save__folder_stands_alone(folder, request, tmp_path):
-    source = request.getfixturevalue(folder)
-    model = create_dual_encoder(f"hf:{source}")
-    model.save(tmp_path / "saved")
-    source.rename(tmp_path / "gone")
-    loaded = create_dual_encoder(tmp_path / "saved")
-    assert loaded.state_fingerprint() == model.state_fingerprint()
-    assert torch.equal(loaded.tokenizer(TEXTS), model.tokenizer(TEXTS))
-
-
 def test_source__unsupported_types_and_missing_folders_are_refused(tmp_path):
     refused("bert.*clip, siglip", create_dual_encoder, {"model_type": "bert"})
     refused(r"no config\.json", create_dual_encoder, f"hf:{tmp_path}")
-
-
-def test_tokenizer__missing_files_are_explained(hf_clip_folder):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (hf_clip_folder / name).unlink()
-    model = create_dual_encoder(hf_clip_folder)
-    with pytest.raises(ValueError, match="No tokenizer could be loaded"):
-        _ = model.tokenizer
 
 
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])

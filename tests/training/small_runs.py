@@ -12,11 +12,13 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import run_stream, supervised
+from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
 from avalanche_clip.training.templates import ContrastiveTemplate
 from tests.helpers import (
     assert_same_weights,
@@ -130,6 +132,13 @@ def go(out, method="Sequential", stop=None, resume=False, report=False, run=None
     with written if not report else warnings.catch_warnings():
         result = run_stream(strategy, benchmark, out, resume=resume, **options)
     return strategy, result
+
+
+def cut(folder, train=9):
+    """A run that stopped in its second experience, after two checkpoints."""
+    with pytest.raises(Interrupted):
+        go(folder, stop={"train": train})
+    assert len(checkpoints(folder / "checkpoints")) == 2
 
 
 def go_quietly(arguments):

@@ -7,7 +7,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import ReplayPlugin
 
 from avalanche_clip.evaluation.functional import (
     incremental_accuracy,
@@ -18,7 +17,6 @@ from avalanche_clip.training import run_stream
 from avalanche_clip.training.templates.class_scoring import PromptBatch
 from tests.helpers import (
     Recorder,
-    assert_same_weights,
     stub_model,
     train_stream,
 )
@@ -87,16 +85,6 @@ def test_budget__counts_prompts_and_plans_macs_with_them():
     assert strategy.clock.train_iterations == 4
 
 
-def test_workers__spawned_loaders_give_the_same_run():
-    def train(**options):
-        model = stub_model(noise=0.1)
-        strategy = class_strategy(model)
-        train_stream(strategy, domain_benchmark(model), 1, **options)
-        return model
-
-    assert_same_weights(train(), train(num_workers=1))
-
-
 # --------------------------------------------------------------------- processes
 # ------------------------------------------------------------------------ results
 def test_run_stream__multi_domain_results_and_report(tmp_path):
@@ -151,15 +139,6 @@ def test_data_hash__knows_class_names_and_templates():
     other = [given[0], (*given[1][:3], "other {}", given[1][4])]
     hashes = [data_summary(multi_domain_benchmark(d))["hash"] for d in (given, other)]
     assert hashes[0] != hashes[1]
-
-
-def test_stock_replay__resumes_between_experiences(tmp_path):
-    options = {"plugins": (lambda: ReplayPlugin(mem_size=8),)}
-    whole, _ = go(tmp_path / "whole", **options)
-    with pytest.raises(runs.Interrupted):
-        go(tmp_path / "cut", {"evaluation": 9}, **options)
-    resumed, _ = go(tmp_path / "cut", resume=True, **options)
-    assert_same_weights(whole.model, resumed.model)
 
 
 def test_run_stream__own_classes_have_no_incremental_accuracy(tmp_path):

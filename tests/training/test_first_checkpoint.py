@@ -7,7 +7,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
-from avalanche_clip.training import Oracle, Restart, Sequential, run_stream
+from avalanche_clip.training import Sequential, run_stream
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
@@ -18,9 +18,9 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
-from tests.methods.rows import RATES, ROWS, adamw, three_groups
+from tests.methods.rows import ROWS, adamw, three_groups
 from tests.methods.rows import build as build_row
-from tests.training.runs.test_files import GrowingEncoder
+from tests.training.growing import GrowingEncoder
 from tests.training.small_runs import Interrupted, StopPlugin
 
 
@@ -134,20 +134,6 @@ def test_groups__keep_their_options_from_any_checkpoint(form, tmp_path):
             for s in (whole, again)
         )
         assert ours == theirs
-
-
-@pytest.mark.parametrize("cls", [Restart, Oracle])
-def test_groups__of_strategies_that_start_anew(cls, tmp_path):
-    whole, benchmark = build("rule", cls=cls)
-    train_stream(whole, benchmark)
-    part, _ = build("rule", cls=cls)
-    again, benchmark = build("rule", cls=cls)
-    path = save_state(part, tmp_path / "first.pt")
-    assert load_state(again, path, benchmark) == 0
-    rows = [(g["lr"], g["weight_decay"]) for g in again.optimizer.param_groups]
-    assert rows == list(RATES)
-    train_stream(again, benchmark)
-    assert_same_weights(whole.model, again.model)
 
 
 def test_load__other_options_are_refused_by_name(tmp_path):

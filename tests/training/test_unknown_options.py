@@ -1,6 +1,13 @@
 """Options, choices and keywords that do not exist."""
 
 import pytest
+from avalanche.core import SupervisedPlugin
+
+from avalanche_clip.benchmarks import make_image_text_dataset
+from avalanche_clip.training import Sequential, run_stream
+from avalanche_clip.training.plugins import BudgetedReplayPlugin, WeightAveragingPlugin
+from tests.helpers import build, stub_benchmark
+from tests.training.classes import class_strategy
 
 
 @pytest.mark.parametrize(
@@ -15,27 +22,19 @@ import pytest
     ],
 )
 def test_strategy__names_the_option_that_was_probably_meant(options, error, meant):
-    from tests.training.classes import class_strategy
-
     with pytest.raises(error, match=f"Did you mean '{meant}'"):
         class_strategy(**options)
 
 
 def test_plugins_and_benchmarks__name_the_choice_that_was_probably_meant():
-    from avalanche_clip.benchmarks import make_image_text_dataset
-    from avalanche_clip.training.plugins import (
-        BudgetedReplayPlugin,
-        WeightAveragingPlugin,
-    )
-
-    for build, meant in (
+    for make, meant in (
         (lambda: BudgetedReplayPlugin("eqal"), "equal"),
         (lambda: WeightAveragingPlugin(mode="wies"), "wise"),
         (lambda: make_image_text_dataset([], empty_captions="rise"), "raise"),
         (lambda: make_image_text_dataset([], in_item=("target",)), "targets"),
     ):
         with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
-            build()
+            make()
 
 
 @pytest.mark.parametrize(
@@ -48,9 +47,6 @@ def test_plugins_and_benchmarks__name_the_choice_that_was_probably_meant():
     ],
 )
 def test_train_eval_and_run__refuse_keywords_that_go_nowhere(options, words, tmp_path):
-    from avalanche_clip.training import Sequential, run_stream
-    from tests.helpers import build, stub_benchmark
-
     strategy, data = build(Sequential), stub_benchmark()
     calls = [
         lambda: strategy.train(data.train_stream[0], eval_streams=[], **options),
@@ -64,19 +60,11 @@ def test_train_eval_and_run__refuse_keywords_that_go_nowhere(options, words, tmp
 
 
 def test_run_stream__names_its_own_option():
-    from avalanche_clip.training import Sequential, run_stream
-    from tests.helpers import build, stub_benchmark
-
     with pytest.raises(TypeError, match="'stream', .*Did you mean 'streams'"):
         run_stream(build(Sequential), stub_benchmark(), "never", stream=("valid",))
 
 
 def test_train__passes_keywords_of_plugins():
-    from avalanche.core import SupervisedPlugin
-
-    from avalanche_clip.training import Sequential
-    from tests.helpers import build, stub_benchmark
-
     class Reads(SupervisedPlugin):
         found = None
 

@@ -24,7 +24,7 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import class_order
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
 from avalanche_clip.benchmarks.datasets.mtil.templates import CIL_TEMPLATES
 from avalanche_clip.benchmarks.streams.classes import class_incremental_benchmark
-from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.checks import as_size, require_choice
 
 ClassNames = Sequence[str] | str | Path
 
@@ -115,11 +115,7 @@ def cil_imagenet100(
     :raises FileNotFoundError: if the data are missing.
     """
     published = {10: [10] * 10, 50: [50] + [5] * 10}
-    if base not in published:
-        raise ValueError(
-            f"base={base!r} is not defined; use 10 (10 steps of 10 classes) or 50 (50, "
-            "then 10 steps of 5). Others: class_incremental_benchmark."
-        )
+    require_choice("base", base, published)
     data = read_imagenet(root, num_classes=100, class_names=class_names, check=check)
     return _stream(data, "ImageNet100", published[base], templates)
 
@@ -157,10 +153,7 @@ def _equal_steps(classes: int, steps: int, what: str) -> list[int]:
 
 
 def _stream(
-    data: MTILDomain,
-    name: str,
-    sizes: list[int],
-    templates: str | Sequence[str] | None,
+    data: MTILDomain, name: str, sizes: list[int], templates: str | Sequence[str] | None
 ) -> CLScenario:
     order = class_order(name)
     if len(data.class_names) != len(order):

@@ -50,10 +50,7 @@ def language_order(languages: Sequence[str], seed: int = 222) -> tuple[str, ...]
     """
     order = sorted(languages)
     random.Random(seed).shuffle(order)
-    if "en" in order:
-        order.remove("en")
-        order.insert(0, "en")
-    return tuple(order)
+    return tuple(sorted(order, key=lambda code: code != "en"))
 
 
 class EmojiTriplets(EmojiPairs):

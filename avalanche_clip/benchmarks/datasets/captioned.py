@@ -82,8 +82,8 @@ class CaptionedImages:
             )
         if single and (sizes != 1).any():
             raise ValueError("single=True, but pictures have several captions.")
-        self.names = _column(names)
-        self.captions = _column(captions)
+        self.names = TextColumn.from_texts(names)
+        self.captions = TextColumn.from_texts(captions)
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.image_root = image_root
         self.single = single
@@ -105,10 +105,6 @@ class CaptionedImages:
     def image_name(self, item: int) -> str:
         """Return the path of a picture below ``image_root``."""
         return self.names[item]
-
-
-def _column(texts: Sequence[str]) -> TextColumn:
-    return texts if isinstance(texts, TextColumn) else TextColumn.from_texts(texts)
 
 
 def read_annotations(

@@ -35,13 +35,13 @@ from PIL import Image
 from avalanche_clip.common.checks import (
     as_finite,
     did_you_mean,
-    require_array,
     require_choice,
     require_distinct,
     require_indices,
     require_known,
     require_some,
 )
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import read_picture
 
 EMOJI_SIZE = 48
@@ -256,13 +256,11 @@ def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
 def _check_indices(indices: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
     """Return emoji indices as int64 ``(K,)``; None means all."""
     total = len(load_emoji_table())
-    array = np.arange(total) if indices is None else np.asarray(indices)
-    if array.size == 0:
-        array = array.astype(np.int64)
+    given = np.arange(total) if indices is None else indices
     give = "for a mask use numpy.flatnonzero"
-    require_array(array, "indices", "*", "integer", give=give)
+    array = as_integer_array(given, "indices", give=give)
     require_indices(array, total, "indices")
-    return array.astype(np.int64)
+    return array
 
 
 class EmojiImages:

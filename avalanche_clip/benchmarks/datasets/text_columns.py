@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class TextColumn(Sequence[str]):
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> TextColumn:
-        """Make a column of strings.
+        """Make a column of strings, or return the one given.
 
         >>> TextColumn.from_texts(["one", "zwölf"])[1]
         'zwölf'
         """
+        if isinstance(texts, TextColumn):
+            return texts
         return cls.from_bytes(text.encode("utf-8") for text in texts)
 
     def __len__(self) -> int:
@@ -58,10 +60,6 @@ class TextColumn(Sequence[str]):
         start, end = self.offsets[position], self.offsets[position + 1]
         return self.block[start:end].decode("utf-8")
 
-    def __iter__(self) -> Iterator[str]:
-        for i in range(len(self)):
-            yield self[i]
-
     def same_as(self, other: TextColumn) -> bool:
         """Tell whether two columns hold the same texts."""
         return self.block == other.block and np.array_equal(self.offsets, other.offsets)
@@ -74,10 +72,7 @@ class TextColumn(Sequence[str]):
         if self.same_as(other):
             return None
         common = min(len(self), len(other))
-        for i in range(common):
-            if self[i] != other[i]:
-                return i
-        return common
+        return next((i for i in range(common) if self[i] != other[i]), common)
 
 
 def read_table(path: str | Path, fields: int) -> list[TextColumn]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avalanche_clip.benchmarks.items.marks import (
     caption_marks,
@@ -185,7 +186,8 @@ class FieldCollate:
     ) -> Tensor:
         tensors = sum(isinstance(text, Tensor) for text in texts)
         if tensors == len(texts):
-            return _pad_tokens(texts, self._pad_id())
+            rows = [text.to(torch.int64) for text in texts]
+            return pad_sequence(rows, True, self._pad_id())
         if tensors:
             raise ValueError(
                 f"{tensors} of the {len(texts)} captions of a batch are token ids, the "
@@ -236,11 +238,3 @@ def _flatten_captions(texts: Sequence[Any]) -> tuple[list[Any], list[int]]:
         flat.extend(captions)
         owner.extend([row] * len(captions))
     return flat, owner
-
-
-def _pad_tokens(rows: Sequence[Tensor], pad_id: int) -> Tensor:
-    width = max(int(row.shape[-1]) for row in rows)
-    out = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        out[i, : row.shape[-1]] = row
-    return out

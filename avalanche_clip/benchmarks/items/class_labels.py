@@ -12,7 +12,8 @@ from torch import Tensor
 
 from avalanche_clip.benchmarks.items.given import check_item, check_source
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.common.checks import as_integer, as_size, require_array
+from avalanche_clip.common.checks import as_integer, as_size
+from avalanche_clip.common.columns import as_integer_array
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,8 @@ def class_targets(data: Any) -> np.ndarray:
             len(data),
         )
         found = [_label(data[index], index) for index in range(len(data))]
-    array = np.asarray(found)
-    if array.size == 0:
-        array = array.astype(np.int64)
     what = f"labels of the {type(data).__name__}"
-    require_array(array, what, str(len(data)), "integer", give="one per item")
-    return array.astype(np.int64)
+    return as_integer_array(found, what, str(len(data)), give="one per item")
 
 
 def _label(item: Any, index: int) -> Any:

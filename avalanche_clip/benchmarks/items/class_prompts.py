@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 from avalanche_clip.common.checks import (
     as_integer,
@@ -119,24 +119,15 @@ class ClassPrompts:
         return tuple(i for i, d in zip(self.ids, self.domains) if d == domain)
 
     # -------------------------------------------------------------- prompts
-    @overload
-    def prompts(
-        self, ids: Iterable[int] | None = None, which: Literal["first"] = "first"
-    ) -> list[str]: ...
-
-    @overload
-    def prompts(
-        self, ids: Iterable[int] | None = None, *, which: Literal["all"]
-    ) -> list[list[str]]: ...
-
     def prompts(
         self, ids: Iterable[int] | None = None, which: str = "first"
-    ) -> list[str] | list[list[str]]:
+    ) -> list[Any]:
         """Write names into templates.
 
         :param ids: classes, in the order wanted; default all.
         :param which: ``"first"`` for one prompt per class, from the first
             template; ``"all"`` for a list of prompts per class.
+        :return: strings, or lists of strings.
         :raises ValueError: for an unknown id or another value of ``which``.
         """
         require_choice("which", which, ("first", "all"))

@@ -24,10 +24,7 @@ TASK_LABELS = "targets_task_labels"
 
 
 def with_facts(
-    dataset: AvalancheDataset,
-    facts: Mapping[str, Any],
-    *,
-    in_item: bool = True,
+    dataset: AvalancheDataset, facts: Mapping[str, Any], *, in_item: bool = True
 ) -> AvalancheDataset:
     """Return a copy of a data set with further or replaced facts per sample.
 
@@ -48,9 +45,7 @@ def with_facts(
     require_type(dataset, AvalancheDataset, "dataset", made)
     changed = copy.copy(dataset)
     attributes = dict(dataset._data_attributes)
-    tail = (
-        {TASK_LABELS: attributes.pop(TASK_LABELS)} if TASK_LABELS in attributes else {}
-    )
+    tail = {n: attributes.pop(n) for n in (TASK_LABELS,) if n in attributes}
     for name, column in facts.items():
         require_length(column, len(dataset), f"values of fact {name!r}", "sample")
         if name == "timestamp":
@@ -62,8 +57,7 @@ def with_facts(
                 f"A fact cannot be named {name!r}: data sets or batches use that name "
                 "for something else. Choose another."
             )
-        attribute = DataAttribute(column, name, use_in_getitem=in_item)
-        attributes[name] = attribute
+        attributes[name] = DataAttribute(column, name, use_in_getitem=in_item)
     changed._data_attributes = type(dataset._data_attributes)({**attributes, **tail})
     for name in facts:
         # `targets` of task-aware data sets is a property of the attributes.

@@ -12,11 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from avalanche.benchmarks.utils import (
-    AvalancheDataset,
-    DataAttribute,
-    TransformGroups,
-)
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
 from avalanche.benchmarks.utils.classification_dataset import (
     TaskAwareSupervisedClassificationDataset,
 )
@@ -39,6 +35,7 @@ from avalanche_clip.common.checks import (
     require_some,
     require_type,
 )
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import decoded
 
 IN_ITEM_DEFAULT = ("sample_id", "targets", "language")
@@ -210,14 +207,8 @@ def make_image_text_dataset(
 
 
 def _column(name: str, values: Any, size: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} has values of 2**63 or more; use signed 64-bit ones.")
     give = "one per pair (of languages and classes, integer codes)"
-    require_array(array, name, str(size), "integer", give=give)
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.ascontiguousarray(as_integer_array(values, name, str(size), give=give))
 
 
 def repeated(*columns: np.ndarray) -> np.ndarray:

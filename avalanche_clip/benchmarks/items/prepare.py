@@ -15,11 +15,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups
 
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.flat import has_no_images, without_groups
-from avalanche_clip.benchmarks.items.items import (
-    attribute_array,
-    item_fields,
-    repeated,
-)
+from avalanche_clip.benchmarks.items.items import attribute_array, item_fields, repeated
 from avalanche_clip.benchmarks.items.marks import MarkedPictures
 from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
 from avalanche_clip.common.checks import as_finite, require_type

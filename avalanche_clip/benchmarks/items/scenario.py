@@ -74,7 +74,7 @@ class StreamFacts:
     @Derived
     def task_labels(self) -> list[int]:
         """Task labels that occur in the data, ascending; ``[0]`` without any."""
-        return list(_remembered(self, TASK_LABELS, _tasks))
+        return _tasks(self)
 
     @Derived
     def task_label(self) -> int:
@@ -168,9 +168,7 @@ def make_experience(dataset: AvalancheDataset, **facts: Any) -> DatasetExperienc
 
 
 def make_scenario(
-    streams: Mapping[str, Iterable[Any]],
-    like: CLScenario | None = None,
-    **facts: Any,
+    streams: Mapping[str, Iterable[Any]], like: CLScenario | None = None, **facts: Any
 ) -> CLScenario:
     """Make a scenario whose streams and experiences know it and each other.
 
@@ -274,31 +272,25 @@ def _where(experience: Any) -> str:
     return f"Experience {logged._current_experience} of stream {name!r}"
 
 
-def _remembered(experience: Any, name: str, read: Callable[[Any], Any]) -> Any:
+def _remembered(experience: Any, name: str) -> Any:
+    """The different values of a fact, ascending."""
     dataset = experience.dataset
     found = vars(experience).setdefault("_found", {})
     if name not in found or found[name][0] is not dataset:
-        found[name] = (dataset, read(experience))
+        found[name] = (dataset, np.unique(attribute_array(dataset, name)))
     return found[name][1]
 
 
 def _tasks(experience: Any) -> list[int]:
-    dataset = experience.dataset
-    if TASK_LABELS not in getattr(dataset, "_data_attributes", ()):
+    if TASK_LABELS not in getattr(experience.dataset, "_data_attributes", ()):
         return [0]
-    found = np.unique(attribute_array(dataset, TASK_LABELS)).tolist()
-    return [int(label) for label in found] or [0]
+    return _remembered(experience, TASK_LABELS).tolist() or [0]
 
 
 def _classes(experience: Any) -> np.ndarray:
-    return _remembered(experience, "targets", _read_classes)
-
-
-def _read_classes(experience: Any) -> np.ndarray:
-    dataset = experience.dataset
-    if not has_targets(dataset):
+    if not has_targets(experience.dataset):
         raise NoClassesError(f"{_where(experience)} has no classes")
-    return np.unique(attribute_array(dataset, "targets"))
+    return _remembered(experience, "targets")
 
 
 def _first_places(stream: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -294,7 +294,8 @@ def class_incremental_benchmark(
     by_label = ClassPrompts(own.names, own.domain_templates(""), ids=ids)
     ordered = [int(ids[label]) for label in arrival]
     prompts = by_label.for_ids(sorted(ordered))
-    steps = np.split(np.asarray(ordered), np.cumsum(cuts)[:-1])
+    ends = np.cumsum(cuts).tolist()
+    steps = np.split(np.asarray(ordered), ends[:-1])
     built: dict[str, list[Any]] = {}
     first_id = 0
     for name, data in {"train": train, "test": test, **streams}.items():
@@ -313,11 +314,10 @@ def class_incremental_benchmark(
                     f"{name!r}; choose larger steps or another class order."
                 )
             part = whole.subset(rows.tolist())
-            first, last = sum(cuts[:position]), sum(cuts[: position + 1]) - 1
             if name != "train":
                 part = part.eval()
-            label = f"{first}" if first == last else f"{first}-{last}"
-            ids = classes.tolist()
+            ids, last = classes.tolist(), ends[position] - 1
+            label = f"{last}" if len(ids) == 1 else f"{last + 1 - len(ids)}-{last}"
             built[name].append(
                 class_experience(part, label, prompts, ids, dataset_index=0)
             )

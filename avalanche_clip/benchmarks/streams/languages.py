@@ -12,11 +12,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from avalanche_clip.benchmarks.items.facts import with_facts
-from avalanche_clip.benchmarks.items.items import (
-    attribute_array,
-    concatenate,
-    repeated,
-)
+from avalanche_clip.benchmarks.items.items import attribute_array, concatenate, repeated
 from avalanche_clip.benchmarks.items.scenario import (
     clone_experience,
     make_experience,

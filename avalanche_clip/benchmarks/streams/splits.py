@@ -27,11 +27,7 @@ from avalanche_clip.benchmarks.items.scenario import (
     make_scenario,
 )
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
-from avalanche_clip.common.checks import (
-    as_finite,
-    as_size,
-    require_choice,
-)
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 
 
 def split_validation(

@@ -124,10 +124,8 @@ class _Job:
     def __init__(self, model: Any, dataset: AvalancheDataset, path: Path, dtype: str):
         self.model, self.dataset, self.path = model, dataset, path
         self.transform = model.transform(False)
-        found = {kind: self._index(kind) for kind in KINDS}
-        self.ids = {kind: ids for kind, (ids, _, _) in found.items()}
-        self.first = {kind: first for kind, (_, first, _) in found.items()}
-        self.marks = {kind: marks for kind, (_, _, marks) in found.items()}
+        found = zip(*(self._index(kind) for kind in KINDS))
+        self.ids, self.first, self.marks = (dict(zip(KINDS, part)) for part in found)
         self.header: dict[str, Any] = {
             "format": FORMAT,
             "model": {kind: model.state_fingerprint(kind) for kind in KINDS},

@@ -114,7 +114,6 @@ def read_feature_pickle(
             f"{path} has no features of {len(lost)} pictures, for example {lost[:3]}."
         )
     rows = [_feature(content[name], f"{path}: {name!r}") for name in chosen]
-    rows = [row.mean(axis=0) if row.ndim == 2 else row for row in rows]
     shapes = {row.shape for row in rows}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise ValueError(f"{path} has features of the shapes {sorted(shapes)}.")
@@ -122,14 +121,15 @@ def read_feature_pickle(
 
 
 def _feature(value: Any, place: str) -> npt.NDArray[np.float32]:
-    """Return a feature as float32.
+    """Return a feature as float32, the mean of those of several frames.
 
     :param place: named by the error.
     """
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         found = getattr(value, "dtype", type(value).__name__)
         raise ValueError(f"{place} is no array of numbers but {found}.")
-    return value.astype(np.float32)
+    row = value.astype(np.float32)
+    return row.mean(axis=0) if row.ndim == 2 else row
 
 
 def read_line_rows(path: str | Path, lines: int | None = None) -> npt.NDArray[np.int64]:

@@ -144,8 +144,7 @@ class TeacherFeatureStore:
                 features[kind] = read_npy(path, mmap=True)
         try:
             store = cls(
-                features,
-                source=partial(cls.from_released, texts, images, line_rows),
+                features, source=partial(cls.from_released, texts, images, line_rows)
             )
         except ValueError as error:
             names = " and ".join(str(p) for p in (texts, images) if p is not None)
@@ -166,8 +165,8 @@ class TeacherFeatureStore:
         if self._source is not None:
             return self._source, ()
         arrays = {k: np.asarray(v) for k, v in self.features.items()}
-        known = {"ids": self.ids, "marks": self.marks, "header": self.header}
-        return partial(TeacherFeatureStore, **known), (arrays,)
+        known: dict[str, Any] = {"ids": self.ids, "marks": self.marks}
+        return partial(TeacherFeatureStore, header=self.header, **known), (arrays,)
 
     def __deepcopy__(self, memo: Any) -> TeacherFeatureStore:
         return self
@@ -215,7 +214,9 @@ class TeacherFeatureStore:
             lines = FeatureTable(len(self._line_rows), self._line_rows)
             at = lines.positions(wanted)
             lookup = np.where(at < 0, -1, self._line_rows[at])
-        rows = self._table(kind).positions(lookup)
+        count = len(self.features[kind])
+        table = FeatureTable(self.ids.get(kind, count), self.features[kind])
+        rows = table.positions(lookup)
         lost = rows < 0
         if lost.any():
             shown = np.unique(wanted[lost])[:_MISSING_SHOWN].tolist()
@@ -233,10 +234,6 @@ class TeacherFeatureStore:
     def texts(self, ids: npt.ArrayLike) -> Tensor:
         """Return text features ``(N, D)``, float32, not normalised."""
         return torch.from_numpy(self.column("text", ids)[:])
-
-    def _table(self, kind: str) -> FeatureTable:
-        rows = self.features[kind]
-        return FeatureTable(self.ids.get(kind, len(rows)), rows)
 
     def column(self, kind: str, ids: npt.ArrayLike) -> StoredRows:
         """Return the features of samples as a column that reads when indexed.

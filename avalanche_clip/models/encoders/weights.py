@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.common.arrays import (
-    KEY,
     read_safetensors,
     safetensors_metadata,
     write_safetensors,
@@ -151,10 +150,9 @@ def read_weights(
 def _read_shards(path: Path, verify: bool) -> LoadedWeights:
     index = read_json(path, dict)
     parts = index.get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(p, str) for p in parts):
-        raise unreadable(path, "an index of weights", "it has no mapping 'weight_map'")
-    if not all(isinstance(name, str) for name in parts.values()):
-        raise unreadable(path, "an index of weights", "a shard's name is no text")
+    if not isinstance(parts, dict) or {type(name) for name in parts.values()} - {str}:
+        cause = "it has no mapping 'weight_map' of tensors to names of shards"
+        raise unreadable(path, "an index of weights", cause)
     state: dict[str, Tensor] = {}
     for name in sorted(set(parts.values())):
         shard = inside(path.parent, name, path)
@@ -182,22 +180,23 @@ def _read_file(path: Path, required: bool, verify: bool) -> LoadedWeights:
 
 
 def _read_safetensors(path: Path, required: bool, verify: bool) -> LoadedWeights:
-    state, metadata = read_safetensors(
+    config = _own_config(safetensors_metadata(path).get("config", "null"))
+    state, _ = read_safetensors(
         path,
-        required=required,
+        required=required or config is not None,
         verify=verify,
         rewrite=REWRITE.format(str(path.parent if required else path)),
     )
-    try:
-        config = json.loads(metadata.get("config", "null"))
-    except ValueError:
-        config = None  # somebody else's word for something else
-    if not isinstance(config, dict) or "library" not in config:
-        return LoadedWeights(state)
-    if not required and KEY not in safetensors_metadata(path):
-        # ours, by an earlier version: says what to do
-        read_safetensors(path, rewrite=REWRITE.format(str(path)))
     return LoadedWeights(state, config)
+
+
+def _own_config(text: str) -> dict[str, Any] | None:
+    """Return a configuration of ours, None for somebody else's word."""
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) and "library" in config else None
 
 
 def _read_torch(path: Path) -> LoadedWeights:

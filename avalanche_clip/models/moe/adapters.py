@@ -24,6 +24,7 @@ from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.moe.block import BlockMoE
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
+from avalanche_clip.models.moe.progress import SEVERAL, MoEProgress
 from avalanche_clip.models.peft import storage
 from avalanche_clip.models.peft.attached import BranchSet, check_free
 from avalanche_clip.models.peft.branch import TOWERS, chosen_blocks, set_trainable
@@ -33,7 +34,6 @@ from avalanche_clip.models.text.vocabulary_storage import naming
 NAME = "moe_adapters"
 """Attribute of the model that holds the set."""
 _WHAT = "expert adapters"
-_ABSENT = -2
 _RULES: storage.Rules = {
     "towers": lambda v: bool(v) and storage.is_table(v, _is_sizes),
     "options": lambda v: bool(v) and storage.is_table(v, lambda w: w is not None),
@@ -44,42 +44,6 @@ _RULES: storage.Rules = {
     "counting": lambda v: isinstance(v, bool),
     "routers": lambda v: storage.is_table(v, lambda w: storage.is_int(w, SKIP)),
 }
-
-
-class MoEProgress(nn.Module):
-    """Tasks of a set of mixtures, as buffers.
-
-    Their names hold ``.moe.``, as those of all that the adapters add to a model.
-    """
-
-    in_task: Tensor
-    active_router: Tensor  # of the mixtures; brought up to date when it is stored
-    finished: Tensor  # per router its place in the order of finishing, -1 before
-    routers: Tensor  # in use by image and text tower, -2 if several; as active_router
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("in_task", torch.tensor(False))
-        self.register_buffer("active_router", torch.tensor(0))
-        self.register_buffer("finished", torch.tensor([-1]))
-        self.register_buffer("routers", torch.tensor([_ABSENT, _ABSENT]))
-
-
-def _unpacked(packed: list[int], num_routers: int) -> dict[str, Tensor]:
-    """Buffers from the one tensor that earlier versions stored."""
-    _, in_task, active, image, text, *learned = packed
-    return {
-        "in_task": torch.tensor(bool(in_task)),
-        "active_router": torch.tensor(active),
-        "finished": _places(learned, max(num_routers, active + 1)),
-        "routers": torch.tensor([image, text]),
-    }
-
-
-def _places(learned: list[int], num_routers: int) -> Tensor:
-    found = torch.full((num_routers,), -1)
-    found[learned] = torch.arange(len(learned))
-    return found
 
 
 def _is_sizes(values: Any) -> bool:
@@ -121,16 +85,7 @@ class MoEAdapterSet(BranchSet):
     @property
     def learned(self) -> list[int]:
         """Routers of finished tasks, in the order of finishing."""
-        places = self.moe.finished.tolist()
-        return sorted(
-            (router for router, place in enumerate(places) if place >= 0),
-            key=places.__getitem__,
-        )
-
-    @learned.setter
-    def learned(self, routers: Iterable[int]) -> None:
-        places = _places(list(routers), self.num_routers)
-        self.moe.finished = places.to(self.moe.finished.device)
+        return self.moe.learned
 
     # ----------------------------------------------------------------- routers
     @property
@@ -173,7 +128,7 @@ class MoEAdapterSet(BranchSet):
             return key
         for adapter in self.adapters():
             set_trainable(adapter.routers[adapter.add_router()], False)
-        self.learned = self.learned
+        self.moe.finish(self.learned, number + 1)
         return number
 
     def add_router(self) -> int:
@@ -199,7 +154,8 @@ class MoEAdapterSet(BranchSet):
         :raises ValueError: if an id would be left out.
         """
         if router is None:
-            router = self.num_routers if self._started else 0
+            begun = bool(self.moe.in_task) or self.learned
+            router = self.num_routers if begun else 0
         if not 0 <= router <= self.num_routers:
             raise ValueError(
                 f"router={router} cannot be started; choose 0 to {self.num_routers}"
@@ -233,7 +189,8 @@ class MoEAdapterSet(BranchSet):
         self._clear(self.active_router)
         self.counting = False
         self.moe.in_task.fill_(False)
-        self.learned = dict.fromkeys([*self.learned, self.active_router])
+        learned = dict.fromkeys([*self.learned, self.active_router])
+        self.moe.finish(learned, self.num_routers)
         self.restore_trainable()
         return frozen
 
@@ -242,10 +199,6 @@ class MoEAdapterSet(BranchSet):
             adapter.activate_router(router)
             adapter.clear_counts()
             adapter.clear_balance()
-
-    @property
-    def _started(self) -> bool:
-        return bool(self.moe.in_task) or bool(self.learned)
 
     def share_counts(self) -> None:
         """Add up what each process has counted since the last call.
@@ -390,15 +343,15 @@ class MoEAdapterSet(BranchSet):
     def _set_progress(self, state: dict[str, Any]) -> None:
         for adapter in self.adapters():
             adapter._active = state["active_router"]
-        self.learned = state["learned"]
+        self.moe.finish(state["learned"], self.num_routers)
         self.moe.in_task.fill_(state["in_task"])
-        for tower, ids in state["routers"].items():
-            self._routes[tower].ids = ids
+        for tower in self._routes.keys() & state["routers"].keys():
+            self._routes[tower].ids = state["routers"][tower]
 
     def _save_to_state_dict(self, *args: Any) -> None:
         """Bring up to date what passes read as plain numbers."""
-        ids = [self.ids.get(tower, _ABSENT) for tower in TOWERS]
-        ids = [i if isinstance(i, int) else _ABSENT for i in ids]
+        ids = [self.ids.get(tower) for tower in TOWERS]
+        ids = [i if isinstance(i, int) else SEVERAL for i in ids]
         self.moe.routers.copy_(torch.tensor(ids))
         self.moe.active_router.fill_(self.active_router)
         super()._save_to_state_dict(*args)
@@ -407,33 +360,14 @@ class MoEAdapterSet(BranchSet):
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Take over the progress; the state of a plain model holds none."""
-        start = f"{prefix}moe."
-        packed = state_dict.pop(f"{start}progress", None)
-        if packed is not None:
-            found = _unpacked(packed.tolist(), self.num_routers)
-            state_dict.update((start + name, value) for name, value in found.items())
+        facts = self.moe.read(state_dict, f"{prefix}moe.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        own = self.moe.state_dict()
-        new = {n: state_dict[start + n] for n in own if start + n in state_dict}
-        if len(new) == len(own) and int(new["active_router"]) < self.num_routers:
-            self.moe.finished = new["finished"].to(self.moe.finished.device)
-            routers = dict(zip(TOWERS, new["routers"].tolist(), strict=True))
-            self._set_progress(
-                {
-                    "in_task": bool(new["in_task"]),
-                    "active_router": int(new["active_router"]),
-                    "learned": self.learned,
-                    "routers": {
-                        t: i
-                        for t, i in routers.items()
-                        if t in self.towers and i != _ABSENT
-                    },
-                }
-            )
+        if facts and facts["active_router"] < self.num_routers:  # else only a part
+            self._set_progress(facts)
             # Copies such as teachers are frozen as a whole, and stay so.
             if self.num_trainable:
                 self.restore_trainable()
-        if len(new) in (0, len(own)):
+        if facts is not None:
             state_dict.update(self.state_dict(prefix=prefix))
 
     def fingerprint(self, tower: str, router: int) -> str:

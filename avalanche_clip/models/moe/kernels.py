@@ -38,6 +38,11 @@ def streamable(tensor: Tensor) -> Tensor:
     return tensor if plain else tensor.contiguous()
 
 
+Params = Sequence[Tensor | None]
+Outputs = tuple[Tensor, Tensor, Tensor | None]
+Gradients = tuple[Tensor | None, Tensor | None, Params]
+
+
 class _Stacks(NamedTuple):
     """Tensors of the active experts in one piece each."""
 
@@ -47,15 +52,17 @@ class _Stacks(NamedTuple):
     up_bias: Tensor | None  # (n, D)
 
 
-def _stack(params: Sequence[Tensor | None], dtype: torch.dtype) -> _Stacks:
+def _kinds(params: Params) -> list[list[Any]]:
+    """Cut parameters into V, c, U and d of the active experts."""
     count = len(params) // 4
-    kinds = [params[i * count : (i + 1) * count] for i in range(4)]
-    width = kinds[2][0].shape[0]  # type: ignore[union-attr]
+    return [list(params[i * count : (i + 1) * count]) for i in range(4)]
 
-    def join(tensors: Any) -> Tensor | None:
-        return None if tensors[0] is None else torch.cat(tensors).to(dtype)
 
-    down, down_bias, up, up_bias = map(join, kinds)
+def _stack(params: Params, dtype: torch.dtype) -> _Stacks:
+    kinds = _kinds(params)
+    count, width = len(kinds[2]), kinds[2][0].shape[0]
+    joined = [None if k[0] is None else torch.cat(k).to(dtype) for k in kinds]
+    down, down_bias, up, up_bias = joined
     assert down is not None and up is not None
     return _Stacks(
         down.view(count, -1, width),
@@ -89,28 +96,22 @@ def _keep_factor(rule: MixtureRule) -> float:
     return 1.0 / (1.0 - rule.dropout) if rule.dropout < 1.0 else 0.0
 
 
-def _unstack(
-    grads: _Stacks, needed: Sequence[bool], params: Sequence[Tensor | None]
-) -> list[Tensor | None]:
+def _unstack(grads: _Stacks, saved: Saved) -> list[Tensor | None]:
     """Hand stacked gradients to the single tensors that want one."""
-    by_kind = [
-        grads.down,
-        grads.down_bias,
-        grads.up.transpose(1, 2).contiguous(),
-        grads.up_bias,
+    up = grads.up.transpose(1, 2).contiguous()
+    parts: list[Tensor | None] = []
+    for stacked in (grads.down, grads.down_bias, up, grads.up_bias):
+        count = len(saved.params) // 4
+        parts += [None] * count if stacked is None else stacked.unbind(0)
+    return _wanted(parts, saved)
+
+
+def _wanted(grads: Sequence[Tensor | None], saved: Saved) -> list[Tensor | None]:
+    """Gradients that were asked for, in the types of their parameters."""
+    return [
+        None if grad is None or not want else grad.to(parameter.dtype)
+        for grad, want, parameter in zip(grads, saved.needed, saved.params, strict=True)
     ]
-    count = len(params) // 4
-    result: list[Tensor | None] = []
-    for number, stacked in enumerate(by_kind):
-        own = slice(number * count, (number + 1) * count)
-        if stacked is None:
-            result += [None] * count
-            continue
-        parts = stacked.unbind(0)
-        for part, want, parameter in zip(parts, needed[own], params[own], strict=True):
-            want = want and parameter is not None
-            result.append(part.to(parameter.dtype) if want else None)  # type: ignore
-    return result
 
 
 class Saved(NamedTuple):
@@ -122,14 +123,10 @@ class Saved(NamedTuple):
     weights: Tensor
     slots: Tensor
     rule: MixtureRule
-    params: list[Any]
+    params: Sequence[Any]
     wants_x: bool
     wants_weights: bool
     needed: list[bool]  # per parameter
-
-
-Params = Sequence[Tensor | None]
-Gradients = tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]
 
 
 class Kernel(NamedTuple):
@@ -140,10 +137,7 @@ class Kernel(NamedTuple):
     :param backward: ``(saved, grad)`` to gradients of input, weights and params.
     """
 
-    forward: Callable[
-        [Tensor, Tensor, Tensor, MixtureRule, Params],
-        tuple[Tensor, Tensor, Tensor | None],
-    ]
+    forward: Callable[..., Outputs]
     backward: Callable[[Saved, Tensor], Gradients]
 
 
@@ -168,21 +162,11 @@ class Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, hidden, mask, weights, slots, *params = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # unpacked anew by each access
         _, wants_x, wants_weights, _, _, *needed = ctx.needs_input_grad
-        saved = Saved(
-            x,
-            hidden,
-            mask,
-            weights,
-            slots,
-            ctx.rule,
-            params,
-            wants_x,
-            wants_weights,
-            needed,
-        )
-        with torch.autocast(x.device.type, enabled=False):
+        known = *tensors[:5], ctx.rule, tensors[5:]
+        saved = Saved(*known, wants_x, wants_weights, needed)
+        with torch.autocast(grad.device.type, enabled=False):
             d_x, d_weights, d_params = ctx.kernel.backward(saved, grad)
         return None, d_x, d_weights, None, None, *d_params
 
@@ -190,7 +174,7 @@ class Mixture(torch.autograd.Function):
 # ------------------------------------------------------------------------ dense
 def _dense_forward(
     x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Outputs:
     """All active experts as one adapter of width n * b."""
     stacks = _stack(params, x.dtype)
     count, bottleneck, width = stacks.down.shape
@@ -224,23 +208,19 @@ def _dense_backward(saved: Saved, grad: Tensor) -> Gradients:
             d_gates = d_gates + total @ stacks.up_bias.T
         d_weights = (d_gates.gather(1, slots) * rule.scale).to(weights.dtype)
     d_params: list[Tensor | None] = [None] * len(params)
-    gated = None
-    if any(saved.needed):
-        gated = _tokens(_times_gates(unflat(hidden), scaled, bottleneck))[0]
     factor = scaled * _keep_factor(rule)
     pre = _tokens(_times_gates(back, factor, bottleneck))[0]
     pre = _to_preactivation(pre, hidden, mask, rule)
-    if gated is not None:
+    if any(saved.needed):
+        gated = _tokens(_times_gates(unflat(hidden), scaled, bottleneck))[0]
         grads = _Stacks(
             (pre.T @ flat).view(stacks.down.shape),
             None if stacks.down_bias is None else pre.sum(0).view(count, -1),
             (gated.T @ out).view(stacks.up.shape),
             None if stacks.up_bias is None else scaled.T @ total,
         )
-        d_params = _unstack(grads, saved.needed, params)
-    d_x = None
-    if saved.wants_x:
-        d_x = unflat(pre @ stacks.down.view(-1, width))
+        d_params = _unstack(grads, saved)
+    d_x = unflat(pre @ stacks.down.view(-1, width)) if saved.wants_x else None
     return d_x, d_weights, d_params
 
 
@@ -281,7 +261,7 @@ def _times_gates(hidden: Tensor, gates: Tensor, bottleneck: int) -> Tensor:
 # ----------------------------------------------------------------------- gather
 def _gather_forward(
     x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Outputs:
     """The weights of each row's experts in one batched product."""
     stacks = _stack(params, x.dtype)
     bottleneck = stacks.down.shape[1]
@@ -342,54 +322,41 @@ def _gather_backward(saved: Saved, grad: Tensor) -> Gradients:
             (member @ up.view(rows * top_k, -1)).view(stacks.up.shape),
             None if stacks.up_bias is None else _spread(gates, slots, count).T @ total,
         )
-        d_params = _unstack(grads, saved.needed, params)
-    d_x = None
-    if saved.wants_x:
-        d_x = torch.bmm(pre, _pick(stacks.down, slots))
+        d_params = _unstack(grads, saved)
+    d_x = torch.bmm(pre, _pick(stacks.down, slots)) if saved.wants_x else None
     return d_x, d_weights, d_params
 
 
 # --------------------------------------------------------------------- segments
 def _segments_forward(
     x: Tensor, weights: Tensor, slots: Tensor, rule: MixtureRule, params: Params
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Outputs:
     """Expert by expert, the rows that keep it."""
-    stacks = _Kinds.of(params, x.dtype)
-    order, owners, sizes = _segments(slots, len(stacks.down))
-    bottleneck = stacks.down[0].shape[0]
-    hidden = x.new_empty(len(order), x.shape[1], bottleneck)
+    down, down_bias, up, up_bias = _cast(params, x.dtype)
+    order, owners, sizes = _segments(slots, len(down))
+    hidden = x.new_empty(len(order), x.shape[1], down[0].shape[0])
     parts = zip(owners, hidden.split(sizes), strict=True)
     for e, (rows, part) in enumerate(parts):
         flat, target = x.index_select(0, rows).flatten(0, 1), part.flatten(0, 1)
-        if stacks.down_bias[e] is None:
-            torch.mm(flat, stacks.down[e].T, out=target)
+        if down_bias[e] is None:
+            torch.mm(flat, down[e].T, out=target)
         else:
-            torch.addmm(stacks.down_bias[e], flat, stacks.down[e].T, out=target)
+            torch.addmm(down_bias[e], flat, down[e].T, out=target)
     hidden, mask = _activate(hidden, rule)
     gates = weights.to(x.dtype).reshape(-1)[order] * rule.scale
     gated = hidden * gates[:, None, None]
     out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    if stacks.up_bias[0] is not None:
+    if up_bias[0] is not None:
         dense = _spread(weights, slots, len(sizes)).to(x.dtype) * rule.scale
-        out += (dense @ torch.stack(stacks.up_bias))[:, None]
+        out += (dense @ torch.stack(up_bias))[:, None]
     for e, (rows, part) in enumerate(zip(owners, gated.split(sizes), strict=True)):
-        out.index_add_(0, rows, part @ stacks.up[e].T)
+        out.index_add_(0, rows, part @ up[e].T)
     return out, hidden, mask
 
 
-class _Kinds(NamedTuple):
+def _cast(params: Params, dtype: torch.dtype) -> list[list[Any]]:
     """Tensors of the active experts by kind, in the type of the products."""
-
-    down: list[Any]
-    down_bias: list[Any]
-    up: list[Any]
-    up_bias: list[Any]
-
-    @classmethod
-    def of(cls, params: Sequence[Tensor | None], dtype: torch.dtype) -> _Kinds:
-        cast = [None if p is None else p.to(dtype) for p in params]
-        count = len(cast) // 4
-        return cls(*(cast[i * count : (i + 1) * count] for i in range(4)))
+    return _kinds([None if p is None else p.to(dtype) for p in params])
 
 
 def _segments(slots: Tensor, count: int) -> tuple[Tensor, Any, list[int]]:
@@ -403,8 +370,8 @@ def _segments(slots: Tensor, count: int) -> tuple[Tensor, Any, list[int]]:
 
 def _segments_backward(saved: Saved, grad: Tensor) -> Gradients:
     x, hidden, mask, weights, slots, rule, params = saved[:7]
-    kinds = _Kinds.of(params, x.dtype)
-    count = len(kinds.down)
+    down, _, up, up_bias = _cast(params, x.dtype)
+    count = len(down)
     order, owners, sizes = _segments(slots, count)
     gates = weights.to(x.dtype).reshape(-1)[order] * rule.scale
     gated = (hidden * gates[:, None, None]).split(sizes)
@@ -412,22 +379,20 @@ def _segments_backward(saved: Saved, grad: Tensor) -> Gradients:
     d_params: list[Tensor | None] = [None] * len(params)
     for e, (rows, part) in enumerate(zip(owners, back.split(sizes), strict=True)):
         out = grad.index_select(0, rows).flatten(0, 1)
-        torch.mm(out, kinds.up[e], out=part.flatten(0, 1))
+        torch.mm(out, up[e], out=part.flatten(0, 1))
         if saved.needed[2 * count + e]:
             d_params[2 * count + e] = out.T @ gated[e].flatten(0, 1)
     total = grad.sum(1)
     dense = _spread(weights, slots, count).to(x.dtype) * rule.scale
-    if kinds.up_bias[0] is not None:
-        biases = (dense.T @ total).unbind(0)
-        for e, bias in enumerate(biases):
-            d_params[3 * count + e] = bias if saved.needed[3 * count + e] else None
+    if up_bias[0] is not None:
+        d_params[3 * count :] = (dense.T @ total).unbind(0)
     d_weights = None
     if saved.wants_weights:
         d_gates = torch.empty_like(gates)
         d_gates[order] = (back * hidden).sum((1, 2))
         d_gates = d_gates.view(slots.shape)
-        if kinds.up_bias[0] is not None:
-            d_gates = d_gates + (total @ torch.stack(kinds.up_bias).T).gather(1, slots)
+        if up_bias[0] is not None:
+            d_gates = d_gates + (total @ torch.stack(up_bias).T).gather(1, slots)
         d_weights = (d_gates * rule.scale).to(weights.dtype)
     pre = back.mul_((gates * _keep_factor(rule))[:, None, None])
     pre = _to_preactivation(pre, hidden, mask, rule)
@@ -436,15 +401,11 @@ def _segments_backward(saved: Saved, grad: Tensor) -> Gradients:
         flat = part.flatten(0, 1)
         if saved.needed[e]:
             d_params[e] = flat.T @ x.index_select(0, rows).flatten(0, 1)
-        if saved.needed[count + e] and kinds.down_bias[e] is not None:
+        if saved.needed[count + e] and params[count + e] is not None:
             d_params[count + e] = flat.sum(0)
         if d_x is not None:
-            d_x.index_add_(0, rows, part @ kinds.down[e])
-    cast = [
-        None if g is None else g.to(p.dtype)
-        for g, p in zip(d_params, params, strict=True)
-    ]
-    return d_x, d_weights, cast
+            d_x.index_add_(0, rows, part @ down[e])
+    return d_x, d_weights, _wanted(d_params, saved)
 
 
 KERNELS = {

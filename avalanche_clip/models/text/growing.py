@@ -8,10 +8,11 @@ and the wider word pattern are our choice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_size, require_choice, require_some
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models.text.learning import (
     LearntVocabulary,
@@ -38,12 +39,14 @@ from avalanche_clip.models.text.vocabulary import (
     Vocabulary,
     VocabularyGrowth,
     read_snapshots,
-    snapshot_state,
 )
 from avalanche_clip.models.text.vocabulary_storage import REWRITE, naming
 
 SCOPES = ("latest", "language")
 FILE_NAME = "growing_tokenizer.json"
+# attributes that a stored state names as they are
+_OPTIONS = ("scope", "pretokenizer", "prune_unreachable", "default_language")
+_ROWS = ("context_length", "trim", "truncate")
 
 
 class GrowingTokenizer(CaptionTokenizer):
@@ -97,15 +100,8 @@ class GrowingTokenizer(CaptionTokenizer):
             )
         require_choice("merge_order", merge_order, MERGE_ORDERS)
         vocabulary.merge_order = merge_order
-        super().__init__(
-            context_length=source.context_length,
-            sot_id=source.sot_id,
-            eot_id=source.eot_id,
-            pad_id=source.pad_id,
-            vocab_size=len(vocabulary.tokens),
-            trim=source.trim,
-            truncate=source.truncate,
-        )
+        given = {f.name: getattr(source, f.name) for f in fields(CaptionTokenizer)}
+        super().__init__(**given)
         self.scope = scope
         self.pretokenizer = pretokenizer
         self.prune_unreachable = prune_unreachable
@@ -225,12 +221,8 @@ class GrowingTokenizer(CaptionTokenizer):
         :raises ValueError: if there is no caption, or ``vocab_size`` is too
             small for the bytes.
         """
-        texts = captions if self._clean is None else map(self._clean, captions)
-        texts = list(texts)
-        if not texts:
-            raise ValueError(
-                f"There is no caption of {language!r} to learn from; give at least one."
-            )
+        texts = list(captions if self._clean is None else map(self._clean, captions))
+        require_some(texts, f"captions of {language!r} to learn from")
         specials = [self.vocabulary.tokens[i] for i in self.special_ids]
         inner = self.vocabulary.build(0)
         if self.vocabulary.kind == "unigram":
@@ -347,17 +339,13 @@ class GrowingTokenizer(CaptionTokenizer):
         return {
             "format": 1,
             "vocabulary": self.vocabulary.state_dict(),
-            "snapshots": [snapshot_state(s) for s in self.snapshots.values()],
+            "snapshots": [
+                {**asdict(s), "codes": list(s.codes)} for s in self.snapshots.values()
+            ],
             "codes": [[code, name] for code, name in self._codes.items()],
-            "dress": self._dress.state_dict(),
-            "scope": self.scope,
-            "pretokenizer": self.pretokenizer,
-            "prune_unreachable": self.prune_unreachable,
-            "default_language": self.default_language,
+            "dress": asdict(self._dress),
             "ids": [self.sot_id, self.eot_id, self.pad_id],
-            "context_length": self.context_length,
-            "trim": self.trim,
-            "truncate": self.truncate,
+            **{name: getattr(self, name) for name in (*_OPTIONS, *_ROWS)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -385,7 +373,7 @@ class GrowingTokenizer(CaptionTokenizer):
         require_choice("pretokenizer", state["pretokenizer"], PRETOKENIZERS)
         self.vocabulary = vocabulary
         self.snapshots, self._codes, self._dress = snapshots, codes, dress
-        for name in ("scope", "pretokenizer", "prune_unreachable", "default_language"):
+        for name in _OPTIONS:
             setattr(self, name, state[name])
         self._prepare()
 
@@ -397,13 +385,11 @@ class GrowingTokenizer(CaptionTokenizer):
         vocabulary = Vocabulary.from_state_dict(state["vocabulary"])
         CaptionTokenizer.__init__(
             self,
-            context_length=int(state["context_length"]),
             sot_id=start,
             eot_id=end,
             pad_id=pad,
             vocab_size=len(vocabulary.tokens),
-            trim=bool(state["trim"]),
-            truncate=bool(state["truncate"]),
+            **{name: state[name] for name in _ROWS},
         )
         self._load(state, vocabulary)
         return self

@@ -254,9 +254,8 @@ class HFCaptionTokenizer(CaptionTokenizer):
             if isinstance(self._clean, SiglipClean):
                 _name_siglip(target, self._clean.lower)
         kind = "hf" if self._wrapper is None else "open_clip_hf"
-        kwargs = dict(self.kwargs)
-        for key in ("revision", "subfolder"):
-            kwargs.pop(key, None)  # of where it came from
+        source = ("revision", "subfolder")
+        kwargs = {k: v for k, v in self.kwargs.items() if k not in source}
         return {"type": kind, "file": "tokenizer", "kwargs": kwargs}
 
 
@@ -308,10 +307,8 @@ def _has_sentencepiece(name: str) -> bool:
 
 def _name_siglip(folder: Path, lower: bool) -> None:
     """Let a stored copy say that it is cleaned as SigLIP's."""
-    stored = read_json(folder / _CONFIG, dict)
-    stored["tokenizer_class"] = "SiglipTokenizer"
-    stored["do_lower_case"] = lower
-    write_json(folder / _CONFIG, stored)
+    named = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": lower}
+    write_json(folder / _CONFIG, {**read_json(folder / _CONFIG, dict), **named})
 
 
 def _check_folder(name: str) -> None:

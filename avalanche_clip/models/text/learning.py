@@ -72,7 +72,6 @@ def train_bpe(
     alphabet: Sequence[str],
     specials: Sequence[str] = (),
     suffix: str = "",
-    min_frequency: int = 0,
 ) -> LearntVocabulary:
     """Learn byte-pair merges from word counts.
 
@@ -86,7 +85,6 @@ def train_bpe(
     :param alphabet: symbols that are always in the vocabulary.
     :param specials: tokens that come first and are never merged.
     :param suffix: appended to the last symbol of each word, ``"</w>"`` in CLIP.
-    :param min_frequency: smallest count of a pair that is merged.
     :return: tokens and merges.
     :raises ValueError: if ``vocab_size`` has no room for specials and symbols.
 
@@ -102,15 +100,11 @@ def train_bpe(
     spelled = [[*w[:-1], w[-1] + suffix] for w in sorted(words) if w]
     seen = {symbol for word in spelled for symbol in word}
     start = [*specials, *sorted({*alphabet, *(s for s in seen if len(s) == 1)})]
-    known = set(start)
-    start += sorted(seen - known)
-    if vocab_size < len(start):
-        raise ValueError(
-            f"vocab_size={vocab_size} is less than the {len(start)} special tokens and "
-            "symbols that are always in the vocabulary; choose a larger one."
-        )
+    start += sorted(seen.difference(start))
+    hint = "special tokens and symbols are always in the vocabulary"
+    as_size(vocab_size, "vocab_size", least=len(start), hint=hint)
     learner = _Learner(start, spelled, [words[w] for w in sorted(words) if w])
-    return learner.run(vocab_size, max(1, min_frequency))
+    return learner.run(vocab_size)
 
 
 class _Learner:
@@ -138,14 +132,12 @@ class _Learner:
             if sign > 0:
                 self.where[pair].add(index)
 
-    def run(self, vocab_size: int, least: int) -> LearntVocabulary:
+    def run(self, vocab_size: int) -> LearntVocabulary:
         merges: list[Pair] = []
         while len(self.tokens) < vocab_size and self.heap:
             negative, pair = heapq.heappop(self.heap)
             if self.pairs.get(pair) != -negative:
                 continue  # an outdated entry; the true one is in the heap as well
-            if -negative < least:
-                break
             left, right = (self.tokens[i] for i in pair)
             merges.append((left, right))
             self._merge(pair, self._id(left + right))
@@ -177,14 +169,11 @@ class _Learner:
 def _merged(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     """Join every occurrence of a pair, from left to right."""
     out: list[int] = []
-    i = 0
-    while i < len(word):
-        if i + 1 < len(word) and (word[i], word[i + 1]) == pair:
-            out.append(new)
-            i += 2
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] = new
         else:
-            out.append(word[i])
-            i += 1
+            out.append(symbol)
     return out
 
 
@@ -235,10 +224,7 @@ def train_pieces(
 
     vocab_size = as_size(vocab_size, "vocab_size")
     own = Tokenizer(models.Unigram())
-    if tokenizer.normalizer is not None:
-        own.normalizer = tokenizer.normalizer
-    if tokenizer.pre_tokenizer is not None:
-        own.pre_tokenizer = tokenizer.pre_tokenizer
+    own.normalizer, own.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size,
         special_tokens=list(specials),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from avalanche_clip.models.text.hf_tokenizers import HFCaptionTokenizer, SiglipClean
@@ -46,10 +46,6 @@ class Dress:
     renamed: dict[str, str] = field(default_factory=dict)
     zeroed: int | None = None
     special_ids: list[int] = field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
 
 
 def read_source(tokenizer: CaptionTokenizer) -> tuple[Vocabulary, Dress]:
@@ -117,7 +113,8 @@ def _from_json(text: str, name: str) -> Vocabulary:
     kind = model.get("type")
     stored, merges = model.pop("vocab"), model.pop("merges", ())
     added = {int(t["id"]): str(t["content"]) for t in pipeline["added_tokens"]}
-    if kind == "BPE" and _is_byte_level(pipeline) and not _has_prefix(model):
+    prefix = model.get("continuing_subword_prefix")
+    if kind == "BPE" and _is_byte_level(pipeline) and not prefix:
         # a pair, or (older files) a string with a space between both parts
         split = [m.split(" ", 1) if isinstance(m, str) else m for m in merges]
         pairs = [(str(first), str(second)) for first, second in split]
@@ -134,10 +131,6 @@ def _from_json(text: str, name: str) -> Vocabulary:
         f"{name} has a model of the kind {what}, which cannot grow; supported are "
         "byte-level BPE (CLIP) and Unigram (SentencePiece: XLM-R, T5, mT5, SigLIP)."
     )
-
-
-def _has_prefix(model: dict[str, Any]) -> bool:
-    return bool(model.get("continuing_subword_prefix"))
 
 
 def _is_byte_level(pipeline: dict[str, Any]) -> bool:
@@ -168,7 +161,6 @@ def _from_transformers(tokenizer: HFCaptionTokenizer) -> tuple[Vocabulary, Dress
     vocabulary = _from_json(backend.to_str(), repr(tokenizer.name))
     dress = Dress(
         template=True,
-        zeroed=None,
         special_ids=_special_ids(vocabulary, tokenizer, inner.all_special_ids),
     )
     if isinstance(tokenizer._clean, SiglipClean):

@@ -12,7 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import require_array
+from avalanche_clip.common.checks import (
+    require_alike,
+    require_array,
+    require_some,
+    require_type,
+)
 
 _CHUNK = 16_384  # rows that are summed together
 _BLOCK = 2**20  # entries from which two threads draw
@@ -29,11 +34,8 @@ def table_moments(table: Tensor) -> tuple[float, float]:
     >>> table_moments(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
     (1.5, 1.2909944487358056)
     """
-    if table.ndim != 2 or table.numel() < 2 or not table.is_floating_point():
-        raise ValueError(
-            f"The table has shape {tuple(table.shape)} and type {table.dtype}; give a "
-            "float matrix (V, d) with at least two entries."
-        )
+    require_array(table, "The table", "V d", "float")
+    require_some(table.reshape(-1), "entries in the table", least=2)
     table = table.detach()
     if table.dtype in (torch.float16, torch.bfloat16):
         table = table.float()
@@ -151,13 +153,10 @@ def teir_scale(
         "earlier_tasks": earlier_tasks,
         "is_special": is_special,
     }
-    wrong = [n for n, v in given.items() if not isinstance(v, Tensor)]
-    if wrong:
-        found = type(given[wrong[0]]).__name__
-        raise ValueError(f"{wrong[0]} is a {found}; give a tensor (V,).")
-    shapes = {name: tuple(value.shape) for name, value in given.items()}
-    if occurs.ndim != 1 or len(set(shapes.values())) > 1:
-        raise ValueError(f"All four must be vectors of one length (V,); got {shapes}.")
+    for name, value in given.items():
+        require_type(value, Tensor, name, "a tensor (V,)", error=ValueError)
+    require_alike("give vectors of one length", ("shape",), **given)
+    require_array(occurs.float(), "occurs", "*", give="vectors of one length")
     for name, value in given.items():
         if not bool((value >= 0).all()) or not bool((value < math.inf).all()):
             raise ValueError(

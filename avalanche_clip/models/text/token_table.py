@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_finite, as_integer, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_integer,
+    as_size,
+    require_choice,
+    require_indices,
+    require_same,
+    require_some,
+    require_type,
+)
+from avalanche_clip.common.grown import overlay
 from avalanche_clip.models.text import vocabulary_storage
 from avalanche_clip.models.text.growing import GrowingTokenizer
 from avalanche_clip.models.text.teir import draw_normal_, teir_init_
@@ -56,11 +66,8 @@ class ExpandableTokenEmbedding(nn.Module):
         super().__init__()
         require_choice("init", init, INITS)
         std = as_finite(std, "std", low=0)
-        odd = [
-            name
-            for name in ("max_norm", "scale_grad_by_freq", "sparse")
-            if getattr(embedding, name, None)
-        ]
+        unknown = ("max_norm", "scale_grad_by_freq", "sparse")
+        odd = [name for name in unknown if getattr(embedding, name)]
         if odd:
             raise ValueError(
                 f"The embedding was made with {', '.join(odd)}, which a growing table "
@@ -209,11 +216,8 @@ class ExpandableTokenEmbedding(nn.Module):
         """
         self.settle()
         rows = rows.detach().to(self.weight.device, torch.int64).unique()
-        if not rows.numel() or int(rows[0]) < 0 or int(rows[-1]) >= len(self.weight):
-            raise ValueError(
-                f"{rows.numel()} active rows for a table of {len(self.weight)}; give "
-                "at least one id, all within the table."
-            )
+        require_some(rows, "active rows")
+        require_indices(rows, self.num_embeddings, "The list of active rows")
         self._point(rows)
         self.active = nn.Parameter(self.weight.detach()[rows])
         self.weight.requires_grad_(False)
@@ -255,11 +259,8 @@ class ExpandableTokenEmbedding(nn.Module):
         :raises ValueError: if the stored table began with another number of rows
             or another vocabulary.
         """
-        if int(state["base_rows"]) != self.base_rows:
-            raise ValueError(
-                f"The stored table began with {state['base_rows']} rows, this one with "
-                f"{self.base_rows}; build the model that was stored."
-            )
+        what, do = "The number of rows at first", "build the model that was stored"
+        require_same(what, state["base_rows"], self.base_rows, do)
         stored = state["tokenizer"]
         if stored is not None and self.tokenizer is not None:
             self.tokenizer.load_state_dict(stored)
@@ -273,16 +274,11 @@ class ExpandableTokenEmbedding(nn.Module):
     @torch.no_grad()
     def _resize(self, rows: int) -> None:
         """Let the table have so many rows; new ones are 0."""
-        old, kept = self.weight.detach(), min(rows, self.num_embeddings)
-        if rows == self.num_embeddings:
-            return
-        table = old.new_empty(rows, old.shape[1])
-        table[:kept] = old[:kept]
-        table[kept:] = 0
-        self.weight = nn.Parameter(table, requires_grad=self.weight.requires_grad)
-        usage = torch.zeros(rows, dtype=torch.int32)
-        usage[:kept] = self.usage[:kept]
-        self.usage = usage
+        old = self.weight
+        if rows != self.num_embeddings:
+            table = overlay(old.new_zeros(rows, old.shape[1]), old.detach())
+            self.weight = nn.Parameter(table, requires_grad=old.requires_grad)
+            self.usage = overlay(self.usage.new_zeros(rows), self.usage)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
@@ -354,11 +350,8 @@ def attach_token_embedding(
     name = _table_name(model) if name is None else name
     parent = model.get_submodule(name.rpartition(".")[0])
     table = model.get_submodule(name)
-    if not isinstance(table, nn.Embedding):
-        raise ValueError(
-            f"{name} is a {type(table).__name__}, not an nn.Embedding; give the name "
-            "of the token table."
-        )
+    give = "the name of the token table, an nn.Embedding"
+    require_type(table, nn.Embedding, name, give, error=ValueError)
     if tokenizer is None:
         own = model.tokenizer
         grows = isinstance(own, GrowingTokenizer)
@@ -425,13 +418,9 @@ def load_vocabulary(
     """
     state = vocabulary_storage.read(path, verify=verify)
     table = find_token_embedding(model) or attach_token_embedding(model)
-    width = state["table"].shape[1]
+    width, do = state["table"].shape[1], "build the model that was saved"
     with vocabulary_storage.naming(path, "the vocabulary of this model"):
-        if width != table.embedding_dim:
-            raise ValueError(
-                f"the stored table has width {width}, the model {table.embedding_dim}; "
-                "build the model that was saved."
-            )
+        require_same("The width of the table", width, table.embedding_dim, do)
         table.load_growth_state(state)
     with torch.no_grad():
         table.weight.copy_(state["table"])

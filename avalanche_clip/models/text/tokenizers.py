@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_size, as_texts
+from avalanche_clip.common.checks import as_size, as_texts, require_length, require_type
 from avalanche_clip.common.files import read_text, require_file, unreadable, write_text
 from avalanche_clip.models.text.settings import check_tokenizer_settings
 
@@ -21,6 +22,7 @@ START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CaptionTokenizer:
     """Turn captions into padded token ids.
 
@@ -39,25 +41,17 @@ class CaptionTokenizer:
     :param truncate: cut captions that are too long; False raises instead.
     """
 
-    def __init__(
-        self,
-        *,
-        context_length: int,
-        sot_id: int | None,
-        eot_id: int,
-        pad_id: int,
-        vocab_size: int,
-        trim: bool,
-        truncate: bool = True,
-    ) -> None:
+    context_length: int
+    sot_id: int | None
+    eot_id: int
+    pad_id: int
+    vocab_size: int
+    trim: bool
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
         # room for the start and the end token
-        self.context_length = as_size(context_length, "context_length", least=2)
-        self.sot_id = sot_id
-        self.eot_id = eot_id
-        self.pad_id = pad_id
-        self.vocab_size = vocab_size
-        self.trim = trim
-        self.truncate = truncate
+        self.context_length = as_size(self.context_length, "context_length", least=2)
         #: captions cut so far by this object (each worker process counts its own)
         self.num_truncated = 0
         self._warned = False
@@ -184,19 +178,12 @@ def check_languages(languages: Any, count: int) -> list[int | str] | None:
             f"languages={languages!r} is no list; give one code or name per caption."
         )
     listed = languages.tolist() if hasattr(languages, "tolist") else list(languages)
-    if len(listed) != count:
-        raise ValueError(
-            f"{len(listed)} language codes were given for {count} captions;"
-            " give one per caption."
-        )
+    require_length(listed, count, "language codes", "caption")
     found: list[int | str] = []
     for language in listed:
         value = language.item() if hasattr(language, "item") else language
-        if not isinstance(value, (int, str)) or isinstance(value, bool):
-            raise ValueError(
-                f"The language {language!r} is a {type(language).__name__}; give codes "
-                "(whole numbers) or names."
-            )
+        give = "codes (whole numbers) or names"
+        require_type(value, (int, str), "A language", give, error=ValueError)
         found.append(value)
     return found
 

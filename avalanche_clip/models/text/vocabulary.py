@@ -6,13 +6,17 @@ import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import require_choice
+from avalanche_clip.common.checks import (
+    require_choice,
+    require_distinct,
+    require_indices,
+)
 from avalanche_clip.models.text.learning import LearntVocabulary, Pair, apply_merges
 
 MERGE_ORDERS = ("append", "new-first")
@@ -206,9 +210,7 @@ class Vocabulary:
                 f"The vocabulary comes with {given}, but this tokenizer is of the kind "
                 f"{self.kind!r}; train it with train_language of this tokenizer."
             )
-        twice = len(learnt.tokens) - len(set(learnt.tokens))
-        if twice:
-            raise ValueError(f"The vocabulary names {twice} tokens more than once.")
+        require_distinct(learnt.tokens, "tokens of the vocabulary")
 
     def _with(
         self, added: list[tuple[str, int]], merges: list[Pair], learnt: LearntVocabulary
@@ -354,14 +356,5 @@ def count_tokens(rows: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
     tensor([1, 0, 2, 0])
     """
     flat = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < vocab_size:
-        raise ValueError(
-            f"Ids run from {int(flat.min())} to {int(flat.max())}, but the vocabulary "
-            f"has {vocab_size}; use the tokenizer that belongs to it."
-        )
+    require_indices(flat, vocab_size, "The list of ids (of another tokenizer?)")
     return torch.bincount(flat, minlength=vocab_size)
-
-
-def snapshot_state(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as plain data."""
-    return {**asdict(snapshot), "codes": list(snapshot.codes)}

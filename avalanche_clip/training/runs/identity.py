@@ -19,6 +19,7 @@ from avalanche_clip.training.templates.order import WORKER_OPTIONS
 from avalanche_clip.training.templates.settings import as_stored, strategy_settings
 
 _MOST = 3
+_MISSING = object()  # a value that one of two mappings does not have
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
 _short.maxlist = _short.maxtuple = 8
@@ -141,13 +142,6 @@ def differences(stored: Any, have: Any, where: str = "") -> list[str]:
     if same_kind and stored == have:
         return []
     return [f"{where} is {_said(stored)} there and {_said(have)} here"]
-
-
-class _Missing:
-    """Stands for a value that one of two mappings does not have."""
-
-
-_MISSING = _Missing()
 
 
 def _children(value: Any) -> dict[str, Any] | None:

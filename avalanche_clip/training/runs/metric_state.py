@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.plain import is_plain
+from avalanche_clip.common.plain import as_number, is_plain
 
 _PACKAGES = ("avalanche.evaluation", "avalanche_clip.evaluation")
 _STATE, _FIELDS, _SET, _FLOATS = "__state_dict__", "__fields__", "__set__", "__floats__"
@@ -188,11 +188,7 @@ def _unpack_curves(state: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[
 
 
 def _number(value: Any) -> Any:
-    one = isinstance(value, Tensor) and value.numel() == 1
-    if one or isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (bool, int, float, str)):
-        return value
     if isinstance(value, dict):
         return {str(k): _number(v) for k, v in value.items()}
-    return None
+    value = as_number(value)
+    return value if isinstance(value, (bool, int, float, str)) else None

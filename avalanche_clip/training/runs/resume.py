@@ -21,6 +21,7 @@ from torch import nn
 
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state, set_rng_state
+from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.training.runs import plugin_state
 from avalanche_clip.training.runs.files import (
     FORMAT,
@@ -34,7 +35,6 @@ from avalanche_clip.training.runs.identity import (
     require_same_strategy,
     strategy_identity,
 )
-from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import base_weights, without_base
 from avalanche_clip.training.templates.settings import note_built
@@ -350,37 +350,16 @@ def _load_weights(
 
 def _restore_running(strategy: Any, state: dict[str, Any]) -> None:
     """Load optimiser, scaler and random generators."""
-    _restore_optimizer(strategy, state["optimizer"])
+    strategy.groups.resume(
+        strategy.optimizer,
+        strategy.model,
+        state["optimizer"],
+        inside=strategy._pending is not None,
+    )
     scaler = strategy.step.scaler
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     set_rng_state(state["rng"], strategy.device)
-
-
-def _restore_optimizer(strategy: Any, stored: dict[str, Any]) -> None:
-    """Load the optimiser, which may have had more groups and grown parameters."""
-    _match_groups(strategy, [options["owner"] for options in stored["groups"]])
-    strategy.load_optimizer_state(stored)
-    strategy.groups.resumed(stored["names"], strategy.model)
-
-
-def _match_groups(strategy: Any, owners: list[str]) -> None:
-    """Add empty groups where the stored optimiser had more.
-
-    Between experiences those of plugins go where it had fewer: the next experience
-    makes them again.
-    """
-    optimizer = strategy.optimizer
-    if strategy._pending is None:
-        optimizer.param_groups[:] = [
-            group
-            for group in optimizer.param_groups
-            if group["owner"] in owners or group["owner"].startswith("rule ")
-        ]
-    have = {group["owner"] for group in optimizer.param_groups}
-    for owner in owners:
-        if owner not in have:
-            optimizer.add_param_group({"params": [], "owner": owner})
 
 
 # ------------------------------------------------------------------- growing

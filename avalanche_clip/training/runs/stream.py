@@ -19,6 +19,7 @@ from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
+from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.summaries import is_result
@@ -34,7 +35,6 @@ from avalanche_clip.training.runs.record import (
     versions,
 )
 from avalanche_clip.training.runs.resume import restore_state
-from avalanche_clip.training.runs.rollback import undone_on_error
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.templates.settings import strategy_settings

@@ -24,15 +24,9 @@ Encode = Callable[[Any], CLIPOutput]
 
 
 def _tensors(output: CLIPOutput) -> dict[str, Tensor]:
-    found = {
-        "image_features": output.image_features,
-        "text_features": output.text_features,
-        "logit_scale": output.logit_scale,
-    }
-    for key, value in (output.aux or {}).items():
-        if isinstance(value, Tensor):
-            found[f"aux.{key}"] = value
-    return found
+    aux = {f"aux.{key}": value for key, value in (output.aux or {}).items()}
+    found = {**output._asdict(), **aux}
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 class FeatureCache:
@@ -71,13 +65,8 @@ class FeatureCache:
                 }
             )
         joined = {key: self._join(key) for key in self.leaves[0]}
-        aux = {k[4:]: v for k, v in joined.items() if k.startswith("aux.")}
-        return CLIPOutput(
-            joined["image_features"],
-            joined["text_features"],
-            joined["logit_scale"],
-            aux or None,
-        )
+        aux = {k[4:]: joined.pop(k) for k in list(joined) if k.startswith("aux.")}
+        return CLIPOutput(**joined, aux=aux or None)
 
     def _join(self, key: str) -> Tensor:
         values = [leaf[key] for leaf in self.leaves]
@@ -85,10 +74,8 @@ class FeatureCache:
             return torch.cat(values)
         if key == "aux.balance_loss":  # a mean over samples
             total = sum(self.sizes)
-            weighted = [
-                v * (n / total) for v, n in zip(values, self.sizes, strict=True)
-            ]
-            return torch.stack(weighted).sum()
+            pairs = zip(values, self.sizes, strict=True)
+            return torch.stack([v * (n / total) for v, n in pairs]).sum()
         return values[0]
 
     def backward(self, encode: Encode, last: Encode) -> None:

@@ -197,7 +197,10 @@ def _captions(dataset: Any, count: int) -> list[Any]:
             found = list(read_captions(dataset, positions))
         except Exception:  # an item that is met, or skipped, in training
             found = [_readable(dataset, position) for position in positions]
-    return [[_listed(caption) for caption in captions] for captions in found]
+    return [
+        [c.tolist() if isinstance(c, Tensor) else c for c in captions]
+        for captions in found
+    ]
 
 
 def _readable(dataset: Any, position: int) -> list[Any]:
@@ -205,10 +208,6 @@ def _readable(dataset: Any, position: int) -> list[Any]:
         return next(read_captions(dataset, [position]))
     except Exception as error:
         return [f"cannot be read ({type(error).__name__})"]
-
-
-def _listed(caption: Any) -> Any:
-    return caption.tolist() if isinstance(caption, Tensor) else caption
 
 
 # ---------------------------------------------------------------------- settings
@@ -259,14 +258,11 @@ def _weights(model: Any) -> Facts:
         if isinstance(tensor, Tensor)
     ]
     sums = bit_sums(named)
-    found = {"the tokenizer's vocabulary": _vocabulary(model)}
+    tokenizer = getattr(model, "tokenizer", None)
+    size = getattr(tokenizer, "vocab_size", None)
+    found = {"the tokenizer's vocabulary": f"{type(tokenizer).__name__} {size}"}
     for name, tensor in named:
         kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         trained = "trained" if tensor.requires_grad else "frozen"
         found[f"model.{name}"] = f"{kind} {trained}, bit sum {sums[name]}"
     return found
-
-
-def _vocabulary(model: Any) -> str:
-    tokenizer = getattr(model, "tokenizer", None)
-    return f"{type(tokenizer).__name__} {getattr(tokenizer, 'vocab_size', None)}"

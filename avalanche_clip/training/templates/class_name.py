@@ -254,10 +254,6 @@ class ClassNameTemplate(CLIPTemplate):
         self._check_eval_space()
         super()._before_eval_exp(**kwargs)
 
-    def _after_eval_exp(self, **kwargs: Any) -> None:
-        super()._after_eval_exp(**kwargs)
-        self._forget_spaces()
-
     def _eval_cleanup(self) -> None:
         super()._eval_cleanup()  # also after an evaluation that failed
         self._forget_spaces()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 from avalanche.benchmarks import CLExperience
-from torch import Tensor
+
+from avalanche_clip.common.rollback import undone_on_error
 
 
 def by_stream(given: Any) -> list[list[Any]]:
@@ -58,18 +58,19 @@ def _flat(given: Any) -> Iterator[Any]:
 @contextmanager
 def undone_on_failure(strategy: Any) -> Iterator[None]:
     """Put a strategy back if an evaluation fails or is interrupted."""
-    evaluator = EvaluatorState(strategy.evaluator)
+    restore = _evaluator_state(strategy.evaluator)
     state, stream = strategy._save_train_state(), strategy.current_eval_stream
-    try:
-        yield
-    except BaseException:
-        for contract in strategy.contracts:
-            contract.evaluation_failed(strategy)
-        strategy._eval_cleanup()
-        strategy._load_train_state(state)
-        strategy.current_eval_stream = stream
-        evaluator.restore()
-        raise
+    with undone_on_error(strategy.evaluator.metrics):
+        try:
+            yield
+        except BaseException:
+            for contract in strategy.contracts:
+                contract.evaluation_failed(strategy)
+            strategy._eval_cleanup()
+            strategy._load_train_state(state)
+            strategy.current_eval_stream = stream
+            restore()
+            raise
 
 
 @contextmanager
@@ -89,46 +90,25 @@ def noted(strategy: Any, group: Sequence[Any]) -> Iterator[None]:
             contract.note_values(strategy, step, group, measured)
 
 
-class EvaluatorState:
-    """The evaluator of a strategy as it was: metrics, their values, loggers.
+def _evaluator_state(evaluator: Any) -> Callable[[], None]:
+    """How to bring values and loggers back; curves are remembered by their length."""
+    last, curves = dict(evaluator.last_metric_results), evaluator.all_metric_results
+    lengths = {name: len(steps) for name, (steps, _) in curves.items()}
+    loggers = [_logger_state(log) for log in evaluator.loggers]
 
-    Containers, tensors and metrics inside metrics are copied; curves are remembered
-    by their length. What else metrics hold (data, models) is left alone.
-
-    :param evaluator: a stock ``EvaluationPlugin``.
-    """
-
-    def __init__(self, evaluator: Any):
-        self.evaluator = evaluator
-        memo = {id(metric): metric for metric in evaluator.metrics}
-        self._metrics = [
-            (m, {k: _copied(v, memo) for k, v in vars(m).items()})
-            for m in evaluator.metrics
-        ]
-        self._last = dict(evaluator.last_metric_results)
-        curves = evaluator.all_metric_results
-        self._lengths = {name: len(steps) for name, (steps, _) in curves.items()}
-        self._loggers = [_logger_state(log) for log in evaluator.loggers]
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for metric, fields in self._metrics:
-            vars(metric).clear()
-            vars(metric).update(fields)
-        self.evaluator.last_metric_results = self._last
-        self.evaluator._metric_values = []
-        curves = self.evaluator.all_metric_results
-        for name in list(curves):
-            length = self._lengths.get(name)
-            if length is None:
-                del curves[name]
-                continue
+    def undo() -> None:
+        evaluator.last_metric_results, evaluator._metric_values = last, []
+        for name in curves.keys() - lengths.keys():
+            del curves[name]
+        for name, length in lengths.items():
             for column in curves[name]:
                 del column[length:]
-        for undo in self._loggers:
+        for restore in loggers:
             # The cause of the failure counts, not what closing a file says.
             with suppress(Exception):
-                undo()
+                restore()
+
+    return undo
 
 
 def _logger_state(log: Any) -> Callable[[], None]:
@@ -147,37 +127,3 @@ def _logger_state(log: Any) -> Callable[[], None]:
             log.load_state_dict(state)
 
     return undo
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy containers, tensors and metrics, each once; share everything else."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, Tensor):
-        found: Any = value.detach().clone()
-    elif isinstance(value, np.ndarray):
-        found = value.copy()
-    elif isinstance(value, dict):
-        found = copy.copy(value)
-        memo[id(value)] = found
-        for key, child in value.items():
-            found[key] = _copied(child, memo)
-    elif type(value) in (list, tuple, set, frozenset):
-        found = type(value)(_copied(child, memo) for child in value)
-    elif _is_part(value):
-        found = copy.copy(value)
-        memo[id(value)] = found
-        for name, child in vars(value).items():
-            vars(found)[name] = _copied(child, memo)
-    else:
-        return value
-    memo[id(value)] = found
-    return found
-
-
-def _is_part(value: Any) -> bool:
-    """Whether a value is a metric or a helper of one, whose fields may change."""
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return False
-    packages = [cls.__module__ for cls in type(value).__mro__]
-    return any(name.startswith("avalanche.evaluation") for name in packages)

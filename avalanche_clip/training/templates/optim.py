@@ -21,9 +21,6 @@ Named = Iterable[tuple[str, nn.Parameter]]
 GroupRule = Callable[[Named], Sequence[Any]]
 
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")
-_NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
-"""Entries of a group that are no setting of the method; how it is computed may differ
-between devices."""
 
 
 def clip_param_groups(
@@ -175,20 +172,4 @@ def group_names(
     return [
         {"names": [by_id[id(p)] for p in g["params"] if id(p) in by_id]}
         for g in optimizer.param_groups
-    ]
-
-
-def describe_groups(
-    optimizer: Optimizer, groups: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Describe the groups that an optimiser was built with, as plain data.
-
-    :param optimizer: of the user, or built for a strategy.
-    :param groups: names per group, as from :func:`group_names`.
-    :return: options and ``names`` of each group.
-    """
-    return [
-        {k: v for k, v in options.items() if k not in _NOT_COMPARED}
-        | {"names": g["names"]}
-        for options, g in zip(optimizer.param_groups, groups, strict=True)
     ]

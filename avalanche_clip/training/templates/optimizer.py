@@ -16,6 +16,9 @@ from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 Groups = list[dict[str, Any]]
+_NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
+"""Entries of a group that are no setting of the method; how it is computed may differ
+between devices."""
 
 
 class OptimizerGroups:
@@ -87,7 +90,11 @@ class OptimizerGroups:
                 "from this model's parameters, or pass a callable."
             )
         self._left_out = set(named) - held
-        self.built = copy.deepcopy(optim.describe_groups(optimizer, self.names))
+        self.built = [
+            {k: copy.deepcopy(v) for k, v in group.items() if k not in _NOT_COMPARED}
+            | {"names": list(named_group["names"])}
+            for group, named_group in zip(optimizer.param_groups, self.names)
+        ]
         for place, group in enumerate(optimizer.param_groups):
             # What options are stored and found by, from the first checkpoint on.
             group["owner"] = f"rule {place}"
@@ -189,12 +196,36 @@ class OptimizerGroups:
                     for k, v in entry.items()
                 }
 
-    def resumed(self, names: list[list[str]], model: nn.Module) -> None:
-        """Follow the parameters of a model and an optimiser that were put back.
+    def resume(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        stored: dict[str, Any],
+        *,
+        inside: bool,
+    ) -> None:
+        """Put back an optimiser that may have had other groups of plugins.
 
-        :param names: those of each group of the stored run.
+        Groups that it had more are added. Between experiences those of plugins go
+        where it had fewer: the next experience makes them again.
+
+        :param model: put back already.
+        :param stored: from :meth:`state`, with the ``"names"`` of each group.
+        :param inside: whether the stored run was inside an experience.
         """
-        self.names = [{"names": list(group)} for group in names]
+        owners = [options["owner"] for options in stored["groups"]]
+        if not inside:
+            optimizer.param_groups[:] = [
+                group
+                for group in optimizer.param_groups
+                if group["owner"] in owners or group["owner"].startswith("rule ")
+            ]
+        have = {group["owner"] for group in optimizer.param_groups}
+        for owner in owners:
+            if owner not in have:
+                optimizer.add_param_group({"params": [], "owner": owner})
+        self.load(optimizer, model, stored)
+        self.names = [{"names": list(group)} for group in stored["names"]]
         named = optim.trainable(model)
         self.known |= set(named)
         # Moments are found by the names of the parameters as they are now.

@@ -58,19 +58,11 @@ def learning_rate(
     :return: the rate, ``>= 0``.
     :raises ValueError: for another kind.
     """
-    if kind == "cosine":
-        return cosine_lr(step, total, warmup, base)
-    if step < warmup:
-        return base * (step + 1) / warmup
-    if kind == "constant":
-        return base
-    if kind == "const-cosine":
-        trunk = trunk_steps(total, decay_fraction)
-        if step < trunk:
-            return base
-        return cosine_lr(step - trunk, total - trunk, 0, base)
     require_choice("schedule", kind, SCHEDULES)
-    raise AssertionError(kind)
+    if kind == "cosine" or step < warmup:
+        return cosine_lr(step, total, warmup, base)
+    trunk = total if kind == "constant" else trunk_steps(total, decay_fraction)
+    return base if step < trunk else cosine_lr(step - trunk, total - trunk, 0, base)
 
 
 def trunk_steps(total: int, decay_fraction: float) -> int:

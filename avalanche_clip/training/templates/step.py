@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,21 +110,13 @@ class Step:
         self._cache = None
         if not strategy.is_training:
             with routed(strategy, strategy.mb_x):
-                return self._encode(strategy.mb_x)
+                return strategy.encode(strategy.mb_x)  # type: ignore[no-any-return]
         if strategy.accumulation_steps == 1:
-            return self._encode_synced(strategy.mb_x)
+            return strategy.encode(strategy.mb_x, synced=True)  # type: ignore[no-any-return]
         self._cache = FeatureCache(
             strategy.mb_x, strategy.accumulation_steps, strategy.device
         )
-        return self._cache.forward(self._encode)
-
-    def _encode(self, batch: Any) -> CLIPOutput:
-        output: CLIPOutput = self.strategy.encode(batch)
-        return output
-
-    def _encode_synced(self, batch: Any) -> CLIPOutput:
-        output: CLIPOutput = self.strategy.encode(batch, synced=True)
-        return output
+        return self._cache.forward(strategy.encode)
 
     def backward(self) -> None:
         """Compute gradients (unscaled), and stop if the loss is not finite."""
@@ -139,7 +132,7 @@ class Step:
             with self.synced.no_sync():  # type: ignore[operator]
                 loss.backward(retain_graph=strategy.retain_graph)
         if cache is not None:  # only the last part may synchronise
-            cache.backward(self._encode, self._encode_synced)
+            cache.backward(strategy.encode, partial(strategy.encode, synced=True))
         if whole.is_cuda:
             self._require(check)
         if self.scaler is not None:

@@ -75,18 +75,6 @@ def test_cifar100__steps_labels_and_names(cifar, steps):
     assert sum(len(e.dataset) for e in built.test_stream) == len(test)
 
 
-def test_cifar100__image_label_and_prompt_belong_together(cifar):
-    order = class_order("CIFAR100")
-    for experience in cil_cifar100(cifar[0], 50, check="ignore").train_stream:
-        for position, label in enumerate(targets(experience)):
-            image, text = experience.dataset[position][:2]
-            original = image.getpixel((0, 0))[0] // 2
-            assert order[label] == original
-            assert text == f"a bad photo of a {experience.class_prompts.name(label)}."
-    # Class 87 arrives first.
-    assert order[0] == 87
-
-
 def test_cifar100__names_and_templates_may_be_given(cifar):
     def first_names(**options):
         built = cil_cifar100(cifar[0], check="ignore", **options)
@@ -120,18 +108,6 @@ def test_tiny_imagenet__a_hundred_classes_first(tiny, steps, experiences):
     assert built.class_prompts.templates(0) == ("a bad photo of a {}.",)
 
 
-def test_tiny_imagenet__labels_come_from_wnids_and_annotations(tiny):
-    folder, wnids, labels = tiny
-    order = class_order("TinyImageNet")
-    built = cil_tiny_imagenet(folder, 10, check="ignore")
-    whole = np.concatenate([targets(e) for e in built.test_stream])
-    assert sorted(whole) == sorted(order.index(label) for label in labels)
-    first = built.train_stream[0]
-    for position, label in enumerate(targets(first)[:20]):
-        shown = first.dataset[position][0].getpixel((3, 3))[0]
-        assert abs(shown - disk.colour(20 * order[label] % 100, 0)[0]) <= 2
-
-
 def test_tiny_imagenet__wrong_steps_and_too_few_classes(tiny, tmp_path):
     refused("after the first 100", cil_tiny_imagenet, tiny[0], 30)
     disk.tiny_imagenet(tmp_path, tiny[1][:3], {})
@@ -149,7 +125,7 @@ def test_imagenet100__two_settings(imagenet, base, sizes):
 
 
 def test_imagenet100__other_bases_are_refused(imagenet):
-    refused("use 10 .* or 50", cil_imagenet100, imagenet, 20)
+    refused("use one of 10, 50", cil_imagenet100, imagenet, 20)
 
 
 def test_imagenet1k__ten_steps(imagenet):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks import attribute_array, prepare_benchmark, tic_emoji
-from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset, tic_emoji_joint
+from avalanche_clip.benchmarks.classic.tic_emoji import tic_emoji_joint
 from avalanche_clip.benchmarks.datasets import (
     EMOJI_STEPS,
     EMOJI_STYLES,
@@ -168,10 +168,3 @@ def test_tic_emoji_joint__trains_on_everything_at_once(plain):
     assert [len(e.dataset) for e in joint.test_stream] == SIZES
     left, right = columns(joint.train_stream)[0], columns(plain.train_stream)
     assert np.array_equal(np.sort(left), np.sort(np.concatenate(right)))
-
-
-def test_emoji_dataset__language_and_indices():
-    dataset = emoji_dataset(["noto"], [3, 1], language="de")
-    table = load_emoji_table()
-    assert [dataset[k][1] for k in (0, 1)] == [table.captions("de")[k] for k in (3, 1)]
-    assert attribute_array(dataset, "targets").tolist() == [3, 1]

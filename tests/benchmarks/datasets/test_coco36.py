@@ -285,7 +285,6 @@ def test_xm3600__names_the_line_that_does_not_fit(tmp_path, line, message):
         XM3600(tmp_path).test("en")
 
 
-# ------------------------------------------------------------- damaged files
 # ------------------------------------------------------------- as downloaded
 def as_downloaded(root, english=True):
     """Take away what the authors' scripts derive."""

@@ -39,6 +39,7 @@ from tests.benchmarks.datasets.coco36_files import (
     write_xm3600,
 )
 from tests.benchmarks.datasets.mtil import coop_files, disk
+from tests.damage import PAGE, POINTER
 from tests.refused import refused
 
 OURS = (ValueError, UnreadableDataError, FileNotFoundError)
@@ -46,9 +47,8 @@ CORPUS = "data/corpus/multilingual_coco/36langs"
 FOREIGN = {
     "empty": b"",
     "zeros": bytes(600),
-    "web page": b"<!DOCTYPE html>\n<html><body>404</body></html>\n",
-    "pointer": b"version https://git-lfs.github.com/spec/v1\n"
-    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n",
+    "web page": PAGE,
+    "pointer": POINTER,
     "other encoding": "[1, 2]\nabc\n".encode("utf-16"),
     "not UTF-8": b"caf\xe9\n" * 5,
     "gzipped": gzip.compress(b"abc\n"),

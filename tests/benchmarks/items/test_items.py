@@ -128,22 +128,6 @@ def test_timestamps__nanoseconds_keep_microseconds():
 # --- reading ------------------------------------------------------------------
 
 
-def test_item__truncated_image_names_position_id_and_remedy(tmp_path):
-    class Files(ListedPairs):
-        def __getitem__(self, index):
-            return Image.open(self.items[index]), "a picture"
-
-    whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
-    whole.write_bytes(png())
-    cut.write_bytes(png()[:200])
-    dataset = make_image_text_dataset(Files([whole, cut]), sample_ids=[70, 71])
-    dataset[0]
-    with pytest.raises(CorruptSampleError, match=r"Item 1 \(sample_id 71\).*subset"):
-        dataset[1]
-    subset = dataset.subset([1, 0])
-    assert [position for position, _ in find_corrupt_samples(subset)] == [0]
-
-
 class PictureFiles(ListedPairs):
     """Pictures read from files, each with one caption."""
 
@@ -157,6 +141,7 @@ class PictureFiles(ListedPairs):
     [
         (None, (FileNotFoundError, ValueError), "does not exist"),
         (b"", (ValueError,), "empty file"),
+        (png()[:200], (ValueError,), ".*list_of_positions_to_keep"),
         (b"version https://git-lfs.github.com/spec/v1\n", (ValueError,), "Git LFS"),
     ],
 )
@@ -395,5 +380,4 @@ def test_concatenate__refuses_parts_with_other_facts_and_nothing():
     first = counted_dataset([1.0])
     with pytest.raises(ValueError, match="different facts"):
         concatenate([first, counted_dataset([1.0], first_id=3, targets=[1])])
-    with pytest.raises(ValueError, match="nothing to concatenate"):
-        concatenate([first.subset([])])
+    refused("nothing to concatenate", concatenate, [first.subset([])])

@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-from avalanche.benchmarks import with_classes_timeline, with_task_labels
 from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
 from avalanche.benchmarks.scenarios.task_aware import task_incremental_benchmark
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
@@ -21,10 +20,8 @@ from avalanche_clip.benchmarks import (
 )
 from avalanche_clip.benchmarks.items.items import concatenate
 from avalanche_clip.benchmarks.items.prepare import is_prepared, require_prepared
-from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 from tests.benchmarks.small_streams import (
     CharModel,
-    Noise,
     counted_benchmark,
     counted_dataset,
     ids_of,
@@ -155,26 +152,6 @@ def test_prepare__keeps_labels_fields_and_scenario_facts():
             assert exp.origin_stream is stream and exp.current_experience == index
 
 
-def test_prepare__after_avalanches_decorators():
-    decorated = with_classes_timeline(with_task_labels(_with_targets()))
-    prepared = prepare_benchmark(decorated, CharModel())
-    assert prepared.time_labels == ["a", "b"]
-    for index, exp in enumerate(prepared.train_stream):
-        assert exp.task_labels == [0] and exp.task_label == 0
-        assert list(exp.classes_in_this_experience) == [index]
-        assert_transformed_once(exp.dataset)
-        batch, labels, task = collate(exp.dataset, [0, 1])
-        assert labels.tolist() == [index] * 2 and task.tolist() == [0, 0]
-
-
-def _with_targets():
-    return time_stamped_benchmark(
-        counted_dataset([0.0, 0.0, 1.0, 1.0], targets=[0, 0, 1, 1]),
-        num_experiences=2,
-        labels=["a", "b"],
-    )
-
-
 def test_prepare__sees_attributes_that_decorators_added():
     scenario = time_stamped_benchmark(
         counted_dataset([0.0, 1.0], task_labels=None), num_experiences=2
@@ -244,32 +221,6 @@ def test_random_caption__probabilities():
 
 
 # --- workers ------------------------------------------------------------------
-
-
-# A spawned worker imports Avalanche anew, which takes most of a minute for two.
-@pytest.mark.parametrize(
-    "start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
-)
-def test_prepare__workers_give_the_same_batches(start_method):
-    prepared = prepare_benchmark(
-        counted_benchmark(captions=3, languages=None),
-        CharModel(),
-        train_transform=Noise(),
-    )
-    dataset = prepared.train_stream[0].dataset
-    order = TrainingOrder(len(dataset), 2, seed=3, experience=0)
-
-    def batches(**options):
-        loader = TrainLoader(dataset, order, collate_fn=dataset.collate_fn, **options)
-        return list(loader)
-
-    alone = batches()
-    helped = batches(num_workers=2, multiprocessing_context=start_method)
-    assert len(alone) == len(helped) == 2
-    for (left, *left_rest), (right, *right_rest) in zip(alone, helped):
-        assert type(right) is type(left) and left.keys() == right.keys()
-        assert all(torch.equal(left[key], right[key]) for key in left)
-        assert all(torch.equal(a, b) for a, b in zip(left_rest, right_rest))
 
 
 class OtherModel(CharModel):

@@ -9,8 +9,6 @@ from avalanche_clip.benchmarks import (
     make_image_text_dataset,
     multilingual_benchmark,
     prepare_benchmark,
-    split_online,
-    split_validation,
 )
 from tests.benchmarks.small_streams import CharModel, CountedPairs, ids_of
 from tests.refused import refused
@@ -84,21 +82,6 @@ def test_language_code__reaches_the_tokenizer_per_caption(in_item, captions):
     assert codes == [2] * (3 * captions)
     assert batch["language"].tolist() == [2, 2, 2]
     assert task.tolist() == [0, 0, 0]
-
-
-def test_mixed_batch__passes_the_code_of_each_owner():
-    model = CharModel()
-    whole = joint_languages(
-        multilingual_benchmark(
-            tagged(MIXED, captions=2), languages=["a", "b", "c"], order=["c", "a", "b"]
-        )
-    )
-    prepared = prepare_benchmark(
-        whole, model, train_text_transform=lambda captions: captions
-    )
-    dataset = prepared.train_stream[0].dataset
-    dataset.collate_fn([dataset[k] for k in range(6)])
-    assert model.tokenizer.calls[-1][1] == [2] * 6 + [0] * 4 + [1] * 2
 
 
 def test_mapping__tells_translations_of_the_same_ids_apart():
@@ -177,26 +160,6 @@ def test_sources__must_be_data_sets():
     with pytest.raises(TypeError, match="Language 'en'"):
         multilingual_benchmark({"en": CountedPairs(3)})
     refused("no attribute 'language'", multilingual_benchmark, plain(3))
-
-
-def test_facts__survive_preparing_and_splitting():
-    benchmark = multilingual_benchmark(
-        tagged(np.repeat([0, 1], 6)), languages=["en", "de"], order=["de", "en"]
-    )
-    for made in (
-        prepare_benchmark(benchmark, CharModel()),
-        split_validation(benchmark, 0.5),
-        split_online(benchmark, 3),
-    ):
-        assert made.languages == ("de", "en")
-        assert made.protocol == "multilingual"
-        assert made.language_codes == {"en": 0, "de": 1}
-        for experience in made.train_stream:
-            codes = set(attribute_array(experience.dataset, "language").tolist())
-            assert codes == {experience.language_code}
-            assert made.languages[experience.language == "en"] == experience.language
-    valid = split_validation(benchmark, 0.5).streams["valid"]
-    assert [e.language for e in valid] == ["de", "en"]
 
 
 def test_joint__has_everything_in_one_experience():

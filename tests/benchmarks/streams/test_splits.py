@@ -98,8 +98,7 @@ def test_split_validation__select_replaces_the_hash():
     ],
 )
 def test_split_validation__bad_arguments_raise(options, message):
-    with pytest.raises(ValueError, match=message):
-        split_validation(benchmark(), **options)
+    refused(message, split_validation, benchmark(), **options)
 
 
 def test_split_validation__one_sample_raises_and_two_are_shared():
@@ -155,10 +154,8 @@ def test_split_online__drop_last_leaves_full_experiences_and_no_step_vanishes():
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
 def test_split_online__bad_size_raises(size):
-    with pytest.raises(ValueError, match="experience_size"):
-        split_online(benchmark(), size)
-    with pytest.raises(ValueError, match="train_name='tran'"):
-        split_online(benchmark(), 5, train_name="tran")
+    refused("experience_size", split_online, benchmark(), size)
+    refused("train_name='tran'", split_online, benchmark(), 5, train_name="tran")
 
 
 def test_split_online__keeps_what_decorators_attached():

@@ -173,10 +173,6 @@ def test_spatial_disorder__case_i_of_the_specification():
     assert [after[k] for k in keys] == pytest.approx([1, 2 / 3])
 
 
-def test_angle_histogram__case_j_of_the_specification():
-    assert angle_histogram([5.0, 17.0, 22.0, 28.0, 90.0]).tolist() == [0.2] * 5
-
-
 def test_angle_histogram__bins_are_half_open_and_the_last_is_closed():
     edges = torch.tensor([0.0, 15.0, 20.0, 25.0, 30.0, 180.0])
     assert angle_histogram(edges).tolist() == pytest.approx([1 / 6] * 4 + [2 / 6])

@@ -4,17 +4,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics import RetrievalMetric, retrieval_plugin_metrics
-from tests.evaluation.helpers import FakeStrategy, experience_batches, unit
-
-
-class Silent:
-    """A logger that keeps what it is given."""
-
-    def __init__(self):
-        self.values = []
-
-    def log_metrics(self, values):
-        self.values.extend((v.name, v.value, v.x_plot) for v in values)
+from tests.evaluation.helpers import FakeStrategy, Silent, experience_batches, unit
 
 
 def make_strategy(**kwargs):

@@ -6,8 +6,7 @@ from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-from tests.evaluation.helpers import FakeStrategy
-from tests.evaluation.metrics.test_retrieval import Silent
+from tests.evaluation.helpers import FakeStrategy, Silent
 
 KEY = "mean_R@5"
 

@@ -151,15 +151,7 @@ def test_schema__takes_every_open_clip_model():
     import open_clip
 
     for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
-        known = {
-            "hf_model_name",
-            "hf_model_pretrained",
-            "hf_proj_type",
-            "hf_pooler_type",
-        }
-        assert known | set(config["text_cfg"])
-        Schema(name, strict=True).model_cfg(config)
+        Schema(name, strict=True).model_cfg(open_clip.get_model_config(name))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Weight files: which, whose, whole, and under which names."""
 
 import json
-import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,31 +11,12 @@ from avalanche_clip.models import create_dual_encoder, rewrite_file, save_weight
 from avalanche_clip.models.encoders.weights import (
     find_weights,
     portable_config,
-    read_weights,
 )
 from tests.models.conftest import same
 from tests.refused import refused
 
 
 # --------------------------------------------------------- verified files
-def test_save_weights__every_flipped_bit_is_found(trained, tmp_path):
-    path, generator = tmp_path / "w.safetensors", random.Random(0)
-    save_weights(trained, path, precision="fp16")
-    assert same(
-        create_dual_encoder(trained.config, path),
-        create_dual_encoder(trained.config, path, verify=False),
-    )
-    whole = path.read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    places = [generator.randrange(header) for _ in range(60)]
-    places += [generator.randrange(header, len(whole)) for _ in range(60)]
-    for place in places:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << generator.randrange(8)
-        path.write_bytes(damaged)
-        refused(r"w\.safetensors", read_weights, path)
-
-
 def test_save__weights_out_of_their_folder_can_be_verified(trained, tmp_path):
     trained.save(tmp_path / "model")
     inside, alone = tmp_path / "model" / "model.safetensors", tmp_path / "x.safetensors"
@@ -44,6 +25,7 @@ def test_save__weights_out_of_their_folder_can_be_verified(trained, tmp_path):
     data = bytearray(inside.read_bytes())
     data[-5] ^= 1
     for path in (alone, inside):
+        assert same(create_dual_encoder(trained.config, path, verify=False), trained)
         path.write_bytes(data)
     for call in (
         {"name": trained.config, "pretrained": alone},
@@ -155,14 +137,10 @@ def test_layouts__as_people_wrap_them(layout, trained, tmp_path):
 
 
 def test_checkpoint__with_numbers_of_numpy_loads(trained, tmp_path):
-    import numpy as np
-
-    path = tmp_path / "w.pt"
-    extras = {"epoch": np.int64(3), "best": np.float64(0.5), "seen": np.arange(3)}
-    torch.save({**extras, "state_dict": trained.clip.state_dict()}, path)
+    path, state = tmp_path / "w.pt", trained.clip.state_dict()
+    torch.save({"epoch": np.int64(3), "state_dict": state}, path)
     assert same(create_dual_encoder(trained.config, path), trained)
-    state = {**trained.clip.state_dict(), "logit_scale": np.float64(3.0)}
-    torch.save(state, path)
+    torch.save({**state, "logit_scale": np.float64(3.0)}, path)
     refused("logit_scale.*of NumPy", create_dual_encoder, trained.config, path)
 
 

@@ -18,7 +18,6 @@ from avalanche_clip.models.images.preprocessing import (
     read_image_processor,
 )
 from avalanche_clip.models.images.transforms import Preprocessing, build_transform
-from tests.models.encoders.test_factory import Traced
 from tests.refused import refused
 
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
@@ -196,21 +195,6 @@ def test_order__what_lies_inside_and_our_own_folder(names, tmp_path):
     model.save(tmp_path / "again")
     again = create_dual_encoder(tmp_path / "again")
     assert settings(again.config) == settings(model.config)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_order__openais_archive_is_openais(names, monkeypatch, tmp_path):
-    import open_clip.factory
-
-    quick = {**names, "quick_gelu": True}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-Agree", quick)
-    clip = create_dual_encoder(quick).clip
-    script = torch.jit.trace(Traced(clip, 32), torch.zeros(1, 4).long())
-    torch.jit.save(script, str(tmp_path / "openai.pt"))
-    model = create_dual_encoder("Tiny-Agree", tmp_path / "openai.pt")
-    cfg = model.transform(False).preprocessing
-    assert (cfg.mean[0], cfg.resize_mode) == (0.48145466, "shortest")
-    assert "archive" in model.preprocessing_source
 
 
 # --------------------------------------------------------------- processors

@@ -95,8 +95,7 @@ def test_tensors__bytes_equal_pil_and_floats_are_close(train, tiny, square):
 def test_to_rgb__transparent_pixels_become_white_and_grey_gets_three_channels():
     tensor = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(4, 1, 1)
     assert to_rgb(tensor).flatten().tolist() == [1.0, 1.0, 1.0]
-    bytes_ = (tensor * 255).byte()
-    assert to_rgb(bytes_).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb((tensor * 255).byte()).getpixel((0, 0)) == (255, 255, 255)
     assert to_rgb(torch.rand(1, 4, 5)).shape == (3, 4, 5)
     assert to_rgb(torch.zeros(1, 4, 5, dtype=torch.uint8)).mode == "RGB"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
+from avalanche_clip.models import attach_moe_adapters
 from tests.models.experts import (
     OPTIONS,
     TEXTS,
@@ -10,7 +10,8 @@ from tests.models.experts import (
     randomize,
     train,
 )
-from tests.models.kinds import KINDS
+from tests.models.kinds import KINDS, convolutional
+from tests.refused import refused
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -19,12 +20,6 @@ def model(request, tiny_cfg):
     # PyTorch picks some kernels (SigLIP's pooling) by whether weights train, and
     # attaching freezes them.
     return request.param(tiny_cfg, request).requires_grad_(False)
-
-
-@pytest.fixture
-def one(tiny_cfg):
-    torch.manual_seed(0)
-    return create_dual_encoder(tiny_cfg)
 
 
 def test_mixture__is_added_to_the_second_branch(model):
@@ -99,17 +94,11 @@ def test_router__is_restored_and_checked(one):
             assert moe.routers == {"image": -1, "text": -1}
             raise RuntimeError("inside")
     assert moe.routers == {"image": 1, "text": 0}
-    for call in (
-        lambda: moe.set_router(2),
-        lambda: moe.set_router(image=0, text=2),
-        lambda: moe.set_router(text=torch.tensor([0, 5])),
-    ):
-        with pytest.raises(ValueError, match="does not exist"):
-            call()
+    for ids in ({"router": 2}, {"image": 0, "text": 2}, {"text": torch.tensor([0, 5])}):
+        refused("does not exist", moe.set_router, **ids)
     assert moe.routers == {"image": 1, "text": 0}
     moe.set_router(image=torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="2 router ids for 3 rows"):
-        one(make_batch(one))
+    refused("2 router ids for 3 rows", one, make_batch(one))
 
 
 def test_tasks__old_outputs_stay_if_their_experts_are_frozen(one):
@@ -164,8 +153,7 @@ def test_tasks__counting_and_trainability(one):
     assert moe.num_trainable == sum(named[n].numel() for n in trainable)
     assert {n.split(".routers.")[1][0] for n in trainable if ".routers." in n} == {"2"}
     assert moe.num_parameters == sum(p.numel() for n, p in named.items() if ".moe" in n)
-    with pytest.raises(ValueError, match="router=5"):
-        moe.start_task(5)
+    refused("router=5", moe.start_task, 5)
 
 
 def test_balance__is_part_of_the_output_in_training(one):
@@ -189,25 +177,37 @@ def test_balance__is_part_of_the_output_in_training(one):
 
 
 def test_attach__wrong_calls_leave_the_model_alone(tiny_cfg):
-    tiny_cfg["model_cfg"]["vision_cfg"] = {
-        "timm_model_name": "test_convnext2",
-        "image_size": 32,
-    }
-    model = create_dual_encoder(tiny_cfg)
+    model = convolutional(tiny_cfg)
     for options, message in (
         ({}, "tiny-emoji-vit"),
         ({"towers": ("text", "audio")}, "audio"),
         ({"towers": ()}, "empty"),
         ({"towers": "text", "top_k": 30}, "top_k=30"),
     ):
-        with pytest.raises(ValueError, match=message):
-            attach_moe_adapters(model, **options)
+        refused(message, attach_moe_adapters, model, **options)
         assert not any(".moe." in name for name in model.state_dict())
         assert all(p.requires_grad for p in model.parameters())
     moe = attach_moe_adapters(model, towers="text", **OPTIONS)
     assert moe.towers == ("text",)
+    refused("image", moe.set_router, image=0)
+    refused("already", attach_moe_adapters, model)
+
+
+def test_attention__weights_thawed_on_purpose_get_gradients(one):
+    moe = attach_moe_adapters(one, **OPTIONS)
     moe.set_router(-1)
-    with pytest.raises(ValueError, match="image"):
-        moe.set_router(image=0)
-    with pytest.raises(ValueError, match="already"):
-        attach_moe_adapters(model)
+    weight = one.blocks("image")[0].attn.in_proj_weight.requires_grad_(True)
+    one(make_batch(one)).image_features[0, 0].backward()
+    assert weight.grad.any()
+
+
+def test_cost__one_pass_and_macs_grow_by_the_experts(one):
+    base = one.macs(4)
+    moe = attach_moe_adapters(one, **OPTIONS)
+    with moe.using_router(-1):
+        assert one.macs(4) == base
+    randomize(one)
+    one._macs.clear()
+    # two blocks of width 32: router; down and up for each kept expert; up biases
+    expected = 2 * (32 * 4 + 4 * 2 * 2 * 32 * 6 + 2 * 32)
+    assert one.macs(4)["text"] - base["text"] == expected

@@ -13,8 +13,7 @@ from avalanche_clip.models.moe.gating import (
     importance,
     route,
 )
-
-EXAMPLE = torch.tensor([[1.0, 0.5, 0.2, -0.3]], dtype=torch.float64)
+from tests.refused import refused
 
 
 def slow_gates(logits, k):
@@ -39,12 +38,6 @@ def test_gates__equal_a_slow_version(dtype, shape, k):
     torch.testing.assert_close(gates, slow_gates(logits, k))
     assert (gates > 0).sum(1).tolist() == [k] * shape[0]
     torch.testing.assert_close(gates.sum(1), torch.ones(shape[0], dtype=dtype))
-
-
-def test_gates__hand_computed():
-    gates = noisy_top_k_gates(torch.tensor([[2.0, 1.0, 0.0, -1.0]]), 2)
-    expected = torch.tensor([[0.731059, 0.268941, 0.0, 0.0]])
-    torch.testing.assert_close(gates, expected, atol=1e-6, rtol=0)
 
 
 def test_gates__ties_go_to_the_lowest_index():
@@ -128,6 +121,7 @@ def test_gates__one_expert_has_weight_one_and_no_gradient():
         (torch.zeros(2, 3), 0, None, "k=0"),
         (torch.zeros(2, 3), 4, None, "E=3"),
         (torch.zeros(2, 3), 1.0, None, "k=1.0"),
+        (torch.zeros(2, 3), 1, torch.tensor([-1.0, 1.0, 1.0]), "negative"),
         (np.zeros((2, 3)), 1, None, "ndarray"),
         (torch.zeros(2, 3), 2, -0.1, "negative"),
         (torch.zeros(2, 3), 2, torch.full((2, 3), float("nan")), "NaN"),
@@ -136,8 +130,7 @@ def test_gates__one_expert_has_weight_one_and_no_gradient():
     ],
 )
 def test_gates__wrong_arguments_are_explained(logits, k, std, message):
-    with pytest.raises(ValueError, match=message):
-        noisy_top_k_gates(logits, k, std)
+    refused(message, noisy_top_k_gates, logits, k, std)
 
 
 def test_counts__equal_the_support():
@@ -145,14 +138,6 @@ def test_counts__equal_the_support():
     assert torch.equal(routing.counts(), (routing.gates() > 0).sum(0))
     assert routing.counts().dtype == torch.int64
     assert torch.equal(route(torch.zeros(0, 4), 2).counts(), torch.zeros(4).long())
-
-
-def test_load__hand_computed():
-    load = expert_load(EXAMPLE, EXAMPLE, 2, 0.703147)
-    expected = [0.872386, 0.665184, 0.334816, 0.127614]
-    torch.testing.assert_close(
-        load, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0
-    )
 
 
 def test_load__equals_loops_over_rows_and_experts():
@@ -201,19 +186,13 @@ def test_balance__value_and_gradient():
     torch.testing.assert_close(loss(clean, std), expected)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: importance(torch.zeros(3)),
-        lambda: expert_load(torch.zeros(2, 3), torch.zeros(2, 4), 1),
-        lambda: expert_load(torch.zeros(2, 3), torch.zeros(2, 3), 4),
-        lambda: cv_squared(torch.zeros(0)),
-        lambda: cv_squared(torch.zeros(2, 2)),
-    ],
-)
-def test_balance__wrong_shapes_are_refused(call):
-    with pytest.raises(ValueError):
-        call()
+def test_balance__wrong_shapes_are_refused():
+    zeros = torch.zeros
+    refused(".", importance, zeros(3))
+    refused(".", expert_load, zeros(2, 3), zeros(2, 4), 1)
+    refused(".", expert_load, zeros(2, 3), zeros(2, 3), 4)
+    refused(".", cv_squared, zeros(0))
+    refused(".", cv_squared, zeros(2, 2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -221,10 +200,8 @@ def test_balance__wrong_shapes_are_refused(call):
 def test_noisy_top_k_gates__scores_without_gates_are_refused(value, place):
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.0]])
     scores[0, place] = value
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        noisy_top_k_gates(scores, 2)
-    with pytest.raises(ValueError, match="noise_std"):
-        noisy_top_k_gates(torch.ones(2, 3), 1, noise_std=value)
+    refused("NaN or infinite", noisy_top_k_gates, scores, 2)
+    refused("noise_std", noisy_top_k_gates, torch.ones(2, 3), 1, noise_std=value)
     # an expert may be left out by the lowest score
     scores[0, place] = -torch.inf
     assert noisy_top_k_gates(scores, 2).sum(1).tolist() == [1.0, 1.0]
@@ -233,11 +210,9 @@ def test_noisy_top_k_gates__scores_without_gates_are_refused(value, place):
 @pytest.mark.parametrize("noise", [True, "1", 0, float("inf")])
 def test_expert_load__noise_is_a_number_above_zero(noise):
     scores = torch.randn(3, 4)
-    with pytest.raises(ValueError, match="noise_std"):
-        expert_load(scores, scores, k=2, noise_std=noise)
+    refused("noise_std", expert_load, scores, scores, k=2, noise_std=noise)
 
 
 @pytest.mark.parametrize("options", [{"scale": True}, {"dropout": True}])
 def test_mixture__flags_are_no_numbers(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        MoEAdapter(8, num_experts=2, top_k=1, bottleneck=4, **options)
+    refused(next(iter(options)), MoEAdapter, 8, 2, 1, 4, **options)

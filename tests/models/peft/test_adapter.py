@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from avalanche_clip.models import attach_adapters, create_dual_encoder
+from avalanche_clip.models import attach_adapters
 from tests.models.peft.test_branch import randomise
-
-
-@pytest.fixture
-def one(tiny_cfg):
-    torch.manual_seed(0)
-    return create_dual_encoder(tiny_cfg).eval()
 
 
 def low(parts, x):
@@ -55,20 +49,3 @@ def test_counts__are_those_of_the_papers(one):
         learned_scale=True,
     )
     assert coleclip.num_parameters == blocks * (5 * width + 5 + width * 5 + width + 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bottleneck": 0}, "bottleneck=0"),
-        ({"dropout": 1.5}, "dropout=1.5"),
-        ({"places": "mlp"}, "places='mlp'"),
-        ({"places": ()}, "places"),
-        ({"form": "both"}, "form='both'"),
-        ({"activation": "tanh"}, "activation='tanh'"),
-    ],
-)
-def test_options__are_checked(one, options, message):
-    with pytest.raises(ValueError, match=message):
-        attach_adapters(one, **options)
-    assert one.adapters is None and one.logit_scale.requires_grad

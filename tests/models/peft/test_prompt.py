@@ -6,19 +6,13 @@ import math
 import pytest
 import torch
 
-from avalanche_clip.models import attach_prompts, create_dual_encoder
+from avalanche_clip.models import attach_prompts
 from avalanche_clip.models.peft.prompt import prompt_mask
 from tests.models.experts import features, make_batch
-from tests.models.kinds import KINDS, convolutional
+from tests.models.kinds import KINDS
 from tests.models.peft.test_branch import randomise
 
 INF = float("inf")
-
-
-@pytest.fixture
-def one(tiny_cfg):
-    torch.manual_seed(0)
-    return create_dual_encoder(tiny_cfg).eval()
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -179,18 +173,3 @@ def test_tokens__equal_the_block_with_its_mask(one):
         x = visual.transformer(x, attn_mask=prompt_mask([1, 1], x.shape[1] - 2))
         expected = visual.ln_post(x[:, :2]) @ visual.proj
     torch.testing.assert_close(read, expected, rtol=0, atol=1e-5)
-
-
-def test_options__are_checked(one, tiny_cfg):
-    for options, message in (
-        ({"kind": "deep"}, "kind='deep'"),
-        ({"length": 0}, "length=0"),
-        ({"kind": "tokens"}, "tower='image'"),
-        ({"kind": "tokens", "tower": "image", "blocks": [0]}, "blocks"),
-        ({"scale": INF}, "scale"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            attach_prompts(one, **options)
-        assert one.prompts is None and one.logit_scale.requires_grad
-    with pytest.raises(ValueError, match="tiny-emoji-vit"):
-        attach_prompts(convolutional(tiny_cfg), "image", kind="tokens")

@@ -8,8 +8,11 @@ from torch import nn
 from torchvision.models import alexnet
 
 from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
-from avalanche_clip.models.selector.alexnet import AlexNetFeatures
+from avalanche_clip.models.selector.alexnet import NORMALIZATIONS, AlexNetFeatures
 from avalanche_clip.models.selector.features import ModelFeatures, check_same_extractor
+from tests.models.experts import OPTIONS, randomize
+from tests.models.kinds import hf_clip, hf_siglip, native
+from tests.models.selectors import write_alexnet
 from tests.refused import refused
 
 
@@ -18,12 +21,6 @@ def images(model, count=3, seed=0):
     side = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, *side, generator=generator)
-
-
-@pytest.fixture
-def vit(tiny_cfg):
-    torch.manual_seed(0)
-    return create_dual_encoder(tiny_cfg).eval()
 
 
 @pytest.fixture
@@ -43,10 +40,17 @@ def block_output(model, x):
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
-def test_transformer__mean_token_after_first_block(vit):
-    x = images(vit)
-    expected = block_output(vit, x)
-    assert torch.equal(ModelFeatures(vit)(x), expected.mean(1))
+def one_block(cfg, request):
+    cfg["model_cfg"]["vision_cfg"]["layers"] = 1
+    return create_dual_encoder(cfg)
+
+
+@pytest.mark.parametrize("kind", [native, one_block, hf_clip, hf_siglip])
+def test_transformer__mean_token_after_first_block(kind, tiny_cfg, request):
+    torch.manual_seed(0)
+    model = kind(tiny_cfg, request).eval()
+    x = images(model)
+    assert torch.equal(ModelFeatures(model)(x), block_output(model, x).mean(1))
 
 
 def test_convolutional__grid_over_the_stem(conv):
@@ -59,10 +63,10 @@ def test_convolutional__grid_over_the_stem(conv):
     torch.testing.assert_close(ModelFeatures(conv, "mean")(x), stem.mean((2, 3)))
 
 
-def test_pooling_none__keeps_every_token_and_place(vit, conv):
-    x = images(vit)
-    features = ModelFeatures(vit, "none")
-    expected = block_output(vit, x)  # (3, L, 32)
+def test_pooling_none__keeps_every_token_and_place(one, conv):
+    x = images(one)
+    features = ModelFeatures(one, "none")
+    expected = block_output(one, x)  # (3, L, 32)
     assert torch.equal(features(x).view_as(expected), expected)
     assert features.feature_size == expected[0].numel()
     x = images(conv)
@@ -70,17 +74,6 @@ def test_pooling_none__keeps_every_token_and_place(vit, conv):
     places = ModelFeatures(conv, "none")
     torch.testing.assert_close(places(x).view(3, 12, 12, 32), stem.permute(0, 2, 3, 1))
     refused("240 tokens instead of 144.*48 x 48", places, torch.zeros(1, 3, 80, 48))
-
-
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_transformers__mean_token_after_first_block(
-    kind, hf_clip_folder, hf_siglip_folder
-):
-    folder = hf_clip_folder if kind == "clip" else hf_siglip_folder
-    model = create_dual_encoder(f"hf:{folder}").eval()
-    x = images(model)
-    features = ModelFeatures(model)
-    assert torch.equal(features(x), block_output(model, x).mean(1))
 
 
 @pytest.mark.parametrize(
@@ -109,46 +102,30 @@ def test_other_towers__early_layers_alone_are_enough(tiny_cfg, vision):
     assert torch.equal(features._pool(hidden), features(x))
 
 
-def test_one_block__is_enough(tiny_cfg):
-    tiny_cfg["model_cfg"]["vision_cfg"]["layers"] = 1
-    model = create_dual_encoder(tiny_cfg).eval()
-    x = images(model)
-    assert torch.equal(ModelFeatures(model)(x), block_output(model, x).mean(1))
-
-
-def test_copy__does_not_run_or_hold_later_blocks(vit):
-    features = ModelFeatures(vit)
-    blocks = [v.module for v in vit.blocks("image")]
+def test_copy__does_not_run_or_hold_later_blocks(one):
+    features = ModelFeatures(one)
+    blocks = [v.module for v in one.blocks("image")]
     later = sum(p.numel() for b in blocks[1:] for p in b.parameters())
-    whole = sum(p.numel() for p in vit.clip.visual.parameters())
+    whole = sum(p.numel() for p in one.clip.visual.parameters())
     assert sum(p.numel() for p in features.parameters()) == whole - later
     assert not any(p.requires_grad for p in features.parameters())
-    kept = features(images(vit))
+    kept = features(images(one))
     for block in blocks[1:]:
         block.forward = None  # would raise if it ran
-    assert torch.equal(features(images(vit)), kept)
+    assert torch.equal(features(images(one)), kept)
 
 
-def test_features__do_not_follow_training(vit):
-    x = images(vit)
-    features = ModelFeatures(vit)
-    assert features.was_trainable
-    before = features(x)
-    optimizer = torch.optim.SGD(vit.parameters(), lr=0.5)
-    vit.encode_image(x).sum().backward()
-    optimizer.step()
-    assert not torch.equal(block_output(vit, x).mean(1), before)
-    assert torch.equal(features(x), before)
-
-
-def test_features__do_not_follow_writes_to_frozen_tensors(vit):
-    vit.freeze()
-    x = images(vit)
-    features = ModelFeatures(vit)
-    assert not features.was_trainable
+@pytest.mark.parametrize("frozen", [False, True])
+def test_features__do_not_follow_the_model(one, frozen):
+    if frozen:
+        one.freeze()
+    x = images(one)
+    features = ModelFeatures(one)
+    assert features.was_trainable is not frozen
     before = features(x)
     with torch.no_grad():
-        vit.clip.visual.conv1.weight.mul_(1.5)
+        one.clip.visual.conv1.weight.mul_(1.5)
+    assert not torch.equal(block_output(one, x).mean(1), before)
     assert torch.equal(features(x), before)
 
 
@@ -171,37 +148,29 @@ def test_batch_norm_stem__training_mode_changes_nothing(tiny_cfg):
     assert torch.equal(features(x), before)
 
 
-def trained_adapters(model):
-    attach_moe_adapters(model, num_experts=4, top_k=2, bottleneck=8)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(0, 1.0, generator=generator)
-
-
-def test_mixture__features_are_those_of_the_bare_model(vit):
-    x = images(vit)
-    plain = ModelFeatures(vit)
+def test_mixture__features_are_those_of_the_bare_model(one):
+    x = images(one)
+    plain = ModelFeatures(one)
     expected = plain(x)
-    bare = vit.encode_image(x).detach()
-    trained_adapters(vit)
-    vit.eval()
-    assert not torch.allclose(vit.encode_image(x), bare, atol=1e-3)
-    assert not torch.allclose(block_output(vit, x).mean(1), expected, atol=1e-3)
+    bare = one.encode_image(x).detach()
+    attach_moe_adapters(one, **OPTIONS)
+    randomize(one)
+    assert not torch.allclose(one.encode_image(x), bare, atol=1e-3)
+    assert not torch.allclose(block_output(one, x).mean(1), expected, atol=1e-3)
     # built with adapters in place: they are left out, and their weights too
-    late = ModelFeatures(vit)
+    late = ModelFeatures(one)
     assert torch.equal(late(x), expected)
     assert sum(p.numel() for p in late.parameters()) == sum(
         p.numel() for p in plain.parameters()
     )
 
 
-def test_features__leave_no_hook_and_follow_none(vit):
-    x = images(vit)
-    features = ModelFeatures(vit)
+def test_features__leave_no_hook_and_follow_none(one):
+    x = images(one)
+    features = ModelFeatures(one)
     expected = features(x)
-    vit.blocks("image")[0].norm1.register_forward_hook(lambda m, a, out: out * 2)
-    assert torch.equal(ModelFeatures(vit)(x), expected)
+    one.blocks("image")[0].norm1.register_forward_hook(lambda m, a, out: out * 2)
+    assert torch.equal(ModelFeatures(one)(x), expected)
     kept = [len(m._forward_hooks) for m in features.modules()]
     refused("30, 32", features, torch.zeros(1, 3, 30, 32))
     assert kept == [0] * len(kept)
@@ -220,9 +189,9 @@ def test_precision__sixteen_bits_and_autocast_stay_close(tiny_cfg):
         assert torch.equal(full(x), ModelFeatures(plain)(x))
 
 
-def test_copy_and_pickle__work_on_their_own(vit, tmp_path):
-    features = ModelFeatures(vit)
-    x = images(vit)
+def test_copy_and_pickle__work_on_their_own(one, tmp_path):
+    features = ModelFeatures(one)
+    x = images(one)
     twin = copy.deepcopy(features)
     with torch.no_grad():
         next(features.parameters()).zero_()
@@ -232,8 +201,8 @@ def test_copy_and_pickle__work_on_their_own(vit, tmp_path):
     assert torch.equal(loaded(x), twin(x))
 
 
-def test_errors__say_what_is_wrong(vit, conv):
-    refused("pooling='grid'", ModelFeatures, vit, "grid")
+def test_errors__say_what_is_wrong(one, conv):
+    refused("pooling='grid'", ModelFeatures, one, "grid")
     refused("Linear", ModelFeatures, nn.Linear(2, 2), error=TypeError)
     other = ModelFeatures(conv)(torch.zeros(1, 3, 80, 64))
     assert other.shape == (1, 512)
@@ -244,19 +213,7 @@ def test_errors__say_what_is_wrong(vit, conv):
 
 @pytest.fixture(scope="module")
 def alexnet_file(tmp_path_factory):
-    generator = torch.Generator().manual_seed(5)
-    with torch.device("meta"):
-        shapes = alexnet(weights=None).state_dict()
-    # torchvision's names; the classifier's 54 million numbers are never read
-    state = {
-        key: 0.04 * torch.randn(value.shape, generator=generator)
-        if key.startswith("features.")
-        else torch.zeros(1)
-        for key, value in shapes.items()
-    }
-    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
-    torch.save(state, path)
-    return path
+    return write_alexnet(tmp_path_factory.mktemp("alexnet"))
 
 
 def test_alexnet__last_convolution_before_its_relu(alexnet_file):
@@ -294,31 +251,20 @@ def test_alexnet__safetensors_and_random_numbers(alexnet_file, tmp_path):
 
 
 def test_alexnet__normalisation_and_size(alexnet_file):
-    clip_mean, clip_std = (
-        torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1),
-        torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1),
-    )
-    mean, std = (
-        torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
-        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-    )
     torch.manual_seed(0)
-    pixels = torch.rand(1, 3, 224, 224)
-    as_clip, as_imagenet = (pixels - clip_mean) / clip_std, (pixels - mean) / std
+    pixels, close = torch.rand(1, 3, 224, 224), {"rtol": 1e-4, "atol": 1e-4}
+    given = {}
+    for name, stats in NORMALIZATIONS.items():
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in stats)
+        given[name] = (pixels - mean) / std
     plain = AlexNetFeatures(alexnet_file)
     proper = AlexNetFeatures(alexnet_file, normalization="imagenet")
-    torch.testing.assert_close(
-        proper(as_clip), plain(as_imagenet), rtol=1e-4, atol=1e-4
-    )
-    # images of a model with other statistics
-    plain.set_input_statistics([0.5] * 3, [0.5] * 3)
-    torch.testing.assert_close(
-        plain((pixels - 0.5) / 0.5),
-        AlexNetFeatures(alexnet_file)(as_clip),
-        rtol=1e-4,
-        atol=1e-4,
-    )
-    assert AlexNetFeatures(alexnet_file)(torch.rand(2, 3, 48, 48)).shape == (2, 43264)
+    expected = plain(given["imagenet"])
+    torch.testing.assert_close(proper(given["clip"]), expected, **close)
+    expected = plain(given["clip"])
+    plain.set_input_statistics([0.5] * 3, [0.5] * 3)  # of another model
+    torch.testing.assert_close(plain((pixels - 0.5) / 0.5), expected, **close)
+    assert plain(torch.rand(2, 3, 48, 48)).shape == (2, 43264)
     small = AlexNetFeatures(alexnet_file, image_size=64)
     assert small.feature_size == 256 * 3 * 3
     assert small(torch.rand(1, 3, 64, 64)).shape == (1, 2304)
@@ -342,10 +288,5 @@ def test_same_extractor__other_weights_and_settings_are_refused(alexnet_file, tm
     torch.save(state, tmp_path / "c.pth")
     other = AlexNetFeatures(tmp_path / "c.pth")
     refused("other weights", check_same_extractor, other, settings, first.probe(), std)
-    with pytest.raises(ValueError, match="imagenet"):
-        check_same_extractor(
-            AlexNetFeatures(alexnet_file, normalization="imagenet"),
-            settings,
-            first.probe(),
-            std,
-        )
+    other = AlexNetFeatures(alexnet_file, normalization="imagenet")
+    refused("imagenet", check_same_extractor, other, settings, first.probe(), std)

@@ -184,7 +184,7 @@ def test_growth__wrong_vocabularies_raise(json_source):
         grown.add_language("x", LearntVocabulary(("a",), scores=(0.0,)))
     refused("more than once", grown.add_language, "x", LearntVocabulary(("a", "a")))
     refused("one string", grown.add_language, "x", "some text")
-    refused("no caption of 'x'", grown.add_language, "x", [])
+    refused("no captions of 'x'", grown.add_language, "x", [])
     grown.add_language("y", codes=[3])
     refused("Code 3 stands for 'y'", grown.add_language, "z", codes=[3])
     assert grown.vocab_size == json_source.vocab_size
@@ -230,7 +230,7 @@ def test_language_scope__needs_languages_once_there_are_some(json_source):
     refused("needs the language of each", grown, DE)
     grown.default_language = "de"
     assert torch.equal(grown(DE), grown(DE, [1] * len(DE)))
-    refused("2 language codes were given for 1", grown, DE[:1], [1, 1])
+    refused("2 language codes given, 1 are", grown, DE[:1], [1, 1])
 
 
 # ------------------------------------------------------------------- storage
@@ -317,7 +317,7 @@ def test_reserve__new_ids_come_after_the_rows_of_a_larger_table(json_source):
 def test_count_tokens__counts_and_checks():
     assert count_tokens([[1, 1], [], [3]], 5).tolist() == [0, 2, 0, 1, 0]
     assert count_tokens([], 2).tolist() == [0, 0]
-    refused("from 0 to 5", count_tokens, [[0, 5]], 5)
+    refused("0 to 5", count_tokens, [[0, 5]], 5)
 
 
 # -------------------------------------------------------------------- pieces

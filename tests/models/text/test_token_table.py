@@ -130,7 +130,7 @@ def test_normal_init__has_the_baselines_spread():
 def test_unsupported_embeddings__raise():
     refused("max_norm", ExpandableTokenEmbedding, nn.Embedding(3, 2, max_norm=1.0))
     refused("init='x'", table_of, init="x")
-    with pytest.raises(ValueError, match="not an nn.Embedding"):
+    with pytest.raises(ValueError, match="LayerNorm.*an nn.Embedding"):
         attach_token_embedding(tiny_model(), name="clip.ln_final")
     refused("no growing token table", save_vocabulary, tiny_model(), "nowhere")
 
@@ -194,24 +194,22 @@ def test_active__follows_the_module_to_another_type_and_into_copies():
 
 
 # --------------------------------------------------------------------- storage
-@pytest.mark.parametrize("active", [False, True])
-def test_save__loads_into_a_model_of_the_base_size(active, tmp_path):
+def test_save__loads_into_a_model_of_the_base_size(tmp_path):
     model, table = grown_model(scope="language")
-    if active:
-        table.activate(torch.tensor([7, 3590]))
-        with torch.no_grad():
-            table.active.add_(0.5)
+    table.activate(torch.tensor([7, 3590]))
+    with torch.no_grad():
+        table.active.add_(0.5)
     path = save_vocabulary(model, tmp_path / "vocabulary.pt")
     other = tiny_model()
     loaded = load_vocabulary(other, path)
     assert torch.equal(loaded.weight, table.table())
     assert torch.equal(loaded.usage, table.usage)
-    assert other.tokenizer.vocabulary.tokens == model.tokenizer.vocabulary.tokens
-    assert other.tokenizer.vocabulary.merges() == model.tokenizer.vocabulary.merges()
     ids = model.tokenizer([*TEXTS, *EL], [0] * 3 + [2] * 9)
     assert torch.equal(other.tokenizer([*TEXTS, *EL], [0] * 3 + [2] * 9), ids)
     assert torch.equal(other.encode_text(ids), model.encode_text(ids))
-    refused("width 16", load_vocabulary, tiny_model(width=32), path)
+    refused(
+        "width of the table was 16.*is 32", load_vocabulary, tiny_model(width=32), path
+    )
 
 
 def test_state_dict__resizes_the_table_in_both_directions():
@@ -229,8 +227,7 @@ def test_state_dict__resizes_the_table_in_both_directions():
 
 def test_growth_state__another_base_raises():
     state = table_of(6).growth_state()
-    with pytest.raises(ValueError, match="began with 6 rows, this one with 7"):
-        table_of(7).load_growth_state(state)
+    refused("was 6 when it was stored, is 7", table_of(7).load_growth_state, state)
 
 
 def test_deepcopy__tokenizer_and_table_stay_together():
@@ -255,35 +252,6 @@ def test_train_tokens_only__freezes_the_rest():
 
 
 # ----------------------------------------------------------------- other towers
-def check_tower(model, texts, key):
-    ids = model.tokenizer(texts)
-    before = model.eval().encode_text(ids)
-    keys = list(model.state_dict())
-    table = attach_token_embedding(model.train())
-    assert key in keys and list(model.state_dict()) == keys
-    assert torch.equal(model.eval().encode_text(model.tokenizer(texts)), before)
-    rows = table.num_embeddings
-    table.expand(rows + 50, seeded(0, 0))
-    assert torch.equal(model.encode_text(ids), before)
-    table.activate(torch.tensor([0, rows + 3]))
-    assert torch.equal(model.encode_text(ids), before)
-    new = ids.clone()
-    new[0, 1] = rows + 3
-    model.encode_text(new).sum().backward()
-    assert table.active.grad[1].abs().sum() > 0
-
-
-@pytest.mark.parametrize("custom", [False, True])
-def test_open_clip__both_forms(custom, tiny_cfg):
-    tiny_cfg["model_cfg"]["custom_text"] = custom
-    tiny_cfg["model_cfg"]["text_cfg"]["vocab_size"] = 3600  # more rows than ids
-    tiny_cfg["tokenizer"] = {"type": "json", "preset": "emoji_bpe.json"}
-    model = create_dual_encoder(tiny_cfg)
-    prefix = "clip.text." if custom else "clip."
-    check_tower(model, TEXTS, f"{prefix}token_embedding.weight")
-    assert model.tokenizer.base_vocab_size == 3600
-
-
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_transformers__both_kinds(kind, request):
     model = create_dual_encoder(f"hf:{request.getfixturevalue(f'hf_{kind}_folder')}")

@@ -66,18 +66,14 @@ def test_vocabulary__verify_false_skips_a_large_table_only(tmp_path):
     }
     path = tmp_path / "v"
     storage.write(state, path)
-    whole = path.read_bytes()
-    start = whole.index(table.numpy().tobytes()[4:4000]) - 4
-    unseen = 0
-    for place in [*range(0, start, 7), start + 4, start + 400_000, len(whole) - 1]:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
-        refused("/v ", storage.read, path)
-        if start <= place < start + table.nbytes:
-            storage.read(path, verify=False)
-            unseen += 1
-        else:
-            refused("/v ", storage.read, path, verify=False)
-    assert unseen == 2
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(table.numpy().tobytes()) + 400_000] ^= 2
+    path.write_bytes(damaged)
+    refused("/v ", storage.read, path)
+    storage.read(path, verify=False)
+    damaged[-1] ^= 2
+    path.write_bytes(damaged)
+    refused("/v ", storage.read, path, verify=False)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.training.runs.test_files import GrowingEncoder
+from tests.training.growing import GrowingEncoder
 
 
 class Track:

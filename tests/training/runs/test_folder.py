@@ -8,18 +8,15 @@ import time
 from functools import partial
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks import prepare_benchmark
 from avalanche_clip.common.files import read_json
 from avalanche_clip.common.lock import FolderLock
-from avalanche_clip.common.randomness import kept_rng, rng_state
+from avalanche_clip.common.randomness import kept_rng
 from avalanche_clip.training import run_stream
-from avalanche_clip.training.plugins import ContrastiveLwFPlugin, VocabularyReplayPlugin
 from avalanche_clip.training.runs import folder as run_folder
 from avalanche_clip.training.runs.checkpoint_plugin import (
     CheckpointPlugin,
@@ -28,19 +25,18 @@ from avalanche_clip.training.runs.checkpoint_plugin import (
 )
 from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
 from avalanche_clip.training.runs.resume import load_state, save_state
-from tests.helpers import Pairs, assert_same_weights, stub_benchmark, weights
+from tests.helpers import Pairs, assert_same_weights
 from tests.processes import run_in_processes
+from tests.training.runs.test_rollback import assert_unchanged, snapshot
 from tests.training.small_runs import (
-    SIZES,
     Interrupted,
     assert_same_runs,
     build,
     context,
+    cut,
     go,
     go_quietly,
 )
-
-STREAMS = {"streams": ("test", "valid")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,13 +49,6 @@ def no_plots():
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return go(tmp_path_factory.mktemp("whole"))
-
-
-def cut(folder, train=9):
-    """A run that stopped in its second experience, after two checkpoints."""
-    with pytest.raises(Interrupted):
-        go(folder, stop={"train": train})
-    assert len(checkpoints(folder / "checkpoints")) == 2
 
 
 def content(folder):
@@ -314,16 +303,6 @@ def test_resume__goes_on_with_whole_checkpoints(damage, tmp_path, whole, caplog)
     assert results["seed"] == 3
 
 
-def test_resume__passes_over_weights_that_are_not_finite(tmp_path, whole, caplog):
-    cut(tmp_path)
-    path = checkpoints(tmp_path / "checkpoints")[-1]
-    state = read_state(path)
-    state["model"]["token.weight"][3, 1] = float("nan")
-    write_state(state, path)
-    assert_same_runs(whole, go(tmp_path, resume=True))
-    assert "not finite" in caplog.text
-
-
 def test_resume__files_of_another_version_are_not_lost(tmp_path):
     cut(tmp_path)
     files = checkpoints(tmp_path / "checkpoints")
@@ -350,171 +329,7 @@ def test_run__files_carry_checksums(whole):
     assert not list(folder.rglob("*.tmp"))
 
 
-# ---------------------------------------------------------- a failed run
-class Fails(SupervisedPlugin):
-    """Fails in a hook, from some moment of the run on."""
-
-    stateless = True
-
-    def __init__(self, hook, error=KeyboardInterrupt):
-        super().__init__()
-        self.error = error
-        setattr(self, hook, self.hook)
-
-    def hook(self, strategy, **kwargs):
-        if strategy.clock.train_iterations >= 5:
-            raise self.error
-
-
-def snapshot(strategy):
-    """All that a failed run must leave as it is."""
-    evaluator = strategy.evaluator
-    return {
-        "weights": weights(strategy.model),
-        "ids": [id(p) for p in strategy.model.parameters()],
-        "modes": [m.training for m in strategy.model.modules()],
-        "plugins": [*strategy.plugins],
-        "states": [
-            str(p.state_dict()) for p in strategy.plugins if hasattr(p, "state_dict")
-        ],
-        "loggers": [*evaluator.loggers],
-        "last": dict(evaluator.last_metric_results),
-        "curves": dict(evaluator.all_metric_results),
-        "run": strategy.run,
-        "clock": dict(vars(strategy.clock)),
-        "groups": str(strategy.optimizer.param_groups),
-        "moments": len(strategy.optimizer.state),
-        "flags": [strategy.is_training, strategy.in_training, strategy.step_phase],
-        "compute": str(strategy.compute.state_dict()),
-        "teachers": [*strategy.teachers.teachers],
-        "rng": str(rng_state(strategy.device)),
-    }
-
-
-def assert_unchanged(strategy, before):
-    after = snapshot(strategy)
-    assert_same_weights(before.pop("weights"), after.pop("weights"))
-    for name, value in before.items():
-        assert after[name] == value, name
-
-
-def bad_data(strategy, benchmark, folder):
-    run_stream(strategy, stub_benchmark(SIZES, prepare=False), folder)
-
-
-def no_such_stream(strategy, benchmark, folder):
-    run_stream(strategy, benchmark, folder, streams=("test", "none"))
-
-
-def locked(strategy, benchmark, folder):
-    with FolderLock(folder):
-        run_stream(strategy, benchmark, folder, resume=True, **STREAMS)
-
-
-def no_resume(strategy, benchmark, folder):
-    run_stream(strategy, benchmark, folder, **STREAMS)
-
-
-def other_transforms(strategy, benchmark, folder):
-    from avalanche_clip.benchmarks import RandomCaption
-
-    other = prepare_benchmark(
-        benchmark, strategy.model, train_text_transform=RandomCaption(0.5)
-    )
-    run_stream(strategy, other, folder, resume=True, **STREAMS)
-
-
-def broken_restore(strategy, benchmark, folder):
-    """The checkpoint fits until its last part is restored."""
-    with mock.patch(
-        "avalanche_clip.training.runs.plugin_state.restore_data", side_effect=ValueError
-    ):
-        run_stream(strategy, benchmark, folder, resume=True, **STREAMS)
-
-
-def old_files(strategy, benchmark, folder):
-    for path in checkpoints(folder / "checkpoints"):
-        torch.save({"format": 1}, path)
-    run_stream(strategy, benchmark, folder, resume=True, **STREAMS)
-
-
-def own_files(strategy, benchmark, folder):
-    (folder / "metrics.csv").write_text("my own\n")
-    (folder / "run_state.json").unlink()
-    for path in checkpoints(folder / "checkpoints"):
-        path.unlink()
-    run_stream(strategy, benchmark, folder, **STREAMS)
-
-
-EARLY = [
-    *(bad_data, no_such_stream, locked, no_resume, other_transforms),
-    *(broken_restore, old_files, own_files),
-]
-
-
-def with_state(*more):
-    """A strategy that has lived: it was trained, with a teacher and replay."""
-    replay = VocabularyReplayPlugin(text_length=2, num_texts=4)
-    return build(extra=[ContrastiveLwFPlugin(), replay, *more])
-
-
-@pytest.mark.parametrize("fail", EARLY)
-def test_failed_run__before_training_leaves_the_strategy_as_it_was(fail, tmp_path):
-    first, benchmark = with_state(Fails("after_update", Interrupted))
-    with pytest.raises(Interrupted):
-        run_stream(first, benchmark, tmp_path, checkpoint_iterations=2, **STREAMS)
-    strategy, benchmark = with_state()
-    strategy.train(benchmark.train_stream[0], eval_streams=[])
-    before = snapshot(strategy)
-    with pytest.raises(ValueError):
-        fail(strategy, benchmark, tmp_path)
-    assert_unchanged(strategy, before)
-
-
-LATE = [
-    *("before_training_exp", "after_update", "after_training_exp"),
-    *("before_eval", "after_eval_iteration", "experience_completed"),
-]
-
-
-@pytest.fixture(scope="module")
-def lived(tmp_path_factory):
-    strategy, benchmark = with_state()
-    return strategy, run_stream(
-        strategy, benchmark, tmp_path_factory.mktemp("lived"), **STREAMS
-    )
-
-
-@pytest.mark.parametrize("hook", LATE)
-def test_failed_run__in_training_or_evaluation_is_taken_back(hook, tmp_path, lived):
-    plugin = Fails(hook)
-    strategy, benchmark = with_state(plugin)
-    before = snapshot(strategy)
-    with pytest.raises(KeyboardInterrupt):
-        run_stream(strategy, benchmark, tmp_path, checkpoint_iterations=2, **STREAMS)
-    assert_unchanged(strategy, before)
-    # The same object goes on from what was written.
-    delattr(plugin, hook)
-    resumed = run_stream(
-        strategy, benchmark, tmp_path, resume=True, checkpoint_iterations=2, **STREAMS
-    )
-    assert_same_weights(strategy.model, lived[0].model)
-    np.testing.assert_array_equal(resumed.E, lived[1].E)
-
-
-def test_failed_load_state__leaves_the_strategy_as_it_was(tmp_path):
-    cut(tmp_path)
-    path = checkpoints(tmp_path / "checkpoints")[-1]
-    strategy, benchmark = build()
-    before = snapshot(strategy)
-    with mock.patch(
-        "avalanche_clip.training.runs.plugin_state.restore_data", side_effect=ValueError
-    ):
-        with pytest.raises(ValueError):
-            load_state(strategy, path, benchmark)
-    assert_unchanged(strategy, before)
-
-
+# ------------------------------------------------------ paths and processes
 def test_run__paths_below_home_and_what_a_killed_one_left(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()

@@ -23,13 +23,6 @@ from tests.training.small_runs import (
     kill,
 )
 
-KILLS = {
-    # method -> (iteration in the first, iteration in a later experience)
-    "CumulativeExp": (4, 13),
-    "Patching": (2, 8),
-    "ContrastiveLwF": (5, 11),
-}
-
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
@@ -45,21 +38,19 @@ def reference(tmp_path_factory):
     return get
 
 
-def killed(*processes):
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL
+def killed(process):
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("method", KILLS)
-def test_resume__run_killed_at_an_iteration_ends_the_same(method, tmp_path, reference):
-    folders = [tmp_path / "first", tmp_path / "later"]
-    killed(
-        *[kill(f, {"train": k}, method=method) for f, k in zip(folders, KILLS[method])]
-    )
-    for folder in folders:
-        assert not (folder / "results.json").exists()
-        assert_same_runs(reference(method), go(folder, method, resume=True))
+@pytest.mark.parametrize("iteration", [5, 11])
+def test_resume__run_killed_at_an_iteration_ends_the_same(
+    iteration, tmp_path, reference
+):
+    killed(kill(tmp_path, {"train": iteration}, method="ContrastiveLwF"))
+    assert not (tmp_path / "results.json").exists()
+    resumed = go(tmp_path, "ContrastiveLwF", resume=True)
+    assert_same_runs(reference("ContrastiveLwF"), resumed)
 
 
 @pytest.mark.parametrize(
@@ -116,21 +107,11 @@ def test_resume__twice(tmp_path, reference):
     assert_same_runs(reference("ContrastiveLwF"), resumed)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "append"])
-def test_resume__goes_back_when_the_newest_file_is_damaged(
-    damage, tmp_path, reference, caplog
-):
+def test_resume__goes_back_when_the_newest_file_is_damaged(tmp_path, reference, caplog):
     with pytest.raises(Interrupted):
         go(tmp_path, "ContrastiveLwF", {"train": 9})
     newest = checkpoints(tmp_path / "checkpoints")[-1]
-    content = bytearray(newest.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-        newest.write_bytes(content)
-    elif damage == "truncate":
-        newest.write_bytes(content[:1000])
-    else:
-        newest.write_bytes(content + b"more")
+    newest.write_bytes(newest.read_bytes() + b"more")
     assert latest_checkpoint(tmp_path / "checkpoints") != newest
     resumed = go(tmp_path, "ContrastiveLwF", resume=True)
     assert "is damaged" in caplog.text
@@ -144,11 +125,6 @@ def test_resume__starts_anew_when_no_file_can_be_read(tmp_path, reference, caplo
         path.write_bytes(b"nothing")
     assert_same_runs(reference("Sequential"), go(tmp_path, resume=True))
     assert "starts anew" in caplog.text
-
-
-def test_resume__of_a_finished_run_changes_nothing(tmp_path, reference):
-    go(tmp_path)
-    assert_same_runs(reference("Sequential"), go(tmp_path, resume=True))
 
 
 def test_resume__running_means_inside_an_epoch_go_on(tmp_path):

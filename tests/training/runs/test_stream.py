@@ -102,32 +102,15 @@ def test_run_stream__leaves_the_strategy_as_it_was(finished):
     assert [type(log) for log in strategy.evaluator.loggers] == [CSVLogger]
 
 
-def test_run_stream__folder_with_a_run_raises(finished):
-    _, _, result, _ = finished
-    strategy, benchmark = build("ContrastiveLwF")
-    with pytest.raises(ValueError, match="already holds a run. Pass resume=True"):
-        run_stream(strategy, benchmark, result.out_dir)
-
-
-def test_run_stream__resuming_with_other_data_or_streams_raises(finished):
+def test_run_stream__resuming_with_other_transforms_or_streams_raises(finished):
     _, _, result, _ = finished
     strategy, benchmark = build("ContrastiveLwF")
     with pytest.raises(ValueError, match="streams is"):
         run_stream(strategy, benchmark, result.out_dir, resume=True)
-    other = stub_benchmark((16, 20, 25), model=strategy.model)
-    with pytest.raises(ValueError, match="data is"):
-        run_stream(
-            strategy, other, result.out_dir, streams=("test", "valid"), resume=True
-        )
-
-
-def test_run_stream__resuming_with_another_augmentation_raises(finished):
-    _, _, result, _ = finished
-    strategy, benchmark = build("ContrastiveLwF")
     other = prepare_benchmark(
         benchmark, strategy.model, train_text_transform=RandomCaption(0.5)
     )
-    with pytest.raises(ValueError, match="transforms.train is"):
+    with pytest.raises(ValueError, match=r"transforms\.train is"):
         run_stream(
             strategy, other, result.out_dir, streams=("test", "valid"), resume=True
         )
@@ -139,12 +122,6 @@ def test_run_stream__unknown_stream_raises(tmp_path):
         with pytest.raises(ValueError, match="are not in the benchmark, which has"):
             run_stream(strategy, benchmark, tmp_path, streams=streams)
     assert not any(tmp_path.iterdir())
-
-
-def test_run_stream__without_retrieval_metrics_raises(tmp_path):
-    strategy, benchmark = build(evaluator=quiet_evaluator())
-    with pytest.raises(ValueError, match="retrieval_plugin_metrics"):
-        run_stream(strategy, benchmark, tmp_path)
 
 
 def test_run_stream__too_few_budget_factors_raise_before_training(tmp_path):

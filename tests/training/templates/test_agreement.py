@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import EWCPlugin, ReplayPlugin
+from avalanche.training.plugins import EWCPlugin
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks import (
@@ -154,10 +154,6 @@ DIFFERENT = {
         data({"targets": changed(12, 11, 3)}, {"targets": changed(12, 11, 9)}),
         r"train\.targets, row 11 | 9 | 3",
     ),
-    "times": (
-        data({"timestamps": np.repeat([0.0, 1.5], [11, 1])}),
-        r"train\.timestamp, row 11 | 0.0 | 1.5",
-    ),
     "captions": (
         data({"captions": [*LETTERS[:4], "zz", *LETTERS[5:]]}),
         r"train\.captions, row 4 | ee | zz",
@@ -171,7 +167,6 @@ DIFFERENT = {
         r"train\.captions, row 11 | ll | mm",
     ),
     "seed": (settings({"seed": 1}), "seed | 0 | 1"),
-    "batch": (settings({"train_mb_size": 2}), "train_mb_size | 4 | 2"),
     "budget": (settings({"budget_iterations": 7}), r"budget\.iterations | 5 | 7"),
     "rate": (
         settings({"optimizer": lr(0.5)}),
@@ -194,10 +189,6 @@ DIFFERENT = {
     "stock plugin's setting": (
         plugins([partial(EWCPlugin, 0.25)], [partial(EWCPlugin, 0.75)]),
         "ewc_lambda | 0.75 | 0.25",
-    ),
-    "stock memory": (
-        plugins([partial(ReplayPlugin, 6)], [partial(ReplayPlugin, 8)]),
-        "mem_size | 8 | 6",
     ),
     "weights": (
         weights_of(lambda model: stub_model(1)),

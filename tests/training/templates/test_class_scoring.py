@@ -14,10 +14,8 @@ from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.encoders.output import CLIPOutput
 from tests.helpers import (
     Recorder,
-    assert_same_weights,
     stub_model,
     train_stream,
-    weights,
 )
 from tests.training.classes import (
     Labelled,
@@ -85,21 +83,6 @@ def test_evaluation__uses_the_mean_of_all_templates():
     assert watch.features[1][0].aux["image_norm"].shape == (6, 1)
 
 
-def test_evaluation__of_an_unchanged_model_encodes_no_text_again():
-    model = stub_model()
-    counts = counted(model)
-    benchmark = domain_benchmark(model)
-    strategy = class_strategy(model, text_batch_size=4)
-    first = strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 18 and max(counts) <= 4
-    second = strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 18 and accuracies(first) == accuracies(second)
-    # The text tower runs once per data set and state, never per batch.
-    train_stream(strategy, benchmark, 1)
-    strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 36
-
-
 @pytest.mark.parametrize("tower", ["image_proj", "text_proj"])
 def test_evaluation__changed_weights_are_seen(tower):
     model, watch = stub_model(), Outputs()
@@ -111,26 +94,6 @@ def test_evaluation__changed_weights_are_seen(tower):
         getattr(model, tower).weight.data.mul_(-1.0)  # leaves no version behind
     strategy.eval(benchmark.test_stream[:1])
     assert not torch.allclose(before, torch.cat(watch.logits[0]))
-
-
-def test_evaluation__image_tower_alone_needs_no_new_texts():
-    class WithFingerprint(type(stub_model())):
-        def state_fingerprint(self, tower=None):
-            assert tower == "text"
-            return str(
-                [float(self.token.weight.sum()), float(self.text_proj.weight.sum())]
-            )
-
-    model = WithFingerprint()
-    counts = counted(model)
-    benchmark = domain_benchmark(model)
-    for parameter in (*model.token.parameters(), *model.text_proj.parameters()):
-        parameter.requires_grad_(False)
-    strategy = class_strategy(model)
-    strategy.eval(benchmark.test_stream)
-    train_stream(strategy, benchmark, 2)
-    strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 18
 
 
 def test_evaluation__changed_templates_and_tokenizer_are_seen():
@@ -284,44 +247,6 @@ def test_frozen_model__worked_example_of_growing_candidates():
     found = incremental_accuracy(rows, [3, 1])
     assert found["last"] == pytest.approx(0.75)
     assert found["average"] == pytest.approx((2 / 3 + 0.75) / 2)
-
-
-def last_accuracy(order, sizes):
-    model = stub_model(seed=3)
-    start = weights(model)
-    given = [Labelled([0, 1, 2, 3, 4, 5] * 3, seed=k, noise=1.5) for k in (0, 1)]
-    benchmark = prepare_benchmark(
-        class_incremental_benchmark(
-            *given, list("abcdef"), "{}", class_order=order, sizes=sizes
-        ),
-        model,
-    )
-    strategy = class_strategy(
-        model,
-        eval_label_space="seen",
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0),
-    )
-    rows = []
-    for experience in benchmark.train_stream:
-        strategy.train(experience, eval_streams=[])
-        rows.append(accuracies(strategy.eval(benchmark.test_stream)))
-    assert_same_weights(model, start)
-    counts = [len(e.dataset) for e in benchmark.test_stream]
-    # More candidates can only lower what was right.
-    for column in zip(*rows, strict=True):
-        assert all(a >= b for a, b in zip(column, column[1:]))
-    return sum(a * n for a, n in zip(rows[-1], counts)) / sum(counts)
-
-
-def test_frozen_model__last_depends_neither_on_order_nor_on_steps():
-    whole = last_accuracy(None, [6])
-    assert 0.0 < whole < 1.0
-    for order, sizes in (
-        ([5, 3, 1, 0, 2, 4], [2, 2, 2]),
-        ([2, 0, 1, 5, 4, 3], [1, 5]),
-        (None, [1] * 6),
-    ):
-        assert last_accuracy(order, sizes) == pytest.approx(whole)
 
 
 # -------------------------------------------------------------- routers of a method

@@ -1,10 +1,9 @@
-import pytest
 import torch
 
 from avalanche_clip.losses import contrastive_loss, siglip_loss
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.templates import ContrastiveCriterion
-from tests.helpers import build, stub_benchmark, stub_model
+from tests.helpers import At, build, stub_benchmark, stub_model
 
 
 def output_and_ids(bias=False):
@@ -36,19 +35,15 @@ def test_criterion__model_with_a_bias_uses_the_sigmoid_loss():
 def test_output__holds_the_logits_with_the_bias():
     model = stub_model(bias=True)
     data = stub_benchmark(model=model)
-    seen = []
 
-    class Look:
-        def after_forward(self, strategy, **kwargs):
-            features = strategy.mb_features
-            logits = features.logit_scale * (
-                features.image_features @ features.text_features.T
-            )
-            seen.append((strategy.mb_output, logits + features.aux["logit_bias"]))
+    def both(strategy):
+        images, texts, scale, aux = strategy.mb_features
+        return strategy.mb_output, scale * (images @ texts.T) + aux["logit_bias"]
 
-    strategy = build(Sequential, model, plugins=[Look()])
+    look = At("after_forward", both)
+    strategy = build(Sequential, model, plugins=[look])
     strategy.train(data.train_stream[0], eval_streams=[])
-    for ours, expected in seen:
+    for ours, expected in look.seen:
         torch.testing.assert_close(ours, expected)
 
 
@@ -63,8 +58,3 @@ def test_criterion__own_one_is_used():
     strategy = build(Sequential, criterion=Mine())
     strategy.train(stub_benchmark().train_stream[0], eval_streams=[])
     assert Mine.calls == 5
-
-
-def test_positives__unknown_raises():
-    with pytest.raises(ValueError, match="positives='all'"):
-        ContrastiveCriterion("all")

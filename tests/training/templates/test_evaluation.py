@@ -21,6 +21,7 @@ from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import WeightAveragingPlugin
 from avalanche_clip.training.templates.evaluation import by_stream
 from tests.helpers import (
+    At,
     assert_same_weights,
     build,
     quiet_evaluator,
@@ -118,16 +119,13 @@ def test_eval__of_several_equals_one_after_the_other(make, form):
 
 def test_train__returns_metrics_and_groups_what_it_evaluates():
     strategy, data = pairs(eval_every=0)
-    seen = []
-
-    class Look(SupervisedPlugin):
-        def before_eval(self, strategy, **kwargs):
-            seen.append([e.current_experience for e in strategy.current_eval_stream])
-
-    strategy.plugins.append(Look())
+    look = At(
+        "before_eval", lambda s: [e.current_experience for e in s.current_eval_stream]
+    )
+    strategy.plugins.append(look)
     given = [data.test_stream[0], data.valid_stream, data.test_stream[2]]
     found = strategy.train(data.train_stream[0], eval_streams=given)
-    assert seen == [[0, 2], [0, 1, 2]] * 2
+    assert look.seen == [[0, 2], [0, 1, 2]] * 2
     assert found["Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp002"] >= 0
     assert "Loss_Epoch/train_phase/train_stream/Task000" in found
 
@@ -280,16 +278,11 @@ def test_plugins__appended_later_are_checked_repaired_and_put_before_the_clock()
         with pytest.raises(ValueError, match="ContrastiveEWCPlugin"):
             call(data.train_stream[0])
     strategy.plugins.pop()
-    counted = []
-
-    class Count(SupervisedPlugin):
-        def after_training_iteration(self, strategy, **kwargs):
-            counted.append(strategy.clock.train_exp_iterations)
-
+    count = At("after_training_iteration", lambda s: s.clock.train_exp_iterations)
     synapses = SynapticIntelligencePlugin(si_lambda=1.0)
-    strategy.plugins += [synapses, Count()]
+    strategy.plugins += [synapses, count]
     strategy.train(data.train_stream[0], eval_streams=[])
-    assert counted == [0, 1, 2, 3, 4]
+    assert count.seen == [0, 1, 2, 3, 4]
     # The list is as it was given, the clock the last to run.
     assert strategy.plugins[-2] is synapses
     assert isinstance(strategy.plugins[-3], Clock)

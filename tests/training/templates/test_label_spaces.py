@@ -106,20 +106,6 @@ def test_class_prompts__of_the_experience_where_the_benchmark_lacks_classes():
     assert watch.used[-1] == own
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"eval_label_space": ""}, "eval_label_space='' is unknown"),
-        ({"text_batch_size": 1.5}, "text_batch_size=1.5 must be an integer"),
-        ({"text_batch_size": True}, "must be an integer"),
-        ({"text_batch_size": 0}, "integer >= 1"),
-    ],
-)
-def test_arguments__are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        class_strategy(**options)
-
-
 def test_class_matrix__another_precision_encodes_anew():
     model = stub_model()
     strategy = class_strategy(

@@ -6,7 +6,7 @@ from avalanche_clip.training.templates.plan import (
     learning_rate,
     trunk_steps,
 )
-from tests.helpers import build, stub_benchmark, train_stream
+from tests.helpers import At, build, stub_benchmark, train_stream
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,12 @@ def test_learning_rate__unknown_kind_raises():
         learning_rate("linear", 0, 10, base=1.0)
 
 
-class _Rates:
-    def __init__(self):
-        self.seen = []
-
-    def before_update(self, strategy, **kwargs):
-        self.seen.append([g["lr"] for g in strategy.optimizer.param_groups])
+def rates_of_groups():
+    return At("before_update", lambda s: [g["lr"] for g in s.optimizer.param_groups])
 
 
 def rates_of(**options):
-    recorder = _Rates()
+    recorder = rates_of_groups()
     strategy = build(Sequential, plugins=[recorder], **options)
     train_stream(strategy, stub_benchmark(), 2)
     return recorder.seen
@@ -75,7 +71,7 @@ def test_run__later_warmup_is_used_from_the_second_step_on():
 
 
 def test_run__fresh_weights_warm_up_again():
-    recorder = _Rates()
+    recorder = rates_of_groups()
     options = {"warmup_iterations": 2, "schedule": "constant"}
     strategy = build(Restart, plugins=[recorder], budget_iterations=4, **options)
     train_stream(strategy, stub_benchmark(), 2)

@@ -15,6 +15,7 @@ from avalanche_clip.training.plugins import (
 from avalanche_clip.training.templates import teachers
 from avalanche_clip.training.templates.teachers import EMA_DECAY
 from tests.helpers import (
+    At,
     Pairs,
     assert_other_weights,
     assert_same_weights,
@@ -86,20 +87,10 @@ def test_initial__keeps_the_first_weights():
     assert_same_weights(ask.start[1], stub_model())
 
 
-def test_initial__asked_for_too_late_raises():
-    strategy = fit(Sequential, steps=1)
-    strategy.plugins.append(_Ask("initial"))
-    with pytest.raises(ValueError, match="initial model is gone"):
-        strategy.train(stub_benchmark().train_stream[1], eval_streams=[])
-
-
 def test_previous__asked_for_in_training_raises():
-    class Late:
-        def before_backward(self, strategy, **kwargs):
-            strategy.teachers.get("previous")
-
+    late = At("before_backward", lambda s: s.teachers.get("previous"))
     with pytest.raises(ValueError, match="previous model is gone"):
-        fit(Sequential, plugins=[Late()])
+        fit(Sequential, plugins=[late])
 
 
 def test_get__unknown_kind_raises():
@@ -111,15 +102,10 @@ def test_ema__follows_the_weights():
     model = stub_model()
     strategy = build(Sequential, model, plugins=[_Ask("ema")])
     expected = weights(model)
-    path = []
-
-    class Track:
-        def after_update(self, strategy, **kwargs):
-            path.append(weights(strategy.model))
-
-    strategy.plugins.append(Track())
+    path = At("after_update", lambda strategy: weights(strategy.model))
+    strategy.plugins.append(path)
     train_stream(strategy, stub_benchmark(), 1)
-    for point in path:
+    for point in path.seen:
         expected = {
             k: EMA_DECAY * expected[k] + (1 - EMA_DECAY) * v for k, v in point.items()
         }

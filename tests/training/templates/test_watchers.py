@@ -14,6 +14,7 @@ from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import Sequential, run_stream
 from tests.helpers import (
+    At,
     adamw,
     assert_same_weights,
     build,
@@ -141,17 +142,12 @@ def test_early_stopping__each_evaluation_visits_a_stream_once():
 def test_early_stopping__several_experiences_in_one_call():
     told = [[[0.5, 0.1]] * 3, [[0.9, 0.95, 0.1]] * 3, [[0.5, 0.1]] * 3]
     strategy, data, metric = told_strategy(told, stopper(1))
-    done = []
-
-    class Count(SupervisedPlugin):
-        def after_training_exp(self, strategy, **kwargs):
-            done.append(strategy.clock.train_exp_epochs)
-
-    strategy.plugins.append(Count())
+    done = At("after_training_exp", lambda s: s.clock.train_exp_epochs)
+    strategy.plugins.append(done)
     train(strategy, data.train_stream, eval_streams=[data.valid_stream])
     # Only the first has an evaluation before its first epoch: the others begin with
     # their value after one.
-    assert done == [1, 3, 2]
+    assert done.seen == [1, 3, 2]
     first = [k for k, _ in metric.calls].index(1)
     assert all(step == 0 for step, _ in metric.calls[:first])
 
@@ -196,31 +192,6 @@ def test_early_stopping__lowest_loss_on_class_names():
             assert_same_weights(strategy.model, look.found[step, best])
 
 
-def test_early_stopping__in_a_run(tmp_path):
-    told = [[[0.5, 0.6, 0.1, 0.1]] * 3] * 3
-
-    class Quiet(Told):
-        def after_eval_exp(self, strategy):
-            return super().after_eval_exp(strategy) if strategy.in_training else []
-
-    model = stub_model()
-    metric = Quiet(told)
-    strategy = build(
-        Sequential,
-        model,
-        plugins=[stopper(2)],
-        evaluator=quiet_evaluator([metric, retrieval_plugin_metrics(ks=(1,))]),
-        train_epochs=6,
-        budget_iterations=12,
-        eval_every=1,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = run_stream(strategy, stub_benchmark(model=model), tmp_path / "run")
-    assert result.compute["steps"] == [6, 6, 6]
-    assert metric.calls == [(k, k) for k in range(3) for _ in range(4)]
-
-
 def stopped_after(values, patience, epochs):
     """How many epochs early stopping lets pass, and the best one."""
     best, at = values[0], 0
@@ -252,15 +223,8 @@ def test_early_stopping__in_a_run_on_pairs_follows_the_measured_values(
         budget_iterations=12,
         eval_every=1,
     )
-    ends = {}
-
-    class End(SupervisedPlugin):
-        stateless = True
-
-        def after_training_exp(self, strategy, **kwargs):
-            ends[strategy.experience_index] = weights(strategy.model)
-
-    strategy.plugins.append(End())
+    ends = At("after_training_exp", lambda s: weights(s.model))
+    strategy.plugins.append(ends)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = run_stream(strategy, stub_benchmark(model=model), tmp_path / "run")
@@ -275,7 +239,7 @@ def test_early_stopping__in_a_run_on_pairs_follows_the_measured_values(
         assert iterations == 2 * done
         start += done + 1
         if best is not None:
-            assert_same_weights(ends[step], look.found[step, best])
+            assert_same_weights(ends.seen[step], look.found[step, best])
 
 
 @pytest.mark.parametrize("mode", ["epoch", "iteration"])
@@ -329,32 +293,29 @@ def test_early_stopping__resumed_inside_decides_as_uninterrupted(mode, stop, tmp
 
 
 # ------------------------------------------------------------------ never acting
-def never():
-    yield "eval_every", stopper(), {"eval_every": -1}, "valid"
-    yield "only at the end", stopper(), {"eval_every": 0}, "valid"
-    yield "no such stream", stopper(stream="vald"), {}, "valid"
-    yield "a reported stream", stopper(stream="test_stream"), {}, "valid"
-    yield "nothing evaluated", stopper(), {}, None
-    yield "no such metric", stopper(metric="Top1_Acc_Strem"), {}, "valid"
-    yield "training metric", stopper(metric="Loss_Epoch"), {}, "valid"
-
-
-WORDS = {
-    "eval_every": "'Top1_Acc_Stream'|'Told'.*eval_every=-1",
-    "only at the end": "eval_every=0",
-    "no such stream": "stream 'vald'.*Did you mean 'valid'",
-    "a reported stream": "stream 'test'.*not evaluated",
-    "nothing evaluated": "nothing is evaluated",
-    "no such metric": "'Top1_Acc_Strem'.*Did you mean 'Top1_Acc_Stream'",
-    "training metric": "'Loss_Epoch'.*no such metric",
+NEVER = {
+    "eval_every": (
+        {"metric": "Top1_Acc_Stream"},
+        {"eval_every": -1},
+        "'Top1_Acc_Stream'.*eval_every=-1",
+    ),
+    "only at the end": ({}, {"eval_every": 0}, "eval_every=0"),
+    "no such stream": ({"stream": "vald"}, {}, "stream 'vald'.*Did you mean 'valid'"),
+    "a reported stream": ({"stream": "test_stream"}, {}, "stream 'test'.*not evaluat"),
+    "nothing evaluated": ({}, {}, "nothing is evaluated"),
+    "no such metric": (
+        {"metric": "Top1_Acc_Strem"},
+        {},
+        "'Top1_Acc_Strem'.*Did you mean 'Top1_Acc_Stream'",
+    ),
+    "training metric": ({"metric": "Loss_Epoch"}, {}, "'Loss_Epoch'.*no such metric"),
 }
+"""What is the matter -> options of the plugin and the strategy, words."""
 
 
-@pytest.mark.parametrize("index", range(len(WORDS)))
-def test_early_stopping__that_can_never_act_is_refused(index, tmp_path):
-    name, plugin, options, stream = list(never())[index]
-    if plugin.metric_name == "Told":
-        plugin = stopper(stream=plugin.val_stream_name, metric="Top1_Acc_Stream")
+@pytest.mark.parametrize("name", NEVER)
+def test_early_stopping__that_can_never_act_is_refused(name, tmp_path):
+    plugin, options, words = NEVER[name]
     metrics = [
         accuracy_metrics(stream=True, experience=True),
         loss_metrics(epoch=True, experience=True),
@@ -364,19 +325,19 @@ def test_early_stopping__that_can_never_act_is_refused(index, tmp_path):
     strategy = build(
         Sequential,
         model,
-        plugins=[plugin],
+        plugins=[stopper(**{"metric": "Top1_Acc_Stream", **plugin})],
         evaluator=quiet_evaluator(metrics),
         **{"eval_every": 1, "train_epochs": 3, "budget_iterations": 6, **options},
     )
     before = weights(model)
-    given = [data.streams[stream][0]] if stream else []
-    with pytest.raises(ValueError, match=WORDS[name]):
+    given = [] if name == "nothing evaluated" else [data.valid_stream[0]]
+    with pytest.raises(ValueError, match=words):
         strategy.train(data.train_stream[0], eval_streams=given)
     assert strategy.clock.train_iterations == 0
     assert_same_weights(model, before)
-    if name == "nothing evaluated":
+    if not given:
         return
-    with pytest.raises(ValueError, match=WORDS[name]):
+    with pytest.raises(ValueError, match=words):
         run_stream(strategy, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -396,14 +357,6 @@ def test_early_stopping__an_experience_without_counterpart_is_refused():
     with pytest.raises(ValueError, match="experience 1 of it is not evaluated"):
         train(strategy, data.train_stream[1], eval_streams=[valid])
     assert strategy.clock.train_iterations == before
-
-
-def test_strategy__options_of_periodic_evaluation_are_checked():
-    with pytest.raises(ValueError, match="peval_mode='epochs'.*Did you mean 'epoch'"):
-        build(Sequential, peval_mode="epochs")
-    for wrong in (-2, 1.0, True, None):
-        with pytest.raises(ValueError, match="eval_every="):
-            build(Sequential, eval_every=wrong)
 
 
 def test_run__valid_shorter_than_train_is_refused(tmp_path):

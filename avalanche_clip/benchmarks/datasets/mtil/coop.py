@@ -26,10 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avalanche_clip.benchmarks.datasets.captioned import is_id, is_text
-from avalanche_clip.benchmarks.datasets.mtil.images import (
-    ClassImages,
-    MTILDomain,
-)
+from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages, MTILDomain
 from avalanche_clip.benchmarks.datasets.mtil.orders import X_TAIL_NAMES, dataset_name
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
     CHECKS,

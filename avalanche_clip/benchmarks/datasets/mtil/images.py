@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from avalanche_clip.common.checks import require_array, require_length
+from avalanche_clip.common.checks import require_length
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.pictures import picture_to_rgb, read_picture
 
 if TYPE_CHECKING:
@@ -115,10 +116,6 @@ class MTILDomain(NamedTuple):
 
 
 def _column(values: Any) -> np.ndarray:
-    array = np.array(values)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    require_array(array, "indices or targets", "*", "integer")
-    array = array.astype(np.int64)
+    array = as_integer_array(values, "indices or targets")
     array.flags.writeable = False
     return array

@@ -6,6 +6,7 @@ every size is compared with what is there, and nothing is kept.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -61,20 +62,15 @@ class _File:
         place, size = _HEADER, len(self.content)
         while place < size:
             kind, start, length = self._tag(place, size)
+            file, place = self, self._after(start, length)
             if kind == _COMPRESSED:
-                packed = self.content[start : start + length]
-                inner = _File(self._unpack(packed), self.order)
-                kind, first, inside = inner._tag(0, len(inner.content))
-                inner._variable(kind, first, inside)
                 place = start + length
-            else:
-                self._variable(kind, start, length)
-                place = self._after(start, length)
-
-    def _variable(self, kind: int, start: int, length: int) -> None:
-        if kind != _MATRIX:
-            raise _Fault(f"a variable has the type {kind}")
-        self._matrix(start, start + length, 0)
+                packed = self.content[start:place]
+                file = _File(self._unpack(packed), self.order)
+                kind, start, length = file._tag(0, len(file.content))
+            if kind != _MATRIX:
+                raise _Fault(f"a variable has the type {kind}")
+            file._matrix(start, start + length, 0)
 
     def _unpack(self, packed: bytes) -> bytes:
         most = max(file_limits.gzip_bytes, int(file_limits.gzip_ratio * len(packed)))
@@ -129,9 +125,7 @@ class _File:
         shape = struct.unpack_from(f"{self.order}{count}i", self.content, start)
         if count < 2 or min(shape) < 0:
             raise _Fault(f"an array has the shape {shape[:8]}")
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         _, _, _, place = self._data(place, end, (1, 2, 16))  # its name
         if kind == _CELL:
             self._cells(place, end, size, depth)

@@ -97,9 +97,9 @@ def given_names(names: Sequence[str] | str | Path, count: int) -> tuple[str, ...
     listed = tuple(name.strip("\r\n") for name in names)
     _refuse_ids(listed, where)
     require_length(listed, count, f"names in {where}", "class")
-    empty = [index for index, name in enumerate(listed) if not name.strip()]
-    if empty:
-        raise ValueError(f"{where} has no name for class {empty[0]}; give each a name.")
+    for index, name in enumerate(listed):
+        if not name.strip():
+            raise ValueError(f"{where} has no name for class {index}; give each one.")
     return listed
 
 

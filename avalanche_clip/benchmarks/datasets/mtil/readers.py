@@ -51,11 +51,7 @@ class UnreadableDataError(ValueError, RuntimeError):
 
 
 def read_mtil_domain(
-    name: str,
-    root: str | Path,
-    *,
-    download: bool = False,
-    check: str = "warn",
+    name: str, root: str | Path, *, download: bool = False, check: str = "warn"
 ) -> MTILDomain:
     """Read one data set as MTIL uses it.
 

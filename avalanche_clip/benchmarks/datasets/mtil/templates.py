@@ -10,63 +10,44 @@ class-incremental templates after the works named in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from avalanche_clip.models.encoders.imagenet_names import imagenet_templates
 
 
-def _both_articles(forms: Sequence[str]) -> tuple[str, ...]:
-    """All forms with "a" in place of ``*``, then all with "the"."""
-    return tuple(f.replace("*", article) for article in ("a", "the") for f in forms)
+def _both_articles(forms: str) -> tuple[str, ...]:
+    """All forms, divided by bars, with "a" in place of ``*``, then all with "the"."""
+    listed = forms.split(" | ")
+    return tuple(f.replace("*", article) for article in ("a", "the") for f in listed)
 
 
 _CALTECH = _both_articles(
-    (
-        "a photo of * {}.",
-        "a painting of * {}.",
-        "* plastic {}.",
-        "a sculpture of * {}.",
-        "a sketch of * {}.",
-        "a tattoo of * {}.",
-        "* toy {}.",
-        "a rendition of * {}.",
-        "* embroidered {}.",
-        "* cartoon {}.",
-        "* {} in a video game.",
-        "* plushie {}.",
-        "* origami {}.",
-        "art of * {}.",
-        "graffiti of * {}.",
-        "a drawing of * {}.",
-        "a doodle of * {}.",
-    )
+    "a photo of * {}. | a painting of * {}. | * plastic {}. | a sculpture of * {}. | "
+    "a sketch of * {}. | a tattoo of * {}. | * toy {}. | a rendition of * {}. | "
+    "* embroidered {}. | * cartoon {}. | * {} in a video game. | * plushie {}. | "
+    "* origami {}. | art of * {}. | graffiti of * {}. | a drawing of * {}. | "
+    "a doodle of * {}."
 )
-
 _CIFAR = _both_articles(
-    (
-        "a photo of * {}.",
-        "a blurry photo of * {}.",
-        "a black and white photo of * {}.",
-        "a low contrast photo of * {}.",
-        "a high contrast photo of * {}.",
-        "a bad photo of * {}.",
-        "a good photo of * {}.",
-        "a photo of * small {}.",
-        "a photo of * big {}.",
-    )
+    "a photo of * {}. | a blurry photo of * {}. | a black and white photo of * {}. | "
+    "a low contrast photo of * {}. | a high contrast photo of * {}. | "
+    "a bad photo of * {}. | a good photo of * {}. | a photo of * small {}. | "
+    "a photo of * big {}."
 )
-
+_CARS = (
+    "a photo of a {}, a type of car. | a photo of a {}. | a photo of the {}. | "
+    "a photo of my {}. | i love my {}! | a photo of my dirty {}. | "
+    "a photo of my clean {}. | a photo of my new {}. | a photo of my old {}."
+)
 
 _TEMPLATES: dict[str, tuple[str, ...]] = {
-    "Aircraft": _both_articles(("a photo of * {}, a type of aircraft.",)),
+    "Aircraft": _both_articles("a photo of * {}, a type of aircraft."),
     "Caltech101": _CALTECH,
     "CIFAR10": _CIFAR,
     "CIFAR100": _CIFAR,
     "DTD": _both_articles(
-        tuple(
-            f"a photo of * {{}} {noun}."
-            for noun in ("texture", "pattern", "thing", "object")
-        )
+        "a photo of * {} texture. | a photo of * {} pattern. | "
+        "a photo of * {} thing. | a photo of * {} object."
     ),
     "EuroSAT": tuple(
         f"a centered satellite photo of {article}{{}}."
@@ -76,17 +57,7 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
     "Food": ("a photo of a {}, a type of food.",),
     "MNIST": ('a photo of the number: "{}".',),
     "OxfordPet": ("a photo of a {}, a type of pet.",),
-    "StanfordCars": (
-        "a photo of a {}, a type of car.",
-        "a photo of a {}.",
-        "a photo of the {}.",
-        "a photo of my {}.",
-        "i love my {}!",
-        "a photo of my dirty {}.",
-        "a photo of my clean {}.",
-        "a photo of my new {}.",
-        "a photo of my old {}.",
-    ),
+    "StanfordCars": tuple(_CARS.split(" | ")),
     "SUN397": ("a photo of a {}.", "a photo of the {}."),
 }
 

@@ -55,16 +55,9 @@ def write_list(root: Path, name: str, train: int = TRAIN) -> Path:
 
 
 def write_aircraft(root: Path) -> None:
-    data = root / "fgvc_aircraft"
-    data.mkdir(parents=True)
-    (data / "variants.txt").write_text("".join(f"{n}\n" for n in disk.AIRCRAFT))
-    parts = {"train": [(2, 0), (0, 1), (1, 2)], "test": [(1, 3), (0, 4)]}
-    for split, items in {**parts, "val": [(0, 6)]}.items():
-        lines = []
-        for label, number in items:
-            lines.append(f"{number:07d} {disk.AIRCRAFT[label]}\n")
-            disk.save(data / "images" / f"{number:07d}.jpg", 20 * label, number)
-        (data / f"images_variant_{split}.txt").write_text("".join(lines))
+    disk.aircraft(root, 20)
+    (root / "fgvc-aircraft-2013b" / "data").rename(root / "fgvc_aircraft")
+    (root / "fgvc-aircraft-2013b").rmdir()
 
 
 def write_x_tail(root: Path) -> None:

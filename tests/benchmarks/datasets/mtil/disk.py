@@ -45,7 +45,7 @@ def save(path: Path, label: int, number: int, mode: str = "RGB") -> None:
     image.save(path, format="JPEG", quality=100, subsampling=0)
 
 
-def aircraft(root: Path) -> tuple[list, list]:
+def aircraft(root: Path, shade: int = 1) -> tuple[list, list]:
     data = root / "fgvc-aircraft-2013b" / "data"
     (data / "images").mkdir(parents=True)
     (data / "variants.txt").write_text("".join(f"{n}\n" for n in AIRCRAFT))
@@ -55,7 +55,8 @@ def aircraft(root: Path) -> tuple[list, list]:
         lines = []
         for label, number in items:
             lines.append(f"{1000 + number:07d} {AIRCRAFT[label]}\n")
-            save(data / "images" / f"{1000 + number:07d}.jpg", label, number)
+            path = data / "images" / f"{1000 + number:07d}.jpg"
+            save(path, shade * label, number)
         (data / f"images_variant_{split}.txt").write_text("".join(lines))
     return parts["train"], parts["test"]
 

@@ -1,5 +1,8 @@
 """Templates, names and orders of the published benchmarks."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
@@ -59,28 +62,13 @@ def test_templates__are_distinct_and_take_one_name(name):
 
 
 def test_templates__spelling():
-    caltech = MTIL_TEMPLATES["Caltech101"]
-    assert caltech[0] == "a photo of a {}." and caltech[17] == "a photo of the {}."
-    assert caltech[2] == "a plastic {}." and caltech[19] == "the plastic {}."
+    caltech, cars = MTIL_TEMPLATES["Caltech101"], MTIL_TEMPLATES["StanfordCars"]
     assert caltech[8] == "a embroidered {}." and caltech[12] == "a origami {}."
-    assert caltech[10] == "a {} in a video game."
-    assert caltech[27] == "the {} in a video game."
-    assert caltech[13:15] == ("art of a {}.", "graffiti of a {}.")
-    assert caltech[30] == "art of the {}." and caltech[33] == "a doodle of the {}."
-    cifar = MTIL_TEMPLATES["CIFAR100"]
-    assert cifar[1] == "a blurry photo of a {}." and cifar[8] == "a photo of a big {}."
-    assert cifar[9] == "a photo of the {}." and cifar[16] == "a photo of the small {}."
-    assert MTIL_TEMPLATES["CIFAR10"] == cifar
-    assert MTIL_TEMPLATES["DTD"][0] == "a photo of a {} texture."
-    assert MTIL_TEMPLATES["DTD"][7] == "a photo of the {} object."
-    assert MTIL_TEMPLATES["Aircraft"][1] == "a photo of the {}, a type of aircraft."
-    assert MTIL_TEMPLATES["EuroSAT"] == (
-        "a centered satellite photo of {}.",
-        "a centered satellite photo of a {}.",
-        "a centered satellite photo of the {}.",
-    )
-    assert MTIL_TEMPLATES["MNIST"][0].format("1") == 'a photo of the number: "1".'
-    assert MTIL_TEMPLATES["StanfordCars"][4] == "i love my {}!"
+    assert caltech[17] == "a photo of the {}." and cars[4] == "i love my {}!"
+    # Of the lists as they were copied one by one from the released code.
+    text = json.dumps([MTIL_TEMPLATES[name] for name in MTIL_NAMES])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "13d1895d26c15489"
+    assert MTIL_TEMPLATES["CIFAR10"] == MTIL_TEMPLATES["CIFAR100"]
     assert CIL_TEMPLATES["CIFAR100"] == ("a bad photo of a {}.",)
     assert CIL_TEMPLATES["ImageNet1K"] == ("a good photo of a {}.",)
 

@@ -11,14 +11,12 @@ from PIL import Image
 
 from avalanche_clip.benchmarks.datasets.mtil import (
     DATASETS,
-    MTIL_NAMES,
     MTIL_TEMPLATES,
     ClassImages,
     MTILDomain,
     random_80_20,
     read_mtil_domain,
 )
-from avalanche_clip.benchmarks.datasets.mtil import readers as readers_module
 from tests.benchmarks.datasets.mtil import disk
 from tests.refused import refused
 
@@ -139,6 +137,9 @@ def test_reader__names_templates_and_types(name, root):
         assert part.targets.dtype == np.int64 and part.targets.shape == (len(part),)
         assert not part.targets.flags.writeable
         assert part.targets.max() < len(domain.class_names)
+    copy = pickle.loads(pickle.dumps(domain.test))
+    assert (copy.targets == domain.test.targets).all()
+    assert copy[0][0].tobytes() == domain.test[0][0].tobytes()
 
 
 def test_reader__never_decodes_to_learn_the_targets(root, monkeypatch):
@@ -153,14 +154,6 @@ def test_reader__never_decodes_to_learn_the_targets(root, monkeypatch):
         domain = read(name, root[0])
         assert len(domain.train.targets) and len(domain.test.targets)
         assert len(domain.train.subset([0]).targets) == 1
-
-
-@pytest.mark.parametrize("name", [*MTIL_NAMES])
-def test_reader__survives_pickling(name, root):
-    domain = read(name, root[0])
-    copy = pickle.loads(pickle.dumps(domain.test))
-    assert (copy.targets == domain.test.targets).all()
-    assert copy[0][0].tobytes() == domain.test[0][0].tobytes()
 
 
 @pytest.mark.parametrize("name", [*disk.WRITERS])
@@ -189,23 +182,11 @@ def test_reader__partly_missing_data_name_the_file(tmp_path):
         read("DTD", tmp_path)
 
 
-def test_reader__damaged_files_are_named(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    disk.cifar100(tmp_path)
-    with pytest.raises(RuntimeError, match="cannot read CIFAR100.*damaged"):
-        read("CIFAR100", tmp_path)
-    disk.flowers(tmp_path)
-    with pytest.raises(RuntimeError, match="cannot read Flowers.*imagelabels.mat"):
-        read("Flowers", tmp_path)
+def test_reader__damaged_files_are_named(tmp_path):
     disk.caltech(tmp_path)
     (tmp_path / "caltech101" / "101_ObjectCategories" / "notes.txt").write_text("x")
     with pytest.raises(RuntimeError, match="cannot read Caltech101.*notes.txt"):
         read("Caltech101", tmp_path)
-
-
-def test_reader__mnist_without_its_files(tmp_path):
-    (tmp_path / "MNIST").mkdir()
-    refused("MNIST/raw", read, "MNIST", tmp_path, error=RuntimeError)
 
 
 def test_reader__lists_of_different_classes_are_refused(tmp_path):
@@ -271,11 +252,6 @@ def test_class_images__refuses_what_does_not_fit():
     assert len(data.subset([])) == 0
     with pytest.raises(IndexError):
         data[2]
-
-
-def test_reader__module_lists_the_folder_of_every_data_set():
-    for facts in DATASETS.values():
-        assert facts.files[0].split("/")[0] in readers_module.__doc__
 
 
 FILES = [n for n in disk.WRITERS if n not in ("CIFAR100", "CIFAR10", "MNIST")]
