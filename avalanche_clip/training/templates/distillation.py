@@ -69,9 +69,6 @@ class DistillationPlugin(MethodPlugin, supports_distributed=True):
         """Return nothing: the teacher belongs to the strategy."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
-
     def warn_frozen(self, remedy: str, *students: Tensor) -> None:
         """Say once that the terms reach nothing that is trained.
 

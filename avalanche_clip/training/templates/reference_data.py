@@ -60,7 +60,10 @@ class ReferenceImages(Dataset):
             )
         as_size(cache_bytes, "cache_bytes", least=0)
         as_size(num_workers, "num_workers", least=0)
-        self.parts = [_for_evaluation(part) for part in _data_sets(source)]
+        self.parts = [
+            part.eval() if isinstance(part, AvalancheDataset) else part
+            for part in _data_sets(source)
+        ]
         self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
         if not self.ends or self.ends[-1] == 0:
             raise ValueError("The reference images are empty; give at least one.")
@@ -116,7 +119,8 @@ def _data_sets(source: Any) -> list[Any]:
     if isinstance(source, CLExperience):
         return [source.dataset]  # type: ignore[attr-defined]
     nested = isinstance(source, (list, tuple)) and len(source) > 0
-    if isinstance(source, CLStream) or (nested and _holds_images(source[0])):
+    kinds = (Dataset, AvalancheDataset, CLExperience, CLStream)
+    if isinstance(source, CLStream) or (nested and isinstance(source[0], kinds)):
         return [part for one in source for part in _data_sets(one)]
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         if isinstance(source, (str, bytes, dict)):
@@ -128,16 +132,8 @@ def _data_sets(source: Any) -> list[Any]:
     )
 
 
-def _holds_images(item: Any) -> bool:
-    return isinstance(item, (Dataset, AvalancheDataset, CLExperience, CLStream))
-
-
 def _prepared(part: Any) -> bool:
     return isinstance(part, AvalancheDataset) and is_prepared(part)
-
-
-def _for_evaluation(part: Any) -> Any:
-    return part.eval() if isinstance(part, AvalancheDataset) else part
 
 
 def _has_no_own(part: Any) -> bool:
