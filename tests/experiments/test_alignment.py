@@ -81,17 +81,3 @@ def test_main__validation_run_and_resume(study, tmp_path, capsys):
     assert "mod-x:5 " in first and (tmp_path / "comparison.html").is_file()
     study.main(arguments)
     assert capsys.readouterr().out == first
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--methods", "sequential,modx"], "unknown method modx"),
-        (["--methods", "mod-x+replay:5"], "in 'mod-x+replay:5' a method has no weight"),
-        (["--validation", "--stream", "domains"], "goes with --stream time"),
-    ],
-)
-def test_main__wrong_arguments(arguments, message, study, capsys):
-    with pytest.raises(SystemExit):
-        study.main(arguments)
-    assert message in capsys.readouterr().err

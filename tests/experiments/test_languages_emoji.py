@@ -264,20 +264,3 @@ def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsy
     for _ in range(2):  # the second time nothing is left to do
         study.main(part)
         assert capsys.readouterr().out.replace("/part/", "/") == whole
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--methods", "teir,joint+teir"], "unknown method joint+teir"),
-        (["--methods", "teir:fast"], "'fast' in 'teir:fast' is no learning rate"),
-        (["--methods", "teir:-1"], "is no learning rate"),
-        (["--iterations", "0"], "--iterations 0 must be 1 or more"),
-        (["--task-decay", "1"], "--task-decay 1.0 is no share"),
-        (["--task-decay", "nan"], "--task-decay nan is no share"),
-    ],
-)
-def test_main__wrong_arguments(arguments, message, study, capsys):
-    with pytest.raises(SystemExit):
-        study.main(arguments)
-    assert message in capsys.readouterr().err

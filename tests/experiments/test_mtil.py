@@ -1,7 +1,6 @@
 """The MTIL experiment on tiny data in place of the real ones."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,35 +128,6 @@ def test_build_benchmark__calibration_keeps_images_back(study, tiny):
         assert trained | held_out == everything
 
 
-def test_router_views__by_the_name_of_the_stream(study):
-    selector = SimpleNamespace(granularity="sample", threshold_kind="global")
-    moe = SimpleNamespace(router_for_eval="auto", auto_selector=selector)
-    plugin = study.RouterViewsPlugin(dict(study.VIEWS.values()))
-    expected = {
-        "test": ("auto", "sample", "given"),
-        "test_batch": ("auto", "batch", "given"),
-        "test_newest": ("last", "sample", "given"),
-        "test_calibrated": ("auto", "sample", "global"),
-        "another": ("auto", "sample", "given"),
-    }
-    for name, choice in expected.items():
-        stream = SimpleNamespace(name=name)
-        experience = SimpleNamespace(_origin_stream=stream)
-        strategy = SimpleNamespace(moe=moe, experience=experience)
-        plugin.before_eval_exp(strategy)
-        found = (moe.router_for_eval, selector.granularity, selector.threshold_kind)
-        assert found == choice
-        plugin.after_eval(strategy)
-        found = (moe.router_for_eval, selector.granularity, selector.threshold_kind)
-        assert found == expected["test"]
-
-
-def test_main__unknown_view(study, capsys):
-    with pytest.raises(SystemExit):
-        study.main(["--root", "x", "--views", "image,all"])
-    assert "unknown view all; use image, batch" in capsys.readouterr().err
-
-
 def test_main__missing_data_are_named(study, tmp_path, capsys):
     with pytest.raises(SystemExit):
         study.main(["--root", str(tmp_path), "--out", str(tmp_path / "runs")])
@@ -175,9 +145,3 @@ def test_main__missing_reference_data_are_named(study, tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         study.main([*out, "--methods", "moe-adapters", "--reference", str(empty)])
     assert "--reference" in capsys.readouterr().err
-
-
-def test_main__unknown_method(study, capsys):
-    with pytest.raises(SystemExit):
-        study.main(["--root", "x", "--methods", "moe"])
-    assert "unknown method moe" in capsys.readouterr().err

@@ -173,18 +173,3 @@ def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
         found = domain_study.once(None, benchmark, ["test"], tmp_path, settings)
         assert found == {"test": [0.5]}
     assert len(calls) == 2
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--methods", "moe"], "unknown method moe"),
-        (["--seeds", "0,one"], "'0,one' must be numbers"),
-        (["--device", "tpu"], "'tpu' is no device of this machine; use cpu"),
-        (["--device", "meta:"], "'meta:' is no device"),
-    ],
-)
-def test_main__wrong_arguments(arguments, message, study, capsys):
-    with pytest.raises(SystemExit):
-        study.main(arguments)
-    assert message in capsys.readouterr().err

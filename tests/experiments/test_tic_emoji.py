@@ -102,30 +102,3 @@ def test_run__bf16_and_resume_of_a_finished_run(small, tmp_path):
     first = small.run(config, "cumulative-exp", tmp_path / "run")
     again = small.run(config, "cumulative-exp", tmp_path / "run")
     assert np.array_equal(first.E, again.E)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--methods", "sequentiel"], "unknown method sequentiel"),
-        (["--seeds", "one"], "must be numbers"),
-        (["--preset", "quick"], "invalid choice"),
-    ],
-)
-def test_main__wrong_arguments_are_named(study, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        study.main(arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_table__shows_mean_and_spread(study):
-    line = {
-        "cost": 6.0,
-        "in_domain": 20.0,
-        "backward": 10.0,
-        "forward": 2.0,
-        "gallery_i2t": 9.0,
-        "minutes": 1.5,
-    }
-    text = study.table({"sequential": [line, {**line, "backward": 12.0}]})
-    assert "11.0 ±1.4" in text and "sequential" in text

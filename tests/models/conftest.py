@@ -1,9 +1,11 @@
 """Tiny models of every supported kind, written to disk without a network."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from avalanche_clip.models import create_dual_encoder
@@ -77,6 +79,27 @@ def one(tiny_cfg):
     """A model in evaluation mode."""
     torch.manual_seed(0)
     return create_dual_encoder(tiny_cfg).eval()
+
+
+@contextmanager
+def edited(path):
+    """The content of a JSON file, which is written back."""
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    yield stored
+    path.write_text(json.dumps(stored))
+
+
+def write_weights(model, path):
+    """Write the tensors of the wrapped model alone, by torch or as safetensors."""
+    state = {k: v.clone() for k, v in model.clip.state_dict().items()}
+    write = save_file if path.suffix == ".safetensors" else torch.save
+    write(state, path)
+
+
+def open_clip_config(folder, model_cfg, **config):
+    """Write an open_clip configuration into a folder."""
+    content = json.dumps({"model_cfg": model_cfg, **config})
+    (folder / "open_clip_config.json").write_text(content)
 
 
 def same(model, other):

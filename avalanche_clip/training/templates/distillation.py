@@ -72,9 +72,6 @@ class DistillationPlugin(MethodPlugin, supports_distributed=True):
         """Return nothing: the teacher belongs to the strategy."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the empty state."""
-
     def add_terms(self, strategy: Any, name: str, image: Any, text: Any) -> None:
         """Add the distances of both directions, weighted.
 

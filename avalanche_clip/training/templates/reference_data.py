@@ -121,7 +121,8 @@ def _data_sets(source: Any) -> list[Any]:
     if isinstance(source, CLExperience):
         return [source.dataset]  # type: ignore[attr-defined]
     nested = isinstance(source, (list, tuple)) and len(source) > 0
-    if isinstance(source, CLStream) or (nested and _holds_images(source[0])):
+    kinds = (Dataset, AvalancheDataset, CLExperience, CLStream)
+    if isinstance(source, CLStream) or (nested and isinstance(source[0], kinds)):
         return [part for one in source for part in _data_sets(one)]
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         if isinstance(source, (str, bytes, dict)):
@@ -131,10 +132,6 @@ def _data_sets(source: Any) -> list[Any]:
         f"Reference images are a {type(source).__name__}; give a data set with "
         "__len__ and __getitem__, an experience, a stream, or a list of these."
     )
-
-
-def _holds_images(item: Any) -> bool:
-    return isinstance(item, (Dataset, AvalancheDataset, CLExperience, CLStream))
 
 
 def _prepared(part: Any) -> bool:

@@ -51,16 +51,6 @@ def test_with_facts__adds_and_replaces_before_the_task_label():
     assert attribute_array(both, "image_id").tolist() == [9, 4]
 
 
-def test_with_facts__carries_rows():
-    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    more = with_facts(counted_dataset([0.0, 1.0, 2.0]), {"vector": rows})
-    part = more.subset([2, 0])
-    items = [(torch.zeros(1), torch.tensor([1]), *part[k][2:]) for k in range(2)]
-    batch, *_ = part.collate_fn(items)
-    assert batch["vector"].tolist() == [[4.0, 5.0], [0.0, 1.0]]
-    assert batch["vector"].dtype == torch.float32
-
-
 def test_with_facts__checks_names_and_lengths():
     data = counted_dataset([0.0, 1.0])
     with pytest.raises(ValueError, match="3 values of fact 'image_id' given, 2"):

@@ -102,15 +102,6 @@ def test_make_image_text_dataset__bad_columns_raise(options, message):
     refused(message, make_image_text_dataset, CountedPairs(3), **options)
 
 
-def test_make_image_text_dataset__loads_nothing():
-    class Broken(CountedPairs):
-        def __getitem__(self, index):
-            raise AssertionError("read too early")
-
-    dataset = make_image_text_dataset(Broken(4), timestamps=np.arange(4.0))
-    assert len(dataset.subset([1, 2])) == 2
-
-
 @pytest.mark.parametrize("unit", ["D", "s", "ms", "us"])
 def test_timestamps__datetime64_keeps_far_times_and_marks_missing_ones(unit):
     # Nanoseconds would overflow for the first two; NaT is no year 1677.

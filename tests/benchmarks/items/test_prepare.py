@@ -18,13 +18,11 @@ from avalanche_clip.benchmarks import (
     time_stamped_benchmark,
     with_facts,
 )
-from avalanche_clip.benchmarks.items.items import concatenate
 from avalanche_clip.benchmarks.items.prepare import is_prepared, require_prepared
 from tests.benchmarks.small_streams import (
     CharModel,
     counted_benchmark,
     counted_dataset,
-    ids_of,
 )
 from tests.refused import refused
 
@@ -108,16 +106,6 @@ def test_prepare__replaces_own_groups_and_keeps_frozen_transforms():
         prepared = prepare_benchmark(scenario, CharModel()).train_stream[0].dataset
         assert pixel(prepared, 1) == expected + 1000
         assert pixel(prepared.eval(), 1) == expected + 2000
-
-
-def test_prepare__survives_subset_concat_and_stock_passes():
-    prepared = prepare_benchmark(counted_benchmark(), CharModel())
-    parts = [exp.dataset for exp in prepared.train_stream]
-    pool = concatenate([parts[2], parts[0].subset([3, 1])])
-    assert ids_of(pool) == [8, 9, 10, 11, 3, 1]
-    batch, labels, task = collate(pool, range(6))
-    assert batch["image"][:, 0, 0, 0].tolist() == [1008, 1009, 1010, 1011, 1003, 1001]
-    assert labels.tolist() == ids_of(pool) and task.tolist() == [0] * 6
 
 
 # --- tokenizer ----------------------------------------------------------------

@@ -64,9 +64,6 @@ def test_replay_quotas__large_numbers_are_exact():
     [
         ((-1, 3, "exp"), "total=-1"),
         ((2.5, 3, "exp"), "total=2.5"),
-        ((float("nan"), 3, "exp"), "total=nan"),
-        ((None, 3, "exp"), "total=None"),
-        ((True, 3, "exp"), "total=True"),
         ((8, 0, "exp"), "step=0"),
         ((8, "3", "exp"), "step='3'"),
         ((8, 3, "linear"), "'linear'"),

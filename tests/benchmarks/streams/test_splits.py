@@ -14,7 +14,6 @@ from avalanche_clip.benchmarks import (
 )
 from tests.benchmarks.small_streams import (
     CharModel,
-    counted_benchmark,
     counted_dataset,
     ids_of,
 )
@@ -174,14 +173,3 @@ def test_split_online__keeps_what_decorators_attached():
         assert part.classes_in_this_experience == set(targets.tolist())
     again = with_classes_timeline(online)
     assert len(again.train_stream[0].classes_in_this_experience) == 7
-
-
-def test_splits__compose_and_prepare_last():
-    split = split_online(split_validation(counted_benchmark(), 0.25), 2)
-    prepared = prepare_benchmark(split, CharModel())
-    assert [len(e.dataset) for e in prepared.train_stream] == [2, 1] * 3
-    assert [len(e.dataset) for e in prepared.valid_stream] == [1] * 3
-    exp = prepared.train_stream[3]
-    assert isinstance(exp, OnlineCLExperience) and exp.time_label == "b"
-    batch, _, _ = exp.dataset.collate_fn([exp.dataset[0]])
-    assert batch["image"][0, 0, 0, 0] == 1000 + batch["sample_id"][0]

@@ -106,14 +106,17 @@ def expected(model):
     return images, texts
 
 
+def make(path, data=None, model=None, **options):
+    model, data = model or Teacher(), data or triplets()
+    return precompute_teacher_features(model, data, path, **options)
+
+
 # ------------------------------------------------------------------- making
 @pytest.mark.parametrize("batch_size", [1, 2, 128])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_store__holds_each_picture_and_caption_once(tmp_path, batch_size, dtype):
     model = Teacher(dropout=0.5).train()
-    store = precompute_teacher_features(
-        model, triplets(), tmp_path / "s", batch_size=batch_size, dtype=dtype
-    )
+    store = make(tmp_path / "s", model=model, batch_size=batch_size, dtype=dtype)
     assert model.training and model.dropout.training
     assert model.encoded == {"image": 3, "text": 5}
     images, texts = expected(model)
@@ -135,34 +138,28 @@ def test_store__holds_each_picture_and_caption_once(tmp_path, batch_size, dtype)
 
 def test_store__is_opened_not_made_again(tmp_path):
     model = Teacher()
-    first = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    first = make(tmp_path / "s", model=model)
     model.encoded = {"image": 0, "text": 0}
-    again = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    again = make(tmp_path / "s", model=model)
     assert model.encoded == {"image": 0, "text": 0}
     assert again.header == first.header
     # a data set in another language with the same English side is the same data
-    precompute_teacher_features(model, triplets("de"), tmp_path / "s")
+    make(tmp_path / "s", triplets("de"), model)
     opened = TeacherFeatureStore.open(tmp_path / "s", model=model, verify=True)
     assert torch.equal(opened.texts([2]), first.texts([2]))
 
 
 def test_store__of_another_model_or_data_is_refused(tmp_path):
     path = tmp_path / "s"
-    store = precompute_teacher_features(Teacher(0), triplets(), path)
-    with pytest.raises(ValueError, match="holds features with model"):
-        precompute_teacher_features(Teacher(1), triplets(), path)
-    with pytest.raises(ValueError, match="holds features with data"):
-        data = triplets(english=("dog", "cat", "tree", "house", "moon"))
-        precompute_teacher_features(Teacher(0), data, path)
-    with pytest.raises(ValueError, match="holds features with data"):
-        precompute_teacher_features(Teacher(0), triplets(pictures="abd"), path)
-    with pytest.raises(ValueError, match="holds features with pictures"):
-        precompute_teacher_features(Teacher(0), triplets(seed=1), path)
+    store = make(path)
+    refused("holds features with model", make, path, model=Teacher(1))
+    data = triplets(english=("dog", "cat", "tree", "house", "moon"))
+    refused("holds features with data", make, path, data)
+    refused("holds features with data", make, path, triplets(pictures="abd"))
+    refused("holds features with pictures", make, path, triplets(seed=1))
     # whoever has the store needs no pictures
-    again = precompute_teacher_features(Teacher(0), without_images(triplets()), path)
-    assert again.header == store.header
-    with pytest.raises(ValueError, match="holds features with dtype"):
-        precompute_teacher_features(Teacher(0), triplets(), path, dtype="float16")
+    assert make(path, without_images(triplets())).header == store.header
+    refused("holds features with dtype", make, path, dtype="float16")
     refused("another image tower", TeacherFeatureStore.open, path, model=Teacher(1))
     refused("other data", TeacherFeatureStore.open, path, data="0" * 32)
     student = Teacher(0)
@@ -182,32 +179,29 @@ def test_store__of_random_pictures_is_continued_and_opened(tmp_path):
         make_image_text_dataset(Drawn()),
         {"image_id": [3, 3, 1, 1, 2], "text_id": [4, 3, 2, 1, 0]},
     )
-    store = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    store = make(tmp_path / "s", data)
     assert store.header["pictures"] == "random"
-    again = precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    again = make(tmp_path / "s", data)
     assert torch.equal(again.images([1]), store.images([1]))
 
 
 def test_store__is_verified_when_it_is_opened_again(tmp_path):
     path = tmp_path / "s"
-    store = precompute_teacher_features(Teacher(), triplets(), path)
+    store = make(path)
     file = path / "image_features.npy"
     whole = bytearray(file.read_bytes())
     whole[140] ^= 1
     file.write_bytes(whole)
     again = pickle.loads(pickle.dumps(store))  # not read a second time
     assert again.features["text"].shape == (5, 8)
-    with pytest.raises(ValueError, match=r"image_features\.npy is damaged"):
-        precompute_teacher_features(Teacher(), triplets(), path)
+    refused(r"image_features\.npy is damaged", make, path)
 
 
 def test_store__of_equal_ids_with_different_content_is_refused(tmp_path):
     data = with_facts(triplets(), {"text_id": [0, 0, 1, 2, 3]})
-    with pytest.raises(ValueError, match="Samples 0 and 1 have the text id 0"):
-        precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    refused("Samples 0 and 1 have the text id 0", make, tmp_path / "s", data)
     data = with_facts(triplets(), {"image_id": [0, 0, 0, 2, 3]})
-    with pytest.raises(ValueError, match="different pictures"):
-        precompute_teacher_features(Teacher(), data, tmp_path / "s")
+    refused("different pictures", make, tmp_path / "s", data)
 
 
 @pytest.mark.parametrize("after", [1, 4, 6])
@@ -233,35 +227,27 @@ def test_store__continues_where_it_was_stopped(tmp_path, after):
     with flush, pytest.raises(KeyboardInterrupt):
         precompute_teacher_features(Stopped(), triplets(), path, batch_size=1)
     assert not path.exists()
-    with pytest.raises(ValueError, match="holds features with model"):
-        precompute_teacher_features(Teacher(5), triplets(), path, batch_size=1)
+    refused("holds features with model", make, path, model=Teacher(5), batch_size=1)
     model = Teacher()
-    store = precompute_teacher_features(model, triplets(), path, batch_size=1)
+    store = make(path, model=model, batch_size=1)
     assert sum(model.encoded.values()) == 8 - (after - 1)
-    whole = precompute_teacher_features(
-        Teacher(), triplets(), tmp_path / "t", batch_size=1
-    )
+    whole = make(tmp_path / "t", batch_size=1)
     assert store.header["files"] == whole.header["files"]
 
 
 def test_store__refuses_bad_options_and_values(tmp_path):
-    with pytest.raises(ValueError, match="dtype="):
-        precompute_teacher_features(Teacher(), triplets(), tmp_path / "s", dtype="int8")
-    with pytest.raises(ValueError, match="batch_size=0"):
-        precompute_teacher_features(Teacher(), triplets(), tmp_path / "s", batch_size=0)
-    with pytest.raises(ValueError, match="images were left out"):
-        precompute_teacher_features(
-            Teacher(), without_images(triplets()), tmp_path / "s"
-        )
+    refused("dtype=", make, tmp_path / "s", dtype="int8")
+    refused("batch_size=0", make, tmp_path / "s", batch_size=0)
+    refused("images were left out", make, tmp_path / "s", without_images(triplets()))
     broken = Teacher()
     with torch.no_grad():
         broken.image_proj.weight.mul_(1e6)
-    with pytest.raises(ValueError, match="not finite in float16"):
-        precompute_teacher_features(broken, triplets(), tmp_path / "u", dtype="float16")
+    half = {"model": broken, "dtype": "float16"}
+    refused("not finite in float16", make, tmp_path / "u", **half)
 
 
 def test_store__survives_pickling_and_copies_without_its_arrays(tmp_path):
-    store = precompute_teacher_features(Teacher(), triplets(), tmp_path / "s")
+    store = make(tmp_path / "s")
     column = store.column("text", [0, 4])
     data = pickle.dumps(column)
     assert len(data) < 1000
@@ -307,7 +293,7 @@ def test_batches__carry_the_features_of_their_samples(tmp_path, images, dtype):
 
 def test_attaching__works_on_prepared_data_and_chosen_kinds(tmp_path):
     model = Teacher()
-    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    store = make(tmp_path / "s", model=model)
     prepared = prepare_benchmark(two_languages(), model)
     more = attach_teacher_features(prepared, store, streams=["test"], kinds=["image"])
     test = more.test_stream[1].dataset
@@ -322,7 +308,7 @@ def test_attaching__works_on_prepared_data_and_chosen_kinds(tmp_path):
 
 def test_attaching__rows_of_one_picture_are_merged_without_seeing_it(tmp_path):
     model = Teacher()
-    store = precompute_teacher_features(model, triplets(), tmp_path / "s")
+    store = make(tmp_path / "s", model=model)
 
     def stored(batch):
         normal = torch.nn.functional.normalize
@@ -339,7 +325,7 @@ def test_attaching__rows_of_one_picture_are_merged_without_seeing_it(tmp_path):
 
 
 def test_attaching__refuses_what_does_not_belong_together(tmp_path):
-    store = precompute_teacher_features(Teacher(), triplets(), tmp_path / "s")
+    store = make(tmp_path / "s")
     far = with_facts(triplets("de"), {"text_id": [4, 3, 2, 1, 77]})
     refused(r"1 of 5 text ids .*\[77\]", attach_teacher_features, far, store)
     shifted = with_facts(triplets("de"), {"text_id": [0, 1, 2, 3, 4]})
@@ -367,10 +353,10 @@ def test_names_and_captions__may_be_paths_and_lists(tmp_path):
             return Path(super().image_name(index))
 
     plain = triplets()
-    store = precompute_teacher_features(Teacher(), plain, tmp_path / "s")
+    store = make(tmp_path / "s", plain)
     named = make_image_text_dataset(Named(), sample_ids=np.arange(5))
     named = with_facts(named, {n: getattr(plain, n) for n in ("image_id", "text_id")})
-    precompute_teacher_features(Teacher(), named, tmp_path / "s")
+    make(tmp_path / "s", named)
     attach_teacher_features(named, store)
 
 

@@ -139,25 +139,12 @@ def test_store__of_an_earlier_version_is_refused_with_the_remedy(store):
 
 
 # ------------------------------------------------------------------ continuing
-@pytest.mark.parametrize("until", range(8))
-def test_unfinished__continues_to_the_same_bytes(tmp_path, until):
-    path = tmp_path / "s"
-    write(path, until=until)
-    assert not path.exists() and (tmp_path / "s.partial" / HEADER).is_file()
-    with pytest.raises(ValueError, match=r"s\.partial is unfinished"):
-        TeacherFeatureStore.open(tmp_path / "s.partial")
-    written = []
-
-    class Counting(FeatureWriter):
-        def append(self, kind, values):
-            written.append(len(values))
-            super().append(kind, values)
-
-    write(path, writer_of=Counting)
-    assert sum(written) == 8 - until
-    write(tmp_path / "whole")
-    for name in (HEADER, *ARRAYS):
-        assert (path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_unfinished__is_no_store(tmp_path):
+    write(tmp_path / "s", until=3)
+    assert not (tmp_path / "s").exists()
+    refused(
+        r"s\.partial is unfinished", TeacherFeatureStore.open, tmp_path / "s.partial"
+    )
 
 
 def kill_script(path, after):

@@ -7,6 +7,7 @@ import torch
 
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.encoders.config_schema import Schema
+from tests.models.conftest import edited
 from tests.refused import refused
 
 
@@ -19,17 +20,13 @@ def folder(tiny_cfg, tmp_path):
 
 def edit(folder, key, value):
     """Set one key, named with dots; DELETE removes it."""
-    path = folder / "dual_encoder.json"
-    facts = json.loads(path.read_text())
-    *parents, last = key.split("|")
-    inner = facts
-    for parent in parents:
-        inner = inner[parent]
-    if value == "DELETE":
-        del inner[last]
-    else:
+    path, (*parents, last) = folder / "dual_encoder.json", key.split("|")
+    with edited(path) as inner:
+        for parent in parents:
+            inner = inner[parent]
         inner[last] = value
-    path.write_text(json.dumps(facts))
+        if value == "DELETE":
+            del inner[last]
     return path
 
 

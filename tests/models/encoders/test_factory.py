@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from avalanche_clip.models import DualEncoder, create_dual_encoder, save_weights
 from avalanche_clip.models.encoders.presets import (
@@ -10,22 +10,17 @@ from avalanche_clip.models.encoders.presets import (
     TOKENIZER_FILE,
     preset_weights,
 )
-from tests.models.conftest import hf_text, same
+from tests.models.conftest import hf_text, open_clip_config, same, write_weights
 from tests.refused import refused
 
 TEXTS = ["red dog", "green cat bird"]
 
 
 # -------------------------------------------------------------- single files
-def safetensors(state, path):
-    save_file({k: v.clone() for k, v in state.items()}, str(path))
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".safetensors"])
 def test_pretrained_file__every_format_gives_the_same_model(suffix, trained, tmp_path):
     path = tmp_path / f"weights{suffix}"
-    write = safetensors if suffix == ".safetensors" else torch.save
-    write(trained.clip.state_dict(), path)
+    write_weights(trained, path)
     model = create_dual_encoder(trained.config, pretrained=path)
     assert same(model, trained)
     assert model.pretrained == str(path)
@@ -130,14 +125,9 @@ def test_save__folder_gives_the_same_model_back(trained, tmp_path):
 )
 def test_folder__open_clip_hub_layout(name, native_cfg, tmp_path):
     trained = create_dual_encoder(native_cfg)
-    state = {k: v.clone() for k, v in trained.clip.state_dict().items()}
-    if name.endswith(".bin"):
-        torch.save(state, tmp_path / name)
-    else:
-        save_file(state, str(tmp_path / name))
+    write_weights(trained, tmp_path / name)
     preprocess = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
-    stored = {"model_cfg": native_cfg, "preprocess_cfg": preprocess}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+    open_clip_config(tmp_path, native_cfg, preprocess_cfg=preprocess)
     for source in (tmp_path, f"local-dir:{tmp_path}"):
         model = create_dual_encoder(source)
         assert same(model, trained)
@@ -169,9 +159,7 @@ def test_file__beside_a_configuration_of_something_else_is_loaded(
 
 
 def test_folder__several_or_no_weights_are_refused(trained, native_cfg, tmp_path):
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": native_cfg})
-    )
+    open_clip_config(tmp_path, native_cfg)
     refused("no weights", create_dual_encoder, tmp_path)
     for name in ("a.pt", "b.pt"):
         torch.save(trained.clip.state_dict(), tmp_path / name)
@@ -221,29 +209,6 @@ def test_config__is_plain_data_and_rebuilds_the_architecture(trained):
     assert trained.config["model_cfg"]["embed_dim"] == 24
 
 
-def test_open_clip_name__equals_open_clip_itself():
-    import open_clip
-
-    torch.manual_seed(0)
-    reference, _, preprocess = open_clip.create_model_and_transforms("RN50")
-    torch.manual_seed(0)
-    model = create_dual_encoder("RN50").eval()
-    reference.eval()
-    image = torch.randn(1, 3, 224, 224)
-    text = open_clip.get_tokenizer("RN50")(["a photo of a dog"])
-    with torch.no_grad():
-        expected = reference.encode_image(image, normalize=True)
-        assert torch.equal(model.encode_image(image), expected)
-        expected = reference.encode_text(text, normalize=True)
-        assert torch.equal(model.encode_text(text), expected)
-        short = model.tokenizer(["a photo of a dog"])
-        assert short.shape == (1, 7)
-        assert (model.encode_text(short) - expected).abs().max() < 1e-5
-    assert model.embed_dim == 1024
-    assert model.image_size == 224
-    assert model.context_length == 77
-
-
 # ------------------------------------------------------------- text from HF
 def test_hf_text_tower__loads_and_moves_with_its_folder(
     native_cfg, text_tower, tmp_path
@@ -267,23 +232,6 @@ def test_hf_text_tower__loads_and_moves_with_its_folder(
 
 
 # ------------------------------------------------------------------- presets
-@pytest.mark.parametrize("name", PRESETS)
-def test_preset__trains_and_describes_itself(name):
-    model = create_dual_encoder(name)
-    assert model.image_size == 48
-    assert model.tokenizer.eot_id == model.tokenizer.vocab_size - 1
-    assert model.tokenizer.sot_id == model.tokenizer.vocab_size - 2
-    table = model.clip.token_embedding.weight
-    assert table.shape[0] == model.tokenizer.vocab_size
-    text = model.tokenizer(["grinning face", "flag: Germany"])
-    out = model({"image": torch.randn(2, 3, 48, 48), "text": text})
-    loss = -(out.image_features * out.text_features).sum() * out.logit_scale
-    loss.backward()
-    assert all(p.grad is not None for p in model.parameters())
-    assert str(TOKENIZER_FILE.parent) not in json.dumps(model.config)
-    assert len(model.blocks("text")) == 2
-
-
 def test_preset__missing_weights_and_unknown_tags_are_explained(monkeypatch, tmp_path):
     from avalanche_clip.models.encoders import presets
 
@@ -315,7 +263,7 @@ def registered(monkeypatch, native_cfg):
 def test_tag__weights_come_with_their_preprocessing(registered, tmp_path, monkeypatch):
     trained = create_dual_encoder("Tiny-Test")
     path = tmp_path / "v1.safetensors"
-    safetensors(trained.clip.state_dict(), path)
+    write_weights(trained, path)
     monkeypatch.setattr(registered, "download_pretrained", lambda *a, **k: str(path))
     model = create_dual_encoder("Tiny/Test", pretrained="v1")
     assert same(model, trained)
@@ -334,9 +282,8 @@ def test_tag__failed_download_advises_a_local_file(registered, monkeypatch):
 
 def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
     trained = create_dual_encoder("Tiny-Test")
-    safetensors(trained.clip.state_dict(), tmp_path / "open_clip_model.safetensors")
-    stored = {"model_cfg": trained.config["model_cfg"]}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+    write_weights(trained, tmp_path / "open_clip_model.safetensors")
+    open_clip_config(tmp_path, trained.config["model_cfg"])
 
     def download(ident, filename="open_clip_model.safetensors", **kwargs):
         assert ident == "org/repo"
@@ -356,6 +303,8 @@ def test_presets__shipped_weights_load_and_are_small(name):
     assert model.pretrained == "emoji-2010"
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert preset_weights(name, "emoji-2010").stat().st_size <= 4e6
+    assert str(TOKENIZER_FILE.parent) not in json.dumps(model.config)
+    assert len(model.clip.token_embedding.weight) == model.tokenizer.vocab_size
 
 
 def test_names__empty_ones_are_not_the_working_folder(tiny_cfg, tmp_path, monkeypatch):

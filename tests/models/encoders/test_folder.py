@@ -108,11 +108,13 @@ def test_transformers__table_and_pieces_come_back(kind, request, tmp_path):
     config["tokenizer"] = {"type": "hf", "file": str(tmp_path / "pieces")}
     model = create_dual_encoder(config)
     table = attach_token_embedding(model, scope="language", base_languages=["en"])
-    size = table.num_embeddings
+    size, ids = table.num_embeddings, model.tokenizer(["the cat"], ["en"])
+    before = model.eval().encode_text(ids)
     german = ["die katze", "die kleine katze", "eine katze"]
     model.tokenizer.add_language("de", german * 4, codes=[1], vocab_size=40)
-    table.adaptation(experience(0))
+    table.train().adaptation(experience(0))
     assert table.num_embeddings > size
+    assert torch.equal(model.encode_text(ids), before)
     model.save(tmp_path / "saved")
     loaded = create_dual_encoder(tmp_path / "saved")
     assert_same(model, loaded, [*german, "the cat"], [1, 1, 1, 0])

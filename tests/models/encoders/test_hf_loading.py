@@ -13,7 +13,7 @@ from avalanche_clip.models.encoders.hf_loading import (
 )
 from avalanche_clip.models.encoders.sources import read_open_clip
 from avalanche_clip.models.text.settings import check_tokenizer_settings
-from tests.models.conftest import hf_text, hf_towers
+from tests.models.conftest import edited, hf_text, hf_towers, open_clip_config
 from tests.refused import refused
 
 
@@ -44,10 +44,8 @@ def plant(folder, marker):
         "config.json": {"AutoConfig": "evil.C", "AutoModel": "evil.M"},
     }
     for name, auto_map in names.items():
-        path = folder / name
-        stored = json.loads(path.read_text()) if path.is_file() else {}
-        stored["auto_map"] = auto_map
-        path.write_text(json.dumps(stored))
+        with edited(folder / name) as stored:
+            stored["auto_map"] = auto_map
 
 
 def test_hf_folder__code_beside_it_is_not_run(hf_clip_folder, marker):
@@ -57,9 +55,8 @@ def test_hf_folder__code_beside_it_is_not_run(hf_clip_folder, marker):
     assert model.state_fingerprint() == before
     with pytest.raises(ValueError, match="auto_map"):
         _ = model.tokenizer
-    config = json.loads((hf_clip_folder / "config.json").read_text())
-    config["model_type"] = "evil"
-    (hf_clip_folder / "config.json").write_text(json.dumps(config))
+    with edited(hf_clip_folder / "config.json") as config:
+        config["model_type"] = "evil"
     refused("'evil' is not supported", create_dual_encoder, f"hf:{hf_clip_folder}")
 
 
@@ -126,9 +123,7 @@ def test_switches__are_refused_wherever_they_stand(
     native_cfg["text_cfg"]["tokenizer_kwargs"] = kwargs
     for hf_name in (None, "somebody/tokenizer"):
         native_cfg["text_cfg"]["hf_tokenizer_name"] = hf_name
-        (tmp_path / "open_clip_config.json").write_text(
-            json.dumps({"model_cfg": native_cfg})
-        )
+        open_clip_config(tmp_path, native_cfg)
         (tmp_path / "open_clip_model.safetensors").touch()
         refused(key, create_dual_encoder, tmp_path)
         refused(key, create_dual_encoder, native_cfg)
@@ -181,16 +176,15 @@ def test_configuration__names_outside_the_folder_are_refused(
     folder = tmp_path / "folder"
     create_dual_encoder(hf_text(native_cfg, outside)).save(folder)
     path = folder / "dual_encoder.json"
-    facts = json.loads(path.read_text())
-    if where == "tokenizer":
-        facts["config"]["tokenizer"]["file"] = name
-    elif where == "text":
-        facts["config"]["model_cfg"]["text_cfg"]["hf_model_name"] = name
-    else:
+    with edited(path) as facts:
+        if where == "tokenizer":
+            facts["config"]["tokenizer"]["file"] = name
+        else:
+            facts["config"]["model_cfg"]["text_cfg"]["hf_model_name"] = name
+    if where == "open_clip":
         path.unlink()
         path = folder / "open_clip_config.json"
-        facts = {"model_cfg": hf_text(native_cfg, name)}
-    path.write_text(json.dumps(facts))
+        open_clip_config(folder, hf_text(native_cfg, name))
     assert str(path) in refused("outside", create_dual_encoder, folder)
 
 
@@ -198,8 +192,8 @@ def test_configuration__names_outside_the_folder_are_refused(
 @pytest.mark.parametrize("key", ["hf_model_name", "hf_tokenizer_name"])
 def test_configuration__of_the_hub_names_no_paths(key, name, native_cfg, tmp_path):
     native_cfg["text_cfg"][key] = name
+    open_clip_config(tmp_path, native_cfg)
     path = tmp_path / "open_clip_config.json"
-    path.write_text(json.dumps({"model_cfg": native_cfg}))
     assert str(path) in refused(key, read_open_clip, path, None)
 
 

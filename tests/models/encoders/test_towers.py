@@ -8,6 +8,7 @@ from torch import nn
 
 from avalanche_clip.models import create_dual_encoder, save_weights
 from avalanche_clip.models.encoders.towers import inner_path
+from tests.models.conftest import edited
 from tests.refused import refused
 
 
@@ -170,14 +171,10 @@ def test_conversion__to_16_bits_names_precision(convert):
 
 def test_clip__takes_features_where_its_configuration_says(hf_clip_folder):
     """The configured end token may be another than the tokenizer's."""
-    import json
-
     from transformers import CLIPModel
 
-    path = hf_clip_folder / "config.json"
-    stored = json.loads(path.read_text())
-    stored["text_config"]["eos_token_id"] = 5
-    path.write_text(json.dumps(stored))
+    with edited(hf_clip_folder / "config.json") as stored:
+        stored["text_config"]["eos_token_id"] = 5
     model = create_dual_encoder(hf_clip_folder).eval()
     theirs = CLIPModel.from_pretrained(hf_clip_folder).eval()
     text = torch.tensor([[38, 4, 5, 6, 39, 39], [38, 5, 7, 8, 9, 39]])

@@ -1,6 +1,7 @@
 """Weight files: which, whose, whole, and under which names."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from avalanche_clip.models.encoders.weights import (
     find_weights,
     portable_config,
 )
-from tests.models.conftest import same
+from tests.models.conftest import edited, open_clip_config, same, write_weights
 from tests.refused import refused
 
 
@@ -43,9 +44,9 @@ def old_form(trained, folder):
     path = folder / "model.safetensors"
     config = json.dumps(trained.config)
     save_file(load_file(path), str(path), metadata={"format": "pt", "config": config})
-    facts = json.loads((folder / "dual_encoder.json").read_text())
-    del facts["files"]
-    (folder / "dual_encoder.json").write_text(json.dumps({**facts, "format": 1}))
+    with edited(folder / "dual_encoder.json") as facts:
+        del facts["files"]
+        facts["format"] = 1
     return path
 
 
@@ -184,14 +185,9 @@ def test_folder__of_both_libraries_keeps_them_apart(
     theirs = create_dual_encoder(f"hf:{folder}")
     native_cfg["text_cfg"] |= {"vocab_size": 40, "hf_tokenizer_name": "somebody/x"}
     ours = create_dual_encoder({"model_cfg": native_cfg})
-    config = {"model_cfg": native_cfg, "preprocess_cfg": {"mean": [0.9, 0.9, 0.9]}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    open_clip_config(folder, native_cfg, preprocess_cfg={"mean": [0.9, 0.9, 0.9]})
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
-        state = {k: v.clone() for k, v in ours.clip.state_dict().items()}
-        if name.endswith(".bin"):
-            torch.save(state, folder / name)
-        else:
-            save_file(state, str(folder / name))
+        write_weights(ours, folder / name)
         plain = create_dual_encoder(folder)
         assert same(plain, ours)
         assert plain.transform(False).preprocessing.mean == (0.9, 0.9, 0.9)
@@ -210,14 +206,9 @@ def test_folder__of_both_libraries_keeps_them_apart(
 
 
 def test_fine_tuned_folder__whose_end_id_differs(hf_clip_folder, tmp_path):
-    import shutil
-
-    tuned = tmp_path / "tuned"
-    shutil.copytree(hf_clip_folder, tuned)
-    path = tuned / "config.json"
-    stored = json.loads(path.read_text())
-    stored["text_config"]["eos_token_id"] = 2
-    path.write_text(json.dumps(stored))
+    tuned = shutil.copytree(hf_clip_folder, tmp_path / "tuned")
+    with edited(tuned / "config.json") as stored:
+        stored["text_config"]["eos_token_id"] = 2
     model = create_dual_encoder(f"hf:{hf_clip_folder}", tuned)
     assert same(model, create_dual_encoder(tuned))
     assert model.config["hf_config"]["text_config"]["eos_token_id"] == 2
@@ -252,9 +243,8 @@ def test_index__names_outside_are_refused(name, index, trained, tmp_path):
     outside.write_bytes((tmp_path / "0.safetensors").read_bytes())
     if isinstance(name, str):
         name = name.format(tmp_path.parent)
-    content = json.loads(index.read_text())
-    content["weight_map"]["logit_scale"] = name
-    index.write_text(json.dumps(content))
+    with edited(index) as content:
+        content["weight_map"]["logit_scale"] = name
     refused(r"index\.json", create_dual_encoder, trained.config, index)
 
 

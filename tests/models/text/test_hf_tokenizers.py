@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.text.hf_tokenizers import HFCaptionTokenizer
-from tests.models.conftest import save_hf_tokenizer
+from tests.models.conftest import edited, save_hf_tokenizer
 from tests.refused import refused
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -45,10 +45,8 @@ def test_siglip__from_tokenizer_json_alone(config, hf_siglip_folder, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (hf_siglip_folder / name).unlink()
     inner = save_pieces(hf_siglip_folder, **config)
-    path = hf_siglip_folder / "config.json"
-    stored = json.loads(path.read_text())
-    stored["text_config"]["vocab_size"] = inner.get_vocab_size()
-    path.write_text(json.dumps(stored))
+    with edited(hf_siglip_folder / "config.json") as stored:
+        stored["text_config"]["vocab_size"] = inner.get_vocab_size()
     found = tokenizer(hf_siglip_folder)
     assert (found.eot_id, found.pad_id) == (1, 1)
     row = found(["A  Red, dog!"])[0].tolist()
@@ -69,9 +67,8 @@ def test_siglip__case_is_kept_where_the_file_says_so(tmp_path):
 
 # ----------------------------------------------------------------- settings
 def change_config(folder, **values):
-    path = folder / "tokenizer_config.json"
-    stored = json.loads(path.read_text())
-    path.write_text(json.dumps({**stored, **values}))
+    with edited(folder / "tokenizer_config.json") as stored:
+        stored |= values
 
 
 @pytest.mark.parametrize(
@@ -100,9 +97,8 @@ def test_settings__case_is_compared_with_what_is_done(tmp_path):
     tokenizer(tmp_path)
     change_config(tmp_path, do_lower_case=True)
     refused("do_lower_case=True", tokenizer, tmp_path)
-    stored = json.loads((tmp_path / "tokenizer.json").read_text())
-    stored["normalizer"] = {"type": "Lowercase"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with edited(tmp_path / "tokenizer.json") as stored:
+        stored["normalizer"] = {"type": "Lowercase"}
     tokenizer(tmp_path)
     change_config(tmp_path, do_lower_case=False)
     refused("do_lower_case=False", tokenizer, tmp_path)

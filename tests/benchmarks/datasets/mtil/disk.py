@@ -73,20 +73,19 @@ def caltech(root: Path) -> tuple[list, None]:
     return items, None
 
 
-def _cifar_rows(items: list) -> np.ndarray:
-    rows = [np.repeat(np.uint8(colour(*item)), 32 * 32) for item in items]
-    return np.stack(rows)
+def _cifar(base: Path, files: dict[str, list], labels: str) -> None:
+    base.mkdir()
+    for name, items in files.items():
+        data = np.stack([np.repeat(np.uint8(colour(*i)), 32 * 32) for i in items])
+        entry = {"data": data, labels: [label for label, _ in items]}
+        (base / name).write_bytes(pickle.dumps(entry))
 
 
 def cifar100(root: Path) -> tuple[list, list]:
     base = root / "cifar-100-python"
-    base.mkdir()
     train = [(k % 100, k // 100) for k in range(200)][::-1]
     test = [(k, 5) for k in range(100)]
-    for name, items in (("train", train), ("test", test)):
-        labels = [label for label, _ in items]
-        entry = {"data": _cifar_rows(items), "fine_labels": labels}
-        (base / name).write_bytes(pickle.dumps(entry))
+    _cifar(base, {"train": train, "test": test}, "fine_labels")
     names = ["apple", "aquarium_fish", *FINE]
     (base / "meta").write_bytes(pickle.dumps({"fine_label_names": names}))
     return train, test
@@ -94,13 +93,10 @@ def cifar100(root: Path) -> tuple[list, list]:
 
 def cifar10(root: Path) -> tuple[list, list]:
     base = root / "cifar-10-batches-py"
-    base.mkdir()
     train = [(k % 10, k) for k in range(10)]
     test = [(9, 11), (0, 12)]
     files = {f"data_batch_{k + 1}": train[2 * k : 2 * k + 2] for k in range(5)}
-    for name, items in {**files, "test_batch": test}.items():
-        entry = {"data": _cifar_rows(items), "labels": [label for label, _ in items]}
-        (base / name).write_bytes(pickle.dumps(entry))
+    _cifar(base, {**files, "test_batch": test}, "labels")
     names = {"label_names": [f"kind_{k}" for k in range(10)]}
     (base / "batches.meta").write_bytes(pickle.dumps(names))
     return train, test
