@@ -102,12 +102,6 @@ def build(method="Sequential", stop=None, *, model=None, extra=(), **options):
         "evaluator": evaluator(),
         "budget_iterations": 5,
     }
-    if method == "ConstantCosine":
-        from avalanche_clip.training.plugins import ConstantCosinePlugin
-
-        defaults["schedule"] = "const-cosine"
-        defaults["reset_optimizer_state"] = False
-        extra = (*extra, ConstantCosinePlugin())
     if method == "ContrastiveEWC":
         defaults["fisher_batch_size"] = 8
     if method == "CumulativeExp":

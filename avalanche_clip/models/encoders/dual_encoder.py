@@ -23,6 +23,7 @@ from avalanche_clip.models.encoders.output import (
     PRECISIONS,
     CLIPOutput,
     joint_features,
+    model_output,
     unit_features,
 )
 from avalanche_clip.models.encoders.towers import inner_path, plain_name
@@ -239,11 +240,8 @@ class DualEncoder(nn.Module):
         self.features = joint_features(
             image_features, text_features, batch.get("owner")
         )
-        aux = {"image_norm": image_norm, "text_norm": text_norm}
-        if self.logit_bias is not None:
-            aux["logit_bias"] = self.logit_bias.float().reshape(())
-        scale = self.logit_scale.float().exp().reshape(())
-        return CLIPOutput(image_features, text_features, scale, aux)
+        norms = {"image_norm": image_norm, "text_norm": text_norm}
+        return model_output(self, image_features, text_features, **norms)
 
     def _raw_image(self, image: Tensor) -> Tensor:
         inputs.check_images(image)

@@ -36,6 +36,23 @@ class CLIPOutput(NamedTuple):
     aux: dict[str, Tensor] | None = None
 
 
+def model_output(
+    model: Any, images: Tensor, texts: Tensor, **aux: Tensor
+) -> CLIPOutput:
+    """Put the logit scale of a model, and its bias if it has one, beside features."""
+    bias = getattr(model, "logit_bias", None)
+    if bias is not None:
+        aux["logit_bias"] = bias.float().reshape(())
+    return CLIPOutput(images, texts, model.logit_scale.float().exp().reshape(()), aux)
+
+
+def class_scores(output: CLIPOutput, images: Tensor, texts: Tensor) -> Tensor:
+    """Logits of images against texts, with the scale and bias of a model's output."""
+    logits = output.logit_scale * images @ texts.T
+    bias = (output.aux or {}).get("logit_bias")
+    return logits if bias is None else logits + bias
+
+
 def unit_features(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Scale rows to length 1, in float32 under autocast as well.
 

@@ -129,11 +129,8 @@ def distinct_rows(keys: Sequence[Any]) -> tuple[list[int], list[int]] | None:
     ([0, 1], [0, 1, 0])
     """
     places: dict[Any, int] = {}
-    first: list[int] = []
-    inverse: list[int] = []
-    for row, key in enumerate(keys):
-        if key not in places:
-            places[key] = len(first)
-            first.append(row)
-        inverse.append(places[key])
-    return None if len(first) == len(inverse) else (first, inverse)
+    inverse = [places.setdefault(key, len(places)) for key in keys]
+    if len(places) == len(keys):
+        return None
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    return [first[key] for key in places], inverse

@@ -17,11 +17,10 @@ from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.evaluation.metrics import RetrievalMetric
-from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput, class_scores
 from avalanche_clip.training.templates.class_scoring import (
     ClassScorer,
     PromptBatch,
-    class_scores,
     counted_texts,
     without_filler,
 )

@@ -12,7 +12,12 @@ from torch import Tensor
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.common.checks import as_integer, require_array
 from avalanche_clip.common.randomness import evaluating
-from avalanche_clip.models.encoders.output import CLIPOutput, unit_features
+from avalanche_clip.models.encoders.output import (
+    CLIPOutput,
+    class_scores,
+    model_output,
+    unit_features,
+)
 from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.templates.class_matrix import ClassMatrices
 from avalanche_clip.training.templates.contract import routed
@@ -59,10 +64,8 @@ def counted_texts(model: Any, batch: Any) -> Iterator[None]:
     :param batch: to be encoded inside the context.
     """
     adapters = attachment(model, "moe_adapters")
-    if adapters is None or getattr(batch, "prompts", None) != 0:
-        yield
-        return
-    with adapters.paused("text"):
+    filler = adapters is not None and getattr(batch, "prompts", None) == 0
+    with adapters.paused("text") if filler else nullcontext():
         yield
 
 
@@ -75,13 +78,6 @@ def without_filler(output: CLIPOutput, batch: Any) -> CLIPOutput:
     if "text_norm" in aux:
         aux["text_norm"] = aux["text_norm"][:count]
     return output._replace(text_features=output.text_features[:count], aux=aux or None)
-
-
-def class_scores(output: CLIPOutput, images: Tensor, texts: Tensor) -> Tensor:
-    """Logits of images against texts, with the scale and bias of a model's output."""
-    logits = output.logit_scale * images @ texts.T
-    bias = (output.aux or {}).get("logit_bias")
-    return logits if bias is None else logits + bias
 
 
 class ClassScorer:
@@ -125,19 +121,14 @@ class ClassScorer:
 
     def evaluate_batch(self) -> Tensor:
         """Logits of the evaluation batch; ``mb_features`` becomes what they are of."""
-        strategy = self.strategy
-        model, contracts = strategy.model, strategy.contracts
+        strategy, model = self.strategy, self.strategy.model
         with routed(strategy, strategy.mb_x), strategy.autocast():
             raw = model.encode_image(strategy.mb_x["image"], normalize=False)
         features, norm = unit_features(raw.float())
-        bias = getattr(model, "logit_bias", None)
-        aux = {"image_norm": norm}
-        if bias is not None:
-            aux["logit_bias"] = bias.detach().float().reshape(())
-        scale = model.logit_scale.detach().float().exp().reshape(())
         none = features.new_zeros(0, features.shape[1])
-        output = strategy.mb_features = CLIPOutput(features, none, scale, aux)
-        for contract in contracts:
+        output = model_output(model, features, none, image_norm=norm)
+        strategy.mb_features = output
+        for contract in strategy.contracts:
             logits = contract.class_logits(strategy, features)
             if logits is not None:
                 what = f"What {type(contract.wrapped).__name__}.class_logits() returned"

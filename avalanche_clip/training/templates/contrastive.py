@@ -12,7 +12,7 @@ from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.common.checks import require_choice
 from avalanche_clip.losses import contrastive_loss, siglip_loss
-from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.models.encoders.output import CLIPOutput, class_scores
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
 
 POSITIVES = ("diagonal", "targets")
@@ -98,9 +98,7 @@ class ContrastiveTemplate(CLIPTemplate):
 
     def _output(self, output: CLIPOutput) -> Tensor:
         first = self._first_captions(output)
-        logits = first.logit_scale * first.image_features @ first.text_features.T
-        bias = (first.aux or {}).get("logit_bias")
-        return logits if bias is None else logits + bias
+        return class_scores(first, first.image_features, first.text_features)
 
     def _first_captions(self, output: CLIPOutput) -> CLIPOutput:
         size = len(output.image_features)

@@ -27,6 +27,7 @@ class SeenClasses(MethodPlugin, supports_distributed=True):
     """The classes that a strategy has met, part of its checkpoints."""
 
     keeps_per_weight_state = False
+    state_attributes = ("groups",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +45,6 @@ class SeenClasses(MethodPlugin, supports_distributed=True):
         new = tuple(dict.fromkeys(i for i in ids if i not in known))
         if new:
             self.groups.append(new)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the classes as plain data."""
-        return {"groups": [list(group) for group in self.groups]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.groups = [tuple(int(i) for i in group) for group in state["groups"]]
 
 
 class LabelSpaces:

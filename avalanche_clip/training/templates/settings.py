@@ -8,14 +8,9 @@ import math
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.plugins.clock import Clock
-from avalanche.training.templates.base_sgd import PeriodicEval
 
 from avalanche_clip.common.plain import as_number
 from avalanche_clip.training.templates.contract import MethodPlugin, kept_arguments
-
-AVALANCHE = (Clock, PeriodicEval, EvaluationPlugin)
-"""Plugins that every strategy has and that change nothing."""
 
 
 def strategy_settings(strategy: Any) -> dict[str, Any]:
@@ -62,7 +57,8 @@ def _optimizer(strategy: Any) -> dict[str, Any]:
 def _plugins(strategy: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for contract in strategy.contracts:
-        if not contract.stateless and not isinstance(contract.wrapped, AVALANCHE):
+        measures = isinstance(contract.wrapped, EvaluationPlugin)
+        if not contract.stateless and not measures:
             name = f"{len(found)} {type(contract.wrapped).__name__}"
             built = [s for plugin, s in strategy.built_plugins if plugin is contract]
             found[name] = built[0] if built else contract.identity()

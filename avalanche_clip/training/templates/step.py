@@ -110,9 +110,9 @@ class Step:
         self._cache = None
         if not strategy.is_training:
             with routed(strategy, strategy.mb_x):
-                return strategy.encode(strategy.mb_x)  # type: ignore[no-any-return]
+                return strategy.encode(strategy.mb_x)
         if strategy.accumulation_steps == 1:
-            return strategy.encode(strategy.mb_x, synced=True)  # type: ignore[no-any-return]
+            return strategy.encode(strategy.mb_x, synced=True)
         self._cache = FeatureCache(
             strategy.mb_x, strategy.accumulation_steps, strategy.device
         )

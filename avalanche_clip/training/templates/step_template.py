@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
-from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.compatibility import contract_of
@@ -45,17 +44,9 @@ class StepTemplate(SupervisedTemplate):
     _default_optimizer: Callable[..., Optimizer] = staticmethod(optim.default_optimizer)
     _default_groups: optim.GroupRule | None = None
 
-    accumulation_steps: int
-    clip_grad_norm: float | None
-    compute: ComputeBudget
     experience: Any
-    later_warmup_iterations: int
     loss: Tensor
     mbatch: Any
-    precision: str
-    schedule: str | None
-    seed: int
-    warmup_iterations: int
 
     def __init__(
         self,

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.common.checks import as_texts, require_choice
 from avalanche_clip.common.feature_table import CACHE_BYTES, FeatureTable
 from avalanche_clip.common.grown import aligned
-from avalanche_clip.models.encoders.output import CLIPOutput
+from avalanche_clip.models.encoders.output import (
+    CLIPOutput,
+    model_output,
+    unit_features,
+)
 from avalanche_clip.training.templates.frozen_texts import (
     FrozenTexts,
     tower_fingerprint,
@@ -126,15 +129,9 @@ class Teacher:
         """Complete stored image features and norms by those of the texts."""
         known = known.to(batch["image"].device)
         raw = self.model.encode_text(batch["text"], normalize=False).float()
-        aux = {
-            "image_norm": known[:, -1:],
-            "text_norm": raw.norm(dim=-1, keepdim=True),
-        }
-        bias = getattr(self.model, "logit_bias", None)
-        if bias is not None:
-            aux["logit_bias"] = bias.float()
-        scale = self.model.logit_scale.float().exp()
-        return CLIPOutput(known[:, :-1], F.normalize(raw, dim=-1), scale, aux)
+        texts, norm = unit_features(raw)
+        norms = {"image_norm": known[:, -1:], "text_norm": norm}
+        return model_output(self.model, known[:, :-1], texts, **norms)
 
     def _store(self, batch: Any, output: CLIPOutput) -> None:
         norms = (output.aux or {}).get("image_norm")

@@ -218,8 +218,10 @@ def other_options(**by_rank):
     return {name: values[rank] for name, values in by_rank.items()}
 
 
-def train_with(eval_every=-1, **by_rank):
+def train_with(*plugins, eval_every=-1, **by_rank):
+    """Train; plugins come when the strategy is built already."""
     strategy, benchmark = settings({}, {"eval_every": eval_every})(0)
+    strategy.plugins += [plugin() for plugin in plugins]
     options = other_options(**by_rank)
     return caught(lambda: train_stream(strategy, benchmark, **options))
 
@@ -237,9 +239,10 @@ def run_with(folder, **by_rank):
     return (*found, sorted(os.listdir(folder)))
 
 
-def run_on_other_test_set(folder):
-    model = stub_model()
-    benchmark = stub_benchmark((8,), model=model, test_captions=1 + distributed.rank())
+def run_on(folder, sizes=((8,), (8,)), captions=(1, 1)):
+    """A run on other data on rank 1."""
+    model, rank = stub_model(), distributed.rank()
+    benchmark = stub_benchmark(sizes[rank], model=model, test_captions=captions[rank])
     strategy = build(Sequential, model, evaluator=runs.evaluator())
     return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
 
@@ -269,31 +272,11 @@ class OtherPool(Recorder):
         )
 
 
-def appended():
-    strategy, benchmark = settings({})(0)
-    strategy.plugins.append(NeverWorks())
-    return caught(lambda: train_stream(strategy, benchmark))
-
-
-def planned(plugin):
-    strategy, benchmark = settings({"plugins": [plugin]})(1)
-    return caught(lambda: train_stream(strategy, benchmark))
-
-
 def run_on_other_images(folder):
     """The hash of the data sees what the facts and captions do not show."""
-    strategy, benchmark = settings({"evaluator": runs.evaluator()})(1)
     found = {"hash": f"of rank {distributed.rank()}"}
     with mock.patch.object(agreement, "data_summary", lambda _: found):
-        return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
-
-
-def longer_stream(folder):
-    model = stub_model()
-    sizes = (8, 8, 8)[: 2 + distributed.rank()]
-    benchmark = stub_benchmark(sizes, model=model)
-    strategy = build(Sequential, model, evaluator=runs.evaluator())
-    return caught(lambda: run_stream(strategy, benchmark, f"{folder}/run"))
+        return run_on(folder)
 
 
 class NormedEncoder(StubDualEncoder):
@@ -325,11 +308,6 @@ class StopEarly(Recorder):
             strategy.stop_training()
 
 
-def stops_early():
-    strategy, benchmark = settings({"plugins": [StopEarly]})(1)
-    return caught(lambda: train_stream(strategy, benchmark))
-
-
 def equal_after_all():
     """A sound training, in the processes that have refused all the others."""
     strategy, benchmark = settings({})(0)
@@ -343,19 +321,19 @@ def pool(tmp_path_factory):
     jobs = {case: partial(told, case) for case in DIFFERENT}
     jobs |= {
         "option": partial(train_with, drop_last=(True, False)),
-        "evaluated": partial(train_with, 1, eval_streams=([], None)),
-        "appended": appended,
+        "evaluated": partial(train_with, eval_every=1, eval_streams=([], None)),
+        "appended": partial(train_with, NeverWorks),
         "experience": other_experience,
-        "early": stops_early,
+        "early": partial(train_with, StopEarly),
         "folder": partial(run_with, folder, out_dir=(f"{folder}/a", f"{folder}/b")),
         "resume": partial(run_with, folder, resume=(False, True)),
         "streams": partial(run_with, folder, streams=("test", ("test", "valid"))),
         "unknown": partial(run_with, folder, streams=("test", "nothing")),
-        "test set": partial(run_on_other_test_set, folder),
-        "planned": partial(planned, LongerPlan),
-        "pool": partial(planned, OtherPool),
+        "test set": partial(run_on, folder, captions=(1, 2)),
+        "planned": partial(train_with, LongerPlan),
+        "pool": partial(train_with, OtherPool),
         "images": partial(run_on_other_images, folder),
-        "longer": partial(longer_stream, folder),
+        "longer": partial(run_on, folder, sizes=((8, 8), (8, 8, 8))),
         "batch norm": batch_norm,
         "equal": equal_after_all,
     }

@@ -319,9 +319,10 @@ def test_routers__mixed_batch_equals_each_router_alone():
     assert not torch.allclose(alone[0], alone[2])
 
 
-def test_routers__only_those_that_occur_are_built_and_then_kept():
+@pytest.mark.parametrize("own_marks", [True, False])
+def test_routers__only_those_that_occur_are_built_and_then_kept(own_marks):
     strategy, benchmark, plugin, _ = routed(
-        lambda s: torch.zeros(len(s.mb_x), dtype=int)
+        lambda s: torch.zeros(len(s.mb_x), dtype=int), own_marks=own_marks
     )
     counts = counted(strategy.model)
     strategy.eval(benchmark.test_stream)
@@ -331,20 +332,7 @@ def test_routers__only_those_that_occur_are_built_and_then_kept():
     # A fingerprint of its own outlives training of other parts.
     train_stream(strategy, benchmark, 1)
     strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 10
-
-
-def test_routers__without_own_fingerprint_follow_the_text_tower():
-    strategy, benchmark, _, _ = routed(
-        lambda s: torch.ones(len(s.mb_x), dtype=int), own_marks=False
-    )
-    counts = counted(strategy.model)
-    strategy.eval(benchmark.test_stream)
-    strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 10
-    train_stream(strategy, benchmark, 1)
-    strategy.eval(benchmark.test_stream)
-    assert sum(counts) == 20
+    assert sum(counts) == (10 if own_marks else 20)
 
 
 def test_routers__none_means_the_standard_path():

@@ -101,15 +101,12 @@ def test_eval__of_several_equals_one_after_the_other(make, form):
         "streams": lambda: [left, right],
         "mixed": lambda: [left, right[1], right[0]],
         "generator": lambda: (e for s in (left, right) for e in s),
-    }[form]()
-    groups = by_stream(list(given) if form == "generator" else given)
-    if form == "generator":
-        given = (e for s in (left, right) for e in s)
+    }[form]
     expected = {}
-    for group in groups:
+    for group in by_stream(list(given())):
         expected |= strategy.eval(group)
     strategy.evaluator.reset_last_metrics()
-    found = strategy.eval(given)
+    found = strategy.eval(given())
     for name, value in expected.items():
         if name.startswith(("Top1_Acc", "Loss", "mean_R")):
             assert found[name] == value, name

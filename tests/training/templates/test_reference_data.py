@@ -32,16 +32,6 @@ class Counting(torch.utils.data.Dataset):
         return torch.full((1, 2, 2), float(index)), f"text {index}"
 
 
-def sampler(size=10, batch=4, seed=0, experience=0, data=None, **options):
-    images = ReferenceImages(data or Counting(size), transform=None, **options)
-    order = SharedOrder(len(images), batch, seed=seed, experience=experience)
-    return ReferenceSampler(images, order, False)
-
-
-def drawn(source, steps, planned=20):
-    return [source.batch(k, planned).indices.tolist() for k in steps]
-
-
 # -------------------------------------------------------------------- images
 def test_images__from_every_kind_of_source():
     data = stub_benchmark((4, 6)).train_stream
@@ -82,7 +72,8 @@ def test_images__prepared_data_go_through_their_evaluation_transform():
 
 def test_images__are_read_when_they_are_needed():
     data = Counting(100)
-    source = sampler(data=data, batch=4)
+    order = SharedOrder(len(data), 4, seed=0, experience=0)
+    source = ReferenceSampler(ReferenceImages(data, transform=None), order, False)
     assert data.read == []
     batch = source.batch(0, 10)
     assert data.read == batch.indices.tolist()
@@ -115,24 +106,6 @@ def test_images__wrong_settings_and_items_raise():
     with pytest.raises(ValueError, match="differ in shape"):
         order = SharedOrder(2, 2, seed=0, experience=0)
         ReferenceSampler(mixed, order, False).batch(0, 1)
-
-
-# --------------------------------------------------------------------- order
-def test_order__is_a_function_of_seed_experience_and_step():
-    rows = drawn(sampler(), range(12))
-    assert drawn(sampler(), range(12)) == rows
-    assert drawn(sampler(), range(7, 12)) == rows[7:]
-    assert drawn(sampler(), [5, 2, 3]) == [rows[5], rows[2], rows[3]]
-    assert drawn(sampler(seed=1), range(12)) != rows
-    assert drawn(sampler(experience=1), range(12)) != rows
-    assert (
-        drawn(sampler(100, 4), range(60, 63), 63)
-        == drawn(sampler(100, 4), range(63), 63)[60:]
-    )
-
-
-def test_order__smaller_data_than_a_batch():
-    assert sorted(drawn(sampler(3, 8), [0])[0]) == [0, 1, 2]
 
 
 # --------------------------------------------------------------------- texts
