@@ -58,11 +58,6 @@ class MetricsCSVLogger(BaseLogger):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open_existing()
 
-    @property
-    def num_rows(self) -> int:
-        """Number of rows in the file, without the header."""
-        return self._num_rows
-
     def log_metrics(self, metric_values: list[MetricValue]) -> None:
         """Write the scalar values of a callback.
 
@@ -100,9 +95,9 @@ class MetricsCSVLogger(BaseLogger):
         :param num_rows: number of rows to keep, without the header.
         :raises ValueError: if the file holds fewer rows.
         """
-        if not 0 <= num_rows <= self._num_rows:
+        if not 0 <= num_rows <= self.num_rows:
             raise ValueError(
-                f"{self.path} holds {self._num_rows} rows, {num_rows} are to be kept; "
+                f"{self.path} holds {self.num_rows} rows, {num_rows} are to be kept; "
                 "resume with the file that belongs to the checkpoint."
             )
         # Only line feeds end a row.
@@ -112,7 +107,7 @@ class MetricsCSVLogger(BaseLogger):
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, packed into text, their number and the experience."""
         return {
-            "num_rows": self._num_rows,
+            "num_rows": self.num_rows,
             "experience": self.experience,
             "rows": [*self._packed, _pack(self._recent)],
         }
@@ -168,11 +163,12 @@ class MetricsCSVLogger(BaseLogger):
         """Take the whole content of the file as what was written."""
         self._packed: list[str] = []
         self._recent = b""
-        self._num_rows = 0
+        self.num_rows = 0
+        """Number of rows in the file, without the header."""
         self._remember(content[len(_HEADER) :])
 
     def _remember(self, rows: bytes) -> None:
-        self._num_rows += rows.count(b"\n")
+        self.num_rows += rows.count(b"\n")
         self._recent += rows
         while len(self._recent) >= _BLOCK:
             self._packed.append(_pack(self._recent[:_BLOCK]))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from avalanche.benchmarks.utils import AvalancheDataset
 
-from avalanche_clip.benchmarks.items.facts import TASK_LABELS
 from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
+from avalanche_clip.benchmarks.items.scenario import TASK_LABELS
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 SAMPLED = 16

@@ -17,10 +17,9 @@ from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.flat import has_no_images, texts_only
 from avalanche_clip.benchmarks.items.items import item_fields
 from avalanche_clip.benchmarks.items.prepare import is_prepared
+from avalanche_clip.benchmarks.items.scenario import TASK_LABELS
 from avalanche_clip.benchmarks.items.times import timestamp_column
 from avalanche_clip.common.checks import require_length, require_type
-
-TASK_LABELS = "targets_task_labels"
 
 
 def with_facts(

@@ -26,19 +26,13 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.items.items import attribute_array
 
 TASK_LABELS = "targets_task_labels"
+_NO_TARGETS = (
+    "its data are pairs without targets. Give targets to make_image_text_dataset."
+)
 
 
 class NoClassesError(AttributeError, ValueError):
-    """Raised when the classes of data without targets are asked for.
-
-    :param what: has none.
-    """
-
-    def __init__(self, what: str):
-        super().__init__(
-            f"{what}: its data are pairs without targets. Give targets to "
-            "make_image_text_dataset."
-        )
+    """Raised when the classes of data without targets are asked for."""
 
 
 class Derived:
@@ -289,7 +283,7 @@ def _tasks(experience: Any) -> list[int]:
 
 def _classes(experience: Any) -> np.ndarray:
     if not has_targets(experience.dataset):
-        raise NoClassesError(f"{_where(experience)} has no classes")
+        raise NoClassesError(f"{_where(experience)} has no classes: {_NO_TARGETS}")
     return _remembered(experience, "targets")
 
 
@@ -310,7 +304,7 @@ def _with_classes(benchmark: Any) -> list[Any]:
     streams = list(benchmark.streams.values())
     found = [s for s in streams if all(has_targets(e.dataset) for e in s)]
     if not found:
-        raise NoClassesError("No stream of the benchmark has classes")
+        raise NoClassesError(f"No stream of the benchmark has classes: {_NO_TARGETS}")
     return found
 
 

@@ -37,6 +37,8 @@ def read_header(folder: Path, unfinished: bool = False) -> dict[str, Any]:
     :raises ValueError: if the header is damaged, or of another version.
     """
     path = folder / HEADER
+    if path.is_dir():
+        raise ValueError(f"{path} is {found_in(path)}: the store is damaged. {_AGAIN}")
     if not path.exists():
         raise FileNotFoundError(
             f"{folder} holds no finished feature store; make one with "
@@ -44,7 +46,7 @@ def read_header(folder: Path, unfinished: bool = False) -> dict[str, Any]:
         )
     try:
         header = read_json(path, dict)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is no JSON text: the store is damaged ({error}). {_AGAIN}"
         ) from error

@@ -247,27 +247,14 @@ class _Counter:
         return self.counts[0] > self.counts[1]
 
 
-class _OwnPairs:
-    """Finds the own pairs of a tile."""
-
-    def __init__(self, pairs: Tensor, num_images: int, chunk_size: int) -> None:
-        tiles_per_row = -(-num_images // chunk_size)
-        tile = pairs // chunk_size
-        keys = tile[:, 0] * tiles_per_row + tile[:, 1]
-        keys, order = keys.sort(stable=True)
-        self.inside = pairs[order] % chunk_size
-        present, sizes = torch.unique_consecutive(keys, return_counts=True)
-        ends = sizes.cumsum(0)
-        starts = (ends - sizes).tolist()
-        spans = zip(starts, ends.tolist(), strict=True)
-        self.spans = dict(zip(present.tolist(), spans, strict=True))
-
-    def remove(self, tile: Tensor, key: int) -> None:
-        """Set the scores of the own pairs of tile number ``key`` to -inf."""
-        if key in self.spans:
-            start, end = self.spans[key]
-            rows, columns = self.inside[start:end].unbind(dim=1)
-            tile[rows, columns] = -torch.inf
+def _own_by_tile(pairs: Tensor, num_images: int, chunk_size: int) -> dict[int, Tensor]:
+    """Number of a tile -> rows and columns of the own pairs in it, ``(P', 2)``."""
+    tile = pairs // chunk_size
+    keys = tile[:, 0] * -(-num_images // chunk_size) + tile[:, 1]
+    keys, order = keys.sort(stable=True)
+    present, sizes = torch.unique_consecutive(keys, return_counts=True)
+    parts = (pairs[order] % chunk_size).split(sizes.tolist())
+    return dict(zip(present.tolist(), parts, strict=True))
 
 
 def _rank_tiles(
@@ -282,7 +269,7 @@ def _rank_tiles(
     best_image, best_text = _own_scores(images, texts, pairs)
     image_counter = _Counter(best_image, _tolerance(images, texts, tie_eps), ties)
     text_counter = _Counter(best_text, _tolerance(texts, images, tie_eps), ties)
-    own_pairs = _OwnPairs(pairs, num_images, chunk_size)
+    own = _own_by_tile(pairs, num_images, chunk_size)
     width = min(chunk_size, num_images)
     height = max(1, _SCORES_PER_BLOCK // width)
     scores_memory = texts.new_empty(min(chunk_size, num_texts) * width)
@@ -295,7 +282,8 @@ def _rank_tiles(
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             tile = scores_memory[: shape[0] * shape[1]].view(shape)
             torch.mm(texts[rows], images[columns].T, out=tile)
-            own_pairs.remove(tile, key)
+            if key in own:
+                tile[own[key].unbind(dim=1)] = -torch.inf
             for start, block in zip(
                 range(top, rows.stop, height), tile.split(height), strict=True
             ):

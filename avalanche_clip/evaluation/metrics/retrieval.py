@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,8 +81,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         super().__init__()
         # one call on one pair checks all options before any data is read
         one = torch.ones(1, 1)
-        ranking = {"ties": ties, "tie_eps": tie_eps, "chunk_size": chunk_size}
-        self.ranking: dict[str, Any] = ranking
+        self.ranking: Any = {"ties": ties, "tie_eps": tie_eps, "chunk_size": chunk_size}
         retrieval_metrics(one, one, ks=ks, **self.ranking)
         self.ks = tuple(ks)
         self.deduplicate = deduplicate
@@ -203,7 +203,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the last evaluated streams as plain data."""
-        return {"stream_results": _copy(self.stream_results)}
+        return {"stream_results": copy.deepcopy(self.stream_results)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -213,7 +213,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
 
         :param state: plain data.
         """
-        self.stream_results = _copy(state["stream_results"])
+        self.stream_results = copy.deepcopy(state["stream_results"])
         self.reset()
 
     def before_eval(self, strategy: Any) -> None:
@@ -271,10 +271,3 @@ def retrieval_plugin_metrics(
     """
     retrieval = RetrievalMetric(**options)
     return [retrieval, *(ContinualSummary(retrieval, key) for key in summary)]
-
-
-def _copy(results: StreamResults) -> StreamResults:
-    return {
-        stream: {int(index): dict(values) for index, values in rows.items()}
-        for stream, rows in results.items()
-    }

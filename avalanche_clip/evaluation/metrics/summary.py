@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Protocol
 
@@ -109,10 +110,7 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
     def state_dict(self) -> dict[str, Any]:
         """Return the collected rows as plain data."""
         return {
-            "rows": {
-                stream: {trained: list(row) for trained, row in rows.items()}
-                for stream, rows in self._rows.items()
-            },
+            "rows": copy.deepcopy(self._rows),
             "steps": {number: list(step) for number, step in self._steps.items()},
         }
 

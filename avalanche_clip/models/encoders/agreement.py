@@ -81,17 +81,16 @@ def _with_open_clip_defaults(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_tag_activation(
-    name: str, config: dict[str, Any], source: str, facts: dict[str, Any]
+    name: str, config: dict[str, Any], source: str, theirs: bool | None
 ) -> None:
     """Make sure that activation functions of weights and model agree.
 
     :param name: model name, for the advice.
     :param config: full configuration of the model being built.
     :param source: tag or file of the weights.
-    :param facts: what is known of the weights; ``quick_gelu`` is read.
+    :param theirs: whether they are of a QuickGELU model, None if that is unknown.
     :raises ValueError: if one side is QuickGELU and the other is not.
     """
-    theirs = facts.get("quick_gelu")
     ours = bool(config.get("model_cfg", {}).get("quick_gelu", False))
     # open_clip 3.3 leaves it out where it was never asked (roberta-ViT-B-32)
     if theirs is None or ours == bool(theirs):

@@ -290,13 +290,13 @@ def _with_weights(
         request.weights = weights.find_weights(path, config)
         if request.weights is None:
             raise ValueError(f"{path} holds no weight file of {request.name}.")
-        if request.stored is not None:
-            request.growth = request.stored.growth
     else:
         request.weights = _tagged(request, str(pretrained), cache)
         request.stored = None
     if request.stored is not None:
         check_same_architecture(request.config, request.stored.config, str(path))
+        if path.is_dir() or path.name == weights.WEIGHTS_FILE:
+            request.growth = request.stored.growth
     request.label = str(pretrained)
     return request
 
@@ -304,8 +304,6 @@ def _with_weights(
 def _beside(path: Path, request: _Request) -> None:
     """Read the configuration that was saved next to a weight file."""
     request.stored = model_sources.stored_beside(path.parent, request.config["library"])
-    if request.stored is not None and path.name == weights.WEIGHTS_FILE:
-        request.growth = request.stored.growth
     if request.stored is None:
         size = request.config["preprocess_cfg"]["size"]
         stated, source = read_image_processor(path.parent, size)
@@ -326,8 +324,7 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
     if stored is not None and not stored.is_ours and loaded.config is None:
         _take(request, stored)
     if loaded.is_openai:
-        facts = {"quick_gelu": True}
-        check_tag_activation(request.name, request.config, str(path), facts)
+        check_tag_activation(request.name, request.config, str(path), True)
         if stored is None or stored.source is None:
             model_sources.adopt(request.config, OPENAI)
             request.source, request.guessed = f"OpenAI's archive {path}", False
@@ -401,10 +398,11 @@ def _download_tag(request: _Request, tag: str, cache: str | None) -> Path:
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     facts = get_pretrained_cfg(request.name, tag)
-    check_tag_activation(request.name, request.config, tag, facts)
+    quick = facts.get("quick_gelu")
+    check_tag_activation(request.name, request.config, tag, quick)
     model_sources.adopt(request.config, of_tag(facts))
-    request.source = f"open_clip's tag {tag!r} of {request.name}"
-    request.guessed = False
+    source = f"open_clip's tag {tag!r} of {request.name}"
+    request.source, request.guessed = source, False
     try:
         return Path(download_pretrained(facts, cache_dir=cache))
     except Exception as error:  # the download raises types of several libraries

@@ -175,19 +175,11 @@ def _special_ids(
     vocabulary: Vocabulary, tokenizer: CaptionTokenizer, more: Any = ()
 ) -> list[int]:
     """Start, end, unknown, and whatever the pipeline calls special."""
-    flagged = {
-        int(t["id"]) for t in vocabulary.pipeline["added_tokens"] if t.get("special")
-    }
-    found = flagged | {int(n) for n in more} | {tokenizer.eot_id}
-    if tokenizer.sot_id is not None:
-        found.add(tokenizer.sot_id)
-    model = vocabulary.pipeline["model"]
-    unknown = model.get("unk_token")
-    if unknown in vocabulary.ids:
-        found.add(vocabulary.ids[unknown])
-    if model.get("unk_id") is not None:
-        found.add(int(model["unk_id"]))
-    return sorted(found)
+    model, added = vocabulary.pipeline["model"], vocabulary.pipeline["added_tokens"]
+    unknown = vocabulary.ids.get(model.get("unk_token")), model.get("unk_id")
+    found = [*more, tokenizer.sot_id, tokenizer.eot_id, *unknown]
+    found += [token["id"] for token in added if token.get("special")]
+    return sorted({int(number) for number in found if number is not None})
 
 
 def use_marks(pipeline: dict[str, Any]) -> dict[str, Any]:
@@ -199,20 +191,17 @@ def use_marks(pipeline: dict[str, Any]) -> dict[str, Any]:
     """
     changed = json.loads(json.dumps(pipeline))
     steps = (changed.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    done = False
     for step in steps:
         pattern = (step.get("pattern") or {}).get("Regex", "")
         if _WORDS in pattern and _SYMBOLS in pattern:
             for old, new in _WITH_MARKS:
                 pattern = pattern.replace(old, new)
             step["pattern"] = {"Regex": pattern}
-            done = True
-    if not done:
-        raise ValueError(
-            "pretokenizer='marks' changes CLIP's split pattern, which this tokenizer "
-            "does not have; use pretokenizer='clip', which keeps it as it is."
-        )
-    return changed
+            return changed
+    raise ValueError(
+        "pretokenizer='marks' changes CLIP's split pattern, which this tokenizer "
+        "does not have; use pretokenizer='clip', which keeps it as it is."
+    )
 
 
 def clean_function(name: str | None) -> Callable[[str], str] | None:

@@ -142,13 +142,8 @@ class ExpandableTokenEmbedding(nn.Module):
         if self.factor != 1.0:
             rest = rest * self.factor
         at = self._position[ids]
-        trained = F.embedding(at.clamp_min(0), self.active, self._active_pad())
+        trained = F.embedding(at.clamp_min(0), self.active, self._active_pad)
         return torch.where((at >= 0).unsqueeze(-1), trained, rest)
-
-    def _active_pad(self) -> int | None:
-        if self.padding_idx is None or self._pad_place < 0:
-            return None
-        return self._pad_place
 
     # ---------------------------------------------------------------- growing
     def adaptation(self, experience: Any = None) -> None:
@@ -226,8 +221,8 @@ class ExpandableTokenEmbedding(nn.Module):
         position = torch.full((len(self.weight),), -1, device=rows.device)
         position[rows] = torch.arange(len(rows), device=rows.device)
         self._rows, self._position = rows, position
-        pad = self.padding_idx
-        self._pad_place = -1 if pad is None else int(position[pad])
+        place = -1 if self.padding_idx is None else int(position[self.padding_idx])
+        self._active_pad = None if place < 0 else place
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -7,6 +7,7 @@ pool. Rounding, caps and the hash-based choice inside a step are ours.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
@@ -22,6 +23,7 @@ from avalanche_clip.training.templates.visits import Step, find_step, read_step
 KINDS = ("all", "exp", "equal")
 
 
+@dataclass(eq=False)
 class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     """Train on the new data pooled with samples of earlier time steps.
 
@@ -49,24 +51,21 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     keeps_per_weight_state = False
     replays_data = True
 
-    def __init__(
-        self,
-        kind: str = "all",
-        buffer_size: int | str | None = None,
-        *,
-        redistribute: bool = False,
-    ):
+    kind: str = "all"
+    buffer_size: int | str | None = None
+    _: KW_ONLY
+    redistribute: bool = False
+
+    def __post_init__(self) -> None:
         super().__init__()
-        require_choice("kind", kind, KINDS)
-        if kind != "all":
-            if buffer_size != "current":
-                hint = f"or 'current'; kind={kind!r} needs it"
-                buffer_size = as_size(buffer_size, "buffer_size", least=0, hint=hint)
-        elif buffer_size is not None:
+        require_choice("kind", self.kind, KINDS)
+        if self.kind != "all":
+            if self.buffer_size != "current":
+                hint = f"or 'current'; kind={self.kind!r} needs it"
+                size = as_size(self.buffer_size, "buffer_size", least=0, hint=hint)
+                self.buffer_size = size
+        elif self.buffer_size is not None:
             raise ValueError("kind='all' keeps everything; leave buffer_size out.")
-        self.kind = kind
-        self.buffer_size = buffer_size
-        self.redistribute = redistribute
         self.stored: list[int] = []
         """Samples still kept of each finished step, that of the oldest visit first."""
         self.steps: list[Step] = []

@@ -33,6 +33,11 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
     state_attributes = ("trunk",)
     keeps_per_weight_state = False
     starts_elsewhere = True
+    excludes = {
+        "starts_fresh": (
+            "continues from the trunk, but {} starts each step from fresh weights"
+        )
+    }
 
     def __init__(self, decay_fraction: float = 0.2):
         super().__init__()
@@ -41,19 +46,12 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
         self.trunk: dict[str, Any] | None = None
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise without the schedule or with restarts; pass on the fraction."""
+        """Raise without the schedule; pass on the fraction."""
         if strategy.schedule != "const-cosine":
             raise ValueError(
                 f"ConstantCosinePlugin needs schedule='const-cosine', got "
                 f"{strategy.schedule!r}."
             )
-        for contract in strategy.contracts:
-            if contract.starts_fresh:
-                raise ValueError(
-                    "ConstantCosinePlugin continues from the trunk, but "
-                    f"{type(contract.wrapped).__name__} starts each step from fresh "
-                    "weights; use one."
-                )
         strategy.decay_fraction = self.decay_fraction
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from avalanche_clip.training.templates.contract import MethodPlugin, routed
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 
 
+@dataclass(eq=False)
 class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
     """Pull weights towards those of the previous step, by importance.
 
@@ -49,24 +51,19 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
     share = 0.5
     """What ``ewc_lambda`` is multiplied by."""
 
-    def __init__(
-        self,
-        ewc_lambda: float = 1.0,
-        *,
-        fisher_batch_size: int = 128,
-        fisher_batches: int | None = None,
-        decay: float = 0.0,
-    ):
+    ewc_lambda: float = 1.0
+    _: KW_ONLY
+    fisher_batch_size: int = 128
+    fisher_batches: int | None = None
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        as_finite(ewc_lambda, "ewc_lambda", low=0)
-        as_size(fisher_batch_size, "fisher_batch_size", least=2)
-        if fisher_batches is not None:
-            as_size(fisher_batches, "fisher_batches", hint="None takes all data")
-        as_finite(decay, "decay", low=0, high=1)
-        self.ewc_lambda = ewc_lambda
-        self.fisher_batch_size = fisher_batch_size
-        self.fisher_batches = fisher_batches
-        self.decay = decay
+        as_finite(self.ewc_lambda, "ewc_lambda", low=0)
+        as_size(self.fisher_batch_size, "fisher_batch_size", least=2)
+        if self.fisher_batches is not None:
+            as_size(self.fisher_batches, "fisher_batches", hint="None takes all data")
+        as_finite(self.decay, "decay", low=0, high=1)
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 

@@ -18,7 +18,7 @@ from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 from avalanche_clip.training.templates.optim import one_group
-from avalanche_clip.training.templates.plan import Plan, learning_rate
+from avalanche_clip.training.templates.plan import Plan, learning_rate, of_experience
 
 ITERATIONS = 1001
 """Updates per experience: the published 1000, and the one at learning rate 0."""
@@ -96,17 +96,13 @@ class _Plan(Plan):
     def set_learning_rate(self) -> None:
         """Set the rates of the coming step."""
         strategy, warmup = self.strategy, self.warmup
-        groups, index = strategy.optimizer.param_groups, strategy.experience_index
+        groups = strategy.optimizer.param_groups
         if self.rates and strategy.clock.train_exp_iterations == 0:
-            if index >= len(self.rates):
-                raise ValueError(
-                    f"There are {len(self.rates)} learning rates, but this is "
-                    f"experience number {index + 1}; give one per experience."
-                )
+            rate = of_experience(self.rates, strategy, "learning rates")
             for group in groups:
                 # Other rates are those of plugins' own groups.
                 if group.get("initial_lr", group["lr"]) in self.rates:
-                    group["initial_lr"] = group["lr"] = self.rates[index]
+                    group["initial_lr"] = group["lr"] = rate
         if strategy.schedule != "cosine":
             super().set_learning_rate()
             return

@@ -8,6 +8,7 @@ ICLR 2024 (arXiv 2310.16226). Grid, tie rule and the default objective are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ GRID = tuple(i / 10 for i in range(11))
 SELECT_ON = ("previous", "previous+current")
 
 
+@dataclass(eq=False)
 class PatchingPlugin(MethodPlugin, supports_distributed=True):
     """Deploy ``(1 - a) * previous + a * trained`` after each later step.
 
@@ -53,23 +55,29 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("previous",)
     replaces_deployed_weights = True
+    excludes = {
+        "starts_elsewhere": (
+            "continues from the patched weights, but {} starts each step from others"
+        ),
+        "routes_batches": (
+            "replaces and scores the weights of the model as one, but {} routes "
+            "batches through parts that are frozen after their step"
+        ),
+    }
     keeps_per_weight_state = True
 
-    def __init__(
-        self,
-        grid: Sequence[float] = GRID,
-        *,
-        select_on: str = "previous+current",
-        validation: str = "valid",
-    ):
+    grid: Sequence[float] = GRID
+    _: KW_ONLY
+    select_on: str = "previous+current"
+    validation: str = "valid"
+
+    def __post_init__(self) -> None:
         super().__init__()
-        if isinstance(grid, str) or not len(grid):
-            raise ValueError(f"grid={grid!r} must be values in [0, 1].")
-        wanted = f"grid={list(grid)} must be values in [0, 1]; one of them"
-        self.grid = tuple(as_finite(a, wanted, low=0, high=1) for a in grid)
-        require_choice("select_on", select_on, SELECT_ON)
-        self.select_on = select_on
-        self.validation = validation
+        if isinstance(self.grid, str) or not len(self.grid):
+            raise ValueError(f"grid={self.grid!r} must be values in [0, 1].")
+        wanted = f"grid={list(self.grid)} must be values in [0, 1]; one of them"
+        self.grid = tuple(as_finite(a, wanted, low=0, high=1) for a in self.grid)
+        require_choice("select_on", self.select_on, SELECT_ON)
         self.chosen: list[float] = []
         """Mixing coefficient of each finished experience (1 for the first)."""
         self.previous: dict[str, Tensor] = {}
@@ -139,22 +147,6 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                     "or give a grid of one value."
                 )
         return [stream[step.place].dataset for step in steps]
-
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a plugin that continues from other weights, or routes batches."""
-        for contract in strategy.contracts:
-            name = type(contract.wrapped).__name__
-            if contract.starts_elsewhere:
-                raise ValueError(
-                    "PatchingPlugin continues from the patched weights, but "
-                    f"{name} starts each step from others; use one."
-                )
-            if contract.routes_batches:
-                raise ValueError(
-                    "PatchingPlugin replaces and scores the weights of the model as "
-                    f"one, but {name} routes batches through parts that are frozen "
-                    "after their step; use one."
-                )
 
 
 def mix(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
@@ -213,18 +214,19 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         )
         parts = distributed.shares(count, world)
         chosen = slots[drawn[sum(parts[:rank]) :][: parts[rank]]]
-        if not len(chosen):
-            self._append_none(strategy)
+        targets = self._targets
+        if targets is not None:
+            shape = len(batch), targets.shape[1]
+            batch[TARGET] = targets.new_zeros(shape).to(strategy.device)
+        if not len(chosen):  # marked as the batches of the other processes
+            batch[FROM_MEMORY] = torch.zeros_like(strategy.mbatch[1])
             return
         old = self._read(strategy, chosen)
         if isinstance(batch, PromptBatch):
             strategy.check_ids(old[1])
         old = [part.to(strategy.device) for part in old]
-        if self.target == "student":
-            assert self._targets is not None
-            target = self._targets[torch.from_numpy(chosen)].to(strategy.device)
-            old[0][TARGET] = target
-            batch[TARGET] = target.new_zeros(len(batch), target.shape[1])
+        if targets is not None:
+            old[0][TARGET] = targets[torch.from_numpy(chosen)].to(strategy.device)
         pad_id = int(getattr(strategy.model.tokenizer, "pad_id", 0))
         strategy.mbatch = [
             join_batches(batch, old[0], pad_id),
@@ -233,15 +235,6 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
                 for pair in zip(strategy.mbatch[1:], old[1:], strict=True)
             ),
         ]
-
-    def _append_none(self, strategy: Any) -> None:
-        """Mark the batch of a process that gets no stored sample as the others'."""
-        batch = strategy.mbatch[0]
-        batch[FROM_MEMORY] = torch.zeros_like(strategy.mbatch[1])
-        if self.target == "student":
-            assert self._targets is not None
-            shape = len(batch), self._targets.shape[1]
-            batch[TARGET] = self._targets.new_zeros(shape).to(strategy.device)
 
     def _read(self, strategy: Any, chosen: npt.NDArray[np.int64]) -> list[Any]:
         """Read stored samples again, as they were."""
@@ -256,14 +249,10 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         """Seeds that the items of this batch were read with, in all processes."""
         clock, loader = strategy.clock, strategy.dataloader
         if isinstance(loader, TrainLoader):
-            order, epoch = loader.order, clock.train_exp_epochs
-            continuous = order.continuous
-            number = (
-                clock.train_exp_iterations
-                if continuous
-                else clock.train_epoch_iterations
-            )
-            return order.sample_seeds(epoch, number, size)
+            order, number = loader.order, clock.train_epoch_iterations
+            if order.continuous:
+                number = clock.train_exp_iterations
+            return order.sample_seeds(clock.train_exp_epochs, number, size)
         seeds = self._generator(strategy, 2).integers(0, 2**63, size=size)
         return seeds.astype(np.uint64)
 
@@ -442,7 +431,10 @@ def join_batches(
         other = old[key].to(value.dtype)
         if key == "text":
             width = max(value.shape[1], other.shape[1])
-            value, other = (_padded(part, width, pad_id) for part in (value, other))
+            value, other = (
+                functional.pad(part, (0, width - part.shape[1]), value=pad_id)
+                for part in (value, other)
+            )
         elif key == "owner":
             other = other + len(new)
         joined[key] = torch.cat([value, other])
@@ -452,8 +444,3 @@ def join_batches(
     if prompts is not None:
         joined["text"] = prompts
     return joined
-
-
-def _padded(tokens: Tensor, width: int, pad_id: int) -> Tensor:
-    missing = width - tokens.shape[1]
-    return torch.nn.functional.pad(tokens, (0, missing), value=pad_id)

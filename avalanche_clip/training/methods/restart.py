@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.plan import of_experience
 
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
@@ -41,7 +41,8 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
         if strategy.clock.train_exp_counter == 0:
             return
         model = strategy.model
-        frozen = [(p, p.detach().clone()) for p in model.parameters() if _frozen(p)]
+        held = [p for p in model.parameters() if not p.requires_grad]
+        frozen = [(p, p.detach().clone()) for p in held]
         model.reinitialize((strategy.seed * 1_000_003 + number) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
@@ -55,10 +56,6 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
                 "RestartPlugin needs a model with reinitialize(seed), such as a "
                 f"DualEncoder; got {type(strategy.model).__name__}."
             )
-
-
-def _frozen(parameter: Tensor) -> bool:
-    return not parameter.requires_grad
 
 
 class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
@@ -75,26 +72,19 @@ class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
     def __init__(self, factors: str | Sequence[float] = "step"):
         super().__init__()
         if isinstance(factors, str):
-            if factors != "step":
-                raise ValueError(f"factors={factors!r}; use 'step' or a list.")
-            self.factors: str | tuple[float, ...] = factors
+            require_choice("factors", factors, ("step", "one number per experience"))
+        elif not len(factors):
+            raise ValueError("factors=() must be positive numbers; it is empty.")
         else:
-            if not len(factors):
-                raise ValueError("factors=() must be positive numbers; it is empty.")
             wanted = f"factors={list(factors)} must be positive numbers; one of them"
-            self.factors = tuple(as_finite(f, wanted, above=0) for f in factors)
+            factors = tuple(as_finite(f, wanted, above=0) for f in factors)
+        self.factors = factors
 
     def budget_factor(self, strategy: Any) -> float:
         """Multiple of the budget in the running experience."""
         if isinstance(self.factors, str):
             return float(len(strategy.visits.others) + 1)
-        index = strategy.experience_index
-        if index >= len(self.factors):
-            raise ValueError(
-                f"There are {len(self.factors)} budget factors, but this is experience "
-                f"number {index + 1}; give one per experience."
-            )
-        return self.factors[index]
+        return of_experience(self.factors, strategy, "budget factors")
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise when there is no budget to multiply."""

@@ -67,7 +67,7 @@ class CumulativeAll(Sequential):
 
 
 class _Buffered(Sequential):
-    kind = "exp"
+    kind: str
 
     def __init__(
         self,

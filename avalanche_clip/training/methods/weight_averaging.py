@@ -8,6 +8,7 @@ weight ensemble (WE) and its mix with the start; Wortsman et al., CVPR 2022
 from __future__ import annotations
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.grown import aligned, clones
 from avalanche_clip.training.templates.contract import MethodPlugin
 
-MODES = ("we", "wise", "we+wise")
-ANCHORS = ("start", "initial")
-SCORES = ("average", "student")
+CHOICES = {
+    "mode": ("we", "wise", "we+wise"),
+    "anchor": ("start", "initial"),
+    "score": ("average", "student"),
+}
+"""Setting -> its allowed words."""
 
 
+@dataclass(eq=False)
 class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     """Deploy an average of the weights that an experience went through.
 
@@ -66,25 +71,41 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("average", "start")
     replaces_deployed_weights = True
+    excludes = {
+        "replaces_deployed_weights": (
+            "replaces the weights at the end of each step, but so does {} "
+            "(mode='we+wise' is an ensemble with WiSE-FT)"
+        ),
+        "starts_elsewhere": (
+            "continues from the averaged weights, but {} starts each step from others"
+        ),
+    }
     keeps_per_weight_state = True
 
-    def __init__(
-        self,
-        mode: str = "we",
-        *,
-        interval: int | None = None,
-        alpha: float | None = None,
-        anchor: str = "start",
-        score: str = "average",
-    ):
+    mode: str = "we"
+    _: KW_ONLY
+    interval: int | None = None
+    alpha: float | None = None
+    anchor: str = "start"
+    score: str = "average"
+
+    def __post_init__(self) -> None:
         super().__init__()
-        _check_settings(mode, interval, alpha, anchor)
-        require_choice("score", score, SCORES)
-        self.mode = mode
-        self.interval = 100 if interval is None else interval
-        self.alpha = (0.8 if mode == "wise" else 0.99) if alpha is None else alpha
-        self.anchor = anchor
-        self.score = score
+        mode = self.mode
+        for name, allowed in CHOICES.items():
+            require_choice(name, getattr(self, name), allowed)
+        unused = {
+            "interval": self.interval is not None and mode == "wise",
+            "alpha": self.alpha is not None and "wise" not in mode,
+            "anchor": self.anchor != "start" and "wise" not in mode,
+        }
+        for name, given in unused.items():
+            if given:
+                raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
+        interval = 100 if self.interval is None else self.interval
+        alpha = (0.8 if mode == "wise" else 0.99) if self.alpha is None else self.alpha
+        self.interval = as_size(interval, "interval")
+        self.alpha = as_finite(alpha, "alpha", low=0, high=1)
         self.merged = 0
         """Snapshots merged in the running experience, or in the last one."""
         self.average: dict[str, Tensor] = {}
@@ -101,21 +122,15 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         return ("initial",) if self._mixes and self.anchor == "initial" else ()
 
     def check_compatible(self, strategy: Any) -> None:
-        """Raise with plugins that replace the weights; warn of batch norms."""
+        """Raise with early stopping; warn of batch norms."""
         for contract in strategy.contracts:
-            plugin, name = contract.wrapped, type(contract.wrapped).__name__
-            if self.mode != "wise" and isinstance(plugin, EarlyStoppingPlugin):
+            stops = isinstance(contract.wrapped, EarlyStoppingPlugin)
+            if self.mode != "wise" and stops:
+                name = type(contract.wrapped).__name__
                 raise ValueError(
                     f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "
                     f"weights that {name} loads by an average that goes on behind "
                     "them; leave one out, or use mode='wise'."
-                )
-            other = contract.replaces_deployed_weights or contract.starts_elsewhere
-            if other and plugin is not self:
-                raise ValueError(
-                    f"WeightAveragingPlugin replaces the weights at the end of each "
-                    f"step, but so does {name}, or it starts the next one elsewhere; "
-                    "use one (mode='we+wise' is an ensemble with WiSE-FT)."
                 )
         if any(_has_statistics(module) for module in strategy.model.modules()):
             warnings.warn(
@@ -175,13 +190,10 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         """Go on training with the student."""
-        self._restore(strategy)
+        self.evaluation_failed(strategy)
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Go on with the student too."""
-        self._restore(strategy)
-
-    def _restore(self, strategy: Any) -> None:
         if self._student:
             _load(dict(strategy.model.named_parameters()), self._student)
             self._student = {}
@@ -191,25 +203,6 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
             return self.start
         teacher = strategy.teachers.get("initial").model
         return dict(teacher.named_parameters())
-
-
-def _check_settings(
-    mode: str, interval: int | None, alpha: float | None, anchor: str
-) -> None:
-    require_choice("mode", mode, MODES)
-    require_choice("anchor", anchor, ANCHORS)
-    unused = {
-        "interval": interval is not None and mode == "wise",
-        "alpha": alpha is not None and "wise" not in mode,
-        "anchor": anchor != "start" and "wise" not in mode,
-    }
-    for name, given in unused.items():
-        if given:
-            raise ValueError(f"{name} is not used by mode={mode!r}; leave it out.")
-    if interval is not None:
-        as_size(interval, "interval")
-    if alpha is not None:
-        as_finite(alpha, "alpha", low=0, high=1)
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -45,15 +45,11 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
         self.start: dict[str, Tensor] = {}
         """Weights at the start of the running experience, else empty."""
 
-    def check_compatible(self, strategy: Any) -> None:
-        """Raise with a plugin that starts from random weights."""
-        for contract in strategy.contracts:
-            if contract.starts_fresh and self.weight > 0:
-                raise ValueError(
-                    "WeightConsolidationPlugin pulls weights to where the step began, "
-                    f"but {type(contract.wrapped).__name__} begins each step at random "
-                    "ones; use one."
-                )
+    @property
+    def excludes(self) -> dict[str, str]:  # type: ignore[override]
+        """Plugins that start from random weights."""
+        why = "pulls weights to where the step began, but {} begins it at random ones"
+        return {"starts_fresh": why} if self.weight > 0 else {}
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Keep the weights before the first step, when all plugins have set them."""

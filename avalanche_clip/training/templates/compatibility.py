@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import unwrap
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -194,6 +195,11 @@ def check_plugins(strategy: Any) -> None:
         if len(owners) > 1:
             names = " and ".join(type(c.wrapped).__name__ for c in owners)
             raise ValueError(f"{names} would both {deed}; use one of them.")
+    for contract, other in permutations(strategy.contracts, 2):
+        for role, reason in contract.excludes.items():
+            if getattr(other, role):
+                ours, theirs = (type(c.wrapped).__name__ for c in (contract, other))
+                raise ValueError(f"{ours} {reason.format(theirs)}; use one.")
     for contract in strategy.contracts:
         contract.check_compatible(strategy)
 

@@ -79,6 +79,8 @@ class MethodPlugin(SupervisedPlugin):
     """Sets the learning rate in place of the strategy's schedule."""
     only_one: bool = False
     """A strategy may have one of its class only."""
+    excludes: Mapping[str, str] = {}
+    """Roles that no other plugin may have -> why, a clause with the other as ``{}``."""
     stateless: bool = False
     """Nothing of it is stored or compared, whatever attributes it has."""
     state_attributes: tuple[str, ...] = ()

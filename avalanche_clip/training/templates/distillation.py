@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_clip import distributed
+from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.contract import MethodPlugin
 
@@ -29,6 +30,8 @@ class DistillationPlugin(MethodPlugin, supports_distributed=True):
     """Which model teaches, see :class:`TeacherService`."""
     teach_first_experience: bool | None = None
     """Whether there are terms in the first experience; None: if pretrained."""
+    temperature: float
+    """Of the softmax on both sides, see :meth:`add_terms`."""
     _warned = False
 
     @property
@@ -68,6 +71,22 @@ class DistillationPlugin(MethodPlugin, supports_distributed=True):
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the teacher belongs to the strategy."""
         return {}
+
+    def add_terms(self, strategy: Any, name: str, image: Any, text: Any) -> None:
+        """Add the distances of both directions, weighted.
+
+        :param name: of the terms, before ``_image`` and ``_text``.
+        :param image: targets and logits ``(B, M)`` of the term over texts.
+        :param text: those of the term over images.
+        """
+        for side, pair in (("image", image), ("text", text)):
+            weight = getattr(self, f"{side}_weight")
+            if weight > 0:
+                pair = [matrix.T for matrix in pair] if side == "text" else pair
+                distance = temperature_distillation_loss(
+                    *pair, temperature=self.temperature
+                )
+                strategy.add_loss(f"{name}_{side}", weight * distance)
 
     def warn_frozen(self, remedy: str, *students: Tensor) -> None:
         """Say once that the terms reach nothing that is trained.

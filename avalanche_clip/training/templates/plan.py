@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from avalanche_clip import distributed
@@ -72,6 +72,22 @@ def trunk_steps(total: int, decay_fraction: float) -> int:
     80
     """
     return total - max(1, round(decay_fraction * total))
+
+
+def of_experience(values: Sequence[float], strategy: Any, what: str) -> float:
+    """Return the value of the running experience.
+
+    :param values: one per experience of the stream, whenever that is trained.
+    :param what: what they are, for the message: ``"learning rates"``.
+    :raises ValueError: if there are fewer values than experiences.
+    """
+    index = strategy.experience_index
+    if index >= len(values):
+        raise ValueError(
+            f"There are {len(values)} {what}, but this is experience number "
+            f"{index + 1}; give one per experience."
+        )
+    return values[index]
 
 
 class Plan:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.flat import has_deterministic_images
 from avalanche_clip.benchmarks.items.prepare import is_prepared
-from avalanche_clip.common.checks import as_size, as_texts
+from avalanche_clip.common.checks import as_size, as_texts, require_choice
 from avalanche_clip.common.feature_table import CACHE_BYTES
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 
@@ -33,14 +33,16 @@ class ReferenceImages(Dataset):
     :param source: a data set, an experience, a stream, a sequence of images or
         items, or a list of data sets or experiences.
     :param transform: from what the data give to a float tensor ``(3, H, W)``;
-        ``"model"`` for ``model.transform(False)``, None for images that are
-        ready. Not used for prepared data.
+        ``"model"`` for that of the model, None for images that
+        are ready. Not used for prepared data.
     :param fixed: whether an image is the same tensor each time, so that the
         teacher's features can be kept; None asks the transform
         (``deterministic=True``), and takes data with another transform of
         their own for random.
     :param cache_bytes: largest table of teacher features; 0 keeps none.
     :param num_workers: processes that read ahead; 0 reads in the main one.
+    :param group: transforms of prepared data and of the model: ``"eval"``, or
+        ``"train"`` with its augmentation.
     :raises TypeError: for another source.
     :raises ValueError: for an empty source or a negative number.
     """
@@ -53,6 +55,7 @@ class ReferenceImages(Dataset):
         fixed: bool | None = None,
         cache_bytes: int = CACHE_BYTES,
         num_workers: int = 0,
+        group: str = "eval",
     ):
         if isinstance(transform, str) and transform != "model":
             raise ValueError(
@@ -60,10 +63,9 @@ class ReferenceImages(Dataset):
             )
         as_size(cache_bytes, "cache_bytes", least=0)
         as_size(num_workers, "num_workers", least=0)
-        self.parts = [
-            part.eval() if isinstance(part, AvalancheDataset) else part
-            for part in _data_sets(source)
-        ]
+        require_choice("group", group, ("eval", "train"))
+        self.group = group
+        self.parts = [_in_group(part, group) for part in _data_sets(source)]
         self.ends = np.cumsum([len(part) for part in self.parts]).tolist()
         if not self.ends or self.ends[-1] == 0:
             raise ValueError("The reference images are empty; give at least one.")
@@ -77,7 +79,7 @@ class ReferenceImages(Dataset):
         if self.transform != "model":
             return self
         bound = copy.copy(self)
-        bound.transform = model.transform(False)
+        bound.transform = model.transform(self.group == "train")
         return bound
 
     @property
@@ -87,7 +89,7 @@ class ReferenceImages(Dataset):
             return self._fixed
         ours = getattr(self.transform, "deterministic", False)
         return all(
-            has_deterministic_images(part, "eval")
+            has_deterministic_images(part, self.group)
             if _prepared(part)
             else ours and _has_no_own(part)
             for part in self.parts
@@ -134,6 +136,12 @@ def _data_sets(source: Any) -> list[Any]:
 
 def _prepared(part: Any) -> bool:
     return isinstance(part, AvalancheDataset) and is_prepared(part)
+
+
+def _in_group(part: Any, group: str) -> Any:
+    if group == "train" and _prepared(part):
+        return part.train()
+    return part.eval() if isinstance(part, AvalancheDataset) else part
 
 
 def _has_no_own(part: Any) -> bool:
@@ -213,6 +221,19 @@ class ReferenceSampler:
         self.at = -1
         self._indices: Iterator[Tensor] = iter(())
         self._images: Iterator[Tensor] = iter(())
+
+    @classmethod
+    def of(
+        cls, strategy: Any, images: ReferenceImages, batch_size: int, seed: int
+    ) -> ReferenceSampler:
+        """Sample for the running experience of a strategy.
+
+        :param batch_size: images per step, over all processes.
+        :param seed: of the order.
+        """
+        number = strategy.visits.seed_number
+        order = SharedOrder(len(images), batch_size, seed=seed, experience=number)
+        return cls(images, order, strategy.device.type == "cuda")
 
     def batch(self, step: int, planned: int) -> ReferenceBatch:
         """Return the batch of a step; steps in a row are read ahead.

@@ -37,8 +37,13 @@ from avalanche_clip.training.templates.visits import Step, read_step, seed_numbe
 
 logger = logging.getLogger(__name__)
 
-REGULARIZE = ("gd", "g", "d", None)
-SCALE_TARGETS = ("gradient", "update")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "init": INITS,
+    "regularize": ("gd", "g", "d", None),
+    "scale_target": ("gradient", "update"),
+    "active_rows": ("auto", True, False),
+}
+"""Setting -> its allowed values."""
 ROW_WISE = ("Adam", "AdamW", "SGD", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
 """Optimisers whose step for one entry looks at no other entry."""
 
@@ -107,13 +112,8 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
     tokenizer_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("init", self.init, INITS),
-            ("regularize", self.regularize, REGULARIZE),
-            ("scale_target", self.scale_target, SCALE_TARGETS),
-            ("active_rows", self.active_rows, ("auto", True, False)),
-        ):
-            require_choice(name, value, allowed)
+        for name, allowed in CHOICES.items():
+            require_choice(name, getattr(self, name), allowed)
         as_finite(self.weight_decay, "weight_decay", low=0)
         oracle = self.oracle_vocabulary
         if oracle is not None and not isinstance(oracle, LearntVocabulary):
@@ -217,24 +217,20 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         if language in tokenizer.snapshots:
             tokenizer.add_language(language, codes=codes)
             return
-        learnt: Any = None
-        if self.oracle_vocabulary is None:
-            learnt = self._learn(strategy, tokenizer, language, None)
-        elif not self._oracle_added:
-            learnt = self._learn(strategy, tokenizer, language, self.oracle_vocabulary)
-            self._oracle_added = True
+        learnt: Any = self.oracle_vocabulary
+        if self._oracle_added:
+            learnt = None
+        elif not isinstance(learnt, LearntVocabulary):
+            learnt = self._learn(strategy, tokenizer, language)
+        self._oracle_added = self.oracle_vocabulary is not None
         growth = tokenizer.add_language(language, learnt, codes=codes)
         self._growth.append(growth)
         logger.info("vocabulary: %s", growth)
 
-    def _learn(
-        self, strategy: Any, tokenizer: Any, language: str, source: Any
-    ) -> LearntVocabulary:
-        if isinstance(source, LearntVocabulary):
-            return source
+    def _learn(self, strategy: Any, tokenizer: Any, language: str) -> LearntVocabulary:
         learnt = None
         if distributed.is_main_process():
-            captions = source
+            captions: Any = self.oracle_vocabulary
             if captions is None:
                 captions = _strings(strategy.experience.dataset, language)
             learnt = tokenizer.train_language(language, captions, self.vocab_size)
@@ -334,16 +330,11 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         """
         self._release()
         self._scale = scale.to(table.weight.device, table.weight.dtype).unsqueeze(1)
-
-        def before(*args: Any) -> None:
-            self._before_step(optimizer, table)
-
-        def after(*args: Any) -> None:
-            self._after_step(optimizer, table)
-
         self._handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
+            optimizer.register_step_pre_hook(
+                lambda given, *_: self._before_step(given, table)
+            ),
+            optimizer.register_step_post_hook(lambda *_: self._after_step(table)),
         ]
 
     def _release(self) -> None:
@@ -366,7 +357,12 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         if parameter.grad is None:
             return
         assert self._scale is not None
-        decay = self._rate(optimizer, parameter) * self.weight_decay
+        rates = (
+            float(group["lr"])
+            for group in optimizer.param_groups
+            if any(p is parameter for p in group["params"])
+        )
+        decay = next(rates, 0.0) * self.weight_decay
         if "d" in kind:
             parameter.mul_(1.0 - decay * self._scale)
         elif table.active is not None:
@@ -379,7 +375,7 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
                 self._before.mul_(1.0 - decay)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Any, table: ExpandableTokenEmbedding) -> None:
+    def _after_step(self, table: ExpandableTokenEmbedding) -> None:
         """Scale the update itself (``scale_target="update"``)."""
         if self._before is None:
             return
@@ -387,12 +383,6 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         parameter, before = table.trained, self._before
         parameter.copy_(torch.lerp(before, parameter, self._scale))
         self._before = None
-
-    def _rate(self, optimizer: Any, parameter: Tensor) -> float:
-        for group in optimizer.param_groups:
-            if any(p is parameter for p in group["params"]):
-                return float(group["lr"])
-        return 0.0
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Write the rows back, and count the task for the tokens it used."""

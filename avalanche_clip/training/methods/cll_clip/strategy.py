@@ -131,7 +131,14 @@ class CLLCLIP(ContrastiveTemplate):
         clip_grad_norm: float | None = 1.0,
         **kwargs: Any,
     ):
-        _check(trainable, warmup_fraction, cross_lingual_weight, cross_modal_weight)
+        require_choice("trainable", trainable, TRAINABLE)
+        as_finite(warmup_fraction, "warmup_fraction", low=0, below=1)
+        as_finite(cross_lingual_weight, "cross_lingual_weight", low=0)
+        as_finite(cross_modal_weight, "cross_modal_weight", low=0)
+        if cross_lingual_weight + cross_modal_weight == 0:
+            raise ValueError(
+                "cross_lingual_weight and cross_modal_weight must not both be 0."
+            )
         as_size(length_groups, "length_groups")
         self.length_groups = length_groups
         self.trainable = trainable
@@ -278,14 +285,3 @@ def _prepare(
         model.cross_modal = CrossModalTemperature()
     if not modal and getattr(model, "cross_modal", None) is not None:
         del model.cross_modal
-
-
-def _check(trainable: str, warmup: float, lingual: float, modal: float) -> None:
-    require_choice("trainable", trainable, TRAINABLE)
-    as_finite(warmup, "warmup_fraction", low=0, below=1)
-    as_finite(lingual, "cross_lingual_weight", low=0)
-    as_finite(modal, "cross_modal_weight", low=0)
-    if lingual + modal == 0:
-        raise ValueError(
-            "cross_lingual_weight and cross_modal_weight must not both be 0."
-        )

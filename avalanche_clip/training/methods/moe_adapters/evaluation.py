@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -22,20 +23,19 @@ EvalRouter = str | Callable[[Any], int | Tensor]
 
 
 class RoutedEvaluation(MethodPlugin):
-    """Route every evaluation batch, and put the router of training back.
+    """Route every evaluation batch, and put the router of training back."""
 
-    :param selector: what the plugin was given.
-    :param shared_router: whether all experiences train router 0.
-    :param router_for_eval: one of :data:`EVAL_ROUTERS`, or a callable.
-    """
+    selector: Any
+    """What the plugin was given."""
+    shared_router: bool
+    """Whether all experiences train router 0."""
+    router_for_eval: EvalRouter
+    """One of :data:`EVAL_ROUTERS`, or a callable."""
 
-    def __init__(self, selector: Any, shared_router: bool, router_for_eval: EvalRouter):
+    def __init__(self) -> None:
         super().__init__()
-        if not callable(router_for_eval):
-            require_choice("router_for_eval", router_for_eval, EVAL_ROUTERS)
-        self.selector = selector
-        self.shared_router = shared_router
-        self.router_for_eval = router_for_eval
+        if not callable(self.router_for_eval):
+            require_choice("router_for_eval", self.router_for_eval, EVAL_ROUTERS)
         self._forget()
 
     def _forget(self) -> None:
@@ -85,7 +85,7 @@ class RoutedEvaluation(MethodPlugin):
         """Count the routes of the batch."""
         if not strategy.in_training and self._routes is not None:
             table = self._table(strategy)
-            for router, images in zip(*_counts(self._routes), strict=True):
+            for router, images in Counter(self._routes.tolist()).items():
                 table[str(router)] = table.get(str(router), 0) + images
         self._routes = None
 
@@ -178,11 +178,6 @@ def _per_image(rule: int | Tensor, size: int, device: Any) -> Tensor:
             f"{size} images; return an int, or a LongTensor with one id per image."
         )
     return ids.long()
-
-
-def _counts(routes: Tensor) -> tuple[list[int], list[int]]:
-    ids, counts = torch.unique(routes, return_counts=True)
-    return ids.tolist(), counts.tolist()
 
 
 def _most_frequent(routes: Tensor) -> int:

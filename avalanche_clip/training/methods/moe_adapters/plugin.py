@@ -11,12 +11,20 @@ pairs of images and captions are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 
 from avalanche_clip import distributed
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_choice,
+    require_same,
+    require_type,
+)
 from avalanche_clip.common.randomness import seeded
 from avalanche_clip.models.moe.adapters import attach_moe_adapters
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS, RANKINGS
@@ -32,11 +40,11 @@ from avalanche_clip.training.methods.moe_adapters.selector_data import (
     selector_images,
 )
 from avalanche_clip.training.templates import optim
-from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import read_step
 
 
-class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=True):
+@dataclass(eq=False, repr=False)
+class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
     """Train a pool of experts with a router per experience; pick routers by image.
 
     Every block of both towers gets a mixture of small experts beside its MLP
@@ -96,37 +104,62 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
     """
 
     routes_batches = True
+    excludes = {
+        "starts_elsewhere": (
+            "keeps frozen experts, but {} replaces them with the weights before a step"
+        )
+    }
 
-    def __init__(
-        self,
-        adapters: Mapping[str, Any] | None = None,
-        *,
-        selector: Any = None,
-        reference_images: Any = None,
-        selector_transform: str = "train",
-        calibration: str | None = None,
-        freeze: bool = True,
-        count: int = 2,
-        rank_over: str = "all",
-        shared_router: bool = False,
-        balance_weight: float = 0.0,
-        router_for_eval: EvalRouter = "auto",
-    ):
-        super().__init__(selector, shared_router, router_for_eval)
-        as_size(count, "count", least=0)
-        require_choice("rank_over", rank_over, RANKINGS)
-        as_finite(balance_weight, "balance_weight", low=0)
-        require_choice("selector_transform", selector_transform, ("train", "eval"))
-        _check_selector(selector, reference_images, calibration, shared_router)
-        self.adapters = None if adapters is None else dict(adapters)
-        self.reference_images = reference_images
-        self.selector_transform = selector_transform
-        self.calibration = calibration
-        self.freeze = freeze
-        self.count = int(count)
-        self.rank_over = rank_over
-        self.balance_weight = balance_weight
+    adapters: Mapping[str, Any] | None = None
+    _: KW_ONLY
+    selector: Any = None
+    reference_images: Any = None
+    selector_transform: str = "train"
+    calibration: str | None = None
+    freeze: bool = True
+    count: int = 2
+    rank_over: str = "all"
+    shared_router: bool = False
+    balance_weight: float = 0.0
+    router_for_eval: EvalRouter = "auto"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.count = as_size(self.count, "count", least=0)
+        require_choice("rank_over", self.rank_over, RANKINGS)
+        as_finite(self.balance_weight, "balance_weight", low=0)
+        require_choice("selector_transform", self.selector_transform, ("train", "eval"))
+        self._check_selector()
+        self.adapters = None if self.adapters is None else dict(self.adapters)
         self._strategy: Any = None
+
+    def _check_selector(self) -> None:
+        if self.selector is None:
+            for name in ("reference_images", "calibration"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is for a selector, but selector=None; give 'model', "
+                        "'alexnet' or an AutoSelector."
+                    )
+            return
+        known = getattr(self.selector, "num_autoencoders", 0)
+        if self.reference_images is None and not known:
+            raise ValueError(
+                "A selector needs reference_images: what it shall take for unfamiliar, "
+                "such as images like those of pretraining."
+            )
+        if isinstance(self.selector, str):
+            if self.selector == "alexnet":
+                AutoSelector(self.selector)  # says that local weights are needed
+            require_choice("selector", self.selector, EXTRACTORS)
+        else:
+            kinds = f"give None, one of {EXTRACTORS}, or an AutoSelector"
+            require_type(self.selector, AutoSelector, "selector", kinds)
+        if self.shared_router:
+            raise ValueError(
+                "With shared_router=True there is one router, nothing to select; use "
+                "selector=None."
+            )
 
     # -------------------------------------------------------------- attaching
     def check_compatible(self, strategy: Any) -> None:
@@ -134,13 +167,6 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
 
         :raises ValueError: see the class.
         """
-        for contract in strategy.contracts:
-            if contract.starts_elsewhere:
-                raise ValueError(
-                    f"{type(contract.wrapped).__name__} replaces the weights before an "
-                    "experience, and with them frozen experts; use one of it and "
-                    "MoEAdaptersPlugin."
-                )
         if self._strategy is strategy:
             return  # asked again, for a plugin that was added later
         self._forget()
@@ -314,10 +340,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
             "routers": dict(self.routers),
             "owners": {name: list(step) for name, step in self.owners.items()},
             "steps": self._steps,
-            "routing": {
-                stream: {key: dict(counts) for key, counts in rows.items()}
-                for stream, rows in self.routing.items()
-            },
+            "routing": deepcopy(self.routing),
             "selector": None if chosen is None else chosen.state_dict(),
             "selector_settings": None if chosen is None else chosen.identity,
         }
@@ -336,15 +359,12 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
                 f"Of the stored and the resumed run one has a selector, this one has "
                 f"{have}; build it with the same 'selector'."
             )
-        _check_same_selector(chosen, state)
         self.routers = {str(k): int(v) for k, v in state["routers"].items()}
         self.owners = {k: read_step(step) for k, step in state["owners"].items()}
         self._steps = state["steps"]
-        self.routing = {
-            stream: {key: dict(counts) for key, counts in rows.items()}
-            for stream, rows in state["routing"].items()
-        }
+        self.routing = deepcopy(state["routing"])
         if chosen is not None:
+            _check_same_selector(chosen, state)
             # Made for a strategy, in check_compatible.
             chosen.bind(self._strategy.model)
             chosen.to(self._strategy.device)
@@ -353,49 +373,9 @@ class MoEAdaptersPlugin(RoutedEvaluation, MethodPlugin, supports_distributed=Tru
 
 def _check_same_selector(selector: Any, state: dict[str, Any]) -> None:
     """Raise ValueError if a stored selector was built with other settings."""
-    if selector is None:
-        return
     ours, theirs = dict(selector.identity), dict(state["selector_settings"])
     if state["selector"]["_extra_state"]["threshold_kind"] != "given":
         ours["threshold"] = theirs["threshold"] = None
-    for name in theirs:
-        if ours[name] != theirs[name]:
-            raise ValueError(
-                f"The stored selector has {name}={theirs[name]!r}, this one "
-                f"{ours[name]!r}; build it with the same settings."
-            )
-
-
-def _check_selector(
-    selector: Any, reference: Any, calibration: Any, shared_router: bool
-) -> None:
-    if selector is None:
-        for name, value in (
-            ("reference_images", reference),
-            ("calibration", calibration),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"{name} is for a selector, but selector=None; give 'model', "
-                    "'alexnet' or an AutoSelector."
-                )
-        return
-    if reference is None and not getattr(selector, "num_autoencoders", 0):
-        raise ValueError(
-            "A selector needs reference_images: what it shall take for unfamiliar, "
-            "such as images like those of pretraining."
-        )
-    if isinstance(selector, str):
-        if selector == "alexnet":
-            AutoSelector(selector)  # says that local weights are needed
-        require_choice("selector", selector, EXTRACTORS)
-    elif not isinstance(selector, AutoSelector):
-        raise TypeError(
-            f"selector is a {type(selector).__name__}; give None, one of {EXTRACTORS}, "
-            "or an AutoSelector."
-        )
-    if shared_router:
-        raise ValueError(
-            "With shared_router=True there is one router, nothing to select; use "
-            "selector=None."
-        )
+    for name, stored in theirs.items():
+        what = f"{name} of the selector"
+        require_same(what, stored, ours[name], "build it with the same settings")

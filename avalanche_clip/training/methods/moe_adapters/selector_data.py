@@ -6,14 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from avalanche.benchmarks.scenarios.generic_scenario import CLExperience, CLStream
-from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from avalanche_clip.benchmarks.items.flat import has_deterministic_images
-from avalanche_clip.benchmarks.items.prepare import is_prepared
 from avalanche_clip.common.randomness import named_seed
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
@@ -23,22 +18,6 @@ from avalanche_clip.training.templates.order import (
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 
 REFERENCE_NUMBER = 2**31 - 1  # in place of the index of an experience
-
-
-class Images(Dataset):
-    """The images of data whose items begin with one, or are mappings."""
-
-    def __init__(self, data: Any):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Tensor:
-        item = self.data[index]
-        if isinstance(item, dict):
-            return item["image"]
-        return item[0] if isinstance(item, (tuple, list)) else item
 
 
 class ImagePasses:
@@ -66,11 +45,13 @@ class ImagePasses:
         transform: str = "eval",
         experience: int | None = None,
     ):
-        images, same = _images_of(strategy.model, source, transform)
+        if not isinstance(source, ReferenceImages):
+            source = ReferenceImages(source, group=transform)
+        images = source.bind(strategy.model)
         if experience is None:
             experience = strategy.visits.seed_number
         #: whether each image is the same tensor each time
-        self.deterministic = same
+        self.deterministic = images.fixed
         self.images = images
         #: images given so far
         self.drawn = 0
@@ -98,20 +79,6 @@ class ImagePasses:
             yield batch
 
 
-def _images_of(model: Any, source: Any, transform: str) -> tuple[Any, bool]:
-    """Image tensors of a source, and whether they are the same each time."""
-    if not isinstance(source, ReferenceImages):
-        parts = _prepared_parts(source) if transform == "train" else []
-        if parts:
-            images = Images(ConcatDataset([part.train() for part in parts]))
-            return images, all(has_deterministic_images(part) for part in parts)
-        source = ReferenceImages(
-            source, transform=model.transform(transform == "train")
-        )
-    bound = source.bind(model)
-    return bound, bound.fixed
-
-
 def selector_images(
     selector: Any, model: Any, loader: ImagePasses, iterations: int
 ) -> float:
@@ -135,15 +102,3 @@ def selector_images(
     batch = min(selector.training_plan.batch_size, len(loader.images))
     coding = 2 * features.shape[1] * selector.hidden
     return (loader.drawn * early + iterations * batch * coding) / whole
-
-
-def _prepared_parts(source: Any) -> list[Any]:
-    """The prepared data sets of a source, none if it is something else."""
-    if isinstance(source, CLExperience):
-        source = source.dataset  # type: ignore[attr-defined]
-    if isinstance(source, AvalancheDataset):
-        return [source] if is_prepared(source) else []
-    if isinstance(source, (CLStream, list, tuple)) and len(source):
-        parts = [_prepared_parts(one) for one in source]
-        return [p for part in parts for p in part] if all(parts) else []
-    return []

@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.randomness import named_seed, seeded
-from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.methods.vr_lwf.pseudo_texts import (
     draw_token_ids,
@@ -39,7 +38,6 @@ from avalanche_clip.training.templates.reference_data import (
     ReferenceImages,
     ReferenceSampler,
     ReferenceTexts,
-    SharedOrder,
 )
 
 
@@ -197,20 +195,16 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
         if not self.teaches(strategy):
             return
         teacher_texts = self._references(strategy)
-        with seeded(self._student_seed(strategy), strategy.device):
+        step = strategy.clock.train_exp_iterations
+        seed = self._seed(strategy, "pseudo students", step, distributed.rank())
+        with seeded(seed, strategy.device):
             student_texts = self._student_texts(strategy, teacher_texts)
             students, teachers = self._image_features(strategy)
         self.warn_frozen("student_text=True", students, student_texts)
         scale = strategy.global_features.logit_scale.detach()
         targets = similarities(teachers, teacher_texts, scale)
         logits = similarities(students, student_texts, scale)
-        options = {"temperature": self.temperature}
-        if self.image_weight > 0:
-            loss = temperature_distillation_loss(targets, logits, **options)
-            strategy.add_loss("vr_image", self.image_weight * loss)
-        if self.text_weight > 0:
-            loss = temperature_distillation_loss(targets.T, logits.T, **options)
-            strategy.add_loss("vr_text", self.text_weight * loss)
+        self.add_terms(strategy, "vr", (targets, logits), (targets, logits))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the pseudo texts and their features."""
@@ -309,14 +303,9 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
                 strategy.experience.dataset, num_workers=self._workers
             )
             size = self.distill_batch_size or strategy.train_mb_size
-            order = SharedOrder(
-                len(images),
-                size * distributed.world_size(),
-                seed=self._seed(strategy, "pseudo images"),
-                experience=strategy.visits.seed_number,
-            )
-            pin_memory = strategy.device.type == "cuda"
-            self._sampler = ReferenceSampler(images, order, pin_memory)
+            size *= distributed.world_size()
+            seed = self._seed(strategy, "pseudo images")
+            self._sampler = ReferenceSampler.of(strategy, images, size, seed)
         step = strategy.clock.train_exp_iterations
         batch = self._sampler.batch(step, strategy.planned_iterations)
         return batch.images.to(strategy.device, non_blocking=True)
@@ -324,10 +313,6 @@ class VocabularyReplayPlugin(DistillationPlugin, supports_distributed=True):
     # ------------------------------------------------------------------- state
     def _seed(self, strategy: Any, *parts: int | str) -> int:
         return named_seed(strategy.seed, strategy.visits.seed_number, *parts)
-
-    def _student_seed(self, strategy: Any) -> int:
-        step = strategy.clock.train_exp_iterations
-        return self._seed(strategy, "pseudo students", step, distributed.rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pseudo texts in use and the teacher's features of them.

@@ -39,25 +39,22 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
         "Random pseudo texts need rows of the form start, tokens, end, padding. Pass "
         "texts=[...] (sentences), which the tokenizer brings into its own form."
     )
+    kind = type(tokenizer).__name__
     found = {name: getattr(tokenizer, name, None) for name in SpecialTokens._fields}
     missing = [name for name, value in found.items() if value is None]
     if missing:
-        raise ValueError(f"{_name(tokenizer)} has no {', '.join(missing)}. {advice}")
+        raise ValueError(f"{kind} has no {', '.join(missing)}. {advice}")
     tokens = SpecialTokens(**{name: int(value) for name, value in found.items()})  # type: ignore[arg-type]
     row = [int(i) for i in tokenizer([""])[0]]
     end = row.index(tokens.eot_id) if tokens.eot_id in row else 0
     framed = row[:1] == [tokens.sot_id] and tokens.sot_id != tokens.eot_id
     if not framed or not end or any(i != tokens.pad_id for i in row[end + 1 :]):
         raise ValueError(
-            f"{_name(tokenizer)} writes an empty text as {row[:6]}, with start "
+            f"{kind} writes an empty text as {row[:6]}, with start "
             f"{tokens.sot_id}, end {tokens.eot_id} and padding {tokens.pad_id}. "
             f"{advice}"
         )
     return tokens
-
-
-def _name(tokenizer: Any) -> str:
-    return type(tokenizer).__name__
 
 
 def draw_token_ids(

@@ -8,6 +8,7 @@ each image that does not change, which is the same in exact arithmetic.
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.randomness import named_seed
-from avalanche_clip.losses import temperature_distillation_loss
 from avalanche_clip.training.templates.distillation import (
     DistillationPlugin,
     encode_student,
@@ -34,6 +34,7 @@ TEXT_SIDES = ("teacher", "student")
 CURRENT = "current"
 
 
+@dataclass(eq=False, repr=False)
 class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True):
     """Keep a teacher's similarities between reference images and sentences.
 
@@ -81,35 +82,28 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
 
     weights = ("image_weight", "text_weight")
 
-    def __init__(
-        self,
-        reference_images: Any,
-        reference_texts: Any,
-        *,
-        image_weight: float = 1.0,
-        text_weight: float = 1.0,
-        temperature: float = 2.0,
-        text_side: str = "teacher",
-        teacher: str = "initial",
-        batch_size: int = 64,
-        teach_first_experience: bool | None = None,
-        train_logit_scale: bool = False,
-    ):
+    reference_images: InitVar[Any]
+    reference_texts: InitVar[Any]
+    _: KW_ONLY
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    temperature: float = 2.0
+    text_side: str = "teacher"
+    teacher: str = "initial"
+    batch_size: int = 64
+    teach_first_experience: bool | None = None
+    train_logit_scale: bool = False
+
+    def __post_init__(self, reference_images: Any, reference_texts: Any) -> None:
         super().__init__()
-        self.image_weight = as_finite(image_weight, "image_weight", low=0)
-        self.text_weight = as_finite(text_weight, "text_weight", low=0)
-        as_finite(temperature, "temperature", above=0)
-        as_size(batch_size, "batch_size")
-        require_choice("text_side", text_side, TEXT_SIDES)
-        require_choice("teacher", teacher, TEACHERS)
+        as_finite(self.image_weight, "image_weight", low=0)
+        as_finite(self.text_weight, "text_weight", low=0)
+        as_finite(self.temperature, "temperature", above=0)
+        as_size(self.batch_size, "batch_size")
+        require_choice("text_side", self.text_side, TEXT_SIDES)
+        require_choice("teacher", self.teacher, TEACHERS)
         self.images = self._unbound = _wrapped(reference_images, ReferenceImages)
         self.texts = _wrapped(reference_texts, ReferenceTexts)
-        self.temperature = temperature
-        self.text_side = text_side
-        self.teacher = teacher
-        self.batch_size = batch_size
-        self.teach_first_experience = teach_first_experience
-        self.train_logit_scale = train_logit_scale
         self.text_features: Tensor | None = None
         """The teacher's features ``(N, D)`` of all sentences."""
         self.table: FeatureTable | None = None
@@ -137,11 +131,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
                 size = images.cache_bytes if images.fixed else 0
                 self.table = FeatureTable(len(images), max_bytes=size)
                 self._prints["images"] = found
-            self._sampler = ReferenceSampler(
-                images,
-                self._order(strategy, len(images), "reference images"),
-                strategy.device.type == "cuda",
-            )
+            seed = named_seed(strategy.seed, "reference images")
+            self._sampler = ReferenceSampler.of(strategy, images, self.batch_size, seed)
         if self.texts is not None:
             self._prepare_texts(strategy, teacher)
 
@@ -155,15 +146,12 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         self._prints["texts"] = found
         self.text_features = strategy.teachers.text_features(self.teacher, texts)
         if self.text_side == "student" and self.text_weight > 0:
-            self._sentences = self._order(strategy, len(texts), "reference texts")
-
-    def _order(self, strategy: Any, count: int, kind: str) -> SharedOrder:
-        return SharedOrder(
-            count,
-            self.batch_size,
-            seed=named_seed(strategy.seed, kind),
-            experience=strategy.visits.seed_number,
-        )
+            self._sentences = SharedOrder(
+                len(texts),
+                self.batch_size,
+                seed=named_seed(strategy.seed, "reference texts"),
+                experience=strategy.visits.seed_number,
+            )
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Add both terms."""
@@ -173,20 +161,16 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         teacher, student = self._image_features(strategy)
         if self.text_side == "teacher":
             self.warn_frozen("text_side='student'", student)
-        texts = self._text_features(strategy)
-        options = {"temperature": self.temperature}
+        texts = self.text_features
+        if self.texts is None:
+            texts = self.teacher_output(strategy).text_features
+        assert texts is not None
         targets = similarities(teacher, texts, scale)
-        if self._needs_images:
-            logits = similarities(student, texts, scale)
-        if self.image_weight > 0:
-            loss = temperature_distillation_loss(targets, logits, **options)
-            strategy.add_loss("reference_image", self.image_weight * loss)
-        if self.text_weight > 0:
-            if self.text_side == "student":
-                rows, ours = self._student_texts(strategy)
-                targets, logits = targets[:, rows], similarities(teacher, ours, scale)
-            loss = temperature_distillation_loss(targets.T, logits.T, **options)
-            strategy.add_loss("reference_text", self.text_weight * loss)
+        image = text = targets, similarities(student, texts, scale)
+        if self.text_side == "student" and self.text_weight > 0:
+            rows, ours = self._student_texts(strategy)
+            text = targets[:, rows], similarities(teacher, ours, scale)
+        self.add_terms(strategy, "reference", image, text)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Let go of the readers, and of what the next teacher does not share."""
@@ -195,11 +179,6 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
             self.table, self.text_features = None, None
 
     # -------------------------------------------------------------- features
-    @property
-    def _needs_images(self) -> bool:
-        """Whether a term asks for the student's features of the images."""
-        return self.image_weight > 0 or self.text_side == "teacher"
-
     def _image_features(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """Features ``(R, D)`` of the reference images, teacher's and student's."""
         if self._sampler is None:
@@ -210,8 +189,8 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         images = images.to(strategy.device, non_blocking=True)
         join = self._sampler.order.join
         teacher = self._teacher_images(strategy, indices, part, images)
-        if not self._needs_images:
-            return teacher, teacher
+        if self.image_weight == 0 and self.text_side == "student":
+            return teacher, teacher  # no term asks for the student's
         student = join(encode_student(strategy, strategy.model.encode_image, images))
         spent = len(indices) * self._sampler.order.copies
         strategy.compute.spend("reference", images=spent, texts=0)
@@ -245,13 +224,6 @@ class ReferenceDistillationPlugin(DistillationPlugin, supports_distributed=True)
         new = int((~known).sum()) * order.copies
         strategy.compute.spend("teacher", images=new, texts=0)
         return rows
-
-    def _text_features(self, strategy: Any) -> Tensor:
-        """The teacher's features of the sentences, ``(N, D)``."""
-        if self.texts is not None:
-            assert self.text_features is not None
-            return self.text_features
-        return self.teacher_output(strategy).text_features
 
     def _student_texts(self, strategy: Any) -> tuple[Any, Tensor]:
         """Rows of some sentences, and the student's features of them."""

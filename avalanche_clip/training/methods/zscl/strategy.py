@@ -12,12 +12,10 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from avalanche_clip.training.methods.mtil_training import (
-    LABEL_SMOOTHING,
+    ClassNameFineTuning,
     FineTuning,
-    MTILTraining,
 )
 from avalanche_clip.training.methods.vr_lwf.plugin import VocabularyReplayPlugin
 from avalanche_clip.training.methods.weight_averaging import WeightAveragingPlugin
@@ -27,7 +25,6 @@ from avalanche_clip.training.methods.weight_consolidation import (
 from avalanche_clip.training.methods.zscl.distillation import (
     ReferenceDistillationPlugin,
 )
-from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 
 ZSCL_CLASS_INCREMENTAL: dict[str, Any] = {
@@ -117,15 +114,13 @@ class ZSCL(FineTuning):
         super().__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
 
 
-class ClassNameZSCL(ClassNameTemplate):
+class ClassNameZSCL(ClassNameFineTuning):
     """ZSCL as published: on images with class names (MTIL, class-incremental).
 
     Takes what :class:`ZSCL` takes.
 
-    :param lr: see :class:`MTILTraining`.
-    :param optimizer: see :class:`MTILTraining`.
-    :param label_smoothing: of the cross-entropy (MTIL 0.2).
-    :param kwargs: see :class:`ClassNameTemplate`.
+    :param kwargs: see :class:`ClassNameFineTuning`, but for ``train_logit_scale``,
+        which is one of the ``reference_options``.
     """
 
     def __init__(
@@ -138,9 +133,6 @@ class ClassNameZSCL(ClassNameTemplate):
         consolidation_weight: float = 1.0,
         averaging_interval: int | None = 100,
         reference_options: dict[str, Any] | None = None,
-        lr: float | Sequence[float] | None = None,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        label_smoothing: float = LABEL_SMOOTHING,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
@@ -153,14 +145,12 @@ class ClassNameZSCL(ClassNameTemplate):
             reference_options,
         )
         self.distillation = own[0]
-        training = MTILTraining(lr, optimizer)
         super().__init__(
             model=model,
-            label_smoothing=label_smoothing,
             plugins=[*own, *(plugins or [])],
-            **training.options(kwargs),
+            train_logit_scale=self.distillation.train_logit_scale,
+            **kwargs,
         )
-        training.plan(self)
 
 
 def zscl_variants(
