@@ -54,11 +54,12 @@ def embed(
         collate_fn=dataset.collate_fn,
         generator=torch.Generator().manual_seed(0),
     )
+    tokenizer: Any = model.tokenizer
     with evaluating(model):
         for batch, *_ in loader:
             with autocast():
                 output = (encode or model)(batch.to(device))
-            metric.collect(output, batch, model.tokenizer.pad_id)
+            metric.collect(output, batch, tokenizer.pad_id)
             if budget is not None:
                 stored = encode is not None and "teacher_image" in batch
                 number = 0 if stored else len(batch)

@@ -117,7 +117,7 @@ def forgetting_per_task(R: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:
 def _lower_triangle(R: Any) -> np.ndarray:
     """Return a copy with zeros above the diagonal, float64 ``(T, T)``."""
     listed = isinstance(R, Iterable) and not isinstance(R, str)
-    rows = list(R) if listed and getattr(R, "ndim", 2) else []
+    rows = list(R) if listed and getattr(R, "shape", None) != () else []
     require_some(rows, "rows of R, one per trained task")
     lower = np.zeros((len(rows), len(rows)))
     for i, row in enumerate(rows):

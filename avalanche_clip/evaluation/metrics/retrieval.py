@@ -81,8 +81,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         super().__init__()
         # one call on one pair checks all options before any data is read
         one = torch.ones(1, 1)
-        ranking = {"ties": ties, "tie_eps": tie_eps, "chunk_size": chunk_size}
-        self.ranking: dict[str, Any] = ranking
+        self.ranking: Any = {"ties": ties, "tie_eps": tie_eps, "chunk_size": chunk_size}
         retrieval_metrics(one, one, ks=ks, **self.ranking)
         self.ks = tuple(ks)
         self.deduplicate = deduplicate
