@@ -11,7 +11,7 @@ code; the router id is part of the model here, not of the process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,11 @@ class MoEAdapterSet(BranchSet):
         """Choose the routers of the next passes, see :meth:`set_ids`."""
         self.set_ids(router, image=image, text=text)
 
-    @contextmanager
     def using_router(
         self, router: Any = None, *, image: Any = None, text: Any = None
-    ) -> Iterator[MoEAdapterSet]:
+    ) -> AbstractContextManager[MoEAdapterSet]:
         """Choose routers as :meth:`set_router` does, and restore them on exit."""
-        with self.using_ids(router, image=image, text=text):
-            yield self
+        return self.using_ids(router, image=image, text=text)
 
     @property
     def keys(self) -> tuple[int, ...]:

@@ -164,8 +164,8 @@ class Mixture(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors  # unpacked anew by each access
         _, wants_x, wants_weights, _, _, *needed = ctx.needs_input_grad
-        known = *tensors[:5], ctx.rule, tensors[5:]
-        saved = Saved(*known, wants_x, wants_weights, needed)
+        first: Any = (*tensors[:5], ctx.rule, tensors[5:], wants_x, wants_weights)
+        saved = Saved._make((*first, needed))
         with torch.autocast(grad.device.type, enabled=False):
             d_x, d_weights, d_params = ctx.kernel.backward(saved, grad)
         return None, d_x, d_weights, None, None, *d_params

@@ -10,13 +10,18 @@ our choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_choice,
+)
 from avalanche_clip.models.moe.dispatch import (
     ACTIVATIONS,
     ExpertTensors,
@@ -32,7 +37,14 @@ from avalanche_clip.models.moe.gating import (
 )
 from avalanche_clip.models.moe.kernels import MixtureRule
 from avalanche_clip.models.peft.branch import set_trainable
-from avalanche_clip.models.peft.routes import SKIP, RowIds, is_recomputation, parse_ids
+from avalanche_clip.models.peft.routes import (
+    SKIP,
+    RowIds,
+    for_rows,
+    is_recomputation,
+    parse_ids,
+    present,
+)
 
 NUM_EXPERTS = 22
 """Published size of the pool: two experts per data set of MTIL."""
@@ -73,7 +85,7 @@ class Expert(nn.Module):
 
 
 def _at(rule: MixtureRule, training: bool) -> MixtureRule:
-    return rule if training else MixtureRule(rule.scale, rule.activation, 0.0)
+    return rule if training else replace(rule, dropout=0.0)
 
 
 class Router(nn.Module):
@@ -157,14 +169,10 @@ class MoEAdapter(nn.Module):
         require_choice("activation", activation, ACTIVATIONS)
         require_choice("router_input", router_input, ROUTER_INPUTS)
         as_finite(noise_floor, "noise_floor", low=0)
-        self.width = width
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.bottleneck = bottleneck
+        self.width, self.num_experts, self.top_k = width, num_experts, top_k
+        self.bottleneck, self.bias = bottleneck, bias
         self.rule = MixtureRule(scale, activation, dropout)
-        self.bias = bias
-        self.router_input = router_input
-        self.noise_floor = noise_floor
+        self.router_input, self.noise_floor = router_input, noise_floor
         #: whether training passes count which experts rows keep
         self.counting = True
         #: whether training passes collect the balance loss
@@ -187,17 +195,15 @@ class MoEAdapter(nn.Module):
     # ----------------------------------------------------------------- options
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments except ``width``, as plain data."""
-        return {
-            "num_experts": self.num_experts,
-            "top_k": self.top_k,
-            "bottleneck": self.bottleneck,
-            "scale": self.rule.scale,
-            "dropout": self.rule.dropout,
-            "activation": self.rule.activation,
-            "bias": self.bias,
-            "router_input": self.router_input,
-            "noise_floor": self.noise_floor,
-        }
+        own = (
+            "num_experts",
+            "top_k",
+            "bottleneck",
+            "bias",
+            "router_input",
+            "noise_floor",
+        )
+        return {n: getattr(self, n) for n in own} | asdict(self.rule)
 
     # ----------------------------------------------------------------- routers
     @property
@@ -273,16 +279,9 @@ class MoEAdapter(nn.Module):
 
     def _parse(self, router: Any, rows: int) -> int | RowIds:
         ids = self._active if router is None else parse_ids(router)
-        if isinstance(ids, int):
-            self.check_known([ids])
-            return ids
-        if len(ids.ids) != rows:
-            raise ValueError(
-                f"There are {len(ids.ids)} router ids for {rows} rows; give one id per"
-                " row, or an int for all."
-            )
-        self.check_known(ids.present)
-        return ids if len(ids.present) > 1 else (*ids.present, SKIP)[0]
+        ids = for_rows(ids, rows, "router ids", "rows")
+        self.check_known(present(ids))
+        return ids
 
     def _forward(self, x: Tensor, ids: int | RowIds) -> Tensor:
         if isinstance(ids, int):
@@ -323,8 +322,7 @@ class MoEAdapter(nn.Module):
         :return: kept experts and weights, with noise in training mode.
         """
         ids = self._parse(router, len(x))
-        skipped = ids == SKIP if isinstance(ids, int) else ids.present[0] == SKIP
-        if skipped:
+        if SKIP in present(ids):
             raise ValueError(f"Router id {SKIP} keeps no experts; leave such rows out.")
         clean, noise_std = self._scores(x, ids)
         return route(clean, self.top_k, noise_std)
@@ -368,9 +366,8 @@ class MoEAdapter(nn.Module):
         :return: 0-d, with gradient where the passes had one; 0 if there were
             none, or ``track_balance`` is False.
         """
-        if not self._balance:
-            return self._gate(0).new_zeros(())
-        return torch.stack(self._balance).sum()
+        none = self._gate(0).new_zeros(())
+        return torch.stack(self._balance).sum() if self._balance else none
 
     def clear_balance(self) -> None:
         """Forget the collected balance loss and its graph."""
@@ -452,10 +449,8 @@ class MoEAdapter(nn.Module):
                 set_trainable(self.experts[expert], not is_now)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
         # the graph of the last step belongs to no copy
-        state["_balance"] = []
-        return state
+        return {**self.__dict__, "_balance": []}
 
     def extra_repr(self) -> str:
         """Describe the mixture in one line."""

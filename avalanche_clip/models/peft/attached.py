@@ -21,7 +21,14 @@ from avalanche_clip.models.peft.branch import (
     require_encoder,
     set_trainable,
 )
-from avalanche_clip.models.peft.routes import SKIP, Routes, RowIds, parse_ids, restored
+from avalanche_clip.models.peft.routes import (
+    SKIP,
+    Routes,
+    RowIds,
+    parse_ids,
+    present,
+    restored,
+)
 from avalanche_clip.models.text.vocabulary_storage import naming
 
 
@@ -135,11 +142,9 @@ class BranchSet(nn.Module):
         :param key: the id; None for the next free one.
         :return: the id.
         """
-        known = self.keys
-        key = (
-            max(known, default=-1) + 1 if key is None else as_size(key, "key", least=0)
-        )
-        if key not in known:
+        free = max(self.keys, default=-1) + 1
+        key = free if key is None else as_size(key, "key", least=0)
+        if key not in self.keys:
             for branch in self.branches():
                 branch.add(key)
             self.restore_trainable()
@@ -173,7 +178,7 @@ class BranchSet(nn.Module):
         chosen |= {t: given for t, given in own.items() if given is not None}
         parsed = {self._check_tower(t): parse_ids(given) for t, given in chosen.items()}
         for found in parsed.values():
-            self.check_known([found] if isinstance(found, int) else found.present)
+            self.check_known(present(found))
         for tower, found in parsed.items():
             self._routes[tower].ids = found
 
@@ -228,7 +233,7 @@ class BranchSet(nn.Module):
         for tower, key in state.get("in_use", {}).items():
             self._routes[tower].ids = key
         for routes in self._routes.values():
-            if not {SKIP, *self.keys} >= set(routes.present):
+            if not {SKIP, *self.keys} >= set(present(routes.ids)):
                 routes.ids = SKIP  # what it named is gone
         self._training = state["training"] and tuple(state["training"])
         self.restore_trainable()
@@ -386,34 +391,19 @@ class BranchSet(nn.Module):
         for branch in self.branches():
             if isinstance(branch, RoutedBranch) and self.START != SKIP:
                 branch.add(self.START)
-        self._handles += [
-            model.register_load_state_dict_pre_hook(self._before_load),
-        ]
+        self._handles = [model.register_load_state_dict_pre_hook(self._before_load)]
         model.train(model.training)
 
-    def _before_load(
-        self,
-        model: nn.Module,
-        state: dict[str, Any],
-        prefix: str,
-        metadata: Any,
-        strict: bool,
-        missing: list[str],
-        *args: Any,
-    ) -> None:
+    def _before_load(self, model: Any, state: Any, prefix: str, *rest: Any) -> None:
         """Report branches that a state leaves out.
 
         The state of a plain model has none at all and leaves them as they are.
         """
-        named = [(f"{prefix}{name}.", branch) for name, branch in self.named_branches()]
-        absent = [
-            (start, branch)
-            for start, branch in named
-            if not any(key.startswith(start) for key in state)
-        ]
-        if len(absent) < len(named):
-            for start, branch in absent:
-                missing += branch.state_dict(prefix=start)
+        named = {f"{prefix}{name}.": own for name, own in self.named_branches()}
+        absent = [n for n in named if not any(key.startswith(n) for key in state)]
+        for name in absent if len(absent) < len(named) else ():
+            missing = rest[2]  # behind the metadata and strict
+            missing += named[name].state_dict(prefix=name)
 
     def detach(self) -> None:
         """Remove the branches, and let train what trained before.
@@ -439,14 +429,14 @@ class BranchSet(nn.Module):
 
         :raises ValueError: if there is none, or several.
         """
-        present = {tower: routes.present for tower, routes in self._routes.items()}
-        several = {t: list(ids) for t, ids in present.items() if len(ids) != 1}
+        used = {tower: list(present(own.ids)) for tower, own in self._routes.items()}
+        several = {tower: ids for tower, ids in used.items() if len(ids) != 1}
         if several:
             raise ValueError(
                 f"The rows of model.{self.name} have several ids {several}, and weights"
                 " can hold one; choose it with set_ids(id)."
             )
-        active = {tower: ids[0] for tower, ids in present.items()}
+        active = {tower: ids[0] for tower, ids in used.items()}
         if set(active.values()) == {SKIP}:
             raise ValueError(
                 f"No id of model.{self.name} is in use; choose the one to merge from"
@@ -460,11 +450,9 @@ class BranchSet(nn.Module):
         :raises ValueError: if that is not exact; the model is then unchanged.
         """
         self.check_merge()
-        active = self.active_ids()
-        for tower, branches in self._branches.items():
-            for branch in branches:
-                if active[tower] != SKIP:
-                    branch.merge(active[tower])
+        for tower, key in self.active_ids().items():
+            for branch in self._branches[tower] if key != SKIP else ():
+                branch.merge(key)
         self.detach()
 
     def check_merge(self) -> None:

@@ -45,15 +45,19 @@ class Site(NamedTuple):
     :param part: ``"attn"`` or ``"mlp"``: the call in which it acts.
     :param owner: module that holds the weight.
     :param weight: its name there.
-    :param rows: rows of the weight, from and to.
-    :param own: rows of the update that go there, from and to.
+    :param rows: rows of the weight, from and to; several sites share the rows of an
+        update one after the other.
     """
 
     part: str
     owner: nn.Module
     weight: str
     rows: tuple[int, int]
-    own: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.rows[1] - self.rows[0]
 
 
 def sites_of(view: BlockView, target: str) -> dict[str, list[Site]]:
@@ -70,43 +74,33 @@ def sites_of(view: BlockView, target: str) -> dict[str, list[Site]]:
                 f"The perceptron {type(view.mlp).__name__} has {len(linears)} linear"
                 " layers, not 2; leave the target 'mlp' out."
             )
-        return {
-            name: [_whole("mlp", layer, "weight")]
-            for name, layer in zip(("fc_in", "fc_out"), linears, strict=True)
-        }
+        names = "fc_in", "fc_out"
+        return {n: [_whole("mlp", m)] for n, m in zip(names, linears, strict=True)}
     attn: Any = view.attn
     if target == "out":
         for name in ("out_proj", "proj"):
             if isinstance(getattr(attn, name, None), nn.Linear):
-                return {"out": [_whole("attn", getattr(attn, name), "weight")]}
+                return {"out": [_whole("attn", getattr(attn, name))]}
         raise _unknown(attn)
     fused, name = attn, "in_proj_weight"  # torch's, and open_clip's own
     if not hasattr(attn, name):
         fused, name = getattr(attn, "qkv", None), "weight"
     weight = getattr(fused, name, None)
-    if weight is not None:
-        width = len(weight) // 3
-        if target == "qkv":
-            return {"qkv": [_whole("attn", fused, name)]}
-        low = width * "qkv".index(target)
-        site = Site("attn", fused, name, (low, low + width), (0, width))
-        return {_NAMES[target]: [site]}
     layers = [getattr(attn, f"{part}_proj", None) for part in "qkv"]
-    if not all(isinstance(layer, nn.Linear) for layer in layers):
+    if weight is not None:
+        whole, width = _whole("attn", fused, name), len(weight) // 3
+        parts = [whole._replace(rows=(i * width, (i + 1) * width)) for i in range(3)]
+    elif all(isinstance(layer, nn.Linear) for layer in layers):
+        parts, whole = [_whole("attn", layer) for layer in layers], None
+    else:
         raise _unknown(attn)
-    if target != "qkv":
-        return {_NAMES[target]: [_whole("attn", layers["qkv".index(target)], "weight")]}
-    found, low = [], 0
-    for layer in layers:
-        size = len(layer.weight)  # type: ignore[union-attr]
-        found.append(Site("attn", layer, "weight", (0, size), (low, low + size)))  # type: ignore[arg-type]
-        low += size
-    return {"qkv": found}
+    if target == "qkv":
+        return {"qkv": parts if whole is None else [whole]}
+    return {_NAMES[target]: [parts["qkv".index(target)]]}
 
 
-def _whole(part: str, owner: Any, weight: str) -> Site:
-    size = len(getattr(owner, weight))
-    return Site(part, owner, weight, (0, size), (0, size))
+def _whole(part: str, owner: Any, weight: str = "weight") -> Site:
+    return Site(part, owner, weight, (0, len(getattr(owner, weight))))
 
 
 def _unknown(attn: nn.Module) -> ValueError:
@@ -169,7 +163,7 @@ class LoRABranch(RoutedBranch):
     def make(self) -> nn.Module:
         """Return the factors of a new id."""
         shapes = {
-            name: (sum(s.own[1] - s.own[0] for s in sites), _inputs(sites[0]))
+            name: (sum(s.size for s in sites), _inputs(sites[0]))
             for name, sites in self.sites.items()
         }
         return Updates(shapes, **self.options)
@@ -186,11 +180,11 @@ class LoRABranch(RoutedBranch):
         for name, sites in self.sites.items():
             if part not in (None, sites[0].part):
                 continue
-            delta = updates.delta(name)
-            for owner, weight, rows, own in (site[1:] for site in sites):
+            deltas = updates.delta(name).split([site.size for site in sites])
+            for (_, owner, weight, rows), delta in zip(sites, deltas, strict=True):
                 now: Any = owner._parameters[weight]
                 now = found.get((id(owner), weight), (None, None, now))[2]
-                whole = _add_rows(now, rows, delta[slice(*own)])
+                whole = _add_rows(now, rows, delta)
                 found[id(owner), weight] = owner, weight, whole
         yield from found.values()
 

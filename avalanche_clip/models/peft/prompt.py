@@ -39,7 +39,7 @@ from avalanche_clip.models.peft.branch import (
     require_flags,
     with_first,
 )
-from avalanche_clip.models.peft.routes import is_recomputation
+from avalanche_clip.models.peft.routes import is_recomputation, present
 
 KINDS = ("prefix", "tokens")
 _START = 0.01
@@ -229,7 +229,7 @@ class PromptBranch(RoutedBranch):
     def _active(self, x: Tensor) -> tuple[set[int], list[int]]:
         """Ids of a pass, and all whose prompts it has."""
         ids = self.routes.of(x.shape[self._rows], *self.ROWS)
-        active = {ids} if isinstance(ids, int) else set(ids.present)
+        active = set(present(ids))
         return active, sorted(key for key in self.keys if key <= max(active))
 
     def _insert(self, module: Any, args: Any, kwargs: Any) -> Any:
@@ -279,8 +279,8 @@ class PromptBranch(RoutedBranch):
         return with_first(output, self._swap(x[:, count:]))
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"outputs": None, "_mask": None, "_masks": {}}
-        return {**super().__getstate__(), **kept}
+        state = super().__getstate__()
+        return {**state, "outputs": None, "_mask": None, "_masks": {}}
 
 
 def _tokens(args: Any, kwargs: Any) -> Tensor:

@@ -80,6 +80,23 @@ def _check_lowest(single: int) -> None:
         )
 
 
+def present(ids: int | RowIds) -> tuple[int, ...]:
+    """The different ids, -1 for the plain block included."""
+    return (ids,) if isinstance(ids, int) else ids.present
+
+
+def for_rows(ids: int | RowIds, rows: int, what: str, row: str) -> int | RowIds:
+    """Check that ids fit a number of rows; see :meth:`Routes.of`."""
+    if isinstance(ids, int):
+        return ids
+    if len(ids.ids) != rows:
+        raise ValueError(
+            f"{len(ids.ids)} {what} for {rows} {row}; set one per row, or one for"
+            " all (batches of several ids cannot be cut into chunks)."
+        )
+    return ids if len(ids.present) > 1 else (*ids.present, SKIP)[0]
+
+
 def is_recomputation() -> bool:
     """Tell whether gradient checkpointing runs this pass a second time."""
     return torch._C._current_graph_task_id() != -1
@@ -129,9 +146,9 @@ class Routes:
 
         :param output: of a module with a branch.
         """
-        if output.grad_fn is not None and not is_recomputation():
-            held = _Pass(self.ids)
-            output.grad_fn.metadata[id(self)] = held
+        node: Any = output.grad_fn
+        if node is not None and not is_recomputation():
+            held = node.metadata[id(self)] = _Pass(self.ids)
             self._passes.add(held)
 
     def current(self) -> int | RowIds:
@@ -161,20 +178,7 @@ class Routes:
         :param row: what a row is, for the message.
         :raises ValueError: if there are ids of another number of rows.
         """
-        ids = self.current()
-        if isinstance(ids, int):
-            return ids
-        if len(ids.ids) != rows:
-            raise ValueError(
-                f"{len(ids.ids)} {what} for {rows} {row}; set one per row, or one for"
-                " all (batches of several ids cannot be cut into chunks)."
-            )
-        return ids if len(ids.present) > 1 else (*ids.present, SKIP)[0]
-
-    @property
-    def present(self) -> tuple[int, ...]:
-        """The different ids, -1 for the plain block included."""
-        return (self.ids,) if isinstance(self.ids, int) else self.ids.present
+        return for_rows(self.current(), rows, what, row)
 
     @property
     def plain(self) -> int | Tensor:

@@ -92,10 +92,8 @@ class AlexNetFeatures(SelectorFeatures):
         images = images.float()
         wanted = NORMALIZATIONS[self.normalization]
         if self._given != wanted:
-            stats = (*self._given, *wanted)
-            mean, std, new_mean, new_std = (
-                images.new_tensor(v).view(3, 1, 1) for v in stats
-            )
+            stats = images.new_tensor((*self._given, *wanted)).view(4, 3, 1, 1)
+            mean, std, new_mean, new_std = stats
             images = images * (std / new_std) + (mean - new_mean) / new_std
         side = self.image_size
         if images.shape[-2:] != (side, side):
@@ -132,14 +130,14 @@ def _alexnet_layers(path: str | Path | None) -> nn.Sequential:
     # without memory and without random numbers
     with torch.device("meta"):
         layers = alexnet(weights=None).features[:-2]
-    state = read_weights(path).state
     state = {
         key.removeprefix("features."): value.detach().float().clone()
-        for key, value in state.items()
+        for key, value in read_weights(path).state.items()
         if key.startswith("features.")
     }
-    expected = {key: tuple(value.shape) for key, value in layers.state_dict().items()}
-    if expected != {key: tuple(value.shape) for key, value in state.items()}:
-        raise ValueError(f"{path} does not hold AlexNet's tensors; {advice}.")
-    layers.load_state_dict(state, assign=True)
+    try:
+        layers.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        wrong = f"{path} does not hold AlexNet's tensors; {advice}."
+        raise ValueError(wrong) from error
     return layers.requires_grad_(False).eval()

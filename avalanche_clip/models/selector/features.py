@@ -22,7 +22,10 @@ from avalanche_clip.models.encoders.towers import plain_name
 
 POOLINGS = ("mean", "none", "grid")  # the last for places only
 GRID = 4  # cells per side of the pooling "grid"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 
 
 class SelectorFeatures(nn.Module):
@@ -68,20 +71,20 @@ class SelectorFeatures(nn.Module):
 
 @contextmanager
 def _without_hooks(root: nn.Module) -> Iterator[None]:
-    """Take the hooks off all modules: a copy made inside has no adapters."""
-    kept = [
-        (m, name, m.__dict__[name])
-        for m in root.modules()
-        for name in (*_HOOKS, *(f"{h}_with_kwargs" for h in _HOOKS))
-        if m.__dict__.get(name)
-    ]
-    for module, name, _ in kept:
-        module.__dict__[name] = OrderedDict()
+    """Take off what is called beside modules: a copy made inside has no adapters."""
+    kept = []
+    for own in map(vars, root.modules()):
+        kept += [(own, name, own[name]) for name in _HOOKS if own.get(name)]
+        kept += [(own, "forward", own["forward"])] if "forward" in own else []
+    for own, name, _ in kept:
+        del own[name]
+        if name in _HOOKS:
+            own[name] = OrderedDict()
     try:
         yield
     finally:
-        for module, name, hooks in kept:
-            module.__dict__[name] = hooks
+        for own, name, value in kept:
+            own[name] = value
 
 
 def _attached(model: DualEncoder) -> list[nn.Module]:

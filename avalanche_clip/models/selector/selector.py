@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_choice,
+    require_same,
+)
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
@@ -114,7 +119,7 @@ class AutoSelector(nn.Module):
             raise ValueError("weights belong to extractor='alexnet' only.")
         if extractor == "alexnet":
             extractor = AlexNetFeatures(weights)
-        hidden = as_size(hidden, "hidden")
+        self.hidden = as_size(hidden, "hidden")
         self.extractor = extractor if isinstance(extractor, str) else extractor.name
         is_alexnet = self.extractor == "alexnet"
         if threshold is None:
@@ -123,10 +128,9 @@ class AutoSelector(nn.Module):
             threshold = as_finite(threshold, "threshold", low=0)
         self.given_threshold = threshold
         self.granularity = granularity
-        self.hidden = hidden
         self.seed = seed
-        plan = SelectorTraining(decay_epochs=10 if is_alexnet else None)
-        self.training_plan = training or plan
+        decay = 10 if is_alexnet else None
+        self.training_plan = training or SelectorTraining(decay_epochs=decay)
         #: threshold in use: ``"given"``, ``"global"`` or ``"per_task"``
         self.threshold_kind = "given"
         # in a list, so that neither its weights nor its mode belong to this module
@@ -143,12 +147,10 @@ class AutoSelector(nn.Module):
         """Make room for ``count`` autoencoders of ``size`` features."""
         h = self.hidden
         shapes = ((count, h, size), (count, h), (count, size, h), (count, size))
-        for name, shape in zip(_BUFFERS, shapes, strict=False):
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("feature_mean", torch.zeros(size))
-        self.register_buffer("feature_std", torch.ones(size))
         tasks = torch.full((max(count - 1, 0),), math.nan, dtype=torch.float64)
-        self.register_buffer("calibrated", tasks)
+        values = *map(torch.zeros, shapes), torch.zeros(size), torch.ones(size), tasks
+        for name, value in zip(_BUFFERS, values, strict=True):
+            self.register_buffer(name, value)
 
     def bind(self, model: DualEncoder) -> None:
         """Copy a model's early layers as the extractor; later calls do nothing.
@@ -336,8 +338,7 @@ class AutoSelector(nn.Module):
             raise ValueError(
                 f"route takes images (B, 3, H, W) or errors (B, {learned}), not {got}."
             )
-        limits = self._limits(errors.shape[1])
-        return choose_routes(errors, limits, self.granularity)
+        return choose_routes(errors, self._limits(got[1]), self.granularity)
 
     @property
     def threshold(self) -> float | tuple[float, ...]:
@@ -347,12 +348,12 @@ class AutoSelector(nn.Module):
 
     def _limits(self, count: int) -> Tensor:
         """Return the largest familiar error for each of ``count`` columns."""
-        limits = self.calibrated.new_full((count,), self.given_threshold)
         known = self.calibrated[~self.calibrated.isnan()]
-        if self.threshold_kind != "given" and len(known):
-            limits[:] = known.max()
-            if self.threshold_kind == "per_task":
-                limits[1:] = self.calibrated.nan_to_num(float(known.max()))
+        given = self.threshold_kind == "given" or not len(known)
+        largest = self.given_threshold if given else float(known.max())
+        limits = self.calibrated.new_full((count,), largest)
+        if not given and self.threshold_kind == "per_task":
+            limits[1:] = self.calibrated.nan_to_num(largest)
         return limits
 
     def calibrate(
@@ -389,10 +390,10 @@ class AutoSelector(nn.Module):
             )
         for task, images in pairs.items():
             batches = image_batches(images, self.training_plan.batch_size)
-            own = [self.errors(batch)[:, task + 1].double() for batch in batches]
+            own = [self.errors(x)[:, task + 1].double() for x in batches if len(x)]
             if self.granularity == "batch":
-                own = [errors.mean(0, keepdim=True) for errors in own if len(errors)]
-            if not sum(map(len, own)):
+                own = [errors.mean(0, keepdim=True) for errors in own]
+            if not own:
                 raise ValueError(f"There are no held-out images for task {task}.")
             found[task] = conformal_threshold(torch.cat(own), quantile)
         self.calibrated = found
@@ -402,16 +403,14 @@ class AutoSelector(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return settings as plain data, beside the tensors."""
-        source = next(iter(self._extractor), None)
-        known = {"layers": None, **self._known}
-        if source is not None and source.was_trainable:
-            known["layers"] = dict(source.state_dict())
-        return {
-            **{name: getattr(self, name) for name in ("extractor", *_SETTINGS)},
-            **known,
-            "learned_tasks": list(range(self.num_tasks)),
-            "input": None if source is None else source.input_state(),
-        }
+        known = {"layers": None, "input": None, **self._known}
+        for source in self._extractor:
+            known["input"] = source.input_state()
+            if source.was_trainable:
+                known["layers"] = dict(source.state_dict())
+        settings = {n: getattr(self, n) for n in ("extractor", *_SETTINGS)}
+        tasks = list(range(self.num_tasks))
+        return {**settings, **known, "learned_tasks": tasks}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the settings of a state."""
@@ -442,11 +441,8 @@ class AutoSelector(nn.Module):
 
     def _check_state(self, extra: Any, state: dict[str, Any], prefix: str) -> None:
         for name in ("extractor", "hidden"):
-            if extra[name] != getattr(self, name):
-                raise ValueError(
-                    f"The state belongs to an AutoSelector({name}={extra[name]!r}), "
-                    f"this one has {name}={getattr(self, name)!r}; build the same."
-                )
+            what = f"The state belongs to an AutoSelector whose {name}"
+            require_same(what, extra[name], getattr(self, name), "build the same")
         if self._extractor and extra["settings"] is not None:
             self._adopt(self._extractor[0], extra, state[prefix + "feature_std"])
 

@@ -101,9 +101,8 @@ def image_batches(
         order = torch.arange(len(images))
         if generator is not None:
             order = torch.randperm(len(images), generator=generator)
-        for part in order.split(batch_size):
-            if len(part):
-                yield images[part.to(images.device)]
+        for part in order.split(batch_size) if len(images) else ():
+            yield images[part.to(images.device)]
         return
     if isinstance(source, Iterator):
         raise TypeError(
@@ -114,6 +113,7 @@ def image_batches(
         yield images_of(batch)
 
 
+@dataclass
 class FeatureStream:
     """Endless batches of features, computed once where that is possible.
 
@@ -122,22 +122,15 @@ class FeatureStream:
     :param deterministic: whether a loader gives the same images every epoch.
     :param plan: batch size and memory.
     :param generator: draws the orders.
+    :param cache: features of all images, in the order of the first epoch.
     """
 
-    def __init__(
-        self,
-        extract: Callable[[Tensor], Tensor],
-        source: Any,
-        deterministic: bool,
-        plan: SelectorTraining,
-        generator: torch.Generator,
-    ) -> None:
-        self.extract = extract
-        self.source = source
-        self.deterministic = deterministic or isinstance(source, Tensor)
-        self.plan = plan
-        self.generator = generator
-        self.cache: Tensor | None = None
+    extract: Callable[[Tensor], Tensor]
+    source: Any
+    deterministic: bool
+    plan: SelectorTraining
+    generator: torch.Generator
+    cache: Tensor | None = None
 
     def statistics(self, limit: int = STATISTICS_IMAGES) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation ``(F,)`` of one epoch's features.
@@ -145,32 +138,30 @@ class FeatureStream:
         :param limit: stop after about this many images.
         :return: float32; dimensions that do not vary get deviation 1.
         """
-        parts, count = [], 0
+        parts: list[Tensor] = []
         for rows in self._epoch():
             parts.append(rows)
-            count += len(rows)
-            if count >= limit:
+            if sum(map(len, parts)) >= limit:
                 break
         if not parts:
             raise ValueError(_NO_IMAGES)
         values = torch.cat(parts).double()
         std = values.std(0, unbiased=False)
         still = std <= 1e-6 * values.abs().amax(0)
-        mean = values.mean(0).float()
-        return mean, std.masked_fill(still, 1.0).float()
+        return values.mean(0).float(), std.masked_fill(still, 1.0).float()
 
     def batches(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (epoch, features) of ``batch_size`` rows, for ever."""
         size, epoch = self.plan.batch_size, 0
         while True:
-            rest, count = None, 0
+            rest, count = torch.empty(0), 0
             for rows in self._epoch():
-                rest = rows if rest is None else torch.cat([rest, rows])
+                rest = torch.cat([rest, rows]) if len(rest) else rows
                 count += len(rows)
                 while len(rest) >= size:
                     yield epoch, rest[:size]
                     rest = rest[size:]
-            if rest is None or not count:
+            if not count:
                 raise ValueError(_NO_IMAGES)
             if len(rest):
                 yield epoch, rest
@@ -184,18 +175,18 @@ class FeatureStream:
             for part in order.split(size):
                 yield self.cache[part.to(self.cache.device)]
             return
+        fixed = self.deterministic or isinstance(self.source, Tensor)
         kept: list[Tensor] = []
-        keeping, used = self.deterministic, 0
+        used = 0
         for images in image_batches(self.source, size, self.generator):
             rows = self.extract(images)
             used += rows.numel() * rows.element_size()
-            keeping = keeping and used <= self.plan.cache_bytes
-            if keeping:
+            if fixed and used <= self.plan.cache_bytes:
                 kept.append(rows)
             else:
                 kept.clear()
             yield rows
-        if keeping and kept:
+        if kept:
             self.cache = torch.cat(kept)
 
 

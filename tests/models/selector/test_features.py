@@ -7,11 +7,18 @@ import torch
 from torch import nn
 from torchvision.models import alexnet
 
-from avalanche_clip.models import attach_moe_adapters, create_dual_encoder
+from avalanche_clip.models import (
+    attach_adapters,
+    attach_lora,
+    attach_moe_adapters,
+    attach_prompts,
+    create_dual_encoder,
+)
 from avalanche_clip.models.selector.alexnet import NORMALIZATIONS, AlexNetFeatures
 from avalanche_clip.models.selector.features import ModelFeatures, check_same_extractor
 from tests.models.experts import OPTIONS, randomize
 from tests.models.kinds import hf_clip, hf_siglip, native
+from tests.models.peft.test_branch import randomise
 from tests.models.selectors import write_alexnet
 from tests.refused import refused
 
@@ -163,6 +170,16 @@ def test_mixture__features_are_those_of_the_bare_model(one):
     assert sum(p.numel() for p in late.parameters()) == sum(
         p.numel() for p in plain.parameters()
     )
+
+
+@pytest.mark.parametrize("attach", [attach_lora, attach_adapters, attach_prompts])
+def test_branches__are_left_out(one, attach):
+    x = images(one)
+    expected, branches = ModelFeatures(one)(x), attach(one)
+    randomise(branches)
+    with_branches = one.encode_image(x)
+    assert torch.equal(ModelFeatures(one)(x), expected)
+    assert torch.equal(one.encode_image(x), with_branches)
 
 
 def test_features__leave_no_hook_and_follow_none(one):
