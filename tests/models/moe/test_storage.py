@@ -81,6 +81,7 @@ def test_state__inside_a_task_goes_on_with_its_counts(learned, tiny_cfg):
     other = attach_moe_adapters(fresh, **OPTIONS, router_input="mean", scale=0.5)
     for _ in range(4):
         other.add_router()
+    other.counting = False
     other.load_adapter_state_dict(state)
     assert other.num_routers == 3 and other.counting
     names = [n for n, _ in moe.trainable_parameters()]
@@ -202,21 +203,6 @@ def test_file__no_damage_is_read(learned, tmp_path):
     state = storage.read(copied, NAME, "expert adapters", _RULES)
     for name, tensor in learned.moe_adapters.adapter_state_dict()["tensors"].items():
         assert torch.equal(state["tensors"][name], tensor)
-
-
-def test_file__damage_leaves_the_model_plain(learned, tiny_cfg, tmp_path):
-    path = tmp_path / "adapters.safetensors"
-    learned.moe_adapters.save(path)
-    fresh = build(tiny_cfg)
-    batch = make_batch(fresh)
-    before = features(fresh, batch)
-
-    def read():
-        load_moe_adapters(fresh, path).detach()
-
-    assert not_refused(path, read, count=8) == []
-    assert fresh.moe_adapters is None
-    assert torch.equal(features(fresh, batch), before)
 
 
 def test_file__of_other_adapters_is_named(learned, tiny_cfg, tmp_path):
