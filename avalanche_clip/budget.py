@@ -7,6 +7,7 @@ the same for every time step and method.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,16 +160,10 @@ class ComputeBudget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the account as plain data."""
-        return {
-            "experiences": [
-                {k: dict(v) for k, v in e.items()} for e in self.experiences
-            ],
-            "parameters": [dict(count) for count in self.parameters],
-        }
+        account = {"experiences": self.experiences, "parameters": self.parameters}
+        return copy.deepcopy(account)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the account by a stored one."""
-        self.experiences = [
-            {k: dict(v) for k, v in e.items()} for e in state["experiences"]
-        ]
-        self.parameters = [dict(count) for count in state.get("parameters", ())]
+        self.experiences = copy.deepcopy(state["experiences"])
+        self.parameters = copy.deepcopy(list(state.get("parameters", ())))

@@ -228,7 +228,4 @@ def test_wheel__holds_every_file_of_the_package(wheel_names):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert expected - set(wheel_names) == set()
-
-
-def test_wheel__carries_the_licence(wheel_names):
     assert any(name.endswith("LICENSE") for name in wheel_names)

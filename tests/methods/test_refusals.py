@@ -49,6 +49,8 @@ REFUSED = [
     # Two of a kind.
     ("CumulativeAll", [partial(p.BudgetedReplayPlugin, "exp", 4)], {}, "than once"),
     ("ER", [p.ReservoirReplayPlugin], {}, "use one"),
+    ("ER", [p.BudgetedReplayPlugin], {}, "twice; use one"),
+    ("CLLCLIP", [p.TokenEmbeddingExpansionPlugin], {}, "token table; use one"),
     ("VRLwF", [partial(p.VocabularyReplayPlugin, text_length=3)], {}, "use one"),
     ("BestEpoch", [p.BestEpochPlugin], {}, "use one"),
     (

@@ -39,73 +39,62 @@ from tests.helpers import build, quiet_evaluator, stub_benchmark, stub_model
 
 ONE = torch.ones(1, 1)
 scores = partial(retrieval_metrics, ONE, ONE)
-# Call -> names of numbers that must be finite, of sizes, of sizes that may be 0.
-OPTIONS = {
-    BudgetedReplayPlugin: ((), (), ("buffer_size",), {"kind": "exp"}),
-    ReservoirReplayPlugin: (("weight",), ("buffer_size",), (), {}),
-    CheckpointPlugin: (
-        ("every_seconds",),
-        ("every_iterations", "keep"),
-        (),
-        {"folder": "x"},
-    ),
-    ConstantCosinePlugin: (("decay_fraction",), (), (), {}),
-    ContrastiveLwFPlugin: (("lwf_weight",), (), (), {}),
-    ContrastiveEWCPlugin: (
-        ("ewc_lambda", "decay"),
-        ("fisher_batch_size", "fisher_batches"),
-        (),
-        {},
-    ),
-    OnlineEWCPlugin: (("ewc_lambda", "gamma"), ("fisher_batches",), (), {}),
-    OffDiagonalAlignmentPlugin: (("alpha", "temperature"), (), (), {}),
-    WeightConsolidationPlugin: (("weight",), (), (), {}),
-    WeightAveragingPlugin: (("alpha",), ("interval",), (), {"mode": "we+wise"}),
-    VocabularyReplayPlugin: (
-        ("image_weight", "text_weight", "temperature"),
-        ("num_texts", "text_length"),
-        (),
-        {},
-    ),
-    MoEAdaptersPlugin: (("balance_weight",), (), ("count",), {}),
-    TokenEmbeddingExpansionPlugin: (("weight_decay",), ("vocab_size",), (), {}),
-    ComputeBudget: (("macs",), ("iterations", "samples"), (), {}),
-    RandomCaption: (("name_probability",), (), (), {}),
-    ClassMatrices: ((), ("batch_size",), (), {}),
-    RetrievalMetric: (("tie_eps",), ("chunk_size",), (), {}),
-    scores: (("tie_eps",), ("chunk_size",), (), {}),
-    partial(temperature_distillation_loss, ONE, ONE): (("temperature",), (), (), {}),
-    lambda **options: worker_options(options): (
-        (),
-        ("prefetch_factor",),
-        ("num_workers",),
-        {},
-    ),
-    replay_quotas: ((), ("step",), ("total",), {"total": 4, "step": 2, "kind": "exp"}),
-    partial(few_shot_indices, np.array([0, 1])): ((), ("shots",), (), {}),
-    lambda **options: split_validation(counted_benchmark(), **options): (
-        ("fraction",),
-        (),
-        (),
-        {},
-    ),
-    lambda **options: split_online(counted_benchmark(), **options): (
-        (),
-        ("experience_size",),
-        (),
-        {},
-    ),
+WRONG = {
+    "numbers": (math.nan, math.inf, -1.0, True, "1", np.float32("nan")),
+    "sizes": (0, -1, True, 1.5, math.nan, "2", np.True_),
+    "counts": (-1, True, False, 1.5, math.nan),
 }
+"""Kind of an option -> values that it may not have; a count may be 0."""
+
+
+def cases(call, numbers="", sizes="", counts="", **fixed):
+    """A call with wrong values of some options, one after the other."""
+    kinds = {"numbers": numbers, "sizes": sizes, "counts": counts}
+    return [
+        (call, {**fixed, name: value}, name)
+        for kind, names in kinds.items()
+        for name in names.split()
+        for value in WRONG[kind]
+    ]
+
+
 CASES = [
-    (call, {**fixed, name: value}, name)
-    for call, (numbers, sizes, counts, fixed) in OPTIONS.items()
-    for names, values in (
-        (numbers, (math.nan, math.inf, -1.0, True, "1", np.float32("nan"))),
-        (sizes, (0, -1, True, 1.5, math.nan, "2", np.True_)),
-        (counts, (-1, True, False, 1.5, math.nan)),
-    )
-    for name in names
-    for value in values
+    *cases(BudgetedReplayPlugin, counts="buffer_size", kind="exp"),
+    *cases(ReservoirReplayPlugin, "weight", "buffer_size"),
+    *cases(CheckpointPlugin, "every_seconds", "every_iterations keep", folder="x"),
+    *cases(ConstantCosinePlugin, "decay_fraction"),
+    *cases(ContrastiveLwFPlugin, "lwf_weight"),
+    *cases(
+        ContrastiveEWCPlugin, "ewc_lambda decay", "fisher_batch_size fisher_batches"
+    ),
+    *cases(OnlineEWCPlugin, "ewc_lambda gamma", "fisher_batches"),
+    *cases(OffDiagonalAlignmentPlugin, "alpha temperature"),
+    *cases(WeightConsolidationPlugin, "weight"),
+    *cases(WeightAveragingPlugin, "alpha", "interval", mode="we+wise"),
+    *cases(
+        VocabularyReplayPlugin,
+        "image_weight text_weight temperature",
+        "num_texts text_length",
+    ),
+    *cases(MoEAdaptersPlugin, "balance_weight", counts="count"),
+    *cases(TokenEmbeddingExpansionPlugin, "weight_decay", "vocab_size"),
+    *cases(ComputeBudget, "macs", "iterations samples"),
+    *cases(RandomCaption, "name_probability"),
+    *cases(ClassMatrices, sizes="batch_size"),
+    *cases(RetrievalMetric, "tie_eps", "chunk_size"),
+    *cases(scores, "tie_eps", "chunk_size"),
+    *cases(partial(temperature_distillation_loss, ONE, ONE), "temperature"),
+    *cases(
+        lambda **options: worker_options(options),
+        sizes="prefetch_factor",
+        counts="num_workers",
+    ),
+    *cases(
+        replay_quotas, "", "step", "total", **{"total": 4, "step": 2, "kind": "exp"}
+    ),
+    *cases(partial(few_shot_indices, np.array([0, 1])), sizes="shots"),
+    *cases(partial(split_validation, counted_benchmark()), "fraction"),
+    *cases(partial(split_online, counted_benchmark()), sizes="experience_size"),
 ]
 
 

@@ -94,25 +94,13 @@ def slow_disorder(v_old, t_old, v_new, t_new):
     difference = np.array(turns["image"]) - np.array(turns["text"])
     result["imd_mean"] = np.mean(np.abs(difference))
     result["imd_gap"] = abs(np.mean(turns["image"]) - np.mean(turns["text"]))
-    result["imd_tv"] = (
-        sum(
-            abs(p - q)
-            for p, q in zip(
-                slow_shares(turns["image"], ROTATION_BINS),
-                slow_shares(turns["text"], ROTATION_BINS),
-            )
-        )
-        / 2
-    )
-    cross = np.array(
-        [
-            [
-                slow_angle(v_new[a], t_new[b]) - slow_angle(v_old[a], t_old[b])
-                for b in range(n)
-            ]
-            for a in range(n)
-        ]
-    )
+    shares = [slow_shares(turns[name], ROTATION_BINS) for name in ("image", "text")]
+    result["imd_tv"] = sum(abs(p - q) for p, q in zip(*shares)) / 2
+
+    def change(a, b):
+        return slow_angle(v_new[a], t_new[b]) - slow_angle(v_old[a], t_old[b])
+
+    cross = np.array([[change(a, b) for b in range(n)] for a in range(n)])
     result["cross_modal_diagonal_change"] = np.mean(np.diag(cross))
     off = [abs(cross[a, b]) for a in range(n) for b in range(n) if a != b]
     result["cross_modal_off_diagonal_change"] = np.mean(off)
