@@ -17,10 +17,7 @@ NAMES = {
     "Aircraft": ("707-320", "F-16A/B", "DH-82"),
     "Caltech101": ("face", "lotus", "water lilly"),
     "DTD": ("banded", "polka-dotted"),
-    "EuroSAT": (
-        "Annual Crop Land satellite location",
-        "Forest satellite location",
-    ),
+    "EuroSAT": ("Annual Crop Land satellite location", "Forest satellite location"),
     "Flowers": ("lotus", "tiger lily"),
     "Food": ("apple pie", "waffles"),
     "OxfordPet": ("abyssinian", "beagle"),
