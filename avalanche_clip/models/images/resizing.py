@@ -115,10 +115,10 @@ def resize_and_crop(
     (upper, lower), (left, right) = box
     resample, edges = Image.Resampling[mode.name], (left, upper, right, lower)
 
-    def part(plane: Image.Image) -> Image.Image:
+    def cut(plane: Image.Image) -> Image.Image:
         return _in_two_passes(plane, kept, resample, edges)
 
-    resized = _planewise(image, part) if isinstance(image, Tensor) else part(image)
+    resized = _planewise(image, cut) if isinstance(image, Tensor) else cut(image)
     return center_crop(resized, list(size))
 
 
