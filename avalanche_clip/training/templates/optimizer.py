@@ -264,7 +264,7 @@ def _claim(
 ) -> list[dict[str, Any]]:
     """Move the names that a plugin claims from the groups into its own."""
     one = isinstance(claimed, (str, Mapping)) or not isinstance(claimed, Iterable)
-    given = [None] if one else list(claimed)
+    given: list[Any] = [None] if one else list(claimed)
     lists = [g["names"] for g in given if isinstance(g, Mapping) and "names" in g]
     if len(lists) < len(given) or any(isinstance(names, str) for names in lists):
         raise ValueError(
