@@ -60,6 +60,11 @@ class _Request:
     stored: Stored | None = None
     growth: dict[str, Any] | None = None
 
+    def adopt(self, stated: dict[str, Any], source: str, whole: bool = False) -> None:
+        """Prepare pictures as something says that is more than a guess."""
+        model_sources.adopt(self.config, stated, whole=whole)
+        self.source, self.guessed = source, False
+
 
 def create_dual_encoder(
     name: str | Path | Mapping[str, Any],
@@ -308,8 +313,7 @@ def _beside(path: Path, request: _Request) -> None:
         size = request.config["preprocess_cfg"]["size"]
         stated, source = read_image_processor(path.parent, size)
         if source is not None:
-            model_sources.adopt(request.config, stated)
-            request.source, request.guessed = source, False
+            request.adopt(stated, source)
 
 
 def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
@@ -326,15 +330,14 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
     if loaded.is_openai:
         check_tag_activation(request.name, request.config, str(path), True)
         if stored is None or stored.source is None:
-            model_sources.adopt(request.config, OPENAI)
-            request.source, request.guessed = f"OpenAI's archive {path}", False
+            request.adopt(OPENAI, f"OpenAI's archive {path}")
     if loaded.config is not None:
         where = f"The configuration in {path}"
         inner = architectures.complete_config(loaded.config, where)
         check_same_architecture(request.config, inner, str(path))
         if stored is None or not stored.is_ours:
-            model_sources.adopt(request.config, inner["preprocess_cfg"], whole=True)
-            request.source, request.guessed = f"the configuration in {path}", False
+            said = f"the configuration in {path}"
+            request.adopt(inner["preprocess_cfg"], said, whole=True)
             _take_tokenizer(request, loaded.config.get("tokenizer"))
     if stored is not None and stored.is_ours:
         _take(request, stored)
@@ -342,8 +345,7 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
 
 def _take(request: _Request, stored: Stored) -> None:
     if stored.source is not None:
-        model_sources.adopt(request.config, stored.preprocess, whole=stored.is_ours)
-        request.source, request.guessed = stored.source, False
+        request.adopt(stored.preprocess, stored.source, whole=stored.is_ours)
     if stored.tokenizer:
         request.config["tokenizer"] = stored.config["tokenizer"]
     if stored.config["library"] == "transformers":
@@ -400,9 +402,7 @@ def _download_tag(request: _Request, tag: str, cache: str | None) -> Path:
     facts = get_pretrained_cfg(request.name, tag)
     quick = facts.get("quick_gelu")
     check_tag_activation(request.name, request.config, tag, quick)
-    model_sources.adopt(request.config, of_tag(facts))
-    source = f"open_clip's tag {tag!r} of {request.name}"
-    request.source, request.guessed = source, False
+    request.adopt(of_tag(facts), f"open_clip's tag {tag!r} of {request.name}")
     try:
         return Path(download_pretrained(facts, cache_dir=cache))
     except Exception as error:  # the download raises types of several libraries

@@ -21,6 +21,7 @@ from avalanche_clip.models.text.token_table import (
 )
 
 USAGE_FILE = "token_usage.safetensors"
+_DRAWING = ("init", "std", "seed")  # how new rows of a token table are drawn
 
 
 def save_model(model: Storable, folder: str | Path) -> None:
@@ -62,14 +63,8 @@ def save_model(model: Storable, folder: str | Path) -> None:
 
 def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
     """Hash the files beside the weights that have no checksum of their own."""
-    found: list[Path] = []
-    for path in (folder / name for name in weights.named_files(config)):
-        inner = path.rglob("*") if path.is_dir() else [path]
-        found += (p for p in inner if p.is_file())
-    return {
-        path.relative_to(folder).as_posix(): weights.file_hash(path)
-        for path in sorted(found)
-    }
+    files = weights.files_of(config, folder, folder / weights.CONFIG_FILE)
+    return {name: weights.file_hash(path) for name, path in files.items()}
 
 
 def renew_model_file(folder: Path) -> None:
@@ -104,9 +99,7 @@ def _growth_facts(
     return {
         "base_rows": table.base_rows,
         "rows": table.num_embeddings,
-        "init": table.init,
-        "std": table.std,
-        "seed": table.seed,
+        **{name: getattr(table, name) for name in _DRAWING},
         "tokenizer": tokenizer,
     }
 
@@ -128,12 +121,7 @@ def restore_growth(
         Path(growth["folder"], USAGE_FILE), growth["rows"]
     )
     tokenizer = build_tokenizer(growth["tokenizer"], context_length, trim=trim)
-    table = attach_token_embedding(
-        model,
-        tokenizer=tokenizer,
-        init=growth["init"],
-        std=growth["std"],
-        seed=growth["seed"],
-    )
+    drawing = {name: growth[name] for name in _DRAWING}
+    table = attach_token_embedding(model, tokenizer=tokenizer, **drawing)
     rest = {"usage": usage, "active": None, "factor": 1.0, "tokenizer": None}
     table.load_growth_state({**growth, **rest})

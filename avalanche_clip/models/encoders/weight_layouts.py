@@ -104,11 +104,10 @@ def misfits(missing: list[str], unexpected: list[str], reshaped: list[str]) -> s
     """Describe tensors that do not fit a model, empty if all do."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     return "; ".join(
-        f"{len(found)} {what} ({'; '.join(found[:3])}{', ...' if found[3:] else ''})"
-        for what, found in (
-            (what, sorted(map(str, names))) for what, names in kinds.items()
-        )
-        if found
+        f"{len(names)} {what} ({'; '.join(sorted(names)[:3])}"
+        f"{', ...' if names[3:] else ''})"
+        for what, names in kinds.items()
+        if names
     )
 
 

@@ -113,18 +113,13 @@ def resize_and_crop(
         start = int(round((whole - part) / 2))  # torchvision's rounding
         box.append((start * length / whole, (start + part) * length / whole))
     (upper, lower), (left, right) = box
-    part = _resize_box(image, kept, mode, (left, upper, right, lower))
-    return center_crop(part, list(size))
+    resample, edges = Image.Resampling[mode.name], (left, upper, right, lower)
 
+    def cut(plane: Image.Image) -> Image.Image:
+        return _in_two_passes(plane, kept, resample, edges)
 
-def _resize_box(
-    image: Any, size: list[int], mode: Any, box: tuple[float, float, float, float]
-) -> Any:
-    """Resize a part of an image, whose surroundings enter where the filter is wide."""
-    resample = Image.Resampling[mode.name]
-    if not isinstance(image, Tensor):
-        return _in_two_passes(image, size, resample, box)
-    return _planewise(image, lambda plane: _in_two_passes(plane, size, resample, box))
+    resized = _planewise(image, cut) if isinstance(image, Tensor) else cut(image)
+    return center_crop(resized, list(size))
 
 
 def _resized(image: Any, size: Sequence[int], mode: Any) -> Any:
@@ -154,7 +149,9 @@ def _planewise(image: Tensor, resize: Callable[[Image.Image], Image.Image]) -> T
 def _in_two_passes(
     image: Image.Image, size: list[int], resample: Any, box: tuple[float, ...]
 ) -> Image.Image:
-    """Resize columns, then rows, as Pillow does when it enlarges a whole strip.
+    """Resize a part of an image, whose surroundings enter where the filter is wide.
+
+    Columns are resized, then rows, as Pillow does when it enlarges a whole strip.
 
     Left to itself it may turn the order round for a part, and it clips between.
     """

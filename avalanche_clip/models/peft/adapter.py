@@ -26,7 +26,6 @@ from avalanche_clip.models.peft.branch import (
     RoutedBranch,
     chosen_blocks,
     chosen_names,
-    pairs,
     require_flags,
 )
 
@@ -64,9 +63,9 @@ class ScaledBottleneck(Bottleneck):
     """A bottleneck with a factor, a number or a trained one, and a zero bias."""
 
     def __init__(
-        self, width: int, inner: int, *options: Any, scale: float, learned: bool
+        self, width: int, *, scale: float, learned: bool, **options: Any
     ) -> None:
-        super().__init__(width, inner, *options)
+        super().__init__(width, **options)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.down.bias)
         self.scale: Any = nn.Parameter(torch.tensor(scale)) if learned else scale
@@ -95,8 +94,7 @@ class AdapterBranch(RoutedBranch):
 
     def make(self) -> nn.Module:
         """Return the bottleneck of a new id."""
-        values, scales = self.options
-        return ScaledBottleneck(self.width, *values, **scales)
+        return ScaledBottleneck(self.width, **self.options)
 
     def hook(self) -> None:
         """Hook into the halves of the block."""
@@ -164,24 +162,19 @@ def attach_adapters(
     require_choice("activation", activation, ACTIVATIONS)
     bottleneck, scale = as_size(bottleneck, "bottleneck"), as_finite(scale, "scale")
     dropout = as_finite(dropout, "dropout", low=0, high=1)
-    options = (
-        (bottleneck, activation, dropout),
-        {"scale": scale, "learned": learned_scale},
-    )
+    common = {"activation": activation, "dropout": dropout, "scale": scale}
+    options = {"inner": bottleneck, "learned": learned_scale, **common}
     views, config = chosen_blocks(model, tower, blocks)
     groups = [names] if shared else [(name,) for name in names]
     made: dict[str, Any] = {}
     for group in groups:
         child = "adapter" if shared else f"adapter_{group[0]}"
-
-        def make(view: Any, group: Any = group, child: str = child) -> AdapterBranch:
-            return AdapterBranch(view.width, form, group, child, options)
-
-        for name, own in pairs(make, views).items():
-            made.setdefault(name, []).extend(own)
-    config |= {"bottleneck": bottleneck, "scale": scale, "dropout": dropout}
-    config |= {"places": list(names), "form": form, "shared": shared}
-    config |= {"activation": activation, "learned_scale": learned_scale}
+        for name, own in views.items():
+            made.setdefault(name, []).extend(
+                (AdapterBranch(v.width, form, group, child, options), v) for v in own
+            )
+    config |= {"bottleneck": bottleneck, "places": list(names), "form": form, **common}
+    config |= {"shared": shared, "learned_scale": learned_scale}
     result = BranchSet(model, "adapters", config)
     result.connect(made)
     return result

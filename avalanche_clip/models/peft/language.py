@@ -192,13 +192,12 @@ def attach_language_adapters(
         bottleneck = as_size(bottleneck, "bottleneck")
     alpha = as_finite(alpha, "alpha", above=0)
 
+    options = {"rank": rank, "scale": alpha / rank}
+
     def make(view: BlockView) -> RoutedBranch:
-        if kind == "mla":
-            return LanguageBottleneck(view.width, bottleneck or max(view.width // 2, 1))
-        options = {"rank": rank, "scale": alpha / rank}
-        return LanguageLoRA(
-            view, ("q", "v"), init="zero_b", learned_scale=False, **options
-        )
+        if kind == "lora":
+            return LanguageLoRA(view, ("q", "v"), **options)
+        return LanguageBottleneck(view.width, bottleneck or max(view.width // 2, 1))
 
     facts = {"kind": kind, "bottleneck": bottleneck, "rank": rank, "alpha": alpha}
     result = LanguageAdapterSet(model, facts)

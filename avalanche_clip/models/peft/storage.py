@@ -58,9 +58,7 @@ def checked(state: Any, rules: Rules) -> tuple[dict[str, Any], dict[str, Tensor]
     known = isinstance(base, dict) and {"pretrained", "checksum"} <= base.keys()
     wrong = [] if known else ["base"]
     wrong += [name for name, holds in rules.items() if not holds(facts.get(name))]
-    wrong += [
-        name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)
-    ]
+    wrong += [name for name, t in tensors.items() if not isinstance(t, Tensor)]
     if wrong:
         raise damaged(facts, wrong[0])
     return facts, tensors

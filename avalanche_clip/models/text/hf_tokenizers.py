@@ -60,11 +60,13 @@ class HFCaptionTokenizer(CaptionTokenizer):
         self._clean: Callable[[str], str] | None = None
         #: names by which the tokenizer knows the languages that codes stand for
         self.language_names: dict[int, str] = {}
-        loader = self._load_open_clip if open_clip else self._load
+        settings = {**self.kwargs, "cache_dir": cache_dir, "trust_remote_code": False}
+        loader = self._load
+        if open_clip:
+            loader, settings["context_length"] = self._load_open_clip, context_length
         try:
             _check_folder(self.name)
-            readable = _without_marks(self.name)
-            self._inner = loader(readable, context_length, cache_dir)
+            self._inner = loader(_without_marks(self.name), settings)
             _check_code(getattr(self._inner, "init_kwargs", {}))
             eot = self._id("eos", "sep")
             if eot is None:
@@ -93,10 +95,9 @@ class HFCaptionTokenizer(CaptionTokenizer):
         self._check_case()
 
     # ---------------------------------------------------------------- loading
-    def _load(self, name: str, context_length: int, cache_dir: str | None) -> Any:
+    def _load(self, name: str, settings: dict[str, Any]) -> Any:
         from transformers import AutoTokenizer
 
-        settings = {**self.kwargs, "cache_dir": cache_dir, "trust_remote_code": False}
         if _is_siglip(name) and not _has_sentencepiece(name):
             return self._load_siglip(name, settings)
         return AutoTokenizer.from_pretrained(name, **settings)
@@ -113,18 +114,10 @@ class HFCaptionTokenizer(CaptionTokenizer):
         self._clean = SiglipClean(lower is not False)
         return inner
 
-    def _load_open_clip(
-        self, name: str, context_length: int, cache_dir: str | None
-    ) -> Any:
+    def _load_open_clip(self, name: str, settings: dict[str, Any]) -> Any:
         from open_clip.tokenizer import HFTokenizer
 
-        self._wrapper = HFTokenizer(
-            name,
-            context_length=context_length,
-            cache_dir=cache_dir,
-            trust_remote_code=False,
-            **self.kwargs,
-        )
+        self._wrapper = HFTokenizer(name, **settings)
         if "language" in self.kwargs:
             self._require_language(self._wrapper.tokenizer, self.kwargs["language"])
             # open_clip's own call is undone when the next caption is cut

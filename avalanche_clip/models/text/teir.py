@@ -163,8 +163,6 @@ def teir_scale(
                 f"{name} holds {value.min().item()} to {value.max().item()}; "
                 "counts and marks are finite numbers >= 0."
             )
-    kind = earlier_tasks.dtype
-    if not earlier_tasks.is_floating_point():
-        kind = torch.get_default_dtype()
+    kind = torch.result_type(earlier_tasks, 1.0)
     uses = 1 + is_clip_token.bool().to(kind) + earlier_tasks.to(kind)
     return (occurs.bool() & ~is_special.bool()).to(kind) / uses

@@ -202,10 +202,8 @@ class Vocabulary:
         return twin
 
     def _check_kind(self, learnt: LearntVocabulary) -> None:
-        if (self.kind == "bpe" and learnt.scores) or (
-            self.kind == "unigram" and (learnt.merges or not learnt.scores)
-        ):
-            given = "scores" if learnt.scores else "merges"
+        given = "scores" if learnt.scores else "merges"
+        if (given == "scores") is not (self.kind == "unigram"):
             raise ValueError(
                 f"The vocabulary comes with {given}, but this tokenizer is of the kind "
                 f"{self.kind!r}; train it with train_language of this tokenizer."

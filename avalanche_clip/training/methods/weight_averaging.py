@@ -84,8 +84,8 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
 
     mode: str = "we"
     _: KW_ONLY
-    interval: int | None = None
-    alpha: float | None = None
+    interval: int | Any = None
+    alpha: float | Any = None
     anchor: str = "start"
     score: str = "average"
 

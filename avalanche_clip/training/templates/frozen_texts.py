@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -17,10 +16,6 @@ TEXTS_PER_PASS = 256
 """Texts that a frozen model encodes at once."""
 
 
-_CACHES: weakref.WeakKeyDictionary[Any, FingerprintCache] = weakref.WeakKeyDictionary()
-"""Of models without a fingerprint of their own."""
-
-
 def tower_fingerprint(model: Any, tower: str) -> str:
     """Hash what the features of a tower depend on.
 
@@ -33,8 +28,7 @@ def tower_fingerprint(model: Any, tower: str) -> str:
         found = find(tower)
     else:
         named = model.state_dict(keep_vars=True).items()
-        cache = _CACHES.setdefault(model, FingerprintCache())
-        found = cache((n, t) for n, t in named if isinstance(t, Tensor))
+        found = FingerprintCache()((n, t) for n, t in named if isinstance(t, Tensor))
     size = getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
     return f"{found}-{size}"
 

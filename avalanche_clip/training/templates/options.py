@@ -28,7 +28,8 @@ PEVAL_MODES = ("epoch", "iteration", "experience")
 
 def known_options(cls: type) -> set[str]:
     """Names of the keywords that the constructors of a strategy take."""
-    parameters = [p for c in cls.__mro__ for p in _parameters(c)]
+    made: list[Any] = [c.__init__ for c in cls.__mro__]  # type: ignore[misc]
+    parameters = [p for m in made for p in inspect.signature(m).parameters.values()]
     open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return {p.name for p in parameters if p.kind not in open_ended} - {"self"}
 
@@ -41,10 +42,6 @@ def refuse_unknown(cls: type, unknown: list[str]) -> None:
             f"{cls.__name__} got unknown argument(s) {unknown}; see CLIPTemplate for "
             f"those that every strategy takes.{meant}"
         )
-
-
-def _parameters(cls: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(cls.__init__).parameters.values())
 
 
 def check_keywords(

@@ -139,16 +139,12 @@ class Teacher:
             return
         values = torch.cat([output.image_features, norms], dim=1).float().cpu()
         if self.table is None:
-            self.table = self._new_table(values.shape[1])
-        if self.table is not None:
-            self.table.put(batch["sample_id"].cpu(), values)
-
-    def _new_table(self, width: int) -> FeatureTable | None:
-        """Table for the images of this experience, None if it were too large."""
-        dataset = self.strategy.adapted_dataset
-        if dataset is None or len(dataset) * width * 4 > CACHE_BYTES:
-            return None
-        return FeatureTable(np.unique(attribute_array(dataset, "sample_id")))
+            dataset = self.strategy.adapted_dataset
+            if dataset is None or len(dataset) * values.shape[1] * 4 > CACHE_BYTES:
+                return
+            ids = np.unique(attribute_array(dataset, "sample_id"))
+            self.table = FeatureTable(ids)
+        self.table.put(batch["sample_id"].cpu(), values)
 
 
 class TeacherService:

@@ -18,10 +18,7 @@ from avalanche_clip.models.encoders.imagenet_names import (
 from tests.benchmarks.datasets.mtil import disk
 from tests.refused import refused
 
-
-@pytest.fixture(autouse=True)
-def accept(monkeypatch):
-    disk.accept_any_checksum(monkeypatch)
+pytestmark = pytest.mark.usefixtures("any_checksum")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from tests.benchmarks.datasets.mtil import coop_files, disk
 from tests.benchmarks.small_streams import CharModel
 from tests.refused import refused
 
+pytestmark = pytest.mark.usefixtures("any_checksum")
+
 LOTUS = "lotus"
 
 
@@ -27,18 +29,6 @@ def root(tmp_path_factory):
     for name in MTIL_NAMES:
         disk.WRITERS[name](folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def x_root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("x_tail")
-    coop_files.write_x_tail(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def accept(monkeypatch):
-    disk.accept_any_checksum(monkeypatch)
 
 
 @pytest.fixture(scope="module")

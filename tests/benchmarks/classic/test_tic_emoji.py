@@ -152,7 +152,6 @@ def test_tic_emoji__later_start_keeps_the_other_steps(first, validation, plain):
         ({"styles": ("noto", "twemoji")}, "also trained on"),
         ({"styles": ()}, "no styles"),
         ({"styles": "noto"}, "list of styles"),
-        ({"styles": ("apple",)}, "apple"),
         ({"styles": ("noto", "noto")}, "more than once"),
         ({"test_style": "apple"}, "apple"),
         ({"styles": ("noto",), "validation": True}, "in 'openmoji'; train on it"),

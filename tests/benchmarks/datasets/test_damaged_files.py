@@ -29,11 +29,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
 from avalanche_clip.benchmarks.datasets.mtil.readers import UnreadableDataError
 from avalanche_clip.benchmarks.datasets.text_columns import read_table
 from avalanche_clip.benchmarks.datasets.xm3600 import XM3600
-from tests.benchmarks.datasets.coco36_files import (
-    write_coco,
-    write_gz,
-    write_xm3600,
-)
+from tests.benchmarks.datasets.coco36_files import write_coco, write_gz, write_xm3600
 from tests.benchmarks.datasets.mtil import coop_files, disk
 from tests.damage import PAGE, POINTER
 from tests.refused import refused

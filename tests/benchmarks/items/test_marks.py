@@ -191,10 +191,7 @@ def metric_values(model, benchmark, **options):
     """What the metric of a strategy finds on the test stream."""
     metric = RetrievalMetric(**options)
     strategy = build(
-        ContrastiveTemplate,
-        model,
-        evaluator=quiet_evaluator([metric]),
-        eval_mb_size=3,
+        ContrastiveTemplate, model, evaluator=quiet_evaluator([metric]), eval_mb_size=3
     )
     strategy.eval(benchmark.test_stream)
     return metric.stream_results["test"][0]

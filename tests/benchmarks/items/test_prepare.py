@@ -19,11 +19,7 @@ from avalanche_clip.benchmarks import (
     with_facts,
 )
 from avalanche_clip.benchmarks.items.prepare import is_prepared, require_prepared
-from tests.benchmarks.small_streams import (
-    CharModel,
-    counted_benchmark,
-    counted_dataset,
-)
+from tests.benchmarks.small_streams import CharModel, counted_benchmark, counted_dataset
 from tests.refused import refused
 
 

@@ -12,11 +12,7 @@ from avalanche_clip.benchmarks import (
     split_validation,
     time_stamped_benchmark,
 )
-from tests.benchmarks.small_streams import (
-    CharModel,
-    counted_dataset,
-    ids_of,
-)
+from tests.benchmarks.small_streams import CharModel, counted_dataset, ids_of
 from tests.refused import refused
 
 

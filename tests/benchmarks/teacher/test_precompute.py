@@ -23,9 +23,7 @@ from avalanche_clip.benchmarks.teacher.precompute import (
     precompute_teacher_features,
     teacher_ids,
 )
-from avalanche_clip.benchmarks.teacher.released import (
-    read_line_rows,
-)
+from avalanche_clip.benchmarks.teacher.released import read_line_rows
 from avalanche_clip.benchmarks.teacher.store import TeacherFeatureStore
 from avalanche_clip.common.fingerprint import FingerprintCache
 from avalanche_clip.evaluation.loop import embed

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import avalanche_clip
 from avalanche_clip.models import MoEAdapter, noisy_top_k_gates
 from avalanche_clip.models.moe.gating import balance_loss, expert_load, importance
 from tests.refused import refused
@@ -80,20 +79,6 @@ def test_eval__equals_the_formula(options):
         torch.testing.assert_close(moe(x, router), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(moe(x), moe(x, router=0), rtol=0, atol=0)
     assert torch.equal(moe(x, 1), moe(x, 1))
-
-
-def test_permutation__of_rows_and_of_experts():
-    moe = make().eval()
-    x = torch.randn(7, 3, 16)
-    out = moe(x)
-    order = torch.randperm(7)
-    torch.testing.assert_close(moe(x[order]), out[order], rtol=0, atol=1e-6)
-    torch.testing.assert_close(moe(x[2:3]), out[2:3], rtol=0, atol=1e-6)
-    relabelled = copy.deepcopy(moe)
-    order = torch.randperm(5).tolist()
-    relabelled.experts = torch.nn.ModuleList(moe.experts[e] for e in order)
-    relabelled.routers[0].gate.data = moe.routers[0].gate.data[:, order]
-    torch.testing.assert_close(relabelled(x), out, rtol=0, atol=1e-6)
 
 
 def test_mixed_routers__equal_single_ones():
@@ -210,28 +195,6 @@ def test_first_step__only_the_up_side_of_used_experts_moves():
     assert torch.equal(moe.routers[0].noise.grad, torch.zeros(16, 8))
 
 
-def test_unused_experts__stay_byte_identical_under_adam():
-    moe = make(num_experts=6)
-    moe.add_router()
-    optimizer = torch.optim.AdamW(moe.parameters(), lr=0.1, weight_decay=0.1)
-    for step in range(6):
-        before = {k: v.clone() for k, v in moe.state_dict().items()}
-        x = torch.randn(2, 3, 16)
-        optimizer.zero_grad()
-        state = torch.get_rng_state()
-        used = set(moe.routing(x).indices.flatten().tolist())
-        torch.set_rng_state(state)
-        moe(x).square().sum().backward()
-        optimizer.step()
-        for name, value in moe.state_dict().items():
-            part, number = (name.split(".") + ["0"])[:2]
-            if part == "experts":
-                moved = not torch.equal(value, before[name])
-                assert moved == (int(number) in used), (step, name)
-            elif part == "routers":
-                assert torch.equal(value, before[name]) == (number == "1")
-
-
 def test_counts__rows_per_expert_in_training_only():
     moe = make()
     x = torch.randn(9, 2, 16)
@@ -269,25 +232,6 @@ def test_freeze__most_used_with_ties_to_the_lowest_index():
     assert single.freeze_most_used(2) == [2, 0]
     refused("count=6", moe.freeze_most_used, 6)
     refused("unfrozen", moe.freeze_most_used, 1, rank_over="rest")
-
-
-def test_freeze__frozen_experts_stay_with_momentum_and_decay():
-    moe = make()
-    optimizer = torch.optim.AdamW(moe.parameters(), lr=0.1, weight_decay=0.1)
-    for step in range(6):
-        moe(torch.randn(8, 3, 16)).square().sum().backward()
-        if step == 2:
-            added = moe.freeze_most_used(2)
-            kept = [p.clone() for e in added for p in moe.experts[e].parameters()]
-            moe.activate_router(moe.add_router())
-            old = [p.clone() for p in moe.routers[0].parameters()]
-        optimizer.step()
-        optimizer.zero_grad()
-    now = [p for e in added for p in moe.experts[e].parameters()]
-    assert len(added) == 2
-    assert all(torch.equal(a, b) for a, b in zip(now, kept, strict=True))
-    now = moe.routers[0].parameters()
-    assert all(torch.equal(a, b) for a, b in zip(now, old, strict=True))
 
 
 def test_routers__are_added_without_any_effect():
@@ -350,16 +294,12 @@ def test_checkpointing__same_gradients_and_counts(reentrant):
         assert one is other is None or torch.equal(one, other)
 
 
-def test_autocast__stays_finite_and_keeps_types():
-    moe = make()
-    x = torch.randn(4, 3, 16).bfloat16()
+def test_autocast__scores_stay_in_float32():
+    moe, x = make(), torch.randn(4, 3, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = moe(x)
-        clean, _ = moe._scores(x, 0)
-    assert (out.dtype, clean.dtype) == (torch.bfloat16, torch.float32)
-    out.float().square().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in moe.routers.parameters())
-    assert all(p.grad.isfinite().all() for p in moe.routers.parameters())
+        routing = moe.eval().routing(x)
+    assert routing.logits.dtype is torch.float32
+    assert torch.equal(routing.logits, x[:, 0] @ moe.routers[0].gate)
 
 
 def test_double__gradcheck_of_the_whole_module():
@@ -408,9 +348,3 @@ def test_copies__are_independent():
         other.counts += 1
         assert not moe.frozen.any()
         assert not torch.equal(moe.counts, other.counts)
-
-
-def test_names__are_public():
-    assert avalanche_clip.MoEAdapter is MoEAdapter
-    assert avalanche_clip.noisy_top_k_gates is noisy_top_k_gates
-    assert "top_k=2" in repr(make())

@@ -198,15 +198,6 @@ def test_freeze__leaves_adapters_in_float32(make):
     assert {p.dtype for a in moe.adapters() for p in a.parameters()} == {torch.float32}
 
 
-def test_unfreeze__does_not_touch_what_adapters_froze(make):
-    model = make()
-    moe = two_tasks(model)
-    expected = trainable(moe)
-    model.unfreeze()
-    assert trainable(moe) == expected
-    assert model.logit_scale.requires_grad
-
-
 def test_arguments__of_a_wrong_type_are_refused():
     whole = torch.zeros(1, 2, 4, dtype=torch.int64)
     refused("int64", MoEAdapter(4, 2), whole, error=TypeError)

@@ -41,17 +41,20 @@ def test_fused__update_is_scale_times_b_a(one):
     weight[:width] += 1.5 * parts.query_up @ parts.query_down
     weight[2 * width :] += 1.5 * parts.value_up @ parts.value_down
     out += 1.5 * parts.out_up @ parts.out_down
-    x = torch.randn(2, 5, width)
+    x, mask = torch.randn(2, 5, width), torch.ones(5, 5, dtype=torch.bool).triu(1)
     q, k, v = (x @ weight.T + attn.in_proj_bias).chunk(3, -1)
     heads = []
     for h in range(attn.num_heads):
         part = slice(h * attn.head_dim, (h + 1) * attn.head_dim)
         scores = q[..., part] @ k[..., part].transpose(1, 2) / attn.head_dim**0.5
+        scores = scores.masked_fill(mask, float("-inf"))
         heads.append(scores.softmax(-1) @ v[..., part])
     expected = torch.cat(heads, -1) @ out.T + attn.out_proj.bias
-    with torch.no_grad():
-        found = attn(x, x, x, need_weights=False)[0]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    floats = torch.zeros(5, 5).masked_fill(mask, float("-inf"))
+    for given, weights in ((mask, False), (floats, False), (floats, True)):
+        with torch.no_grad():
+            found = attn(x, x, x, need_weights=weights, attn_mask=given)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_shared_a__equals_stacked_updates(model):

@@ -141,12 +141,8 @@ def test_score__equals_retrieval_of_the_model_at_that_moment():
 
 
 def test_one_epoch__needs_no_validation():
-    benchmark = stub_benchmark(valid=False)
-    plugin = BestEpochPlugin()
-    plain = fit(Sequential, benchmark, 1)
-    same = fit(Sequential, benchmark, 1, plugins=[plugin])
-    for name, value in weights(plain.model).items():
-        assert torch.equal(weights(same.model)[name], value)
+    benchmark, plugin = stub_benchmark(valid=False), BestEpochPlugin()
+    fit(Sequential, benchmark, 1, plugins=[plugin])
     assert plugin.chosen == [0]
     with pytest.raises(ValueError, match="chooses on stream 'valid'"):
         fit(Sequential, benchmark, 1, plugins=[BestEpochPlugin()], train_epochs=2)

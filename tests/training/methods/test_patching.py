@@ -1,9 +1,11 @@
+from itertools import repeat
 from unittest import mock
 
 import pytest
 import torch
 
 from avalanche_clip.training import Patching, Sequential
+from avalanche_clip.training.methods import patching
 from avalanche_clip.training.methods.patching import mix
 from avalanche_clip.training.plugins import ContrastiveEWCPlugin, PatchingPlugin
 from tests.helpers import (
@@ -68,26 +70,26 @@ def test_missing_stream__is_reported_before_training():
     assert fit(Patching, stub_benchmark(valid=False), 2, grid=[0.5])
 
 
-def searched(scores, **options):
-    """Run with given scores per (coefficient, data set)."""
-    calls = []
-    plugin = PatchingPlugin([0.0, 0.5, 1.0], **options)
-    import avalanche_clip.training.methods.patching as module
+def searched(scores, order=(0, 1, 2), grid=(0.0, 0.5, 1.0), **options):
+    """Train with scores that are given; return choices and steps that were scored."""
+    data, calls = stub_benchmark(), []
+    plugin = PatchingPlugin(grid, **options)
+    places = {id(e.dataset): k for k, e in enumerate(data.streams["valid"])}
 
     def fake(model, dataset, **kwargs):
-        calls.append(dataset)
+        calls[-1].append(places[id(dataset)])
         return {"mean_R@1": next(scores)}
 
-    original, module.evaluate_retrieval = module.evaluate_retrieval, fake
-    try:
-        fit(Sequential, steps=3, plugins=[plugin])
-    finally:
-        module.evaluate_retrieval = original
-    return plugin.chosen, len(calls)
+    strategy = build(Sequential, plugins=[plugin])
+    with mock.patch.object(patching, "evaluate_retrieval", fake):
+        for index in order:
+            calls.append([])
+            strategy.train(data.train_stream[index], eval_streams=[])
+    return plugin.chosen, calls
 
 
 def test_search__ties_take_the_larger_coefficient():
-    assert searched(iter([0.5] * 100))[0] == [1.0, 1.0, 1.0]
+    assert searched(repeat(0.5))[0] == [1.0, 1.0, 1.0]
 
 
 def test_search__takes_the_best_mean_of_previous_and_current():
@@ -95,13 +97,13 @@ def test_search__takes_the_best_mean_of_previous_and_current():
     scores = [0.1, 0.3, 0.4, 0.2, 0.2, 0.1] + [0.1, 0.1, 0.1] * 2 + [0.9, 0, 0]
     chosen, calls = searched(iter(scores))
     assert chosen == [1.0, 0.5, 0.0]
-    assert calls == 3 * 2 + 3 * 3
+    assert calls == [[], [0, 1] * 3, [0, 1, 2] * 3]
 
 
 def test_search__previous_only():
     chosen, calls = searched(iter([0.0, 0.1, 0.1] + [0.0] * 6), select_on="previous")
     assert chosen == [1.0, 0.5, 1.0]
-    assert calls == 3 * 1 + 3 * 2
+    assert calls == [[], [0] * 3, [0, 1] * 3]
 
 
 def test_search__costs_are_booked_and_generators_left_alone():
@@ -110,26 +112,6 @@ def test_search__costs_are_booked_and_generators_left_alone():
     assert search["images"] == 3 * 2 * 6
     assert "search" not in strategy.compute.experiences[0]
     assert strategy.model.training
-
-
-def scored(order, **options):
-    """Validation steps scored at each coefficient of the last visit."""
-    import avalanche_clip.training.methods.patching as module
-
-    data, calls = stub_benchmark(), []
-    plugin = PatchingPlugin([0.5, 1.0], **options)
-    places = {id(e.dataset): k for k, e in enumerate(data.streams["valid"])}
-
-    def fake(model, dataset, **kwargs):
-        calls.append(places[id(dataset)])
-        return {"mean_R@1": 0.0}
-
-    strategy = build(Sequential, plugins=[plugin])
-    with mock.patch.object(module, "evaluate_retrieval", fake):
-        for index in order:
-            calls.clear()
-            strategy.train(data.train_stream[index], eval_streams=[])
-    return calls[: len(calls) // 2], plugin.chosen
 
 
 @pytest.mark.parametrize(
@@ -143,9 +125,10 @@ def scored(order, **options):
     ids=str,
 )
 def test_search__scores_the_steps_that_were_trained(order, current, previous):
-    assert scored(order)[0] == current
-    found, chosen = scored(order, select_on="previous")
-    assert found == previous
+    options = {"scores": repeat(0.0), "order": order, "grid": [0.5, 1.0]}
+    assert searched(**options)[1][-1] == current * 2
+    chosen, calls = searched(**options, select_on="previous")
+    assert calls[-1] == previous * 2
     if not previous:  # nothing to keep: the trained weights stay
         assert chosen == [1.0, 1.0]
 
@@ -161,6 +144,6 @@ def test_search__step_without_validation_data_is_reported_before_training():
 def test_patching__comes_before_plugins_that_copy_the_weights():
     plugins = [ContrastiveEWCPlugin(1.0), PatchingPlugin([0.5])]
     strategy = fit(Sequential, plugins=plugins, steps=2)
-    patching, ewc = strategy.plugins[:2]
-    assert patching.chosen == [1.0, 0.5]
+    first, ewc = strategy.plugins[:2]
+    assert first.chosen == [1.0, 0.5]
     assert_same_weights(ewc.anchor, dict(strategy.model.named_parameters()))

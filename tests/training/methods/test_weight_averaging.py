@@ -169,14 +169,9 @@ def test_growth__new_rows_keep_their_values_under_the_initial_anchor():
     assert len(rows) > count
     assert torch.equal(ours[count:], rows[count:])
     torch.testing.assert_close(ours[:count], (first + rows[:count]) / 2)
-    assert_near(
-        {"w": ours_of(model)},
-        {"w": (track.start[0]["token.weight"] + track.path[2][-1]["token.weight"]) / 2},
-    )
-
-
-def ours_of(model):
-    return model.state_dict()["token.weight"]
+    name = "token.weight"
+    expected = (track.start[0][name] + track.path[2][-1][name]) / 2
+    assert_near(model.state_dict(), {name: expected})
 
 
 @pytest.mark.parametrize("score", ["average", "student"])

@@ -176,7 +176,7 @@ def zscl_variants(
     :return: ``continual-ft``, ``wc``, ``we``, ``wise-ft``, ``lwf``, ``lwf-vr``
         (:class:`VocabularyReplayPlugin`), ``zscl*``, ``zscl``.
     """
-    first = {"teach_first_experience": teach_first_experience}
+    first: dict[str, Any] = {"teach_first_experience": teach_first_experience}
     reference = partial(ReferenceDistillationPlugin, batch_size=batch_size, **first)
     zero_shot = partial(reference, reference_images, reference_texts, teacher="initial")
     ensemble = partial(WeightAveragingPlugin, "we", interval=interval)

@@ -13,32 +13,19 @@ from avalanche_clip.benchmarks.datasets.mtil import (
 from tests.benchmarks.datasets.mtil import coop_files, disk
 from tests.refused import refused
 
+pytestmark = pytest.mark.usefixtures("any_checksum")
+
 NAMES = {
     "Aircraft": ("707-320", "F-16A/B", "DH-82"),
     "Caltech101": ("face", "lotus", "water lilly"),
     "DTD": ("banded", "polka-dotted"),
-    "EuroSAT": (
-        "Annual Crop Land satellite location",
-        "Forest satellite location",
-    ),
+    "EuroSAT": ("Annual Crop Land satellite location", "Forest satellite location"),
     "Flowers": ("lotus", "tiger lily"),
     "Food": ("apple pie", "waffles"),
     "OxfordPet": ("abyssinian", "beagle"),
     "StanfordCars": ("2012 Ram C/V Cargo Van Minivan", "2000 AM General Hummer SUV"),
     "SUN397": ("abbey", "outdoor apartment building"),
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("x_tail")
-    coop_files.write_x_tail(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def accept(monkeypatch):
-    disk.accept_any_checksum(monkeypatch)
 
 
 def content(data):
@@ -61,8 +48,8 @@ def test_x_tail__sizes_of_the_released_lists():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_x_tail_domain__names_labels_and_pictures(root, name):
-    domain = read_x_tail_domain(name, root, check="ignore")
+def test_x_tail_domain__names_labels_and_pictures(x_root, name):
+    domain = read_x_tail_domain(name, x_root, check="ignore")
     assert domain.class_names == NAMES[name] and domain.name == name
     assert domain.templates == (X_TAIL_TEMPLATES[name],)
     train, test = content(domain.train), content(domain.test)
@@ -76,20 +63,20 @@ def test_x_tail_domain__names_labels_and_pictures(root, name):
     assert test == [(k, k, n) for k in labels for n in (4, 5)][::-1]
 
 
-def test_x_tail_domain__mnist(root):
-    domain = read_x_tail_domain("mnist", root, check="ignore")
+def test_x_tail_domain__mnist(x_root):
+    domain = read_x_tail_domain("mnist", x_root, check="ignore")
     assert domain.class_names[0] == 'number: "0 - zero"'
     assert domain.class_names[9] == 'number: "9 - nine"'
     assert domain.templates == ("a photo of a {}.",)
     assert len(domain.train) == 12 and len(domain.test) == 2
 
 
-def test_x_tail_domain__published_sizes_are_compared(root):
+def test_x_tail_domain__published_sizes_are_compared(x_root):
     with pytest.raises(ValueError, match="3 classes instead of 100.*4,128"):
-        read_x_tail_domain("Caltech101", root, check="raise")
+        read_x_tail_domain("Caltech101", x_root, check="raise")
     with pytest.warns(UserWarning, match="2,463"):
-        read_x_tail_domain("Flowers", root)
-    refused("CIFAR100", read_x_tail_domain, "CIFAR100", root)
+        read_x_tail_domain("Flowers", x_root)
+    refused("CIFAR100", read_x_tail_domain, "CIFAR100", x_root)
 
 
 @pytest.mark.parametrize("name", sorted(coop_files.LISTS))

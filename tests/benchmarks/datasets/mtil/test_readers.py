@@ -20,6 +20,8 @@ from avalanche_clip.benchmarks.datasets.mtil import (
 from tests.benchmarks.datasets.mtil import disk
 from tests.refused import refused
 
+pytestmark = pytest.mark.usefixtures("any_checksum")
+
 NAMES = {
     "Aircraft": ("707-320", "F-16A/B", "DH-82"),
     "Caltech101": (
@@ -53,11 +55,6 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("all")
     written = {name: write(folder) for name, write in disk.WRITERS.items()}
     return folder, written
-
-
-@pytest.fixture(autouse=True)
-def accept(monkeypatch):
-    disk.accept_any_checksum(monkeypatch)
 
 
 def read(name, root, **options):

@@ -305,26 +305,6 @@ def test_replay__moves_old_rows_on_request_without_counting_them(replay, count):
     assert torch.equal(table.usage[old], usage[old])
 
 
-@pytest.mark.parametrize("target", ["teacher", "student"])
-@pytest.mark.parametrize("regularize", ["gd", None])
-def test_reservoir__active_rows_give_the_table_of_dense_training(regularize, target):
-    tables = []
-    for active in (True, False):
-        model = tiny_model()
-        benchmark = language_stream(model)
-        strategy = language_strategy(
-            model,
-            plugins=[ReservoirReplayPlugin(9, target=target)],
-            regularize=regularize,
-            weight_decay=0.3,
-            expansion={"active_rows": active},
-        )
-        model.to(torch.float64)
-        train_stream(strategy, benchmark)
-        tables.append(find_token_embedding(model).weight)
-    torch.testing.assert_close(*tables, rtol=1e-6, atol=1e-8)
-
-
 def test_oracle_vocabulary__is_added_once():
     captions = ["rote katze", "red cat", "κόκκινη γάτα"] * 4
     strategy, watch, _ = run(vocab_size=330, expansion={"oracle_vocabulary": captions})

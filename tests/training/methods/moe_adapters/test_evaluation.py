@@ -133,33 +133,6 @@ def test_most_frequent__lowest_of_several():
     assert _most_frequent(torch.tensor([], dtype=torch.int64)) == -1
 
 
-def test_interrupted_pass__restores_the_router_of_training():
-    strategy, plugin = build(**selecting())
-    benchmark = moe_runs.pairs(strategy.model)
-    train_stream(strategy, benchmark, 2)
-    moe = strategy.model.moe_adapters
-
-    def stop(module, args):
-        raise RuntimeError("stop")
-
-    last = strategy.model.clip.transformer.resblocks[1]
-    handle = last.register_forward_pre_hook(stop)
-    hooks = len(strategy.model._forward_hooks)
-    with pytest.raises(RuntimeError, match="stop"):
-        strategy.eval(benchmark.test_stream)
-    handle.remove()
-    assert moe.routers == {"image": 1, "text": 1}
-    assert len(strategy.model._forward_hooks) == hooks
-    batch = benchmark.test_stream[0].dataset.eval()[0][0][None]
-    strategy.model.eval()
-    with torch.no_grad(), moe.using_router(1):
-        expected = strategy.model.encode_image(batch)
-    with torch.no_grad():
-        assert torch.equal(strategy.model.encode_image(batch), expected)
-    strategy.eval(benchmark.test_stream)
-    assert moe.routers == {"image": 1, "text": 1}
-
-
 # ------------------------------------------------------------------------- selector
 def domains_with(granularity="sample", calibration=None, noise=0.0, **options):
     strategy, plugin = build(

@@ -11,7 +11,6 @@ from avalanche_clip.training.supervised import (
 )
 from tests.helpers import (
     quiet_evaluator,
-    train_stream,
 )
 from tests.training import moe_runs
 
@@ -33,20 +32,6 @@ def adapters(**options):
     }
     given.setdefault("model", moe_runs.vit())
     return MoEAdapters(**given)
-
-
-class Rates(SupervisedPlugin):
-    """Note learning rates, weight decay and what the optimiser holds."""
-
-    stateless = True
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def after_update(self, strategy, **kwargs):
-        (group,) = strategy.optimizer.param_groups
-        self.found.append((group["lr"], group["weight_decay"], len(group["params"])))
 
 
 def test_defaults__are_the_published_ones():
@@ -74,25 +59,6 @@ def test_defaults__are_the_published_ones():
 def test_selector_by_default__needs_reference_images():
     with pytest.raises(ValueError, match="reference_images"):
         MoEAdapters(model=moe_runs.vit())
-
-
-def test_optimisation__warm_up_cosine_to_zero_and_one_rate_per_experience():
-    rates = Rates()
-    strategy = adapters(lr=[1e-2, 2e-2], plugins=[rates])
-    benchmark = moe_runs.domains(strategy.model)
-    train_stream(strategy, benchmark, 2)
-    found = [rate for rate, _, _ in rates.found]
-    # i = 0..4, W = 2, N = 4: (i + 1) / 2, then cosine to zero
-    shape = [0.5, 1.0, 1.0, 0.5, 0.0]
-    assert found == pytest.approx(
-        [1e-2 * s for s in shape] + [2e-2 * s for s in shape], abs=1e-12
-    )
-    assert all(decay == 0 for _, decay, _ in rates.found)
-    # 4 blocks x (4 experts x 4 tensors + 2 of the router), then without 2 frozen
-    assert rates.found[0][2] == 4 * (16 + 2)
-    assert rates.found[-1][2] == 4 * (8 + 2)
-    with pytest.raises(ValueError, match="one per experience"):
-        strategy.train(benchmark.train_stream[2], eval_streams=[])
 
 
 def test_class_incremental_form__two_experts_one_router_seen_classes():

@@ -10,14 +10,9 @@ from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
-    assert_same_weights,
-    build,
     fit,
     sgd,
-    stub_benchmark,
-    stub_model,
     train_stream,
-    weights,
 )
 from tests.training import small_runs as runs
 from tests.training.methods.zscl.test_distillation import (
@@ -26,46 +21,6 @@ from tests.training.methods.zscl.test_distillation import (
     plugin,
     reference_images,
 )
-
-
-def test_initial_teacher__is_the_model_before_the_first_task_for_ever():
-    start = weights(stub_model())
-    method = plugin()
-    strategy = build(Sequential, plugins=[method])
-    for number, experience in enumerate(stub_benchmark((8,) * 5).train_stream):
-        strategy.train(experience, eval_streams=[])
-        teacher = strategy.teachers.get("initial").model
-        assert_same_weights(teacher, start)
-        assert not any(
-            p.requires_grad or p.grad is not None for p in teacher.parameters()
-        )
-        if number == 0:
-            features = method.text_features
-        assert method.text_features is features
-    expected = teacher.encode_text(teacher.tokenizer(TEXTS))
-    assert torch.equal(features, expected)
-
-
-def test_previous_teacher__text_features_are_renewed():
-    seen = []
-
-    class Look:
-        stateless = True
-
-        def after_update(self, strategy, **kwargs):
-            if strategy.clock.train_exp_iterations == 0:
-                seen.append(method.text_features)
-
-    method = plugin(teacher="previous")
-    strategy = build(Sequential, plugins=[method, Look()])
-    before = []
-    for experience in list(stub_benchmark().train_stream)[:2]:
-        with torch.no_grad():
-            tokens = strategy.model.tokenizer(TEXTS)
-            before.append(strategy.model.encode_text(tokens))
-        strategy.train(experience, eval_streams=[])
-    assert torch.equal(seen[0], before[0]) and torch.equal(seen[1], before[1])
-    assert method.text_features is None and method.table is None
 
 
 @pytest.mark.parametrize("kind", ["initial", "previous"])

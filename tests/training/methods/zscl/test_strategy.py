@@ -191,13 +191,3 @@ def test_variants__zscl_is_the_strategy():
     starred = trained(2, plugins=variants()["zscl*"]())
     strategy = trained(2, ZSCL, consolidation_weight=0.0)
     assert_same_weights(starred.model, strategy.model)
-
-
-def test_reference_data__of_the_benchmark_itself():
-    net = model()
-    benchmark = stub_benchmark(model=net)
-    source = benchmark.test_stream
-    strategy = trained(2, ZSCL, net=net, benchmark=benchmark, reference_images=source)
-    # 18 test images, whose evaluation transform is known to be the same each time.
-    accounts = strategy.compute.experiences
-    assert sum(e.get("teacher", {"images": 0})["images"] for e in accounts) == 18
