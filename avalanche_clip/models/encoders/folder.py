@@ -63,14 +63,8 @@ def save_model(model: Storable, folder: str | Path) -> None:
 
 def _hashes(config: dict[str, Any], folder: Path) -> dict[str, str]:
     """Hash the files beside the weights that have no checksum of their own."""
-    found: list[Path] = []
-    for path in (folder / name for name in weights.named_files(config)):
-        inner = path.rglob("*") if path.is_dir() else [path]
-        found += (p for p in inner if p.is_file())
-    return {
-        path.relative_to(folder).as_posix(): weights.file_hash(path)
-        for path in sorted(found)
-    }
+    files = weights.files_of(config, folder, folder / weights.CONFIG_FILE)
+    return {name: weights.file_hash(path) for name, path in files.items()}
 
 
 def renew_model_file(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,17 +92,12 @@ def _check_listed(
     config: dict[str, Any], files: dict[str, str], folder: Path, path: Path
 ) -> None:
     """Make sure that every file a tokenizer or a text tower is read from is listed."""
-    base = os.path.abspath(folder.expanduser())
-    for name in weights.named_files(config):
-        found = inside(folder, name, path)
-        inner = sorted(found.rglob("*")) if found.is_dir() else [found]
-        for file in inner:
-            listed = file.relative_to(base).as_posix() in files
-            if file.is_file() and file.suffix in _READ and not listed:
-                raise ValueError(
-                    f"{path} lists no hash of the file {file} under 'files'; add its "
-                    "SHA-256 there, or remove the file, or save the model again."
-                )
+    for name, file in weights.files_of(config, folder, path).items():
+        if file.suffix in _READ and name not in files:
+            raise ValueError(
+                f"{path} lists no hash of the file {file} under 'files'; add its "
+                "SHA-256 there, or remove the file, or save the model again."
+            )
 
 
 def _anchor(config: dict[str, Any], folder: Path, path: Path) -> None:

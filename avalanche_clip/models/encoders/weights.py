@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -288,11 +289,17 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def named_files(config: dict[str, Any]) -> list[str]:
-    """Names of the files and folders that a configuration is read with."""
+def files_of(config: dict[str, Any], folder: Path, source: Path) -> dict[str, Path]:
+    """Find the files beside the weights that a configuration is read with, by name.
+
+    :param source: what holds the configuration, for messages.
+    """
     text_cfg = config.get("model_cfg", {}).get("text_cfg", {})
     names = [(config.get("tokenizer") or {}).get("file"), text_cfg.get("hf_model_name")]
-    return [name for name in names if name]
+    places = [inside(folder, name, source) for name in names if name]
+    found = [path for place in places for path in (place, *place.rglob("*"))]
+    base = os.path.abspath(folder.expanduser())
+    return {p.relative_to(base).as_posix(): p for p in sorted(found) if p.is_file()}
 
 
 def save_text_config(clip: Any, config: dict[str, Any], folder: Path) -> None:
