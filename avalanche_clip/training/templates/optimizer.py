@@ -226,10 +226,8 @@ class OptimizerGroups:
                 optimizer.add_param_group({"params": [], "owner": owner})
         self.load(optimizer, model, stored)
         self.names = [{"names": list(group)} for group in stored["names"]]
-        named = optim.trainable(model)
-        self.known |= set(named)
         # Moments are found by the names of the parameters as they are now.
-        self._held = {id(p): n for n, p in named.items()}
+        self._hold(optimizer, optim.trainable(model))
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:
@@ -258,11 +256,6 @@ def _to_device(value: Any, key: str, parameter: Tensor) -> Any:
     return value.clone() if key == "step" else value.to(parameter.device, copy=True)
 
 
-def _has_names(group: Any) -> bool:
-    named = isinstance(group, Mapping) and "names" in group
-    return named and not isinstance(group["names"], str)
-
-
 def _claim(
     groups: list[dict[str, Any]],
     claimed: Any,
@@ -271,8 +264,9 @@ def _claim(
 ) -> list[dict[str, Any]]:
     """Move the names that a plugin claims from the groups into its own."""
     one = isinstance(claimed, (str, Mapping)) or not isinstance(claimed, Iterable)
-    given = [] if one else list(claimed)
-    if one or not all(map(_has_names, given)):
+    given: list[Any] = [None] if one else list(claimed)
+    lists = [g["names"] for g in given if isinstance(g, Mapping) and "names" in g]
+    if len(lists) < len(given) or any(isinstance(names, str) for names in lists):
         raise ValueError(
             f"param_groups of {owner} must return a list of dicts with the names of "
             f"each group ('names': [...], 'lr': ...), not {claimed!r:.200}."
@@ -290,14 +284,12 @@ def _claim(
             f"has none of that name that is trained.{did_you_mean(unknown, named)}"
         )
     others = [g for g in groups if not g["owner"].startswith("rule ")]
+    held = {name: g["owner"] for g in others for name in g["names"]}
     for name in taken:
-        twice = names.count(name) > 1
-        holders = (
-            [owner] if twice else [g["owner"] for g in others if name in g["names"]]
-        )
-        if holders:
+        holder = owner if names.count(name) > 1 else held.get(name)
+        if holder:
             raise ValueError(
-                f"{owner} claims {name!r} in param_groups, which {holders[0]} claims "
+                f"{owner} claims {name!r} in param_groups, which {holder} claims "
                 "too; a parameter has one group: let one plugin claim it, once."
             )
     rest = [dict(g, names=[n for n in g["names"] if n not in taken]) for g in groups]
