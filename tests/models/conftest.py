@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from avalanche_clip.models import create_dual_encoder
 
@@ -106,13 +106,24 @@ def same(model, other):
     return model.state_fingerprint() == other.state_fingerprint()
 
 
+def unigram(scores, unknown, template):
+    """A SentencePiece-like tokenizer of pieces with their scores, ids in this order."""
+    inner = Tokenizer(models.Unigram(list(scores.items()), unk_id=unknown))
+    inner.normalizer = normalizers.NFKC()
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = [(t, n) for n, t in enumerate(scores) if t in template.split()]
+    inner.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    return inner
+
+
 def save_hf_tokenizer(tokenizer_file, folder, **special):
     """Store the word tokenizer as a transformers tokenizer."""
-    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer.from_file(str(tokenizer_file))
-    inner.post_processor = TemplateProcessing(
+    inner.post_processor = processors.TemplateProcessing(
         single="<|startoftext|> $A <|endoftext|>",
         special_tokens=[("<|startoftext|>", VOCAB - 2), ("<|endoftext|>", VOCAB - 1)],
     )

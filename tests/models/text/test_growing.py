@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from avalanche_clip.models.encoders.presets import TOKENIZER_FILE
 from avalanche_clip.models.text.growing import GrowingTokenizer
@@ -18,6 +18,7 @@ from avalanche_clip.models.text.tokenizers import (
     OpenCLIPTokenizer,
 )
 from avalanche_clip.models.text.vocabulary import count_tokens
+from tests.models.conftest import unigram
 from tests.refused import refused
 
 TEXTS = [
@@ -323,28 +324,11 @@ def test_count_tokens__counts_and_checks():
 # -------------------------------------------------------------------- pieces
 def make_pieces(folder):
     """A SentencePiece-like transformers tokenizer with a special id at its end."""
-    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    inner = Tokenizer(
-        models.Unigram(
-            [
-                ("<s>", 0.0),
-                ("<pad>", 0.0),
-                ("</s>", 0.0),
-                ("<unk>", 0.0),
-                *((c, -9.0) for c in "▁abcdefghijklmnopqrstuvwxyz"),
-                ("▁the", -3.0),
-                ("▁cat", -4.0),
-            ],
-            unk_id=3,
-        )
-    )
-    inner.normalizer = normalizers.NFKC()
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+    scores = dict.fromkeys(("<s>", "<pad>", "</s>", "<unk>"), 0.0)
+    scores |= dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz", -9.0)
+    inner = unigram(scores | {"▁the": -3.0, "▁cat": -4.0}, 3, "<s> $A </s>")
     PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.models.text.hf_tokenizers import HFCaptionTokenizer
-from tests.models.conftest import edited, save_hf_tokenizer
+from tests.models.conftest import edited, save_hf_tokenizer, unigram
 from tests.refused import refused
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -18,14 +17,8 @@ def save_pieces(folder, **config):
     """A SentencePiece-like vocabulary in tokenizer.json, end id 1 as in SigLIP."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = ["▁", "▁red", "▁dog", "▁Red", *LETTERS, *LETTERS.upper(), "!", "."]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
-    vocab += [(piece, -2.0) for piece in pieces]
-    inner = Tokenizer(models.Unigram(vocab, unk_id=2))
-    inner.normalizer = normalizers.NFKC()
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": -9.0} | dict.fromkeys(pieces, -2.0)
+    inner = unigram(scores, 2, "$A </s>")
     inner.save(str(folder / "tokenizer.json"))
     if config:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
