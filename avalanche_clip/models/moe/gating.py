@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.checks import as_finite, require_alike, require_array
 
 BALANCE_WEIGHT = 0.01
 """Factor of the authors' code inside :func:`balance_loss`."""
@@ -152,7 +152,7 @@ def importance(gates: Tensor) -> Tensor:
     >>> importance(torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.5, 0.5]]))
     tensor([0.7500, 0.7500, 0.5000])
     """
-    _check_rows(gates, "gates")
+    require_array(gates, "gates", "* E")
     return gates.sum(dim=0)
 
 
@@ -181,12 +181,9 @@ def expert_load(
     >>> expert_load(scores, scores, k=2, noise_std=0.703147)
     tensor([0.8724, 0.6652, 0.3348, 0.1276])
     """
-    _check_rows(clean, "clean")
-    if clean.shape != logits.shape:
-        raise ValueError(
-            f"clean has shape {tuple(clean.shape)}, logits {tuple(logits.shape)}; give"
-            " the scores of the same rows."
-        )
+    require_array(clean, "clean", "* E")
+    do = "give the scores of the same rows"
+    require_alike(do, ("shape",), clean=clean, logits=logits)
     experts = clean.shape[1]
     _check_kept(k, experts)
     if noise_std is None or k == experts:
@@ -237,10 +234,3 @@ def balance_loss(importances: Tensor, loads: Tensor) -> Tensor:
     tensor(0.0400)
     """
     return BALANCE_WEIGHT * (cv_squared(importances) + cv_squared(loads))
-
-
-def _check_rows(values: Tensor, name: str) -> None:
-    if values.ndim != 2 or not values.shape[1]:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; give (B, E) with E >= 1."
-        )

@@ -91,23 +91,17 @@ def test_state__inside_a_task_goes_on_with_its_counts(learned, tiny_cfg):
     assert other.finish_task() == moe.finish_task()
 
 
-@pytest.mark.parametrize("change", ["weights", "precision"])
-def test_file__another_base_is_refused(learned, tiny_cfg, tmp_path, change):
+def test_file__another_base_is_refused(learned, tiny_cfg, tmp_path):
     path = tmp_path / "adapters.safetensors"
     learned.moe_adapters.save(path)
     other = build(tiny_cfg)
-    if change == "weights":
-        with torch.no_grad():
-            other.clip.visual.class_embedding[3] += 1e-6
-    if change == "precision":
-        torch.manual_seed(0)
-        other = create_dual_encoder(tiny_cfg, precision="bf16").eval()
+    with torch.no_grad():
+        other.clip.visual.class_embedding[3] += 1e-6
     before = features(other, make_batch(other))
     refused("trained on other weights", load_moe_adapters, other, path)
     assert not any(".moe." in name for name in other.state_dict())
     assert torch.equal(features(other, make_batch(other)), before)
-    if change == "weights":
-        load_moe_adapters(other, path, check_base=False)
+    load_moe_adapters(other, path, check_base=False)
 
 
 def test_state__other_options_or_damage_change_nothing(learned, tiny_cfg):

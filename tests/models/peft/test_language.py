@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avalanche_clip.models import attach_language_adapters, create_dual_encoder
+from avalanche_clip.models import attach_language_adapters
+from tests.models.kinds import hf_clip, native
 from tests.models.peft.test_branch import randomise
 from tests.refused import refused
 
@@ -14,13 +15,10 @@ TEXTS = ["red dog", "blue", "green cat bird sun"]
 KINDS = ("mla", "lora")
 
 
-@pytest.fixture(params=["open_clip", "transformers"])
+@pytest.fixture(params=[native, hf_clip], ids=lambda kind: kind.__name__)
 def model(request, tiny_cfg):
     torch.manual_seed(0)
-    if request.param == "open_clip":
-        return create_dual_encoder(tiny_cfg).eval()
-    folder = request.getfixturevalue("hf_clip_folder")
-    return create_dual_encoder(f"hf:{folder}").eval()
+    return request.param(tiny_cfg, request).eval()
 
 
 def encode(model):
