@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from avalanche_clip.common.checks import require_array, require_indices
+from avalanche_clip.common.checks import require_indices
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float64_array,
@@ -61,11 +62,10 @@ def _trained_columns(matrix: np.ndarray, steps: Sequence[int] | None) -> list[in
     rows, columns = matrix.shape
     if steps is None:
         return list(range(rows))
-    found = np.asarray(steps)
-    give = "the column that was trained before each row"
-    require_array(found, f"steps={steps!r}", f"{rows}", "integer", give=give)
-    require_indices(found, columns, f"steps={steps!r}")
-    return [int(step) for step in found]
+    what, give = f"steps={steps!r}", "the column that was trained before each row"
+    found = as_integer_array(steps, what, f"{rows}", give=give)
+    require_indices(found, columns, what)
+    return found.tolist()
 
 
 def _parts(matrix: np.ndarray, trained: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +90,8 @@ def fold_columns(E: ArrayLike, steps: Sequence[int]) -> np.ndarray:
     [[30.0, 40.0], [40.0, 80.0]]
     """
     matrix = as_results("E", E, "R J", "one column per test set")
-    index = np.asarray(steps)
-    shape = f"{matrix.shape[1]}"
-    require_array(index, "steps", shape, "integer", give="the step of each column of E")
+    shape, give = f"{matrix.shape[1]}", "the step of each column of E"
+    index = as_integer_array(steps, "steps", shape, give=give)
     present = np.unique(index)
     if present[0] < 0 or len(present) != present[-1] + 1:
         raise ValueError(
@@ -303,9 +302,8 @@ def incremental_accuracy(E: ArrayLike, counts: Sequence[int]) -> dict[str, Any]:
     0.625
     """
     matrix = as_results("E", E, "K J", "one row per step", wide=True)
-    sizes = np.asarray(counts)
     shape = f"{matrix.shape[1]}"
-    require_array(sizes, "counts", shape, "integer", give="one per column of E")
+    sizes = as_integer_array(counts, "counts", shape, give="one per column of E")
     if (sizes < 1).any():
         raise ValueError(f"counts={sizes.tolist()} must all be at least 1.")
     steps = [

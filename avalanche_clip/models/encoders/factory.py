@@ -167,7 +167,9 @@ def _from_text(name: str, cache: str | None) -> _Request:
         return _from_transformers(name.removeprefix(_HF_PREFIX), cache)
     if name.startswith(_HUB_PREFIX):
         return _from_hub(name, cache)
-    names, plain = _open_clip_names(), name.replace("/", "-")
+    from open_clip.factory import list_models
+
+    names, plain = list_models(), name.replace("/", "-")
     if plain in names:
         return _from_name(plain)
     folder = Path(name.removeprefix(_LOCAL_PREFIX)).expanduser()
@@ -198,12 +200,6 @@ def _from_name(name: str) -> _Request:
     # names without tags have no weights to be wrong about, until a file is given
     guessed = not stated and "disagree" in source
     return _Request(name, config, source, guessed=guessed)
-
-
-def _open_clip_names() -> list[str]:
-    from open_clip.factory import list_models
-
-    return list_models()
 
 
 # ------------------------------------------------------------------ folders
@@ -382,11 +378,9 @@ def _take_tokenizer(request: _Request, spec: Any) -> None:
 def _tagged(request: _Request, tag: str, cache: str | None) -> Path:
     if request.name in PRESETS:
         return preset_weights(request.name, tag)
-    tags: list[str] = []
-    if request.name in _open_clip_names():
-        from open_clip.pretrained import list_pretrained_tags_by_model
+    from open_clip.pretrained import list_pretrained_tags_by_model
 
-        tags = list_pretrained_tags_by_model(request.name)
+    tags = list_pretrained_tags_by_model(request.name)
     if tag.lower().replace("-", "_") not in tags and tag.lower() not in tags:
         have = f"tags {', '.join(tags)}" if tags else "no tags"
         raise ValueError(

@@ -81,11 +81,12 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
-def _single(value: Any) -> Any:
+def _feature(output: Any) -> Any:
     """Return the tensor of an output that may be a tuple or an output object."""
-    if isinstance(value, tuple):
-        return value[0]
-    return value
+    if isinstance(output, tuple):
+        return output[0]
+    # transformers 5 returns an object, earlier releases a tensor
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 class _Reached(Exception):
@@ -183,12 +184,12 @@ class OpenCLIPTowers(_Towers):
 
     def encode_image(self, clip: Any, image: Tensor) -> Tensor:
         """Return raw image features ``(B, D)``."""
-        return _single(clip.encode_image(image, normalize=False))
+        return _feature(clip.encode_image(image, normalize=False))
 
     def encode_text(self, clip: Any, text: Tensor, end_id: int) -> Tensor:
         """Return raw text features ``(M, D)``; causal towers take any length."""
         if not self.is_causal(clip):
-            return _single(clip.encode_text(text, normalize=False))
+            return _feature(clip.encode_text(text, normalize=False))
         tower = self.text_tower(clip)
         length = text.shape[1]
         dtype = tower.transformer.get_cast_dtype()
@@ -248,9 +249,7 @@ class TransformersTowers(_Towers):
 
     def encode_image(self, clip: Any, image: Tensor) -> Tensor:
         """Return raw image features ``(B, D)``."""
-        out = clip.get_image_features(pixel_values=image)
-        # transformers 5 returns an output object, earlier releases a tensor
-        return out if isinstance(out, Tensor) else out.pooler_output
+        return _feature(clip.get_image_features(pixel_values=image))
 
     def encode_text(self, clip: Any, text: Tensor, end_id: int) -> Tensor:
         """Return raw text features ``(M, D)``; causal towers take any length."""
@@ -258,8 +257,7 @@ class TransformersTowers(_Towers):
             hidden = clip.text_model(input_ids=text).last_hidden_state
             end_id = self.pooling_id(clip, text, end_id)
             return clip.text_projection(_pool(hidden, text, end_id))
-        out = clip.get_text_features(input_ids=text)
-        return out if isinstance(out, Tensor) else out.pooler_output
+        return _feature(clip.get_text_features(input_ids=text))
 
     def pooling_id(self, clip: Any, text: Tensor, end_id: int) -> int:
         """Return the id at which features are taken.

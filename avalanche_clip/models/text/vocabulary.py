@@ -130,11 +130,10 @@ class Vocabulary:
             parts = parts[::-1]
         return [merge for part in parts for merge in part]
 
-    def build(self, level: int | None = None) -> Any:
+    def build(self, level: int) -> Any:
         """Make the ``tokenizers.Tokenizer`` of a level."""
         from tokenizers import Tokenizer
 
-        level = self.level if level is None else level
         tokens = self.tokens[: self.sizes[level]]
         model = dict(self.pipeline["model"])
         if self.kind == "bpe":
@@ -239,7 +238,7 @@ class Vocabulary:
         """
         fresh = self.tokens[first:]
         if self.kind == "unigram":
-            model = self.build().model
+            model = self.build(self.level).model
             return [t for t in fresh if len(model.tokenize(t)) == 1]
         suffix = self.pipeline["model"].get("end_of_word_suffix") or ""
         ranks = {merge: rank for rank, merge in enumerate(self.merges())}

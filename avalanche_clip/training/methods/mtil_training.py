@@ -124,8 +124,6 @@ class FineTuning(ContrastiveTemplate):
     :param kwargs: see :class:`ContrastiveTemplate`.
     """
 
-    learning_rates: tuple[float, ...]
-
     def __init__(
         self,
         *,
@@ -148,8 +146,6 @@ class ClassNameFineTuning(ClassNameTemplate):
     :param plugins: those of the method.
     :param kwargs: see :class:`ClassNameTemplate`.
     """
-
-    learning_rates: tuple[float, ...]
 
     def __init__(
         self,

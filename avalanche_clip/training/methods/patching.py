@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     :param validation: name of the stream of the benchmark to score on, with one
         experience per training experience. Do not use the stream that you report.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
-        another ``select_on``.
+        another ``select_on``; together with plugins that start a step from other
+        weights or route batches (expert and language adapters).
 
     Scores are those of the steps that were trained, whatever their order; a step
     that comes again is the current one. Where no previous step is left, the trained
@@ -95,9 +97,9 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
             self.chosen.append(1.0)
             return
         trained = clones(strategy.model)
-        datasets = self._data(strategy) if len(self.grid) > 1 else []
-        best = 1.0 if len(self.grid) > 1 else self.grid[0]
-        if datasets:
+        best = self.grid[0]
+        if len(self.grid) > 1:
+            datasets = self._data(strategy)
 
             def score(coefficient: float) -> float:
                 mixed = mix(self.previous, trained, coefficient)
@@ -105,23 +107,22 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
                 return self._score(strategy, datasets)
 
             # The first of equal scores counts.
-            best = max(sorted(self.grid, reverse=True), key=score)
+            grid = sorted(self.grid, reverse=True)
+            best = max(grid, key=score) if datasets else 1.0
         strategy.model.load_state_dict(mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}
 
     def _score(self, strategy: Any, datasets: list[Any]) -> float:
-        options = {"batch_size": strategy.eval_mb_size, "device": strategy.device}
-        scores = [
-            evaluate_retrieval(
-                strategy.model,
-                dataset,
-                autocast=strategy.autocast,
-                budget=strategy.compute,
-                **options,
-            )["mean_R@1"]
-            for dataset in datasets
-        ]
+        evaluate = partial(
+            evaluate_retrieval,
+            strategy.model,
+            batch_size=strategy.eval_mb_size,
+            device=strategy.device,
+            autocast=strategy.autocast,
+            budget=strategy.compute,
+        )
+        scores = [evaluate(dataset)["mean_R@1"] for dataset in datasets]
         return sum(scores) / len(scores)
 
     def _data(self, strategy: Any) -> list[Any]:

@@ -147,10 +147,8 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
 
         int64 ``(N, 2)``.
         """
-        stored = self._slots.copy()
-        indices = np.array([step.place for step in self._steps], dtype=np.int64)
-        stored[:, 0] = indices[stored[:, 0]] if len(stored) else stored[:, 0]
-        return stored
+        places = np.array([step.place for step in self._steps], dtype=np.int64)
+        return np.column_stack([places[self._slots[:, 0]], self._slots[:, 1]])
 
     def replayed_data(self, strategy: Any) -> Any:
         """Return what may be drawn in the coming experience, None if nothing.
@@ -267,8 +265,7 @@ class ReservoirReplayPlugin(MethodPlugin, supports_distributed=True):
         batch = strategy.mb_x
         if FROM_MEMORY not in batch:
             return
-        output = strategy.global_features
-        aux = output.aux or {}
+        aux = strategy.global_features.aux or {}
         old = distributed.gather_rows(batch[FROM_MEMORY]).bool()
         student = _sample_texts(strategy)
         teacher = aux.get("teacher_text")

@@ -95,6 +95,8 @@ def test_experiences__carry_what_stock_code_reads(name):
     benchmark = STREAMS[name]()
     train = benchmark.streams["train"]
     assert benchmark.n_experiences == len(train)
+    assert name not in ("online", "prepared") or train[0].is_first_subexp
+    assert name != "decorated" or benchmark.time_labels == times().time_labels
     assert benchmark.task_labels == [e.task_labels for e in train]
     for stream in benchmark.streams.values():
         data = [e.dataset for e in stream]

@@ -191,11 +191,6 @@ class CLLCLIP(ContrastiveTemplate):
         for group in self.optimizer.param_groups:
             group["lr"] = float(group["initial_lr"]) * part
 
-    def forward(self) -> Any:
-        """Encode the texts; complete the batch by the teacher's features."""
-        self._student.for_loss = self.is_training
-        return super().forward()
-
     def meet(self) -> None:
         """Also complete the batch by the teacher's features."""
         super().meet()

@@ -359,23 +359,18 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
                 f"Of the stored and the resumed run one has a selector, this one has "
                 f"{have}; build it with the same 'selector'."
             )
-        self.routers = {str(k): int(v) for k, v in state["routers"].items()}
-        self.owners = {k: read_step(step) for k, step in state["owners"].items()}
-        self._steps = state["steps"]
-        self.routing = deepcopy(state["routing"])
         if chosen is not None:
-            _check_same_selector(chosen, state)
+            ours, theirs = dict(chosen.identity), dict(state["selector_settings"])
+            if state["selector"]["_extra_state"]["threshold_kind"] != "given":
+                ours["threshold"] = theirs["threshold"] = None
+            for name, stored in theirs.items():
+                do = "build it with the same settings"
+                require_same(f"{name} of the selector", stored, ours[name], do)
             # Made for a strategy, in check_compatible.
             chosen.bind(self._strategy.model)
             chosen.to(self._strategy.device)
             chosen.load_state_dict(state["selector"])
-
-
-def _check_same_selector(selector: Any, state: dict[str, Any]) -> None:
-    """Raise ValueError if a stored selector was built with other settings."""
-    ours, theirs = dict(selector.identity), dict(state["selector_settings"])
-    if state["selector"]["_extra_state"]["threshold_kind"] != "given":
-        ours["threshold"] = theirs["threshold"] = None
-    for name, stored in theirs.items():
-        what = f"{name} of the selector"
-        require_same(what, stored, ours[name], "build it with the same settings")
+        self.routers = {str(k): int(v) for k, v in state["routers"].items()}
+        self.owners = {k: read_step(step) for k, step in state["owners"].items()}
+        self._steps = state["steps"]
+        self.routing = deepcopy(state["routing"])

@@ -77,8 +77,6 @@ class MoEAdapters(ClassNameTemplate):
     :raises ValueError: see :class:`MoEAdaptersPlugin`.
     """
 
-    learning_rates: tuple[float, ...]
-
     def __init__(
         self,
         *,
