@@ -131,6 +131,9 @@ class Routes:
 
         :param x: what the block reads in a pass; the same memory in its second run.
         """
+        if torch.compiler.is_compiling():  # a trace knows no memory
+            self._again = None
+            return
         # The reference keeps the address from being used again, not the memory.
         storage = StorageWeakRef(x.untyped_storage())
         key = storage.cdata, x.storage_offset(), x.shape

@@ -44,7 +44,8 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     :param validation: name of the stream of the benchmark to score on, with one
         experience per training experience. Do not use the stream that you report.
     :raises ValueError: for an empty grid, a value outside ``[0, 1]``, or
-        another ``select_on``.
+        another ``select_on``; together with plugins that start a step from other
+        weights or route batches (expert and language adapters).
 
     Scores are those of the steps that were trained, whatever their order; a step
     that comes again is the current one. Where no previous step is left, the trained

@@ -154,20 +154,6 @@ def test_start__is_the_average_of_the_step_before():
         assert_same_weights(start, before)
 
 
-def test_weight__pulls_to_the_start():
-    def distance(weight):
-        model = stub_model()
-        start = weights(model)
-        plugins = [WeightConsolidationPlugin(weight)]
-        fit(Sequential, steps=1, model=model, optimizer=sgd, plugins=plugins)
-        return sum(
-            float((v - start[k]).square().sum()) for k, v in model.state_dict().items()
-        )
-
-    # The first update is free; the rest pull back.
-    assert distance(3.0) < 0.5 * distance(0.0)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision__gradient_is_not_scaled(precision):
     """A scale left in would change the gradient by a factor of 65536."""

@@ -15,6 +15,7 @@ from avalanche_clip.training.runs.identity import (
     run_identity,
     strategy_identity,
 )
+from avalanche_clip.training.templates import MethodPlugin
 from tests.helpers import stub_model, train_stream
 from tests.training.classes import class_strategy
 from tests.training.languages import language_strategy, language_stream, tiny_model
@@ -157,11 +158,15 @@ def test_strategy_identity__class_prompts_of_its_own_count():
     assert found.startswith("settings.class_prompts is None there and ")
 
 
+class Listed(MethodPlugin):
+    def __init__(self, captions):
+        super().__init__()
+        self.captions = captions
+
+
 def test_run_identity__long_lists_are_hashed():
     def make(last):
-        plugin = WeightConsolidationPlugin(1.0)
-        plugin.weight = ["a caption"] * 999 + [last]
-        return identity(extra=[plugin])
+        return identity(extra=[Listed(["a caption"] * 999 + [last])])
 
     assert differences(make("x"), make("x")) == []
     (found,) = differences(make("x"), make("y"))

@@ -346,11 +346,6 @@ def test_routers__none_means_the_standard_path():
     assert plugin.used == []
 
 
-def test_routers__two_deciders_are_refused():
-    with pytest.raises(ValueError, match="class_logits"):
-        class_strategy(plugins=[Routers(None), Routers(None)])
-
-
 # ---------------------------------------------------------------------- real model
 def pictures(targets):
     """Random images with labels, in the range that a real transform accepts."""

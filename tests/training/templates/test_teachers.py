@@ -93,11 +93,6 @@ def test_previous__asked_for_in_training_raises():
         fit(Sequential, plugins=[late])
 
 
-def test_get__unknown_kind_raises():
-    with pytest.raises(ValueError, match="teacher='best' is unknown"):
-        build(Sequential).teachers.get("best")
-
-
 def test_ema__follows_the_weights():
     model = stub_model()
     strategy = build(Sequential, model, plugins=[_Ask("ema")])

@@ -13,7 +13,13 @@ from avalanche.training.storage_policy import (
 )
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.training import CumulativeAll, Oracle, Sequential
+from avalanche_clip.training import (
+    CumulativeAll,
+    Oracle,
+    Restart,
+    Sequential,
+    run_stream,
+)
 from avalanche_clip.training.plugins import (
     BudgetedReplayPlugin,
     CheckpointPlugin,
@@ -22,6 +28,7 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
+from avalanche_clip.training.templates.order import TrainingOrder
 from avalanche_clip.training.templates.visits import (
     Step,
     Visits,
@@ -32,6 +39,7 @@ from avalanche_clip.training.templates.visits import (
     step_of,
 )
 from tests.helpers import (
+    At,
     assert_same_weights,
     build,
     stub_benchmark,
@@ -41,6 +49,8 @@ from tests.methods.rows import ROWS
 from tests.methods.rows import build as build_row
 from tests.training.growing import GrowingEncoder, PlainGrowing
 from tests.training.languages import language_strategy, language_stream, tiny_model
+from tests.training.small_runs import Interrupted, StopPlugin
+from tests.training.small_runs import build as small_run
 
 ORDERS = ([0, 2], [2, 0], [0, 1, 0, 2], [1, 1, 0])
 SIZES = (8, 8, 8)
@@ -143,8 +153,6 @@ def test_second_visit__draws_other_batches(options):
 
 
 def test_first_visit__is_what_it_is_without_visits():
-    from avalanche_clip.training.templates.order import TrainingOrder
-
     look = Look()
     train(build(Sequential, plugins=[look]), stub_benchmark((16, 16)), [0, 1])
     for index, batches in enumerate(look.batches):
@@ -429,16 +437,9 @@ def test_oracle__pays_for_the_distinct_steps_in_the_pool():
 
 
 def test_fresh_weights__differ_between_visits():
-    from avalanche_clip.training import Restart
-
-    seen = []
-
-    class Start(Look):
-        def before_training_epoch(self, strategy, **kwargs):
-            seen.append(strategy.model.text_proj.weight.detach().clone())
-
-    train(build(Restart, plugins=[Start()]), stub_benchmark(SIZES), [0, 1, 1, 1])
-    pairs = itertools.combinations(seen, 2)
+    start = At("before_training_epoch", lambda s: s.model.text_proj.weight.clone())
+    train(build(Restart, plugins=[start]), stub_benchmark(SIZES), [0, 1, 1, 1])
+    pairs = itertools.combinations(start.seen, 2)
     assert not any(torch.equal(a, b) for a, b in pairs)
 
 
@@ -470,10 +471,6 @@ def test_token_usage__earlier_tasks_count_once_and_never_the_running_one(monkeyp
 
 
 def test_run_stream__of_a_strategy_trained_before_starts_at_the_first_step(tmp_path):
-    from avalanche_clip.training import run_stream
-    from tests.training.small_runs import Interrupted, StopPlugin
-    from tests.training.small_runs import build as small_run
-
     def go(out, stop, resume=False):
         strategy, data = small_run(stop=stop, schedule="constant")
         if not resume:
