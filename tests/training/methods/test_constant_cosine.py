@@ -5,6 +5,7 @@ from torch import nn
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 from tests.helpers import (
+    At,
     StubDualEncoder,
     assert_other_weights,
     assert_same_weights,
@@ -89,16 +90,12 @@ def test_rates__warm_up_once_stay_and_decay_on_the_branch():
 
 
 def test_step_stopped_before_its_decay__leaves_no_old_trunk():
-    class Stop:
-        def after_training_iteration(self, strategy, **kwargs):
-            counter, done = (
-                strategy.clock.train_exp_counter,
-                strategy.clock.train_exp_iterations,
-            )
-            if counter == 1 and done == 3:
-                strategy.stop_training()
+    def stop(strategy):
+        clock = strategy.clock
+        if clock.train_exp_counter == 1 and clock.train_exp_iterations == 3:
+            strategy.stop_training()
 
-    _, trace, deployed = run(3, plugins=[Stop()])
+    _, trace, deployed = run(3, plugins=[At("after_training_iteration", stop)])
     assert_same_weights(trace.starts[2], deployed[1])
 
 
