@@ -1,12 +1,10 @@
 import pytest
 import torch
-from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 from tests.helpers import (
     At,
-    StubDualEncoder,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -14,6 +12,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.training.growing import GrowingEncoder, PlainGrowing
 
 
 class _Trace:
@@ -61,25 +60,15 @@ def test_deployed_model__is_the_decayed_one():
     assert_same_weights(strategy.plugins[0].trunk["model"], trace.trunks[0])
 
 
-class _Growing(StubDualEncoder):
-    def __init__(self):
-        super().__init__(0)
-        self.extra = nn.Parameter(torch.zeros(1, 8))
-
-    def adaptation(self, experience):
-        old = self.extra.detach()
-        self.extra = nn.Parameter(torch.cat([old, torch.full((1, 8), 0.5)]))
-
-    def _raw_image(self, image):
-        return super()._raw_image(image) + self.extra.sum(0)
-
-
 def test_next_step__keeps_what_has_grown_since_the_trunk():
-    _, trace, _ = run(model=_Growing())
+    model = GrowingEncoder()
+    model.table = PlainGrowing()
+    _, trace, _ = run(model=model)
     start, trunk = trace.starts[1], trace.trunks[0]
-    assert start["extra"].shape == (3, 8) and trunk["extra"].shape == (2, 8)
-    assert torch.equal(start["extra"][:2], trunk["extra"])
-    assert torch.equal(start["extra"][2], torch.full((8,), 0.5))
+    grown, old = start["table.rows"], trunk["table.rows"]
+    assert grown.shape == (3, 8) and old.shape == (2, 8)
+    assert torch.equal(grown[:2], old)
+    assert torch.equal(grown[2], torch.full((8,), 0.01))
     assert torch.equal(start["token.weight"], trunk["token.weight"])
 
 
