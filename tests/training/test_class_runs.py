@@ -27,11 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 # ----------------------------------------------------------------------- resume
-def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
+def go(out, stop=None, resume=False, *, plugins=(), **options):
     torch.manual_seed(0 if stop is None else 99)
     model = stub_model(dropout=0.2, noise=0.1)
-    make = domain_benchmark if kind == "domains" else class_benchmark
-    benchmark = make(model)
+    benchmark = domain_benchmark(model)
     made = [plugin() for plugin in plugins]
     strategy = class_strategy(
         model, plugins=[*made, runs.StopPlugin(**(stop or {}))], **options
@@ -85,7 +84,6 @@ def test_budget__counts_prompts_and_plans_macs_with_them():
     assert strategy.clock.train_iterations == 4
 
 
-# --------------------------------------------------------------------- processes
 # ------------------------------------------------------------------------ results
 def test_run_stream__multi_domain_results_and_report(tmp_path):
     model = stub_model()

@@ -62,6 +62,7 @@ CASES = [
     *cases(BudgetedReplayPlugin, counts="buffer_size", kind="exp"),
     *cases(ReservoirReplayPlugin, "weight", "buffer_size"),
     *cases(CheckpointPlugin, "every_seconds", "every_iterations keep", folder="x"),
+    (CheckpointPlugin, {"folder": "x", "every_seconds": 0}, "every_seconds"),
     *cases(ConstantCosinePlugin, "decay_fraction"),
     *cases(ContrastiveLwFPlugin, "lwf_weight"),
     *cases(

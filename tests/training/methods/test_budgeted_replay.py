@@ -40,16 +40,11 @@ def test_equal__shares_equally():
     assert found == [[8], [8, 8], [4, 4, 8], [2, 3, 3, 8], [2, 2, 2, 2, 8]]
 
 
-def test_all__keeps_everything():
-    assert [len(p) for p in pools("all")] == [8, 16, 24, 32, 40]
-
-
 def test_choice__is_nested_and_without_repetition():
     old = [set(p[p < 8 * t].tolist()) for t, p in enumerate(pools("exp", 8))]
     for t in range(2, 5):
         before = {i for i in old[t] if i < 8 * (t - 1)}
         assert before <= old[t - 1]
-    assert all(len(set(p.tolist())) == len(p) for p in pools("exp", 8))
 
 
 def test_choice__depends_on_the_seed():
