@@ -3,18 +3,15 @@ import numpy as np
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import BudgetedReplayPlugin
-from tests.helpers import fit, stub_benchmark
+from tests.helpers import At, fit, stub_benchmark
 
 
 def pools(kind, buffer_size=None, sizes=(8, 8, 8, 8, 8), seed=0, **options):
     """Sample ids of the pool of each step."""
-    seen = []
-
-    class Look:
-        def before_training_exp(self, strategy, **kwargs):
-            seen.append(attribute_array(strategy.adapted_dataset, "sample_id"))
-
-    plugins = [BudgetedReplayPlugin(kind, buffer_size, **options), Look()]
+    look = At(
+        "before_training_exp", lambda s: attribute_array(s.adapted_dataset, "sample_id")
+    )
+    plugins = [BudgetedReplayPlugin(kind, buffer_size, **options), look]
     fit(
         Sequential,
         stub_benchmark(sizes),
@@ -22,7 +19,7 @@ def pools(kind, buffer_size=None, sizes=(8, 8, 8, 8, 8), seed=0, **options):
         budget_iterations=1,
         seed=seed,
     )
-    return seen
+    return look.seen
 
 
 def counts(pool, sizes=(8, 8, 8, 8, 8)):

@@ -104,12 +104,6 @@ def test_mod_x__optimizer_and_batch_of_the_source():
 
 
 def test_step_values__are_logged_with_the_terms():
-    values = {}
-
-    class Log:
-        def log_metrics(self, metrics):
-            values.update({m.name: m.value for m in metrics})
-
     evaluator = quiet_evaluator([loss_term_metrics(iteration=True)])
     strategy = build(ModX, alpha=2.0, evaluator=evaluator)
     benchmark = stub_benchmark()

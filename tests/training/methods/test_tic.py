@@ -10,6 +10,7 @@ from avalanche_clip.training import (
     Sequential,
 )
 from tests.helpers import (
+    Recorder,
     assert_other_weights,
     assert_same_weights,
     fit,
@@ -63,10 +64,7 @@ def test_published_relative_costs():
 
 
 def test_user_plugins__come_after_those_of_the_method():
-    class Mine:
-        pass
-
-    mine = Mine()
+    mine = Recorder()
     strategy = fit(Patching, steps=1, plugins=[mine])
     assert strategy.plugins.index(strategy._own[0]) < strategy.plugins.index(mine)
 
