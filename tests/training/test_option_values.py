@@ -113,6 +113,9 @@ def test_lists_of_numbers__hold_numbers_only(value):
         PatchingPlugin([0.5, value])
     with pytest.raises(ValueError, match="factors=.*positive numbers"):
         BudgetFactorPlugin([1.0, value])
+    for word in ("steps", "one number per experience"):
+        with pytest.raises(ValueError, match=f"factors='{word}' is unknown; use 'st"):
+            BudgetFactorPlugin(word)
     for empty in ([], ()):
         with pytest.raises(ValueError, match="grid="):
             PatchingPlugin(empty)
