@@ -20,7 +20,7 @@ from avalanche_clip.models.encoders.agreement import (
 )
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.folder import restore_growth
-from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME
+from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME, hf_folder
 from avalanche_clip.models.encoders.output import PRECISIONS
 from avalanche_clip.models.encoders.presets import (
     PRESET_WEIGHTS,
@@ -222,12 +222,14 @@ def _from_folder(folder: Path) -> _Request:
             f" {weights.OPEN_CLIP_FILE} or config.json."
         )
     for file in files:
-        stored = model_sources.read_stored(file)
         found = weights.find_weights(folder, file.name)
         if found is not None:
+            stored = model_sources.read_stored(file)
             return _of_stored(str(folder), stored, str(folder), found)
         if file.name == weights.CONFIG_FILE:
             break  # what else lies there is not the model that was saved
+    for file in files:  # a damaged one is the better reason
+        model_sources.read_stored(file)
     raise _no_weights(folder, files[0].name)
 
 
@@ -262,12 +264,18 @@ def _from_hub(name: str, cache: str | None) -> _Request:
 # ------------------------------------------------------------- transformers
 def _from_transformers(source: str, cache: str | None) -> _Request:
     stored = model_sources.read_transformers(source, cache)
-    folder = stored.path.parent
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = _weights_of(folder)
+        return _of_stored(f"hf:{source}", stored, str(folder), found)
+    return _of_stored(f"hf:{source}", stored, source)
+
+
+def _weights_of(folder: Path) -> Path:
     found = weights.find_weights(folder, CONFIG_NAME)
     if found is None:
         raise _no_weights(folder, CONFIG_NAME)
-    label = str(folder) if Path(source).expanduser() == folder else source
-    return _of_stored(f"hf:{source}", stored, label, found)
+    return found
 
 
 # ------------------------------------------------------------------ weights
@@ -276,6 +284,11 @@ def _with_weights(
 ) -> _Request:
     """Add the weights that ``pretrained`` names to a request."""
     if pretrained is None:
+        if request.stored is not None and request.weights is None:
+            # large, so fetched when the configuration has been read and others are
+            # not given
+            hub = hf_folder(str(request.label), cache, weights=True)
+            request.weights = _weights_of(hub)
         return request
     path = Path(pretrained).expanduser()
     request.growth = None

@@ -203,6 +203,9 @@ def test_folder__of_both_libraries_keeps_them_apart(
     # only transformers' weights are left
     assert same(create_dual_encoder(folder), theirs)
     assert find_weights(folder, "open_clip_config.json") is None
+    # whose configuration decides, whatever was left of the other
+    (folder / "open_clip_config.json").write_text("{}")
+    assert same(create_dual_encoder(folder), theirs)
 
 
 def test_fine_tuned_folder__whose_end_id_differs(hf_clip_folder, tmp_path):

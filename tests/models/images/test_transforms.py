@@ -243,6 +243,9 @@ def test_augmentation__ranges_are_checked(values):
 
 def test_augmentation__former_settings_of_files_are_off_or_refused():
     assert TinyAugmentation.from_dict({"hue": 0.0, "degrees": 1}).degrees == 1
+    # shear was the fourth: what follows it must not mean something else by place
+    with pytest.raises(TypeError, match="positional"):
+        TinyAugmentation((0.9, 1.1), 0.1, 5.0, 0.0, 0.2)
     for values in ({"hue": 0.1}, {"interpolation": "bicubic"}):
         refused("no setting any more", TinyAugmentation.from_dict, values)
         refused("no setting", build_transform, OPEN_CLIP | {"augmentation": values}, 1)

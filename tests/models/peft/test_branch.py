@@ -310,6 +310,27 @@ def test_checkpointing__of_a_tower_is_right_or_refused(one, form):
     check_same(branch_gradients(one, branches, same, whole), expected)
 
 
+def test_functional__transforms_pass_branches(one, frozen_form):
+    branches = frozen_form(one)
+    randomise(branches)
+    images = make_batch(one)["image"]
+    each = torch.func.vmap(lambda image: one.encode_image(image[None])[0])(images)
+    torch.testing.assert_close(each, one.encode_image(images), **CLOSE)
+
+
+def test_rows__ids_are_those_of_the_call(one, frozen_form):
+    branches = frozen_form(one)
+    branches.add()
+    randomise(branches)
+    images = make_batch(one)["image"]
+    ids = torch.zeros(len(images), dtype=torch.long)
+    ids[0] = 1
+    branches.set_ids(image=ids)
+    expected = one.encode_image(images)
+    ids.fill_(-1)
+    assert torch.equal(one.encode_image(images), expected)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bf16__stays_finite_and_close(tiny_cfg, form, precision):
     torch.manual_seed(0)

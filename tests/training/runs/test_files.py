@@ -361,14 +361,6 @@ def test_checkpoint_plugin__saves_by_time(tmp_path):
     assert len(checkpoints(tmp_path)) == 7
 
 
-@pytest.mark.parametrize(
-    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
-)
-def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        CheckpointPlugin(tmp_path, **options)
-
-
 def whole_and_resumed(make, folder, stop):
     """Strategies with a table that grows: uninterrupted, and resumed from a file."""
     full, benchmark = make()
