@@ -198,10 +198,14 @@ def test_file__of_other_adapters_is_named(learned, tiny_cfg, tmp_path):
     state = learned.moe_adapters.adapter_state_dict()
     other = attach_moe_adapters(build(tiny_cfg), **OPTIONS)
     refused(r"adapters\.safetensors.*router_input='mean'", other.load, path)
-    state["facts"]["learned"] = [7]
-    storage.write(state, path, NAME)
     fresh, nowhere = build(tiny_cfg), tmp_path / "nowhere"
-    refused(r"adapters\.safetensors.*routers", load_moe_adapters, fresh, path)
+    for words, change in (
+        ("routers", {"learned": [7]}),
+        ("options are damaged", {"options": {**state["facts"]["options"], "speed": 1}}),
+    ):
+        facts = {**state["facts"], **change}
+        storage.write({**state, "facts": facts}, path, NAME)
+        refused(rf"adapters\.safetensors.*{words}", load_moe_adapters, fresh, path)
     assert fresh.moe_adapters is None
     refused("nowhere", load_moe_adapters, fresh, nowhere, error=FileNotFoundError)
     refused("already", load_moe_adapters, learned, path)
