@@ -25,7 +25,7 @@ from avalanche_clip.training.runs.metric_state import apply_object_state, object
 from avalanche_clip.training.runs.plugin_state import register_plugin_state
 from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates import ContrastiveTemplate
-from tests.helpers import assert_same_weights, stub_benchmark, stub_model
+from tests.helpers import At, assert_same_weights, stub_benchmark, stub_model
 from tests.training.small_runs import evaluator
 
 
@@ -120,19 +120,9 @@ def test_stock_replay__is_stored_as_sample_ids(tmp_path):
     assert set(groups[1]["sample_ids"].tolist()) <= set(range(12, 24))
 
 
-class SaveInside(SupervisedPlugin):
-    stateless = True
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def iteration_completed(self, strategy):
-        save_state(strategy, self.path)
-
-
 def test_stock_replay__saving_inside_an_experience_warns_once(tmp_path):
-    strategy, benchmark = build(STOCK["replay"], extra=[SaveInside(tmp_path / "s.pt")])
+    saves = At("iteration_completed", lambda s: save_state(s, tmp_path / "s.pt"))
+    strategy, benchmark = build(STOCK["replay"], extra=[saves])
     train(strategy, benchmark, 0, 1)
     with pytest.warns(UserWarning, match="between experiences only") as caught:
         train(strategy, benchmark, 1, 2)

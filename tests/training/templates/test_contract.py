@@ -4,6 +4,7 @@ from enum import Enum
 import numpy as np
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin, LwFPlugin, RWalkPlugin
 
 import avalanche_clip
@@ -111,6 +112,14 @@ def test_roles__one_plugin_of_a_strategy_may_have_them(role):
     build(Sequential, plugins=[one])
     with pytest.raises(ValueError, match=f"One and Two .*{EXCLUSIVE[role]}.*use one"):
         build(Sequential, plugins=[one, two])
+
+
+def test_excludes__names_roles_and_is_ours_to_give():
+    wrong = type("Mine", (MethodPlugin,), {"excludes": {"replay_data": "{}"}})()
+    with pytest.raises(ValueError, match="roles in Mine.excludes.*mean 'replays_data'"):
+        build(Sequential, plugins=[wrong])
+    other = type("Other", (SupervisedPlugin,), {"excludes": ["bn"], "stateless": True})
+    build(Sequential, plugins=[other(), Counter()])
 
 
 # ------------------------------------------------------------------------- state

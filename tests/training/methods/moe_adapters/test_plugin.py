@@ -63,17 +63,6 @@ def test_zero_shot_router__never_changes_over_the_stream():
             assert torch.equal(logits(strategy, test), old)
 
 
-def test_detach_after_training__gives_the_base_model_back():
-    strategy, _, _ = fit(2)
-    strategy.model.moe_adapters.detach()
-    expected = moe_runs.vit()
-    assert all(
-        torch.equal(p, q)
-        for p, q in zip(strategy.model.parameters(), expected.parameters(), strict=True)
-    )
-    assert all(p.requires_grad for p in strategy.model.parameters())
-
-
 # ------------------------------------------------------------------- what is trained
 def test_training__moves_active_experts_and_the_current_router_only():
     decay = lambda groups: torch.optim.AdamW(  # noqa: E731

@@ -154,10 +154,6 @@ def test_checkpoint__holds_no_frozen_base_weights(tmp_path):
     parameters = dict(strategy.model.named_parameters())
     assert kept and all(".moe." in k for k in kept if k in parameters)
     assert state["base"] is not None
-    model = moe_runs.vit(seed=1)
-    other, benchmark, _ = build(model=model, selector=moe_runs.selector())
-    with pytest.raises(CheckpointError, match="frozen weights"):
-        load_state(other, path, benchmark)
     bare, benchmark, _ = build()  # without the selector
     with pytest.raises(CheckpointError, match="MoEAdaptersPlugin.selector is"):
         load_state(bare, path, benchmark)

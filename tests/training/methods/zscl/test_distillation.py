@@ -113,18 +113,15 @@ def test_terms__equal_the_slow_form_with_everything_encoded_anew(weight):
 def moved(text_side, **options):
     """Gradients of the method alone, at a student that is not the teacher."""
 
-    class Move:
-        stateless = True
+    @torch.no_grad()
+    def move(strategy):
+        for parameter in strategy.model.parameters():
+            if parameter.dim() > 1:
+                parameter += 0.1 * torch.randn_like(parameter)
 
-        def before_training_iteration(self, strategy, **kwargs):
-            with torch.no_grad():
-                for parameter in strategy.model.parameters():
-                    if parameter.dim() > 1:
-                        parameter += 0.1 * torch.randn_like(parameter)
-
-    note = Note(only=True)
+    move, note = At("before_training_iteration", move), Note(only=True)
     method = plugin(text_side=text_side, **options)
-    strategy = build(Sequential, plugins=[Move(), note, method], budget_iterations=1)
+    strategy = build(Sequential, plugins=[move, note, method], budget_iterations=1)
     # The criterion reaches both towers with gradient zero; leave it out here.
     criterion = strategy._criterion
     strategy._criterion = lambda *args: criterion(*args).detach()
