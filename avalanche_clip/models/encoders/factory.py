@@ -332,9 +332,10 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
     then what others' files beside them say.
     """
     stored, path = request.stored, request.weights
+    ours = stored is not None and stored.is_ours
     # a file under a name of which open_clip knows no weights
     request.guessed |= stored is None and request.source.startswith("the default,")
-    if stored is not None and not stored.is_ours and loaded.config is None:
+    if stored is not None and not ours and loaded.config is None:
         _take(request, stored)
     if loaded.is_openai:
         check_tag_activation(request.name, request.config, str(path), True)
@@ -342,13 +343,15 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
             request.adopt(OPENAI, f"OpenAI's archive {path}")
     if loaded.config is not None:
         where = f"The configuration in {path}"
-        inner = architectures.complete_config(loaded.config, where)
+        # nobody can edit that of pictures, which need not be allowed if it is not used
+        held = {**loaded.config, "preprocess_cfg": None} if ours else loaded.config
+        inner = architectures.complete_config(held, where)
         check_same_architecture(request.config, inner, str(path))
-        if stored is None or not stored.is_ours:
+        if not ours:
             said = f"the configuration in {path}"
             request.adopt(inner["preprocess_cfg"], said, whole=True)
             _take_tokenizer(request, loaded.config.get("tokenizer"))
-    if stored is not None and stored.is_ours:
+    if stored is not None and ours:
         _take(request, stored)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.models import create_dual_encoder, rewrite_file, save_weights
 from avalanche_clip.models.encoders.weights import (
     find_weights,
@@ -66,6 +67,19 @@ def test_older_files__are_refused_until_they_are_rewritten(trained, tmp_path):
     # of a folder of ours, also without our metadata
     save_file(load_file(path), str(path))
     refused("no checksum", create_dual_encoder, path.parent)
+
+
+def test_former_settings__leave_by_the_file_that_people_edit(trained, tmp_path):
+    trained.save(tmp_path)
+    path, config = tmp_path / "model.safetensors", trained.config
+    config["preprocess_cfg"]["augmentation"] = {"blur": 0.5}
+    write_safetensors(path, load_file(path), {"config": json.dumps(config)})
+    with edited(tmp_path / "dual_encoder.json") as facts:
+        own, facts["config"] = facts["config"], config
+    refused(r"dual_encoder\.json.*blur.*leave it out", create_dual_encoder, tmp_path)
+    with edited(tmp_path / "dual_encoder.json") as facts:
+        facts["config"] = own
+    assert same(create_dual_encoder(tmp_path), trained)
 
 
 def test_other_peoples_files__need_no_checksum(trained, tmp_path):

@@ -29,6 +29,13 @@ def test_fine_tuning__can_train_the_logit_scale():
     )
     strategy.train(domain_benchmark(model).train_stream[0])
     assert model.logit_scale.item() != scale
+    with pytest.raises(TypeError, match="reference_options={'train_logit_scale': True"):
+        ClassNameZSCL(
+            model=model,
+            reference_images=IMAGES,
+            reference_texts=["ab"],
+            train_logit_scale=True,
+        )
 
 
 def test_class_incremental_preset__builds_and_trains():

@@ -133,6 +133,7 @@ def test_own_optimizer_and_length__replace_the_defaults():
     assert not strategy.compute.limited
     strategy = small(budget_iterations=None, budget_samples=40)
     assert strategy.compute.samples == 40
+    assert small(budget_iterations=None).compute.iterations == 1001
 
 
 def variants():
