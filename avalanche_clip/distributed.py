@@ -12,19 +12,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avalanche_clip.common.ranks import (  # noqa: F401
-    DEFAULT_TIMEOUT,
-    RankError,
-    agree,
+# `as`: type checkers let users import these names from here
+# isort: off
+from avalanche_clip.common.ranks import (
+    DEFAULT_TIMEOUT as DEFAULT_TIMEOUT,
+    RankError as RankError,
+    agree as agree,
     control_group,
-    exchange,
-    guarded,
-    is_distributed,
-    rank,
-    require_joined,
-    together,
-    world_size,
+    exchange as exchange,
+    guarded as guarded,
+    is_distributed as is_distributed,
+    rank as rank,
+    require_joined as require_joined,
+    together as together,
+    world_size as world_size,
 )
+
+# isort: on
 from avalanche_clip.models.encoders.output import CLIPOutput
 
 _FOREVER = 10.0**9  # seconds that a timedelta can hold

@@ -1,6 +1,8 @@
-"""The runnable files of the repository as modules."""
+"""The runnable files of the repository as modules, and fresh interpreters."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,3 +27,27 @@ def load_script(path: str) -> ModuleType:
     finally:
         sys.path.remove(folder)
     return module
+
+
+def run_python(code: str, ends: int = 0) -> str:
+    """Return what a fresh interpreter prints for ``code`` before it ``ends`` so."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == ends, done.stderr
+    return done.stdout
+
+
+def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
+    """Return which of ``names`` a fresh interpreter has loaded after ``statement``."""
+    return json.loads(
+        run_python(
+            "import json, sys\n"
+            f"{statement}\n"
+            f"print(json.dumps([n for n in {names!r} if n in sys.modules]))"
+        )
+    )

@@ -1,9 +1,6 @@
 """The package root is lazy, and every name it offers exists."""
 
-import json
 import re
-import subprocess
-import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -11,6 +8,7 @@ import pytest
 
 import avalanche_clip
 from avalanche_clip._exports import EXPORTS, SHOWN_BELOW, SUBPACKAGES, face_names
+from tests.scripts import loaded_after, run_python
 
 FACES = sorted({"", *SHOWN_BELOW, *(f for row in EXPORTS.values() for f in row)})
 
@@ -21,26 +19,6 @@ AVALANCHE_FREE = (
     "avalanche_clip.models",
     "avalanche_clip.evaluation.functional",
 )
-
-
-def run_python(code: str) -> str:
-    """Return what a fresh interpreter prints for ``code``."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
-    """Return which of ``names`` a fresh interpreter has loaded after ``statement``."""
-    return json.loads(
-        run_python(
-            "import json, sys\n"
-            f"{statement}\n"
-            f"print(json.dumps([n for n in {names!r} if n in sys.modules]))"
-        )
-    )
 
 
 def test_root__loads_no_heavy_library():

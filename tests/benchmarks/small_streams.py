@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from avalanche_clip.benchmarks import make_image_text_dataset, time_stamped_benchmark
+from avalanche_clip.benchmarks import (
+    attribute_array,
+    make_image_text_dataset,
+    time_stamped_benchmark,
+)
 
 
 class CountedPairs:
@@ -37,6 +41,20 @@ class ListedPairs:
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+class Texts(CountedPairs):
+    """Texts that are known without their pictures, which cannot be read."""
+
+    def __init__(self, *texts):
+        super().__init__(len(texts))
+        self.texts = texts
+
+    def __getitem__(self, index):
+        raise AssertionError("a picture was read")
+
+    def text(self, index):
+        return self.texts[index]
 
 
 class CharTokenizer:
@@ -109,3 +127,21 @@ def counted_benchmark(*, captions=1, **options):
 def ids_of(dataset):
     """Sample ids of a data set as a list, read without help of the package."""
     return [int(i) for i in dataset._data_attributes["sample_id"]]
+
+
+def sizes_of(stream):
+    """Number of samples of each experience."""
+    return [len(experience.dataset) for experience in stream]
+
+
+def column(experience, name="targets"):
+    """The values of one fact of an experience."""
+    return attribute_array(experience.dataset, name)
+
+
+def check_ids_differ(benchmark):
+    """Sample ids differ in the whole benchmark; their number."""
+    experiences = [e for stream in benchmark.streams.values() for e in stream]
+    ids = [i for e in experiences for i in ids_of(e.dataset)]
+    assert len(set(ids)) == len(ids)
+    return len(ids)

@@ -7,12 +7,8 @@ import pytest
 
 from avalanche_clip.benchmarks import attribute_array
 from avalanche_clip.benchmarks.datasets import load_emoji_table
-from tests.scripts import load_script
 
-
-@pytest.fixture(scope="module")
-def study():
-    return load_script("experiments/alignment.py")
+STUDY = "alignment"
 
 
 def names(plugins):

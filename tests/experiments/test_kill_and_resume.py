@@ -5,12 +5,8 @@ import random
 import pytest
 
 from avalanche_clip.training import supervised
-from tests.scripts import load_script
 
-
-@pytest.fixture(scope="module")
-def study():
-    return load_script("experiments/kill_and_resume.py")
+STUDY = "kill_and_resume"
 
 
 def test_methods__are_all_named_strategies_and_one_more(study):

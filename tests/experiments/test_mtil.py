@@ -8,13 +8,9 @@ import torch
 from PIL import Image
 
 from avalanche_clip.training.supervised import MTIL_RATES
-from tests.scripts import load_script
 from tests.training import moe_runs
 
-
-@pytest.fixture(scope="module")
-def study():
-    return load_script("experiments/mtil.py")
+STUDY = "mtil"
 
 
 @pytest.fixture

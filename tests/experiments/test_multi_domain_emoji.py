@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.scripts import load_script
 from tests.training import moe_runs
 
-
-@pytest.fixture(scope="module")
-def study():
-    return load_script("experiments/multi_domain_emoji.py")
+STUDY = "multi_domain_emoji"
 
 
 @pytest.fixture

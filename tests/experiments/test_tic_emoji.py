@@ -19,14 +19,9 @@ from avalanche_clip.benchmarks import (
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
 from avalanche_clip.models import create_dual_encoder
-from tests.scripts import load_script
 
+STUDY = "tic_emoji"
 EMOJI = [*range(0, 20), *range(720, 740)]  # of two time steps
-
-
-@pytest.fixture(scope="module")
-def study():
-    return load_script("experiments/tic_emoji.py")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from avalanche.training.plugins import (
     LwFPlugin,
     MASPlugin,
     MIRPlugin,
+    ReplayPlugin,
 )
 
 from avalanche_clip.training import plugins as p
@@ -50,6 +51,8 @@ REFUSED = [
     ("CumulativeAll", [partial(p.BudgetedReplayPlugin, "exp", 4)], {}, "than once"),
     ("ER", [p.ReservoirReplayPlugin], {}, "use one"),
     ("ER", [p.BudgetedReplayPlugin], {}, "twice; use one"),
+    ("ER", [ReplayPlugin], {}, "twice; use one"),
+    ("Patching", [p.PatchingPlugin], {}, "use one"),
     ("CLLCLIP", [p.TokenEmbeddingExpansionPlugin], {}, "token table; use one"),
     ("VRLwF", [partial(p.VocabularyReplayPlugin, text_length=3)], {}, "use one"),
     ("BestEpoch", [p.BestEpochPlugin], {}, "use one"),

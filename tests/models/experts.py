@@ -19,13 +19,13 @@ def features(model, batch):
     return torch.cat([out.image_features, out.text_features])
 
 
-def randomize(model, seed=0):
-    """Give adapters weights that make routing and outputs differ."""
-    generator = torch.Generator().manual_seed(seed)
+def randomise(branches, seed=1, std=0.3):
+    """Give branches weights that make routing and outputs differ."""
+    torch.manual_seed(seed)
     with torch.no_grad():
-        for adapter in model.moe_adapters.adapters():
-            for parameter in adapter.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        for branch in branches.branches():
+            for parameter in branch.parameters():
+                parameter.normal_(0, std)
 
 
 def train(model, steps=4, lr=0.01, **options):

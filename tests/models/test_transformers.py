@@ -1,4 +1,6 @@
 import json
+import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -90,20 +92,10 @@ def test_clip_folder__every_weight_layout(safe, sharded, hf_clip_folder):
     assert model.state_fingerprint() == expected
 
 
-def test_clip_folder__activation_mismatch_is_refused(hf_clip_folder):
+def test_clip_folder__activation_mismatch_and_no_tokenizer_are_refused(hf_clip_folder):
     config = create_dual_encoder(hf_clip_folder).config
     config["hf_config"]["text_config"]["hidden_act"] = "gelu"
     refused("hidden_act", create_dual_encoder, config, pretrained=hf_clip_folder)
-
-
-def test_config__rebuilds_and_reinitializes(hf_clip_folder):
-    model = create_dual_encoder(hf_clip_folder)
-    config = json.loads(json.dumps(model.config))
-    torch.manual_seed(4)
-    fresh = create_dual_encoder(config)
-    assert fresh.pretrained is None
-    model.reinitialize(4)
-    assert fresh.state_fingerprint() == model.state_fingerprint()
     bare = create_dual_encoder(config["hf_config"])
     with pytest.raises(ValueError, match="tokenizer"):
         _ = bare.tokenizer
@@ -114,30 +106,58 @@ def test_source__unsupported_types_and_missing_folders_are_refused(tmp_path):
     refused(r"no config\.json", create_dual_encoder, f"hf:{tmp_path}")
 
 
-@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
-def test_hub__repository_equals_its_folder(safe, hf_clip_folder, monkeypatch):
+@pytest.fixture
+def hub(hf_clip_folder, tmp_path, monkeypatch):
+    """A repository ``org/repo``: its folder, and the patterns that were asked for."""
     import huggingface_hub
 
-    expected = create_dual_encoder(hf_clip_folder)
-    if not safe:
-        file = hf_clip_folder / "model.safetensors"
-        torch.save(load_file(file), hf_clip_folder / "pytorch_model.bin")
-        file.unlink()
     asked = []
 
     def download(ident, cache_dir, allow_patterns):
         if ident != "org/repo":
             raise OSError("no route")
         asked.append(allow_patterns)
-        return str(hf_clip_folder)
+        snapshot = tmp_path / "snapshot"
+        snapshot.mkdir(exist_ok=True)
+        for file in hf_clip_folder.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, snapshot)
+        return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return hf_clip_folder, asked
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_hub__repository_equals_its_folder(safe, hub, tmp_path):
+    folder, asked = hub
+    expected = create_dual_encoder(folder)
+    state = load_file(folder / "model.safetensors")
+    # of another library, which repositories of CLIP models often hold too
+    save_file({"x": torch.zeros(1)}, str(folder / "open_clip_model.safetensors"))
+    if not safe:
+        torch.save(state, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
     model = create_dual_encoder("hf:org/repo")
     assert model.state_fingerprint() == expected.state_fingerprint()
     assert model.pretrained == "org/repo"
     assert model.config["tokenizer"] == {"type": "hf", "file": "org/repo"}
     assert model.config["preprocess_cfg"] == expected.config["preprocess_cfg"]
     # neither code nor the same weights twice
-    assert len(asked) == (1 if safe else 2)
-    assert not any(pattern.endswith((".py", "*")) for pattern in asked[0])
+    assert len(asked) == (2 if safe else 3)
+    assert not any(p.endswith((".py", "*")) for names in asked for p in names)
+    assert not (tmp_path / "snapshot" / "open_clip_model.safetensors").exists()
     refused("no route.*reachable hub id", create_dual_encoder, "hf:other/repo")
+
+
+def test_hub__weights_are_fetched_only_where_they_are_used(hub, tmp_path):
+    folder, asked = hub
+    weights = tmp_path / "mine.safetensors"
+    shutil.copy(folder / "model.safetensors", weights)
+    model = create_dual_encoder("hf:org/repo", pretrained=weights)
+    expected = create_dual_encoder(folder).state_fingerprint()
+    assert model.state_fingerprint() == expected
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    refused("bert.*clip, siglip", create_dual_encoder, "hf:org/repo")
+    assert not any("model" in pattern for names in asked for pattern in names[3:])
+    assert all(len(names) == 3 for names in asked)

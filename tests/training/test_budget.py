@@ -7,7 +7,6 @@ from avalanche_clip.training import (
     CumulativeAll,
     CumulativeAllStar,
     CumulativeExp,
-    Oracle,
     Restart,
     Sequential,
 )
@@ -63,17 +62,8 @@ def test_epochs__without_budget_are_full_batches_of_the_pool():
     assert done["steps"] == [4, 10]
 
 
-def test_oracle__trains_t_times_the_budget():
-    assert report(Oracle)["steps"] == [5, 10, 15]
-
-
 def test_all_star__trains_by_its_list():
     assert report(CumulativeAllStar, budget_factors=[1, 1.5, 2])["steps"] == [5, 7, 10]
-
-
-def test_all_star__default_list_totals_ten_and_a_half_budgets():
-    done = report(CumulativeAllStar, (4,) * 7, budget_iterations=2)
-    assert sum(done["steps"]) == 21
 
 
 def test_all_star__list_too_short_raises():

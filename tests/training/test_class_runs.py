@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,7 @@ from avalanche_clip.evaluation.functional import (
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.templates.class_scoring import PromptBatch
 from tests.helpers import (
-    Recorder,
+    At,
     stub_model,
     train_stream,
 )
@@ -27,11 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 # ----------------------------------------------------------------------- resume
-def go(out, stop=None, resume=False, *, kind="domains", plugins=(), **options):
+def go(out, stop=None, resume=False, *, plugins=(), **options):
     torch.manual_seed(0 if stop is None else 99)
     model = stub_model(dropout=0.2, noise=0.1)
-    make = domain_benchmark if kind == "domains" else class_benchmark
-    benchmark = make(model)
+    benchmark = domain_benchmark(model)
     made = [plugin() for plugin in plugins]
     strategy = class_strategy(
         model, plugins=[*made, runs.StopPlugin(**(stop or {}))], **options
@@ -85,7 +85,6 @@ def test_budget__counts_prompts_and_plans_macs_with_them():
     assert strategy.clock.train_iterations == 4
 
 
-# --------------------------------------------------------------------- processes
 # ------------------------------------------------------------------------ results
 def test_run_stream__multi_domain_results_and_report(tmp_path):
     model = stub_model()
@@ -167,18 +166,13 @@ def test_eval_space__no_warning_where_it_fits(kind):
     assert not [w for w in caught if "eval_label_space" in str(w.message)]
 
 
-class Freeze(Recorder):
-    """Train less in the second experience."""
-
-    stateless = True
-
-    def before_train_dataset_adaptation(self, strategy, **kwargs):
+def test_run_stream__counts_parameters_per_experience(tmp_path):
+    def freeze(strategy):
         if strategy.experience_index == 1:
             strategy.model.image_proj.requires_grad_(False)
 
-
-def test_run_stream__counts_parameters_per_experience(tmp_path):
-    whole, _ = go(tmp_path / "whole", plugins=(Freeze,))
+    plugins = (partial(At, "before_train_dataset_adaptation", freeze),)
+    whole, _ = go(tmp_path / "whole", plugins=plugins)
     sizes = {n: p.numel() for n, p in whole.model.named_parameters()}
     every = sum(sizes.values())
     frozen = sum(n for name, n in sizes.items() if name.startswith("image_proj"))
@@ -187,6 +181,6 @@ def test_run_stream__counts_parameters_per_experience(tmp_path):
     found = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert found["parameters"] == expected and frozen > 0
     with pytest.raises(runs.Interrupted):
-        go(tmp_path / "cut", {"train": 8}, plugins=(Freeze,))
-    _, resumed = go(tmp_path / "cut", resume=True, plugins=(Freeze,))
+        go(tmp_path / "cut", {"train": 8}, plugins=plugins)
+    _, resumed = go(tmp_path / "cut", resume=True, plugins=plugins)
     assert resumed.results["parameters"] == expected

@@ -1,13 +1,11 @@
 """Runs resumed from their very first checkpoints, whatever the groups are."""
 
-from unittest import mock
-
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
-from avalanche_clip.training import Sequential, run_stream
+from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
@@ -18,38 +16,8 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
-from tests.methods.rows import ROWS, adamw, three_groups
-from tests.methods.rows import build as build_row
+from tests.methods.rows import adamw, three_groups
 from tests.training.growing import GrowingEncoder
-from tests.training.small_runs import Interrupted, StopPlugin
-
-
-def go(name, out, *plugins, resume=False, **run):
-    """One run; left-over random numbers of earlier tests must not matter."""
-    torch.manual_seed(len(plugins))
-    strategy, benchmark = build_row(ROWS[name], *plugins)
-    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
-        result = run_stream(strategy, benchmark, out, resume=resume, **run)
-    return strategy, result
-
-
-@pytest.mark.parametrize("name", ["CumulativeExp", "CLLCLIP", "MoEAdapters", "ZSCL"])
-def test_named_strategy__killed_before_its_first_inner_checkpoint(name, tmp_path):
-    whole, expected = go(name, tmp_path / "whole", StopPlugin())
-    for inner in (None, 1):  # from the checkpoint of row 0, and after one iteration
-        out, run = tmp_path / str(inner), {"checkpoint_iterations": inner}
-        with pytest.raises(Interrupted):
-            go(name, out, StopPlugin(train=1 if inner else 2), **run)
-        written = sorted(p.name for p in (out / "checkpoints").glob("*.pt"))
-        inside = ["state_000000001.pt"] if inner else []
-        assert written == ["state_000000000_eval.pt", *inside]
-        again, result = go(name, out, StopPlugin(), resume=True, **run)
-        assert_same_weights(whole.model, again.model)
-        for stream, metrics in expected.matrices.items():
-            for metric, parts in metrics.items():
-                for key, values in parts.items():
-                    found = result.matrices[stream][metric][key]
-                    assert values.tobytes() == found.tobytes(), (metric, key)
 
 
 # ------------------------------------------------------------------ forms of groups

@@ -62,6 +62,7 @@ CASES = [
     *cases(BudgetedReplayPlugin, counts="buffer_size", kind="exp"),
     *cases(ReservoirReplayPlugin, "weight", "buffer_size"),
     *cases(CheckpointPlugin, "every_seconds", "every_iterations keep", folder="x"),
+    (CheckpointPlugin, {"folder": "x", "every_seconds": 0}, "every_seconds"),
     *cases(ConstantCosinePlugin, "decay_fraction"),
     *cases(ContrastiveLwFPlugin, "lwf_weight"),
     *cases(
@@ -112,6 +113,9 @@ def test_lists_of_numbers__hold_numbers_only(value):
         PatchingPlugin([0.5, value])
     with pytest.raises(ValueError, match="factors=.*positive numbers"):
         BudgetFactorPlugin([1.0, value])
+    for word in ("steps", "one number per experience"):
+        with pytest.raises(ValueError, match=f"factors='{word}' is unknown; use 'st"):
+            BudgetFactorPlugin(word)
     for empty in ([], ()):
         with pytest.raises(ValueError, match="grid="):
             PatchingPlugin(empty)

@@ -20,7 +20,7 @@ from avalanche_clip.models.encoders.agreement import (
 )
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.folder import restore_growth
-from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME
+from avalanche_clip.models.encoders.hf_loading import CONFIG_NAME, hf_folder
 from avalanche_clip.models.encoders.output import PRECISIONS
 from avalanche_clip.models.encoders.presets import (
     PRESET_WEIGHTS,
@@ -222,12 +222,14 @@ def _from_folder(folder: Path) -> _Request:
             f" {weights.OPEN_CLIP_FILE} or config.json."
         )
     for file in files:
-        stored = model_sources.read_stored(file)
         found = weights.find_weights(folder, file.name)
         if found is not None:
+            stored = model_sources.read_stored(file)
             return _of_stored(str(folder), stored, str(folder), found)
         if file.name == weights.CONFIG_FILE:
             break  # what else lies there is not the model that was saved
+    for file in files:  # a damaged one is the better reason
+        model_sources.read_stored(file)
     raise _no_weights(folder, files[0].name)
 
 
@@ -262,12 +264,18 @@ def _from_hub(name: str, cache: str | None) -> _Request:
 # ------------------------------------------------------------- transformers
 def _from_transformers(source: str, cache: str | None) -> _Request:
     stored = model_sources.read_transformers(source, cache)
-    folder = stored.path.parent
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = _weights_of(folder)
+        return _of_stored(f"hf:{source}", stored, str(folder), found)
+    return _of_stored(f"hf:{source}", stored, source)
+
+
+def _weights_of(folder: Path) -> Path:
     found = weights.find_weights(folder, CONFIG_NAME)
     if found is None:
         raise _no_weights(folder, CONFIG_NAME)
-    label = str(folder) if Path(source).expanduser() == folder else source
-    return _of_stored(f"hf:{source}", stored, label, found)
+    return found
 
 
 # ------------------------------------------------------------------ weights
@@ -276,6 +284,11 @@ def _with_weights(
 ) -> _Request:
     """Add the weights that ``pretrained`` names to a request."""
     if pretrained is None:
+        if request.stored is not None and request.weights is None:
+            # large, so fetched when the configuration has been read and others are
+            # not given
+            hub = hf_folder(str(request.label), cache, weights=True)
+            request.weights = _weights_of(hub)
         return request
     path = Path(pretrained).expanduser()
     request.growth = None
@@ -319,9 +332,10 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
     then what others' files beside them say.
     """
     stored, path = request.stored, request.weights
+    ours = stored is not None and stored.is_ours
     # a file under a name of which open_clip knows no weights
     request.guessed |= stored is None and request.source.startswith("the default,")
-    if stored is not None and not stored.is_ours and loaded.config is None:
+    if stored is not None and not ours and loaded.config is None:
         _take(request, stored)
     if loaded.is_openai:
         check_tag_activation(request.name, request.config, str(path), True)
@@ -329,13 +343,15 @@ def _settle(request: _Request, loaded: weights.LoadedWeights) -> None:
             request.adopt(OPENAI, f"OpenAI's archive {path}")
     if loaded.config is not None:
         where = f"The configuration in {path}"
-        inner = architectures.complete_config(loaded.config, where)
+        # nobody can edit that of pictures, which need not be allowed if it is not used
+        held = {**loaded.config, "preprocess_cfg": None} if ours else loaded.config
+        inner = architectures.complete_config(held, where)
         check_same_architecture(request.config, inner, str(path))
-        if stored is None or not stored.is_ours:
+        if not ours:
             said = f"the configuration in {path}"
             request.adopt(inner["preprocess_cfg"], said, whole=True)
             _take_tokenizer(request, loaded.config.get("tokenizer"))
-    if stored is not None and stored.is_ours:
+    if stored is not None and ours:
         _take(request, stored)
 
 

@@ -16,6 +16,10 @@ from avalanche_clip.models.text.settings import error_words, is_hub_id
 
 HF_MODEL_TYPES = ("clip", "siglip")
 CONFIG_NAME = "config.json"
+_WEIGHTS = (
+    ["model.safetensors", "model-*.safetensors"],
+    ["pytorch_model.bin", "pytorch_model-*.bin"],
+)
 
 _TOWER_KEYS = frozenset(
     "model_type hidden_size intermediate_size projection_dim num_hidden_layers"
@@ -89,21 +93,23 @@ def hf_config_object(values: dict[str, Any]) -> Any:
         ) from error
 
 
-def hf_folder(source: str, cache: str | None) -> Path:
+def hf_folder(source: str, cache: str | None, *, weights: bool = False) -> Path:
     """Return the folder of a transformers model, downloaded if it is on the hub.
 
-    Configurations, vocabularies and weights are fetched; code is not.
+    Configurations and vocabularies are fetched; code is not.
 
     :param source: folder, or id on the hub.
     :param cache: download folder.
+    :param weights: whether they are fetched too, where possible as safetensors. Those
+        of other libraries in the same repository are not.
     :raises ValueError: naming the source and the cause.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        for weights in ("*.safetensors", "pytorch_model*.bin"):
-            wanted = ["*.json", "*.txt", "*.model", weights]
+        for names in _WEIGHTS if weights else ([],):
+            wanted = ["*.json", "*.txt", "*.model", *names]
             try:
                 found = snapshot_download(
                     source, cache_dir=cache, allow_patterns=wanted
@@ -115,7 +121,7 @@ def hf_folder(source: str, cache: str | None) -> Path:
                     "hub id."
                 ) from error
             folder = Path(found)
-            if any(folder.glob(weights)):
+            if any(path for name in names for path in folder.glob(name)):
                 break
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"{source} is no transformers folder: it has no config.json.")

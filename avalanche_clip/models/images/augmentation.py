@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from avalanche_clip.common.checks import as_finite
@@ -33,6 +33,7 @@ class TinyAugmentation:
     scale: tuple[float, float] = (0.85, 1.15)
     translate: float = 0.06
     degrees: float = 5.0
+    _: KW_ONLY  # shear, which is gone, was next
     brightness: float = 0.1
     contrast: float = 0.1
     saturation: float = 0.1

@@ -360,8 +360,9 @@ class MoEAdapterSet(BranchSet):
         """Take over the progress; the state of a plain model holds none."""
         facts = self.moe.read(state_dict, f"{prefix}moe.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if facts and facts["active_router"] < self.num_routers:  # else only a part
-            self._set_progress(facts)
+        ids = (facts["active_router"], *facts["learned"]) if facts else ()
+        if facts and max(*ids, *facts["routers"].values()) < self.num_routers:
+            self._set_progress(facts)  # else the state is only a part
             # Copies such as teachers are frozen as a whole, and stay so.
             if self.num_trainable:
                 self.restore_trainable()

@@ -59,7 +59,8 @@ def parse_ids(ids: Any) -> int | RowIds:
         present = tuple(torch.unique(ids).tolist())
         if present:
             _check_lowest(present[0])
-        return RowIds(ids.detach().long(), present)
+        # A copy, since the caller may fill the tensor with other ids.
+        return RowIds(ids.detach().to(torch.long, copy=True), present)
     try:
         if isinstance(ids, bool):
             raise TypeError
@@ -131,11 +132,14 @@ class Routes:
 
         :param x: what the block reads in a pass; the same memory in its second run.
         """
+        self._again = None
         if torch.compiler.is_compiling():  # a trace knows no memory
-            self._again = None
             return
-        # The reference keeps the address from being used again, not the memory.
-        storage = StorageWeakRef(x.untyped_storage())
+        try:
+            # It keeps the address from being used again, not the memory.
+            storage = StorageWeakRef(x.untyped_storage())
+        except NotImplementedError:  # nor do tensors of torch.func
+            return
         key = storage.cdata, x.storage_offset(), x.shape
         if is_recomputation():
             self._again = self._inputs.get(key, (storage, None))[1]

@@ -70,7 +70,7 @@ class MTILTraining:
         if not isinstance(self.optimizer, Optimizer):
             options["param_groups"] = one_group
         if not any(given.get(name) is not None for name in _LENGTHS):
-            options["budget_iterations"] = ITERATIONS
+            given = {**given, "budget_iterations": ITERATIONS}
         return {**options, **given}
 
     def plan(self, strategy: Any) -> None:

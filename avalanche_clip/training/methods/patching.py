@@ -56,6 +56,7 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     """
 
     state_attributes = ("previous",)
+    only_one = True
     replaces_deployed_weights = True
     excludes = {
         "starts_elsewhere": (

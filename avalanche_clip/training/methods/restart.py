@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.common.checks import as_finite
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.plan import of_experience
 
@@ -72,7 +72,11 @@ class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
     def __init__(self, factors: str | Sequence[float] = "step"):
         super().__init__()
         if isinstance(factors, str):
-            require_choice("factors", factors, ("step", "one number per experience"))
+            if factors != "step":
+                raise ValueError(
+                    f"factors={factors!r} is unknown; use 'step' or one positive "
+                    "number per experience."
+                )
         elif not len(factors):
             raise ValueError("factors=() must be positive numbers; it is empty.")
         else:

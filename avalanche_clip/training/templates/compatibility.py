@@ -18,6 +18,7 @@ from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import nn
 
+from avalanche_clip.common.checks import require_known
 from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
 from avalanche_clip.training.templates.watchers import (
     EarlyStoppingContract,
@@ -80,6 +81,8 @@ EXCLUSIVE = {
     "changes_text_table": "change the token table",
 }
 """Roles that one plugin of a strategy may have -> what several would all do."""
+ROLES = {n for n, v in vars(MethodPlugin).items() if v is None or isinstance(v, bool)}
+"""What plugins may exclude."""
 
 
 class _Refused(PluginContract):
@@ -99,6 +102,10 @@ class _Machinery(PluginContract):
 
 class _Evaluation(PluginContract):
     keeps_per_weight_state = False  # type: ignore[assignment]
+
+
+class _Replay(PluginContract):
+    replays_data = True  # type: ignore[assignment]
 
 
 class _FeatureDistillation(PluginContract):
@@ -153,6 +160,7 @@ STOCK: dict[type, type[PluginContract]] = {
     stock.LRSchedulerPlugin: SchedulerContract,
     stock.EarlyStoppingPlugin: EarlyStoppingContract,
     stock.FeatureDistillationPlugin: _FeatureDistillation,
+    stock.ReplayPlugin: _Replay,
     stock.RWalkPlugin: _RWalk,
     stock.SynapticIntelligencePlugin: _SynapticIntelligence,
 }
@@ -195,6 +203,9 @@ def check_plugins(strategy: Any) -> None:
         if len(owners) > 1:
             names = " and ".join(type(c.wrapped).__name__ for c in owners)
             raise ValueError(f"{names} would both {deed}; use one of them.")
+    for contract in strategy.contracts:
+        what = f"roles in {type(contract.wrapped).__name__}.excludes"
+        require_known(contract.excludes, ROLES, what)
     for contract, other in permutations(strategy.contracts, 2):
         for role, reason in contract.excludes.items():
             if getattr(other, role):

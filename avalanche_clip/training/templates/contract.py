@@ -334,6 +334,12 @@ class PluginContract(MethodPlugin):
             return bool(self._plugin.stateless)
         return not vars(self._plugin) and not self.has("state_dict")
 
+    @property
+    def excludes(self) -> Mapping[str, str]:  # type: ignore[override]
+        """As the plugin says, unless it means something else by that name."""
+        found = getattr(self._plugin, "excludes", None)
+        return found if isinstance(found, Mapping) else {}
+
     def route_batch(self, strategy: Any, batch: Any) -> None:
         """As the plugin does; ``image_context`` is for images of an evaluation."""
         if self.has("route_batch"):

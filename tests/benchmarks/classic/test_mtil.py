@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_clip.benchmarks import attribute_array, prepare_benchmark
+from avalanche_clip.benchmarks import prepare_benchmark
 from avalanche_clip.benchmarks.classic.mtil import mtil, x_tail
 from avalanche_clip.benchmarks.datasets.mtil import (
     MTIL_NAMES,
@@ -15,8 +15,9 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_mtil_domain,
 )
 from tests.benchmarks.datasets.mtil import coop_files, disk
-from tests.benchmarks.small_streams import CharModel
+from tests.benchmarks.small_streams import CharModel, column, sizes_of
 from tests.refused import refused
+from tests.training.classes import domains as small
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
@@ -43,10 +44,6 @@ def benchmarks(root, x_root):
         }
 
 
-def targets(experience):
-    return attribute_array(experience.dataset, "targets")
-
-
 def domains(benchmark):
     return [experience.domain for experience in benchmark.train_stream]
 
@@ -67,7 +64,7 @@ def test_mtil__names_templates_and_data_are_the_readers(benchmarks, root):
         domain = read_mtil_domain(name, root, check="ignore")
         assert experience.class_names == domain.class_names
         assert experience.templates == MTIL_TEMPLATES[name]
-        local = targets(experience) - experience.class_ids[0]
+        local = column(experience) - experience.class_ids[0]
         assert (local == domain.test.targets).all()
         image, text = experience.dataset[0][:2]
         assert image.tobytes() == domain.test[0][0].tobytes()
@@ -85,7 +82,7 @@ def test_mtil__some_data_sets(root):
     built = mtil(root, ["Food", "dtd", "cars"], datasets=names, check="ignore")
     assert domains(built) == ["Food", "DTD", "StanfordCars"]
     few = mtil(root, datasets=names, shots=1, check="ignore")
-    assert [len(e.dataset) for e in few.train_stream] == [3, 3, 3]
+    assert sizes_of(few.train_stream) == [3, 3, 3]
     built = mtil(root, np.array([1, 2, 0]), datasets=names, check="ignore")
     assert domains(built) == ["Food", "StanfordCars", "DTD"]
 
@@ -183,7 +180,7 @@ def test_x_tail__every_class_has_all_its_shots(x_root, shots):
     names = ["Caltech101", "Flowers", "Aircraft"]
     built = x_tail(x_root, shots=shots, datasets=names, check="ignore")
     for experience in built.train_stream:
-        counts = np.unique(targets(experience), return_counts=True)[1]
+        counts = np.unique(column(experience), return_counts=True)[1]
         assert counts.tolist() == [shots] * len(experience.class_ids)
         # Three images per class are there (one in Aircraft): more are repeats.
         there = 1 if experience.domain == "Aircraft" else 3
@@ -191,8 +188,6 @@ def test_x_tail__every_class_has_all_its_shots(x_root, shots):
         assert distinct <= min(there, shots)
         if shots <= there:
             assert distinct == shots
-        ids = attribute_array(experience.dataset, "sample_id")
-        assert len(np.unique(ids)) == len(ids)
     prepared = prepare_benchmark(built, CharModel())  # ids are unique everywhere
     assert len(prepared.train_stream) == 3
 
@@ -232,14 +227,10 @@ def test_x_tail__orders_and_subsets(x_root, root):
 
 
 def made_up(count):
-    from tests.training.classes import domains as small
-
     return [domain[:4] for domain in small((2,) * count)]
 
 
 def test_mtil__a_list_is_taken_for_the_data_sets():
-    from tests.training.classes import domains as small
-
     given = small((2, 3))
     for build in (mtil, x_tail):
         assert domains(build(given)) == ["domain-0", "domain-1"]

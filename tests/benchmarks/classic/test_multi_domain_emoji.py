@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from avalanche_clip.benchmarks import attribute_array, multi_domain_emoji
+from avalanche_clip.benchmarks import multi_domain_emoji
 from avalanche_clip.benchmarks.classic.multi_domain_emoji import EmojiClasses
 from avalanche_clip.benchmarks.datasets import load_emoji_table, validation_mask
+from tests.benchmarks.small_streams import check_ids_differ, column, sizes_of
 from tests.refused import refused
 
 SIZES = [86, 327, 96, 73, 116, 41, 134, 62, 257]
@@ -15,7 +16,7 @@ def benchmark():
 
 
 def count(benchmark, name):
-    return [len(e.dataset) for e in benchmark.streams[name]]
+    return sizes_of(benchmark.streams[name])
 
 
 def test_domains__are_the_groups_of_the_emoji_after_2010(benchmark):
@@ -27,6 +28,7 @@ def test_domains__are_the_groups_of_the_emoji_after_2010(benchmark):
     assert set(names) == {n for n, s in zip(table.names, table.step) if s > 0}
     assert count(benchmark, "train") == [2 * n for n in SIZES]
     assert count(benchmark, "test") == SIZES
+    assert check_ids_differ(benchmark) == 5733
     assert "light skin tone" in benchmark.train_stream[1].class_names  # Component
 
 
@@ -55,15 +57,6 @@ def test_items__show_the_named_emoji_in_the_right_style(benchmark):
     assert list(train[0][0].getdata()) != list(train[len(rows)][0].getdata())
 
 
-def test_sample_ids__are_unique_in_the_whole_benchmark(benchmark):
-    ids = [
-        attribute_array(e.dataset, "sample_id")
-        for stream in benchmark.streams.values()
-        for e in stream
-    ]
-    assert len(np.unique(np.concatenate(ids))) == sum(map(len, ids)) == 5733
-
-
 def test_validation__holds_out_one_drawing_of_a_hashed_fifth():
     benchmark = multi_domain_emoji(validation=True)
     table = load_emoji_table()
@@ -75,9 +68,9 @@ def test_validation__holds_out_one_drawing_of_a_hashed_fifth():
     ]
     for train, valid in zip(benchmark.train_stream, benchmark.streams["valid"]):
         # Another style shows each of them in training.
-        seen = set(attribute_array(train.dataset, "targets").tolist())
+        seen = set(column(train).tolist())
         assert seen == set(train.class_ids)
-        assert set(attribute_array(valid.dataset, "targets").tolist()) <= seen
+        assert set(column(valid).tolist()) <= seen
     assert count(benchmark, "test") == SIZES
 
 

@@ -7,7 +7,6 @@ import torch
 from avalanche_clip.benchmarks import (
     TeacherFeatureStore,
     attach_teacher_features,
-    attribute_array,
     prepare_benchmark,
 )
 from avalanche_clip.benchmarks.classic import multilingual_coco36
@@ -19,7 +18,7 @@ from tests.benchmarks.datasets.coco36_files import (
     write_pictures,
     write_xm3600,
 )
-from tests.benchmarks.small_streams import CharTokenizer
+from tests.benchmarks.small_streams import CharTokenizer, check_ids_differ, sizes_of
 from tests.refused import refused
 
 
@@ -54,16 +53,9 @@ def test_stream__has_train_valid_test_and_xm3600(root, tmp_path):
     assert benchmark.languages == ("de", "en")
     assert benchmark.language_codes == {"de": 2, "en": 0}
     assert sorted(benchmark.streams) == ["test", "train", "valid", "xm3600"]
-    sizes = {n: [len(e.dataset) for e in s] for n, s in benchmark.streams.items()}
+    sizes = {n: sizes_of(s) for n, s in benchmark.streams.items()}
     assert sizes == {"train": [3, 3], "test": [2, 2], "valid": [2, 2], "xm3600": [2, 2]}
-    ids = np.concatenate(
-        [
-            attribute_array(e.dataset, "sample_id")
-            for s in benchmark.streams.values()
-            for e in s
-        ]
-    )
-    assert len(np.unique(ids)) == len(ids)
+    check_ids_differ(benchmark)
     model = Model()
     prepared = prepare_benchmark(benchmark, model)
     german = prepared.train_stream[0].dataset

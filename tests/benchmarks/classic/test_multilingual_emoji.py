@@ -12,6 +12,7 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
     multilingual_emoji,
 )
 from avalanche_clip.benchmarks.datasets import EMOJI_LANGUAGES, load_emoji_table
+from tests.benchmarks.small_streams import check_ids_differ, sizes_of
 from tests.refused import refused
 
 ALPHABETICAL = (
@@ -22,10 +23,6 @@ ORDER_222 = (
     "en it de fil tr uk nl bn he fi sv quz fa mi fr el zh id sw no hi da te th pt ru "
     "ro pl hr es vi ar cs ko ja hu"
 ).split()
-
-
-def sizes(stream):
-    return [len(e.dataset) for e in stream]
 
 
 def test_order__is_the_seeded_shuffle_with_english_first():
@@ -56,15 +53,8 @@ def test_stream__has_36_languages_over_the_emoji_of_2010():
         assert len(experience.dataset) == 2 * named
         assert len(test.dataset) == named
         assert set(attribute_array(test.dataset, "targets")) <= set(first.tolist())
-    assert sizes(benchmark.test_stream)[:2] == [719, 719]
-    ids = np.concatenate(
-        [
-            attribute_array(e.dataset, "sample_id")
-            for stream in benchmark.streams.values()
-            for e in stream
-        ]
-    )
-    assert len(np.unique(ids)) == len(ids)
+    assert sizes_of(benchmark.test_stream)[:2] == [719, 719]
+    check_ids_differ(benchmark)
 
 
 def test_unnamed__emoji_are_dropped_made_common_or_refused():
@@ -72,11 +62,11 @@ def test_unnamed__emoji_are_dropped_made_common_or_refused():
     everything = np.arange(len(table))
     chosen = ["en", "da", "mi", "quz"]
     dropped = multilingual_emoji(chosen, emoji=everything)
-    assert sizes(dropped.test_stream) == [1911, 1646, 1565, 1624]
+    assert sizes_of(dropped.test_stream) == [1911, 1646, 1565, 1624]
     common = multilingual_emoji(chosen, emoji=everything, unnamed="common")
-    assert len(set(sizes(common.test_stream))) == 1
+    assert len(set(sizes_of(common.test_stream))) == 1
     both = np.all([table.named(c) for c in chosen], axis=0)
-    assert sizes(common.train_stream) == [2 * int(both.sum())] * 4
+    assert sizes_of(common.train_stream) == [2 * int(both.sum())] * 4
     with pytest.raises(ValueError, match="'da' has no name for 265"):
         multilingual_emoji(chosen, emoji=everything, unnamed="raise")
 
@@ -126,7 +116,7 @@ def test_validation__holds_out_openmoji_drawings():
         named = len(kept) + len(held)
         assert named == 2 * len(set((kept % 1911).tolist()))
         assert 0.1 < len(held) / (named / 2) < 0.3
-    assert sizes(benchmark.test_stream)[0] == 719
+    assert sizes_of(benchmark.test_stream)[0] == 719
 
 
 def test_teacher_source__covers_all_streams():

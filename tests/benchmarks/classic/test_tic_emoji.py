@@ -13,7 +13,7 @@ from avalanche_clip.benchmarks.datasets import (
     load_emoji_table,
     validation_mask,
 )
-from tests.benchmarks.small_streams import CharModel
+from tests.benchmarks.small_streams import CharModel, column, sizes_of
 from tests.refused import refused
 
 SIZES = [719, 139, 446, 264, 175, 168]
@@ -30,7 +30,7 @@ def validated():
 
 
 def columns(stream, name="sample_id"):
-    return [attribute_array(exp.dataset, name) for exp in stream]
+    return [column(exp, name) for exp in stream]
 
 
 def styles_of(stream):
@@ -40,9 +40,9 @@ def styles_of(stream):
 
 def test_tic_emoji__sizes_labels_and_order(plain):
     assert list(plain.streams) == ["train", "test", "gallery"]
-    assert [len(e.dataset) for e in plain.test_stream] == SIZES
-    assert [len(e.dataset) for e in plain.train_stream] == [2 * n for n in SIZES]
-    assert [len(e.dataset) for e in plain.streams["gallery"]] == [1911]
+    assert sizes_of(plain.test_stream) == SIZES
+    assert sizes_of(plain.train_stream) == [2 * n for n in SIZES]
+    assert sizes_of(plain.streams["gallery"]) == [1911]
     labels = [step.label for step in EMOJI_STEPS]
     assert plain.time_labels == labels
     for stream in (plain.train_stream, plain.test_stream):
@@ -113,7 +113,7 @@ def test_tic_emoji__other_styles_and_no_gallery():
     scenario = tic_emoji(styles=("twemoji",), test_style="noto", gallery=False)
     assert list(scenario.streams) == ["train", "test"]
     assert styles_of(scenario.train_stream) == ["twemoji"]
-    assert [len(e.dataset) for e in scenario.train_stream] == SIZES
+    assert sizes_of(scenario.train_stream) == SIZES
 
 
 @pytest.mark.parametrize("validation", [False, True])
@@ -163,7 +163,7 @@ def test_tic_emoji__bad_styles_raise(options, message):
 
 def test_tic_emoji_joint__trains_on_everything_at_once(plain):
     joint = tic_emoji_joint()
-    assert [len(e.dataset) for e in joint.train_stream] == [2 * 1911]
-    assert [len(e.dataset) for e in joint.test_stream] == SIZES
+    assert sizes_of(joint.train_stream) == [2 * 1911]
+    assert sizes_of(joint.test_stream) == SIZES
     left, right = columns(joint.train_stream)[0], columns(plain.train_stream)
     assert np.array_equal(np.sort(left), np.sort(np.concatenate(right)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from importlib import resources
 
 import numpy as np
@@ -23,6 +21,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     validation_mask,
 )
 from tests.refused import refused
+from tests.scripts import loaded_after
 
 COUNT = 1911
 STEP_SIZES = [719, 139, 446, 264, 175, 168]
@@ -223,17 +222,8 @@ def test_validation_mask__bounds_and_bad_input():
 
 def test_reader__needs_neither_torch_nor_avalanche():
     # Loaded by path: importing it by name would run the parent packages too.
-    code = (
-        "import importlib.util, sys; "
-        f"spec = importlib.util.spec_from_file_location('emoji', {emoji.__file__!r}); "
-        "module = importlib.util.module_from_spec(spec); "
-        "sys.modules['emoji'] = module; "
-        "spec.loader.exec_module(module); "
-        "print(sorted({'torch', 'avalanche'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    statement = f"import tests.scripts; tests.scripts.load_script({emoji.__file__!r})"
+    assert loaded_after(statement, ("torch", "avalanche")) == []
 
 
 def test_package_data__stays_small_and_carries_licences():

@@ -5,21 +5,7 @@ from avalanche.benchmarks.utils import TransformGroups
 
 from avalanche_clip.benchmarks import make_image_text_dataset
 from avalanche_clip.benchmarks.items.captions import read_captions
-from tests.benchmarks.small_streams import CountedPairs
-
-
-class Texts(CountedPairs):
-    """Texts that are known without their pictures, which cannot be read."""
-
-    def __init__(self, *texts):
-        super().__init__(len(texts))
-        self.texts = texts
-
-    def __getitem__(self, index):
-        raise AssertionError("a picture was read")
-
-    def text(self, index):
-        return self.texts[index]
+from tests.benchmarks.small_streams import Texts
 
 
 def test_captions__are_read_without_pictures_and_transforms():

@@ -6,27 +6,20 @@ import torch
 
 from avalanche_clip.benchmarks import (
     attribute_array,
+    make_image_text_dataset,
     prepare_benchmark,
     with_facts,
     without_images,
 )
 from avalanche_clip.benchmarks.items.flat import has_no_images
 from avalanche_clip.benchmarks.items.items import concatenate, item_fields
-from tests.benchmarks.small_streams import CharModel, counted_benchmark, counted_dataset
+from tests.benchmarks.small_streams import (
+    CharModel,
+    Texts,
+    counted_benchmark,
+    counted_dataset,
+)
 from tests.refused import refused
-
-
-class Unreadable:
-    """Pictures that must not be decoded."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        raise AssertionError("a picture was decoded")
-
-    def text(self, index):
-        return f"text {index}" if index < 3 else " "
 
 
 def test_with_facts__adds_and_replaces_before_the_task_label():
@@ -62,15 +55,13 @@ def test_with_facts__checks_names_and_lengths():
 
 
 def test_without_images__decodes_nothing():
-    from avalanche_clip.benchmarks import make_image_text_dataset
-
-    data = without_images(make_image_text_dataset(Unreadable()).subset([2, 0]))
+    texts = make_image_text_dataset(Texts("text 0", "text 1", "text 2", " "))
+    data = without_images(texts.subset([2, 0]))
     assert has_no_images(data)
     image, text, *_ = data[0]
     assert image.shape == (0,) and text == "text 2"
-    empty = without_images(make_image_text_dataset(Unreadable()))
     with pytest.raises(ValueError, match="empty caption"):
-        empty[3]
+        without_images(texts)[3]
 
 
 def test_without_images__trains_and_evaluates_on_texts():

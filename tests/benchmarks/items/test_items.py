@@ -1,7 +1,6 @@
 """Items, batches and collation."""
 
 import copy
-import io
 import pickle
 
 import numpy as np
@@ -28,6 +27,7 @@ from tests.benchmarks.small_streams import (
     counted_dataset,
     ids_of,
 )
+from tests.common.test_pictures import WHOLE
 from tests.refused import refused
 
 IMAGE = torch.zeros(3, 4, 4)
@@ -40,13 +40,6 @@ def collate_of(dataset, tokenizer=None):
 def batch_of(items, **options):
     dataset = make_image_text_dataset(ListedPairs(items), **options)
     return collate_of(dataset)([dataset[i] for i in range(len(items))])
-
-
-def png(side=16):
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
 
 
 # --- building -----------------------------------------------------------------
@@ -132,7 +125,7 @@ class PictureFiles(ListedPairs):
     [
         (None, (FileNotFoundError, ValueError), "does not exist"),
         (b"", (ValueError,), "empty file"),
-        (png()[:200], (ValueError,), ".*list_of_positions_to_keep"),
+        (WHOLE[:200], (ValueError,), ".*list_of_positions_to_keep"),
         (b"version https://git-lfs.github.com/spec/v1\n", (ValueError,), "Git LFS"),
     ],
 )
@@ -244,8 +237,7 @@ def test_collate__attribute_added_behind_its_back_raises():
     dataset = counted_dataset([0.0, 1.0])
     extra = DataAttribute([1, 2], "colour", use_in_getitem=True)
     wider = dataset.update_data_attribute("colour", extra)
-    with pytest.raises(ValueError, match=r"has 5 elements, but 4.*prepare_benchmark"):
-        collate_of(wider)([wider[0]])
+    refused(r"has 5 elements, but 4.*prepare_benchmark", collate_of(wider), [wider[0]])
 
 
 def test_collate__facts_that_are_no_numbers_raise():

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from avalanche_clip.evaluation.loop import embed, evaluate_retrieval
 from avalanche_clip.evaluation.metrics import RetrievalMetric
 from avalanche_clip.models.images.transforms import to_rgb
 from avalanche_clip.training.templates import ContrastiveTemplate
+from tests.common.test_pictures import key, png
 from tests.helpers import WORDS, StubTransform, build, quiet_evaluator, stub_model
 
 
@@ -97,24 +96,13 @@ def test_pictures__palette_key_shape_and_type_count():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_marked__lazily_opened_pictures_become_the_same_pixels(bits, tmp_path):
     path = tmp_path / "key.png"
-    path.write_bytes(keyed_png(bits))
+    # A grey PNG of few bits whose first grey counts as transparent.
+    row = {2: b"\x5a", 4: b"\x12\x12"}[bits]
+    path.write_bytes(png(4, 1, bits, 0, [row], key(1)))
     direct = torch.from_numpy(np.array(to_rgb(Image.open(path))))
     marked = MarkedPictures(lambda image: torch.from_numpy(np.array(to_rgb(image))))
     assert torch.equal(marked(Image.open(path)), direct)
     assert (direct == 255).any() and (direct != 255).any()
-
-
-def keyed_png(bits):
-    """A grey PNG of few bits whose first grey counts as transparent."""
-
-    def chunk(kind, data):
-        end = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + end
-
-    head = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + {2: b"\x5a", 4: b"\x12\x12"}[bits])
-    parts = (b"IHDR", head), (b"tRNS", b"\0\1"), (b"IDAT", pixels), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def test_marked__describes_itself_as_the_transform_inside_and_marks_no_raw_tensor():
@@ -310,8 +298,8 @@ def test_marks__workers_and_parts_of_batches_keep_them_and_training_has_no_pictu
     assert torch.equal(first["caption_key"], second["caption_key"])
     assert equal(first["image_key"]) == [True, False, False] * 2
     parts = first.split(4)
-    for key in ("image_key", "caption_key"):
-        assert torch.equal(torch.cat([part[key] for part in parts]), first[key])
+    for name in ("image_key", "caption_key"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), first[name])
     assert all(len(p["caption_key"]) == len(p["text"]) for p in parts)
     train = benchmark.train_stream[0].dataset
     batch = train.collate_fn([train[n] for n in range(6)])[0]

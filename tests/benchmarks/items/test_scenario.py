@@ -154,8 +154,9 @@ def test_task_label__of_several_tasks_is_refused_in_words():
 
 
 def test_facts__belong_to_the_data_of_a_copy():
-    benchmark = times()
+    benchmark = with_classes_timeline(times())
     assert benchmark.train_stream[0].classes_in_this_experience == {3, 7, 9}
+    # Lists of classes of the whole step would be wrong for its parts.
     online = split_online(benchmark, 2)
     found = [e.classes_in_this_experience for e in online.train_stream]
     assert found[:4] == [{3}, {7}, {9}, {3}]

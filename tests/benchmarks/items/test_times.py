@@ -83,11 +83,6 @@ def test_period_starts__agree_with_pythons_calendar(period):
     assert period_starts(times, period).tolist() == expected
 
 
-def test_period_starts__milliseconds_and_unknown_periods_raise():
-    refused("milliseconds", period_starts, np.array([1.7e12]), "year")
-    refused("period='decade'", period_starts, np.array([0.0]), "decade")
-
-
 def test_iso__negative_and_far_times():
     assert iso_date(-1e-6) == "1969-12-31" and iso_date(951782400.0) == "2000-02-29"
     assert iso_time(-1.0) == "1969-12-31T23:59:59"

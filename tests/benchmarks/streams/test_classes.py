@@ -8,23 +8,23 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from avalanche_clip.benchmarks import (
     Domain,
-    attribute_array,
     class_incremental_benchmark,
     class_targets,
     few_shot_indices,
     multi_domain_benchmark,
 )
+from tests.benchmarks.small_streams import check_ids_differ, column, sizes_of
 from tests.helpers import stub_dataset
 from tests.refused import refused
 from tests.training.classes import Labelled, cycle, domains, names_of
 
 
 def targets_of(experience):
-    return attribute_array(experience.dataset, "targets").tolist()
+    return column(experience).tolist()
 
 
 def ids_of(stream):
-    return [attribute_array(e.dataset, "sample_id").tolist() for e in stream]
+    return [column(e, "sample_id").tolist() for e in stream]
 
 
 # ------------------------------------------------------------------ multi-domain
@@ -47,7 +47,7 @@ def test_multi_domain__global_ids_tasks_and_facts():
             assert experience.class_prompts is prompts
             assert experience.origin_stream.benchmark is benchmark
             assert set(targets_of(experience)) == set(ids)
-            tasks = attribute_array(experience.dataset, "targets_task_labels")
+            tasks = column(experience, "targets_task_labels")
             assert set(tasks.tolist()) == {position}
 
 
@@ -56,15 +56,12 @@ def test_multi_domain__ids_of_classes_and_samples_do_not_depend_on_the_order():
     two = multi_domain_benchmark(domains(), order=[1, 2, 0])
     assert one.class_prompts == two.class_prompts
     for name in ("train", "test"):
-        left = {
-            e.dataset_index: (ids_of([e]), targets_of(e)) for e in one.streams[name]
-        }
-        right = {
-            e.dataset_index: (ids_of([e]), targets_of(e)) for e in two.streams[name]
-        }
+        left, right = (
+            {e.dataset_index: (ids_of([e]), targets_of(e)) for e in built.streams[name]}
+            for built in (one, two)
+        )
         assert left == right
-    everything = [i for s in one.streams.values() for part in ids_of(s) for i in part]
-    assert len(set(everything)) == len(everything)
+    check_ids_differ(one)
 
 
 def test_multi_domain__items_are_images_with_the_prompt_of_their_class():
@@ -78,21 +75,21 @@ def test_multi_domain__items_are_images_with_the_prompt_of_their_class():
 
 def test_multi_domain__mistakes_are_named():
     train, test, names, templates, _ = domains((3,))[0]
-    refused("no domains", multi_domain_benchmark, [])
-    refused("give \\(train, test", multi_domain_benchmark, [(train, test, names)])
-    with pytest.raises(ValueError, match=r"labels 0\.\.2, but 2 class names"):
-        multi_domain_benchmark([(train, test, names[:2], templates)])
-    with pytest.raises(ValueError, match="is empty"):
-        multi_domain_benchmark([(train, Labelled([]), names, templates)])
-    with pytest.raises(ValueError, match="more than once"):
-        multi_domain_benchmark([(train, test, names, templates, "x")] * 2)
-    with pytest.raises(ValueError, match="2 data sets of stream 'valid'"):
-        multi_domain_benchmark([(train, test, names, templates)], valid=[test, test])
-    refused("exactly once", multi_domain_benchmark, [(train, test, names, "no braces")])
-    with pytest.raises(ValueError, match="one per item"):
-        bad = Labelled([0, 1])
-        bad.targets = [0.5, 1.0]
-        multi_domain_benchmark([(bad, test, names, templates)])
+    halves = Labelled([0, 1])
+    halves.targets = [0.5, 1.0]
+    for words, given in (
+        ("no domains", []),
+        (r"give \(train, test", [(train, test, names)]),
+        (r"labels 0\.\.2, but 2 class names", [(train, test, names[:2], templates)]),
+        ("is empty", [(train, Labelled([]), names, templates)]),
+        ("more than once", [(train, test, names, templates, "x")] * 2),
+        ("exactly once", [(train, test, names, "no braces")]),
+        ("one per item", [(halves, test, names, templates)]),
+        ("name of domain 0 is 7.*give a string", [(train, test, names, "{}", 7)]),
+    ):
+        refused(words, multi_domain_benchmark, given)
+    words, given = "2 data sets of stream 'valid'", [(train, test, names, templates)]
+    refused(words, multi_domain_benchmark, given, valid=[test, test])
 
 
 def test_multi_domain__a_class_may_be_missing_in_a_set():
@@ -138,8 +135,8 @@ def test_few_shot__same_for_the_same_seed_and_nested():
 def test_few_shot__reads_no_image_and_leaves_tests_whole():
     given = domains((3, 4))
     benchmark = multi_domain_benchmark(given, shots=2, seed=1)
-    assert [len(e.dataset) for e in benchmark.train_stream] == [6, 8]
-    assert [len(e.dataset) for e in benchmark.test_stream] == [9, 12]
+    assert sizes_of(benchmark.train_stream) == [6, 8]
+    assert sizes_of(benchmark.test_stream) == [9, 12]
     assert all(part.reads == [] for d in given for part in d[:2])
     whole = multi_domain_benchmark(domains((3, 4)))
     for few, full in zip(benchmark.train_stream, whole.train_stream, strict=True):
@@ -265,12 +262,11 @@ def test_class_incremental__steps_partition_the_classes(options, expected):
     names = [n for e in benchmark.train_stream for n in e.class_names]
     assert names == [names_of(0, 7)[label] for label in order]
     for name, count in (("train", 28), ("test", 14)):
-        stream = benchmark.streams[name]
-        samples = [i for part in ids_of(stream) for i in part]
-        assert len(set(samples)) == len(samples) == count
-        for experience in stream:
+        assert sum(sizes_of(benchmark.streams[name])) == count
+        for experience in benchmark.streams[name]:
             assert set(targets_of(experience)) == set(experience.class_ids)
             assert experience.task_label == 0
+    check_ids_differ(benchmark)
     assert benchmark.protocol == "class_incremental"
 
 
@@ -310,9 +306,9 @@ def test_class_incremental__few_shot_and_further_streams():
         valid=Labelled([0, 3, 6]),
         class_order=[6, 5, 4, 3, 2, 1, 0],
     )
-    assert [len(e.dataset) for e in benchmark.train_stream] == [6, 6, 2]
+    assert sizes_of(benchmark.train_stream) == [6, 6, 2]
     assert [targets_of(e) for e in benchmark.streams["valid"]] == [[0], [3], [6]]
-    assert [len(e.dataset) for e in benchmark.test_stream] == [6, 6, 2]
+    assert sizes_of(benchmark.test_stream) == [6, 6, 2]
     assert [e.label for e in benchmark.test_stream] == ["0-2", "3-5", "6"]
 
 
@@ -353,11 +349,7 @@ def test_class_targets__go_through_the_target_transform(labels, transform):
 )
 def test_orders__are_integers(order):
     refused("integer", multi_domain_benchmark, domains(), order=order)
-    data = Labelled(cycle(3, 2))
-    with pytest.raises(ValueError, match="integer"):
-        class_incremental_benchmark(
-            data, data, names_of(0, 3), class_order=order, increment=1
-        )
+    refused("integer", build, 3, class_order=order, increment=1)
 
 
 def test_few_shot__choice_of_a_named_domain_does_not_depend_on_others():
@@ -375,12 +367,7 @@ def test_few_shot__choice_of_a_named_domain_does_not_depend_on_others():
 
 
 def test_messages__name_what_was_given():
-    data, names = Labelled(cycle(4, 3)), names_of(0, 4)
-    with pytest.raises(ValueError, match="name of domain 0 is 7.*give a string"):
-        multi_domain_benchmark([(data, data, names, "{}", 7)])
+    data = Labelled(cycle(4, 3))
     for seed in (None, 1.5, "1"):
-        with pytest.raises(ValueError, match="seed is .*give an integer"):
-            class_incremental_benchmark(
-                data, data, names, increment=2, shots=1, seed=seed
-            )
+        refused("seed is .*give an integer", build, increment=2, shots=1, seed=seed)
     refused("no class names", class_incremental_benchmark, data, data, [], increment=2)

@@ -97,8 +97,6 @@ def test_mapping__tells_translations_of_the_same_ids_apart():
     assert attribute_array(first, "source_id").tolist() == [0, 1, 2]
     assert first.subset([2]).sample_id[0] == 12
     assert [int(v) for v in first.concat(first).sample_id] == [10, 11, 12] * 2
-    with pytest.warns(UserWarning, match="also occur"):
-        prepare_benchmark(benchmark, CharModel())
 
 
 def test_mapping__keeps_ids_that_are_unique():

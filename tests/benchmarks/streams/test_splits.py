@@ -163,9 +163,3 @@ def test_split_online__keeps_what_decorators_attached():
         "third",
         "third",
     ]
-    # Lists of classes of the whole step would be wrong for its parts.
-    for part in online.train_stream:
-        targets = attribute_array(part.dataset, "targets")
-        assert part.classes_in_this_experience == set(targets.tolist())
-    again = with_classes_timeline(online)
-    assert len(again.train_stream[0].classes_in_this_experience) == 7

@@ -211,9 +211,6 @@ def test_damage__is_our_error_or_harmless(zipped, tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "an empty file"),
-        (b"<!DOCTYPE html><html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
         (b"\0" * 100, "only zero bytes"),
         (pickle.dumps({"a": 1}), "none that torch.save wrote"),
         (b"PK\x03\x04 cut", "zip archive"),
@@ -234,12 +231,7 @@ def test_unpickler__memory_of_a_hostile_pickle_is_bounded(tmp_path):
     path.write_bytes(buffer.getvalue())
     huge = (2**31).to_bytes(8, "little")
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for text in (
-        b"\x80\x05\x96" + huge + b"x.",  # BYTEARRAY8
-        b"\x80\x05\x8d" + huge + b"x.",  # BINUNICODE8
-        b"\x80\x02Nr" + huge[:3] + b"\x0f.",  # LONG_BINPUT
-    ):
-        replace(path, "data.pkl", text)
-        with contextlib.suppress(ValueError):
-            assert read_torch_file(path) is None
+    replace(path, "data.pkl", b"\x80\x02Nr" + huge[:3] + b"\x0f.")  # LONG_BINPUT
+    with contextlib.suppress(ValueError):
+        assert read_torch_file(path) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < start + 2**18  # kB

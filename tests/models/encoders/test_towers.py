@@ -135,13 +135,6 @@ def test_wrapped_model__one_tower_is_frozen_and_stays(wrap, tower, model):
     assert twin.state_fingerprint(tower) == model.state_fingerprint(tower)
 
 
-def test_wrapped_tower__is_one_too():
-    model = create_dual_encoder("tiny-emoji-vit")
-    model.clip.visual = torch.compile(model.clip.visual)
-    for name in model.state_dict():
-        assert model.tower_of(name) == expected_tower(name)
-
-
 def test_something_else__is_refused_in_words():
     model = create_dual_encoder("tiny-emoji-vit")
     assert inner_path(model.clip, "visual") == ""

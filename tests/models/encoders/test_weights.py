@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.models import create_dual_encoder, rewrite_file, save_weights
 from avalanche_clip.models.encoders.weights import (
     find_weights,
@@ -66,6 +67,19 @@ def test_older_files__are_refused_until_they_are_rewritten(trained, tmp_path):
     # of a folder of ours, also without our metadata
     save_file(load_file(path), str(path))
     refused("no checksum", create_dual_encoder, path.parent)
+
+
+def test_former_settings__leave_by_the_file_that_people_edit(trained, tmp_path):
+    trained.save(tmp_path)
+    path, config = tmp_path / "model.safetensors", trained.config
+    config["preprocess_cfg"]["augmentation"] = {"blur": 0.5}
+    write_safetensors(path, load_file(path), {"config": json.dumps(config)})
+    with edited(tmp_path / "dual_encoder.json") as facts:
+        own, facts["config"] = facts["config"], config
+    refused(r"dual_encoder\.json.*blur.*leave it out", create_dual_encoder, tmp_path)
+    with edited(tmp_path / "dual_encoder.json") as facts:
+        facts["config"] = own
+    assert same(create_dual_encoder(tmp_path), trained)
 
 
 def test_other_peoples_files__need_no_checksum(trained, tmp_path):
@@ -203,6 +217,9 @@ def test_folder__of_both_libraries_keeps_them_apart(
     # only transformers' weights are left
     assert same(create_dual_encoder(folder), theirs)
     assert find_weights(folder, "open_clip_config.json") is None
+    # whose configuration decides, whatever was left of the other
+    (folder / "open_clip_config.json").write_text("{}")
+    assert same(create_dual_encoder(folder), theirs)
 
 
 def test_fine_tuned_folder__whose_end_id_differs(hf_clip_folder, tmp_path):

@@ -3,13 +3,7 @@ import torch
 
 from avalanche_clip.models import attach_moe_adapters
 from avalanche_clip.models.peft.branch import first_of
-from tests.models.experts import (
-    OPTIONS,
-    features,
-    make_batch,
-    randomize,
-    train,
-)
+from tests.models.experts import OPTIONS, features, make_batch, randomise, train
 from tests.models.kinds import KINDS, convolutional
 from tests.refused import refused
 
@@ -24,7 +18,7 @@ def model(request, tiny_cfg):
 
 def test_mixture__is_added_to_the_second_branch(model):
     moe = attach_moe_adapters(model, **OPTIONS)
-    randomize(model)
+    randomise(moe, std=1.0)
     model.eval()
     for tower in ("image", "text"):
         view, seen = model.blocks(tower)[0], {}
@@ -45,7 +39,7 @@ def test_gradients__reach_used_experts_and_the_router_only(model):
     moe.start_task()
     moe.finish_task(count=0)
     assert moe.start_task() == 1
-    randomize(model)
+    randomise(moe, std=1.0)
     model.train()
     out = model(make_batch(model))
     (out.image_features @ out.text_features.T).square().sum().backward()
@@ -172,7 +166,7 @@ def test_cost__one_pass_and_macs_grow_by_the_experts(one):
     moe = attach_moe_adapters(one, **OPTIONS)
     with moe.using_router(-1):
         assert one.macs(4) == base
-    randomize(one)
+    randomise(moe, std=1.0)
     one._macs.clear()
     # two blocks of width 32: router; down and up for each kept expert; up biases
     expected = 2 * (32 * 4 + 4 * 2 * 2 * 32 * 6 + 2 * 32)

@@ -118,9 +118,7 @@ def test_gates__one_expert_has_weight_one_and_no_gradient():
     [
         (torch.zeros(3), 1, None, r"\(B, E\)"),
         (torch.zeros(2, 3, dtype=torch.long), 1, None, "floating"),
-        (torch.zeros(2, 3), 0, None, "k=0"),
         (torch.zeros(2, 3), 4, None, "E=3"),
-        (torch.zeros(2, 3), 1.0, None, "k=1.0"),
         (torch.zeros(2, 3), 1, torch.tensor([-1.0, 1.0, 1.0]), "negative"),
         (np.zeros((2, 3)), 1, None, "ndarray"),
         (torch.zeros(2, 3), 2, -0.1, "negative"),

@@ -14,7 +14,8 @@ from avalanche_clip.models import (
 from avalanche_clip.models.moe.adapters import _RULES, NAME
 from avalanche_clip.models.peft import storage
 from tests.damage import not_refused
-from tests.models.experts import OPTIONS, features, make_batch, randomize, train
+from tests.helpers import assert_same_weights, weights
+from tests.models.experts import OPTIONS, features, make_batch, randomise, train
 from tests.models.selectors import through_file
 from tests.refused import refused
 
@@ -67,9 +68,7 @@ def test_file__the_next_task_trains_to_the_same_bytes(learned, tiny_cfg, tmp_pat
         assert model.moe_adapters.start_task() == 3
         train(model, steps=3)
         model.moe_adapters.finish_task()
-    state, other = learned.state_dict(), fresh.state_dict()
-    assert state.keys() == other.keys()
-    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert_same_weights(learned, fresh)
     assert loaded.learned == moe.learned
 
 
@@ -108,11 +107,10 @@ def test_state__other_options_or_damage_change_nothing(learned, tiny_cfg):
     state = learned.moe_adapters.adapter_state_dict()
     fresh = build(tiny_cfg)
     moe = attach_moe_adapters(fresh, **OPTIONS)
-    before = {k: v.clone() for k, v in fresh.state_dict().items()}
     refused("router_input='mean'", moe.load_adapter_state_dict, state)
     moe.detach()
     moe = attach_moe_adapters(fresh, **OPTIONS, router_input="mean", scale=0.5)
-    before = {k: v.clone() for k, v in fresh.state_dict().items()}
+    before = weights(fresh)
     gone = dict(state["tensors"])
     name = next(n for n in gone if n.startswith("text.1."))
     del gone[name]
@@ -125,9 +123,7 @@ def test_state__other_options_or_damage_change_nothing(learned, tiny_cfg):
         refused(message, moe.load_adapter_state_dict, damaged)
     for wrong in ({}, {"facts": {"format": 99}, "tensors": {}}):
         refused(".", moe.load_adapter_state_dict, wrong)
-    after = fresh.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert_same_weights(fresh, before)
 
 
 def test_state__is_plain_data_and_a_copy(learned):
@@ -135,7 +131,7 @@ def test_state__is_plain_data_and_a_copy(learned):
     state = through_file(moe.adapter_state_dict())
     assert state["facts"] == json.loads(json.dumps(state["facts"]))
     held = moe.adapter_state_dict()["tensors"]
-    randomize(learned)
+    randomise(moe, std=1.0)
     assert all(torch.equal(held[k], v) for k, v in state["tensors"].items())
     moe.load_adapter_state_dict(state)
     again = moe.adapter_state_dict()["tensors"]
@@ -202,10 +198,15 @@ def test_file__of_other_adapters_is_named(learned, tiny_cfg, tmp_path):
     state = learned.moe_adapters.adapter_state_dict()
     other = attach_moe_adapters(build(tiny_cfg), **OPTIONS)
     refused(r"adapters\.safetensors.*router_input='mean'", other.load, path)
-    state["facts"]["learned"] = [7]
-    storage.write(state, path, NAME)
     fresh, nowhere = build(tiny_cfg), tmp_path / "nowhere"
-    refused(r"adapters\.safetensors.*routers", load_moe_adapters, fresh, path)
+    for words, change in (
+        ("routers", {"learned": [7]}),
+        ("options are damaged", {"options": {**state["facts"]["options"], "speed": 1}}),
+    ):
+        facts = {**state["facts"], **change}
+        storage.write({**state, "facts": facts}, path, NAME)
+        refused(rf"adapters\.safetensors.*{words}", load_moe_adapters, fresh, path)
+    assert fresh.moe_adapters is None
     refused("nowhere", load_moe_adapters, fresh, nowhere, error=FileNotFoundError)
     refused("already", load_moe_adapters, learned, path)
 

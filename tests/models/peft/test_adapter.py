@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avalanche_clip.models import attach_adapters
-from tests.models.peft.test_branch import randomise
+from tests.models.experts import randomise
 
 
 def low(parts, x):

@@ -16,7 +16,8 @@ from avalanche_clip.models import (
     attach_prompts,
     create_dual_encoder,
 )
-from tests.models.experts import OPTIONS, features, make_batch
+from tests.helpers import assert_same_weights, weights
+from tests.models.experts import OPTIONS, features, make_batch, randomise
 from tests.models.kinds import convolutional, hf_clip, hf_siglip, layer_scale, timm_vit
 from tests.refused import refused
 
@@ -73,14 +74,6 @@ def using(branches, image, text):
     """Choose ids of the towers that have branches."""
     ids = {"image": torch.tensor(image), "text": torch.tensor(text)}
     return branches.using_ids(**{tower: ids[tower] for tower in branches.towers})
-
-
-def randomise(branches, seed=1, std=0.3):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for branch in branches.branches():
-            for parameter in branch.parameters():
-                parameter.normal_(0, std)
 
 
 def randomise_model(model):
@@ -176,7 +169,7 @@ def test_copies__are_their_own(one, form, way):
 
 
 def test_state__brings_its_ids_and_a_plain_one_changes_nothing(one, form, tiny_cfg):
-    original = {k: v.clone() for k, v in one.state_dict().items()}
+    original = weights(one)
     branches = form(one)
     key = branches.add()
     randomise(branches)
@@ -204,8 +197,7 @@ def test_state__brings_its_ids_and_a_plain_one_changes_nothing(one, form, tiny_c
     one.load_state_dict(original)
     assert torch.equal(features(one, make_batch(one)), before)
     del state[names[0]]
-    with pytest.raises(RuntimeError, match="Missing"):
-        other.load_state_dict(state)
+    refused("Missing", other.load_state_dict, state, error=RuntimeError)
 
 
 def test_file__restores_outputs_or_changes_nothing(
@@ -228,7 +220,7 @@ def test_file__restores_outputs_or_changes_nothing(
     state = branches.adapter_state_dict()
     twin.detach()
     twin = frozen_form(other, tower="text")
-    before = {k: v.clone() for k, v in other.state_dict().items()}
+    before = weights(other)
     refused("tower='both', these 'text'", twin.load, tmp_path / "a.safetensors")
     other.logit_scale.data += 1
     refused("trained on other weights", twin.load_adapter_state_dict, state)
@@ -237,9 +229,7 @@ def test_file__restores_outputs_or_changes_nothing(
     refused("unknown tensors", twin.load_adapter_state_dict, state)
     state["facts"]["ids"] = [0, -3]
     refused("'ids' is missing or wrong", twin.load_adapter_state_dict, state)
-    after = other.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert_same_weights(other, before)
 
 
 def checkpoint_blocks(model, reentrant=False):
@@ -318,6 +308,27 @@ def test_checkpointing__of_a_tower_is_right_or_refused(one, form):
     with pytest.raises(RuntimeError, match="checkpoint single blocks"):
         branch_gradients(one, branches, PASSES["different"], whole)
     check_same(branch_gradients(one, branches, same, whole), expected)
+
+
+def test_functional__transforms_pass_branches(one, frozen_form):
+    branches = frozen_form(one)
+    randomise(branches)
+    images = make_batch(one)["image"]
+    each = torch.func.vmap(lambda image: one.encode_image(image[None])[0])(images)
+    torch.testing.assert_close(each, one.encode_image(images), **CLOSE)
+
+
+def test_rows__ids_are_those_of_the_call(one, frozen_form):
+    branches = frozen_form(one)
+    branches.add()
+    randomise(branches)
+    images = make_batch(one)["image"]
+    ids = torch.zeros(len(images), dtype=torch.long)
+    ids[0] = 1
+    branches.set_ids(image=ids)
+    expected = one.encode_image(images)
+    ids.fill_(-1)
+    assert torch.equal(one.encode_image(images), expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -400,15 +411,13 @@ def test_freezing__leaves_the_stored_weights_as_they_are(tiny_cfg, form):
     model = create_dual_encoder(tiny_cfg, precision="bf16").eval()
     model.unfreeze()
     randomise_model(model)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = weights(model)
     plain = features(model, make_batch(model))
     branches = form(model)
     with branches.using_ids(-1):
         assert torch.equal(features(model, make_batch(model)), plain)
     branches.detach()
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert_same_weights(model, before)
     model.check_trainable()
 
 

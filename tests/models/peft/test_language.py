@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_clip.models import attach_language_adapters
+from tests.models.experts import randomise
 from tests.models.kinds import hf_clip, native
-from tests.models.peft.test_branch import randomise
 from tests.refused import refused
 
 TEXTS = ["red dog", "blue", "green cat bird sun"]

@@ -12,9 +12,9 @@ from avalanche_clip.models import (
     create_dual_encoder,
     merge_adapters,
 )
-from tests.models.experts import OPTIONS, features, make_batch
+from tests.helpers import assert_same_weights, weights
+from tests.models.experts import OPTIONS, features, make_batch, randomise
 from tests.models.kinds import KINDS
-from tests.models.peft.test_branch import randomise
 
 CLOSE = {"rtol": 0, "atol": 1e-6}
 EVERY = ("qkv", "out", "mlp")
@@ -51,9 +51,9 @@ def test_fused__update_is_scale_times_b_a(one):
         heads.append(scores.softmax(-1) @ v[..., part])
     expected = torch.cat(heads, -1) @ out.T + attn.out_proj.bias
     floats = torch.zeros(5, 5).masked_fill(mask, float("-inf"))
-    for given, weights in ((mask, False), (floats, False), (floats, True)):
+    for given, needed in ((mask, False), (floats, False), (floats, True)):
         with torch.no_grad():
-            found = attn(x, x, x, need_weights=weights, attn_mask=given)[0]
+            found = attn(x, x, x, need_weights=needed, attn_mask=given)[0]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -132,14 +132,12 @@ def test_merge__of_a_language(one):
 )
 def test_merge__refusals_leave_the_model_unchanged(one, attach, message):
     attach(one)
-    before = {k: v.clone() for k, v in one.state_dict().items()}
+    before = weights(one)
     flags = [p.requires_grad for p in one.parameters()]
     out = features(one, make_batch(one))
     with pytest.raises(ValueError, match=message):
         merge_adapters(one)
-    after = one.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert_same_weights(one, before)
     assert [p.requires_grad for p in one.parameters()] == flags
     assert torch.equal(features(one, make_batch(one)), out)
 

@@ -8,9 +8,8 @@ import torch
 
 from avalanche_clip.models import attach_prompts
 from avalanche_clip.models.peft.prompt import prompt_mask
-from tests.models.experts import features, make_batch
+from tests.models.experts import features, make_batch, randomise
 from tests.models.kinds import KINDS
-from tests.models.peft.test_branch import randomise
 
 INF = float("inf")
 

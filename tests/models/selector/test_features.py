@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,8 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.selector.alexnet import NORMALIZATIONS, AlexNetFeatures
 from avalanche_clip.models.selector.features import ModelFeatures, check_same_extractor
-from tests.models.experts import OPTIONS, randomize
+from tests.models.experts import OPTIONS, randomise
 from tests.models.kinds import hf_clip, hf_siglip, native
-from tests.models.peft.test_branch import randomise
 from tests.models.selectors import write_alexnet
 from tests.refused import refused
 
@@ -156,31 +156,23 @@ def test_batch_norm_stem__training_mode_changes_nothing(tiny_cfg):
     assert torch.equal(features(x), before)
 
 
-def test_mixture__features_are_those_of_the_bare_model(one):
+BRANCHES = [attach_lora, attach_adapters, attach_prompts]
+
+
+@pytest.mark.parametrize("attach", [*BRANCHES, partial(attach_moe_adapters, **OPTIONS)])
+def test_branches__are_left_out_with_their_weights(one, attach):
     x = images(one)
     plain = ModelFeatures(one)
-    expected = plain(x)
-    bare = one.encode_image(x).detach()
-    attach_moe_adapters(one, **OPTIONS)
-    randomize(one)
-    assert not torch.allclose(one.encode_image(x), bare, atol=1e-3)
+    expected, bare = plain(x), one.encode_image(x)
+    randomise(attach(one), std=1.0)
+    with_branches = one.encode_image(x)
+    assert not torch.allclose(with_branches, bare, atol=1e-3)
     assert not torch.allclose(block_output(one, x).mean(1), expected, atol=1e-3)
-    # built with adapters in place: they are left out, and their weights too
     late = ModelFeatures(one)
     assert torch.equal(late(x), expected)
-    assert sum(p.numel() for p in late.parameters()) == sum(
-        p.numel() for p in plain.parameters()
-    )
-
-
-@pytest.mark.parametrize("attach", [attach_lora, attach_adapters, attach_prompts])
-def test_branches__are_left_out(one, attach):
-    x = images(one)
-    expected, branches = ModelFeatures(one)(x), attach(one)
-    randomise(branches)
-    with_branches = one.encode_image(x)
-    assert torch.equal(ModelFeatures(one)(x), expected)
     assert torch.equal(one.encode_image(x), with_branches)
+    counts = [sum(p.numel() for p in f.parameters()) for f in (plain, late)]
+    assert counts[0] == counts[1]
 
 
 def test_features__leave_no_hook_and_follow_none(one):

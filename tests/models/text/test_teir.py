@@ -35,8 +35,6 @@ def test_teir_init__in_place_without_graph_also_for_parameters():
     rows = torch.nn.Parameter(torch.zeros(2, 3))
     assert teir_init_(rows, torch.nn.Parameter(torch.eye(3))) is rows
     assert rows.is_leaf and rows.grad_fn is None and rows.abs().sum() > 0
-    empty = teir_init_(torch.empty(0, 3), torch.eye(3))
-    assert empty.shape == (0, 3)
 
 
 def test_draw_normal__large_blocks_do_not_depend_on_threads():

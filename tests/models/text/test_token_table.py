@@ -179,8 +179,7 @@ def test_active__padding_row_gets_no_gradient():
 
 @pytest.mark.parametrize("rows", [[], [6], [-1]])
 def test_active__impossible_rows_raise(rows):
-    with pytest.raises(ValueError, match="active rows"):
-        table_of().activate(torch.tensor(rows, dtype=torch.int64))
+    refused("active rows", table_of().activate, torch.tensor(rows, dtype=torch.int64))
 
 
 def test_active__follows_the_module_to_another_type_and_into_copies():

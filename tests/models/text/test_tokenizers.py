@@ -37,13 +37,6 @@ def test_call__empty_captions_lists_and_single_strings(tokenizer):
     assert tokenizer(("red",)).tolist() == [[38, 1, 39]]
 
 
-def test_call__languages_are_accepted_and_counted(tokenizer):
-    plain = tokenizer(["red", "blue"])
-    assert torch.equal(plain, tokenizer(["red", "blue"], languages=[0, 3]))
-    assert torch.equal(plain, tokenizer(["red", "blue"], torch.tensor([0, 3])))
-    refused("1 language codes given, 2 are", tokenizer, ["red", "blue"], languages=[0])
-
-
 def test_call__long_captions_keep_the_end_token_and_are_counted(tokenizer):
     with pytest.warns(UserWarning, match="22 tokens") as caught:
         ids = tokenizer([LONG, "red", LONG])

@@ -21,7 +21,7 @@ from avalanche_clip.models import (
 )
 from avalanche_clip.models.text import vocabulary_storage as storage
 from tests.damage import not_refused
-from tests.models.grown import EL, grown_model
+from tests.models.grown import grown_model
 from tests.refused import refused
 from tests.training.languages import tiny_model
 
@@ -169,9 +169,6 @@ def test_tokenizer__no_damage_is_read(tmp_path, scope):
     tokenizer = grown_model(scope=scope)[0].tokenizer
     tokenizer.save(tmp_path)
     path = tmp_path / "growing_tokenizer.json"
-    loaded = GrowingTokenizer.load(tmp_path)
-    assert loaded.state_dict() == tokenizer.state_dict()
-    assert torch.equal(loaded(EL, [2] * 9), tokenizer(EL, [2] * 9))
     read = lambda: GrowingTokenizer.load(path)  # noqa: E731
     assert not_refused(path, read, words=(str(tmp_path),)) == []
 

@@ -14,6 +14,7 @@ from avalanche_clip.training.plugins import (
 )
 from avalanche_clip.training.supervised import Sequential
 from tests.helpers import (
+    At,
     fit,
     stub_benchmark,
     train_stream,
@@ -124,20 +125,17 @@ def test_score__is_the_mean_recall_on_the_current_language(features):
 def test_score__equals_retrieval_of_the_model_at_that_moment():
     plugin = BestEpochPlugin()
     benchmark = stub_benchmark()
+    data = benchmark.valid_stream[0].dataset
 
-    class Compare:
-        stateless = True
-        found = []
+    def both(strategy):
+        found = evaluate_retrieval(strategy.model, data)["rsum"] / 600
+        return found, list(plugin.scores)
 
-        def after_training_epoch(self, strategy, **kwargs):
-            data = benchmark.valid_stream[0].dataset
-            self.found.append(evaluate_retrieval(strategy.model, data)["rsum"] / 600)
-            self.scores = list(plugin.scores)
-
-    compare = Compare()
+    compare = At("after_training_epoch", both)
     fit(Sequential, benchmark, 1, train_epochs=3, plugins=[compare, plugin])
     # the other plugin looks first: it has seen all scores but the last
-    assert compare.scores == pytest.approx(compare.found[:2])
+    found, scores = zip(*compare.seen)
+    assert scores[-1] == pytest.approx(found[:2])
 
 
 def test_one_epoch__needs_no_validation():

@@ -1,11 +1,10 @@
 import pytest
 import torch
-from torch import nn
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import ConstantCosinePlugin
 from tests.helpers import (
-    StubDualEncoder,
+    At,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -13,6 +12,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.training.growing import GrowingEncoder, PlainGrowing
 
 
 class _Trace:
@@ -60,25 +60,15 @@ def test_deployed_model__is_the_decayed_one():
     assert_same_weights(strategy.plugins[0].trunk["model"], trace.trunks[0])
 
 
-class _Growing(StubDualEncoder):
-    def __init__(self):
-        super().__init__(0)
-        self.extra = nn.Parameter(torch.zeros(1, 8))
-
-    def adaptation(self, experience):
-        old = self.extra.detach()
-        self.extra = nn.Parameter(torch.cat([old, torch.full((1, 8), 0.5)]))
-
-    def _raw_image(self, image):
-        return super()._raw_image(image) + self.extra.sum(0)
-
-
 def test_next_step__keeps_what_has_grown_since_the_trunk():
-    _, trace, _ = run(model=_Growing())
+    model = GrowingEncoder()
+    model.table = PlainGrowing()
+    _, trace, _ = run(model=model)
     start, trunk = trace.starts[1], trace.trunks[0]
-    assert start["extra"].shape == (3, 8) and trunk["extra"].shape == (2, 8)
-    assert torch.equal(start["extra"][:2], trunk["extra"])
-    assert torch.equal(start["extra"][2], torch.full((8,), 0.5))
+    grown, old = start["table.rows"], trunk["table.rows"]
+    assert grown.shape == (3, 8) and old.shape == (2, 8)
+    assert torch.equal(grown[:2], old)
+    assert torch.equal(grown[2], torch.full((8,), 0.01))
     assert torch.equal(start["token.weight"], trunk["token.weight"])
 
 
@@ -89,16 +79,12 @@ def test_rates__warm_up_once_stay_and_decay_on_the_branch():
 
 
 def test_step_stopped_before_its_decay__leaves_no_old_trunk():
-    class Stop:
-        def after_training_iteration(self, strategy, **kwargs):
-            counter, done = (
-                strategy.clock.train_exp_counter,
-                strategy.clock.train_exp_iterations,
-            )
-            if counter == 1 and done == 3:
-                strategy.stop_training()
+    def stop(strategy):
+        clock = strategy.clock
+        if clock.train_exp_counter == 1 and clock.train_exp_iterations == 3:
+            strategy.stop_training()
 
-    _, trace, deployed = run(3, plugins=[Stop()])
+    _, trace, deployed = run(3, plugins=[At("after_training_iteration", stop)])
     assert_same_weights(trace.starts[2], deployed[1])
 
 

@@ -9,6 +9,7 @@ from avalanche_clip.training.plugins import (
     OnlineEWCPlugin,
 )
 from tests.helpers import (
+    At,
     assert_same_weights,
     fit,
     train_stream,
@@ -22,18 +23,13 @@ def plugin_of(strategy):
 
 
 def test_fisher__is_the_mean_squared_batch_gradient():
-    batches = []
-
-    class Keep:
-        def after_training_exp(self, strategy, **kwargs):
-            plugin = plugin_of(strategy)
-            batches.extend((b, y) for b, y, _ in plugin._loader(strategy))
-
-    strategy = fit(ContrastiveEWC, steps=1, fisher_batch_size=4, plugins=[Keep()])
+    keep = At("after_training_exp", lambda s: [*plugin_of(s)._loader(s)])
+    strategy = fit(ContrastiveEWC, steps=1, fisher_batch_size=4, plugins=[keep])
     plugin, model = plugin_of(strategy), strategy.model
+    (batches,) = keep.seen
     assert len(batches) == 3
     expected = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    for batch, ids in batches:
+    for batch, ids, _ in batches:
         model.zero_grad()
         strategy._criterion(model(batch), ids).backward()
         for name, parameter in model.named_parameters():
@@ -62,15 +58,14 @@ def test_penalty__equals_a_hand_written_loop():
 
 
 def test_loss__has_half_of_lambda_times_the_penalty():
-    seen = []
+    def both(strategy):
+        if "ewc" in strategy.loss_terms:
+            penalty = plugin_of(strategy).penalty(strategy.model)
+            return float(strategy.loss_terms["ewc"]), float(penalty)
 
-    class Look:
-        def after_backward(self, strategy, **kwargs):
-            if "ewc" in strategy.loss_terms:
-                penalty = plugin_of(strategy).penalty(strategy.model)
-                seen.append((float(strategy.loss_terms["ewc"]), float(penalty)))
-
-    fit(ContrastiveEWC, steps=2, ewc_lambda=10.0, plugins=[Look()])
+    look = At("after_backward", both)
+    fit(ContrastiveEWC, steps=2, ewc_lambda=10.0, plugins=[look])
+    seen = [row for row in look.seen if row]
     assert len(seen) == 5 and seen[-1][0] > 0
     assert all(ours == pytest.approx(5 * p) for ours, p in seen)
 

@@ -2,19 +2,15 @@ import pytest
 
 from avalanche_clip.training import ContrastiveLwF
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin
-from tests.helpers import build, fit, stub_benchmark, train_stream
+from tests.helpers import At, build, fit, stub_benchmark, train_stream
 
 
-class _Terms:
-    def __init__(self):
-        self.seen = []
-
-    def after_backward(self, strategy, **kwargs):
-        self.seen.append(dict(strategy.loss_terms))
+def terms_of_steps():
+    return At("after_backward", lambda strategy: dict(strategy.loss_terms))
 
 
 def test_term__is_absent_in_the_first_step_and_zero_at_the_start_of_the_second():
-    terms = _Terms()
+    terms = terms_of_steps()
     strategy = fit(ContrastiveLwF, steps=2, plugins=[terms])
     assert all("lwf" not in row for row in terms.seen[:5])
     values = [float(row["lwf"]) for row in terms.seen[5:]]
@@ -44,7 +40,7 @@ def test_term__at_the_teacher_has_no_gradient():
 def test_weight__scales_the_term():
     rows = []
     for weight in (1.0, 3.0):
-        terms = _Terms()
+        terms = terms_of_steps()
         fit(ContrastiveLwF, steps=2, lwf_weight=weight, plugins=[terms])
         rows.append(terms.seen[6]["lwf"])
     # The first update is not yet influenced by the term, whose gradient is 0.

@@ -9,6 +9,7 @@ from avalanche_clip.training.methods import patching
 from avalanche_clip.training.methods.patching import mix
 from avalanche_clip.training.plugins import ContrastiveEWCPlugin, PatchingPlugin
 from tests.helpers import (
+    At,
     assert_same_weights,
     build,
     fit,
@@ -43,24 +44,19 @@ def test_mix__grown_parameter_raises():
 
 
 def test_chain__goes_on_from_the_patched_weights():
-    seen = {}
-
-    class Look:
-        def after_training_iteration(self, strategy, **kwargs):
-            if strategy.clock.train_exp_iterations == 4:
-                seen["trained"] = weights(strategy.model)
-
-        def before_training_exp(self, strategy, **kwargs):
-            seen["start"] = weights(strategy.model)
-
-    strategy = build(Patching, grid=[0.25], plugins=[Look()])
+    looks = [
+        At(hook, lambda strategy: weights(strategy.model))
+        for hook in ("before_training_exp", "after_training_iteration")
+    ]
+    strategy = build(Patching, grid=[0.25], plugins=looks)
     for index, experience in enumerate(stub_benchmark().train_stream):
         before = weights(strategy.model)
         strategy.train(experience, eval_streams=[])
-        assert_same_weights(seen["start"], before)
+        start, trained = (look.seen[-1] for look in looks)
+        assert_same_weights(start, before)
         share = 0.25 if index else 1.0
         for name, value in strategy.model.state_dict().items():
-            expected = (1 - share) * before[name] + share * seen["trained"][name]
+            expected = (1 - share) * before[name] + share * trained[name]
             torch.testing.assert_close(value, expected)
 
 

@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from avalanche_clip.training.plugins import ReservoirReplayPlugin
-from tests.helpers import (
-    Recorder,
-    stub_model,
-)
+from tests.helpers import At, Recorder, stub_model
 from tests.training.classes import class_benchmark, class_strategy, domain_benchmark
 
 
@@ -95,26 +92,20 @@ def test_label_space__holds_the_classes_that_may_be_drawn(stream, size, space):
 
 
 def test_der__pulls_the_prompts_of_old_classes_to_what_they_were():
-    class Targets(Recorder):
-        def __init__(self):
-            self.found = []
+    def term_and_gap(strategy):
+        batch, output = strategy.mb_x, strategy.global_features
+        if "from_memory" not in batch:
+            return None
+        old = batch["from_memory"].bool()
+        raw = output.text_features * output.aux["text_norm"]
+        gap = raw[strategy.mb_y][old] - batch["replay_target"][old]
+        return float(strategy.loss_terms["replay"]), float(gap.square().mean())
 
-        def before_backward(self, strategy, **kwargs):
-            batch = strategy.mb_x
-            if "from_memory" not in batch:
-                return
-            old = batch["from_memory"].bool()
-            output = strategy.global_features
-            raw = output.text_features * output.aux["text_norm"]
-            gap = raw[strategy.mb_y][old] - batch["replay_target"][old]
-            self.found.append(
-                (float(strategy.loss_terms["replay"]), float(gap.square().mean()))
-            )
-
-    look = Targets()
+    look = At("before_backward", term_and_gap)
     plugin = ReservoirReplayPlugin(50, target="student", weight=2.0)
     run(plugin, keep=look)
-    assert len(look.found) == 10
-    for term, gap in look.found:
+    found = [row for row in look.seen if row]
+    assert len(found) == 10
+    for term, gap in found:
         assert term == pytest.approx(2 * gap, rel=1e-5)
-    assert max(term for term, _ in look.found) > 0
+    assert max(found)[0] > 0

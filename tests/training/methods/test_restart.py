@@ -4,6 +4,7 @@ import torch
 from avalanche_clip.training import Restart, Sequential
 from avalanche_clip.training.plugins import BudgetFactorPlugin, RestartPlugin
 from tests.helpers import (
+    At,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -13,16 +14,10 @@ from tests.helpers import (
 )
 
 
-class _Starts:
-    def __init__(self):
-        self.seen = []
-
-    def before_training_epoch(self, strategy, **kwargs):
-        self.seen.append((weights(strategy.model), len(strategy.optimizer.state)))
-
-
 def starts(seed=0):
-    recorder = _Starts()
+    recorder = At(
+        "before_training_epoch", lambda s: (weights(s.model), len(s.optimizer.state))
+    )
     fit(Restart, seed=seed, plugins=[recorder])
     return recorder.seen
 

@@ -1,6 +1,5 @@
 import pytest
 
-from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.training import (
     TIC_STRATEGIES,
     CumulativeAll,
@@ -10,8 +9,8 @@ from avalanche_clip.training import (
     Patching,
     Sequential,
 )
-from avalanche_clip.training.templates.plan import cosine_lr
 from tests.helpers import (
+    Recorder,
     assert_other_weights,
     assert_same_weights,
     fit,
@@ -64,35 +63,10 @@ def test_published_relative_costs():
     assert costs["oracle"] / costs["cumulative-all-star"] == pytest.approx(8 / 3)
 
 
-def test_defaults__cosine_from_the_same_maximum_each_step():
-    rates = []
-
-    class Look:
-        def before_update(self, strategy, **kwargs):
-            rates.append(strategy.optimizer.param_groups[0]["lr"])
-
-    strategy = fit(Sequential, steps=2, optimizer=None, plugins=[Look()])
-    assert strategy.schedule == "cosine" and strategy.reset_optimizer_state
-    assert rates == pytest.approx([cosine_lr(s, 5, 0, 5e-4) for s in range(5)] * 2)
-
-
 def test_user_plugins__come_after_those_of_the_method():
-    class Mine:
-        pass
-
-    mine = Mine()
+    mine = Recorder()
     strategy = fit(Patching, steps=1, plugins=[mine])
     assert strategy.plugins.index(strategy._own[0]) < strategy.plugins.index(mine)
-
-
-def test_pool__of_all_methods_that_replay_has_no_sample_twice():
-    class Look:
-        def before_training_exp(self, strategy, **kwargs):
-            ids = attribute_array(strategy.adapted_dataset, "sample_id")
-            assert len(set(ids.tolist())) == len(ids)
-
-    for cls in (CumulativeAll, CumulativeExp, CumulativeEqual, Oracle):
-        after(cls, 3, plugins=[Look()])
 
 
 def test_default_evaluator__reports_retrieval(capsys):
@@ -102,12 +76,3 @@ def test_default_evaluator__reports_retrieval(capsys):
     values = strategy.eval(stub_benchmark().test_stream)
     assert "mean_R@1/eval_phase/test_stream/Task000/Exp000" in values
     assert "Epoch" in capsys.readouterr().out
-
-
-def test_stream__can_be_given_whole():
-    data = stub_benchmark()
-    from tests.helpers import build
-
-    whole, single = build(Sequential), fit(Sequential, data)
-    whole.train(data.train_stream, eval_streams=[])
-    assert_same_weights(whole.model, single.model)

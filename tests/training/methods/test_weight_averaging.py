@@ -9,13 +9,11 @@ from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
 )
 from tests.helpers import (
-    Recorder,
     assert_same_weights,
     build,
     fit,
     stub_benchmark,
     stub_model,
-    train_stream,
     weights,
 )
 from tests.training.growing import GrowingEncoder
@@ -216,30 +214,3 @@ def test_batch_norm__warns_and_buffers_are_those_of_the_student():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(Sequential, model, plugins=[WeightAveragingPlugin()])
-
-
-def test_interrupted_evaluation__training_goes_on_with_the_student():
-    class Interrupt(Recorder):
-        def __init__(self):
-            self.seen = {}
-
-        def after_training_iteration(self, strategy, **kwargs):
-            if strategy.clock.train_exp_iterations == 2:
-                before = weights(strategy.model)
-                with pytest.raises(KeyboardInterrupt):
-                    strategy.eval(benchmark.test_stream)
-                assert_same_weights(strategy.model, before)
-                self.seen["student"] = before
-
-        def before_eval_iteration(self, strategy, **kwargs):
-            raise KeyboardInterrupt
-
-        def before_forward(self, strategy, **kwargs):
-            if self.seen and "after" not in self.seen:
-                self.seen["after"] = weights(strategy.model)
-
-    plugin, benchmark = Interrupt(), stub_benchmark()
-    averaging = WeightAveragingPlugin("we", interval=1)
-    strategy = build(Sequential, plugins=[averaging, plugin])
-    train_stream(strategy, benchmark, 1)
-    assert_same_weights(plugin.seen["after"], plugin.seen["student"])

@@ -12,6 +12,7 @@ from avalanche_clip.training.plugins import (
     WeightConsolidationPlugin,
 )
 from tests.helpers import (
+    At,
     assert_same_weights,
     build,
     fit,
@@ -20,6 +21,11 @@ from tests.helpers import (
     stub_model,
     weights,
 )
+
+
+def terms_and_loss(strategy):
+    terms = {k: float(v) for k, v in strategy.loss_terms.items()}
+    return terms, float(strategy.loss.detach())
 
 
 class Autograd:
@@ -38,19 +44,6 @@ class Autograd:
         term = sum(((named[n] - s) ** 2).sum() for n, s in self.start.items())
         strategy.add_loss("slow", self.weight * term)
         self.values.append(self.weight * float(term.detach()))
-
-
-class Note:
-    """Keep the reported terms and losses of every step."""
-
-    stateless = True
-
-    def __init__(self):
-        self.terms, self.losses = [], []
-
-    def after_update(self, strategy, **kwargs):
-        self.terms.append({k: float(v) for k, v in strategy.loss_terms.items()})
-        self.losses.append(float(strategy.loss.detach()))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +99,7 @@ def test_hand_computed_case():
 )
 def test_run__equals_the_autograd_form(options):
     slow = Autograd(0.3)
-    note = Note()
+    note = At("after_update", terms_and_loss)
     expected = fit(Sequential, optimizer=sgd, plugins=[slow], **options)
     ours = fit(
         Sequential,
@@ -118,39 +111,34 @@ def test_run__equals_the_autograd_form(options):
         torch.testing.assert_close(
             ours.model.state_dict()[name], value, rtol=1e-5, atol=1e-6
         )
-    values = [row["consolidation"] for row in note.terms]
+    values = [row["consolidation"] for row, _ in note.seen]
     torch.testing.assert_close(values, slow.values, rtol=1e-4, atol=1e-6)
-    for loss, row in zip(note.losses, note.terms):
+    for row, loss in note.seen:
         assert loss == pytest.approx(sum(row.values()), rel=1e-6)
 
 
 def test_term__is_zero_at_the_first_step_of_each_experience():
-    note = Note()
+    note = At("after_update", terms_and_loss)
     fit(Sequential, plugins=[WeightConsolidationPlugin(), note])
-    values = [row["consolidation"] for row in note.terms]
+    values = [row["consolidation"] for row, _ in note.seen]
     assert [values[0], values[5], values[10]] == [0, 0, 0]
     assert min(values[1:5] + values[6:10]) > 0
 
 
 def test_start__is_the_average_of_the_step_before():
-    seen = []
+    def start(strategy):
+        return {k: v.clone() for k, v in plugin.start.items()}
 
-    class Look:
-        stateless = True
-
-        def after_update(self, strategy, **kwargs):
-            if strategy.clock.train_exp_iterations == 0:
-                seen.append({k: v.clone() for k, v in plugin.start.items()})
-
+    look = At("before_forward", start)
     plugin = WeightConsolidationPlugin()
     average = WeightAveragingPlugin(interval=2)
-    strategy = build(Sequential, plugins=[plugin, average, Look()])
+    strategy = build(Sequential, plugins=[plugin, average, look])
     expected = [weights(strategy.model)]
     for experience in stub_benchmark().train_stream:
         strategy.train(experience, eval_streams=[])
         expected.append(weights(strategy.model))
         assert plugin.start == {}
-    for start, before in zip(seen, expected):
+    for start, before in zip(look.seen[::5], expected):
         assert_same_weights(start, before)
 
 

@@ -27,6 +27,7 @@ from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.supervised import CumulativeAll, Sequential
 from tests.damage import not_refused
 from tests.helpers import (
+    At,
     assert_same_weights,
     quiet_evaluator,
     stub_benchmark,
@@ -34,7 +35,6 @@ from tests.helpers import (
     train_stream,
 )
 from tests.refused import refused
-from tests.training.growing import GrowingEncoder
 
 OPTIONS = {"train_mb_size": 4, "train_epochs": 2, "schedule": "constant"}
 
@@ -89,13 +89,8 @@ def test_save_state__size_does_not_depend_on_the_data(tmp_path):
 
 
 def test_save_state__during_an_evaluation_raises(path):
-    class Saves(SupervisedPlugin):
-        stateless = True
-
-        def after_eval_iteration(self, strategy, **kwargs):
-            save_state(strategy, path)
-
-    strategy, benchmark = build(plugins=[Saves()])
+    saves = At("after_eval_iteration", lambda strategy: save_state(strategy, path))
+    strategy, benchmark = build(plugins=[saves])
     with pytest.raises(RuntimeError, match="during an evaluation"):
         strategy.eval(benchmark.test_stream)
 
@@ -275,19 +270,13 @@ def test_save_state__masks_may_hold_infinity(path):
     assert load_state(strategy, path, benchmark) == 0
 
 
-class Breaks(SupervisedPlugin):
-    """Breaks a weight in one step."""
-
-    stateless = True
-
-    def after_update(self, strategy, **kwargs):
+def test_checkpoint_plugin__stops_at_weights_that_are_not_finite(tmp_path):
+    def breaks(strategy):
         if strategy.clock.train_iterations == 8:
             strategy.model.token.weight.data[3] = torch.nan
 
-
-def test_checkpoint_plugin__stops_at_weights_that_are_not_finite(tmp_path):
     plugin = CheckpointPlugin(tmp_path, every_iterations=1, keep=99)
-    strategy, benchmark = build(plugins=[Breaks(), plugin])
+    strategy, benchmark = build(plugins=[At("after_update", breaks), plugin])
     with pytest.raises(CheckpointError, match="state_000000009.pt is not written"):
         train_stream(strategy, benchmark)
     assert checkpoints(tmp_path)[-1].name == "state_000000008.pt"
@@ -359,46 +348,6 @@ def test_checkpoint_plugin__saves_by_time(tmp_path):
     strategy, benchmark = build(plugins=[plugin])
     train_stream(strategy, benchmark, 1)
     assert len(checkpoints(tmp_path)) == 7
-
-
-@pytest.mark.parametrize(
-    "options", [{"keep": 0}, {"every_iterations": 0}, {"every_seconds": 0}], ids=str
-)
-def test_checkpoint_plugin__wrong_options_raise(options, tmp_path):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        CheckpointPlugin(tmp_path, **options)
-
-
-def whole_and_resumed(make, folder, stop):
-    """Strategies with a table that grows: uninterrupted, and resumed from a file."""
-    full, benchmark = make()
-    train_stream(full, benchmark)
-    plugin = CheckpointPlugin(folder, every_iterations=3, keep=99)
-    part, benchmark = make(plugin)
-    train_stream(part, benchmark, 2)
-    later, benchmark = make()
-    start = load_state(later, folder / stop, benchmark)
-    assert start == (2 if "end" in stop else 1)
-    assert len(later.model.table.rows) == 3
-    for experience in list(benchmark.train_stream)[start:]:
-        later.train(experience, eval_streams=[])
-    assert len(full.model.table.rows) == 4
-    return full, later
-
-
-@pytest.mark.parametrize("reset", [True, False])
-@pytest.mark.parametrize("stop", ["state_000000012_end.pt", "state_000000009.pt"])
-@pytest.mark.parametrize("teacher", [False, True])
-def test_load_state__growing_model(stop, reset, teacher, tmp_path):
-    def make(*plugins):
-        own = [ContrastiveLwFPlugin()] if teacher else []
-        model = GrowingEncoder(dropout=0.1)
-        options = {"reset_optimizer_state": reset, "clip_grad_norm": 0.5}
-        return build(model, plugins=[*own, *plugins], **options)
-
-    full, later = whole_and_resumed(make, tmp_path, stop)
-    assert later.model.table.grown == 1
-    assert_same_weights(full.model, later.model)
 
 
 def frozen_model(seed=0):

@@ -24,6 +24,7 @@ from avalanche_clip.training.plugins import WeightConsolidationPlugin as Consoli
 from avalanche_clip.training.templates import agreement
 from tests.helpers import (
     IMAGE_SIZE,
+    At,
     Recorder,
     StubDualEncoder,
     assert_same_weights,
@@ -262,14 +263,17 @@ class NeverWorks(Recorder):
             raise ValueError("it never works")
 
 
-class OtherPool(Recorder):
+def other_pool(strategy):
     """Train on other samples on rank 1 than its experience holds."""
+    first = distributed.rank()
+    part = range(first, first + 6)
+    strategy.adapted_dataset = strategy.adapted_dataset.subset(part)
 
-    def after_train_dataset_adaptation(self, strategy, **kwargs):
-        first = distributed.rank()
-        strategy.adapted_dataset = strategy.adapted_dataset.subset(
-            range(first, first + 6)
-        )
+
+def stop_early(strategy):
+    """End the training of one rank at a step."""
+    if distributed.rank() == 1 and strategy.clock.train_exp_iterations == 2:
+        strategy.stop_training()
 
 
 def run_on_other_images(folder):
@@ -300,14 +304,6 @@ def batch_norm():
     return weights(model), {k: v for k, v in found.items() if "R@" in k}
 
 
-class StopEarly(Recorder):
-    """End the training of one rank at a step."""
-
-    def after_training_iteration(self, strategy, **kwargs):
-        if distributed.rank() == 1 and strategy.clock.train_exp_iterations == 2:
-            strategy.stop_training()
-
-
 def equal_after_all():
     """A sound training, in the processes that have refused all the others."""
     strategy, benchmark = settings({})(0)
@@ -324,14 +320,18 @@ def pool(tmp_path_factory):
         "evaluated": partial(train_with, eval_every=1, eval_streams=([], None)),
         "appended": partial(train_with, NeverWorks),
         "experience": other_experience,
-        "early": partial(train_with, StopEarly),
+        "early": partial(
+            train_with, partial(At, "after_training_iteration", stop_early)
+        ),
         "folder": partial(run_with, folder, out_dir=(f"{folder}/a", f"{folder}/b")),
         "resume": partial(run_with, folder, resume=(False, True)),
         "streams": partial(run_with, folder, streams=("test", ("test", "valid"))),
         "unknown": partial(run_with, folder, streams=("test", "nothing")),
         "test set": partial(run_on, folder, captions=(1, 2)),
         "planned": partial(train_with, LongerPlan),
-        "pool": partial(train_with, OtherPool),
+        "pool": partial(
+            train_with, partial(At, "after_train_dataset_adaptation", other_pool)
+        ),
         "images": partial(run_on_other_images, folder),
         "longer": partial(run_on, folder, sizes=((8, 8), (8, 8, 8))),
         "batch norm": batch_norm,

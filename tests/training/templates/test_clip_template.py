@@ -30,8 +30,6 @@ from tests.helpers import (
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"schedule": "linear"}, "schedule='linear'"),
-        ({"precision": "int8"}, "precision='int8'"),
         ({"accumulation_steps": 0}, "accumulation_steps=0"),
         ({"train_mb_size": 0}, "train_mb_size=0"),
         ({"train_mb_size": None}, "train_mb_size=None"),

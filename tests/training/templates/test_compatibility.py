@@ -62,13 +62,6 @@ def test_synaptic_intelligence__upstream_still_needs_the_repair():
     assert "target[name].data = param.detach().cpu().flatten()\n" in source
 
 
-def test_synaptic_intelligence__importances_are_measured():
-    plugin = SynapticIntelligencePlugin(si_lambda=1.0)
-    fit(Sequential, steps=2, plugins=[plugin])
-    importance = plugin.ewc_data[1]["token.weight"].data
-    assert float(importance.abs().max()) > 0
-
-
 def test_replay__memory_is_drawn_and_counted():
     look = At("before_backward", lambda s: s.mb_x["sample_id"].tolist())
     plugins = [ReplayPlugin(mem_size=6, batch_size_mem=4), look]
@@ -139,11 +132,6 @@ def test_scheduler_plugin__with_groups_added_by_a_plugin_raises():
     )
     with pytest.raises(ValueError, match="knows 1 only"):
         train_stream(strategy, stub_benchmark(), 1)
-
-
-def test_rwalk__longer_than_the_plan_raises():
-    with pytest.raises(ValueError, match="delta_t=10"):
-        fit(Sequential, plugins=[RWalkPlugin(delta_t=10)])
 
 
 def test_ewc__stock_fisher_equals_a_loop_over_batches():

@@ -114,6 +114,14 @@ def test_roles__one_plugin_of_a_strategy_may_have_them(role):
         build(Sequential, plugins=[one, two])
 
 
+def test_excludes__names_roles_and_is_ours_to_give():
+    wrong = type("Mine", (MethodPlugin,), {"excludes": {"replay_data": "{}"}})()
+    with pytest.raises(ValueError, match="roles in Mine.excludes.*mean 'replays_data'"):
+        build(Sequential, plugins=[wrong])
+    other = type("Other", (SupervisedPlugin,), {"excludes": ["bn"], "stateless": True})
+    build(Sequential, plugins=[other(), Counter()])
+
+
 # ------------------------------------------------------------------------- state
 def test_copied_strategy__knows_its_own_plugins():
     counter = Counter()
@@ -393,25 +401,10 @@ def test_former_names__count_for_plain_plugins_and_are_told_to_methods(
         type("Old", (MethodPlugin,), {former: given})
 
 
-def test_former_names__budget_of_a_plain_plugin_counts():
-    class Twice(SupervisedPlugin):
-        def budget_multiplier(self, strategy):
-            return 2.0
-
-    strategy = fit(Sequential, steps=1, plugins=[Twice()])
-    assert strategy.compute.report()["steps"] == [10]
-
-
 def test_plain_plugin__its_settings_are_those_it_tells():
     plain = Plain(identity=lambda: {"alpha": 2}, state_dict=dict)
     found = strategy_settings(build(Sequential, plugins=[plain]))["plugins"]
     assert found == {"0 Plain": {"alpha": 2}}
-
-
-def test_plain_plugin__with_state_it_does_not_tell_is_refused(tmp_path):
-    strategy = build(Sequential, plugins=[Plain(count=1)])
-    with pytest.raises(TypeError, match=r"Plain may have state \(\['count'\]\)"):
-        run_stream(strategy, stub_benchmark(), tmp_path)
 
 
 # ----------------------------------------------------------------- the stock table
@@ -460,13 +453,6 @@ def test_stock_table__scheduler_takes_over_the_learning_rate():
     contract = contract_of(LRSchedulerPlugin(scheduler))
     assert contract.sets_learning_rate and contract.keeps_per_weight_state is False
     assert not Sequential(model=build(Sequential).model).contracts[0].starts_fresh
-
-
-def test_order__deployed_weights_come_first():
-    first = plugins.PatchingPlugin(grid=(0.5,))
-    strategy = build(Sequential, plugins=[Counter(), first])
-    assert strategy.plugins[0] is first
-    train_stream(strategy, stub_benchmark(), 1)
 
 
 def test_load_state__asks_appended_plugins_before_it_compares(tmp_path):

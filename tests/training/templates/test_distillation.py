@@ -16,23 +16,18 @@ from avalanche_clip.training.plugins import (
     WeightConsolidationPlugin,
 )
 from tests.helpers import (
-    Recorder,
+    At,
     assert_same_weights,
     fit,
     stub_model,
 )
-
-TEXTS = ["ab", "cde", "f"]
-
-
-def images(size=8):
-    generator = torch.Generator().manual_seed(5)
-    return list(torch.randn(size, 3, 8, 8, generator=generator))
+from tests.methods.rows import IMAGES
+from tests.methods.variants import TEXTS
 
 
 def reference(**options):
     defaults = {"batch_size": 4, "teach_first_experience": True}
-    return ReferenceDistillationPlugin(images(), TEXTS, **{**defaults, **options})
+    return ReferenceDistillationPlugin(IMAGES, TEXTS[:3], **{**defaults, **options})
 
 
 @pytest.mark.parametrize("teacher", ["initial", "previous"])
@@ -105,16 +100,12 @@ def test_frozen_scale__is_not_clamped(value):
 
 
 def test_two_plugins_of_a_kind__terms_add_up():
-    class Sums(Recorder):
-        def __init__(self):
-            self.gaps = []
+    def gap(strategy):
+        terms = sum(float(v) for v in strategy.loss_terms.values())
+        return abs(terms - strategy.loss.item())
 
-        def before_update(self, strategy, **kwargs):
-            terms = sum(float(v) for v in strategy.loss_terms.values())
-            self.gaps.append(abs(terms - strategy.loss.item()))
-
-    sums = Sums()
+    gaps = At("before_update", gap)
     plugins = [reference(), reference(teacher="previous")]
-    plugins += [WeightConsolidationPlugin(3.0), WeightConsolidationPlugin(2.0), sums]
+    plugins += [WeightConsolidationPlugin(3.0), WeightConsolidationPlugin(2.0), gaps]
     fit(Sequential, plugins=plugins)
-    assert max(sums.gaps) < 1e-4
+    assert max(gaps.seen) < 1e-4

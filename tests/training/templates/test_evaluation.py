@@ -22,6 +22,7 @@ from avalanche_clip.training.plugins import WeightAveragingPlugin
 from avalanche_clip.training.templates.evaluation import by_stream
 from tests.helpers import (
     At,
+    Recorder,
     assert_same_weights,
     build,
     quiet_evaluator,
@@ -212,22 +213,20 @@ def test_eval__that_fails_leaves_no_trace(make, at, error, tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken")])
 def test_eval__that_fails_inside_training_leaves_that_as_it_was(error):
     strategy, data = pairs(eval_every=1, train_epochs=3, budget_iterations=6)
-    found = {}
 
-    class Look(SupervisedPlugin):
-        """Compares before and after the evaluation that a plugin makes."""
+    def evaluate(strategy):
+        """Facts before and after an evaluation that a plugin makes."""
+        before = facts(strategy)
+        strategy.plugins[0].at = strategy.plugins[0].count + 1
+        with pytest.raises(type(error)):
+            strategy.eval(data.valid_stream)
+        return before, facts(strategy)
 
-        def after_training_epoch(self, strategy, **kwargs):
-            before = facts(strategy)
-            strategy.plugins[0].at = strategy.plugins[0].count + 1
-            with pytest.raises(type(error)):
-                strategy.eval(data.valid_stream)
-            found[strategy.clock.train_exp_epochs] = (before, facts(strategy))
-
-    strategy.plugins[:0] = [Failing(0, error), Look()]
+    look = At("after_training_epoch", evaluate)
+    strategy.plugins[:0] = [Failing(0, error), look]
     strategy.train(data.train_stream[0], eval_streams=[])
-    assert list(found) == [0, 1, 2]
-    for before, after in found.values():
+    assert len(look.seen) == 3
+    for before, after in look.seen:
         assert before["is_training"] and before["in_training"]
         assert_same_facts(before, after)
 
@@ -247,15 +246,15 @@ def test_eval__that_fails_goes_on_with_the_student_of_an_average():
     averaging = WeightAveragingPlugin(interval=1)
     strategy, data = pairs(plugins=[averaging])
 
-    class Look(SupervisedPlugin):
-        def after_training_iteration(self, strategy, **kwargs):
-            before = weights(strategy.model)
-            strategy.plugins[-4].at = strategy.plugins[-4].count + 1
-            with pytest.raises(KeyboardInterrupt):
-                strategy.eval(data.test_stream)
-            assert_same_weights(strategy.model, before)
+    def evaluate(strategy):
+        before = weights(strategy.model)
+        strategy.plugins[-4].at = strategy.plugins[-4].count + 1
+        with pytest.raises(KeyboardInterrupt):
+            strategy.eval(data.test_stream)
+        assert_same_weights(strategy.model, before)
 
-    strategy.plugins[1:1] = [Look(), Failing(0, KeyboardInterrupt())]
+    look = At("after_training_iteration", evaluate)
+    strategy.plugins[1:1] = [look, Failing(0, KeyboardInterrupt())]
     strategy.train(data.train_stream[0], eval_streams=[])
     assert strategy.plugins[-4].count == 5
 
@@ -290,12 +289,18 @@ def test_plugins__appended_later_are_checked_repaired_and_put_before_the_clock()
         strategy.train(data.train_stream[1], eval_streams=[data.valid_stream])
 
 
+class Scoring(Recorder):
+    """Scores of a shape that is made from the features, or none."""
+
+    def __init__(self, shape=None):
+        self.shape = shape
+
+    def class_logits(self, strategy, image_features):
+        return self.shape and image_features.new_zeros(self.shape(image_features))
+
+
 def test_plugins__two_that_score_classes_are_refused_later_too():
     strategy, data = classes()
-
-    class Scoring(SupervisedPlugin):
-        def class_logits(self, strategy, image_features):
-            return None
 
     strategy.plugins.append(Scoring())
     strategy.eval(data.test_stream)
@@ -308,12 +313,6 @@ def test_plugins__two_that_score_classes_are_refused_later_too():
 def test_class_logits__of_another_shape_are_refused(columns):
     strategy, data = classes()
 
-    class Scoring(SupervisedPlugin):
-        stateless = True
-
-        def class_logits(self, strategy, image_features):
-            return image_features.new_zeros(len(image_features), columns or 99)
-
-    strategy.plugins.append(Scoring())
+    strategy.plugins.append(Scoring(lambda features: (len(features), columns or 99)))
     with pytest.raises(ValueError, match=r"What Scoring\.class_logits\(\) returned of"):
         strategy.eval(data.test_stream)

@@ -8,7 +8,7 @@ from avalanche_clip.training.templates.frozen_texts import (
     tower_fingerprint,
 )
 from avalanche_clip.training.templates.reference_data import ReferenceTexts
-from tests.helpers import build, stub_benchmark, stub_model
+from tests.helpers import build, stub_benchmark, stub_model, train_stream
 
 TEXTS = ReferenceTexts(["ab", "cde", "f", "ghij", "kl", "xyz", "abc"])
 
@@ -44,16 +44,11 @@ def encoded(monkeypatch):
     return calls
 
 
-def train(strategy, count=2):
-    for experience in list(stub_benchmark().train_stream)[:count]:
-        strategy.train(experience, eval_streams=[])
-
-
 def test_equal_weights_and_texts__are_encoded_once_whoever_asks(encoded):
     wants = [Want("initial"), Want("previous"), Want("initial")]
     wants.append(Want("previous", ReferenceTexts(list(TEXTS.texts))))
     strategy = build(Sequential, plugins=wants)
-    train(strategy, 1)
+    train_stream(strategy, stub_benchmark(), 1)
     assert encoded == [7]
     assert all(want.found[0] is wants[0].found[0] for want in wants)
     expected = stub_model()
@@ -65,7 +60,7 @@ def test_equal_weights_and_texts__are_encoded_once_whoever_asks(encoded):
 def test_later_experiences__renew_what_has_changed_only(encoded):
     first, last = Want("initial"), Want("previous")
     strategy = build(Sequential, plugins=[first, last])
-    train(strategy, 3)
+    train_stream(strategy, stub_benchmark(), 3)
     assert encoded == [7, 7, 7]
     assert first.found[0] is first.found[1] is first.found[2]
     assert not torch.equal(last.found[0], last.found[1])
@@ -78,14 +73,14 @@ def test_frozen_text_tower__is_never_encoded_again(encoded):
         parameter.requires_grad_("text" not in name and "token" not in name)
     model.state_fingerprint = lambda tower: str(model.token.weight.sum())
     strategy = build(Sequential, model, plugins=[Want("previous")])
-    train(strategy, 3)
+    train_stream(strategy, stub_benchmark(), 3)
     assert len(encoded) == 1
 
 
 def test_other_texts_or_precision__are_other_features(encoded):
     other = Want("initial", ReferenceTexts(["ab", "cde"]))
     strategy = build(Sequential, plugins=[Want("initial"), other])
-    train(strategy, 1)
+    train_stream(strategy, stub_benchmark(), 1)
     assert encoded == [7, 2] and other.found[0].shape[0] == 2
     strategy.precision = "bf16"
     strategy.teachers.text_features("initial", TEXTS)
@@ -94,7 +89,7 @@ def test_other_texts_or_precision__are_other_features(encoded):
 
 def test_what_nobody_asks_for__is_dropped():
     strategy = build(Sequential, plugins=[Want("previous")])
-    train(strategy, 1)
+    train_stream(strategy, stub_benchmark(), 1)
     kept = strategy.teachers.frozen_texts
     strategy.teachers.text_features("previous", ReferenceTexts(["a"]))
     assert len(kept.features) == 2
@@ -110,9 +105,9 @@ def test_what_nobody_asks_for__is_dropped():
 
 def test_cost__is_booked_once_and_not_again_after_a_stop(tmp_path):
     whole = build(Sequential, plugins=[Want("initial")])
-    train(whole, 3)
+    train_stream(whole, stub_benchmark(), 3)
     stopped = build(Sequential, plugins=[Want("initial")])
-    train(stopped, 1)
+    train_stream(stopped, stub_benchmark(), 1)
     path = save_state(stopped, tmp_path / "state")
     benchmark = stub_benchmark()
     resumed = build(Sequential, plugins=[Want("initial")])

@@ -10,18 +10,10 @@ from avalanche_clip.benchmarks import (
     make_image_text_dataset,
     prepare_benchmark,
 )
-from tests.helpers import Recorder, stub_model
+from tests.helpers import At, Recorder, stub_model
 from tests.training.classes import Labelled, class_strategy, domain_benchmark
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Spaces(Recorder):
-    def __init__(self):
-        self.seen = []
-
-    def before_eval_exp(self, strategy, **kwargs):
-        self.seen.append(strategy.label_ids)
 
 
 def plain_set(targets, seed, first):
@@ -55,7 +47,7 @@ def own_benchmark(model):
 def test_evaluation__undeclared_classes_are_those_of_their_domains(
     named, space, expected
 ):
-    model, watch = stub_model(), Spaces()
+    model, watch = stub_model(), At("before_eval_exp", lambda s: s.label_ids)
     benchmark = own_benchmark(model)
     prompts = ClassPrompts(
         list("abcdef"), domains=["x"] * 3 + ["y"] * 3 if named else None

@@ -136,7 +136,7 @@ def test_rule__that_adds_a_group_after_growth_leaves_the_plugins_groups_alone():
     strategy = build(
         Sequential,
         Grown(),
-        plugins=[_HeadGroup()],
+        plugins=[_Claims("text_proj.weight")],
         param_groups=rule,
         optimizer=adamw,
         schedule="constant",
@@ -168,17 +168,13 @@ def test_home__falls_back_to_the_first_group():
     assert home_of(True, groups[:1]) == 0
 
 
-class _HeadGroup:
-    supports_distributed = True
-
-    def param_groups(self, strategy):
-        return [{"names": ["text_proj.weight"], "lr": 0.5}]
-
-
 @pytest.mark.parametrize("rule", [None, lambda named: [[n for n, _ in named]]])
 def test_plugin_groups__are_claimed_once_and_stay(rule):
     strategy = build(
-        Sequential, plugins=[_HeadGroup()], param_groups=rule, schedule="constant"
+        Sequential,
+        plugins=[_Claims("text_proj.weight")],
+        param_groups=rule,
+        schedule="constant",
     )
     train_stream(strategy, stub_benchmark())
     groups = strategy.optimizer.param_groups
@@ -262,10 +258,12 @@ def test_growth__keeps_moments_padded_with_zeros():
     assert any("token.weight" in g for g in names_in(strategy))
 
 
-@pytest.mark.parametrize("reset, expected", [(True, [0, 0]), (False, [0, 6])])
-def test_moments__are_reset_or_carried(reset, expected):
+@pytest.mark.parametrize(
+    "options, expected", [({}, [0, 0]), ({"reset_optimizer_state": False}, [0, 6])]
+)
+def test_moments__are_reset_or_carried(options, expected):
     look = At("before_training_iteration", lambda s: len(s.optimizer.state))
-    strategy = build(Sequential, plugins=[look], reset_optimizer_state=reset)
+    strategy = build(Sequential, plugins=[look], **options)
     train_stream(strategy, stub_benchmark(), 2)
     assert look.seen[::5] == expected
 

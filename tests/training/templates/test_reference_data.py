@@ -147,30 +147,15 @@ def test_texts__wrong_ones_raise(texts, error):
         ReferenceTexts(texts)
 
 
-class Fixed:
-    deterministic = True
-
-    def __call__(self, image):
-        return image
-
-
 def test_reference_images__with_random_transforms_of_their_own_are_not_kept():
-    class Data(torch.utils.data.Dataset):
-        def __init__(self, transform=None):
-            self.transform = transform
+    def images(own, **options):
+        data = Counting(4)
+        data.transform = own
+        return ReferenceImages(data, transform=StubTransform(), **options)
 
-        def __len__(self):
-            return 4
-
-        def __getitem__(self, index):
-            return torch.zeros(3, 8, 8), 0
-
-    def fixed(own):
-        return ReferenceImages(Data(own), transform=Fixed()).fixed
-
-    assert fixed(None) and fixed(Fixed()) and not fixed(lambda image: image)
-    given = ReferenceImages(Data(torch.nn.Identity()), transform=Fixed(), fixed=True)
-    assert given.fixed
+    assert images(None).fixed and images(StubTransform()).fixed
+    assert not images(lambda image: image).fixed
+    assert images(torch.nn.Identity(), fixed=True).fixed
 
 
 def test_reference_texts__of_padding_only_raise():

@@ -25,6 +25,7 @@ from avalanche.evaluation.metrics import (
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import Sequential, run_stream
 from tests.helpers import (
+    At,
     assert_same_weights,
     build,
     fit,
@@ -328,13 +329,12 @@ def test_metrics_by_class__in_training_say_so_before_the_first_step():
 
 
 def test_metrics_by_class__need_small_ids():
-    class Large(SupervisedPlugin):
-        def after_eval_forward(self, strategy, **kwargs):
-            strategy.mbatch[1] = strategy.mbatch[1] + 10**9
+    def enlarge(strategy):
+        strategy.mbatch[1] = strategy.mbatch[1] + 10**9
 
     metrics = [StreamConfusionMatrix(save_image=False)]
     strategy, data, _ = pairs(metrics)
-    strategy.plugins.append(Large())
+    strategy.plugins.append(At("after_eval_forward", enlarge))
     with pytest.raises(ValueError, match="class ids from 10.*consecutively"):
         strategy.eval(data.test_stream)
 

@@ -180,21 +180,18 @@ def test_image_cache__is_off_for_random_transforms(monkeypatch):
 
 def test_image_cache__features_equal_those_of_the_model(monkeypatch):
     strategy = build(ContrastiveLwF, stub_model(bias=True))
-    compared = []
 
-    class Compare:
-        def after_backward(self, strategy, **kwargs):
-            if strategy.clock.train_exp_counter:
-                teacher = strategy.teachers.get("previous")
-                with torch.no_grad():
-                    compared.append(
-                        (teacher.features(strategy.mb_x), teacher.model(strategy.mb_x))
-                    )
+    @torch.no_grad()
+    def both(strategy):
+        if strategy.clock.train_exp_counter:
+            teacher = strategy.teachers.get("previous")
+            return teacher.features(strategy.mb_x), teacher.model(strategy.mb_x)
 
-    strategy.plugins.append(Compare())
+    compare = At("after_backward", both)
+    strategy.plugins.append(compare)
     train_stream(strategy, stub_benchmark(), 2)
-    assert len(compared) == 5
-    for ours, expected in compared:
+    assert len(compare.seen) == 10
+    for ours, expected in compare.seen[5:]:
         assert ours.aux.keys() == expected.aux.keys()
         for left, right in zip(ours[:3], expected[:3], strict=True):
             torch.testing.assert_close(left, right)

@@ -145,6 +145,11 @@ class ClassNameZSCL(ClassNameFineTuning):
             reference_options,
         )
         self.distillation = own[0]
+        if "train_logit_scale" in kwargs:
+            raise TypeError(
+                "ClassNameZSCL takes no train_logit_scale of its own; use "
+                "reference_options={'train_logit_scale': True}."
+            )
         super().__init__(
             model=model,
             plugins=[*own, *(plugins or [])],

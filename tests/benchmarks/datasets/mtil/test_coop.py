@@ -11,6 +11,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
     read_x_tail_domain,
 )
 from tests.benchmarks.datasets.mtil import coop_files, disk
+from tests.benchmarks.datasets.mtil.disk import labels_and_colours as content
 from tests.refused import refused
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
@@ -26,15 +27,6 @@ NAMES = {
     "StanfordCars": ("2012 Ram C/V Cargo Van Minivan", "2000 AM General Hummer SUV"),
     "SUN397": ("abbey", "outdoor apartment building"),
 }
-
-
-def content(data):
-    """(label, class of the picture, its number) of each item."""
-    found = []
-    for image, label in data:
-        red, green, _ = image.getpixel((3, 3))
-        found.append((label, round(red / 40), round((green - 40) / 8)))
-    return found
 
 
 def test_x_tail__sizes_of_the_released_lists():
@@ -164,8 +156,6 @@ def good():
         (lambda c: c["test"].append(["d.jpg", 0, "z"]), "label 0 is 'x' before"),
         (lambda c: c["test"].append(["d.jpg", 4, "z"]), r"labels \[2, 3\]"),
         (lambda c: c["val"].append(["../d.jpg", 0, "x"]), r"\.\./d\.jpg.*outside"),
-        (lambda c: c["val"].append(["/etc/passwd", 0, "x"]), "outside"),
-        (lambda c: c["val"].append(["a/../../d.jpg", 0, "x"]), "outside"),
         (lambda c: c["val"].append(["C:\\d.jpg", 0, "x"]), "no path below"),
     ],
 )

@@ -13,6 +13,7 @@ from avalanche_clip.models.encoders.imagenet_names import (
     imagenet_wnids,
 )
 from tests.benchmarks.datasets.mtil import disk
+from tests.benchmarks.datasets.mtil.disk import labels_and_colours as content
 from tests.refused import refused
 
 # The first four lines of the official wnids.txt.
@@ -24,15 +25,6 @@ WORDS = {
     "n04540053": "volleyball",
     "n04099969": "rocking chair, rocker",
 }
-
-
-def content(data):
-    found = []
-    for image, label in data:
-        assert image.mode == "RGB"
-        red, green, _ = image.getpixel((3, 3))
-        found.append((label, round(red / 40), round((green - 40) / 8)))
-    return found
 
 
 def test_imagenet_names__follow_the_sorted_ids():

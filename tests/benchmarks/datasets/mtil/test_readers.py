@@ -1,7 +1,6 @@
 """Every reader on files in the data set's own format."""
 
 import pickle
-import subprocess
 import sys
 import warnings
 
@@ -19,6 +18,7 @@ from avalanche_clip.benchmarks.datasets.mtil import (
 )
 from tests.benchmarks.datasets.mtil import disk
 from tests.refused import refused
+from tests.scripts import loaded_after
 
 pytestmark = pytest.mark.usefixtures("any_checksum")
 
@@ -228,15 +228,8 @@ def test_reader__split_does_not_follow_the_file_system(tmp_path, root):
 
 
 def test_import__loads_no_torch():
-    code = (
-        "import sys\n"
-        "import avalanche_clip.benchmarks.datasets.mtil\n"
-        "print([n for n in ('torch', 'avalanche', 'timm') if n in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    statement = "import avalanche_clip.benchmarks.datasets.mtil"
+    assert loaded_after(statement, ("torch", "avalanche", "timm")) == []
 
 
 def test_class_images__refuses_what_does_not_fit():

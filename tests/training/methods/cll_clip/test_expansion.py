@@ -17,7 +17,7 @@ from avalanche_clip.training.plugins import (
     ReservoirReplayPlugin,
     TokenEmbeddingExpansionPlugin,
 )
-from tests.helpers import train_stream
+from tests.helpers import At, train_stream
 from tests.training.languages import (
     adamw,
     language_strategy,
@@ -264,17 +264,13 @@ def test_clip_after_mask__frozen_rows_leave_the_norm():
     norms = {}
     for masked in (False, True):
         strategy, _, _ = run(0, expansion={"clip_after_mask": masked})
-        seen = []
-
-        class Norm:
-            stateless = True
-
-            def before_update(self, strategy, seen=seen, **kwargs):
-                seen.append(find_token_embedding(strategy.model).trained.grad.norm())
-
-        strategy.plugins.append(Norm())
+        norm = At(
+            "before_update",
+            lambda s: find_token_embedding(s.model).trained.grad.norm(),
+        )
+        strategy.plugins.append(norm)
         train_stream(strategy, language_stream(strategy.model), 1)
-        norms[masked] = seen[0].item()
+        norms[masked] = norm.seen[0].item()
     assert 0 < norms[True] < norms[False]
 
 
@@ -344,28 +340,24 @@ def test_factors__are_those_of_the_kernel():
     benchmark = language_stream(model)
     strategy = language_strategy(model)
     train_stream(strategy, benchmark, 1)
-    seen = {}
 
-    class Look:
-        stateless = True
+    def facts(strategy):
+        plugin, table = strategy.expansion, find_token_embedding(strategy.model)
+        return plugin._scale.flatten(), table.active_rows, table.usage.clone()
 
-        def before_training_iteration(self, strategy, **kwargs):
-            plugin, table = strategy.expansion, find_token_embedding(strategy.model)
-            seen["scale"] = plugin._scale.flatten()
-            seen["rows"] = table.active_rows
-            seen["usage"] = table.usage.clone()
-
-    strategy.plugins.append(Look())
+    look = At("before_training_iteration", facts)
+    strategy.plugins.append(look)
     strategy.train(benchmark.train_stream[1], eval_streams=[])
+    scale, rows, usage = look.seen[-1]
     used = used_ids(model, benchmark.train_stream[1].dataset)
     count = model.tokenizer.vocab_size
     expected = teir_scale(
         torch.tensor([k in used for k in range(count)]),
         torch.arange(count) < 3584,
-        seen["usage"],
+        usage,
         torch.tensor([k in (3582, 3583) for k in range(count)]),
     )
-    torch.testing.assert_close(seen["scale"], expected[seen["rows"]])
+    torch.testing.assert_close(scale, expected[rows])
 
 
 def test_data_of_another_models_tokenizer__raise():

@@ -2,30 +2,16 @@
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.methods.moe_adapters.evaluation import _most_frequent
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import assert_same_weights, train_stream
+from tests.helpers import At, assert_same_weights, train_stream
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 
 pytestmark = pytest.mark.slow
-
-
-class Keep(SupervisedPlugin):
-    """Keep the features of evaluated batches, and the routers of the passes."""
-
-    stateless = True
-
-    def __init__(self):
-        super().__init__()
-        self.features = []
-
-    def after_eval_forward(self, strategy, **kwargs):
-        self.features.append(strategy.mb_features)
 
 
 def build(cls=Sequential, plugins=(), model=None, options=None, **given):
@@ -45,13 +31,13 @@ def selecting(**options):
 
 
 def features(strategy, stream):
-    keep = Keep()
+    keep = At("after_eval_forward", lambda strategy: strategy.mb_features)
     strategy.plugins.append(keep)
     try:
         strategy.eval(stream)
     finally:
         strategy.plugins.remove(keep)
-    return keep.features
+    return keep.seen
 
 
 def test_pairs__equal_the_base_model_before_training_and_zero_shot_for_ever():
@@ -96,31 +82,28 @@ def test_pairs__images_are_routed_one_by_one_and_captions_by_majority():
     benchmark = moe_runs.pairs(strategy.model)
     train_stream(strategy, benchmark)
     moe, model = strategy.model.moe_adapters, strategy.model
-    passes, texts = [], []
+    passes = []
 
-    class Note(SupervisedPlugin):
-        stateless = True
+    def compare(strategy):
+        images = strategy.mb_x["image"]
+        routes = plugin.auto_selector.route(images)
+        majority = _most_frequent(routes)
+        out = strategy.mb_features
+        with torch.no_grad(), moe.using_router(image=routes, text=majority):
+            image = model.encode_image(images)
+            text = model.encode_text(strategy.mb_x["text"])
+        torch.testing.assert_close(out.image_features, image)
+        torch.testing.assert_close(out.text_features, text)
 
-        def after_eval_forward(self, strategy, **kwargs):
-            images = strategy.mb_x["image"]
-            routes = plugin.auto_selector.route(images)
-            majority = _most_frequent(routes)
-            texts.append(majority)
-            out = strategy.mb_features
-            with torch.no_grad(), moe.using_router(image=routes, text=majority):
-                image = model.encode_image(images)
-                text = model.encode_text(strategy.mb_x["text"])
-            torch.testing.assert_close(out.image_features, image)
-            torch.testing.assert_close(out.text_features, text)
-
-    strategy.plugins.append(Note())
+    note = At("after_eval_forward", compare)
+    strategy.plugins.append(note)
     handle = model.clip.visual.conv1.register_forward_pre_hook(
         lambda module, args: passes.append(len(args[0]))
     )
     strategy.eval(benchmark.test_stream)
     handle.remove()
-    # per step a batch of 6 and one of 2: the model's pass, and those of Note
-    assert len(passes) - 6 - len(texts) <= 6 and len(texts) == 6
+    # per step a batch of 6 and one of 2: the model's pass, and those of compare
+    assert len(passes) - 6 - len(note.seen) <= 6 and len(note.seen) == 6
     counts = plugin.routing["test"]
     assert sum(sum(row.values()) for row in counts.values()) == 24
     assert len({router for row in counts.values() for router in row}) > 1

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.models.moe.adapters import attach_moe_adapters
 from avalanche_clip.training.plugins import ContrastiveEWCPlugin, MoEAdaptersPlugin
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import train_stream, weights
+from tests.helpers import At, train_stream, weights
 from tests.training import moe_runs
 from tests.training.moe_runs import ADAPTERS
 
@@ -34,21 +33,13 @@ def fit(steps=None, benchmark=None, **given):
 
 def logits(strategy, experience):
     """Logits of an evaluated experience, all batches joined."""
-    found = []
-
-    class Keep(SupervisedPlugin):
-        stateless = True
-
-        def after_eval_forward(self, strategy, **kwargs):
-            found.append(strategy.mb_output.clone())
-
-    keep = Keep()
+    keep = At("after_eval_forward", lambda strategy: strategy.mb_output.clone())
     strategy.plugins.append(keep)
     try:
         strategy.eval([experience])
     finally:
         strategy.plugins.remove(keep)
-    return torch.cat(found)
+    return torch.cat(keep.seen)
 
 
 # ------------------------------------------------------------------ the base model
@@ -70,17 +61,6 @@ def test_zero_shot_router__never_changes_over_the_stream():
         strategy.train(experience, eval_streams=[])
         for old, test in zip(before, benchmark.test_stream, strict=True):
             assert torch.equal(logits(strategy, test), old)
-
-
-def test_detach_after_training__gives_the_base_model_back():
-    strategy, _, _ = fit(2)
-    strategy.model.moe_adapters.detach()
-    expected = moe_runs.vit()
-    assert all(
-        torch.equal(p, q)
-        for p, q in zip(strategy.model.parameters(), expected.parameters(), strict=True)
-    )
-    assert all(p.requires_grad for p in strategy.model.parameters())
 
 
 # ------------------------------------------------------------------- what is trained
@@ -135,30 +115,23 @@ def test_freeze_rank_over_and_count__decide_how_many_experts_stop():
 def test_counts__are_those_of_the_step_alone():
     """Extra passes in training mode, teachers and evaluations do not count."""
 
-    class Extra(SupervisedPlugin):
-        stateless = True
+    def extra(strategy):
+        assert strategy.model.training
+        strategy.model.encode_image(strategy.mb_x["image"])
 
-        def before_backward(self, strategy, **kwargs):
-            assert strategy.model.training
-            strategy.model.encode_image(strategy.mb_x["image"])
+    def counts(strategy):
+        return [int(a.counts.sum()) for a in strategy.model.moe_adapters.adapters()]
 
     def counted(plugins=(), **options):
-        found = []
-
-        class Note(SupervisedPlugin):
-            stateless = True
-
-            def after_training_epoch(self, strategy, **kwargs):
-                moe = strategy.model.moe_adapters
-                found.extend(int(a.counts.sum()) for a in moe.adapters())
-
-        fit(1, plugins=[*plugins, Note()], options=options)
+        note = At("after_training_epoch", counts)
+        fit(1, plugins=[*plugins, note], options=options)
+        (found,) = note.seen
         return found
 
     plain = counted()
     # 5 steps x 6 images (3 prompts) x 2 experts in each of 2 blocks per tower
     assert plain == [60, 60, 30, 30]
-    assert counted([Extra()]) == plain
+    assert counted([At("before_backward", extra)]) == plain
     assert counted(accumulation_steps=3) == plain
     assert counted(eval_every=1, peval_mode="iteration") == plain
 
@@ -172,20 +145,15 @@ def test_known_experience__goes_on_with_its_router():
 
 
 def test_balance_weight__adds_the_loss_of_all_blocks():
+    def term_and_aux(strategy):
+        return strategy.loss_terms.get("balance"), strategy.mb_features.aux or {}
+
     def terms(weight):
-        found = []
-
-        class Note(SupervisedPlugin):
-            stateless = True
-
-            def after_backward(self, strategy, **kwargs):
-                aux = strategy.mb_features.aux or {}
-                found.append((strategy.loss_terms.get("balance"), aux))
-
+        note = At("after_backward", term_and_aux)
         strategy, _, _ = fit(
-            1, balance_weight=weight, plugins=[Note()], options={"budget_iterations": 2}
+            1, balance_weight=weight, plugins=[note], options={"budget_iterations": 2}
         )
-        return found, strategy.model.state_dict()
+        return note.seen, strategy.model.state_dict()
 
     off, plain = terms(0.0)
     assert all(term is None and "balance_loss" not in aux for term, aux in off)
@@ -261,17 +229,14 @@ def test_second_evaluation__encodes_no_text_and_later_ones_only_what_changed():
 
 
 def test_interrupted_evaluation__restores_the_router_of_training():
-    class Stop(SupervisedPlugin):
-        stateless = True
-
-        def after_eval_forward(self, strategy, **kwargs):
-            raise RuntimeError("stop")
+    def stop(strategy):
+        raise RuntimeError("stop")
 
     strategy, plugin, benchmark = fit(
         2, router_for_eval=lambda s: torch.zeros(6).long()
     )
     moe = strategy.model.moe_adapters
-    strategy.plugins.append(Stop())
+    strategy.plugins.append(At("after_eval_forward", stop))
     with pytest.raises(RuntimeError, match="stop"):
         strategy.eval(benchmark.test_stream)
     assert moe.routers == {"image": 1, "text": 1}

@@ -1,37 +1,15 @@
-"""MoEAdapters as a strategy, and ZSCL and fine-tuning on class names."""
+"""MoEAdapters as a strategy."""
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
 
 from avalanche_clip.training.supervised import (
     CLASS_INCREMENTAL,
     MTIL_RATES,
     MoEAdapters,
 )
-from tests.helpers import (
-    quiet_evaluator,
-)
+from tests.helpers import At, quiet_evaluator, train_stream
 from tests.training import moe_runs
-
-SHORT = {
-    "train_mb_size": 6,
-    "budget_iterations": 5,
-    "warmup_iterations": 2,
-    "evaluator": quiet_evaluator,
-}
-
-
-def adapters(**options):
-    given = {
-        "selector": None,
-        "num_experts": 4,
-        "bottleneck": 4,
-        **SHORT,
-        **options,
-    }
-    given.setdefault("model", moe_runs.vit())
-    return MoEAdapters(**given)
 
 
 def test_defaults__are_the_published_ones():
@@ -67,24 +45,15 @@ def test_class_incremental_form__two_experts_one_router_seen_classes():
         model=moe_runs.vit(), evaluator=quiet_evaluator, bottleneck=4, **preset
     )
     benchmark = moe_runs.classes_over_time(strategy.model)
-    widths = []
-
-    class Widths(SupervisedPlugin):
-        stateless = True
-
-        def after_forward(self, strategy, **kwargs):
-            widths.append(strategy.mb_output.shape[1])
-
-        def after_eval_forward(self, strategy, **kwargs):
-            widths.append(strategy.mb_output.shape[1])
-
-    strategy.plugins.append(Widths())
-    for experience in benchmark.train_stream:
-        strategy.train(experience, eval_streams=[])
-    assert set(widths) == {2}  # training: the classes of the step alone
-    widths.clear()
+    widths = [
+        At(hook, lambda strategy: strategy.mb_output.shape[1])
+        for hook in ("after_forward", "after_eval_forward")
+    ]
+    strategy.plugins += widths
+    train_stream(strategy, benchmark)
     strategy.eval(benchmark.test_stream)
-    assert set(widths) == {6}
+    # In training the classes of the step alone.
+    assert [set(look.seen) for look in widths] == [{2}, {6}]
     moe = strategy.model.moe_adapters
     assert moe.num_routers == 1 and moe.adapters()[0].num_experts == 2
     assert not any(a.frozen.any() for a in moe.adapters())
@@ -96,10 +65,8 @@ def test_published_size_of_the_class_incremental_form():
     image = 2 * (2 * 768 * 64 + 64 + 768) + 2 * 768 * 2
     text = 2 * (2 * 512 * 64 + 64 + 512) + 2 * 512 * 2
     assert 12 * (image + text) == 4_027_392
-    strategy = adapters(num_experts=2, bottleneck=64)
+    options = {"selector": None, "num_experts": 2, "bottleneck": 64}
+    strategy = MoEAdapters(model=moe_runs.vit(), evaluator=quiet_evaluator, **options)
     expert = 2 * 64 * 64 + 64 + 64
     expected = 2 * 2 * (2 * expert + 2 * 64 * 2)
     assert strategy.model.moe_adapters.num_trainable == expected
-
-
-# ------------------------------------------------------------ ZSCL and fine-tuning

@@ -7,6 +7,7 @@ from avalanche_clip.training.plugins import VocabularyReplayPlugin
 from avalanche_clip.training.supervised import Sequential, VRLwF
 from avalanche_clip.training.templates.distillation import own_share
 from tests.helpers import (
+    At,
     assert_other_weights,
     assert_same_weights,
     build,
@@ -98,21 +99,16 @@ def test_second_batch__has_evaluation_transform_and_its_own_order():
 
 @pytest.mark.parametrize("redraw", ["experience", "iteration"])
 def test_global_generators__are_those_of_plain_training(redraw):
+    def generators(strategy):
+        now = rng_state()
+        return [now["torch"], *(now[name][1] for name in ("python", "numpy"))]
+
     def states(plugins):
-        found = []
-
-        class Note:
-            def after_update(self, strategy, **kwargs):
-                now = rng_state()
-                found.append(
-                    [now["torch"].tolist()]
-                    + [now[name][1].tolist() for name in ("python", "numpy")]
-                )
-
+        note = At("after_update", lambda s: [g.tolist() for g in generators(s)])
         model = stub_model(dropout=0.3, noise=0.2)
         data = stub_benchmark(model=model)
-        fit(Sequential, data, 2, model=model, plugins=[*plugins, Note()])
-        return found
+        fit(Sequential, data, 2, model=model, plugins=[*plugins, note])
+        return note.seen
 
     plugin = VocabularyReplayPlugin(
         **SETTINGS, distill_batch="separate", student_text=True, redraw=redraw

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from avalanche_clip.training.plugins import (
     WeightAveragingPlugin,
@@ -11,6 +10,7 @@ from avalanche_clip.training.supervised import (
     ClassNameZSCL,
 )
 from tests.helpers import stub_model
+from tests.methods.rows import IMAGES
 from tests.training.classes import (
     accuracy_evaluator,
     class_benchmark,
@@ -29,15 +29,21 @@ def test_fine_tuning__can_train_the_logit_scale():
     )
     strategy.train(domain_benchmark(model).train_stream[0])
     assert model.logit_scale.item() != scale
+    with pytest.raises(TypeError, match="reference_options={'train_logit_scale': True"):
+        ClassNameZSCL(
+            model=model,
+            reference_images=IMAGES,
+            reference_texts=["ab"],
+            train_logit_scale=True,
+        )
 
 
 def test_class_incremental_preset__builds_and_trains():
     model = stub_model()
     model.pretrained = "stub weights"
-    images = list(torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
     strategy = ClassNameZSCL(
         model=model,
-        reference_images=images,
+        reference_images=IMAGES,
         reference_texts=["ab", "cde", "f"],
         reference_options={"batch_size": 4},
         evaluator=accuracy_evaluator(),

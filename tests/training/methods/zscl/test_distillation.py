@@ -12,6 +12,7 @@ from avalanche_clip.training.templates.reference_data import (
 )
 from tests.benchmarks.small_streams import Noise
 from tests.helpers import (
+    At,
     build,
     fit,
     stub_benchmark,
@@ -112,18 +113,15 @@ def test_terms__equal_the_slow_form_with_everything_encoded_anew(weight):
 def moved(text_side, **options):
     """Gradients of the method alone, at a student that is not the teacher."""
 
-    class Move:
-        stateless = True
+    @torch.no_grad()
+    def move(strategy):
+        for parameter in strategy.model.parameters():
+            if parameter.dim() > 1:
+                parameter += 0.1 * torch.randn_like(parameter)
 
-        def before_training_iteration(self, strategy, **kwargs):
-            with torch.no_grad():
-                for parameter in strategy.model.parameters():
-                    if parameter.dim() > 1:
-                        parameter += 0.1 * torch.randn_like(parameter)
-
-    note = Note(only=True)
+    move, note = At("before_training_iteration", move), Note(only=True)
     method = plugin(text_side=text_side, **options)
-    strategy = build(Sequential, plugins=[Move(), note, method], budget_iterations=1)
+    strategy = build(Sequential, plugins=[move, note, method], budget_iterations=1)
     # The criterion reaches both towers with gradient zero; leave it out here.
     criterion = strategy._criterion
     strategy._criterion = lambda *args: criterion(*args).detach()
@@ -180,48 +178,34 @@ def test_student_side__value_on_a_batch_of_sentences():
 
 
 def test_current_data__are_the_training_batch():
-    class Look:
-        stateless = True
+    @torch.no_grad()
+    def value(strategy):
+        teacher = strategy.teachers.get("previous").model
+        batch, output = strategy.mb_x, strategy.global_features
+        known = teacher(batch)
+        texts = output.logit_scale * known.text_features.T
+        p, q = known.image_features @ texts, output.image_features @ texts
+        terms = (temperature_distillation_loss(*both) for both in ((p, q), (p.T, q.T)))
+        return sum(map(float, terms))
 
-        def __init__(self):
-            self.values = []
-
-        def before_backward(self, strategy, **kwargs):
-            teacher = strategy.teachers.get("previous").model
-            batch, output = strategy.mb_x, strategy.global_features
-            with torch.no_grad():
-                known = teacher(batch)
-                texts = output.logit_scale * known.text_features.T
-                p, q = known.image_features @ texts, output.image_features @ texts
-                self.values.append(
-                    float(temperature_distillation_loss(p, q))
-                    + float(temperature_distillation_loss(p.T, q.T))
-                )
-
-    look, note = Look(), Note()
+    look, note = At("before_backward", value), Note()
     method = plugin("current", "current", teacher="previous")
     strategy = fit(Sequential, steps=2, plugins=[look, method, note])
     ours = [r["reference_image"] + r["reference_text"] for r in note.terms]
-    torch.testing.assert_close(ours, look.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours, look.seen, rtol=1e-5, atol=1e-5)
     assert "reference" not in strategy.compute.experiences[1]
 
 
 def test_random_numbers__are_those_of_plain_training():
     """Data with draws of their own do not move the global generators."""
-
-    states = []
-
-    class Look:
-        stateless = True
-
-        def after_training_iteration(self, strategy, **kwargs):
-            states[-1].append(torch.get_rng_state())
-
     images = ReferenceImages(reference_images(), transform=Noise())
-    for extra in ([], [plugin(images)]):
-        states.append([])
-        fit(Sequential, steps=2, plugins=[*extra, Look()])
-    assert all(torch.equal(a, b) for a, b in zip(*states))
+    plain, other = (
+        At("after_training_iteration", lambda _: torch.get_rng_state())
+        for _ in range(2)
+    )
+    fit(Sequential, steps=2, plugins=[plain])
+    fit(Sequential, steps=2, plugins=[plugin(images), other])
+    assert all(torch.equal(a, b) for a, b in zip(plain.seen, other.seen, strict=True))
 
 
 def test_logit_scale__is_frozen_bit_for_bit_unless_asked_for():

@@ -10,6 +10,7 @@ from avalanche_clip.training.plugins import (
 from avalanche_clip.training.supervised import ZSCL, FineTuning, zscl_variants
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.helpers import (
+    At,
     assert_other_weights,
     assert_same_weights,
     quiet_evaluator,
@@ -17,14 +18,10 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
+from tests.methods.rows import IMAGES
+from tests.methods.variants import TEXTS
 
-TEXTS = ["ab", "cde", "f", "ghij", "kl", "xyz"]
 NAMES = ["continual-ft", "wc", "we", "wise-ft", "lwf", "lwf-vr", "zscl*", "zscl"]
-
-
-def images():
-    generator = torch.Generator().manual_seed(5)
-    return list(torch.randn(9, 3, 8, 8, generator=generator))
 
 
 def model(**options):
@@ -43,7 +40,7 @@ def small(cls=FineTuning, net=None, *, extra=(), **options):
     }
     if cls is ZSCL:
         defaults.update(
-            reference_images=images(),
+            reference_images=IMAGES,
             reference_texts=TEXTS,
             averaging_interval=2,
             reference_options={"batch_size": 4},
@@ -57,18 +54,12 @@ def trained(steps=2, *args, benchmark=None, **options):
     return train_stream(small(*args, **options), benchmark or stub_benchmark(), steps)
 
 
-class Rates:
-    stateless = True
-
-    def __init__(self):
-        self.seen = []
-
-    def after_update(self, strategy, **kwargs):
-        self.seen.append([g["lr"] for g in strategy.optimizer.param_groups])
+def rates_of_groups():
+    return At("after_update", lambda s: [g["lr"] for g in s.optimizer.param_groups])
 
 
 def test_defaults__are_those_of_mtil():
-    strategy = ZSCL(model=model(), reference_images=images(), reference_texts=TEXTS)
+    strategy = ZSCL(model=model(), reference_images=IMAGES, reference_texts=TEXTS)
     assert strategy.train_mb_size == 64 and strategy.compute.iterations == 1001
     assert strategy.schedule == "cosine"
     assert strategy.warmup_iterations == strategy.later_warmup_iterations == 100
@@ -99,7 +90,7 @@ def test_schedule__published_numbers():
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_learning_rates__one_per_experience(schedule):
-    rates = Rates()
+    rates = rates_of_groups()
     options = {"lr": [1e-3, 5e-3], "schedule": schedule, "extra": [rates]}
     strategy = trained(2, **options)
     tops = [max(rates.seen[:6]), max(rates.seen[6:])]
@@ -112,7 +103,7 @@ def test_learning_rates__one_per_experience(schedule):
 
 
 def test_schedule__shortest_run_that_fits():
-    rates = Rates()
+    rates = rates_of_groups()
     trained(1, budget_iterations=3, warmup_iterations=2, extra=[rates])
     assert rates.seen == [[5e-3], [1e-2], [1e-2]]
 
@@ -142,10 +133,11 @@ def test_own_optimizer_and_length__replace_the_defaults():
     assert not strategy.compute.limited
     strategy = small(budget_iterations=None, budget_samples=40)
     assert strategy.compute.samples == 40
+    assert small(budget_iterations=None).compute.iterations == 1001
 
 
 def variants():
-    return zscl_variants(images(), TEXTS, interval=2, batch_size=4, text_length=3)
+    return zscl_variants(IMAGES, TEXTS, interval=2, batch_size=4, text_length=3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,7 +170,7 @@ def test_variants__are_all_there_and_fresh():
 
 
 def test_reference_data__shared_by_runs_are_bound_to_each_model():
-    source = ReferenceImages(images())
+    source = ReferenceImages(IMAGES)
     for noise in (0.0, 1.0):
         strategy = trained(1, ZSCL, reference_images=source, net=model(noise=noise))
         assert source.transform == "model"
