@@ -73,6 +73,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
         self.scores.append(score)
         if len(self.scores) == epochs:
             self._restore(strategy.model)
+            self._best = {}  # what others close the experience with stays
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Note the epoch; put its weights back if training has been stopped."""

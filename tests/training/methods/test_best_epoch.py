@@ -20,6 +20,7 @@ from tests.helpers import (
     train_stream,
     weights,
 )
+from tests.methods.rows import ROWS, build
 from tests.training.languages import (
     CODES,
     language_data,
@@ -144,3 +145,15 @@ def test_one_epoch__needs_no_validation():
     assert plugin.chosen == [0]
     with pytest.raises(ValueError, match="chooses on stream 'valid'"):
         fit(Sequential, benchmark, 1, plugins=[BestEpochPlugin()], train_epochs=2)
+
+
+def test_expert_adapters__closed_before_stay_closed():
+    plugin = Scripted([0.9, 0.1] * 2)
+    row = ROWS["MoEAdapters on pairs"]
+    strategy, benchmark = build(row, plugin, train_epochs=2, budget_iterations=4)
+    strategy.plugins.remove(plugin)
+    strategy.plugins.insert(1, plugin)  # behind the adapters' own
+    train_stream(strategy, benchmark, 2)
+    moe = strategy.model.moe_adapters
+    assert moe.learned == [0, 1] and not moe.moe.in_task
+    assert all(adapter.frozen.any() for adapter in moe.adapters())
