@@ -23,7 +23,7 @@ from avalanche_clip.common.checks import closest
 from avalanche_clip.common.plain import as_number, is_plain
 
 _LONG = 100
-_ALIKE = 0.9
+_ALIKE = 0.92
 """How alike the names of a method and of a hook are that was probably meant."""
 _REPAIRED: set[tuple[Any, str]] = set()
 FORMER = {
