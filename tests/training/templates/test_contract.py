@@ -92,7 +92,7 @@ def test_misspelt_hooks__are_refused_when_the_class_is_made(name, meant):
 
 def test_misspelt_hooks__helpers_and_data_are_none():
     names = ["prepared", "check", "restore", "keyword", "before_task", "end_of_step"]
-    names += ["store_data", "my_param_groups", "check_steps", "before_train_batch"]
+    names += ["store_data", "my_param_groups", "before_train_batch"]
     cls = type("Mine", (MethodPlugin,), dict.fromkeys(names, lambda self: None))
     type("Mine", (cls,), {"_befor_forward": len, "iteration_complete": 3})
 
