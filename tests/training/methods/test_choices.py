@@ -8,6 +8,11 @@ import pytest
 from avalanche_clip.training import plugins as p
 from tests.training import languages, moe_runs
 
+
+def language_strategy(**options):
+    return languages.language_strategy(languages.tiny_model(), **options)
+
+
 REFERENCE = {"reference_images": moe_runs.reference(), "reference_texts": ["a"]}
 SEPARATE = {"distill_batch": "separate", "distill_batch_size": True}
 UNSCALED = {"scale_target": "update", "regularize": "d"}
@@ -87,7 +92,7 @@ REFUSED = {
         ({"anchor": "initial"}, "anchor is not used"),
         ({"mode": "wise", "alpha": 1.5}, "alpha=1.5"),
     ],
-    lambda **options: languages.language_strategy(languages.tiny_model(), **options): [
+    language_strategy: [
         ({"trainable": "x"}, "trainable"),
         ({"warmup_fraction": 1.0}, "warmup_fraction"),
         ({"cross_modal_weight": -1.0}, "negative"),
@@ -95,10 +100,14 @@ REFUSED = {
         ({"length_groups": 0}, "length_groups=0"),
     ],
 }
-CASES = [(call, *row) for call, rows in REFUSED.items() for row in rows]
+CASES = [
+    pytest.param(call, *row, id=f"{call.__name__}-{row[1]}")
+    for call, rows in REFUSED.items()
+    for row in rows
+]
 
 
-@pytest.mark.parametrize("call, options, message", CASES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize("call, options, message", CASES)
 def test_setting__is_refused_in_words(call, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(**options)
