@@ -36,6 +36,7 @@ class ProgressPlugin(MethodPlugin, supports_distributed=True):
         label = getattr(strategy.experience, "time_label", strategy.experience_index)
         self._bar = tqdm(
             total=strategy.planned_iterations,
+            initial=strategy.clock.train_exp_iterations,  # of a resumed experience
             desc=f"{self.description} [{label}]",
             file=self.file or sys.stderr,
             dynamic_ncols=True,

@@ -1,12 +1,13 @@
 """A run that was stopped anywhere ends as if it had never been."""
 
+import io
 import signal
 
 import pytest
 import torch
 from avalanche.evaluation.metrics import loss_metrics
 
-from avalanche_clip.training.plugins import ContrastiveLwFPlugin
+from avalanche_clip.training.plugins import ContrastiveLwFPlugin, ProgressPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import (
     CheckpointPlugin,
     checkpoints,
@@ -106,6 +107,16 @@ def test_resume__twice(tmp_path, reference):
             go(tmp_path, "ContrastiveLwF", stop, resume=True)
     resumed = go(tmp_path, "ContrastiveLwF", resume=True)
     assert_same_runs(reference("ContrastiveLwF"), resumed)
+
+
+def test_resume__the_bar_counts_from_where_the_run_goes_on(tmp_path):
+    bars = io.StringIO()
+    extra = [ProgressPlugin(file=bars)]
+    with pytest.raises(Interrupted):
+        go(tmp_path, stop={"train": 9}, extra=[ProgressPlugin(file=io.StringIO())])
+    go(tmp_path, resume=True, extra=extra)
+    resumed = bars.getvalue().split("\r")
+    assert "4/5" in resumed[1] and any("5/5" in text for text in resumed)
 
 
 def test_resume__goes_back_when_the_newest_file_is_damaged(tmp_path, reference, caplog):
