@@ -11,8 +11,6 @@ from avalanche_clip.common.checks import as_size
 from avalanche_clip.evaluation.functional._inputs import ArrayLike
 from avalanche_clip.evaluation.functional.ranks import retrieval_ranks
 
-DIRECTIONS = ("image_to_text", "text_to_image")
-
 
 def retrieval_metrics(
     image_features: ArrayLike,

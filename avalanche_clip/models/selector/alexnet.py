@@ -26,7 +26,6 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], ...]] = {
     ),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-ALEXNET_CHANNELS = 256
 
 
 class AlexNetFeatures(SelectorFeatures):

@@ -67,8 +67,9 @@ class MTILTraining:
             "warmup_iterations": WARMUP,
             "later_warmup_iterations": given.get("warmup_iterations", WARMUP),
         }
-        if not isinstance(self.optimizer, Optimizer):
-            options["param_groups"] = one_group
+        is_built = isinstance(self.optimizer, Optimizer)
+        if given.get("param_groups") is None and not is_built:
+            given = {**given, "param_groups": one_group}
         if not any(given.get(name) is not None for name in _LENGTHS):
             given = {**given, "budget_iterations": ITERATIONS}
         return {**options, **given}

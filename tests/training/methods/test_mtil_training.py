@@ -1,6 +1,6 @@
 """Learning rates and groups of MTIL's training."""
 
-from avalanche_clip.training.supervised import ZSCL
+from avalanche_clip.training.supervised import ZSCL, FineTuning
 from tests.helpers import (
     At,
     Recorder,
@@ -63,3 +63,10 @@ def test_strategy_without_decay__whatever_the_groups():
         evaluator=quiet_evaluator,
     )
     assert strategy.optimizer.param_groups[0]["weight_decay"] == 0.0
+
+
+def test_no_groups__by_name_are_none_too():
+    kinds = [FineTuning(model=stub_model()), zscl(param_groups=None)]
+    kinds.append(FineTuning(model=stub_model(), param_groups=None))
+    for strategy in kinds:
+        assert [g["weight_decay"] for g in strategy.optimizer.param_groups] == [0.0]

@@ -158,7 +158,7 @@ class CLLCLIP(ContrastiveTemplate):
         own = [CrossLingualSidePlugin()]
         if trainable != "nothing":
             own.append(self.expansion)
-        on_cpu = torch.device(kwargs.get("device", "cpu")).type == "cpu"
+        on_cpu = torch.device(kwargs.get("device") or "cpu").type == "cpu"
         fused = on_cpu and kwargs.get("precision", "fp32") != "fp16"
         super().__init__(
             model=model,

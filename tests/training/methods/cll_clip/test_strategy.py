@@ -116,8 +116,9 @@ def test_warm_up__first_step_has_learning_rate_zero():
     assert look.rates == pytest.approx(expected * 2)
 
 
-def test_defaults__are_the_papers():
-    strategy = CLLCLIP(model=tiny_model(), evaluator=quiet_evaluator())
+@pytest.mark.parametrize("given", [{}, {"device": None, "param_groups": None}])
+def test_defaults__are_the_papers(given):
+    strategy = CLLCLIP(model=tiny_model(), evaluator=quiet_evaluator(), **given)
     options = strategy.optimizer.defaults
     assert (options["lr"], options["eps"], options["betas"]) == (
         5e-5,
