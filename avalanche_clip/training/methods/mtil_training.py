@@ -142,7 +142,8 @@ class ClassNameFineTuning(ClassNameTemplate):
 
     :param lr: see :class:`MTILTraining`.
     :param optimizer: see :class:`MTILTraining`.
-    :param label_smoothing: of the cross-entropy (MTIL 0.2).
+    :param label_smoothing: of the cross-entropy; default MTIL's 0.2, and 0 with a
+        ``criterion``.
     :param train_logit_scale: whether to train the logit scale too.
     :param plugins: those of the method.
     :param kwargs: see :class:`ClassNameTemplate`.
@@ -153,7 +154,7 @@ class ClassNameFineTuning(ClassNameTemplate):
         *,
         lr: float | Sequence[float] | None = None,
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        label_smoothing: float = LABEL_SMOOTHING,
+        label_smoothing: float | None = None,
         train_logit_scale: bool = False,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
@@ -163,9 +164,20 @@ class ClassNameFineTuning(ClassNameTemplate):
         if not (train_logit_scale or frozen):
             chosen.append(FrozenLogitScalePlugin())
         training = MTILTraining(lr, optimizer)
-        own = {"label_smoothing": label_smoothing, "plugins": chosen}
+        smoothing = smoothing_of(label_smoothing, kwargs)
+        own = {"label_smoothing": smoothing, "plugins": chosen}
         super().__init__(**training.options({**own, **kwargs}))
         training.plan(self)
+
+
+def smoothing_of(given: float | None, options: dict[str, Any]) -> float:
+    """Label smoothing of a strategy: as given, else MTIL's with the cross-entropy.
+
+    :param options: of the strategy; a ``criterion`` replaces the cross-entropy.
+    """
+    if given is not None:
+        return given
+    return LABEL_SMOOTHING if options.get("criterion") is None else 0.0
 
 
 def _rates(lr: Any) -> tuple[float, ...]:

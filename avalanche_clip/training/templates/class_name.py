@@ -82,7 +82,8 @@ class ClassNameTemplate(CLIPTemplate):
         has the classes of the domains that occur in it.
     :param class_prompts: default those of the benchmark, or of the experience
         where the benchmark's do not name its classes.
-    :param label_smoothing: share of the loss that all classes get, in [0, 1).
+    :param label_smoothing: share of the loss that all classes get, in [0, 1); not
+        with a ``criterion``.
     :param text_batch_size: prompts per call of the text tower in evaluation.
     :param criterion: replaces the cross-entropy; called with logits and columns.
     :param kwargs: see :class:`CLIPTemplate`.
@@ -110,14 +111,18 @@ class ClassNameTemplate(CLIPTemplate):
         if eval_label_space is not None:
             require_choice("eval_label_space", eval_label_space, LABEL_SPACES)
         as_finite(label_smoothing, "label_smoothing", low=0, below=1)
+        if criterion is not None and label_smoothing:
+            raise ValueError(
+                f"label_smoothing={label_smoothing} is of the cross-entropy, which "
+                "your criterion replaces; give it to the criterion."
+            )
         text_batch_size = as_size(text_batch_size, "text_batch_size")
         self.label_space = label_space
         self.eval_label_space: str = eval_label_space or label_space
         self._warned_of_space = False
         self.label_smoothing = float(label_smoothing)
-        self.loss_function = criterion or nn.CrossEntropyLoss(
-            label_smoothing=self.label_smoothing
-        )
+        plain = nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
+        self.loss_function = plain if criterion is None else criterion
         self.given_prompts = class_prompts
         self.spaces = LabelSpaces(self)
         self.scorer = ClassScorer(self, self.spaces, text_batch_size)

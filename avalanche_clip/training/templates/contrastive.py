@@ -68,7 +68,7 @@ class ContrastiveTemplate(CLIPTemplate):
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param positives: see :class:`ContrastiveCriterion`; without targets in the
-        data, sample ids take their place, with a warning.
+        data, sample ids take their place, with a warning. Not with a ``criterion``.
     :param criterion: replaces :class:`ContrastiveCriterion`.
     :param kwargs: see :class:`CLIPTemplate`.
     """
@@ -82,9 +82,15 @@ class ContrastiveTemplate(CLIPTemplate):
         **kwargs: Any,
     ):
         self.positives = positives
+        plain = ContrastiveCriterion(positives)
+        if criterion is not None and positives != "diagonal":
+            raise ValueError(
+                f"positives={positives!r} is of ContrastiveCriterion, which your "
+                "criterion replaces; leave it out, the criterion gets the targets."
+            )
         super().__init__(
             model=model,
-            criterion=criterion or ContrastiveCriterion(positives),
+            criterion=plain if criterion is None else criterion,
             **kwargs,
         )
 

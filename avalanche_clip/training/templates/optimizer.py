@@ -53,6 +53,11 @@ class OptimizerGroups:
         :param default_rule: with these groups where the user gives no rule either.
         """
         named = optim.trainable(model)
+        if not (self.rule is None or callable(self.rule)):
+            raise TypeError(
+                f"param_groups is a {type(self.rule).__name__}; give a callable that "
+                "takes named parameters and returns groups with their names, or None."
+            )
         if isinstance(optimizer, Optimizer):
             if self.rule is not None:
                 self._regroup(optimizer, named)

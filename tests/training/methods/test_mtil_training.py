@@ -1,6 +1,14 @@
 """Learning rates and groups of MTIL's training."""
 
-from avalanche_clip.training.supervised import ZSCL, FineTuning
+import pytest
+import torch.nn.functional as F
+
+from avalanche_clip.training.supervised import (
+    ZSCL,
+    ClassNameFineTuning,
+    FineTuning,
+    MoEAdapters,
+)
 from tests.helpers import (
     At,
     Recorder,
@@ -11,6 +19,7 @@ from tests.helpers import (
     train_stream,
 )
 from tests.methods.rows import IMAGES, REFERENCE
+from tests.training import moe_runs
 
 
 class OwnGroup(Recorder):
@@ -70,3 +79,16 @@ def test_no_groups__by_name_are_none_too():
     kinds.append(FineTuning(model=stub_model(), param_groups=None))
     for strategy in kinds:
         assert [g["weight_decay"] for g in strategy.optimizer.param_groups] == [0.0]
+
+
+@pytest.mark.parametrize("cls", [ClassNameFineTuning, MoEAdapters])
+def test_label_smoothing__is_that_of_mtil_or_of_the_own_criterion(cls):
+    def made(**options):
+        own = {"selector": None} if cls is MoEAdapters else {}
+        return cls(model=moe_runs.vit(), **own, **options)
+
+    assert made().label_smoothing == 0.2
+    assert made(label_smoothing=0.1).loss_function.label_smoothing == 0.1
+    assert made(criterion=F.cross_entropy).label_smoothing == 0.0
+    with pytest.raises(ValueError, match="label_smoothing=0.2"):
+        made(criterion=F.cross_entropy, label_smoothing=0.2)

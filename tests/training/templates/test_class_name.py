@@ -120,6 +120,8 @@ def test_criterion__may_be_replaced():
     other, _ = run(steps=1, criterion=loss)
     assert_same_weights(plain.model, other.model)
     assert len(calls) == 5 and calls[0][0] == (6, 3)
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1.*give it to the crit"):
+        run(steps=0, criterion=loss, label_smoothing=0.1)
 
 
 # --------------------------------------------------------------------- label spaces

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from avalanche_clip.losses import contrastive_loss, siglip_loss
@@ -58,3 +59,7 @@ def test_criterion__own_one_is_used():
     strategy = build(Sequential, criterion=Mine())
     strategy.train(stub_benchmark().train_stream[0], eval_streams=[])
     assert Mine.calls == 5
+    with pytest.raises(ValueError, match="positives='targets'.*leave it out"):
+        build(Sequential, criterion=Mine(), positives="targets")
+    with pytest.raises(ValueError, match="positives='some'"):
+        build(Sequential, criterion=Mine(), positives="some")

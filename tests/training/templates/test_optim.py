@@ -281,3 +281,9 @@ def test_rebuild__removed_parameters_leave_the_optimizer():
     rebuild(optimizer, groups, kept, names, reset_state=False)
     assert list(optimizer.state) == [named["token.weight"]]
     assert len(optimizer.param_groups[0]["params"]) == 1
+
+
+@pytest.mark.parametrize("rule", [[], [{"names": []}], "all"])
+def test_rule__of_another_kind_is_refused(rule):
+    with pytest.raises(TypeError, match=f"param_groups is a {type(rule).__name__}"):
+        build(Sequential, param_groups=rule)

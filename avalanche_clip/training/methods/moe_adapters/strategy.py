@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.methods.moe_adapters.plugin import MoEAdaptersPlugin
-from avalanche_clip.training.methods.mtil_training import LABEL_SMOOTHING, MTILTraining
+from avalanche_clip.training.methods.mtil_training import MTILTraining, smoothing_of
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 
 LEARNING_RATE = 1e-3
@@ -69,7 +69,7 @@ class MoEAdapters(ClassNameTemplate):
     :param lr: one learning rate (default 1e-3), or one per experience, such as
         ``MTIL_RATES["full"]``.
     :param optimizer: see :class:`MTILTraining`.
-    :param label_smoothing: of the cross-entropy.
+    :param label_smoothing: see :class:`ClassNameFineTuning`.
     :param plugins: further plugins; they come first, so that what they measure
         at the end of an experience still has a trainable router.
     :param kwargs: see :class:`ClassNameTemplate`; defaults as in
@@ -90,7 +90,7 @@ class MoEAdapters(ClassNameTemplate):
         plugin_options: Mapping[str, Any] | None = None,
         lr: float | Sequence[float] | None = None,
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        label_smoothing: float = LABEL_SMOOTHING,
+        label_smoothing: float | None = None,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
@@ -110,7 +110,7 @@ class MoEAdapters(ClassNameTemplate):
         training = MTILTraining(lr, optimizer)
         super().__init__(
             model=model,
-            label_smoothing=label_smoothing,
+            label_smoothing=smoothing_of(label_smoothing, kwargs),
             plugins=[*(plugins or []), self.moe],
             **training.options(kwargs),
         )
