@@ -43,6 +43,7 @@ REFUSED = {
         ({"selector": "alexnet", "reference_images": []}, "weights"),
         ({"reference_images": []}, "selector=None"),
         ({"calibration": "valid"}, "selector=None"),
+        ({"selector_transform": "eval"}, "selector_transform.*selector=None"),
     ],
     p.OffDiagonalAlignmentPlugin: [
         ({"temperature": 0}, "temperature=0"),

@@ -135,8 +135,13 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
 
     def _check_selector(self) -> None:
         if self.selector is None:
-            for name in ("reference_images", "calibration"):
-                if getattr(self, name) is not None:
+            unused = {
+                "reference_images": self.reference_images is not None,
+                "selector_transform": self.selector_transform != "train",
+                "calibration": self.calibration is not None,
+            }
+            for name, given in unused.items():
+                if given:
                     raise ValueError(
                         f"{name} is for a selector, but selector=None; give 'model', "
                         "'alexnet' or an AutoSelector."
