@@ -61,6 +61,7 @@ benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
+benchmarks.streams.merged = benchmarks: merge_experiences*
 benchmarks.streams.quotas = benchmarks: replay_quotas*
 benchmarks.streams.splits = benchmarks: split_online* split_validation*
 benchmarks.streams.timed = benchmarks: time_stamped_benchmark*
@@ -140,6 +141,7 @@ training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionP
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
+training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
 training.methods.lwf = training.plugins: ContrastiveLwFPlugin*
 training.methods.mod_x = training.plugins: OffDiagonalAlignmentPlugin*;

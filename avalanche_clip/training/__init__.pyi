@@ -3,6 +3,10 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
 )
+from avalanche_clip.training.methods.joint import (
+    ClassNameJoint as ClassNameJoint,
+    Joint as Joint,
+)
 from avalanche_clip.training.methods.mod_x import (
     ModX as ModX,
 )
