@@ -129,12 +129,14 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Make fresh updates if the last ones were merged."""
-        updates = attachment(strategy.model, "lora")
-        if not updates.keys:
+        first, *others = _all_updates(strategy)
+        if first.keys:
+            return
+        for updates in (first, *others):
             with seeded(named_seed(strategy.seed, self.merged)):
                 updates.add(self.merged)
-            updates.train_ids([self.merged])
             updates.set_ids(self.merged)
+        first.train_ids([self.merged])
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Merge the updates, unless that has been done."""
@@ -142,18 +144,21 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
 
     def merge_updates(self, strategy: Any) -> None:
         """Put the updates into the weights, and forget their moments."""
-        updates = attachment(strategy.model, "lora")
-        if not (self.merge and updates.keys):
+        first, *others = _all_updates(strategy)
+        if not (self.merge and first.keys):
             return
-        for _, parameter in updates.trainable_parameters():
+        for _, parameter in first.trainable_parameters():
             strategy.optimizer.state.pop(parameter, None)
-        updates.fold(self.share)
-        # A running average has its own updates of the same step.
-        average = strategy.teachers.teachers.get("ema")
-        if average is not None:
-            attachment(average.model, "lora").fold(self.share)
-            average.forget()
+        for updates in (first, *others):
+            updates.fold(self.share)
         self.merged += 1
+
+
+def _all_updates(strategy: Any) -> list[BranchSet]:
+    """Updates of the model, and those that a running average of it has."""
+    average = strategy.teachers.teachers.get("ema")
+    models = [strategy.model] + ([] if average is None else [average.model])
+    return [attachment(model, "lora") for model in models]
 
 
 def _updated_names(model: Any) -> set[str]:
