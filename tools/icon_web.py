@@ -26,6 +26,7 @@ import subprocess
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,6 +203,17 @@ def choose(sets: Sequence[IconSet], flags: dict[str, str], least: int) -> list[D
 
 
 # ------------------------------------------------------------------ the drawings
+def require_libraries() -> None:
+    """Raise ImportError if what draws is not installed."""
+    wanted = {"resvg_py": "resvg-py", "scipy": "scipy"}
+    missing = [name for module, name in wanted.items() if not find_spec(module)]
+    if missing:
+        raise ImportError(
+            f"Icons are drawn with {' and '.join(missing)}: "
+            f"pip install {' '.join(missing)}, or avalanche-clip[studies]."
+        )
+
+
 def draw(icon: dict[str, Any]) -> Image.Image | None:
     """Draw an icon, zoomed to what is drawn; None if that is nothing.
 
