@@ -130,7 +130,6 @@ def ring(side, low, high):
 
 
 def test_areas__numbers_what_ink_encloses_by_size():
-    pytest.importorskip("scipy")
     alpha = ring(96, 4, 24) | ring(96, 40, 90)
     numbers = web.areas(alpha)
     assert numbers.shape == (48, 48)
@@ -139,7 +138,6 @@ def test_areas__numbers_what_ink_encloses_by_size():
 
 
 def test_areas__open_shapes_and_specks_enclose_nothing():
-    pytest.importorskip("scipy")
     alpha = ring(96, 40, 90)
     alpha[60:64, 86:] = 0  # a gap in the right side
     alpha[4:10, 4:10] = 255
@@ -148,7 +146,6 @@ def test_areas__open_shapes_and_specks_enclose_nothing():
 
 
 def test_draw__zooms_to_what_is_drawn_and_keeps_colours():
-    pytest.importorskip("resvg_py")
     plain = web.draw({"body": SQUARE})
     assert plain.mode == "LA" and plain.size == (48, 48)
     ink = np.asarray(plain)[..., 1]
@@ -159,7 +156,6 @@ def test_draw__zooms_to_what_is_drawn_and_keeps_colours():
 
 
 def test_write_drawings__are_read_back(tmp_path):
-    pytest.importorskip("resvg_py")
     sets = [web.IconSet("a", {}, {"dog": {"body": SQUARE}, "cat": {"body": RED}})]
     chosen = [
         web.Drawing("cat", "a", "cat", False),
