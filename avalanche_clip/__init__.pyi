@@ -8,6 +8,9 @@ from avalanche_clip import evaluation as evaluation
 from avalanche_clip import losses as losses
 from avalanche_clip import models as models
 from avalanche_clip import training as training
+from avalanche_clip.benchmarks.classic.held_out_icons import (
+    held_out_icons as held_out_icons,
+)
 from avalanche_clip.benchmarks.classic.multi_domain_emoji import (
     multi_domain_emoji as multi_domain_emoji,
 )
