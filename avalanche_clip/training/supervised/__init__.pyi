@@ -7,6 +7,10 @@ from avalanche_clip.training.methods.joint import (
     ClassNameJoint as ClassNameJoint,
     Joint as Joint,
 )
+from avalanche_clip.training.methods.lora import (
+    ClassNameLoRA as ClassNameLoRA,
+    LoRA as LoRA,
+)
 from avalanche_clip.training.methods.mod_x import (
     ModX as ModX,
 )
