@@ -170,6 +170,10 @@ from avalanche_clip.training.methods.constant_cosine import (
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
 )
+from avalanche_clip.training.methods.lora import (
+    LoRA as LoRA,
+    LoRAPlugin as LoRAPlugin,
+)
 from avalanche_clip.training.methods.lwf import (
     ContrastiveLwFPlugin as ContrastiveLwFPlugin,
 )

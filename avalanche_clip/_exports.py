@@ -145,6 +145,8 @@ training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
 training.methods.lwf = training.plugins: ContrastiveLwFPlugin*
+training.methods.lora = training.plugins: LoRAPlugin*; training.supervised:
+    ClassNameLoRA LoRA*
 training.methods.mod_x = training.plugins: OffDiagonalAlignmentPlugin*;
     training.supervised: ModX*
 training.methods.moe_adapters.plugin = training.plugins: MoEAdaptersPlugin*

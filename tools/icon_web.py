@@ -6,8 +6,10 @@ sets), keeps what may be used and can be learned, and draws it. What is kept:
 - sets whose licence allows adaptations without sharing alike (:data:`LICENCES`);
 - no emoji: neither the category Emoji nor any set named after them. What is learned
   from the icons is what is known of the emoji that are to come;
-- no logos and no brands of programming: their names say nothing about the picture;
-- names of at most four words without words of style, drawn by several sets;
+- neither the category Logos nor Programming: names of brands say nothing about the
+  picture (some brands come all the same, in sets without these categories);
+- names of at most four words without words of style, drawn by several sets (variants
+  that a team publishes as sets of their own count as several);
 - of each name one drawing per set.
 
 Flags are named by codes of countries; the names that belong to the codes are those

@@ -38,6 +38,7 @@ def test_read_sets__keeps_open_licences_and_no_emoji_or_brands(package):
         a_set("b", icon, "CC-BY-4.0"),
         a_set("a", icon),
         a_set("alike", icon, "CC-BY-SA-4.0"),
+        a_set("unpaid", icon, "CC-BY-NC-4.0"),
         a_set("copyleft", icon, "GPL-3.0"),
         a_set("none", icon, None),
         a_set("faces", icon, category="Emoji"),
