@@ -8,6 +8,9 @@ from avalanche_clip import evaluation as evaluation
 from avalanche_clip import losses as losses
 from avalanche_clip import models as models
 from avalanche_clip import training as training
+from avalanche_clip.benchmarks.classic.held_out_icons import (
+    held_out_icons as held_out_icons,
+)
 from avalanche_clip.benchmarks.classic.multi_domain_emoji import (
     multi_domain_emoji as multi_domain_emoji,
 )
@@ -166,6 +169,10 @@ from avalanche_clip.training.methods.constant_cosine import (
 )
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
+)
+from avalanche_clip.training.methods.lora import (
+    LoRA as LoRA,
+    LoRAPlugin as LoRAPlugin,
 )
 from avalanche_clip.training.methods.lwf import (
     ContrastiveLwFPlugin as ContrastiveLwFPlugin,

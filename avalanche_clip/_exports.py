@@ -19,6 +19,7 @@ ROOT = "avalanche_clip"
 _TABLE = """
 benchmarks.classic.cil = benchmarks.classic: cil_cifar100 cil_imagenet100
     cil_imagenet1k cil_tiny_imagenet
+benchmarks.classic.held_out_icons = benchmarks.classic: held_out_icons*
 benchmarks.classic.mtil = benchmarks.classic: mtil x_tail
 benchmarks.classic.multi_domain_emoji = benchmarks.classic: multi_domain_emoji*
 benchmarks.classic.multilingual_coco36 = benchmarks.classic: multilingual_coco36
@@ -32,6 +33,7 @@ benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTr
 benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
+benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -58,6 +60,7 @@ benchmarks.items.facts = benchmarks: with_facts without_images
 benchmarks.items.items = benchmarks: CorruptSampleError attribute_array
     find_corrupt_samples make_image_text_dataset*
 benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
+benchmarks.items.scenario = benchmarks: make_experience make_scenario
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
@@ -142,6 +145,8 @@ training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
 training.methods.lwf = training.plugins: ContrastiveLwFPlugin*
+training.methods.lora = training.plugins: LoRAPlugin*; training.supervised:
+    ClassNameLoRA LoRA*
 training.methods.mod_x = training.plugins: OffDiagonalAlignmentPlugin*;
     training.supervised: ModX*
 training.methods.moe_adapters.plugin = training.plugins: MoEAdaptersPlugin*

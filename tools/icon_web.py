@@ -6,8 +6,10 @@ sets), keeps what may be used and can be learned, and draws it. What is kept:
 - sets whose licence allows adaptations without sharing alike (:data:`LICENCES`);
 - no emoji: neither the category Emoji nor any set named after them. What is learned
   from the icons is what is known of the emoji that are to come;
-- no logos and no brands of programming: their names say nothing about the picture;
-- names of at most four words without words of style, drawn by several sets;
+- neither the category Logos nor Programming: names of brands say nothing about the
+  picture (some brands come all the same, in sets without these categories);
+- names of at most four words without words of style, drawn by several sets (variants
+  that a team publishes as sets of their own count as several);
 - of each name one drawing per set.
 
 Flags are named by codes of countries; the names that belong to the codes are those
@@ -26,6 +28,7 @@ import subprocess
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,6 +205,17 @@ def choose(sets: Sequence[IconSet], flags: dict[str, str], least: int) -> list[D
 
 
 # ------------------------------------------------------------------ the drawings
+def require_libraries() -> None:
+    """Raise ImportError if what draws is not installed."""
+    wanted = {"resvg_py": "resvg-py", "scipy": "scipy"}
+    missing = [name for module, name in wanted.items() if not find_spec(module)]
+    if missing:
+        raise ImportError(
+            f"Icons are drawn with {' and '.join(missing)}: "
+            f"pip install {' '.join(missing)}, or avalanche-clip[studies]."
+        )
+
+
 def draw(icon: dict[str, Any]) -> Image.Image | None:
     """Draw an icon, zoomed to what is drawn; None if that is nothing.
 

@@ -5,6 +5,9 @@ from avalanche_clip.benchmarks.classic.cil import (
     cil_imagenet1k as cil_imagenet1k,
     cil_tiny_imagenet as cil_tiny_imagenet,
 )
+from avalanche_clip.benchmarks.classic.held_out_icons import (
+    held_out_icons as held_out_icons,
+)
 from avalanche_clip.benchmarks.classic.mtil import (
     mtil as mtil,
     x_tail as x_tail,
@@ -49,6 +52,10 @@ from avalanche_clip.benchmarks.items.items import (
 from avalanche_clip.benchmarks.items.prepare import (
     RandomCaption as RandomCaption,
     prepare_benchmark as prepare_benchmark,
+)
+from avalanche_clip.benchmarks.items.scenario import (
+    make_experience as make_experience,
+    make_scenario as make_scenario,
 )
 from avalanche_clip.benchmarks.streams.classes import (
     Domain as Domain,

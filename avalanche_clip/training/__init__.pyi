@@ -3,6 +3,10 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
 )
+from avalanche_clip.training.methods.lora import (
+    ClassNameLoRA as ClassNameLoRA,
+    LoRA as LoRA,
+)
 from avalanche_clip.training.methods.mod_x import (
     ModX as ModX,
 )

@@ -57,7 +57,7 @@ class Row:
     :param settings: of the strategy.
     :param plugins: functions that make its plugins.
     :param world: model and stream: ``pairs``, ``classes``, ``languages``,
-        ``experts``, ``expert pairs``, ``branches``.
+        ``experts``, ``expert pairs``, ``branches``, ``branches on classes``.
     :param neutral: settings that switch the method off; with it, ``without`` are the
         plugins.
     :param plain: the row that it then equals.
@@ -105,6 +105,16 @@ EXPERTS = {
 TABLE = {
     "world": "languages",
     "moves": ("token_embedding", "cross_modal"),
+    "cannot": FROZEN_BASE,
+}
+LORA = {
+    "world": "branches",
+    "moves": (".lora.",),
+    "cannot": {**FROZEN_BASE, **BESIDE},
+}
+MERGED = {
+    "world": "branches",
+    "moves": ("in_proj_weight",),
     "cannot": FROZEN_BASE,
 }
 ADAPTERS = {
@@ -217,6 +227,13 @@ ROWS: dict[str, Row] = {
             "plugin_options": {"shared_router": True, "freeze": False},
         },
         **EXPERTS,
+    ),
+    "LoRA": Row("LoRA", {"rank": 2}, **LORA),
+    "LoRA, merged": Row("LoRA", {"rank": 2, "merge": True}, **MERGED),
+    "ClassNameLoRA": Row(
+        "ClassNameLoRA",
+        {"rank": 2, "merge": True, "share": 0.5},
+        **{**MERGED, "world": "branches on classes"},
     ),
     "CLLCLIP": Row("CLLCLIP", **TABLE),
     # ------------------------------------------------- plugins on plain training
@@ -424,12 +441,17 @@ def _expert_pairs(cls, model, noise, *, experts, plugins, **settings):
     return cls(model=model, plugins=plugins, **settings), benchmark
 
 
-def _branches(cls, model, noise, *, attach, **settings):
+def _branches(cls, model, noise, *, attach=None, **settings):
     model = model or moe_runs.vit()
-    with torch.random.fork_rng(devices=[]):  # updates start with random numbers
-        torch.manual_seed(0)
-        attach(model)
+    if attach:
+        with torch.random.fork_rng(devices=[]):  # updates start with random numbers
+            torch.manual_seed(0)
+            attach(model)
     return _pairs(cls, model, noise, **settings)
+
+
+def _branches_on_classes(cls, model, noise, **settings):
+    return _classes(cls, model or moe_runs.vit(), noise, **settings)
 
 
 def _languages(cls, model, noise, **settings):
@@ -453,5 +475,6 @@ WORLDS = {
     "expert pairs": _expert_pairs,
     "languages": _languages,
     "branches": _branches,
+    "branches on classes": _branches_on_classes,
 }
 """Strategies on a model and a stream for it."""

@@ -38,6 +38,7 @@ def test_read_sets__keeps_open_licences_and_no_emoji_or_brands(package):
         a_set("b", icon, "CC-BY-4.0"),
         a_set("a", icon),
         a_set("alike", icon, "CC-BY-SA-4.0"),
+        a_set("unpaid", icon, "CC-BY-NC-4.0"),
         a_set("copyleft", icon, "GPL-3.0"),
         a_set("none", icon, None),
         a_set("faces", icon, category="Emoji"),
@@ -130,7 +131,6 @@ def ring(side, low, high):
 
 
 def test_areas__numbers_what_ink_encloses_by_size():
-    pytest.importorskip("scipy")
     alpha = ring(96, 4, 24) | ring(96, 40, 90)
     numbers = web.areas(alpha)
     assert numbers.shape == (48, 48)
@@ -139,7 +139,6 @@ def test_areas__numbers_what_ink_encloses_by_size():
 
 
 def test_areas__open_shapes_and_specks_enclose_nothing():
-    pytest.importorskip("scipy")
     alpha = ring(96, 40, 90)
     alpha[60:64, 86:] = 0  # a gap in the right side
     alpha[4:10, 4:10] = 255
@@ -148,7 +147,6 @@ def test_areas__open_shapes_and_specks_enclose_nothing():
 
 
 def test_draw__zooms_to_what_is_drawn_and_keeps_colours():
-    pytest.importorskip("resvg_py")
     plain = web.draw({"body": SQUARE})
     assert plain.mode == "LA" and plain.size == (48, 48)
     ink = np.asarray(plain)[..., 1]
@@ -159,7 +157,6 @@ def test_draw__zooms_to_what_is_drawn_and_keeps_colours():
 
 
 def test_write_drawings__are_read_back(tmp_path):
-    pytest.importorskip("resvg_py")
     sets = [web.IconSet("a", {}, {"dog": {"body": SQUARE}, "cat": {"body": RED}})]
     chosen = [
         web.Drawing("cat", "a", "cat", False),

@@ -5,6 +5,9 @@ from avalanche_clip.benchmarks.classic.cil import (
     cil_imagenet1k as cil_imagenet1k,
     cil_tiny_imagenet as cil_tiny_imagenet,
 )
+from avalanche_clip.benchmarks.classic.held_out_icons import (
+    held_out_icons as held_out_icons,
+)
 from avalanche_clip.benchmarks.classic.mtil import (
     mtil as mtil,
     x_tail as x_tail,

@@ -23,6 +23,10 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table as load_emoji_table,
     validation_mask as validation_mask,
 )
+from avalanche_clip.benchmarks.datasets.icons import (
+    FIRST_ICON_ID as FIRST_ICON_ID,
+    HeldOutIcons as HeldOutIcons,
+)
 from avalanche_clip.benchmarks.datasets.mtil.coop import (
     read_coop_split as read_coop_split,
     read_x_tail_domain as read_x_tail_domain,

@@ -18,20 +18,24 @@ little below 1.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
-from importlib import resources
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from avalanche_clip.benchmarks.datasets.shipped import (
+    TILE_SIZE,
+    read_data,
+    read_sheet,
+    reading,
+)
 from avalanche_clip.common.checks import (
     as_finite,
     did_you_mean,
@@ -42,9 +46,8 @@ from avalanche_clip.common.checks import (
     require_some,
 )
 from avalanche_clip.common.columns import as_integer_array
-from avalanche_clip.common.pictures import read_picture
 
-EMOJI_SIZE = 48
+EMOJI_SIZE = TILE_SIZE
 
 EMOJI_STYLES = ("noto", "openmoji", "twemoji")
 
@@ -100,23 +103,6 @@ EMOJI_STEPS = (
 
 
 _TABLE = "emoji_table.jsonl.gz"
-
-
-def _read_data(name: str) -> bytes:
-    return (resources.files(__package__) / "data" / name).read_bytes()
-
-
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn what a damaged file of the package raises into one error."""
-    try:
-        yield
-    # Unpacking, parsing and decoding raise nearly anything.
-    except Exception as error:
-        raise ValueError(
-            f"{name} of the installed package is damaged ({type(error).__name__}: "
-            f"{error}); install avalanche_clip again."
-        ) from error
 
 
 def _read_only(values: Iterable[Any], dtype: type) -> npt.NDArray[Any]:
@@ -212,7 +198,7 @@ class EmojiTable:
     def _language(self, language: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         require_choice("language", language, EMOJI_LANGUAGES)
         if language not in self._decoded:
-            with _reading(_TABLE):
+            with reading(_TABLE):
                 content = json.loads(self._languages[language])
                 keywords = tuple(tuple(words) for words in content["keywords"])
                 names = tuple(content["names"])
@@ -230,8 +216,8 @@ def load_emoji_table() -> EmojiTable:
     >>> len(table), table.names[0], table.versions[0]
     (1911, 'grinning face with big eyes', '0.6')
     """
-    content = _read_data(_TABLE)
-    with _reading(_TABLE):
+    content = read_data(_TABLE)
+    with reading(_TABLE):
         first, *rest = gzip.decompress(content).splitlines()
         header = json.loads(first)
         return EmojiTable(header, dict(zip(header["languages"], rest, strict=True)))
@@ -240,17 +226,7 @@ def load_emoji_table() -> EmojiTable:
 @functools.cache
 def _load_sheet(style: str) -> npt.NDArray[np.uint8]:
     """Decode a style's sheet to uint8 ``(N, 48, 48, 3)``, once per process."""
-    name = f"emoji_{style}.webp"
-    content = _read_data(name)
-    with _reading(name):
-        pixels = np.asarray(read_picture(content, name))
-    rows, columns = (n // EMOJI_SIZE for n in pixels.shape[:2])
-    tiles = pixels.reshape(rows, EMOJI_SIZE, columns, EMOJI_SIZE, 3)
-    # (row, y, column, x, c) -> (row, column, y, x, c)
-    sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(-1, EMOJI_SIZE, EMOJI_SIZE, 3)
-    sheet = sheet[: len(load_emoji_table())].copy()
-    sheet.flags.writeable = False
-    return sheet
+    return read_sheet(f"emoji_{style}.webp", len(load_emoji_table()))
 
 
 def _check_indices(indices: npt.ArrayLike | None) -> npt.NDArray[np.int64]:

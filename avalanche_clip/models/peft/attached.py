@@ -449,11 +449,26 @@ class BranchSet(nn.Module):
 
         :raises ValueError: if that is not exact; the model is then unchanged.
         """
-        self.check_merge()
-        for tower, key in self.active_ids().items():
-            for branch in self._branches[tower] if key != SKIP else ():
-                branch.merge(key)
+        self.fold()
         self.detach()
+
+    def fold(self, share: float = 1.0) -> None:
+        """Put the updates of the active id into the weights, and drop its parts.
+
+        The branches stay, under the id -1.
+
+        :param share: of the updates.
+        :raises ValueError: see :meth:`merge`.
+        """
+        self.check_merge()
+        active = self.active_ids()
+        for tower, key in active.items():
+            for branch in self._branches[tower] if key != SKIP else ():
+                branch.merge(key, share)
+        for branch in self.branches():
+            for key in {*active.values()} - {SKIP}:
+                del branch.table[str(key)]
+        self.set_ids(SKIP)
 
     def check_merge(self) -> None:
         """Raise ValueError if :meth:`merge` would."""

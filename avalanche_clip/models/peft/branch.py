@@ -161,8 +161,8 @@ class Branch(nn.Module):
             " merged; keep it attached, or detach() it."
         )
 
-    def merge(self, key: int) -> None:
-        """Put the update of an id into the weights of the block."""
+    def merge(self, key: int, share: float = 1.0) -> None:
+        """Put the update of an id, or a share of it, into the weights of the block."""
         self.check_merge()
 
     def detach(self) -> None:

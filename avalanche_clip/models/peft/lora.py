@@ -199,10 +199,10 @@ class LoRABranch(RoutedBranch):
         """Nothing: all updates are exact."""
 
     @torch.no_grad()
-    def merge(self, key: int) -> None:
-        """Put the updates of an id into the weights."""
+    def merge(self, key: int, share: float = 1.0) -> None:
+        """Put the updates of an id, or a share of them, into the weights."""
         for module, name, weight in self.updated(key):
-            module._parameters[name].copy_(weight)
+            module._parameters[name].lerp_(weight, share)
 
 
 def _inputs(site: Site) -> int:

@@ -46,6 +46,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("fisher", "anchor")
     keeps_per_weight_state = True
+    protects_weights = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""
     share = 0.5

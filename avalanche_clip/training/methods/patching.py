@@ -94,6 +94,8 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Search the coefficient and load the patched weights in place."""
+        for contract in strategy.contracts:
+            contract.merge_updates(strategy)
         if not self.previous:
             self.chosen.append(1.0)
             return

@@ -18,6 +18,9 @@ from avalanche_clip.training.methods.ewc import (
 from avalanche_clip.training.methods.language_adapters import (
     LanguageAdapterPlugin as LanguageAdapterPlugin,
 )
+from avalanche_clip.training.methods.lora import (
+    LoRAPlugin as LoRAPlugin,
+)
 from avalanche_clip.training.methods.lwf import (
     ContrastiveLwFPlugin as ContrastiveLwFPlugin,
 )

@@ -119,7 +119,11 @@ class _FeatureDistillation(PluginContract):
             )
 
 
-class _RWalk(PluginContract):
+class _Protects(PluginContract):
+    protects_weights = True  # type: ignore[assignment]
+
+
+class _RWalk(_Protects):
     def check_plan(self, strategy: Any, iterations: int) -> None:
         if self.wrapped.delta_t > iterations:
             raise ValueError(
@@ -130,7 +134,7 @@ class _RWalk(PluginContract):
             )
 
 
-class _SynapticIntelligence(PluginContract):
+class _SynapticIntelligence(_Protects):
     """Repairs the class: importances and penalty would stay zero.
 
     It keeps its "copies" of the weights as ``param.detach().cpu().flatten()``, which
@@ -159,6 +163,7 @@ STOCK: dict[type, type[PluginContract]] = {
     stock.EvaluationPlugin: _Evaluation,
     stock.LRSchedulerPlugin: SchedulerContract,
     stock.EarlyStoppingPlugin: EarlyStoppingContract,
+    stock.EWCPlugin: _Protects,
     stock.FeatureDistillationPlugin: _FeatureDistillation,
     stock.ReplayPlugin: _Replay,
     stock.RWalkPlugin: _RWalk,

@@ -69,6 +69,8 @@ class MethodPlugin(SupervisedPlugin):
     keeps_per_weight_state: bool | None = None
     """Keeps something for each weight beside the optimiser (EWC, averaging); None: it
     is not known."""
+    protects_weights: bool = False
+    """Holds weights near their values after earlier experiences, by name (EWC)."""
     replays_data: bool = False
     """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
@@ -221,6 +223,12 @@ class MethodPlugin(SupervisedPlugin):
 
     def experience_completed(self, strategy: Any) -> None:
         """Act when an experience is over and counted; checkpoints may be written."""
+
+    def merge_updates(self, strategy: Any) -> None:
+        """Put what is trained beside the weights into them, if it is deployed so.
+
+        Called when a step has been trained and its weights are about to be mixed.
+        """
 
     def forget_values(self) -> None:
         """Forget what was measured for another experience than the coming one."""

@@ -13,7 +13,7 @@ import random
 
 import pytest
 
-from avalanche_clip.benchmarks.datasets import emoji
+from avalanche_clip.benchmarks.datasets import emoji, icons, shipped
 from avalanche_clip.benchmarks.datasets.captioned import (
     read_annotations,
     read_ground_truth,
@@ -204,20 +204,25 @@ def test_readers__raise_their_own_errors_or_read(name, tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("file", ["emoji_table.jsonl.gz", "emoji_noto.webp"])
-def test_emoji__damaged_package_data_are_named(file, monkeypatch):
-    content = emoji._read_data(file)
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        ("emoji_table.jsonl.gz", emoji.load_emoji_table.__wrapped__),
+        ("emoji_noto.webp", lambda: emoji._load_sheet.__wrapped__("noto")),
+        ("icons_held_out.json", icons._load_table.__wrapped__),
+        ("icons_held_out.webp", icons._load_sheet.__wrapped__),
+    ],
+)
+def test_shipped__damaged_package_data_are_named(file, read, monkeypatch):
+    content = shipped.read_data(file)
     half = bytearray(content)
     half[len(half) // 2] ^= 16
-    for changed in (b"", b"<html>", content[: len(content) // 2], bytes(half)):
-        monkeypatch.setattr(
-            emoji, "_read_data", lambda name, c=changed: c if name == file else None
-        )
-        read = emoji.load_emoji_table.__wrapped__
-        if file.endswith("webp"):
-            read = lambda: emoji._load_sheet.__wrapped__("noto")  # noqa: E731
-            if changed == bytes(half):
-                continue  # a picture holds no checksum
+    changes = [b"", b"<html>", content[: len(content) // 2]]
+    if file.endswith("gz"):  # the others hold no checksum
+        changes.append(bytes(half))
+    for changed in changes:
+        for module in (shipped, emoji, icons):
+            monkeypatch.setattr(module, "read_data", lambda name, c=changed: c)
         refused(f"{file} .* is damaged", read)
 
 
