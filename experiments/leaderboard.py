@@ -53,11 +53,11 @@ SEARCHED = 0
 BUSY = 75
 """What a process ends with whose cell another one is making."""
 SMALL = {
-    "iterations": {"time": 6, "domain": 4, "language": 6},
+    "iterations": {"time": 2, "domain": 2, "language": 2},
     "selector_iterations": 50,
 }
 """What ``--quick`` changes."""
-ABOUT_METHOD = ("name", "plugins", "settings", "strategy", "trained")
+ABOUT_METHOD = ("name", "plugins", "settings", "strategy", "trained", "joint")
 
 
 # ----------------------------------------------------------------------- cells

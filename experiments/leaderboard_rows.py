@@ -34,6 +34,7 @@ class Row:
     :param why: the reason, for the table.
     :param strategy: ``"module:Class"`` in place of the plain training of the stream.
     :param trained: False for the model as it is.
+    :param joint: one training on all steps at once.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     why: str = ""
     strategy: str | None = None
     trained: bool = True
+    joint: bool = False
 
     def changed(self, candidate: Mapping[str, Any]) -> Row:
         """The same method with other settings.
@@ -99,6 +101,10 @@ MOE: Plugins = {
         "selector_transform": "eval",
     }
 }
+LORA: Plugins = {"LoRAPlugin": {"rank": 4, "alpha": 32.0}}
+MERGED: Plugins = {"LoRAPlugin": {"merge": True, "rank": 4, "alpha": 32.0}}
+C_CLIP: Plugins = {"ContrastiveKnowledgeConsolidationPlugin": {}}
+MLA: Plugins = {"LanguageAdapterPlugin": {"kind": "mla"}}
 TEIR = {"init": "teir", "regularize": "gd"}
 
 ALPHAS = tries("OffDiagonalAlignmentPlugin.alpha", 11.0, 44.0, 176.0)
@@ -151,13 +157,25 @@ METHODS = (
     Row("Averaging", AVERAGING),
     Row("MoEAdapters", MOE, candidates=RATES),
     Row("CLLCLIP", settings=TEIR, streams=("language",), why=TOKENS_ONLY),
+    Row(
+        "Language adapters",
+        MLA,
+        streams=("language",),
+        why="has an adapter per language; the others are English",
+    ),
+    Row("LoRA", LORA, candidates=RATES),
+    Row("Joint", joint=True),
     # combinations
+    Row("LoRA merged", MERGED, candidates=RATES),
+    Row("C-CLIP", {**C_CLIP, **MERGED}, candidates=RATES),
+    Row("Patching of LoRA", {**PATCHING, **LORA}, candidates=RATES),
+    Row("C-CLIP + replay", {**REPLAY, **C_CLIP, **MERGED}, candidates=RATES),
     Row("Mod-X + MoE", {**MOD_X, **MOE}, candidates=RATES),
     Row("Mod-X + replay", {**MOD_X, **REPLAY}, candidates=ALPHAS),
     Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, candidates=ALPHAS),
     Row("ZSCL + replay", {**ZSCL, **REPLAY}),
     Row("Averaging + replay", {**AVERAGING, **REPLAY}),
-    Row("Patching of adapters", {**PATCHING, **MOE}),
+    Row("Patching of MoE", {**PATCHING, **MOE}),
     Row(
         "TEIR + replay",
         REPLAY,

@@ -84,9 +84,7 @@ def write_table(
     return text
 
 
-def line(
-    row: Row, stream: str, found: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def line(row: Row, stream: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One line of the table: mean and spread over seeds, or why there is none.
 
     :param found: of the seeds.
@@ -208,7 +206,7 @@ def _compare(out: Path, cells: Sequence[Any]) -> None:
     """Write the comparison of the runs of a stream; a single training has no time."""
     from avalanche_clip.evaluation.report.comparison import write_comparison
 
-    folders = [c.folder / "run" for c in cells ]
+    folders = [c.folder / "run" for c in cells]
     runs = [folder for folder in folders if (folder / "results.json").is_file()]
     if runs:
         write_comparison(out, runs)
