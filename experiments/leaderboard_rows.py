@@ -103,7 +103,6 @@ MOE: Plugins = {
 }
 LORA: Plugins = {"LoRAPlugin": {"rank": 4, "alpha": 32.0}}
 MERGED: Plugins = {"LoRAPlugin": {"merge": True, "rank": 4, "alpha": 32.0}}
-C_CLIP: Plugins = {"ContrastiveKnowledgeConsolidationPlugin": {}}
 MLA: Plugins = {"LanguageAdapterPlugin": {"kind": "mla"}}
 TEIR = {"init": "teir", "regularize": "gd"}
 
@@ -164,12 +163,9 @@ METHODS = (
         why="has an adapter per language; the others are English",
     ),
     Row("LoRA", LORA, candidates=RATES),
-    Row("Joint", joint=True),
     # combinations
     Row("LoRA merged", MERGED, candidates=RATES),
-    Row("C-CLIP", {**C_CLIP, **MERGED}, candidates=RATES),
     Row("Patching of LoRA", {**PATCHING, **LORA}, candidates=RATES),
-    Row("C-CLIP + replay", {**REPLAY, **C_CLIP, **MERGED}, candidates=RATES),
     Row("Mod-X + MoE", {**MOD_X, **MOE}, candidates=RATES),
     Row("Mod-X + replay", {**MOD_X, **REPLAY}, candidates=ALPHAS),
     Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, candidates=ALPHAS),

@@ -43,8 +43,7 @@ class Config:
     """What all methods share; ``dict`` fields hold a value per stream.
 
     ``iterations`` are updates per step of the stream, of ``train_mb_size`` each.
-    ``lr`` is that of methods which say no other. ``icons`` are the names among which
-    held-out icons are told apart.
+    ``lr`` is that of methods which say no other.
     """
 
     model: str = "tiny-emoji-vit"
@@ -57,7 +56,6 @@ class Config:
     )
     train_mb_size: int = 64
     languages: int = 6
-    icons: int = 993
     selector_iterations: int = 200
 
 
@@ -94,7 +92,6 @@ class World:
     def __init__(
         self, config: Config, stream: str, seed: int, folder: Path, joint: bool = False
     ):
-        from avalanche_clip.benchmarks import merge_experiences
         from avalanche_clip.models import create_dual_encoder
 
         self.config, self.seed, self.folder = config, seed, folder
@@ -102,31 +99,16 @@ class World:
         benchmark = self.build()
         self.merged = len(benchmark.train_stream) if joint else 1
         if joint:
+            from avalanche_clip.benchmarks import merge_experiences
+
             benchmark = merge_experiences(benchmark.train_stream).benchmark
         self.iterations = config.iterations[stream] * self.merged
         self.lr = config.lr[stream]
-        icons = make_scenario({ICONS: [self.icons(benchmark)]})
-        streams = prepare_benchmark(icons, self.model).streams
-        self.benchmark = make_scenario({**benchmark.streams, **streams}, benchmark)
+        self.benchmark = benchmark
 
     def build(self) -> Any:
-        """Return the stream, with stream ``valid`` kept out of training."""
+        """Return the stream, with ``valid`` kept out of training, and ``icons``."""
         raise NotImplementedError
-
-    def icons(self, benchmark: Any) -> Any:
-        """Return the held-out icons as an experience of pairs."""
-        from avalanche_clip.benchmarks.datasets import HeldOutIcons
-
-        icons = HeldOutIcons()
-        dataset = make_image_text_dataset(
-            icons,
-            sample_ids=icons.sample_id,
-            targets=icons.sample_id,
-            timestamps=np.full(len(icons), np.nan),
-            languages=np.zeros(len(icons), dtype=np.int64),  # English
-        )
-        shown = dataset.subset(range(self.config.icons))
-        return make_experience(shown, time_label=ICONS, label=ICONS, language="en")
 
     def plain(self) -> type:
         """Return the strategy that trains without a method."""
@@ -210,9 +192,14 @@ class TimeWorld(World):
     """Later emoji as they were released, by their captions."""
 
     def build(self) -> Any:
-        """Return the five later time steps."""
+        """Return the five later time steps, and all held-out icons."""
+        from avalanche_clip.benchmarks import held_out_icons
+
         config = replace(alignment.Config(), validation=True)
-        return alignment.build_benchmark(config, "time", self.model)
+        stream = alignment.build_benchmark(config, "time", self.model)
+        shown = make_experience(held_out_icons(), time_label=ICONS)
+        icons = prepare_benchmark(make_scenario({ICONS: [shown]}), self.model)
+        return make_scenario({**stream.streams, **icons.streams}, stream)
 
     def plain(self) -> type:
         """Return warm-start training."""
@@ -241,29 +228,25 @@ class DomainWorld(World):
     metric = ACCURACY
 
     def build(self) -> Any:
-        """Return the nine groups."""
-        from avalanche_clip.benchmarks import multi_domain_emoji as groups
-
-        return prepare_benchmark(groups(validation=True, seed=self.seed), self.model)
-
-    def icons(self, benchmark: Any) -> Any:
-        """Return the held-out icons as a domain, behind the others."""
+        """Return the nine groups, and the icons as a domain behind them."""
         from avalanche_clip.benchmarks import ClassPrompts
+        from avalanche_clip.benchmarks import multi_domain_emoji as groups
         from avalanche_clip.benchmarks.datasets import HeldOutIcons
         from avalanche_clip.benchmarks.streams.classes import class_experience
 
-        icons = HeldOutIcons()
+        stream, icons = groups(validation=True, seed=self.seed), HeldOutIcons()
         own = ClassPrompts(icons.names, "{}", domains=ICONS)
-        prompts = ClassPrompts.merge([benchmark.class_prompts, own])
+        prompts = ClassPrompts.merge([stream.class_prompts, own])
         ids = prompts.ids_of(ICONS)
         dataset = make_image_text_dataset(
             icons,
             sample_ids=icons.sample_id,
             targets=np.asarray(ids),
-            task_labels=len(benchmark.train_stream),
-        ).subset(range(self.config.icons))
-        shown = ids[: self.config.icons]
-        return class_experience(dataset, ICONS, prompts, shown, dataset_index=-1)
+            task_labels=len(stream.train_stream),
+        )
+        shown = class_experience(dataset, ICONS, prompts, ids, dataset_index=-1)
+        stream = make_scenario({**stream.streams, ICONS: [shown]}, stream)
+        return prepare_benchmark(stream, self.model)
 
     def plain(self) -> type:
         """Return fine-tuning on class names."""

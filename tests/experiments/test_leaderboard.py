@@ -17,7 +17,6 @@ CONFIG = {
     "model": "tiny-emoji-vit",
     "pretrained": "emoji-2010",
     "iterations": {"time": 1, "domain": 1, "language": 1},
-    "icons": 9,
     "train_mb_size": 4,
 }
 
