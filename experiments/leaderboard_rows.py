@@ -74,8 +74,8 @@ ALL: Plugins = {"BudgetedReplayPlugin": {"kind": "all"}}
 REPLAY: Plugins = {"BudgetedReplayPlugin": {"kind": "exp", "buffer_size": 300}}
 EQUAL: Plugins = {"BudgetedReplayPlugin": {"kind": "equal", "buffer_size": 300}}
 FACTORS: Plugins = {"BudgetFactorPlugin": {"factors": "@factors"}}
-RESTART: Plugins = {"RestartPlugin": {}}
-ORACLE: Plugins = {"RestartPlugin": {}, "BudgetFactorPlugin": {"factors": "step"}}
+RESTART: Plugins = {"RestartPlugin": {"restart_from": "initial"}}
+ORACLE: Plugins = {**RESTART, "BudgetFactorPlugin": {"factors": "step"}}
 PATCHING: Plugins = {"PatchingPlugin": {}}
 LWF: Plugins = {
     "ContrastiveLwFPlugin": {"lwf_weight": 1.0, "teach_first_experience": True}
