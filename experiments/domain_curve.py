@@ -16,9 +16,8 @@ from typing import Any
 import multi_domain_emoji as study
 import numpy as np
 import torch
-from domain_figures import kept_at
 from domain_study import accuracies
-from figures import write_figures
+from figures import kept_at, write_figures
 
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.grown import clones

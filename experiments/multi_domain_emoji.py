@@ -50,6 +50,7 @@ from domain_study import (
     parameter_counts,
     write_routing,
 )
+from icon_classes import with_icons
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
 from search import chosen, search, search_table
 
@@ -66,9 +67,16 @@ METHODS = (
     "moe-no-freeze",
     "joint",
 )
-WEIGHTS = {"zscl": "weight", "vr-lwf": "weight", "patching": "alpha"}
+WEIGHTS = {
+    "zscl": "weight",
+    "vr-lwf": "weight",
+    "patching": "alpha",
+    "moe-adapters": "hidden",
+    "moe-no-freeze": "hidden",
+}
 """The setting of a method beside its learning rate: the weight of both terms of
-distillation, or the share of the trained weights in what is deployed."""
+distillation, the share of the trained weights in what is deployed, or the width of the
+selector's autoencoders (wide ones call more images unfamiliar)."""
 LIKE = {"moe-no-freeze": "moe-adapters"}
 """Ablations have the settings of their method."""
 
@@ -87,7 +95,7 @@ GRID = {
     "zscl": _rates(3e-4, 1e-3, 2e-3, weight=(1, 3)),
     "lora": _rates(1e-3, 3e-3, 1e-2),
     "lora-merged": _rates(1e-3, 3e-3, 1e-2),
-    "moe-adapters": _rates(3e-3, 7e-3, 1.5e-2),
+    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 100)),
     "joint": _rates(3e-4, 1e-3, 2e-3),
 }
 """Candidates of ``--search``."""
@@ -163,42 +171,6 @@ def build_benchmark(config: Config, model: Any) -> Any:
     return prepare_benchmark(benchmark, model)
 
 
-class IconClasses:
-    """Held-out icons, each of which is a class."""
-
-    def __init__(self, icons: Any):
-        self.icons, self.targets = icons, np.arange(len(icons))
-
-    def __len__(self) -> int:
-        return len(self.icons)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.icons[index][0], index
-
-
-def with_icons(scenario: Any) -> Any:
-    """Add stream ``icons``: drawings of held-out names, each of which is a class."""
-    from avalanche_clip.benchmarks import ClassPrompts
-    from avalanche_clip.benchmarks.datasets.icons import FIRST_ICON_ID, HeldOutIcons
-    from avalanche_clip.benchmarks.items.scenario import make_scenario
-    from avalanche_clip.benchmarks.streams.classes import (
-        Source,
-        class_experience,
-        labelled_dataset,
-    )
-
-    icons = HeldOutIcons()
-    (known,) = scenario.streams["reference_test"]
-    names = ClassPrompts(icons.names, "{}", domains="icons")
-    prompts = ClassPrompts.merge([known.class_prompts, names])
-    own = prompts.for_ids(prompts.ids_of("icons"))
-    task = known.dataset_index + 1
-    source = Source("held-out icons", IconClasses(icons), own, FIRST_ICON_ID)
-    data = labelled_dataset(source, task).eval()
-    found = class_experience(data, "icons", prompts, own.ids, dataset_index=task)
-    return make_scenario({**scenario.streams, "icons": [found]}, scenario)
-
-
 def build_selector(config: Config) -> Any:
     """Return DDAS for so narrow a tower."""
     from avalanche_clip.models import AutoSelector, SelectorTraining
@@ -266,6 +238,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
     }
     if name.startswith("moe"):
         options["plugins"].append(RouterViewsPlugin(VIEWS))
+        config = replace(config, selector_hidden=int(settings["hidden"]))
         return supervised.MoEAdapters(
             selector=build_selector(config),
             reference_images=benchmark.streams["reference"],

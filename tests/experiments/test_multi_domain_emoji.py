@@ -92,10 +92,10 @@ def test_settings__named_or_chosen(study, monkeypatch):
 def test_build_strategy__forms_of_the_adapters(name, study, emoji):
     config, _, benchmark = emoji
     model = study.build_model(config)
-    strategy = study.build_strategy(config, f"{name}:7e-3", model, benchmark)
+    strategy = study.build_strategy(config, f"{name}:7e-3:20", model, benchmark)
     assert strategy.moe.freeze == (name != "moe-no-freeze")
     selector = strategy.moe.auto_selector
-    assert (selector.hidden, selector.training_plan.lr) == (16, 0.003)
+    assert (selector.hidden, selector.training_plan.lr) == (20, 0.003)
     assert selector.extractor_module.settings() == {"pooling": "none"}
     assert strategy.learning_rates == (7e-3,)
     (first, *_) = model.moe_adapters.adapters()
@@ -140,7 +140,7 @@ def test_views__rule_and_granularity_by_stream(short):
     model = short.build_model(config)
     benchmark = short.build_benchmark(config, model)
     assert {"test", "test_batch", "test_newest", "test_own"} <= set(benchmark.streams)
-    strategy = short.build_strategy(config, "moe-adapters:7e-3", model, benchmark)
+    strategy = short.build_strategy(config, "moe-adapters:7e-3:16", model, benchmark)
     for experience in benchmark.train_stream:
         strategy.train(experience)
     moe = strategy.moe
