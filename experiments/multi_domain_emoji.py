@@ -90,15 +90,17 @@ def _rates(*rates: float, **others: Sequence[float]) -> list[dict[str, float]]:
 
 GRID = {
     "fine-tuning": _rates(1e-4, 3e-4, 1e-3, 2e-3),
-    "patching": _rates(1e-3, 2e-3, alpha=(0.3, 0.5, 0.7)),
-    "vr-lwf": _rates(3e-4, 1e-3, 2e-3, weight=(1, 3)),
-    "zscl": _rates(3e-4, 1e-3, 2e-3, weight=(1, 3)),
+    "patching": _rates(1e-3, 2e-3, alpha=(0.4, 0.7)),
+    "vr-lwf": _rates(3e-4, 1e-3, weight=(1, 3)),
+    "zscl": _rates(3e-4, 1e-3, weight=(1, 3)),
     "lora": _rates(1e-3, 3e-3, 1e-2),
     "lora-merged": _rates(1e-3, 3e-3, 1e-2),
     "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 100)),
     "joint": _rates(3e-4, 1e-3, 2e-3),
 }
 """Candidates of ``--search``."""
+JOINT_BATCH = 3
+"""Joint training takes batches so many times as large."""
 ORDERS = {"I": None, "II": (6, 7, 8, 5, 0, 1, 3, 4, 2)}
 
 VIEWS = {
@@ -122,8 +124,8 @@ class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
     ``iterations`` are updates per domain, the last of which has learning rate
-    zero; joint training has as many as all domains together. Learning rates and
-    weights come from ``settings/multi_domain_emoji.json``. ``expert_scale`` is 1
+    zero; joint training sees as many images as all domains together. Learning rates
+    and weights come from ``settings/multi_domain_emoji.json``. ``expert_scale`` is 1
     instead of the published 0.1: experts of so narrow a model learn too slowly
     otherwise. ZSCL's published ``consolidation`` is 1, for a learning rate of 1e-5.
     """
@@ -264,7 +266,10 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
             **options,
         )
     if name == "joint":
-        options["budget_iterations"] *= len(benchmark.train_stream)
+        # each step reads the names of all classes: fewer and larger ones
+        options["train_mb_size"] *= JOINT_BATCH
+        total = config.iterations * len(benchmark.train_stream)
+        options["budget_iterations"] = total // JOINT_BATCH
         return supervised.ClassNameJoint(**options)
     if name.startswith("lora"):
         rate = options.pop("lr")

@@ -129,7 +129,8 @@ def test_build_strategy__other_methods(study, emoji):
         rates = {group["lr"] for group in lora.optimizer.param_groups}
         assert rates == {0.003} and lora.label_smoothing == config.label_smoothing
     joint = build("joint:0.001")
-    assert joint.compute.iterations == 9 * config.iterations
+    images = joint.compute.iterations * joint.train_mb_size
+    assert images == 9 * config.iterations * config.train_mb_size
     plain = build("fine-tuning:0.002")
     assert plain.learning_rates == (0.002,)
     assert study.parameter_counts(plain)["trainable"] > 800_000
