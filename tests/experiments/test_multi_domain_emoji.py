@@ -212,7 +212,7 @@ def test_gains__against_fine_tuning_that_learns_as_much(study):
         return [{"learned": learned, "transfer": transfer, "icons": icons}]
 
     figures = load_script("experiments/domain_figures.py")
-    lines = {"zero-shot": point(10, 20), "fine-tuning:1": point(20, 10)}
+    lines = {"zero-shot": point(10, 20, 5), "fine-tuning:1": point(20, 10)}
     assert figures.with_gains(lines) == lines
     lines |= {
         "fine-tuning:2": point(30, 9, 1),
@@ -221,7 +221,7 @@ def test_gains__against_fine_tuning_that_learns_as_much(study):
     }
     gains = figures.with_gains(lines)
     assert gains["zscl"][0]["transfer+"] == pytest.approx(3)
-    assert gains["zscl"][0]["icons+"] == pytest.approx(-1)
+    assert gains["zscl"][0]["icons+"] == pytest.approx(-4)
     for name in ("zero-shot", "fine-tuning:2", "x"):
         assert np.isnan(gains[name][0]["transfer+"])
 
@@ -266,6 +266,8 @@ def curve(monkeypatch):
     script = load_script("experiments/domain_curve.py")
     shorten(script.study, monkeypatch)
     monkeypatch.setattr(script, "DOMAINS", ("domain 0", "domain 2"))
+    monkeypatch.setattr(script, "STOPS", (0.2, 0.5))
+    monkeypatch.setattr(script, "COEFFICIENTS", (0.5,))
     return script
 
 
@@ -274,9 +276,8 @@ def test_curve__ends_are_start_and_training(curve, tmp_path, monkeypatch):
     text = curve.write_curve(config, [0], 1e-2, tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["methods"]
     assert (tmp_path / "curve.png").is_file() and "patching" in text
-    names = {"start", "end", "patching"}
-    names |= {f"stop {s:g}" for s in curve.STOPS}
-    assert set(figures) == names | {f"patch {c:g}" for c in curve.COEFFICIENTS}
+    stops = {"start", "stop 0.2", "stop 0.5", "end"}
+    assert set(figures) == {*stops, "patch 0.5", "patching"}
     plain = {
         m: curve.study.run(config, m, tmp_path / m)[m]
         for m in ("zero-shot", "fine-tuning:0.01")
