@@ -22,12 +22,12 @@ import multi_domain_emoji
 import numpy as np
 import torch
 from domain_study import ACCURACY, accuracies, constant_matrix
+from icon_classes import with_icons
 from language_study import seen_only
 from leaderboard_rows import Row
 
 from avalanche_clip.benchmarks import (
     make_experience,
-    make_image_text_dataset,
     make_scenario,
     prepare_benchmark,
 )
@@ -174,6 +174,7 @@ class World:
         config = replace(
             multi_domain_emoji.Config(),
             model=self.config.model,
+            pretrained=self.config.pretrained,
             selector_iterations=self.config.selector_iterations,
             seed=self.seed,
         )
@@ -229,23 +230,9 @@ class DomainWorld(World):
 
     def build(self) -> Any:
         """Return the nine groups, and the icons as a domain behind them."""
-        from avalanche_clip.benchmarks import ClassPrompts
         from avalanche_clip.benchmarks import multi_domain_emoji as groups
-        from avalanche_clip.benchmarks.datasets import HeldOutIcons
-        from avalanche_clip.benchmarks.streams.classes import class_experience
 
-        stream, icons = groups(validation=True, seed=self.seed), HeldOutIcons()
-        own = ClassPrompts(icons.names, "{}", domains=ICONS)
-        prompts = ClassPrompts.merge([stream.class_prompts, own])
-        ids = prompts.ids_of(ICONS)
-        dataset = make_image_text_dataset(
-            icons,
-            sample_ids=icons.sample_id,
-            targets=np.asarray(ids),
-            task_labels=len(stream.train_stream),
-        )
-        shown = class_experience(dataset, ICONS, prompts, ids, dataset_index=-1)
-        stream = make_scenario({**stream.streams, ICONS: [shown]}, stream)
+        stream = with_icons(groups(validation=True, seed=self.seed))
         return prepare_benchmark(stream, self.model)
 
     def plain(self) -> type:

@@ -113,6 +113,8 @@ def line(row: Row, stream: str, found: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def about(config: Mapping[str, Any], streams: Sequence[str]) -> list[str]:
     """What the figures mean."""
+    from avalanche_clip.benchmarks.datasets import HeldOutIcons
+
     updates = ", ".join(f"{config['iterations'][s]} ({s})" for s in streams)
     return [
         f"Base: {config['model']} with weights {config['pretrained']}. Updates of "
@@ -120,8 +122,8 @@ def about(config: Mapping[str, Any], streams: Sequence[str]) -> list[str]:
         "Percent, mean ± standard deviation over seeds; tests are drawings in a style "
         "never trained on.",
         *(f"Score on stream {stream}: {SCORES[stream]}." for stream in streams),
-        "Zero-shot kept: held-out icons told apart by their 993 names, after the "
-        "stream; the line of Zero-shot has it before.",
+        f"Zero-shot kept: held-out icons told apart by {len(HeldOutIcons())} names "
+        "after the stream; the line of Zero-shot has it before.",
         "GMACs: training, teachers and searches. Seconds: of one core, tests included. "
         "Peak MiB: of the whole process, most of which are the libraries. Trainable: "
         "numbers that train in the largest step.",
