@@ -133,13 +133,14 @@ def kept_at(points: Sequence[tuple[float, float]], learned: float) -> float:
     """What is kept by who learns ``learned``, on the line through the best points.
 
     :param points: pairs of learned and kept.
-    :return: NaN beyond the ends of the line.
+    :return: NaN if nobody learns as much; where all of the best learn more, what
+        the first of them keeps.
 
     >>> kept_at([(0, 10), (4, 2), (1, 1)], 1)
     8.0
     """
     x, y = zip(*frontier(points), strict=True)
-    return float(np.interp(learned, x, y, left=np.nan, right=np.nan))
+    return float(np.interp(learned, x, y, right=np.nan))
 
 
 def with_gains(lines: Lines, bases: Sequence[Line]) -> dict[str, list[Line]]:
@@ -200,9 +201,11 @@ def plot_tradeoff(lines: Lines, bases: Sequence[Line], path: Path) -> None:
         axes.plot(base["new"], base[key], "k*", markersize=11, label=BASE)
         for number, (name, points) in enumerate(groups.items()):
             pairs = sorted((point["new"], point[key]) for point in points)
+            style = f"-{'os^Dv'[number % 5]}"
             if name == FINE_TUNING:
-                pairs = frontier([*pairs, (base["new"], base[key])])
-            style = "k--o" if name == FINE_TUNING else f"-{'os^Dv'[number % 5]}"
+                line = frontier([*pairs, (base["new"], base[key])])
+                axes.plot(*zip(*line, strict=True), "k--", linewidth=1)
+                style = "ko"
             axes.plot(*zip(*pairs, strict=True), style, markersize=5, label=name)
         axes.set_xlabel("new: steps right after they were learned, R@1 in percent")
         axes.set_title(key, loc="left", fontweight="bold")

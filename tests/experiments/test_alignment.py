@@ -207,6 +207,7 @@ def test_kept_at__leaves_out_what_is_worse_in_both(figures):
     assert figures.kept_at(points, 8) == pytest.approx(13.6)
     assert figures.kept_at(points, 11) == pytest.approx(7)
     assert np.isnan(figures.kept_at(points, 12.5))
+    assert figures.kept_at([(5.0, 9.0), (2.0, 8.0)], 1) == 9  # by who learns more, too
 
 
 def test_with_gains__against_fine_tuning_of_the_same_seed(figures):
