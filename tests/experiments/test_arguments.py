@@ -28,6 +28,9 @@ WRONG = [
     ("tic_emoji", "--methods sequentiel", "unknown method sequentiel"),
     ("tic_emoji", "--seeds one", "must be numbers"),
     ("tic_emoji", "--preset quick", "invalid choice"),
+    ("tic_emoji", "--methods lwf:fast", "'fast' in 'lwf:fast' is no learning rate"),
+    ("tic_emoji", "--search", "--search is for a pretrained start"),
+    ("tic_emoji", "--methods joint --pretrained icons", "joint starts from random"),
 ]
 
 
