@@ -115,6 +115,8 @@ JOINT = Config(
 )
 DEMO_CONFIG = Config(iterations=40, train_mb_size=64, lr=7e-4, warmup=10)
 RATES = ({"lr": 3e-4}, {"lr": 7e-4}, {"lr": 1.5e-3})
+LIKE = dict.fromkeys(("cumulative-all-star", "restart", "oracle"), "cumulative-all")
+"""Methods that differ from another one in compute and start only, and take its rate."""
 WEIGHTS = {"lwf": "lwf_weight", "ewc": "ewc_lambda", "mod-x": "alpha"}
 
 
@@ -327,7 +329,7 @@ def settings_of(base: Config, preset: str, method: str) -> Config:
         where = {"device": base.device, "num_workers": base.num_workers}
         base = replace(JOINT, precision=base.precision, **where)
     elif base.pretrained:
-        base = replace(base, **chosen(f"tic_emoji_{preset}", name))
+        base = replace(base, **chosen(f"tic_emoji_{preset}", LIKE.get(name, name)))
     return replace(base, lr=float(rate)) if rate else base
 
 
@@ -368,7 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = replace(base, **candidate)
             return validation_score(run(config, method, out / f"{method}_{words}"))
 
-        search(study, {m: candidates(m) for m in methods}, score, facts)
+        grid = {LIKE.get(name, name): candidates(name) for name in methods}
+        search(study, grid, score, facts)
         print(search_table(study))
         return
     runs: dict[str, list[Any]] = {}

@@ -124,6 +124,8 @@ def test_settings__of_a_pretrained_start_are_those_that_were_chosen(study, monke
     base = study.Config(pretrained="icons")
     found = study.settings_of(base, "demo", "mod-x")
     assert found == replace(base, **kept) and asked == [("tic_emoji_demo", "mod-x")]
+    study.settings_of(base, "full", "oracle")  # which differs in compute only
+    assert asked[-1] == ("tic_emoji_full", "cumulative-all")
     # A rate of one's own leaves the rest as it was chosen.
     found = study.settings_of(base, "demo", "mod-x:1e-3")
     assert found == replace(base, lr=1e-3, alpha=7.0)
