@@ -20,6 +20,8 @@ WRONG = [
     ("languages_emoji", "--task-decay 1", "--task-decay 1.0 is no share"),
     ("languages_emoji", "--task-decay nan", "--task-decay nan is no share"),
     ("multi_domain_emoji", "--methods moe", "unknown method moe"),
+    ("multi_domain_emoji", "--methods zscl:1:2:3", "'zscl:1:2:3' must be zscl:LR:W"),
+    ("multi_domain_emoji", "--curve --methods zscl:1", "--curve is of one training"),
     ("multi_domain_emoji", "--seeds 0,one", "'0,one' must be numbers"),
     ("multi_domain_emoji", "--device tpu", NO_TPU),
     ("multi_domain_emoji", "--device meta:", "'meta:' is no device"),
