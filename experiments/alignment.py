@@ -2,20 +2,25 @@
 
 Commands (from the repository root):
 
+    python experiments/alignment.py --search
     python experiments/alignment.py --seeds 0,1,2
     python experiments/alignment.py --stream domains --seeds 0,1,2
-    python experiments/alignment.py --methods sequential,mod-x,mod-x+replay
-    python experiments/alignment.py --validation --methods mod-x:20,mod-x:44,mod-x:100
-    python experiments/alignment.py --validation --methods zscl --consolidation 0.1
+    python experiments/alignment.py --methods sequential,sequential:1e-4,mod-x+replay
 
-A tiny CLIP that knows the emoji of 2010 (``emoji-2010`` weights) learns the five
-later time steps (``--stream time``), or two domains of the later emoji one after
-the other (``--stream domains``). Tests are drawings in a style never trained on:
-of the steps of the stream, and of 2010. The measures of spatial disorder are
-taken on all 1,911 test pairs before the stream and after every step. Methods are
-joined by ``+``; ``mod-x:44`` gives a method another weight. Weights were chosen
-with ``--validation``: on drawings of a trained style that are kept out of
-training. A killed command, given again, goes on where it stopped.
+A tiny CLIP that knows icons and the emoji of 2010 (``--pretrained``) learns the five
+later time steps (``--stream time``), or two domains of the later emoji one after the
+other (``--stream domains``). Tests are drawings in a style never trained on: of the
+steps of the stream, of 2010, and icons with names that no training has seen (four of
+five held-out ones). The measures of spatial disorder are taken on all 1,911 test pairs
+before the stream and after every step.
+
+Methods are joined by ``+``. ``mod-x:44`` gives a method another weight (``zscl`` its
+pull to the start, 1 in the paper), and ``sequential:1e-4`` another learning rate: with
+several of these, methods are compared with the fine-tuning that learns as much.
+``--search`` chooses the learning rate for ``sequential``, then at this rate the weights
+of the others, each by itself: on drawings of a trained style that are kept out of
+training, and icons that are not tested. Sums use the weights of their parts. A killed
+command, given again, goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -30,18 +35,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from alignment_study import (
+    FINE_TUNING,
+    base_line,
+    plot_disorder_over_time,
+    run_line,
+    score,
+    write_tables,
+)
 from command_line import device_name, seed_list
+from search import chosen, search, search_table
+from tic_emoji import JOINT
 
-STREAMS = ("test", "base", "gallery")
-DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
+STREAMS = ("test", "base", "icons", "gallery")
+VALIDATION_STREAMS = ("valid", "base", "icons")
+# Of so many held-out icons one is for choosing settings, the others are tested.
+ICONS_PER_CHOICE = 5
 # Steps per experience, in both streams about 16 passes over the data.
 ITERATIONS = {"time": 60, "domains": 150}
 # Emoji groups of the first domain: living things. The second has the others.
 LIVING = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
 
 
-METHODS = ("sequential", "mod-x", "lwf", "vr-lwf", "zscl", "replay")
-DEFAULT = (*METHODS, "mod-x+replay")
+METHODS = (FINE_TUNING, "mod-x", "lwf", "vr-lwf", "zscl", "replay")
+SUMS = ("mod-x+replay", "mod-x+vr-lwf", "mod-x+zscl", "lwf+replay")
+# Learning rates of fine-tuning; weights of the others at the rate that was chosen.
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+WEIGHTS: dict[str, tuple[float, ...]] = {
+    "mod-x": (20.0, 44.0, 100.0),
+    "lwf": (0.3, 1.0, 3.0),
+    "vr-lwf": (1.0, 3.0, 10.0),
+    "zscl": (0.01, 0.1, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -49,30 +74,57 @@ class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
     ``weights`` are those of the methods' terms; that of Mod-X multiplies a sum
-    over the rows of a batch of ``train_mb_size``. ZSCL's published
-    ``consolidation`` is 1, for a learning rate of 1e-5; at this one it leaves
-    little of what is new. ``buffer_size`` counts drawings: 150 emoji in two
-    styles; the emoji of 2010 are not replayed.
+    over the rows of a batch of ``train_mb_size``, that of ZSCL is its pull to the
+    start of each step, whose distillation has weight 1 as published.
+    ``buffer_size`` counts drawings: 150 emoji in two styles; the emoji of 2010 are
+    not replayed. Captions and drawings are varied as in the training of the base.
     """
 
     model: str = "tiny-emoji"
+    pretrained: str = "icons"
     iterations: int = ITERATIONS["time"]
     train_mb_size: int = 128
     lr: float = 3e-4
-    weights: dict[str, float] = field(
-        default_factory=lambda: {"mod-x": 44.0, "lwf": 1.0, "vr-lwf": 3.0, "zscl": 1.0}
-    )
-    consolidation: float = 0.01
+    weights: dict[str, float] = field(default_factory=dict)
     averaging_interval: int = 10
     buffer_size: int = 300
+    name_probability: float = 0.8
     probe_pairs: int = 1911
     validation: bool = False
     device: str = "cpu"
     seed: int = 0
 
+    @property
+    def study(self) -> str:
+        """Name of the file of settings that were chosen with this base."""
+        if (self.model, self.pretrained) == (Config.model, Config.pretrained):
+            return "alignment"
+        return f"alignment_{self.model}_{Path(self.pretrained).stem}"
+
+
+def configured(config: Config, method: str, lr: float | None = None) -> Config:
+    """Return the settings of a method: those given, else those chosen by a search.
+
+    :param method: parts joined by ``+``, each with ``:`` and a weight, or none.
+    :param lr: learning rate; default the chosen one. That of ``sequential:RATE`` wins.
+    :raises ValueError: if a setting was neither given nor chosen.
+    """
+    weights = {}
+    for part in method.split("+"):
+        name, _, value = part.partition(":")
+        if name == FINE_TUNING and value:
+            lr = float(value)
+        elif name in WEIGHTS:
+            weights[name] = (
+                float(value) if value else chosen(config.study, name)["weight"]
+            )
+    if lr is None:
+        lr = chosen(config.study, FINE_TUNING)["lr"]
+    return replace(config, lr=lr, weights=weights)
+
 
 def build_plugins(config: Config, method: str) -> list[Any]:
-    """Return the plugins of a method; parts are joined by ``+``."""
+    """Return the plugins of a method whose weights are in ``config``."""
     parts: dict[str, Callable[[Config, float], list[Any]]] = {
         "sequential": lambda config, weight: [],
         "mod-x": _mod_x,
@@ -81,12 +133,12 @@ def build_plugins(config: Config, method: str) -> list[Any]:
         "zscl": _zscl,
         "replay": _replay,
     }
-    plugins = []
-    for part in method.split("+"):
-        name, _, weight = part.partition(":")
-        value = float(weight) if weight else config.weights.get(name, 1.0)
-        plugins += parts[name](config, value)
-    return plugins
+    names = [part.partition(":")[0] for part in method.split("+")]
+    return [
+        plugin
+        for name in names
+        for plugin in parts[name](config, config.weights.get(name, 0.0))
+    ]
 
 
 def _mod_x(config: Config, weight: float) -> list[Any]:
@@ -130,23 +182,48 @@ def _zscl(config: Config, weight: float) -> list[Any]:
         ReferenceDistillationPlugin(
             emoji_dataset(("noto", "openmoji"), known),
             [table.names[k] for k in known],
-            image_weight=weight,
-            text_weight=weight,
         ),
-        WeightConsolidationPlugin(config.consolidation),
+        WeightConsolidationPlugin(weight),
         WeightAveragingPlugin("we", interval=config.averaging_interval),
     ]
 
 
 def build_benchmark(config: Config, stream: str, model: Any) -> Any:
-    """Return a stream of later emoji, prepared for the model."""
-    from avalanche_clip.benchmarks import prepare_benchmark, tic_emoji
+    """Return a stream of later emoji, prepared for the model.
+
+    Streams ``test`` (or ``valid``), ``base`` with the emoji of 2010, ``icons``, and
+    ``gallery`` in tests. In validation no drawing is in the style that is tested, and
+    no icon is one of those tested.
+    """
+    from avalanche_clip.benchmarks import (
+        RandomCaption,
+        emoji_dataset,
+        held_out_icons,
+        prepare_benchmark,
+        tic_emoji,
+    )
+    from avalanche_clip.benchmarks.datasets import load_emoji_table
+    from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
+    from avalanche_clip.models import TinyAugmentation
 
     if stream == "time":
         scenario = tic_emoji(first_step=1, validation=config.validation)
     else:
         scenario = two_domains()
-    return prepare_benchmark(scenario, model)
+    icons = held_out_icons()
+    for_choice = np.arange(len(icons)) % ICONS_PER_CHOICE == 0
+    streams = dict(scenario.streams)
+    if config.validation:
+        known = np.flatnonzero(load_emoji_table().step == 0)
+        streams["base"] = [make_experience(emoji_dataset(["openmoji"], known))]
+    shown = np.flatnonzero(for_choice == config.validation).tolist()
+    streams["icons"] = [make_experience(icons.subset(shown))]
+    return prepare_benchmark(
+        make_scenario(streams, scenario),
+        model,
+        train_transform=model.transform(True, TinyAugmentation(**JOINT.augmentation)),
+        train_text_transform=RandomCaption(config.name_probability),
+    )
 
 
 def two_domains() -> Any:
@@ -199,10 +276,10 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
     from avalanche_clip.training.plugins import ProgressPlugin
 
     torch.manual_seed(config.seed)
-    model = create_dual_encoder(config.model, "emoji-2010", device=config.device)
+    model = create_dual_encoder(config.model, config.pretrained, device=config.device)
     benchmark = build_benchmark(config, stream, model)
     metrics = [retrieval_plugin_metrics(), loss_term_metrics()]
-    streams: Sequence[str] = ("valid",)
+    streams: Sequence[str] = VALIDATION_STREAMS
     if not config.validation:
         streams = STREAMS
         probe = benchmark.streams["gallery"][0].dataset
@@ -229,124 +306,165 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
     )
 
 
-def summary_line(result: Any) -> dict[str, float]:
-    """Figures of one run, recall in percent and angles in degrees.
+def search_settings(config: Config, methods: Sequence[str], out: Path) -> str:
+    """Choose settings on validation drawings; write the trade-offs of all tried.
 
-    ``old`` is the mean over all earlier steps at the end, 2010 included; ``new``
-    the mean over steps right after they were learned.
+    :param methods: besides fine-tuning.
+    :return: what was tried and chosen, and the trade-offs, as text.
     """
-    if "base" not in result.matrices:
-        E = 100 * result.matrix("mean_R@1", "valid")
-        return {"old": E[-1, :-1].mean(), "new": np.diag(E).mean(), "last": E[-1, -1]}
-    E = 100 * result.matrix("mean_R@1", "test")
-    base = 100 * result.matrix("mean_R@1", "base")
-    curves = next(iter(result.results["metrics"].values()))
-    total, plain = result.compute["total_macs"], result.compute["macs"][0]["train"]
-    return {
-        "2010": base[-1, 0],
-        "old": np.append(E[-1, :-1], base[-1]).mean(),
-        "new": np.diag(E).mean(),
-        "last": E[-1, -1],
-        "gallery": 100 * result.matrix("mean_R@1", "gallery")[-1, 0],
-        **{key: curves["initial"][key][-1] for key in DISORDER},
-        "cost": total / plain,
+    from avalanche_clip.models import create_dual_encoder
+
+    base = create_dual_encoder(config.model, config.pretrained)
+    facts = {
+        "base": base.state_fingerprint(),
+        "score": "mean of old, new and icons",
+        **{
+            key: getattr(config, key)
+            for key in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+        },
     }
+    config = replace(config, validation=True)
+
+    def result(method: str, candidate: Any) -> Any:
+        name = f"{method}:{next(iter(candidate.values())):g}"
+        lr = candidate.get("lr", facts.get("lr"))
+        return run(configured(config, name, lr), "time", name, out / folder_name(name))
+
+    def try_it(method: str, candidate: Any) -> float:
+        return score(run_line(result(method, candidate)))
+
+    grid: dict[str, list[dict[str, float]]] = {FINE_TUNING: [{"lr": r} for r in RATES]}
+    best = search(config.study, grid, try_it, facts)
+    facts["lr"] = best[FINE_TUNING]["lr"]
+    others = {name: [{"weight": w} for w in WEIGHTS[name]] for name in methods}
+    search(config.study, others, try_it, facts)
+    results = {
+        f"{method}:{value:g}": result(method, {key: value})
+        for method, candidates in {**grid, **others}.items()
+        for candidate in candidates
+        for key, value in candidate.items()
+    }
+    lines = {name: [run_line(found)] for name, found in results.items()}
+    bases = [base_line(next(iter(results.values())))]
+    text = write_tables(lines, bases, out, facts)
+    return f"{search_table(config.study)}\n\n{text}"
 
 
-def table(lines: dict[str, list[dict[str, float]]]) -> str:
-    """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.report.comparison import text_table
-
-    rows = [text_table(lines)]
-    rows.append("recall at 1 in percent, mean of both directions, at the end of the")
-    rows.append("stream; new: right after each step was learned. Disorder in degrees,")
-    rows.append(
-        "end against the model before the stream. cost in plain steps' budgets."
-    )
-    return "\n".join(rows)
+def folder_name(method: str) -> str:
+    """Name of the folder of a method's runs."""
+    return method.replace(":", "_")
 
 
-def plot(runs: dict[str, list[Any]], out: Path) -> None:
-    """Draw the measures of disorder over the experiences."""
-    from avalanche_clip.evaluation.report.disorder_plots import PANELS, plot_disorder
-    from avalanche_clip.evaluation.report.plots import save_figure
-
-    labels = next(iter(runs.values()))[0].results["data"]["labels"]["train"]
-    for reference in ("initial", "previous"):
-        curves = {}
-        for method, results in runs.items():
-            rows = [next(iter(r.results["metrics"].values())) for r in results]
-            keys = [key for panel in PANELS for key in panel.keys]
-            curves[method] = {k: [row[reference][k] for row in rows] for k in keys}
-        figure = plot_disorder(
-            curves, labels=labels, title=f"Disorder against the {reference} model"
-        )
-        save_figure(figure, out / f"disorder_{reference}.png")
+def default_methods(config: Config) -> list[str]:
+    """All methods, and fine-tuning at the other learning rates."""
+    rate = chosen(config.study, FINE_TUNING)["lr"]
+    others = [f"{FINE_TUNING}:{r:g}" for r in RATES if r != rate]
+    return [FINE_TUNING, *others, *METHODS[1:], *SUMS]
 
 
-def _weight_without_use(part: str) -> bool:
-    name, colon, _ = part.partition(":")
-    return bool(colon) and name not in Config().weights
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise for methods that there are not, and for values that would say nothing."""
+    for method in methods:
+        parts = [part.partition(":") for part in method.split("+")]
+        names = [name for name, _, _ in parts]
+        if unknown := sorted(set(names) - set(METHODS)):
+            raise ValueError(
+                f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}"
+            )
+        if len(set(names)) < len(names) or (len(names) > 1 and FINE_TUNING in names):
+            raise ValueError(
+                f"{method!r}: a sum has each method once, and {FINE_TUNING} is a sum "
+                "of none"
+            )
+        for name, colon, value in parts:
+            if colon and name not in (FINE_TUNING, *WEIGHTS):
+                raise ValueError(
+                    f"in {method!r} {name} has no weight; these have one: "
+                    f"{', '.join(WEIGHTS)}"
+                )
+            if colon and not _positive(value):
+                raise ValueError(f"in {method!r} {value!r} must be a positive number")
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default=",".join(DEFAULT))
+    parser.add_argument("--methods", help="default all, with their sums")
     parser.add_argument("--stream", choices=("time", "domains"), default="time")
     parser.add_argument(
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", type=device_name, default="cpu")
+    parser.add_argument("--model", default=Config.model)
+    parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
     parser.add_argument("--iterations", type=int, help="per experience; default 60|150")
-    parser.add_argument("--lr", type=float, default=Config.lr)
-    parser.add_argument("--consolidation", type=float, default=Config.consolidation)
+    parser.add_argument("--lr", type=float, help="default the chosen one")
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--search", action="store_true", help="choose settings")
     options = parser.parse_args(argv)
-    methods = list(dict.fromkeys(options.methods.split(",")))
-    parts = [part.split(":")[0] for method in methods for part in method.split("+")]
-    unknown = sorted(set(parts) - set(METHODS))
-    if unknown:
-        parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
-    bare = [m for m in methods for p in m.split("+") if _weight_without_use(p)]
-    if bare:
-        names = ", ".join(Config().weights)
-        parser.error(f"in {bare[0]!r} a method has no weight; these have one: {names}")
-    if options.validation and options.stream == "domains":
-        parser.error("--validation goes with --stream time")
+    if (options.validation or options.search) and options.stream == "domains":
+        parser.error("--validation and --search go with --stream time")
+    given = [name for name in ("lr", "validation") if getattr(options, name)]
+    if options.search and (given or options.seeds != [0]):
+        parser.error(
+            "--search chooses the learning rate, on validation drawings, seed 0"
+        )
+    iterations = options.iterations
+    config = Config(
+        model=options.model,
+        pretrained=options.pretrained,
+        iterations=ITERATIONS[options.stream] if iterations is None else iterations,
+        validation=options.validation,
+        device=options.device,
+    )
+    methods = list(dict.fromkeys(options.methods.split(","))) if options.methods else []
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
-    iterations = options.iterations
-    if iterations is None:
-        iterations = ITERATIONS[options.stream]
     kind = "validation" if options.validation else options.stream
-    out = Path(options.out or f"runs/alignment_{kind}")
+    out = Path(options.out or f"runs/alignment_{'search' if options.search else kind}")
+    if options.search:
+        if unknown := sorted(set(methods) - set(WEIGHTS)):
+            parser.error(f"--search is for {', '.join(WEIGHTS)}, not {unknown[0]}")
+        print(search_settings(config, methods or list(WEIGHTS), out))
+        return
+    try:
+        check_methods(methods)
+        methods = methods or default_methods(config)
+        configs = {method: configured(config, method, options.lr) for method in methods}
+    except ValueError as error:
+        parser.error(str(error))
     runs: dict[str, list[Any]] = {}
     for method in methods:
         for seed in options.seeds:
-            config = replace(
-                Config(),
-                iterations=iterations,
-                lr=options.lr,
-                consolidation=options.consolidation,
-                validation=options.validation,
-                device=options.device,
-                seed=seed,
-            )
-            folder = out / method.replace(":", "_") / f"seed_{seed}"
-            result = run(config, options.stream, method, folder)
+            folder = out / folder_name(method) / f"seed_{seed}"
+            changed = replace(configs[method], seed=seed)
+            result = run(changed, options.stream, method, folder)
             runs.setdefault(method, []).append(result)
             print(f"{method}, seed {seed}: report in {folder / 'report.html'}")
-    print(
-        "\n" + table({m: [summary_line(r) for r in rows] for m, rows in runs.items()})
-    )
+    facts = {
+        "study": "alignment",
+        "stream": kind,
+        "seeds": options.seeds,
+        "settings": {m: {"lr": c.lr, "weights": c.weights} for m, c in configs.items()},
+        **{k: getattr(config, k) for k in ("model", "pretrained", "iterations")},
+    }
+    lines = {method: [run_line(r) for r in rows] for method, rows in runs.items()}
+    bases = [base_line(r) for r in next(iter(runs.values()))]
+    print("\n" + write_tables(lines, bases, out, facts))
     from avalanche_clip.evaluation.report.comparison import write_comparison
 
     report = write_comparison(out, [r.out_dir for rows in runs.values() for r in rows])
     if not options.validation:
-        plot(runs, out)
+        plot_disorder_over_time(runs, out)
     print(f"\nPlots and tables over methods: {report}")
 
 

@@ -14,7 +14,12 @@ Lines = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def write_figures(
-    lines: Lines, out: str | Path, facts: Mapping[str, Any], note: str = ""
+    lines: Lines,
+    out: str | Path,
+    facts: Mapping[str, Any],
+    note: str = "",
+    *,
+    tables: Sequence[Sequence[str]] = (),
 ) -> str:
     """Write ``figures.txt`` and ``figures.json``; return the text.
 
@@ -25,6 +30,7 @@ def write_figures(
     :param out: folder; made if missing.
     :param facts: what all runs have in common: study, base, seeds, length.
     :param note: what the figures are, below the table.
+    :param tables: names of the figures of each table; default one table with all.
     """
     from avalanche_clip.evaluation.report.comparison import text_table
 
@@ -36,6 +42,11 @@ def write_figures(
     }
     content = strict({"facts": dict(facts), "methods": methods})
     write_json(folder / "figures.json", content, checksum=True)
-    text = "\n\n".join(part for part in (text_table(lines), note) if part)
+    shown = tables or [list(next(iter(lines.values()))[0])]
+    parts = []
+    for names in shown:
+        part = {m: [{k: row[k] for k in names} for row in r] for m, r in lines.items()}
+        parts.append(text_table(part))
+    text = "\n\n".join(part for part in (*parts, note) if part)
     write_text(folder / "figures.txt", text + "\n")
     return text

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from figures import write_figures
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip.common.files import read_json, write_json
+from avalanche_clip.common.plain import strict
 
 TEXT_TO_IMAGE = "text_to_image_R@1"
 BOTH = "mean_R@1"
-METRICS = (TEXT_TO_IMAGE, "image_to_text_R@1", BOTH)
+IMAGE_TO_TEXT = "image_to_text_R@1"
+METRICS = (TEXT_TO_IMAGE, IMAGE_TO_TEXT, BOTH)
 STUDY_FILE = "study.json"
+TABLE = ("std before", "std after", "std of new rows")
+PLAIN, TEIR = "cll-clip", "teir"
+PARTS = ("init-only", "regularize-only")
+GAINS = ("AR", "F", "F en", "en", "new", "icons")
+
+NOTE = """\
+recall at 1 in percent, text to image (both: mean of both directions), mean ± standard
+deviation over seeds. AR: mean over languages after the last one; F: mean drop from the
+best earlier result since a language was learned; F en, en: forgetting and recall of
+English at the end; new: right after each language was learned; icons: English names of
+held-out icons at the end, image to text, {:.1f} before; reachable: new tokens that the
+tokenizer can produce; std: deviation of the token table's entries, thousandths, before
+(what TEIR draws from; plain rows are drawn with 20) and after"""
+GAIN_NOTE = """\
+gain on plain CLL-CLIP, seed by seed (F: negative is better); share: of TEIR's gain in
+average recall"""
 
 
 # ------------------------------------------------------------------- testing
@@ -69,15 +91,19 @@ def save_study(
     settings: Mapping[str, Any],
     result: Any,
     growth: Iterable[Any],
+    table: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write what tables and plots need of a finished run, and return it."""
-    stream = next(iter(result.matrices))
+    stream, other = result.matrices
+    icons = result.matrices[other][IMAGE_TO_TEXT]
     found = result.matrices[stream]
     study = {
         "settings": dict(settings),
         "labels": list(result.results["data"]["labels"][stream]),
         "matrices": {name: _numbers(found[name]["E"]) for name in METRICS},
         "before": {name: _numbers(found[name]["before"]) for name in METRICS},
+        "icons": [*icons["before"].tolist(), *icons["E"][:, 0].tolist()],
+        "table": strict(dict(table)),
         "growth": [
             {
                 "language": part.language,
@@ -116,7 +142,28 @@ def _arrays(study: dict[str, Any]) -> dict[str, Any]:
         kind: {name: np.array(rows, dtype=float) for name, rows in study[kind].items()}
         for kind in ("matrices", "before")
     }
-    return {**study, **parts}
+    table = {k: math.nan if v is None else v for k, v in study["table"].items()}
+    return {**study, **parts, "table": table}
+
+
+def table_facts(base: Tensor, end: Tensor) -> dict[str, float]:
+    """What became of a token table, whose first rows are those of the base.
+
+    :param base: before the stream, ``(V, d)``.
+    :param end: after it, ``(V', d)``, ``V' >= V``.
+    :return: mean and deviation of all entries before (what TEIR draws from) and after,
+        the deviation of the new rows alone, and how far the old rows went, as a share
+        of their length (Frobenius).
+    """
+    old, new = end[: len(base)], end[len(base) :]
+    drift = torch.linalg.norm(old - base) / torch.linalg.norm(base)
+    return {
+        "mean before": float(base.mean()),
+        "std before": float(base.std()),
+        "std after": float(end.std()),
+        "std of new rows": float(new.std()) if len(new) else math.nan,
+        "drift of old rows": float(drift),
+    }
 
 
 # -------------------------------------------------------------------- figures
@@ -128,7 +175,7 @@ def study_line(found: Mapping[str, Any]) -> dict[str, float]:
     recall = {name: 100 * found["matrices"][name] for name in (TEXT_TO_IMAGE, BOTH)}
     main, both = recall[TEXT_TO_IMAGE], recall[BOTH]
     values, pooled = _summary(main), _summary(both)
-    growth = found["growth"]
+    growth, table = found["growth"], found["table"]
     new = sum(part["new"] for part in growth)
     reachable = sum(part["reachable"] for part in growth)
     nothing = float("nan")
@@ -138,11 +185,15 @@ def study_line(found: Mapping[str, Any]) -> dict[str, float]:
         "F en": values["first_task_forgetting"],
         "en": main[-1, 0],
         "new": np.diagonal(main).mean() if len(main) > 1 else nothing,
+        "icons": 100 * found["icons"][-1],
+        "icons lost": 100 * (found["icons"][0] - found["icons"][-1]),
         "AR both": pooled["average_recall"],
         "F both": pooled["forgetting"],
         "F en both": pooled["first_task_forgetting"],
         "tokens/1000": growth[-1]["size"] / 1000 if growth else nothing,
         "reachable %": 100 * reachable / new if new else nothing,
+        **{name: 1000 * table[name] for name in TABLE},
+        "old rows moved %": 100 * table["drift of old rows"],
     }
 
 
@@ -155,18 +206,43 @@ def _summary(recall: np.ndarray) -> dict[str, float]:
     return {"average_recall": float(recall.mean()), **nothing}
 
 
-def study_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.report.comparison import text_table
+def part_line(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], method: str, seed: int
+) -> dict[str, float]:
+    """What a method gains on plain CLL-CLIP, and its share of what TEIR gains."""
+    one, plain, teir = (lines[m][seed] for m in (method, PLAIN, TEIR))
+    gain = {f"{name}+": one[name] - plain[name] for name in GAINS}
+    whole = teir["AR"] - plain["AR"]
+    return {**gain, "share %": 100 * gain["AR+"] / whole if whole else math.nan}
 
-    note = (
-        "recall at 1 in percent, text to image (both: mean of both directions), mean\n"
-        "± standard deviation over seeds. AR: mean over languages after the last one;\n"
-        "F: mean drop from the best earlier result since a language was learned;\n"
-        "F en, en: forgetting and recall of English at the end; new: right after each\n"
-        "language was learned; reachable: new tokens that the tokenizer can produce"
+
+def write_study(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    out: Path,
+    facts: Mapping[str, Any],
+) -> str:
+    """Write the figures of all runs, and what TEIR and its parts gain; return the text.
+
+    The gains are in folder ``gains``, where plain CLL-CLIP and TEIR were run.
+    """
+    lines = {method: [study_line(f) for f in rows] for method, rows in runs.items()}
+    names = list(next(iter(lines.values()))[0])
+    cut = names.index("AR both")
+    first = next(iter(runs.values()))[0]
+    text = write_figures(
+        lines,
+        out,
+        {**facts, "icons before": first["icons"][0], "table": first["table"]},
+        NOTE.format(100 * first["icons"][0]),
+        tables=[names[:cut], names[cut : cut + 5], names[cut + 5 :]],
     )
-    return f"{text_table(lines)}\n\n{note}"
+    parts = [m for m in (TEIR, *PARTS) if m in lines]
+    if {PLAIN, TEIR} <= set(lines):
+        gains = {
+            m: [part_line(lines, m, k) for k in range(len(lines[m]))] for m in parts
+        }
+        text += "\n\n" + write_figures(gains, out / "gains", facts, GAIN_NOTE)
+    return text
 
 
 # ---------------------------------------------------------------------- plots

@@ -2,21 +2,24 @@
 
 Commands (from the repository root):
 
+    python experiments/languages_emoji.py --search
     python experiments/languages_emoji.py --seeds 0,1,2
-    python experiments/languages_emoji.py --quick
     python experiments/languages_emoji.py --quick --methods er,er+teir,mla,mla+teir
     python experiments/languages_emoji.py --quick --validation --methods teir:3e-3
 
-A tiny CLIP that knows the emoji of 2010 by their English names (``emoji-2010``
-weights) learns their names in the 36 languages of XM3600, in the task order of
-CLL-CLIP, English first. Training sees names and keywords beside drawings of two
-styles, as stored features; tests are names and drawings in a style never trained on
+A tiny CLIP that knows icons and the emoji of 2010 by their English names (``icons``
+weights) learns the names of these emoji in the 36 languages of XM3600, in the task
+order of CLL-CLIP, English first. Training sees names and keywords beside drawings of
+two styles, as stored features; tests are names and drawings in a style never trained on
 (Twemoji), searched among all drawings of the language's emoji. After each language
-those learned so far are tested. ``method:0.001`` gives a method another learning
-rate. ``--quick`` takes the first six languages. ``--validation`` is for choosing rates
-and lengths: it tests on OpenMoji drawings that are kept out of training. A killed
-command, given again, goes on where it stopped; commands with other methods or seeds
-may share a folder and run side by side.
+those learned so far are tested, and what is kept of the base: English names of icons
+that it was never taught. ``--search`` chooses the learning rates, one for all methods
+that train the token table, as in the paper, and one for those that train the text
+tower: on the first six languages, seed 0 and OpenMoji drawings that are kept out of
+training, on which ``--validation`` tests, too. ``method:0.001`` gives a method another
+rate. ``--quick`` takes the first six languages. A killed command, given again, goes on
+where it stopped; commands with other methods or seeds may share a folder and run side
+by side.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ import argparse
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from command_line import device_name, seed_list
 from language_study import (
@@ -38,11 +42,11 @@ from language_study import (
     save_study,
     seen_only,
     study_line,
-    study_table,
+    table_facts,
     write_plots,
+    write_study,
 )
-
-from avalanche_clip.common.files import write_text
+from search import chosen, search, search_table
 
 DEFAULT = (
     "cll-clip",
@@ -61,6 +65,15 @@ METHODS = (
     *BASELINES[1:],
     *(f"{name}+teir" for name in BASELINES),
 )
+STUDY = "languages_emoji"
+RATES: dict[str, tuple[str, tuple[float, ...]]] = {
+    "tokens": ("lr", (5e-4, 1e-3, 2e-3, 4e-3)),
+    "text": ("text_lr", (2.5e-4, 5e-4, 1e-3, 2e-3)),
+}
+"""Kind of method -> setting that ``--search`` chooses, and the rates tried."""
+JUDGED = {"tokens": ("cll-clip", "teir"), "text": ("fine-tune", "fine-tune+teir")}
+"""Kind of method -> its forms whose mean chooses the rate, so that none is favoured."""
+ICONS = "icons"
 QUICK = 6
 WARMUP = 0.1
 """Share of the updates of a language in which the rate rises, as published."""
@@ -79,13 +92,14 @@ class Config:
     weight decay follows from it and the rate. Published: 3.1 %, from 13,281 steps at
     5e-5 with a weight decay of 0.05, which over so few steps would do nothing.
 
-    ``iterations``, ``lr`` (of the token table) and ``text_lr`` (of methods that train
-    the whole text tower) were chosen with ``--validation`` and seed 0 among settings
-    that leave the table its scale, as the published one does: TEIR draws new rows
-    from the table as it is. All settings tried are in ``experiments/LOG.md``.
+    ``lr`` is that of the token table, ``text_lr`` that of methods that train the whole
+    text tower; the command line takes those that were chosen with ``--search``. The
+    updates leave the table its scale, as the published ones do: TEIR draws new rows
+    from the table as it is. Settings tried by hand are in ``experiments/LOG.md``.
     """
 
     model: str = "tiny-emoji"
+    pretrained: str = "icons"
     languages: int = 36
     vocab_size: int = 3000
     iterations: int = 60
@@ -102,11 +116,15 @@ class Config:
     seed: int = 0
 
 
+def kind_of(method: str) -> str:
+    """What a method trains, ``"tokens"`` or ``"text"``: a key of ``RATES``."""
+    return "text" if method.startswith("fine-tune") else "tokens"
+
+
 def learning_rate(config: Config, method: str) -> float:
     """Learning rate of a method: the one behind its colon, or that of its kind."""
-    name, _, rate = method.partition(":")
-    own = config.text_lr if name.startswith("fine-tune") else config.lr
-    return float(rate) if rate else own
+    rate = method.partition(":")[2]
+    return float(rate) if rate else getattr(config, RATES[kind_of(method)][0])
 
 
 def weight_decay(config: Config, method: str) -> float:
@@ -154,17 +172,20 @@ def build_model(config: Config) -> Any:
     """Return the model that knows the emoji of 2010 in English."""
     from avalanche_clip.models import create_dual_encoder
 
-    return create_dual_encoder(config.model, "emoji-2010", device=config.device)
+    return create_dual_encoder(config.model, config.pretrained, device=config.device)
 
 
 def build_benchmark(config: Config, model: Any, folder: str | Path) -> Any:
     """Return the stream of languages with stored features, prepared for the model.
 
-    No picture is decoded after the features have been stored in ``folder``.
+    Stream ``icons`` has held-out icons with English names. No picture is decoded after
+    the features have been stored in ``folder``.
     """
     from avalanche_clip.benchmarks import (
         RandomCaption,
         attach_teacher_features,
+        make_experience,
+        make_scenario,
         multilingual_emoji,
         precompute_teacher_features,
         prepare_benchmark,
@@ -177,8 +198,29 @@ def build_benchmark(config: Config, model: Any, folder: str | Path) -> Any:
     stream = attach_teacher_features(
         stream, store, streams=tested, kinds=["image"], images=False
     )
+    icons = make_experience(
+        icon_features(model, Path(folder) / ICONS), language="en", label=ICONS
+    )
+    stream = make_scenario({**stream.streams, ICONS: [icons]}, stream)
     captions = RandomCaption(config.name_probability)
     return prepare_benchmark(stream, model, train_text_transform=captions)
+
+
+def icon_features(model: Any, folder: Path) -> Any:
+    """Return held-out icons with English names and stored features."""
+    from avalanche_clip.benchmarks import (
+        attach_teacher_features,
+        held_out_icons,
+        precompute_teacher_features,
+        with_facts,
+    )
+    from avalanche_clip.benchmarks.datasets import EMOJI_LANGUAGES
+
+    icons = held_out_icons()
+    store = precompute_teacher_features(model, icons, folder)
+    icons = attach_teacher_features(icons, store, kinds=["image"], images=False)
+    english = np.full(len(icons), EMOJI_LANGUAGES.index("en"))
+    return with_facts(icons, {"language": english})
 
 
 def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> Any:
@@ -235,8 +277,10 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, Any]:
     """Run one method with one seed.
 
     :return: ``matrices`` (metric -> ``E[i, j]`` in [0, 1], NaN for languages not yet
-        learned), ``before`` (metric -> row), ``labels``, ``growth`` (one row per
-        growth of the vocabulary) and ``seconds``.
+        learned), ``before`` (metric -> row), ``labels``, ``icons`` (names of held-out
+        icons after each language, the first value before), ``growth`` (one row per
+        growth of the vocabulary), ``table`` (what became of the token table) and
+        ``seconds``.
     """
     from avalanche_clip.benchmarks import joint_languages
     from avalanche_clip.training import run_stream
@@ -251,25 +295,53 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, Any]:
     if method.startswith("joint"):
         benchmark = joint_languages(benchmark)
     strategy = build_strategy(config, method, model, benchmark)
+    base = token_rows(model)
     result = run_stream(
         strategy,
         benchmark,
         out_dir,
-        streams=("valid" if config.validation else "test",),
+        streams=("valid" if config.validation else "test", ICONS),
         resume=True,
         checkpoint_iterations=None,
         method=method,
     )
-    return save_study(out_dir, settings, result, strategy.expansion.growth)
+    facts = table_facts(base, token_rows(model))
+    return save_study(out_dir, settings, result, strategy.expansion.growth, facts)
 
 
-def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
-    """Write the table and the plots over methods; return the text."""
-    lines = {method: [study_line(f) for f in rows] for method, rows in runs.items()}
-    text = study_table(lines)
-    write_text(out / "tables.txt", text + "\n")
-    write_plots(runs, out)
-    return text
+def token_rows(model: Any) -> torch.Tensor:
+    """Return a copy of the token table."""
+    from avalanche_clip.models import find_token_embedding
+
+    table = find_token_embedding(model)
+    assert table is not None
+    return table.weight.detach().cpu().clone()
+
+
+def configured(config: Config, method: str) -> Config:
+    """Return the settings of a method: the chosen rate, unless it has its own.
+
+    :raises ValueError: if none was chosen.
+    """
+    if ":" in method or method == "frozen":
+        return config
+    return replace(config, **chosen(STUDY, kind_of(method)))
+
+
+def choose_rates(config: Config, out: Path) -> str:
+    """Choose the learning rates on validation drawings; return what was tried."""
+
+    def score(kind: str, candidate: Mapping[str, Any]) -> float:
+        changed = replace(config, **candidate)
+        (rate,) = candidate.values()
+        found = [run(changed, m, out / f"{m}_{rate:g}") for m in JUDGED[kind]]
+        return float(np.mean([study_line(one)["AR"] for one in found]))
+
+    free = {name for name, _ in RATES.values()} | {"device"}
+    facts = {k: v for k, v in asdict(config).items() if k not in free}
+    grid = {k: [{name: r} for r in rates] for k, (name, rates) in RATES.items()}
+    search(STUDY, grid, score, facts)
+    return search_table(STUDY)
 
 
 def _refused(method: str) -> str:
@@ -287,12 +359,13 @@ def _refused(method: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default=",".join(DEFAULT))
+    parser.add_argument("--methods", help=f"default {','.join(DEFAULT)}")
     parser.add_argument(
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", type=device_name, default="cpu")
+    parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument(
         "--task-decay",
@@ -302,46 +375,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="six languages")
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--search", action="store_true", help="choose learning rates")
     options = parser.parse_args(argv)
-    methods = list(dict.fromkeys(options.methods.split(",")))
+    methods = list(dict.fromkeys((options.methods or ",".join(DEFAULT)).split(",")))
     wrong = [reason for reason in map(_refused, methods) if reason]
     if options.iterations < 1:
         wrong.append(f"--iterations {options.iterations} must be 1 or more")
     if not 0 <= options.task_decay < 1:
         wrong.append(f"--task-decay {options.task_decay} is no share; use 0 to 1")
+    if options.search and (options.methods or options.seeds != [0]):
+        wrong.append("--search chooses for all methods, with seed 0; leave both out")
     if wrong:
         parser.error(wrong[0])
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
     warnings.filterwarnings("ignore", message="The caption .* is cut to")
-    count = QUICK if options.quick else Config.languages
-    kind = ("_quick" if options.quick else "") + (
-        "_validation" if options.validation else ""
+    config = Config(
+        pretrained=options.pretrained,
+        languages=QUICK if options.quick or options.search else Config.languages,
+        iterations=options.iterations,
+        task_decay=options.task_decay,
+        validation=options.validation or options.search,
+        device=options.device,
     )
-    out = Path(options.out or f"runs/languages_emoji{kind}")
+    parts = [n for n in ("quick", "validation", "search") if getattr(options, n)]
+    out = Path(options.out or "_".join(["runs/languages_emoji", *parts]))
+    if options.search:
+        print(choose_rates(config, out))
+        return
+    try:
+        configs = {method: configured(config, method) for method in methods}
+    except ValueError as error:
+        parser.error(str(error))
     runs: dict[str, list[dict[str, Any]]] = {}
-    folders: dict[str, list[Path]] = {}
+    folders: list[Path] = []
     for seed in options.seeds:
-        for method in methods:
-            config = replace(
-                Config(),
-                languages=count,
-                iterations=options.iterations,
-                task_decay=options.task_decay,
-                validation=options.validation,
-                device=options.device,
-                seed=seed,
-            )
+        for method, own in configs.items():
             folder = out / method.replace(":", "_") / f"seed_{seed}"
-            runs.setdefault(method, []).append(run(config, method, folder))
-            folders.setdefault(method, []).append(folder)
+            found = run(replace(own, seed=seed), method, folder)
+            runs.setdefault(method, []).append(found)
+            folders.append(folder)
             print(f"{method}, seed {seed}: {folder}")
-    print("\n" + write_tables(runs, out))
+    shared = ("model", "pretrained", "languages", "iterations", "task_decay")
+    facts = {
+        "study": STUDY,
+        "seeds": options.seeds,
+        "rates": {m: learning_rate(own, m) for m, own in configs.items()},
+        **{name: getattr(config, name) for name in (*shared, "validation")},
+    }
+    print("\n" + write_study(runs, out, facts))
+    write_plots(runs, out)
     from avalanche_clip.evaluation.report.comparison import write_comparison
 
-    report = write_comparison(out, [f for rows in folders.values() for f in rows])
-    print(f"\nPlots and tables over methods: {report}")
+    print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from avalanche_clip.benchmarks import multilingual_emoji
+from avalanche_clip.benchmarks import held_out_icons, multilingual_emoji
+from avalanche_clip.common.files import read_json
 from tests.damage import not_refused
 from tests.training.languages import language_stream, tiny_model
 
@@ -19,6 +21,15 @@ GROWTH = [
 ]
 
 
+TABLE = {
+    "mean before": 0.0,
+    "std before": 0.021,
+    "std after": 0.025,
+    "std of new rows": 0.03,
+    "drift of old rows": 0.25,
+}
+
+
 def found(rows, growth=GROWTH):
     """A finished run with the given recalls."""
     E = np.array(rows)
@@ -27,7 +38,9 @@ def found(rows, growth=GROWTH):
         "matrices": {name: E for name in names},
         "before": {name: E[0] for name in names},
         "labels": ["en", "it", "de"][: E.shape[1]],
+        "icons": [0.2, *[0.2] * (len(E) - 1), 0.15],
         "growth": growth,
+        "table": TABLE,
         "seconds": {"train": 2.0, "eval": 1.0},
     }
 
@@ -47,6 +60,21 @@ def test_line__hand_computed(study):
     assert line["F"] == pytest.approx(20) and line["F en"] == pytest.approx(20)
     assert line["new"] == pytest.approx(45) and line["AR both"] == pytest.approx(35)
     assert line["tokens/1000"] == 2 and line["reachable %"] == 60
+    assert line["icons"] == pytest.approx(15)
+    assert line["icons lost"] == pytest.approx(5)
+    assert line["std before"] == 21 and line["old rows moved %"] == 25
+
+
+def test_table_facts__hand_computed(study):
+    base = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    end = torch.tensor([[3.0, 3.0], [0.0, 0.0], [1.0, 3.0]])
+    facts = study.table_facts(base, end)
+    assert facts["mean before"] == 1.75
+    assert facts["std before"] == pytest.approx(np.std([3, 0, 0, 4], ddof=1))
+    assert facts["std after"] == pytest.approx(np.std([3, 3, 0, 0, 1, 3], ddof=1))
+    assert facts["std of new rows"] == pytest.approx(np.sqrt(2))
+    assert facts["drift of old rows"] == 1.0  # length 5 of 5
+    assert math.isnan(study.table_facts(base, base)["std of new rows"])
 
 
 def test_line__of_one_step_has_no_forgetting(study):
@@ -56,14 +84,24 @@ def test_line__of_one_step_has_no_forgetting(study):
         assert np.isnan(line[name])
 
 
-def test_tables__mean_and_spread_and_plots(study, tmp_path):
+def test_study__figures_gains_and_plots(study, tmp_path):
     nan = float("nan")
     one, two = found([[0.5, nan], [0.3, 0.4]]), found([[0.5, nan], [0.5, 0.4]])
-    joint = found([[0.5, 0.4]])
-    text = study.write_tables({"teir": [one, two], "joint": [joint, joint]}, tmp_path)
+    low, joint = found([[0.5, nan], [0.1, 0.2]]), found([[0.5, 0.4]])
+    runs = {"teir": [one, two], "cll-clip": [low, one], "init-only": [low, two]}
+    text = study.write_study({**runs, "joint": [joint, joint]}, tmp_path, {"seeds": 2})
     row = next(line for line in text.splitlines() if line.startswith("teir"))
     assert row.split()[1:5] == ["40.0", "±7.1", "10.0", "±14.1"]
-    assert (tmp_path / "tables.txt").read_text() == text + "\n"
+    kept = read_json(tmp_path / "figures.json", checksum=True)
+    assert kept["methods"]["teir"]["AR"] == pytest.approx([35, 45])
+    assert kept["facts"]["table"] == TABLE and kept["facts"]["icons before"] == 0.2
+    gains = read_json(tmp_path / "gains/figures.json", checksum=True)["methods"]
+    assert list(gains) == ["teir", "init-only"]
+    assert gains["teir"]["AR+"] == pytest.approx([20, 10])
+    assert gains["teir"]["F+"] == pytest.approx([-20, -20])
+    assert gains["teir"]["share %"] == pytest.approx([100, 100])
+    assert gains["init-only"]["share %"] == pytest.approx([0, 100])
+    study.write_plots({"teir": [one, two], "joint": [joint]}, tmp_path)
     assert (tmp_path / "languages.png").is_file()
     assert (tmp_path / "curves.png").is_file()
 
@@ -148,15 +186,17 @@ def test_joint__has_all_captions_and_updates(study):
 
 @pytest.fixture
 def few_emoji(monkeypatch):
-    """Forty emoji in place of the 719 of 2010."""
+    """Forty emoji in place of the 719 of 2010, and ten icons."""
     few = partial(multilingual_emoji, emoji=np.arange(40))
+    icons = held_out_icons().subset(range(10))
     monkeypatch.setattr("avalanche_clip.benchmarks.multilingual_emoji", few)
+    monkeypatch.setattr("avalanche_clip.benchmarks.held_out_icons", lambda: icons)
 
 
 def test_benchmark__has_features_and_no_pictures(
     study, few_emoji, tmp_path, monkeypatch
 ):
-    config = study.Config(languages=2, validation=True)
+    config = study.Config(languages=2, validation=True, pretrained="emoji-2010")
     model = study.build_model(config)
     stream = study.build_benchmark(config, model, tmp_path / "store")
     monkeypatch.setattr(type(model), "encode_image", None)
@@ -166,6 +206,11 @@ def test_benchmark__has_features_and_no_pictures(
         assert batch["image"].shape == (3, 0)
         assert batch["teacher_image"].shape == (3, model.embed_dim)
         assert ("teacher_text" in batch) == has_text
+    (icons,) = stream.streams["icons"]
+    first = icons.dataset[0]
+    batch, *_ = icons.dataset.collate_fn([first])
+    assert batch["teacher_image"].shape == (1, model.embed_dim)
+    assert icons.language == "en" and batch["language"].tolist() == [0]
     sizes = [len(stream.streams[n][1].dataset) for n in ("train", "test", "valid")]
     assert sizes[0] + sizes[2] == 2 * sizes[1]
 
@@ -190,8 +235,13 @@ def test_evaluation__on_languages_learned_so_far(study):
 def finished(one):
     """What a stream returns of a run with these recalls."""
     E, before = one["matrices"], one["before"]
+    icons = np.array(one["icons"])
+    known = {"E": icons[1:, None], "before": icons[:1]}
     return SimpleNamespace(
-        matrices={"test": {n: {"E": E[n], "before": before[n]} for n in E}},
+        matrices={
+            "test": {n: {"E": E[n], "before": before[n]} for n in E},
+            "icons": {"image_to_text_R@1": known},
+        },
         results={
             "data": {"labels": {"test": one["labels"]}},
             "seconds": {"train": [1.0, 2.0], "eval": [3.0]},
@@ -202,11 +252,12 @@ def finished(one):
 def test_study__is_found_again_for_the_same_settings(study, tmp_path, monkeypatch):
     settings = {"method": "teir", **asdict(study.Config(seed=3))}
     one = found([[0.5, float("nan")], [0.3, 0.4]])
-    study.save_study(tmp_path, settings, finished(one), [])
+    study.save_study(tmp_path, settings, finished(one), [], TABLE)
     again = study.run(replace(study.Config(seed=3), device="cuda"), "teir", tmp_path)
     for name, E in one["matrices"].items():
         np.testing.assert_array_equal(again["matrices"][name], E)
     assert again["seconds"] == {"train": 3.0, "eval": 3.0}
+    assert again["icons"] == one["icons"] and again["table"] == TABLE
     assert study.read_study(tmp_path, {**settings, "seed": 4}) is None
 
 
@@ -215,8 +266,10 @@ def test_study__file_is_whole_or_refused(study, tmp_path):
 
     one = found([[0.5, math.nan], [0.3, 0.4]])
     assert {*language_study.METRICS} <= {*one["matrices"]}
-    kept = study.save_study(tmp_path, {"seed": 0}, finished(one), [])
+    table = {**TABLE, "std of new rows": math.nan}  # the table of a frozen model
+    kept = study.save_study(tmp_path, {"seed": 0}, finished(one), [], table)
     for values in (kept, study.read_study(tmp_path, {"seed": 0})):
+        assert math.isnan(values["table"]["std of new rows"])
         for key in ("matrices", "before"):
             for name, expected in one[key].items():
                 np.testing.assert_array_equal(values[key][name], expected)
@@ -226,16 +279,67 @@ def test_study__file_is_whole_or_refused(study, tmp_path):
 
 
 # --------------------------------------------------------------- command line
+@pytest.fixture
+def settings(study, tmp_path, monkeypatch):
+    """A folder of chosen settings, with none in it."""
+    for name in ("chosen", "search", "search_table"):
+        own = partial(getattr(study, name), folder=tmp_path / "settings")
+        monkeypatch.setattr(study, name, own)
+    return tmp_path / "settings"
+
+
+def test_search__one_rate_for_all_of_a_kind(study, settings, tmp_path, monkeypatch):
+    levels = {"cll-clip": 0.1, "teir": 0.3, "fine-tune": 0.6, "fine-tune+teir": 0.2}
+    asked = []
+
+    def run(config, method, folder):
+        best = config.text_lr == 1e-3 if "fine" in method else config.lr == 4e-3
+        asked.append((config.validation, config.seed, config.languages))
+        assert folder.parent == tmp_path / "out"
+        return found([[levels[method] + best / 10]])
+
+    monkeypatch.setattr(study, "run", run)
+    study.main(["--search", "--out", str(tmp_path / "out")])
+    assert {*asked} == {(True, 0, study.QUICK)} and len(asked) == 16
+    kept = read_json(settings / "languages_emoji.json", checksum=True)["methods"]
+    scores = [score for _, score in kept["tokens"]["tried"]]
+    assert scores == pytest.approx([20, 20, 20, 30])
+    for method, rate in (("er+teir", 4e-3), ("fine-tune", 1e-3), ("teir:0.5", 0.5)):
+        config = study.configured(study.Config(), method)
+        assert study.learning_rate(config, method) == rate
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("--search --methods teir", "leave both out"),
+        ("--search --seeds 1", "leave both out"),
+        ("--methods teir", "has no settings for 'tokens'"),
+        ("--methods teir:fast", "is no learning rate"),
+        ("--methods tier", "unknown method tier"),
+    ],
+)
+def test_main__refuses(study, settings, words, reason, capsys):
+    with pytest.raises(SystemExit):
+        study.main(words.split())
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_main__killed_run_goes_on(study, few_emoji, tmp_path, monkeypatch, capsys):
+def test_main__killed_run_goes_on(
+    study, settings, few_emoji, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(study, "QUICK", 2)
     monkeypatch.setattr(
         "avalanche_clip.training.runs.stream.write_report", lambda out: None
     )
-    base = ["--quick", "--iterations", "2", "--methods", "teir,er,fine-tune,frozen"]
+    methods = "teir:2e-3,er:2e-3,fine-tune:1e-3,frozen"
+    base = ["--quick", "--iterations", "2", "--methods", methods]
+    base += ["--pretrained", "emoji-2010"]
     study.main([*base, "--out", str(tmp_path / "whole")])
     whole = capsys.readouterr().out.replace("/whole/", "/")
-    assert "\nfine-tune " in whole and (tmp_path / "whole/comparison.html").is_file()
+    assert "\nfine-tune:1e-3 " in whole
+    assert (tmp_path / "whole/comparison.html").is_file()
 
     from avalanche_clip.training.runs import stream
 
