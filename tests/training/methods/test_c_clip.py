@@ -48,7 +48,7 @@ def test_term__is_equation_5_between_the_new_model_and_the_one_before():
         new = torch.cat([student.image_features, student.text_features]) @ weight.T
         new = (new / new.norm(dim=1, keepdim=True)).detach()
         old = torch.cat([old.image_features, old.text_features])
-        expected = 0.5 * equation_5(new, old, float(student.logit_scale))
+        expected = 0.5 * equation_5(new, old, student.logit_scale.item())
         assert found == pytest.approx(expected, rel=1e-4)
     first = len(maps.seen) // 2
     for start in (0, first):
