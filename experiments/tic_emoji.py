@@ -5,12 +5,18 @@ Commands (from the repository root):
     python experiments/tic_emoji.py --preset demo
     python experiments/tic_emoji.py --preset full --seeds 0,1,2
     torchrun --nproc-per-node 2 experiments/tic_emoji.py --methods joint
-    python experiments/tic_emoji.py --methods patching,lwf --out runs/mine
+    python experiments/tic_emoji.py --pretrained icons --seeds 0,1,2
+    python experiments/tic_emoji.py --pretrained icons --search
+    python experiments/tic_emoji.py --methods patching,lwf:3e-4 --out runs/mine
 
-Each method is trained on six time steps (2010 to 2024) from random weights, on
-Noto and OpenMoji drawings, and tested by retrieval on Twemoji drawings, a style
-never seen in training. ``joint`` is one training on all steps at once. A killed
-command, given again, goes on where it stopped.
+Each method is trained on six time steps (2010 to 2024) on Noto and OpenMoji
+drawings, and tested by retrieval on Twemoji drawings, a style never seen in
+training. The demo starts from weights that know a web of icons, a full run from
+random ones unless ``--pretrained`` says otherwise. ``joint`` is one training on all
+steps at once. A killed command, given again, goes on where it stopped.
+
+Settings of a pretrained start are those that ``--search`` chose on validation
+drawings; ``lwf:3e-4`` gives a method another learning rate.
 """
 
 from __future__ import annotations
@@ -26,6 +32,8 @@ from typing import Any
 
 import torch
 from command_line import device_name, seed_list
+from search import chosen, search, search_table
+from tic_results import table, validation_score
 
 METHODS = (
     "sequential",
@@ -38,8 +46,11 @@ METHODS = (
     "patching",
     "lwf",
     "ewc",
+    "mod-x",
 )
-DEMO = ("sequential", "cumulative-all", "oracle")
+DEMO = ("sequential", "mod-x", "cumulative-all", "oracle")
+START = {"demo": "icons", "full": None}
+"""Weights that a preset starts from by default; None for random ones."""
 STREAMS = ("test", "gallery")
 ExtraPlugins = Sequence[Any] | Callable[[torch.optim.Optimizer], Sequence[Any]]
 
@@ -49,13 +60,18 @@ class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
     ``text_layers`` changes the number of blocks of a preset's text tower.
-    ``buffer_size`` counts drawings: 150 emoji in two styles. ``train_epochs``
+    ``pretrained`` names the weights to start from, None for random ones; Oracle and
+    Restart begin anew from the same start. With ``validation`` methods are evaluated
+    on held-out drawings of a trained style, and on nothing else. ``buffer_size``
+    counts drawings: 150 emoji in two styles. ``train_epochs``
     cuts the budget into parts after which epoch hooks run; with ``eval_every``
     the strategy is evaluated on stream ``valid`` after so many of them.
     """
 
     model: str = "tiny-emoji"
+    pretrained: str | None = None
     text_layers: int | None = None
+    validation: bool = False
     iterations: int = 120
     train_mb_size: int = 64
     optimizer: str = "adamw"
@@ -66,6 +82,7 @@ class Config:
     budget_factors: tuple[float, ...] = (1, 1, 1, 1.5, 2, 3)
     lwf_weight: float = 1.0
     ewc_lambda: float = 100.0
+    alpha: float = 20.0
     name_probability: float | None = 0.9
     positives: str = "targets"
     precision: str = "fp32"
@@ -96,11 +113,24 @@ JOINT = Config(
         "saturation": 0.15,
     },
 )
-DEMO_CONFIG = Config(iterations=50, train_mb_size=64, lr=7e-4, warmup=20)
+DEMO_CONFIG = Config(iterations=40, train_mb_size=64, lr=7e-4, warmup=10)
+RATES = ({"lr": 3e-4}, {"lr": 7e-4}, {"lr": 1.5e-3})
+LIKE = dict.fromkeys(("cumulative-all-star", "restart", "oracle"), "cumulative-all")
+"""Methods that differ from another one in compute and start only, and take its rate."""
+WEIGHTS = {"lwf": "lwf_weight", "ewc": "ewc_lambda", "mod-x": "alpha"}
+
+
+def candidates(method: str) -> list[dict[str, Any]]:
+    """Return what ``--search`` tries: rates, and two weights of a method's term."""
+    if method not in WEIGHTS:
+        return [dict(rate) for rate in RATES]
+    name = WEIGHTS[method]
+    weights = [factor * getattr(Config, name) for factor in (1, 3)]
+    return [{**rate, name: weight} for rate in RATES[:2] for weight in weights]
 
 
 def build_model(config: Config) -> Any:
-    """Return the model with random weights."""
+    """Return the model, with random weights unless the start is pretrained."""
     from avalanche_clip.models import create_dual_encoder
     from avalanche_clip.models.encoders.presets import preset_config
 
@@ -108,7 +138,7 @@ def build_model(config: Config) -> Any:
     if config.text_layers is not None:
         name = preset_config(config.model)
         name["model_cfg"]["text_cfg"]["layers"] = config.text_layers
-    return create_dual_encoder(name, device=config.device)
+    return create_dual_encoder(name, config.pretrained, device=config.device)
 
 
 def build_benchmark(config: Config, method: str, model: Any) -> Any:
@@ -120,7 +150,11 @@ def build_benchmark(config: Config, method: str, model: Any) -> Any:
     scenario = (
         tic_emoji_joint()
         if method == "joint"
-        else tic_emoji(validation=method == "patching" or config.eval_every >= 0)
+        else tic_emoji(
+            validation=method == "patching"
+            or config.validation
+            or config.eval_every >= 0
+        )
     )
     augmentation = config.augmentation and TinyAugmentation(**config.augmentation)
     return prepare_benchmark(
@@ -202,16 +236,21 @@ def build_strategy(
     from avalanche_clip.distributed import world_size
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
     from avalanche_clip.training.plugins import ProgressPlugin
-    from avalanche_clip.training.supervised import TIC_STRATEGIES
+    from avalanche_clip.training.supervised import TIC_STRATEGIES, ModX
 
+    restart = {"restart_from": "initial" if config.pretrained else "random"}
     own: dict[str, dict[str, Any]] = {
         "cumulative-exp": {"buffer_size": config.buffer_size},
         "cumulative-equal": {"buffer_size": config.buffer_size},
         "cumulative-all-star": {"budget_factors": config.budget_factors},
         "lwf": {"lwf_weight": config.lwf_weight},
         "ewc": {"ewc_lambda": config.ewc_lambda},
+        "mod-x": {"alpha": config.alpha},
+        "restart": restart,
+        "oracle": restart,
     }
-    cls = TIC_STRATEGIES["sequential" if method == "joint" else method]
+    joint = TIC_STRATEGIES["sequential"]
+    cls = {**TIC_STRATEGIES, "mod-x": ModX, "joint": joint}[method]
     optimizer = build_optimizer(config, model)
     extra = plugins(optimizer) if callable(plugins) else plugins
     return cls(
@@ -258,48 +297,120 @@ def run(
             "multiprocessing_context": "spawn",
             "persistent_workers": True,
         }
+    streams = ("valid",) if config.validation else STREAMS
     return run_stream(
-        strategy, benchmark, out_dir, streams=STREAMS, resume=True, **options
+        strategy, benchmark, out_dir, streams=streams, resume=True, **options
     )
 
 
-def summary_line(result: Any) -> dict[str, float]:
-    """Figures of one run for the table, recall in percent."""
-    last = 100 * result.matrix("image_to_text_R@1", "gallery")[-1, 0]
-    units = result.compute["total_macs"] / result.compute["macs"][0]["train"]
-    levels = result.summary["test"].get("mean_R@1", {})
-    return {
-        "cost": units,
-        "in_domain": 100 * levels.get("in_domain", float("nan")),
-        "backward": 100 * levels.get("backward", float("nan")),
-        "forward": 100 * levels.get("forward", float("nan")),
-        "gallery_i2t": last,
-        "minutes": sum(result.results["seconds"]["train"]) / 60,
-    }
+def require_one_start(out: Path, pretrained: str | None) -> None:
+    """Refuse a folder with runs that began from other weights.
+
+    :raises ValueError: naming such a run.
+    """
+    from avalanche_clip.evaluation.report.results import load_results
+
+    for path in sorted(out.glob("*/seed_*/results.json")):
+        start = load_results(path)["config"]["pretrained"]
+        if start != pretrained:
+            raise ValueError(
+                f"{path.parent} began from {start or 'random weights'}, these runs "
+                f"would from {pretrained or 'random weights'}; give another --out."
+            )
 
 
-def table(lines: dict[str, list[dict[str, float]]]) -> str:
-    """Format mean and spread over seeds."""
-    from avalanche_clip.evaluation.report.comparison import text_table
+def settings_of(base: Config, preset: str, method: str) -> Config:
+    """Return the settings of ``method`` or ``method:rate``.
 
-    rows = [text_table(lines)]
-    rows.append("mean R@1 of both directions in percent, levels over the 6 x 6 matrix;")
-    rows.append(
-        "gallery_i2t: image->text R@1 over all 1,911 emoji after the last step;"
-    )
-    rows.append(
-        "cost in plain budgets of one step (training, teacher and search passes);"
-    )
-    rows.append("patching trains without the drawings held out for its search.")
-    return "\n".join(rows)
+    :raises ValueError: where none were searched for a pretrained start.
+    """
+    name, _, rate = method.partition(":")
+    if name == "joint":
+        where = {"device": base.device, "num_workers": base.num_workers}
+        base = replace(JOINT, precision=base.precision, **where)
+    elif base.pretrained:
+        base = replace(base, **chosen(f"tic_emoji_{preset}", LIKE.get(name, name)))
+    return replace(base, lr=float(rate)) if rate else base
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
+    options, methods = _parse(argv)
+    from avalanche_clip import distributed
+
+    place = distributed.init_distributed()  # joins the processes of torchrun
+    is_main = distributed.is_main_process()
+    # Moments of rarely used tokens become denormal, which slows the CPU tenfold.
+    torch.set_flush_denormal(True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", message="No loggers specified")
+    start, study = options.pretrained, f"tic_emoji_{options.preset}"
+    base = replace(
+        DEMO_CONFIG if options.preset == "demo" else Config(),
+        pretrained=start,
+        validation=options.search,
+        device=str(place) if options.device == "auto" else options.device,
+        precision=options.precision,
+        num_workers=options.num_workers,
+    )
+    parts = [study]
+    if start != START[options.preset]:
+        parts.append(Path(start).stem if start else "random")
+    parts += ["search"] * options.search
+    out = Path(options.out or f"runs/{'_'.join(parts)}")
+    require_one_start(out, start)
+    if options.search:
+        facts = {
+            name: getattr(base, name)
+            for name in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+        }
+
+        def score(method: str, candidate: Any) -> float:
+            words = "_".join(f"{key}_{value}" for key, value in candidate.items())
+            config = replace(base, **candidate)
+            return validation_score(run(config, method, out / f"{method}_{words}"))
+
+        grid = {LIKE.get(name, name): candidates(name) for name in methods}
+        search(study, grid, score, facts)
+        print(search_table(study))
+        return
+    runs: dict[str, list[Any]] = {}
+    for method in methods:
+        for seed in options.seeds:
+            config = replace(settings_of(base, options.preset, method), seed=seed)
+            folder = out / method.replace(":", "_") / f"seed_{seed}"
+            result = run(config, method.split(":")[0], folder)
+            runs.setdefault(method, []).append(result)
+            if is_main:
+                print(f"{method}, seed {seed}: report in {folder / 'report.html'}")
+    if not is_main:
+        return
+    print("\n" + table(runs))
+    # a joint training has no matrix over time
+    folders = [r.out_dir for m, rs in runs.items() if m != "joint" for r in rs]
+    if folders:
+        from avalanche_clip.evaluation.report.comparison import write_comparison
+
+        print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line; return its options, and the methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=("demo", "full"), default="full")
     parser.add_argument(
         "--methods", help=f"comma-separated: {', '.join(METHODS)}, joint"
+    )
+    parser.add_argument(
+        "--pretrained",
+        default="",
+        help="weights to start from: a tag of tiny-emoji, a file, or none for random"
+        " ones; default icons in the demo, else none",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="choose the settings of a pretrained start on validation drawings",
     )
     parser.add_argument(
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
@@ -317,48 +428,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     methods = list(dict.fromkeys(names or [])) or list(
         DEMO if options.preset == "demo" else METHODS
     )
-    unknown = sorted(set(methods) - {*METHODS, "joint"})
+    unknown = sorted({m.split(":")[0] for m in methods} - {*METHODS, "joint"})
     if unknown:
         parser.error(
             f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)} or joint"
         )
-    from avalanche_clip import distributed
-
-    place = distributed.init_distributed()  # joins the processes of torchrun
-    device = str(place) if options.device == "auto" else options.device
-    is_main = distributed.is_main_process()
-    # Moments of rarely used tokens become denormal, which slows the CPU tenfold.
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
-    base = DEMO_CONFIG if options.preset == "demo" else Config()
-    out = Path(options.out or f"runs/tic_emoji_{options.preset}")
-    lines: dict[str, list[dict[str, float]]] = {}
-    folders = []
     for method in methods:
-        for seed in options.seeds:
-            config = replace(
-                JOINT if method == "joint" else base,
-                seed=seed,
-                device=device,
-                precision=options.precision,
-                num_workers=options.num_workers,
-            )
-            folder = out / method / f"seed_{seed}"
-            result = run(config, method, folder)
-            lines.setdefault(method, []).append(summary_line(result))
-            if method != "joint":
-                folders.append(folder)
-            if is_main:
-                print(f"{method}, seed {seed}: report in {folder / 'report.html'}")
-    if not is_main:
-        return
-    print("\n" + table(lines))
-    if folders:  # a joint training has no matrix over time
-        from avalanche_clip.evaluation.report.comparison import write_comparison
+        _, colon, rate = method.partition(":")
+        if colon and not _is_rate(rate):
+            parser.error(f"{rate!r} in {method!r} is no learning rate")
+    given = options.pretrained
+    options.pretrained = (
+        START[options.preset] if not given else None if given == "none" else given
+    )
+    if options.pretrained and "joint" in {m.split(":")[0] for m in methods}:
+        parser.error("joint starts from random weights; give --pretrained none")
+    own = options.seeds != [0] or any(":" in m for m in methods)
+    if options.search and (own or not options.pretrained):
+        parser.error(
+            "--search is for a pretrained start, and chooses rates itself, with seed 0;"
+            " leave out rates and --seeds, and give --pretrained"
+        )
+    return options, methods
 
-        report = write_comparison(out, folders)
-        print(f"\nPlots and tables over methods: {report}")
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ WRONG = [
     ("languages_emoji", "--iterations 0", "--iterations 0 must be 1 or more"),
     ("languages_emoji", "--task-decay 1", "--task-decay 1.0 is no share"),
     ("languages_emoji", "--task-decay nan", "--task-decay nan is no share"),
+    ("leaderboard", "--methods Sequential,Modx", "Modx unknown; use Zero-shot, Seq"),
+    ("leaderboard", "--streams space", "space unknown; use time, domain, language"),
     ("multi_domain_emoji", "--methods moe", "unknown method moe"),
+    ("multi_domain_emoji", "--methods zscl:1:2:3", "'zscl:1:2:3' must be zscl:LR:W"),
+    ("multi_domain_emoji", "--curve --methods zscl:1", "--curve is of one training"),
     ("multi_domain_emoji", "--seeds 0,one", "'0,one' must be numbers"),
     ("multi_domain_emoji", "--device tpu", NO_TPU),
     ("multi_domain_emoji", "--device meta:", "'meta:' is no device"),
@@ -28,6 +32,9 @@ WRONG = [
     ("tic_emoji", "--methods sequentiel", "unknown method sequentiel"),
     ("tic_emoji", "--seeds one", "must be numbers"),
     ("tic_emoji", "--preset quick", "invalid choice"),
+    ("tic_emoji", "--methods lwf:fast", "'fast' in 'lwf:fast' is no learning rate"),
+    ("tic_emoji", "--search", "--search is for a pretrained start"),
+    ("tic_emoji", "--methods joint --pretrained icons", "joint starts from random"),
 ]
 
 

@@ -1,6 +1,7 @@
 """The emoji study: stock plugins go in unchanged, and its command line."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from avalanche_clip.benchmarks import (
     time_stamped_benchmark,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
+from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.models import create_dual_encoder
 
 STUDY = "tic_emoji"
@@ -97,3 +99,76 @@ def test_run__bf16_and_resume_of_a_finished_run(small, tmp_path):
     first = small.run(config, "cumulative-exp", tmp_path / "run")
     again = small.run(config, "cumulative-exp", tmp_path / "run")
     assert np.array_equal(first.E, again.E)
+
+
+def test_run__from_pretrained_weights(small, tmp_path):
+    config = _config(small, pretrained="emoji-2010", lr=0.0)
+    result = small.run(config, "oracle", tmp_path / "run")
+    # Nothing is learnt, so each step begins, and ends, with the weights of the start.
+    assert np.array_equal(result.E, np.tile(result.before, (2, 1)))
+    assert result.results["config"]["pretrained"] == "emoji-2010"
+    with pytest.raises(ValueError, match="holds another run"):
+        small.run(_config(small, lr=0.0), "oracle", tmp_path / "run")
+    small.require_one_start(tmp_path, "emoji-2010")  # no seed_* folder
+    (tmp_path / "oracle").mkdir()
+    (tmp_path / "run").rename(tmp_path / "oracle" / "seed_0")
+    small.require_one_start(tmp_path, "emoji-2010")
+    with pytest.raises(ValueError, match="from emoji-2010, these runs would from rand"):
+        small.require_one_start(tmp_path, None)
+
+
+def test_settings__of_a_pretrained_start_are_those_that_were_chosen(study, monkeypatch):
+    kept = {"lr": 5e-5, "alpha": 7.0}
+    asked = []
+    monkeypatch.setattr(study, "chosen", lambda *names: asked.append(names) or kept)
+    base = study.Config(pretrained="icons")
+    found = study.settings_of(base, "demo", "mod-x")
+    assert found == replace(base, **kept) and asked == [("tic_emoji_demo", "mod-x")]
+    study.settings_of(base, "full", "oracle")  # which differs in compute only
+    assert asked[-1] == ("tic_emoji_full", "cumulative-all")
+    # A rate of one's own leaves the rest as it was chosen.
+    found = study.settings_of(base, "demo", "mod-x:1e-3")
+    assert found == replace(base, lr=1e-3, alpha=7.0)
+    assert study.settings_of(study.Config(), "full", "lwf") == study.Config()
+    assert study.settings_of(study.Config(), "full", "joint") == study.JOINT
+
+
+def test_search__tries_each_candidate_on_validation_drawings(
+    small, monkeypatch, tmp_path
+):
+    scores = {}
+
+    def search(study, grid, score, facts):
+        candidate = grid["mod-x"][0]
+        scores[study] = score("mod-x", candidate)
+        assert facts["pretrained"] == "emoji-2010" and len(grid["mod-x"]) > 1
+
+    monkeypatch.setattr(small, "DEMO_CONFIG", _config(small))
+    monkeypatch.setattr(small, "search", search)
+    monkeypatch.setattr(small, "search_table", lambda study: study)
+    words = "--preset demo --pretrained emoji-2010 --search --methods mod-x --out"
+    small.main([*words.split(), str(tmp_path)])
+    (run,) = tmp_path.glob("mod-x_*")
+    assert (run / "results.json").is_file()
+    assert 0 <= scores["tic_emoji_demo"] <= 1
+
+
+def test_table__shows_what_is_left_of_each_step(study):
+    E = np.array([[0.5, 0.1], [0.2, 0.4]])
+    result = SimpleNamespace(
+        E=E,
+        before=np.array([0.3, 0.0]),
+        matrix=lambda metric, stream: E,
+        compute={"total_macs": 4.0, "macs": [{"train": 2.0}]},
+        summary={"test": {"mean_R@1": continual_summary(E) | time_transfer(E)}},
+        results={
+            "data": {"labels": {"test": ["old", "new"]}},
+            "seconds": {"train": []},
+        },
+    )
+    text = study.table({"lwf": [result]})
+    line = next(line for line in text.splitlines() if line.startswith("lwf"))
+    # Cost, in-domain, backward, forward, forgetting, gallery, minutes.
+    assert line.split()[1:] == ["2.0", "45.0", "20.0", "10.0", "30.0", "20.0", "0.0"]
+    before, after = (line.split() for line in text.splitlines()[-2:])
+    assert before[-2:] == ["30.0", "0.0"] and after == ["lwf", "20.0", "40.0"]

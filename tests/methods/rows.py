@@ -173,7 +173,7 @@ ROWS: dict[str, Row] = {
         "CumulativeExp", {"buffer_size": 10}, neutral={"buffer_size": 0}
     ),
     "Restart": Row("Restart", cannot=NO_OFF),
-    "Oracle": Row("Oracle", cannot=NO_OFF),
+    "Oracle": Row("Oracle", {"restart_from": "initial"}, cannot=NO_OFF),
     "Patching": Row("Patching", {"grid": (0.0, 0.5, 0.9)}, neutral={"grid": (1.0,)}),
     "ContrastiveLwF": Row(
         "ContrastiveLwF", {"lwf_weight": 5.0}, neutral={"lwf_weight": 0.0}

@@ -2,7 +2,8 @@
 
 Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226): Restart (budget C
 on all data so far), Oracle (t times C) and Cumulative-All* (a list of
-multiples). The seeds of the fresh weights are ours.
+multiples). The seeds of the fresh weights are ours, and so is the restart from
+pretrained weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from avalanche_clip.common.checks import as_finite
+from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.plan import of_experience
 
@@ -20,38 +21,62 @@ L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
 
 
+STARTS = ("random", "initial")
+
+
 class RestartPlugin(MethodPlugin, supports_distributed=True):
-    """Replace the weights by fresh random ones before each later experience.
+    """Begin anew before each later experience, with weights that saw no data of it.
 
     The first experience keeps the model as it is, so that all methods share
-    their first model. Later ones draw new weights from the seed, the
-    experience and its visit.
-    Frozen parameters stay. Memory: one temporary copy of the frozen ones.
+    their first model. Every experience warms up like the first one: that warm-up
+    hurts later steps is a finding about warm starts, not about restarts.
 
-    Every experience warms up like the first one: that warm-up hurts later steps
-    is a finding about warm starts, not about random weights.
+    :param restart_from: ``"random"`` draws new weights from the seed, the
+        experience and its visit; frozen parameters stay. ``"initial"`` goes back to
+        those before the first training, which is what training "from scratch" means
+        for a pretrained model.
+    :raises ValueError: for another value.
+
+    Memory: ``"random"`` one temporary copy of the frozen parameters, ``"initial"``
+    one copy of the weights, shared with plugins that use the initial teacher.
     """
 
     starts_fresh = True
     starts_elsewhere = True
 
+    def __init__(self, restart_from: str = "random"):
+        super().__init__()
+        require_choice("restart_from", restart_from, STARTS)
+        self.restart_from = restart_from
+
+    def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
+        """Keep the initial weights where they are gone back to."""
+        return ("initial",) if self.restart_from == "initial" else ()
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Draw new weights, in place; optimiser state is cleared."""
-        number = strategy.visits.seed_number
+        """Replace the weights, in place; optimiser state is cleared."""
         if strategy.clock.train_exp_counter == 0:
             return
-        model = strategy.model
+        if self.restart_from == "initial":
+            initial = strategy.teachers.get("initial").model
+            strategy.model.load_state_dict(initial.state_dict())
+        else:
+            self._draw(strategy)
+        strategy.optimizer.state.clear()
+
+    def _draw(self, strategy: Any) -> None:
+        model, number = strategy.model, strategy.visits.seed_number
         held = [p for p in model.parameters() if not p.requires_grad]
         frozen = [(p, p.detach().clone()) for p in held]
         model.reinitialize((strategy.seed * 1_000_003 + number) % 2**63)
         with torch.no_grad():
             for parameter, value in frozen:
                 parameter.copy_(value)
-        strategy.optimizer.state.clear()
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise when the model cannot be initialised anew."""
-        if not callable(getattr(strategy.model, "reinitialize", None)):
+        fresh = callable(getattr(strategy.model, "reinitialize", None))
+        if self.restart_from == "random" and not fresh:
             raise ValueError(
                 "RestartPlugin needs a model with reinitialize(seed), such as a "
                 f"DualEncoder; got {type(strategy.model).__name__}."

@@ -126,22 +126,24 @@ class Restart(Sequential):
 
     The first step uses the model as given; later ones fresh random weights.
 
+    :param restart_from: see :class:`RestartPlugin`.
     :param kwargs: see :class:`Sequential`.
     """
 
-    def __init__(self, **kwargs: Any):
-        self._own = [BudgetedReplayPlugin("all"), RestartPlugin()]
+    def __init__(self, *, restart_from: str = "random", **kwargs: Any):
+        self._own = [BudgetedReplayPlugin("all"), RestartPlugin(restart_from)]
         super().__init__(**kwargs)
 
 
 class Oracle(Sequential):
     """Train from scratch on all data so far, at ``t`` times the budget.
 
+    :param restart_from: see :class:`RestartPlugin`.
     :param kwargs: see :class:`Sequential`; a budget is needed.
     """
 
-    def __init__(self, **kwargs: Any):
-        replay, restart = BudgetedReplayPlugin("all"), RestartPlugin()
+    def __init__(self, *, restart_from: str = "random", **kwargs: Any):
+        replay, restart = BudgetedReplayPlugin("all"), RestartPlugin(restart_from)
         self._own = [replay, restart, BudgetFactorPlugin("step")]
         super().__init__(**kwargs)
 

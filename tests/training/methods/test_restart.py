@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from avalanche_clip.training import Restart, Sequential
+from avalanche_clip.training import Oracle, Restart, Sequential
 from avalanche_clip.training.plugins import BudgetFactorPlugin, RestartPlugin
 from tests.helpers import (
     At,
@@ -14,11 +14,11 @@ from tests.helpers import (
 )
 
 
-def starts(seed=0):
+def starts(seed=0, cls=Restart, **options):
     recorder = At(
         "before_training_epoch", lambda s: (weights(s.model), len(s.optimizer.state))
     )
-    fit(Restart, seed=seed, plugins=[recorder])
+    fit(cls, seed=seed, plugins=[recorder], **options)
     return recorder.seen
 
 
@@ -37,10 +37,20 @@ def test_restart__depends_on_seed_and_step_only():
         assert_other_weights(first[index][0], other[index][0])
 
 
-def test_restart__draws_in_place():
+@pytest.mark.parametrize("cls", [Restart, Oracle])
+def test_restart__goes_back_to_the_weights_before_training(cls):
+    seen = starts(cls=cls, restart_from="initial")
+    assert len(seen) == 3
+    for state, moments in seen:
+        assert_same_weights(state, stub_model())
+        assert moments == 0
+
+
+@pytest.mark.parametrize("restart_from", ["random", "initial"])
+def test_restart__replaces_weights_in_place(restart_from):
     model = stub_model()
     parameter = model.token.weight
-    strategy = fit(Restart, steps=2, model=model)
+    strategy = fit(Restart, steps=2, model=model, restart_from=restart_from)
     assert strategy.model.token.weight is parameter
 
 
@@ -49,6 +59,9 @@ def test_restart__needs_a_model_that_can():
     model.reinitialize = None
     with pytest.raises(ValueError, match="reinitialize"):
         build(Sequential, model, plugins=[RestartPlugin()])
+    build(Sequential, model, plugins=[RestartPlugin("initial")])
+    with pytest.raises(ValueError, match="restart_from='first' is unknown"):
+        RestartPlugin("first")
 
 
 def test_two_factor_plugins__multiply():
