@@ -39,6 +39,9 @@ from avalanche_clip.benchmarks.streams.classes import (
 from avalanche_clip.benchmarks.streams.languages import (
     multilingual_benchmark as multilingual_benchmark,
 )
+from avalanche_clip.benchmarks.streams.merged import (
+    merge_experiences as merge_experiences,
+)
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
 )
@@ -173,6 +176,10 @@ from avalanche_clip.training.methods.constant_cosine import (
 )
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
+)
+from avalanche_clip.training.methods.joint import (
+    ClassNameJoint as ClassNameJoint,
+    Joint as Joint,
 )
 from avalanche_clip.training.methods.lora import (
     LoRA as LoRA,

@@ -6,6 +6,10 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
 )
+from avalanche_clip.training.methods.joint import (
+    ClassNameJoint as ClassNameJoint,
+    Joint as Joint,
+)
 from avalanche_clip.training.methods.lora import (
     ClassNameLoRA as ClassNameLoRA,
     LoRA as LoRA,

@@ -63,6 +63,7 @@ class Row:
     :param plain: the row that it then equals.
     :param moves: parts of the names of all parameters that are trained.
     :param some: whether only some of them move in a short run.
+    :param once: whether it trains once, on all that it is given.
     :param cannot: behaviour -> the reason why not, a sentence.
     """
 
@@ -76,6 +77,7 @@ class Row:
     moves: tuple[str, ...] = ("",)
     still: tuple[str, ...] = ()
     some: bool = False
+    once: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -159,6 +161,15 @@ def beside(part: str, attach: Callable[[Any], Any]) -> Row:
 
 ROWS: dict[str, Row] = {
     "Sequential": Row("Sequential", cannot=ITSELF),
+    "Joint": Row("Joint", once=True, cannot=ITSELF),
+    "ClassNameJoint": Row(
+        "ClassNameJoint",
+        {"warmup_iterations": 0},
+        world="classes",
+        still=SCALE,
+        once=True,
+        cannot=ITSELF,
+    ),
     "CumulativeAll": Row("CumulativeAll", cannot=NO_OFF),
     "CumulativeAllStar": Row(
         "CumulativeAllStar",
