@@ -365,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stream": kind,
         "seeds": options.seeds,
         "settings": {m: {"lr": c.lr, "weights": c.weights} for m, c in configs.items()},
-        **{k: getattr(config, k) for k in ("model", "pretrained", "iterations")},
+        **{
+            key: getattr(config, key)
+            for key in ("model", "pretrained", "iterations", "validation")
+        },
     }
     lines = {method: [run_line(r) for r in rows] for method, rows in runs.items()}
     bases = [base_line(r) for r in next(iter(runs.values()))]
