@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import Lines, write_figures
+from figures import Lines, frontier, kept_at, write_figures
 
 Line = dict[str, float]
 DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
@@ -94,32 +94,6 @@ def score(line: Line) -> float:
 def family(method: str) -> str:
     """A method without its weights: ``mod-x:2+replay`` is ``mod-x+replay``."""
     return re.sub(r":[^+]+", "", method)
-
-
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in both coordinates, in ascending order.
-
-    >>> frontier([(1, 5), (2, 3), (1.5, 2), (3, 3)])
-    [(1, 5), (3, 3)]
-    """
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(points, reverse=True):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best[::-1]
-
-
-def kept_at(points: Sequence[tuple[float, float]], learned: float) -> float:
-    """What is kept by who learns ``learned``, on the line through the best points.
-
-    :param points: pairs of learned and kept.
-    :return: NaN beyond the ends of the line.
-
-    >>> kept_at([(0, 10), (4, 2), (1, 1)], 1)
-    8.0
-    """
-    x, y = zip(*frontier(points), strict=True)
-    return float(np.interp(learned, x, y, left=np.nan, right=np.nan))
 
 
 def with_gains(lines: Lines, bases: Sequence[Line]) -> dict[str, list[Line]]:

@@ -2,8 +2,8 @@
 
 Held out are names, by a hash. A few of them are taught all the same: by an icon whose
 name has the same words in another order (training shuffles words), or by an emoji of
-2010 of that name or keyword. These are left out, and so are drawings that are trained
-on under another name, and brands.
+that name or keyword, in the training on 2010 or in a stream of later ones. These are
+left out, and so are drawings that are trained on under another name, and brands.
 """
 
 from __future__ import annotations
@@ -82,20 +82,15 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def taught_words(captions: Iterable[str]) -> set[tuple[str, ...]]:
-    """Return the words of all that is trained on.
+    """Return the words of all that is trained on, here or in a stream of emoji.
 
-    :param captions: names of icons; names and keywords of the emoji of 2010 are added.
+    :param captions: names of icons; names and keywords of all emoji are added.
     """
     from avalanche_clip.benchmarks.datasets import load_emoji_table
 
     table = load_emoji_table()
-    emoji = [
-        text
-        for name, keywords, step in zip(table.names, table.keywords(), table.step)
-        if step == 0
-        for text in (name, *keywords)
-    ]
-    return {words(text) for text in (*captions, *emoji)}
+    keywords = (text for texts in table.keywords() for text in texts)
+    return {words(text) for text in (*captions, *table.names, *keywords)}
 
 
 def choose_held_out(

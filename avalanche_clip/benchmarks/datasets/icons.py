@@ -1,10 +1,10 @@
 """Reader of the held-out icons: drawings whose names no shipped model was taught.
 
-One drawing for each of 993 names, out of the icons by some 190 teams that the
+One drawing for each of 974 names, out of the icons by some 190 teams that the
 ``icons`` weights were trained on. The names were held out by a hash, with all their
-drawings; none of them says in another order of words what is trained on, the name or a
-keyword of an emoji of 2010 included. Emoji and icons are all that studies here test on,
-and only the icons are no part of any stream.
+drawings; none of them says, in whatever order of words, what is trained on there or in
+a stream of emoji: no name of an icon, no name or keyword of an emoji. Emoji and icons
+are all that studies here test on, and only the icons are no part of any stream.
 
 ``tools/train_icons.py`` makes the files; ``data/NOTICE_icons`` states the licences.
 This module needs NumPy and Pillow only.
@@ -57,7 +57,7 @@ class HeldOutIcons:
 
     >>> icons = HeldOutIcons()
     >>> len(icons), icons[0][0].size, icons[0][1] == icons.names[0]
-    (993, (48, 48), True)
+    (974, (48, 48), True)
     """
 
     def __init__(self) -> None:
