@@ -161,6 +161,10 @@ from avalanche_clip.models.text.token_table import (
 from avalanche_clip.training.methods.budgeted_replay import (
     BudgetedReplayPlugin as BudgetedReplayPlugin,
 )
+from avalanche_clip.training.methods.c_clip import (
+    CCLIP as CCLIP,
+    ContrastiveKnowledgeConsolidationPlugin as ContrastiveKnowledgeConsolidationPlugin,
+)
 from avalanche_clip.training.methods.cll_clip.expansion import (
     TokenEmbeddingExpansionPlugin as TokenEmbeddingExpansionPlugin,
 )

@@ -140,6 +140,8 @@ models.text.tokenizers = models: CaptionTokenizer JSONTokenizer OpenCLIPTokenize
 models.text.vocabulary = models: VocabularyGrowth count_tokens
 training.methods.best_epoch = training.plugins: BestEpochPlugin
 training.methods.budgeted_replay = training.plugins: BudgetedReplayPlugin*
+training.methods.c_clip = training.plugins: ContrastiveKnowledgeConsolidationPlugin*;
+    training.supervised: CCLIP*
 training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*

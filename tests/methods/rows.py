@@ -130,6 +130,8 @@ ADAPTERS = {
     },
 }
 DER = partial(p.ReservoirReplayPlugin, 9, target="student")
+PROJECTED = (*MERGED["moves"], "feature_projector")
+CONSOLIDATION = partial(p.ContrastiveKnowledgeConsolidationPlugin, weight=3.0)
 VOCABULARY = {"text_length": 3, "teach_first_experience": True}
 
 
@@ -246,6 +248,13 @@ ROWS: dict[str, Row] = {
         {"rank": 2, "merge": True, "share": 0.5},
         **{**MERGED, "world": "branches on classes"},
     ),
+    "CCLIP": Row(
+        "CCLIP",
+        {"rank": 2, "alpha": 16.0, "targets": ("q", "v")},
+        **{**MERGED, "moves": PROJECTED, "cannot": {}},
+        neutral={"weight": 0.0},
+        plain="LoRA, half merged",
+    ),
     "CLLCLIP": Row("CLLCLIP", **TABLE),
     # ------------------------------------------------- plugins on plain training
     "ConstantCosine": adds(
@@ -268,6 +277,13 @@ ROWS: dict[str, Row] = {
     ),
     "WeightConsolidation": adds(
         partial(p.WeightConsolidationPlugin, weight=3.0), {"weight": 0.0}
+    ),
+    "C-CLIP's loss": adds(CONSOLIDATION, {"weight": 0.0}),
+    "C-CLIP's loss on class names": Row(
+        "ClassNameLoRA",
+        {"rank": 2, "alpha": 2.0, "merge": True},
+        (CONSOLIDATION,),
+        **{**MERGED, "moves": PROJECTED, "world": "branches on classes"},
     ),
     "OnlineEWC": adds(
         partial(p.OnlineEWCPlugin, ewc_lambda=100.0, gamma=0.5, fisher_batch_size=8),
@@ -343,6 +359,11 @@ PLAIN = {
     **ROWS,
     "frozen scale": Row("Sequential", plugins=(p.FrozenLogitScalePlugin,)),
     "class names": Row(ClassNameTemplate, world="classes"),
+    "LoRA, half merged": Row(
+        "LoRA",
+        {"rank": 2, "alpha": 16.0, "merge": True, "share": 0.5},
+        world="branches",
+    ),
 }
 
 

@@ -1,4 +1,7 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.training.methods.c_clip import (
+    CCLIP as CCLIP,
+)
 from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
