@@ -163,6 +163,8 @@ def test_choose__best_candidate_is_used_by_the_table(
     assert made == ["time, A, seed 0"] * 2
     assert study.with_settings(grid, "time", False).settings == {"lr": 1.0}
     assert study.with_settings(grid, "time", True) is grid
+    like = study.Row("Sum", settings={"lr": 9.0, "other": 3}, like=("A",))
+    assert study.with_settings(like, "time", False).settings == {"lr": 1.0, "other": 3}
     busy = study.Row("Busy", candidates=({"lr": 1.0},))
     assert study.choose([busy], ["time"], tmp_path, CONFIG, "b")
 
@@ -186,7 +188,9 @@ def test_rows__names_are_distinct_and_candidates_fit(study, rows):
     assert set(rows.QUICK) <= set(names)
     for row in rows.METHODS:
         assert len(row.candidates) <= 3
-        for candidate in row.candidates:
+        parts = [other for other in rows.METHODS if other.name in row.like]
+        assert len(parts) == len(row.like) and not (row.like and row.candidates)
+        for candidate in [c for part in [row, *parts] for c in part.candidates]:
             row.changed(candidate)
         assert set(row.streams) == set(rows.STREAMS) or row.why
         assert all(hasattr(plugins, name) for name in row.plugins)
