@@ -105,6 +105,16 @@ MOE: Plugins = {
 }
 LORA: Plugins = {"LoRAPlugin": {"rank": 4, "alpha": 32.0}}
 MERGED: Plugins = {"LoRAPlugin": {"merge": True, "rank": 4, "alpha": 32.0}}
+C_CLIP: Plugins = {
+    "ContrastiveKnowledgeConsolidationPlugin": {"weight": 1.0},
+    "LoRAPlugin": {
+        "merge": True,
+        "share": 0.5,
+        "rank": 16,
+        "alpha": 32.0,
+        "targets": ["out", "mlp"],
+    },
+}
 MLA: Plugins = {"LanguageAdapterPlugin": {"kind": "mla"}}
 TEIR = {"init": "teir", "regularize": "gd"}
 
@@ -168,12 +178,15 @@ METHODS = (
         why="has an adapter per language; the others are English",
     ),
     Row("LoRA", LORA, candidates=RATES),
+    Row("CCLIP", C_CLIP, candidates=RATES),
+    Row("Joint", joint=True),
     # combinations
     Row("LoRA merged", MERGED, like=("LoRA",)),
     Row("Patching of LoRA", {**PATCHING, **LORA}, like=("LoRA",)),
     Row("Mod-X + MoE", {**MOD_X, **MOE}, like=("ModX", "MoEAdapters")),
     Row("Mod-X + replay", {**MOD_X, **REPLAY}, like=("ModX",)),
     Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, like=("VRLwF", "ModX")),
+    Row("C-CLIP + replay", {**REPLAY, **C_CLIP}, like=("CCLIP",)),
     Row("ZSCL + replay", {**ZSCL, **REPLAY}, like=("ZSCL",)),
     Row("Averaging + replay", {**AVERAGING, **REPLAY}),
     Row("Patching of MoE", {**PATCHING, **MOE}, like=("MoEAdapters",)),
