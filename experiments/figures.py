@@ -72,10 +72,11 @@ def kept_at(points: Sequence[tuple[float, float]], learned: float) -> float:
     """What is kept by who learns ``learned``, on the line through the best points.
 
     :param points: pairs of learned and kept.
-    :return: NaN beyond the ends of the line.
+    :return: NaN if nobody learns as much; where all of the best learn more, what
+        the first of them keeps.
 
     >>> kept_at([(0, 10), (4, 2), (1, 1)], 1)
     8.0
     """
     x, y = zip(*frontier(points), strict=True)
-    return float(np.interp(learned, x, y, left=np.nan, right=np.nan))
+    return float(np.interp(learned, x, y, right=np.nan))
