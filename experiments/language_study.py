@@ -31,9 +31,11 @@ recall at 1 in percent, text to image (both: mean of both directions), mean ± s
 deviation over seeds. AR: mean over languages after the last one; F: mean drop from the
 best earlier result since a language was learned; F en, en: forgetting and recall of
 English at the end; new: right after each language was learned; icons: English names of
-held-out icons at the end, image to text, {:.1f} before; reachable: new tokens that the
+held-out icons at the end, image to text, {0:.1f} before; reachable: new tokens that the
 tokenizer can produce; std: deviation of the token table's entries, thousandths, before
-(what TEIR draws from; plain rows are drawn with 20) and after"""
+(what TEIR draws from; plain rows are drawn with 20) and after; old moved: how far the
+old rows went, of their length. Rows before are {length before:.3f} long (deviation
+{std of lengths before:.3f}), TEIR's first ones {length of a row of TEIR:.3f}"""
 GAIN_NOTE = """\
 gain on plain CLL-CLIP, seed by seed (F: negative is better); share: of TEIR's gain in
 average recall"""
@@ -152,14 +154,19 @@ def table_facts(base: Tensor, end: Tensor) -> dict[str, float]:
     :param base: before the stream, ``(V, d)``.
     :param end: after it, ``(V', d)``, ``V' >= V``.
     :return: mean and deviation of all entries before (what TEIR draws from) and after,
-        the deviation of the new rows alone, and how far the old rows went, as a share
-        of their length (Frobenius).
+        mean and deviation of the rows' lengths before (where they differ much, TEIR's
+        rows are longer than most), the deviation of the new rows alone, and how far
+        the old rows went, as a share of their length (Frobenius).
     """
+    lengths = base.norm(dim=1)
     old, new = end[: len(base)], end[len(base) :]
     drift = torch.linalg.norm(old - base) / torch.linalg.norm(base)
     return {
         "mean before": float(base.mean()),
         "std before": float(base.std()),
+        "length before": float(lengths.mean()),
+        "std of lengths before": float(lengths.std()),
+        "length of a row of TEIR": float(base.std()) * math.sqrt(base.shape[1]),
         "std after": float(end.std()),
         "std of new rows": float(new.std()) if len(new) else math.nan,
         "drift of old rows": float(drift),
@@ -193,7 +200,7 @@ def study_line(found: Mapping[str, Any]) -> dict[str, float]:
         "tokens/1000": growth[-1]["size"] / 1000 if growth else nothing,
         "reachable %": 100 * reachable / new if new else nothing,
         **{name: 1000 * table[name] for name in TABLE},
-        "old rows moved %": 100 * table["drift of old rows"],
+        "old moved %": 100 * table["drift of old rows"],
     }
 
 
@@ -206,14 +213,27 @@ def _summary(recall: np.ndarray) -> dict[str, float]:
     return {"average_recall": float(recall.mean()), **nothing}
 
 
-def part_line(
-    lines: Mapping[str, Sequence[Mapping[str, float]]], method: str, seed: int
-) -> dict[str, float]:
-    """What a method gains on plain CLL-CLIP, and its share of what TEIR gains."""
-    one, plain, teir = (lines[m][seed] for m in (method, PLAIN, TEIR))
-    gain = {f"{name}+": one[name] - plain[name] for name in GAINS}
-    whole = teir["AR"] - plain["AR"]
-    return {**gain, "share %": 100 * gain["AR+"] / whole if whole else math.nan}
+def gain_lines(
+    lines: Mapping[str, Sequence[Mapping[str, float]]],
+) -> dict[str, list[dict[str, float]]]:
+    """What TEIR and its parts gain on plain CLL-CLIP at the same rate, seed by seed.
+
+    :param lines: method -> figures of its runs.
+    :return: empty where TEIR or plain CLL-CLIP was not run.
+    """
+    gains: dict[str, list[dict[str, float]]] = {}
+    for method, found in lines.items():
+        name, colon, rate = method.partition(":")
+        plain, teir = (lines.get(f"{m}{colon}{rate}") for m in (PLAIN, TEIR))
+        if name not in (TEIR, *PARTS) or plain is None or teir is None:
+            continue
+        gains[method] = []
+        for one, low, high in zip(found, plain, teir, strict=True):
+            gain = {f"{key}+": one[key] - low[key] for key in GAINS}
+            whole = high["AR"] - low["AR"]
+            gain["share %"] = 100 * gain["AR+"] / whole if whole else math.nan
+            gains[method].append(gain)
+    return gains
 
 
 def write_study(
@@ -233,14 +253,11 @@ def write_study(
         lines,
         out,
         {**facts, "icons before": first["icons"][0], "table": first["table"]},
-        NOTE.format(100 * first["icons"][0]),
+        NOTE.format(100 * first["icons"][0], **first["table"]),
         tables=[names[:cut], names[cut : cut + 5], names[cut + 5 :]],
     )
-    parts = [m for m in (TEIR, *PARTS) if m in lines]
-    if {PLAIN, TEIR} <= set(lines):
-        gains = {
-            m: [part_line(lines, m, k) for k in range(len(lines[m]))] for m in parts
-        }
+    gains = gain_lines(lines)
+    if gains:
         text += "\n\n" + write_figures(gains, out / "gains", facts, GAIN_NOTE)
     return text
 

@@ -415,7 +415,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = out / method.replace(":", "_") / f"seed_{seed}"
             found = run(replace(own, seed=seed), method, folder)
             runs.setdefault(method, []).append(found)
-            folders.append(folder)
+            if not method.startswith("joint"):  # one step, nothing over time
+                folders.append(folder)
             print(f"{method}, seed {seed}: {folder}")
     shared = ("model", "pretrained", "languages", "iterations", "task_decay")
     facts = {
@@ -426,9 +427,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print("\n" + write_study(runs, out, facts))
     write_plots(runs, out)
-    from avalanche_clip.evaluation.report.comparison import write_comparison
+    if folders:
+        from avalanche_clip.evaluation.report.comparison import write_comparison
 
-    print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
+        print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ GROWTH = [
 TABLE = {
     "mean before": 0.0,
     "std before": 0.021,
+    "length before": 0.2,
+    "std of lengths before": 0.1,
+    "length of a row of TEIR": 0.24,
     "std after": 0.025,
     "std of new rows": 0.03,
     "drift of old rows": 0.25,
@@ -62,15 +65,19 @@ def test_line__hand_computed(study):
     assert line["tokens/1000"] == 2 and line["reachable %"] == 60
     assert line["icons"] == pytest.approx(15)
     assert line["icons lost"] == pytest.approx(5)
-    assert line["std before"] == 21 and line["old rows moved %"] == 25
+    assert line["std before"] == 21 and line["old moved %"] == 25
 
 
 def test_table_facts__hand_computed(study):
     base = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    spread = np.std([3, 0, 0, 4], ddof=1)
     end = torch.tensor([[3.0, 3.0], [0.0, 0.0], [1.0, 3.0]])
     facts = study.table_facts(base, end)
     assert facts["mean before"] == 1.75
-    assert facts["std before"] == pytest.approx(np.std([3, 0, 0, 4], ddof=1))
+    assert facts["std before"] == pytest.approx(spread)
+    assert facts["length before"] == 3.5
+    assert facts["std of lengths before"] == pytest.approx(np.sqrt(0.5))
+    assert facts["length of a row of TEIR"] == pytest.approx(spread * np.sqrt(2))
     assert facts["std after"] == pytest.approx(np.std([3, 3, 0, 0, 1, 3], ddof=1))
     assert facts["std of new rows"] == pytest.approx(np.sqrt(2))
     assert facts["drift of old rows"] == 1.0  # length 5 of 5
@@ -85,11 +92,14 @@ def test_line__of_one_step_has_no_forgetting(study):
 
 
 def test_study__figures_gains_and_plots(study, tmp_path):
+    from language_study import gain_lines
+
     nan = float("nan")
     one, two = found([[0.5, nan], [0.3, 0.4]]), found([[0.5, nan], [0.5, 0.4]])
     low, joint = found([[0.5, nan], [0.1, 0.2]]), found([[0.5, 0.4]])
     runs = {"teir": [one, two], "cll-clip": [low, one], "init-only": [low, two]}
     text = study.write_study({**runs, "joint": [joint, joint]}, tmp_path, {"seeds": 2})
+    assert "20.0 before" in text and "0.200 long" in text
     row = next(line for line in text.splitlines() if line.startswith("teir"))
     assert row.split()[1:5] == ["40.0", "±7.1", "10.0", "±14.1"]
     kept = read_json(tmp_path / "figures.json", checksum=True)
@@ -101,6 +111,11 @@ def test_study__figures_gains_and_plots(study, tmp_path):
     assert gains["teir"]["F+"] == pytest.approx([-20, -20])
     assert gains["teir"]["share %"] == pytest.approx([100, 100])
     assert gains["init-only"]["share %"] == pytest.approx([0, 100])
+    line = study.study_line(one)
+    rates = {"teir:0.1": [line], "cll-clip:0.1": [line], "init-only:0.2": [line]}
+    (again,) = gain_lines(rates)["teir:0.1"]
+    assert again["AR+"] == 0 and math.isnan(again["share %"])
+    assert len(gain_lines(rates)) == 1 and not gain_lines({"teir": [line]})
     study.write_plots({"teir": [one, two], "joint": [joint]}, tmp_path)
     assert (tmp_path / "languages.png").is_file()
     assert (tmp_path / "curves.png").is_file()
@@ -333,7 +348,7 @@ def test_main__killed_run_goes_on(
     monkeypatch.setattr(
         "avalanche_clip.training.runs.stream.write_report", lambda out: None
     )
-    methods = "teir:2e-3,er:2e-3,fine-tune:1e-3,frozen"
+    methods = "teir:2e-3,fine-tune:1e-3,frozen,joint:2e-3"
     base = ["--quick", "--iterations", "2", "--methods", methods]
     base += ["--pretrained", "emoji-2010"]
     study.main([*base, "--out", str(tmp_path / "whole")])
