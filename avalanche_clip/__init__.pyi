@@ -39,6 +39,9 @@ from avalanche_clip.benchmarks.streams.classes import (
 from avalanche_clip.benchmarks.streams.languages import (
     multilingual_benchmark as multilingual_benchmark,
 )
+from avalanche_clip.benchmarks.streams.merged import (
+    merge_experiences as merge_experiences,
+)
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
 )
@@ -158,6 +161,10 @@ from avalanche_clip.models.text.token_table import (
 from avalanche_clip.training.methods.budgeted_replay import (
     BudgetedReplayPlugin as BudgetedReplayPlugin,
 )
+from avalanche_clip.training.methods.c_clip import (
+    CCLIP as CCLIP,
+    ContrastiveKnowledgeConsolidationPlugin as ContrastiveKnowledgeConsolidationPlugin,
+)
 from avalanche_clip.training.methods.cll_clip.expansion import (
     TokenEmbeddingExpansionPlugin as TokenEmbeddingExpansionPlugin,
 )
@@ -169,6 +176,10 @@ from avalanche_clip.training.methods.constant_cosine import (
 )
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
+)
+from avalanche_clip.training.methods.joint import (
+    ClassNameJoint as ClassNameJoint,
+    Joint as Joint,
 )
 from avalanche_clip.training.methods.lora import (
     LoRA as LoRA,

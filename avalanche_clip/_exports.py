@@ -64,6 +64,7 @@ benchmarks.items.scenario = benchmarks: make_experience make_scenario
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
+benchmarks.streams.merged = benchmarks: merge_experiences*
 benchmarks.streams.quotas = benchmarks: replay_quotas*
 benchmarks.streams.splits = benchmarks: split_online* split_validation*
 benchmarks.streams.timed = benchmarks: time_stamped_benchmark*
@@ -139,10 +140,13 @@ models.text.tokenizers = models: CaptionTokenizer JSONTokenizer OpenCLIPTokenize
 models.text.vocabulary = models: VocabularyGrowth count_tokens
 training.methods.best_epoch = training.plugins: BestEpochPlugin
 training.methods.budgeted_replay = training.plugins: BudgetedReplayPlugin*
+training.methods.c_clip = training.plugins: ContrastiveKnowledgeConsolidationPlugin*;
+    training.supervised: CCLIP*
 training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
+training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
 training.methods.lwf = training.plugins: ContrastiveLwFPlugin*
 training.methods.lora = training.plugins: LoRAPlugin*; training.supervised:

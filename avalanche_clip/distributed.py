@@ -193,11 +193,19 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     return _all_gather(rows, sizes)
 
 
+class OnWholeBatch(nn.Module):
+    """A part of a model that losses apply to the gathered batch, not its own pass.
+
+    Each process has the gradient of the whole batch, which needs no averaging.
+    """
+
+
 class SyncedModel(nn.Module):
     """A model as :class:`DistributedDataParallel` can wrap it.
 
     DDP takes a parameter that a model returns as it is, such as a logit bias,
-    for one that is not used, and then fails when its gradient comes.
+    for one that is not used, and then fails when its gradient comes; and so it does
+    with the parameters of :class:`OnWholeBatch`, which it is told to ignore.
 
     :param model: returns a :class:`CLIPOutput`.
     """
@@ -205,6 +213,12 @@ class SyncedModel(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self._ddp_params_and_buffers_to_ignore = [  # read by DDP
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, OnWholeBatch)
+            for name, _ in module.named_parameters()
+        ]
 
     def forward(self, batch: Any) -> CLIPOutput:
         """Call the model; parameters among its outputs become views."""

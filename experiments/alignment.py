@@ -15,7 +15,8 @@ five held-out ones). The measures of spatial disorder are taken on all 1,911 tes
 before the stream and after every step.
 
 Methods are joined by ``+``. ``mod-x:44`` gives a method another weight (``zscl`` its
-pull to the start, 1 in the paper), and ``sequential:1e-4`` another learning rate: with
+pull to the start, 1 in the paper; ``lora`` and ``c-clip`` the alpha of their updates,
+for ``--model tiny-emoji-vit``), and ``sequential:1e-4`` another learning rate: with
 several of these, methods are compared with the fine-tuning that learns as much.
 ``--search`` chooses the learning rate for ``sequential``, then at this rate the weights
 of the others, each by itself: on drawings of a trained style that are kept out of
@@ -28,17 +29,26 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from alignment_methods import (
+    RATES,
+    SUMS,
+    WEIGHTS,
+    build_plugins,
+    check_methods,
+    methods_for,
+)
 from alignment_study import (
     FINE_TUNING,
     base_line,
     plot_disorder_over_time,
+    require_same_base,
     run_line,
     score,
     write_tables,
@@ -55,18 +65,6 @@ ICONS_PER_CHOICE = 5
 ITERATIONS = {"time": 60, "domains": 150}
 # Emoji groups of the first domain: living things. The second has the others.
 LIVING = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
-
-
-METHODS = (FINE_TUNING, "mod-x", "lwf", "vr-lwf", "zscl", "replay")
-SUMS = ("mod-x+replay", "mod-x+vr-lwf", "mod-x+zscl", "lwf+replay")
-# Learning rates of fine-tuning; weights of the others at the rate that was chosen.
-RATES = (3e-5, 1e-4, 3e-4, 1e-3)
-WEIGHTS: dict[str, tuple[float, ...]] = {
-    "mod-x": (20.0, 44.0, 100.0),
-    "lwf": (0.3, 1.0, 3.0),
-    "vr-lwf": (1.0, 3.0, 10.0),
-    "zscl": (0.01, 0.1, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -121,71 +119,6 @@ def configured(config: Config, method: str, lr: float | None = None) -> Config:
     if lr is None:
         lr = chosen(config.study, FINE_TUNING)["lr"]
     return replace(config, lr=lr, weights=weights)
-
-
-def build_plugins(config: Config, method: str) -> list[Any]:
-    """Return the plugins of a method whose weights are in ``config``."""
-    parts: dict[str, Callable[[Config, float], list[Any]]] = {
-        "sequential": lambda config, weight: [],
-        "mod-x": _mod_x,
-        "lwf": _lwf,
-        "vr-lwf": _vr_lwf,
-        "zscl": _zscl,
-        "replay": _replay,
-    }
-    names = [part.partition(":")[0] for part in method.split("+")]
-    return [
-        plugin
-        for name in names
-        for plugin in parts[name](config, config.weights.get(name, 0.0))
-    ]
-
-
-def _mod_x(config: Config, weight: float) -> list[Any]:
-    from avalanche_clip.training.plugins import OffDiagonalAlignmentPlugin
-
-    return [OffDiagonalAlignmentPlugin(weight)]
-
-
-def _lwf(config: Config, weight: float) -> list[Any]:
-    from avalanche_clip.training.plugins import ContrastiveLwFPlugin
-
-    # TiC's LwF does not teach the first step; here the base model is worth it.
-    return [ContrastiveLwFPlugin(weight, teach_first_experience=True)]
-
-
-def _vr_lwf(config: Config, weight: float) -> list[Any]:
-    from avalanche_clip.training.plugins import VocabularyReplayPlugin
-
-    return [VocabularyReplayPlugin(image_weight=weight, text_weight=weight)]
-
-
-def _replay(config: Config, weight: float) -> list[Any]:
-    from avalanche_clip.training.plugins import BudgetedReplayPlugin
-
-    return [BudgetedReplayPlugin("exp", config.buffer_size)]
-
-
-def _zscl(config: Config, weight: float) -> list[Any]:
-    """ZSCL with the 2010 drawings and names as reference, unpaired."""
-    from avalanche_clip.benchmarks.classic.tic_emoji import emoji_dataset
-    from avalanche_clip.benchmarks.datasets import load_emoji_table
-    from avalanche_clip.training.plugins import (
-        ReferenceDistillationPlugin,
-        WeightAveragingPlugin,
-        WeightConsolidationPlugin,
-    )
-
-    table = load_emoji_table()
-    known = np.flatnonzero(table.step == 0)
-    return [
-        ReferenceDistillationPlugin(
-            emoji_dataset(("noto", "openmoji"), known),
-            [table.names[k] for k in known],
-        ),
-        WeightConsolidationPlugin(weight),
-        WeightAveragingPlugin("we", interval=config.averaging_interval),
-    ]
 
 
 def build_benchmark(config: Config, stream: str, model: Any) -> Any:
@@ -277,6 +210,7 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
 
     torch.manual_seed(config.seed)
     model = create_dual_encoder(config.model, config.pretrained, device=config.device)
+    require_same_base(model, Path(out_dir))
     benchmark = build_benchmark(config, stream, model)
     metrics = [retrieval_plugin_metrics(), loss_term_metrics()]
     streams: Sequence[str] = VALIDATION_STREAMS
@@ -359,38 +293,7 @@ def default_methods(config: Config) -> list[str]:
     """All methods, and fine-tuning at the other learning rates."""
     rate = chosen(config.study, FINE_TUNING)["lr"]
     others = [f"{FINE_TUNING}:{r:g}" for r in RATES if r != rate]
-    return [FINE_TUNING, *others, *METHODS[1:], *SUMS]
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Raise for methods that there are not, and for values that would say nothing."""
-    for method in methods:
-        parts = [part.partition(":") for part in method.split("+")]
-        names = [name for name, _, _ in parts]
-        if unknown := sorted(set(names) - set(METHODS)):
-            raise ValueError(
-                f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}"
-            )
-        if len(set(names)) < len(names) or (len(names) > 1 and FINE_TUNING in names):
-            raise ValueError(
-                f"{method!r}: a sum has each method once, and {FINE_TUNING} is a sum "
-                "of none"
-            )
-        for name, colon, value in parts:
-            if colon and name not in (FINE_TUNING, *WEIGHTS):
-                raise ValueError(
-                    f"in {method!r} {name} has no weight; these have one: "
-                    f"{', '.join(WEIGHTS)}"
-                )
-            if colon and not _positive(value):
-                raise ValueError(f"in {method!r} {value!r} must be a positive number")
-
-
-def _positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
+    return [FINE_TUNING, *others, *methods_for(config.model)[1:], *SUMS]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -412,8 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if (options.validation or options.search) and options.stream == "domains":
         parser.error("--validation and --search go with --stream time")
-    given = [name for name in ("lr", "validation") if getattr(options, name)]
-    if options.search and (given or options.seeds != [0]):
+    own = options.lr is not None or options.validation or options.seeds != [0]
+    if options.search and own:
         parser.error(
             "--search chooses the learning rate, on validation drawings, seed 0"
         )
@@ -431,13 +334,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="No loggers specified")
     kind = "validation" if options.validation else options.stream
     out = Path(options.out or f"runs/alignment_{'search' if options.search else kind}")
+    from avalanche_clip.models import create_dual_encoder
+
+    try:
+        create_dual_encoder(config.model, config.pretrained)
+        check_methods(methods, config.model)
+    except ValueError as error:
+        parser.error(str(error))
     if options.search:
-        if unknown := sorted(set(methods) - set(WEIGHTS)):
-            parser.error(f"--search is for {', '.join(WEIGHTS)}, not {unknown[0]}")
-        print(search_settings(config, methods or list(WEIGHTS), out))
+        weighed = [name for name in methods_for(config.model) if name in WEIGHTS]
+        if unknown := sorted(set(methods) - set(weighed)):
+            parser.error(f"--search is for {', '.join(weighed)}, not {unknown[0]}")
+        print(search_settings(config, methods or weighed, out))
         return
     try:
-        check_methods(methods)
         methods = methods or default_methods(config)
         configs = {method: configured(config, method, options.lr) for method in methods}
     except ValueError as error:
@@ -455,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stream": kind,
         "seeds": options.seeds,
         "settings": {m: {"lr": c.lr, "weights": c.weights} for m, c in configs.items()},
-        **{k: getattr(config, k) for k in ("model", "pretrained", "iterations")},
+        **{
+            key: getattr(config, key)
+            for key in ("model", "pretrained", "iterations", "validation")
+        },
     }
     lines = {method: [run_line(r) for r in rows] for method, rows in runs.items()}
     bases = [base_line(r) for r in next(iter(runs.values()))]

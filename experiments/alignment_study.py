@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import Lines, write_figures
+from figures import Lines, frontier, kept_at, write_figures
+
+from avalanche_clip.common.files import read_json, write_json
 
 Line = dict[str, float]
 DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
@@ -28,6 +30,24 @@ before the stream, whose new are the same steps, not learned."""
 GAINS = """\
 old+, later+, icons+: what is kept more than by fine-tuning that learns as much (the
 same new), on the line through the base and fine-tuning at all its learning rates."""
+
+
+def require_same_base(model: Any, folder: Path) -> None:
+    """Raise if the run in a folder began from other weights than the model has.
+
+    A run knows the name of its base, but weights may have been made anew.
+
+    :raises ValueError: saying what to do.
+    """
+    path, own = folder / "base.json", {"base": model.state_fingerprint()}
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, own)
+    elif read_json(path, dict) != own:
+        raise ValueError(
+            f"The run in {folder} began from other weights named {model.pretrained!r}; "
+            "delete it, or give another folder with --out."
+        )
 
 
 def run_line(result: Any) -> Line:
@@ -96,32 +116,6 @@ def family(method: str) -> str:
     return re.sub(r":[^+]+", "", method)
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in both coordinates, in ascending order.
-
-    >>> frontier([(1, 5), (2, 3), (1.5, 2), (3, 3)])
-    [(1, 5), (3, 3)]
-    """
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(points, reverse=True):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best[::-1]
-
-
-def kept_at(points: Sequence[tuple[float, float]], learned: float) -> float:
-    """What is kept by who learns ``learned``, on the line through the best points.
-
-    :param points: pairs of learned and kept.
-    :return: NaN beyond the ends of the line.
-
-    >>> kept_at([(0, 10), (4, 2), (1, 1)], 1)
-    8.0
-    """
-    x, y = zip(*frontier(points), strict=True)
-    return float(np.interp(learned, x, y, left=np.nan, right=np.nan))
-
-
 def with_gains(lines: Lines, bases: Sequence[Line]) -> dict[str, list[Line]]:
     """Add what methods keep more than fine-tuning does at equal learning.
 
@@ -180,9 +174,11 @@ def plot_tradeoff(lines: Lines, bases: Sequence[Line], path: Path) -> None:
         axes.plot(base["new"], base[key], "k*", markersize=11, label=BASE)
         for number, (name, points) in enumerate(groups.items()):
             pairs = sorted((point["new"], point[key]) for point in points)
+            style = f"-{'os^Dv'[number % 5]}"
             if name == FINE_TUNING:
-                pairs = frontier([*pairs, (base["new"], base[key])])
-            style = "k--o" if name == FINE_TUNING else f"-{'os^Dv'[number % 5]}"
+                line = frontier([*pairs, (base["new"], base[key])])
+                axes.plot(*zip(*line, strict=True), "k--", linewidth=1)
+                style = "ko"
             axes.plot(*zip(*pairs, strict=True), style, markersize=5, label=name)
         axes.set_xlabel("new: steps right after they were learned, R@1 in percent")
         axes.set_title(key, loc="left", fontweight="bold")

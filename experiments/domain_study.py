@@ -15,13 +15,15 @@ ACCURACY = "Top1_Acc_Exp"
 SUMMARY = ("transfer", "average", "last", "seen", "unseen", "harmonic")
 
 
-def accuracies(strategy: Any, stream: Any, name: str) -> list[float]:
-    """Accuracy of a strategy's model on each experience of a stream."""
+def accuracies(
+    strategy: Any, stream: Any, name: str, metric: str = ACCURACY
+) -> list[float]:
+    """Accuracy, or another metric, of a strategy's model on each experience."""
     values = strategy.eval(stream)
     found = [0.0] * len(stream)
     for key, value in values.items():
         head, _, tail = key.partition("/eval_phase/")
-        if head == ACCURACY and tail.startswith(f"{name}_stream/"):
+        if head == metric and tail.startswith(f"{name}_stream/"):
             found[int(tail.rpartition("Exp")[2])] = float(value)
     return found
 

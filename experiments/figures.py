@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avalanche_clip.common.files import write_json, write_text
 from avalanche_clip.common.plain import strict
 
@@ -50,3 +52,31 @@ def write_figures(
     text = "\n\n".join(part for part in (*parts, note) if part)
     write_text(folder / "figures.txt", text + "\n")
     return text
+
+
+# ------------------------------------------------------------------- trade-offs
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in both coordinates, in ascending order.
+
+    >>> frontier([(1, 5), (2, 3), (1.5, 2), (3, 3)])
+    [(1, 5), (3, 3)]
+    """
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, reverse=True):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best[::-1]
+
+
+def kept_at(points: Sequence[tuple[float, float]], learned: float) -> float:
+    """What is kept by who learns ``learned``, on the line through the best points.
+
+    :param points: pairs of learned and kept.
+    :return: NaN if nobody learns as much; where all of the best learn more, what
+        the first of them keeps.
+
+    >>> kept_at([(0, 10), (4, 2), (1, 1)], 1)
+    8.0
+    """
+    x, y = zip(*frontier(points), strict=True)
+    return float(np.interp(learned, x, y, right=np.nan))

@@ -2,19 +2,29 @@
 
 Commands (from the repository root):
 
+    python experiments/multi_domain_emoji.py --search
     python experiments/multi_domain_emoji.py --seeds 0,1,2
-    python experiments/multi_domain_emoji.py --methods moe-adapters,fine-tuning
-    python experiments/multi_domain_emoji.py --validation --methods fine-tuning:3e-4
+    python experiments/multi_domain_emoji.py --seeds 0,1,2 --order II
+    python experiments/multi_domain_emoji.py --methods moe-adapters,fine-tuning:3e-4
+    python experiments/multi_domain_emoji.py --curve --seeds 0,1,2
 
-A tiny CLIP that knows the emoji of 2010 (``emoji-2010`` weights) learns the later
-ones group by group, with their names as classes. Tests are drawings in a style
-never trained on (Twemoji), among the classes of their own group. Adapters are tested
-three times after each domain: with the router that DDAS chooses for each image, with
-the one it chooses for a batch of one domain (as the authors do), and with the newest
-router (no DDAS); at the end also with that of the image's own domain.
-``method:0.001`` gives a method another learning rate. ``--validation`` is for
-choosing rates and lengths: it trains on Noto alone and tests on OpenMoji, so that the
-style of the test stays unseen. A killed command, given again, goes on where it
+A tiny CLIP that knows icons and the emoji of 2010 (``icons`` weights) learns the later
+emoji group by group, with their names as classes. Tests are drawings in a style
+never trained on (Twemoji), among the classes of their own group; what is kept beside
+them is measured on the emoji of 2010 and on icons whose names were never trained on.
+Adapters are tested three times after each domain: with the router that DDAS chooses
+for each image, with the one it chooses for a batch of one domain (as the authors do),
+and with the newest router (no DDAS); at the end also with that of the image's own
+domain.
+
+``--search`` chooses rates and weights of methods, by the average of the paper: it
+trains on Noto alone and tests on OpenMoji, so that the style of the test stays unseen.
+``method:0.001`` gives a method another learning rate, ``zscl:0.001:3`` also another
+weight. ``--order II`` is that of MTIL (ZSCL), without the two places that nine domains
+do not fill; order I is that of the Unicode charts. With ``fine-tuning`` at two or more
+rates beside ``zero-shot``, tables say what methods keep more than fine-tuning does
+where it learns as much. ``--curve`` compares patching with early stopping of the same
+training, see ``domain_curve.py``. A killed command, given again, goes on where it
 stopped; commands with other methods or seeds may share a folder and run side by side.
 """
 
@@ -23,27 +33,75 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from command_line import device_name, seed_list
+from domain_figures import line, write_tables
 from domain_study import (
     ACCURACY,
     constant_matrix,
     once,
     parameter_counts,
-    spread_table,
-    summary_line,
     write_routing,
-    write_study,
 )
+from icon_classes import with_icons
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
+from search import chosen, search, search_table
 
-METHODS = ("moe-adapters", "moe-no-freeze", "fine-tuning", "zscl", "zero-shot")
+STUDY = "multi_domain_emoji"
+METHODS = (
+    "zero-shot",
+    "fine-tuning",
+    "patching",
+    "vr-lwf",
+    "zscl",
+    "lora",
+    "lora-merged",
+    "moe-adapters",
+    "moe-no-freeze",
+    "joint",
+)
+WEIGHTS = {
+    "zscl": "weight",
+    "vr-lwf": "weight",
+    "patching": "alpha",
+    "moe-adapters": "hidden",
+    "moe-no-freeze": "hidden",
+}
+"""The setting of a method beside its learning rate: the weight of both terms of
+distillation, the share of the trained weights in what is deployed, or the width of the
+selector's autoencoders (wide ones call more images unfamiliar)."""
+LIKE = {"moe-no-freeze": "moe-adapters"}
+"""Ablations have the settings of their method."""
+
+
+def _rates(*rates: float, **others: Sequence[float]) -> list[dict[str, float]]:
+    found = [{"lr": rate} for rate in rates]
+    for name, values in others.items():
+        found = [{**candidate, name: v} for candidate in found for v in values]
+    return found
+
+
+GRID = {
+    "fine-tuning": _rates(1e-4, 3e-4, 1e-3, 2e-3),
+    "patching": _rates(1e-3, 2e-3, alpha=(0.4, 0.7)),
+    "vr-lwf": _rates(3e-4, 1e-3, weight=(1, 3)),
+    "zscl": _rates(3e-4, 1e-3, weight=(1, 3)),
+    "lora": _rates(1e-3, 3e-3, 1e-2),
+    "lora-merged": _rates(1e-3, 3e-3, 1e-2),
+    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 100)),
+    "joint": _rates(3e-4, 1e-3, 2e-3),
+}
+"""Candidates of ``--search``."""
+JOINT_BATCH = 3
+"""Joint training takes batches so many times as large."""
+ORDERS = {"I": None, "II": (6, 7, 8, 5, 0, 1, 3, 4, 2)}
 
 VIEWS = {
     "test": RouterView(),
@@ -58,7 +116,7 @@ STREAMS = {
     "moe-no-freeze": ("test", "test_batch"),
 }
 """Streams tested after each domain; of all other methods only ``"test"``.
-``test_own`` and ``reference_test`` are tested once, at the end."""
+``test_own``, ``reference_test`` and ``icons`` are tested once, at the end."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +124,18 @@ class Config:
     """Settings of a run; variants use ``dataclasses.replace``.
 
     ``iterations`` are updates per domain, the last of which has learning rate
-    zero. ``rates`` are the learning rates of the methods; the published ones are
-    for a model a hundred times as large. ``expert_scale`` is 1 instead of the
-    published 0.1: experts of so narrow a model learn too slowly otherwise.
-
-    All chosen with ``--validation`` and seed 0 (sweeps in LOG.md). A warm-up of 100
-    updates, as published, decides whether adapters learn many classes at all: of
-    257 flags in 201 updates of 128 images 89 % of the training drawings are
-    recognised (with 20 updates of warm-up at rate 3e-3: 29 %). The selector reads
-    all tokens, as published: 48 % of unseen drawings go to the router of their own
-    domain, of nine, with mean and deviation of the tokens 32 %.
+    zero; joint training sees as many images as all domains together. Learning rates
+    and weights come from ``settings/multi_domain_emoji.json``. ``expert_scale`` is 1
+    instead of the published 0.1: experts of so narrow a model learn too slowly
+    otherwise. ZSCL's published ``consolidation`` is 1, for a learning rate of 1e-5.
     """
 
     model: str = "tiny-emoji-vit"
-    iterations: int = 201
-    warmup: int = 100
-    train_mb_size: int = 128
-    rates: dict[str, float] = field(
-        default_factory=lambda: {
-            "moe-adapters": 7e-3,
-            "moe-no-freeze": 7e-3,
-            "fine-tuning": 1e-3,
-            "zscl": 1e-3,
-            "zero-shot": 1e-5,
-        }
-    )
+    pretrained: str = "icons"
+    order: str = "I"
+    iterations: int = 60
+    warmup: int = 20
+    train_mb_size: int = 64
     label_smoothing: float = 0.2
     num_experts: int = 18
     top_k: int = 2
@@ -98,30 +143,34 @@ class Config:
     expert_scale: float = 1.0
     selector_pooling: str = "none"
     selector_hidden: int = 16
-    selector_iterations: int = 1000
+    selector_iterations: int = 300
     selector_rate: float = 0.003
     averaging_interval: int = 10
+    consolidation: float = 0.01
     validation: bool = False
     device: str = "cpu"
     seed: int = 0
 
 
 def build_model(config: Config) -> Any:
-    """Return the model that knows the emoji of 2010."""
+    """Return the model before the stream."""
     from avalanche_clip.models import create_dual_encoder
 
-    return create_dual_encoder(config.model, "emoji-2010", device=config.device)
+    return create_dual_encoder(config.model, config.pretrained, device=config.device)
 
 
 def build_benchmark(config: Config, model: Any) -> Any:
-    """Return the stream of emoji groups, prepared for the model."""
+    """Return the stream of emoji groups, and icons, prepared for the model."""
     from avalanche_clip.benchmarks import multi_domain_emoji, prepare_benchmark
 
     styles: dict[str, Any] = {}
     if config.validation:
         styles = {"styles": ("noto",), "test_style": "openmoji"}
-    benchmark = multi_domain_emoji(seed=config.seed, **styles)
-    return prepare_benchmark(copy_test_stream(benchmark, VIEWS), model)
+    benchmark = multi_domain_emoji(
+        order=ORDERS[config.order], seed=config.seed, **styles
+    )
+    benchmark = copy_test_stream(with_icons(benchmark), VIEWS)
+    return prepare_benchmark(benchmark, model)
 
 
 def build_selector(config: Config) -> Any:
@@ -148,18 +197,38 @@ def build_features(config: Config) -> Any:
     return ModelFeatures(build_model(config), config.selector_pooling)
 
 
-def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> Any:
-    """Return the strategy of a method; ``name:rate`` sets the learning rate."""
-    from avalanche_clip.training.supervised import (
-        ClassNameFineTuning,
-        ClassNameZSCL,
-        MoEAdapters,
-    )
+def settings_of(method: str) -> dict[str, float]:
+    """Learning rate and weight of a method: those that it names, or those chosen.
 
-    name, _, rate = method.partition(":")
+    :raises ValueError: for what is no number, one too many, or settings that have
+        not been chosen yet.
+    """
+    name, *values = method.split(":")
+    names = ["lr", *([WEIGHTS[name]] if name in WEIGHTS else [])]
+    if name == "zero-shot":
+        names = []
+    try:
+        given = dict(zip(names, map(float, values), strict=False))
+    except ValueError:
+        given = {}
+    if len(given) < len(values):
+        raise ValueError(
+            f"{method!r} must be {':'.join([name, *(n.upper() for n in names)])} with "
+            f"numbers, or {name} for those that were chosen."
+        )
+    if len(given) == len(names):
+        return given
+    return {**chosen(STUDY, LIKE.get(name, name)), **given}
+
+
+def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> Any:
+    """Return the strategy of a method, see :func:`settings_of`."""
+    from avalanche_clip.training import supervised
+
+    name, settings = method.partition(":")[0], settings_of(method)
     options: dict[str, Any] = {
         "model": model,
-        "lr": float(rate) if rate else config.rates[name],
+        "lr": settings.get("lr"),
         "budget_iterations": config.iterations,
         "warmup_iterations": config.warmup,
         "train_mb_size": config.train_mb_size,
@@ -171,7 +240,8 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
     }
     if name.startswith("moe"):
         options["plugins"].append(RouterViewsPlugin(VIEWS))
-        return MoEAdapters(
+        config = replace(config, selector_hidden=int(settings["hidden"]))
+        return supervised.MoEAdapters(
             selector=build_selector(config),
             reference_images=benchmark.streams["reference"],
             num_experts=config.num_experts,
@@ -187,13 +257,46 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         )
     if name == "zscl":
         known = benchmark.streams["reference"]
-        return ClassNameZSCL(
+        return supervised.ClassNameZSCL(
             reference_images=known,
             reference_texts=list(known[0].class_names),
+            distillation_weight=settings["weight"],
+            consolidation_weight=config.consolidation,
             averaging_interval=config.averaging_interval,
             **options,
         )
-    return ClassNameFineTuning(**options)
+    if name == "joint":
+        # each step reads the names of all classes: fewer and larger ones
+        options["train_mb_size"] *= JOINT_BATCH
+        total = config.iterations * len(benchmark.train_stream)
+        options["budget_iterations"] = total // JOINT_BATCH
+        return supervised.ClassNameJoint(**options)
+    if name.startswith("lora"):
+        rate = options.pop("lr")
+        return supervised.ClassNameLoRA(
+            merge=name == "lora-merged",
+            optimizer=partial(torch.optim.AdamW, lr=rate),
+            later_warmup_iterations=config.warmup,
+            **options,
+        )
+    options["plugins"] += _plugins(name, settings)
+    return supervised.ClassNameFineTuning(**options)
+
+
+def _plugins(name: str, settings: Mapping[str, float]) -> list[Any]:
+    """What makes a method of fine-tuning."""
+    from avalanche_clip.training.plugins import (
+        VocabularyReplayPlugin,
+        WeightAveragingPlugin,
+    )
+
+    if name == "vr-lwf":
+        weights = dict.fromkeys(("image_weight", "text_weight"), settings["weight"])
+        return [VocabularyReplayPlugin(**weights)]
+    if name == "patching":
+        # PatchingPlugin with one coefficient, but from the first domain on.
+        return [WeightAveragingPlugin("wise", alpha=settings["alpha"])]
+    return []
 
 
 def _quiet(description: str) -> dict[str, Any]:
@@ -213,11 +316,13 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     """Run one method with one seed.
 
     :return: rows of the table by name, one or (adapters) one per view. Each has
-        ``matrix`` ``A[i, j]`` in [0, 1] on the tested stream, ``base`` the
-        accuracy on the emoji of 2010 at the end and ``own`` the mean accuracy with
-        the right routers then (None where there is none), ``trainable`` the
-        numbers trained in the first domain, ``labels``, and ``routing`` of
-        methods with a selector.
+        ``matrix`` ``A[i, j]`` in [0, 1] on the tested stream (of joint training its
+        one row again and again); ``before``, that of the model before the stream;
+        ``base`` and ``icons``, the accuracy on the emoji of 2010 and on held-out
+        icons at the end, and ``own``, the mean accuracy with the right routers then
+        (None where there is none); ``trainable``, the numbers trained in the first
+        domain; ``joint``, whether there was one training; ``labels``, ``chance``, and
+        ``routing`` of methods with a selector.
     """
     from avalanche_clip.training import run_stream
 
@@ -227,20 +332,22 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     strategy = build_strategy(config, method, model, benchmark)
     moe = getattr(strategy, "moe", None)
     # the base model was trained on OpenMoji drawings of 2010
-    final = [] if config.validation else ["reference_test"]
-    settings = {"method": method, **asdict(config), "device": None}
+    final = ["icons"] if config.validation else ["reference_test", "icons"]
+    own = settings_of(method)
+    settings = {"method": method, **asdict(config), **own, "device": None}
+    tested = benchmark.streams["test"]
     found: dict[str, Any] = {
+        "joint": False,
         "trainable": parameter_counts(strategy)["trainable"],
-        "labels": [e.label for e in benchmark.streams["test"]],
-        "routing": None,
-        "base": None,
-        "own": None,
+        "labels": [e.label for e in tested],
+        "chance": [1 / len(e.class_ids) for e in tested],
+        **dict.fromkeys(("routing", "base", "icons", "own")),
     }
     if method == "zero-shot":
         values = once(strategy, benchmark, ["test", *final], out_dir, settings)
-        base = values.get("reference_test", [None])[0]
         matrix = constant_matrix(values["test"])
-        return {method: {**found, "trainable": 0, "matrix": matrix, "base": base}}
+        row = {**found, "trainable": 0, "matrix": matrix, "before": matrix[0]}
+        return {method: {**row, **_kept(values)}}
     streams = STREAMS.get(method.partition(":")[0], ("test",))
     result = run_stream(
         strategy, benchmark, out_dir, streams=streams, resume=True, method=method
@@ -249,9 +356,12 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     values = once(strategy, benchmark, last, out_dir, settings)
     rows = {}
     for stream in streams:
-        row = {**found, "matrix": result.matrix(ACCURACY, stream)}
+        matrices = result.matrices[stream][ACCURACY]
+        row = {**found, "matrix": matrices["E"], "before": matrices["before"]}
+        if len(row["matrix"]) < len(tested):  # one training
+            row.update(joint=True, matrix=constant_matrix(row["matrix"][-1]))
         if stream == "test":
-            row["base"] = values.get("reference_test", [None])[0]
+            row.update(_kept(values))
         if moe:
             row["routing"] = moe.routing[stream]
             row["own"] = float(np.mean(values["test_own"]))
@@ -261,64 +371,97 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     return rows
 
 
-def line(found: dict[str, Any]) -> dict[str, float]:
-    """Figures of one run for the table."""
-    named = {"2010": found["base"], "own router": found["own"]}
-    others = {k: float("nan") if v is None else 100 * v for k, v in named.items()}
-    summary = summary_line(found["matrix"])
-    return {**summary, **others, "trainable": found["trainable"]}
+def _kept(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    found = {"base": "reference_test", "icons": "icons"}
+    return {name: values.get(stream, [None])[0] for name, stream in found.items()}
 
 
-def write_tables(runs: dict[str, list[dict[str, Any]]], out: Path) -> str:
-    """Write tables and plots over methods; return the text."""
-    lines = {method: [line(found) for found in rows] for method, rows in runs.items()}
-    note = (
-        "accuracy in percent, mean ± standard deviation over seeds; trainable: numbers "
-        "trained\nin the first domain. Rows of one adapter method are one training, "
-        "tested with other\nchoices of routers: by DDAS per image and per batch, or "
-        "always the newest (no-ddas);\nown router: last, if each image came with that "
-        "of its domain."
-    )
-    return write_study([spread_table(lines), note], runs, lines, out)
+def choose(config: Config, methods: Sequence[str], out: Path) -> str:
+    """Choose settings of methods on validation drawings; return what was tried."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+
+    def score(method: str, candidate: Mapping[str, Any]) -> float:
+        text = ":".join([method, *(f"{value:g}" for value in candidate.values())])
+        rows = run(config, text, out / text.replace(":", "_") / f"seed_{config.seed}")
+        runs.update({name: [row] for name, row in rows.items()})
+        found = line(rows[text])
+        return found["last"] if method == "joint" else found["average"]
+
+    facts = {
+        "base": config.pretrained,
+        "order": config.order,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "train_mb_size": config.train_mb_size,
+        "score": "average on validation drawings (last of joint training)",
+    }
+    search(STUDY, {m: GRID[m] for m in methods if m in GRID}, score, facts)
+    if runs:
+        print("\n" + write_tables(runs, out, facts))
+    return search_table(STUDY)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--order", choices=list(ORDERS), default=Config.order)
     parser.add_argument(
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", type=device_name, default="cpu")
+    parser.add_argument("--pretrained", default=Config.pretrained)
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--search", action="store_true", help="choose settings, seed 0")
+    parser.add_argument("--curve", action="store_true", help="patching, early stopping")
     options = parser.parse_args(argv)
     methods = list(dict.fromkeys(options.methods.split(",")))
     unknown = sorted({m.split(":")[0] for m in methods} - set(METHODS))
     if unknown:
         parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    if options.curve:
+        methods = [m for m in methods if m.split(":")[0] == "fine-tuning"]
+        if len(methods) != 1:
+            parser.error("--curve is of one training; give --methods fine-tuning:RATE")
+    try:
+        for method in () if options.search else methods:
+            settings_of(method)
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
-    kind = "_validation" if options.validation else ""
-    out = Path(options.out or f"runs/multi_domain_emoji{kind}")
+    config = Config(
+        pretrained=options.pretrained,
+        order=options.order,
+        iterations=options.iterations,
+        warmup=min(Config.warmup, options.iterations // 2),
+        validation=options.validation or options.search,
+        device=options.device,
+    )
+    kind = "_curve" if options.curve else "_validation" if config.validation else ""
+    order = "" if options.order == "I" else f"_{options.order}"
+    out = Path(options.out or f"runs/{STUDY}{kind}{order}")
+    if options.search:
+        print("\n" + choose(config, methods, out))
+        return
+    if options.curve:
+        from domain_curve import write_curve
+
+        rate = settings_of(methods[0])["lr"]
+        print("\n" + write_curve(config, options.seeds, rate, out))
+        return
     runs: dict[str, list[dict[str, Any]]] = {}
     for method in methods:
         for seed in options.seeds:
-            config = replace(
-                Config(),
-                iterations=options.iterations,
-                warmup=min(Config.warmup, options.iterations // 2),
-                validation=options.validation,
-                device=options.device,
-                seed=seed,
-            )
             folder = out / method.replace(":", "_") / f"seed_{seed}"
-            for name, row in run(config, method, folder).items():
+            for name, row in run(replace(config, seed=seed), method, folder).items():
                 runs.setdefault(name, []).append(row)
             print(f"{method}, seed {seed}: {folder}")
-    print("\n" + write_tables(runs, out))
+    facts = {**asdict(config), "seed": None, "device": None, "seeds": options.seeds}
+    print("\n" + write_tables(runs, out, facts))
     trained = [m for m in methods if m != "zero-shot"]
     if trained:
         from avalanche_clip.evaluation.report.comparison import write_comparison

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from intervals import Interval, bootstrap_interval, wilson_interval
+from torch import Tensor
 
 MODELS = ("tiny-emoji", "tiny-emoji-vit")
 BASE = "emoji-2010"
@@ -51,63 +52,80 @@ class Task:
     """Drawings with their names, each a class of its own.
 
     :param kind: ``"step"``, ``"group"``, ``"all"`` or ``"icons"``.
+    :param pool: of drawings and names.
+    :param rows: of the pool.
     """
 
     kind: str
     name: str
-    drawings: Any = field(repr=False)
-    classes: tuple[str, ...] = field(repr=False)
+    pool: str
+    rows: npt.NDArray[np.int64]
 
 
 def tasks() -> list[Task]:
     """Return the emoji per time step and per group, all of them, and icons."""
-    from avalanche_clip.benchmarks.datasets import EmojiImages, load_emoji_table
+    from avalanche_clip.benchmarks.datasets import load_emoji_table
     from avalanche_clip.benchmarks.datasets.emoji import EMOJI_STEPS
     from avalanche_clip.benchmarks.datasets.icons import HeldOutIcons
 
     table = load_emoji_table()
-
-    def emoji(kind: str, name: str, chosen: npt.NDArray[np.bool_]) -> Task:
-        rows = np.flatnonzero(chosen)
-        names = tuple(table.names[row] for row in rows)
-        return Task(kind, name, EmojiImages("twemoji", rows), names)
-
-    icons = HeldOutIcons()
-    return [
-        *(emoji("step", s.label, table.step == k) for k, s in enumerate(EMOJI_STEPS)),
+    chosen = [
+        *(("step", s.label, table.step == k) for k, s in enumerate(EMOJI_STEPS)),
         *(
-            emoji("group", name, (table.group == k) & (table.step > 0))
+            ("group", name, (table.group == k) & (table.step > 0))
             for k, name in enumerate(table.groups)
         ),
-        emoji("all", "all emoji", table.step >= 0),
-        Task("icons", "held-out icons", [icon for icon, _ in icons], icons.names),
+        ("all", "all emoji", table.step >= 0),
     ]
+    emoji = [Task(kind, name, "emoji", np.flatnonzero(m)) for kind, name, m in chosen]
+    every = np.arange(len(HeldOutIcons()))
+    return [*emoji, Task("icons", "held-out icons", "icons", every)]
 
 
-def hits(model: Any, task: Task, templates: Sequence[str]) -> Hits:
-    """Return which drawings are named rightly; a tie is a miss.
+def pools() -> dict[str, tuple[Sequence[Any], Sequence[str]]]:
+    """Return drawings and their names, by pool."""
+    from avalanche_clip.benchmarks.datasets import EmojiImages, load_emoji_table
+    from avalanche_clip.benchmarks.datasets.icons import HeldOutIcons
 
-    :param model: a ``DualEncoder``.
-    """
+    sheet, icons = EmojiImages("twemoji"), HeldOutIcons()
+    emoji = [sheet[row] for row in range(len(sheet))]
+    return {
+        "emoji": (emoji, load_emoji_table().names),
+        "icons": ([icons[row][0] for row in range(len(icons))], icons.names),
+    }
+
+
+@torch.inference_mode()
+def encode_drawings(model: Any, drawings: Sequence[Any]) -> Tensor:
+    """Return features of drawings, ``(N, D)``."""
+    transform = model.transform(False)
+    parts = [torch.stack([transform(d) for d in part]) for part in _parts(drawings)]
+    return torch.cat([model.encode_image(part) for part in parts])
+
+
+@torch.inference_mode()
+def encode_names(model: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Return a vector per name, the mean over templates, ``(N, D)``."""
     from avalanche_clip.benchmarks import ClassPrompts
     from avalanche_clip.evaluation.functional import class_vectors
+
+    prompts = ClassPrompts(names, templates).prompts(which="all")
+    texts = [text for row in prompts for text in row]
+    words = [model.encode_text(model.tokenizer(part)) for part in _parts(texts)]
+    owners = torch.arange(len(prompts)).repeat_interleave(len(templates))
+    return class_vectors(torch.cat(words), owners)
+
+
+def _parts(items: Sequence[Any], size: int = 256) -> list[list[Any]]:
+    return [list(items[k : k + size]) for k in range(0, len(items), size)]
+
+
+def hits(drawings: Tensor, names: Tensor) -> Hits:
+    """Return which drawings are named rightly, row by row; a tie is a miss."""
     from avalanche_clip.evaluation.functional.ranks import retrieval_ranks
 
-    prompts = ClassPrompts(task.classes, templates).prompts(which="all")
-    texts = [text for row in prompts for text in row]
-    owners = torch.arange(len(prompts)).repeat_interleave(len(templates))
-    transform = model.transform(False)
-    images = [transform(image) for image in task.drawings]
-    with torch.inference_mode():
-        features = [model.encode_image(torch.stack(p)) for p in _parts(images)]
-        words = [model.encode_text(model.tokenizer(list(p))) for p in _parts(texts)]
-        vectors = class_vectors(torch.cat(words), owners)
-        ranks = retrieval_ranks(torch.cat(features), vectors)
-    return (ranks.image_to_text == 0).numpy()
-
-
-def _parts(items: Sequence[Any], size: int = 256) -> list[Any]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    found = retrieval_ranks(drawings, names).image_to_text == 0
+    return found.numpy()
 
 
 def measure(
@@ -117,10 +135,19 @@ def measure(
     from avalanche_clip.models import create_dual_encoder
 
     model = create_dual_encoder(preset, pretrained).eval()
-    return {
-        prompts: [hits(model, task, templates) for task in todo]
-        for prompts, templates in TEMPLATES.items()
+    known = {
+        pool: (
+            encode_drawings(model, drawings),
+            {kind: encode_names(model, names, t) for kind, t in TEMPLATES.items()},
+        )
+        for pool, (drawings, names) in pools().items()
     }
+    found: dict[str, list[Hits]] = {kind: [] for kind in TEMPLATES}
+    for task in todo:
+        drawings, names = known[task.pool]
+        for kind, vectors in names.items():
+            found[kind].append(hits(drawings[task.rows], vectors[task.rows]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,7 +175,7 @@ def rows(
     columns = [(weights, kind) for weights in found for kind in found[weights]]
     lines = []
     for place, task in enumerate(todo):
-        size = len(task.classes)
+        size = len(task.rows)
         cells = {}
         for weights, kind in columns:
             right = found[weights][kind][place]

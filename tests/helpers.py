@@ -232,7 +232,12 @@ def quiet_evaluator(metrics=()):
 
 def train_stream(strategy, benchmark, steps=None, **options):
     """Train on the first ``steps`` experiences, without evaluation in between."""
-    for experience in list(benchmark.train_stream)[:steps]:
+    from avalanche_clip.training.methods.joint import JointTraining
+
+    visits = list(benchmark.train_stream)[:steps]
+    if isinstance(strategy, JointTraining):
+        visits = [visits]
+    for experience in visits:
         strategy.train(experience, **{"eval_streams": [], **options})
     return strategy
 

@@ -66,6 +66,9 @@ from avalanche_clip.benchmarks.streams.languages import (
     joint_languages as joint_languages,
     multilingual_benchmark as multilingual_benchmark,
 )
+from avalanche_clip.benchmarks.streams.merged import (
+    merge_experiences as merge_experiences,
+)
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
 )

@@ -1,7 +1,14 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.training.methods.c_clip import (
+    CCLIP as CCLIP,
+)
 from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
+)
+from avalanche_clip.training.methods.joint import (
+    ClassNameJoint as ClassNameJoint,
+    Joint as Joint,
 )
 from avalanche_clip.training.methods.lora import (
     ClassNameLoRA as ClassNameLoRA,

@@ -13,7 +13,7 @@ from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scen
 from tests.scripts import load_script
 
 STUDY = "alignment"
-GIVEN = {"mod-x": 44.0, "lwf": 1.0, "vr-lwf": 3.0, "zscl": 1.0}
+GIVEN = dict.fromkeys(("mod-x", "lwf", "vr-lwf", "zscl", "lora", "c-clip"), 1.0)
 OLD_BASE = ["--pretrained", "emoji-2010", "--iterations", "1"]
 
 
@@ -71,9 +71,19 @@ def test_build_plugins__of_sums(study):
     assert both[2].buffer_size == config.buffer_size
 
 
-@pytest.mark.parametrize("method", ["lwf", "vr-lwf", "zscl"])
+@pytest.mark.parametrize("method", ["lwf", "vr-lwf", "zscl", "lora", "c-clip"])
 def test_build_plugins__every_method(method, study):
     assert names(study.build_plugins(study.Config(weights=GIVEN), method))
+
+
+def test_methods_for__low_rank_updates_need_two_transformers(study):
+    assert "lora" not in study.methods_for("tiny-emoji")
+    assert "lora" in study.methods_for("tiny-emoji-vit")
+    study.check_methods(["lora:8+replay"], "tiny-emoji-vit")
+    with pytest.raises(ValueError, match="with --model tiny-emoji-vit also lora"):
+        study.check_methods(["lora:8"], "tiny-emoji")
+    with pytest.raises(ValueError, match="a lora of its own"):
+        study.check_methods(["lora+c-clip"], "tiny-emoji-vit")
 
 
 def test_configured__given_settings_win_over_chosen_ones(study, folder):
@@ -101,7 +111,7 @@ def test_default_methods__fine_tune_at_every_rate_once(study, folder):
     assert (
         len(plain) == len(study.RATES) and f"sequential:{study.RATES[1]}" not in plain
     )
-    study.check_methods(found)
+    study.check_methods(found, "tiny-emoji")
 
 
 # ------------------------------------------------------------------------ streams
@@ -166,6 +176,15 @@ def fake_result(figures, E, before, kind="test"):
     )
 
 
+def test_require_same_base__refuses_runs_of_other_weights(figures, tmp_path):
+    model = SimpleNamespace(state_fingerprint=lambda: "one", pretrained="icons")
+    figures.require_same_base(model, tmp_path / "run")
+    figures.require_same_base(model, tmp_path / "run")
+    model.state_fingerprint = lambda: "other"
+    with pytest.raises(ValueError, match=r"other weights named 'icons'.*--out"):
+        figures.require_same_base(model, tmp_path / "run")
+
+
 def test_run_line__by_hand(figures):
     result = fake_result(figures, [[0.5, 0.1], [0.2, 0.4]], [0.3, 0.2])
     line = figures.run_line(result)
@@ -188,6 +207,7 @@ def test_kept_at__leaves_out_what_is_worse_in_both(figures):
     assert figures.kept_at(points, 8) == pytest.approx(13.6)
     assert figures.kept_at(points, 11) == pytest.approx(7)
     assert np.isnan(figures.kept_at(points, 12.5))
+    assert figures.kept_at([(5.0, 9.0), (2.0, 8.0)], 1) == 9  # by who learns more, too
 
 
 def test_with_gains__against_fine_tuning_of_the_same_seed(figures):
@@ -266,10 +286,11 @@ def test_main__search_chooses_the_rate_first(
         ("--search --stream domains", "go with --stream time"),
         ("--search --seeds 1", "seed 0"),
         ("--search --methods mod-x:3", "--search is for mod-x"),
-        ("--pretrained other.safetensors", "choose them with --search"),
+        ("--pretrained emoji-2010", "choose them with --search"),
+        ("--pretrained emoji-2011", "emoji-2011"),
     ],
 )
 def test_main__refusals(study, capsys, arguments, words):
     with pytest.raises(SystemExit):
-        study.main(arguments.split())
+        study.main(["--pretrained", "emoji-2010", *arguments.split()])
     assert words in capsys.readouterr().err

@@ -16,10 +16,9 @@ def answers(*shares):
 
 @pytest.fixture
 def todo(study):
-    names = tuple("abcdefghij")
     kinds = [("step", "2010"), ("group", "Food"), ("group", "Flags")]
     kinds.append(("icons", "held-out icons"))
-    return [study.Task(kind, name, None, names) for kind, name in kinds]
+    return [study.Task(kind, name, "", np.arange(10)) for kind, name in kinds]
 
 
 def found(ours, base):
@@ -88,22 +87,24 @@ class Model:
 
 
 def test_hits__by_hand(study):
-    greys = [0, 40, 5, 83]
-    drawings = [Image.new("L", (2, 2), grey) for grey in greys]
-    task = study.Task("step", "x", drawings, ("0", "30", "60", "80"))
-    assert study.hits(Model(), task, ["{}"]).tolist() == [True, True, False, True]
+    drawings = [Image.new("L", (2, 2), grey) for grey in (0, 40, 5, 83)]
+    images = study.encode_drawings(Model(), drawings)
+
+    def found(*templates):
+        names = study.encode_names(Model(), ("0", "30", "60", "80"), templates)
+        return study.hits(images, names).tolist()
+
+    assert found("{}") == [True, True, False, True]
     # All names are the same in this template: ties are misses.
-    assert not study.hits(Model(), task, ["a {}"]).any()
+    assert found("a {}") == [False] * 4
     # Means of unit vectors of both: names at half their way to 90.
-    both = study.hits(Model(), task, ["{}", "a {}"])
-    assert both.tolist() == [True, False, False, True]
+    assert found("{}", "a {}") == [True, False, False, True]
 
 
 def test_main__writes_table_plot_and_page(study, monkeypatch, tmp_path):
     small = [t for t in study.tasks() if t.name in ("2010", "Food & Drink", "Flags")]
-    assert [len(task.classes) for task in small] == [719, 73, 257]
-    cut = [study.Task(t.kind, t.name, t.drawings, t.classes) for t in small[:2]]
-    monkeypatch.setattr(study, "tasks", lambda: cut)
+    assert [len(task.rows) for task in small] == [719, 73, 257]
+    monkeypatch.setattr(study, "tasks", lambda: small[:2])
     arguments = ["--models", "tiny-emoji", "--pretrained", "emoji-2010", "--out"]
     study.main([*arguments, str(tmp_path)])
     stored = json.loads((tmp_path / "zero_shot.json").read_text())["tiny-emoji"]

@@ -63,6 +63,7 @@ class Row:
     :param plain: the row that it then equals.
     :param moves: parts of the names of all parameters that are trained.
     :param some: whether only some of them move in a short run.
+    :param once: whether it trains once, on all that it is given.
     :param cannot: behaviour -> the reason why not, a sentence.
     """
 
@@ -76,6 +77,7 @@ class Row:
     moves: tuple[str, ...] = ("",)
     still: tuple[str, ...] = ()
     some: bool = False
+    once: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -128,6 +130,8 @@ ADAPTERS = {
     },
 }
 DER = partial(p.ReservoirReplayPlugin, 9, target="student")
+PROJECTED = (*MERGED["moves"], "feature_projector")
+CONSOLIDATION = partial(p.ContrastiveKnowledgeConsolidationPlugin, weight=3.0)
 VOCABULARY = {"text_length": 3, "teach_first_experience": True}
 
 
@@ -157,6 +161,15 @@ def beside(part: str, attach: Callable[[Any], Any]) -> Row:
 
 ROWS: dict[str, Row] = {
     "Sequential": Row("Sequential", cannot=ITSELF),
+    "Joint": Row("Joint", once=True, cannot=ITSELF),
+    "ClassNameJoint": Row(
+        "ClassNameJoint",
+        {"warmup_iterations": 0},
+        world="classes",
+        still=SCALE,
+        once=True,
+        cannot=ITSELF,
+    ),
     "CumulativeAll": Row("CumulativeAll", cannot=NO_OFF),
     "CumulativeAllStar": Row(
         "CumulativeAllStar",
@@ -235,6 +248,13 @@ ROWS: dict[str, Row] = {
         {"rank": 2, "merge": True, "share": 0.5},
         **{**MERGED, "world": "branches on classes"},
     ),
+    "CCLIP": Row(
+        "CCLIP",
+        {"rank": 2, "alpha": 16.0, "targets": ("q", "v")},
+        **{**MERGED, "moves": PROJECTED, "cannot": {}},
+        neutral={"weight": 0.0},
+        plain="LoRA, half merged",
+    ),
     "CLLCLIP": Row("CLLCLIP", **TABLE),
     # ------------------------------------------------- plugins on plain training
     "ConstantCosine": adds(
@@ -257,6 +277,13 @@ ROWS: dict[str, Row] = {
     ),
     "WeightConsolidation": adds(
         partial(p.WeightConsolidationPlugin, weight=3.0), {"weight": 0.0}
+    ),
+    "C-CLIP's loss": adds(CONSOLIDATION, {"weight": 0.0}),
+    "C-CLIP's loss on class names": Row(
+        "ClassNameLoRA",
+        {"rank": 2, "alpha": 2.0, "merge": True},
+        (CONSOLIDATION,),
+        **{**MERGED, "moves": PROJECTED, "world": "branches on classes"},
     ),
     "OnlineEWC": adds(
         partial(p.OnlineEWCPlugin, ewc_lambda=100.0, gamma=0.5, fisher_batch_size=8),
@@ -332,6 +359,11 @@ PLAIN = {
     **ROWS,
     "frozen scale": Row("Sequential", plugins=(p.FrozenLogitScalePlugin,)),
     "class names": Row(ClassNameTemplate, world="classes"),
+    "LoRA, half merged": Row(
+        "LoRA",
+        {"rank": 2, "alpha": 16.0, "merge": True, "share": 0.5},
+        world="branches",
+    ),
 }
 
 

@@ -105,7 +105,7 @@ def prepare_benchmark(
             dataset = prepare_dataset(
                 experience.dataset, model.tokenizer, groups, pixels
             )
-            if not _is_training(name):
+            if not is_training_stream(name):
                 dataset = dataset.eval()
             streams[name].append(clone_experience(experience, dataset))
     _check_sample_ids(streams)
@@ -121,7 +121,8 @@ def describe(transform: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
-def _is_training(name: str) -> bool:
+def is_training_stream(name: str) -> bool:
+    """Whether a stream of that name is there to be trained on."""
     # Avalanche's split_online_stream names its stream "train_online".
     return name == "train" or name.startswith("train_")
 
@@ -132,7 +133,7 @@ def _check_sample_ids(streams: Mapping[str, Sequence[Any]]) -> None:
         for name, stream in streams.items()
     }
     none = np.empty(0, dtype=np.int64)
-    for name in filter(_is_training, ids):
+    for name in filter(is_training_stream, ids):
         twice = repeated(*ids[name])
         if twice.size:
             where = [i for i, column in enumerate(ids[name]) if twice[0] in column]
@@ -145,7 +146,7 @@ def _check_sample_ids(streams: Mapping[str, Sequence[Any]]) -> None:
             )
         train = np.sort(np.concatenate([none, *ids[name]]))
         for other in ids:
-            if _is_training(other):
+            if is_training_stream(other):
                 continue
             theirs = np.concatenate([none, *ids[other]])
             first, end = (np.searchsorted(train, theirs, s) for s in ("left", "right"))

@@ -12,12 +12,9 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
 from avalanche_clip.benchmarks.items.facts import with_facts
-from avalanche_clip.benchmarks.items.items import attribute_array, concatenate, repeated
-from avalanche_clip.benchmarks.items.scenario import (
-    clone_experience,
-    make_experience,
-    make_scenario,
-)
+from avalanche_clip.benchmarks.items.items import attribute_array, repeated
+from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
+from avalanche_clip.benchmarks.streams.merged import merge_experiences
 from avalanche_clip.common.checks import (
     as_integer,
     as_size,
@@ -118,13 +115,9 @@ def multilingual_benchmark(
 def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLScenario:
     """Put all languages of a stream into one training experience.
 
-    The upper bound of a stream: one training on everything. Of the joint
-    experience ``languages`` holds all names, ``language`` and ``language_code``
-    are None. Other streams stay as they are; with a single step there is nothing to
-    forget, so ``protocol`` is another one.
-
     :param benchmark: made by :func:`multilingual_benchmark`, prepared or not.
     :param train_name: name of its training stream.
+    :return: the benchmark of :func:`merge_experiences`.
     :raises ValueError: if there is no such stream of languages.
     """
     experiences = list(benchmark.streams.get(train_name, ()))
@@ -133,17 +126,8 @@ def joint_languages(benchmark: CLScenario, *, train_name: str = "train") -> CLSc
             f"The benchmark has no stream {train_name!r} of languages; it has "
             f"{list(benchmark.streams)}. Use multilingual_benchmark to make one."
         )
-    whole = clone_experience(
-        experiences[0], concatenate([e.dataset for e in experiences])
-    )
-    whole.languages = tuple(name for e in experiences for name in e.languages)
-    whole.language = whole.language_code = None
-    whole.label = "joint"
-    return make_scenario(
-        {**benchmark.streams, train_name: [whole]},
-        benchmark,
-        protocol=f"{MULTILINGUAL}_joint",
-    )
+    made: CLScenario = merge_experiences(experiences).benchmark
+    return made
 
 
 # ------------------------------------------------------------- names and codes

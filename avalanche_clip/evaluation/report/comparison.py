@@ -160,12 +160,14 @@ def _collect(runs: Runs) -> dict[str, Tables]:
             if not (everywhere and html.is_score(metric)):
                 continue
             found = [tables[stream][metric] for tables in flat]
-            rows = {f"{m.E.shape} at steps {m.points or 'all'}" for m in found}
-            if len(rows) > 1:
+            shapes = [f"{m.E.shape} at steps {m.points or 'all'}" for m in found]
+            # A joint training has one row on any stream.
+            several = {s for s, m in zip(shapes, found) if len(m.E) > 1}
+            if len(several) > 1 or len({m.E.shape[1] for m in found}) > 1:
                 raise ValueError(
                     f"Matrices of {metric!r} on stream {stream!r} have shapes "
-                    f"{sorted(rows)}; compare finished runs on the same benchmark, "
-                    "with the same evaluate_at."
+                    f"{sorted(set(shapes))}; compare finished runs on the same "
+                    "benchmark, with the same evaluate_at."
                 )
             collected.setdefault(stream, {})[metric] = {
                 method: [tables[stream][metric] for tables in rows]

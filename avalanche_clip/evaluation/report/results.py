@@ -13,7 +13,11 @@ import numpy as np
 from avalanche_clip.common.checks import existing_file, require_type
 from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
-from avalanche_clip.evaluation.report.summaries import is_result, protocol_summary
+from avalanche_clip.evaluation.report.summaries import (
+    MULTILINGUAL,
+    is_result,
+    protocol_summary,
+)
 
 MAIN_METRIC = "mean_R@1"
 RESULTS_FILE = "results.json"
@@ -38,8 +42,17 @@ class Matrix:
 
     @property
     def by_step(self) -> bool:
-        """Whether there is a row for each training step."""
-        return self.points is None
+        """Whether there is a row for each of the steps that test sets are of."""
+        return self.points is None and not self.joint
+
+    @property
+    def joint(self) -> bool:
+        """Whether there was one training only, for several test sets.
+
+        Nothing can then be said of earlier and later steps.
+        """
+        rows, columns = self.E.shape
+        return rows == 1 < columns and self.protocol != MULTILINGUAL
 
     @property
     def row_labels(self) -> list[str]:

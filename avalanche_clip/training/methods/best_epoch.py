@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.streams.merged import counterparts
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.models import ExpandableTokenEmbedding
@@ -137,7 +138,7 @@ class BestEpochPlugin(MethodPlugin, supports_distributed=True):
         languages = set(getattr(experience, "languages", ()))
         found = [e for e in stream if languages & set(getattr(e, "languages", ()))]
         if not languages:
-            found = stream[strategy.experience_index :][:1]
+            found = counterparts(experience, stream)
         if not found:
             raise ValueError(
                 f"Stream {self.validation!r} has no data for experience "

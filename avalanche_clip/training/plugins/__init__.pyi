@@ -5,6 +5,9 @@ from avalanche_clip.training.methods.best_epoch import (
 from avalanche_clip.training.methods.budgeted_replay import (
     BudgetedReplayPlugin as BudgetedReplayPlugin,
 )
+from avalanche_clip.training.methods.c_clip import (
+    ContrastiveKnowledgeConsolidationPlugin as ContrastiveKnowledgeConsolidationPlugin,
+)
 from avalanche_clip.training.methods.cll_clip.expansion import (
     TokenEmbeddingExpansionPlugin as TokenEmbeddingExpansionPlugin,
 )

@@ -224,6 +224,7 @@ def load_state(strategy: Any, path: str | Path, benchmark: Any) -> int:
     require_finite(state, path)
     with undone_on_error(strategy):
         strategy.check_setup()  # of plugins that were appended, too
+        benchmark = strategy.as_trained(benchmark)
         require_same_strategy(state["identity"], strategy, benchmark, path)
         return restore_state(strategy, state, benchmark, path)
 

@@ -16,6 +16,7 @@ import numpy as np
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.content import data_summary
 from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.benchmarks.streams.merged import counterparts, merge_experiences
 from avalanche_clip.common.checks import did_you_mean
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
@@ -118,7 +119,8 @@ def run_stream(
     goes on from its newest checkpoint with ``resume=True``; on the CPU it then
     ends with the same weights and matrices as an uninterrupted one. With
     several processes all evaluate and the main one writes. A strategy with
-    ``eval_every`` is evaluated in training on its step of stream ``valid``.
+    ``eval_every`` is evaluated in training on its step of stream ``valid``. A
+    :class:`Joint` strategy trains once, on the whole stream: ``E`` has one row.
 
     One run at a time works in a folder, which it locks. What counts on resuming is
     the newest checkpoint that can be used; it says which run it is of, and a lost or
@@ -164,6 +166,8 @@ def run_stream(
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given["evaluate_at"] = evaluate_at
     agree_on_run(strategy, benchmark, given)
+    with distributed.together("merging the training stream"):
+        benchmark = strategy.as_trained(benchmark)
     unknown = [s for s in streams if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(
@@ -292,7 +296,9 @@ class _Run:
         """
         if not validates(self.strategy, self.benchmark):
             return []
-        return [[self.benchmark.streams["valid"][index]]]
+        streams = self.benchmark.streams
+        own = counterparts(streams["train"][index], streams["valid"])
+        return [[merge_experiences(own)] if len(own) > 1 else own]
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""

@@ -41,11 +41,10 @@ class FrozenBase:
             self.note()
 
     def _frozen(self) -> list[tuple[str, Tensor]]:
-        return [
-            (name, parameter)
-            for name, parameter in self.strategy.model.named_parameters()
-            if not parameter.requires_grad and name not in self.strategy.groups.known
-        ]
+        model, known = self.strategy.model, self.strategy.groups.known
+        stored = model.state_dict().keys() - known  # some parts store nothing
+        named = model.named_parameters()
+        return [(n, p) for n, p in named if not p.requires_grad and n in stored]
 
     def unchanged(self) -> dict[str, Any]:
         """Names and common hash of the weights that need not be stored."""

@@ -110,6 +110,13 @@ class StepTemplate(SupervisedTemplate):
             return self.visits.next_index
         return int(experience.logging().current_experience)
 
+    def as_trained(self, benchmark: Any) -> Any:
+        """Return a benchmark with the steps that are trained, by default its own.
+
+        :func:`run_stream` and :func:`load_state` work on what this returns.
+        """
+        return benchmark
+
     @property
     def planned_iterations(self) -> int:
         """Optimiser steps of the running experience."""

@@ -116,6 +116,15 @@ class _Watcher(PluginContract):
                 "act there; give the experience with the index of the step as "
                 "eval_streams to train()."
             )
+        for group in groups if self.watches and hasattr(experience, "merged") else ():
+            watched = _name(group) in self._streams(visited) and len(group) > 1
+            if watched and len(experience.merged) > 1:
+                raise ValueError(
+                    f"{self.what}, and would read the value of its first experience "
+                    "alone, but the step that is trained is the union of "
+                    f"{len(experience.merged)}; give merge_experiences(stream) as "
+                    "eval_streams to train()."
+                )
 
 
 class SchedulerContract(_Watcher):

@@ -18,6 +18,8 @@ from typing import Any
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.items import concatenate
+from avalanche_clip.benchmarks.streams.merged import counterparts
 from avalanche_clip.common.checks import (
     as_finite,
     as_size,
@@ -289,16 +291,17 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
 
     def _held_out(self, strategy: Any) -> Any:
         """Images of the running experience that are not trained on."""
-        name, index = self.calibration, strategy.experience_index
-        stream = getattr(strategy.experience.logging(), "_origin_stream", None)
+        name, experience = self.calibration, strategy.experience.logging()
+        stream = getattr(experience, "_origin_stream", None)
         streams = getattr(getattr(stream, "benchmark", None), "streams", {})
-        if name not in streams or len(streams[name]) <= index:
+        own = counterparts(experience, streams.get(name, ()))
+        if not own:
             raise ValueError(
                 f"calibration={name!r} needs a stream of that name with one experience "
                 f"per training experience; the benchmark has {sorted(streams)}. Make "
                 "one with split_validation, or use calibration=None."
             )
-        return streams[name][index].dataset.eval()
+        return concatenate([e.dataset for e in own]).eval()
 
     def _book(self, strategy: Any, loader: Any, iterations: int) -> None:
         """Account for the passes that the selector has just made."""
