@@ -72,10 +72,10 @@ PAPERS = {
     "CLL-CLIP": "Yang et al., AAAI 2024 (arXiv 2401.17186)",
 }
 
-_RATES = "fine-tuning:1e-4,fine-tuning:3e-4,fine-tuning:1e-3,fine-tuning:2e-3"
 _DOMAINS = (
-    "python experiments/multi_domain_emoji.py --seeds 0,1,2 --methods "
-    f"zero-shot,fine-tuning,{_RATES},vr-lwf,zscl,moe-adapters,moe-no-freeze"
+    "python experiments/multi_domain_emoji.py --seeds 0,1,2 --methods zero-shot,"
+    "fine-tuning,fine-tuning:1e-4,fine-tuning:3e-4,fine-tuning:1e-3,fine-tuning:2e-3,"
+    "patching,vr-lwf,zscl,lora,lora-merged,moe-adapters,moe-no-freeze,joint"
 )
 STUDIES = {
     "time": Study(
@@ -90,14 +90,13 @@ STUDIES = {
     "domains II": Study("multi_domain_emoji_II", f"{_DOMAINS} --order II"),
     "curve": Study(
         "multi_domain_emoji_curve",
-        "python experiments/multi_domain_emoji.py --curve --seeds 0,1,2 "
-        "--methods fine-tuning",
+        "python experiments/multi_domain_emoji.py --curve --seeds 0,1,2",
     ),
     "languages": Study(
         "languages_emoji",
         "python experiments/languages_emoji.py --seeds 0,1,2 --methods cll-clip,teir,"
-        "init-only,regularize-only,fine-tune+teir,er,er+teir,der,der+teir,oewc,"
-        "oewc+teir,mla,mla+teir,lora,lora+teir",
+        "init-only,regularize-only,teir-snapshots,fine-tune,fine-tune+teir,er,er+teir,"
+        "der,der+teir,oewc,oewc+teir,mla,mla+teir,lora,lora+teir,frozen,joint",
     ),
 }
 
@@ -182,22 +181,37 @@ CLAIMS = (
         (
             *_each("alignment", "old", "mod-x|sequential"),
             *_each("alignment", "new", "mod-x|sequential", margin=LEARNING),
-            *_each("alignment", "old+", "mod-x"),
         ),
+    ),
+    Claim(
+        "Mod-X",
+        "It is no slower learning that keeps more.",
+        "implied by the comparison with other methods",
+        "recall of old steps above that of fine-tuning that learns as much (old+)",
+        _each("alignment", "old+", "mod-x"),
     ),
     # --------------------------------------------------------------------- VR-LwF
     Claim(
         "VR-LwF",
-        "Zero-shot recognition is kept better than by fine-tuning, at comparable "
-        "learning.",
+        "Zero-shot recognition is kept better than by fine-tuning.",
         "abstract; Transfer 57.2 against 44.6 in the tables of ZSCL (order I)",
-        "transfer, and accuracy on held-out icons, above fine-tuning's; transfer also "
-        "above that of fine-tuning that learns as much (transfer+)",
+        "transfer, and accuracy on held-out icons, above fine-tuning's; learned not "
+        f"{LEARNING:g} point or more below",
         (
             *_each("domains", "transfer", "vr-lwf|fine-tuning"),
             *_each("domains", "icons", "vr-lwf|fine-tuning"),
             *_each("domains", "learned", "vr-lwf|fine-tuning", margin=LEARNING),
+        ),
+    ),
+    Claim(
+        "VR-LwF",
+        "So it is at comparable learning.",
+        "implied by the comparison",
+        "transfer, and accuracy on held-out icons, above those of fine-tuning that "
+        "learns as much (transfer+, icons+)",
+        (
             *_each("domains", "transfer+", "vr-lwf"),
+            *_each("domains", "icons+", "vr-lwf"),
         ),
     ),
     Claim(
@@ -217,12 +231,21 @@ CLAIMS = (
         "Zero-shot transfer is kept better than by fine-tuning, and what was learned "
         "too.",
         "MTIL order I: Transfer 68.1 against 44.6, Last 83.6 against 77.3",
-        "transfer and last above fine-tuning's, and transfer above that of fine-tuning "
-        "that learns as much (transfer+); order I",
+        "transfer and last above fine-tuning's; order I",
         (
             *_each("domains", "transfer", "zscl|fine-tuning"),
             *_each("domains", "last", "zscl|fine-tuning"),
+        ),
+    ),
+    Claim(
+        "ZSCL",
+        "So it is at comparable learning.",
+        "implied by the comparison",
+        "transfer, and accuracy on held-out icons, above those of fine-tuning that "
+        "learns as much (transfer+, icons+)",
+        (
             *_each("domains", "transfer+", "zscl"),
+            *_each("domains", "icons+", "zscl"),
         ),
     ),
     Claim(
@@ -348,13 +371,20 @@ CLAIMS = (
     ),
     Claim(
         "CLL-CLIP",
+        "TEIR helps replay, too.",
+        "XM3600, text to image: 24.7 against 19.4 (ER)",
+        "average recall with TEIR above that without",
+        _each("languages", "AR", "er+teir|er"),
+    ),
+    Claim(
+        "CLL-CLIP",
         "TEIR helps other continual methods, too.",
-        "main table: all of ER, DER, oEWC, MLA, LoRA",
+        "main table: all of DER, oEWC, MLA, LoRA",
         "average recall with TEIR above that without",
         _each(
             "languages",
             "AR",
-            "er+teir|er, der+teir|der, oewc+teir|oewc, mla+teir|mla, lora+teir|lora",
+            "der+teir|der, oewc+teir|oewc, mla+teir|mla, lora+teir|lora",
         ),
     ),
     Claim(

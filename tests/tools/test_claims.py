@@ -192,6 +192,33 @@ def test_claims__name_known_studies_and_papers(script):
             assert one.method and one.method != one.other
 
 
+FILES = {
+    "time": ("tic_emoji", ()),
+    "alignment": ("alignment", ("alignment_study",)),
+    "domains": ("multi_domain_emoji", ("domain_figures",)),
+    "domains II": ("multi_domain_emoji", ("domain_figures",)),
+    "languages": ("languages_emoji", ("language_study",)),
+}
+
+
+def test_claims__name_methods_and_figures_that_the_studies_have(script):
+    for claim in script.CLAIMS:
+        for one in claim.checks:
+            if one.study not in FILES:
+                continue
+            name, others = FILES[one.study]
+            study = load_script(f"experiments/{name}.py")
+            known = {*study.METHODS, *getattr(study, "SUMS", ())}
+            views = [v.label for v in getattr(study, "VIEWS", {}).values() if v.label]
+            known |= {f"{m}{label}" for m in known for label in views}
+            assert {one.method, one.other or one.method} <= known, one
+            text = "".join(
+                (ROOT / "experiments" / f"{file}.py").read_text() for file in others
+            )
+            figure = one.figure.removesuffix("+")
+            assert not others or f'"{figure}"' in text, one
+
+
 def test_page__has_a_row_per_claim_and_no_number_that_was_not_measured(
     script, tmp_path
 ):

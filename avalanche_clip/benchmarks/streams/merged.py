@@ -122,7 +122,8 @@ def one_stream(parts: Sequence[Any]) -> tuple[Any, str]:
 
     :raises ValueError: if they belong to several streams, or to none.
     """
-    benchmarks, names = [], []
+    benchmarks: list[Any] = []
+    names: list[str] = []
     for part in parts:
         stream = part.logging()._origin_stream
         benchmark = getattr(stream, "benchmark", None)
