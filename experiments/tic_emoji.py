@@ -62,7 +62,8 @@ class Config:
     ``text_layers`` changes the number of blocks of a preset's text tower.
     ``pretrained`` names the weights to start from, None for random ones; Oracle and
     Restart begin anew from the same start. With ``validation`` methods are evaluated
-    on held-out drawings of a trained style, and on nothing else. ``buffer_size``
+    on held-out drawings of a trained style, and on nothing else; ``gallery`` says
+    whether also on all emoji at once, which takes as long as the steps. ``buffer_size``
     counts drawings: 150 emoji in two styles. ``train_epochs``
     cuts the budget into parts after which epoch hooks run; with ``eval_every``
     the strategy is evaluated on stream ``valid`` after so many of them.
@@ -72,6 +73,7 @@ class Config:
     pretrained: str | None = None
     text_layers: int | None = None
     validation: bool = False
+    gallery: bool = True
     iterations: int = 120
     train_mb_size: int = 64
     optimizer: str = "adamw"
@@ -113,7 +115,7 @@ JOINT = Config(
         "saturation": 0.15,
     },
 )
-DEMO_CONFIG = Config(iterations=40, train_mb_size=64, lr=7e-4, warmup=10)
+DEMO_CONFIG = Config(iterations=40, train_mb_size=64, warmup=10, gallery=False)
 RATES = ({"lr": 3e-4}, {"lr": 7e-4}, {"lr": 1.5e-3})
 LIKE = dict.fromkeys(("cumulative-all-star", "restart", "oracle"), "cumulative-all")
 """Methods that differ from another one in compute and start only, and take its rate."""
@@ -297,7 +299,8 @@ def run(
             "multiprocessing_context": "spawn",
             "persistent_workers": True,
         }
-    streams = ("valid",) if config.validation else STREAMS
+    tests = [name for name in STREAMS if config.gallery or name != "gallery"]
+    streams = ["valid"] if config.validation else tests
     return run_stream(
         strategy, benchmark, out_dir, streams=streams, resume=True, **options
     )
@@ -326,8 +329,8 @@ def settings_of(base: Config, preset: str, method: str) -> Config:
     """
     name, _, rate = method.partition(":")
     if name == "joint":
-        where = {"device": base.device, "num_workers": base.num_workers}
-        base = replace(JOINT, precision=base.precision, **where)
+        shared = ("device", "num_workers", "precision", "gallery")
+        base = replace(JOINT, **{name: getattr(base, name) for name in shared})
     elif base.pretrained:
         base = replace(base, **chosen(f"tic_emoji_{preset}", LIKE.get(name, name)))
     return replace(base, lr=float(rate)) if rate else base

@@ -153,11 +153,13 @@ def test_search__tries_each_candidate_on_validation_drawings(
     assert 0 <= scores["tic_emoji_demo"] <= 1
 
 
-def test_table__shows_what_is_left_of_each_step(study):
+@pytest.mark.parametrize("gallery", [True, False])
+def test_table__shows_what_is_left_of_each_step(study, gallery):
     E = np.array([[0.5, 0.1], [0.2, 0.4]])
     result = SimpleNamespace(
         E=E,
         before=np.array([0.3, 0.0]),
+        matrices={"test": {}, "gallery": {}} if gallery else {"test": {}},
         matrix=lambda metric, stream: E,
         compute={"total_macs": 4.0, "macs": [{"train": 2.0}]},
         summary={"test": {"mean_R@1": continual_summary(E) | time_transfer(E)}},
@@ -169,6 +171,7 @@ def test_table__shows_what_is_left_of_each_step(study):
     text = study.table({"lwf": [result]})
     line = next(line for line in text.splitlines() if line.startswith("lwf"))
     # Cost, in-domain, backward, forward, forgetting, gallery, minutes.
-    assert line.split()[1:] == ["2.0", "45.0", "20.0", "10.0", "30.0", "20.0", "0.0"]
+    levels = ["2.0", "45.0", "20.0", "10.0", "30.0", *["20.0"] * gallery, "0.0"]
+    assert line.split()[1:] == levels and ("gallery" in text) == gallery
     before, after = (line.split() for line in text.splitlines()[-2:])
     assert before[-2:] == ["30.0", "0.0"] and after == ["lwf", "20.0", "40.0"]
