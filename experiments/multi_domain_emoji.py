@@ -127,7 +127,9 @@ class Config:
     zero; joint training sees as many images as all domains together. Learning rates
     and weights come from ``settings/multi_domain_emoji.json``. ``expert_scale`` is 1
     instead of the published 0.1: experts of so narrow a model learn too slowly
-    otherwise. ZSCL's published ``consolidation`` is 1, for a learning rate of 1e-5.
+    otherwise. The autoencoders of the selector are trained as long as published, that
+    of the reference longer. ZSCL's published ``consolidation`` is 1, for a learning
+    rate of 1e-5.
     """
 
     model: str = "tiny-emoji-vit"
@@ -143,6 +145,7 @@ class Config:
     expert_scale: float = 1.0
     selector_pooling: str = "none"
     selector_hidden: int = 16
+    selector_reference: int = 1000
     selector_iterations: int = 300
     selector_rate: float = 0.003
     averaging_interval: int = 10
@@ -181,7 +184,7 @@ def build_selector(config: Config) -> Any:
         build_features(config),
         hidden=config.selector_hidden,
         training=SelectorTraining(
-            reference_iterations=config.selector_iterations,
+            reference_iterations=config.selector_reference,
             task_iterations=config.selector_iterations,
             lr=config.selector_rate,
             decay_epochs=None,

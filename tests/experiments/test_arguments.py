@@ -19,6 +19,8 @@ WRONG = [
     ("languages_emoji", "--iterations 0", "--iterations 0 must be 1 or more"),
     ("languages_emoji", "--task-decay 1", "--task-decay 1.0 is no share"),
     ("languages_emoji", "--task-decay nan", "--task-decay nan is no share"),
+    ("languages_emoji", "--search --methods teir", "for all methods, with seed 0"),
+    ("languages_emoji", "--search --seeds 1", "for all methods, with seed 0"),
     ("leaderboard", "--methods Sequential,Modx", "Modx unknown; use Zero-shot, Seq"),
     ("leaderboard", "--streams space", "space unknown; use time, domain, language"),
     ("multi_domain_emoji", "--methods moe", "unknown method moe"),
