@@ -76,7 +76,7 @@ WEIGHTS = {
 }
 """The setting of a method beside its learning rate: the weight of both terms of
 distillation, the share of the trained weights in what is deployed, or the width of the
-selector's autoencoders (wide ones call more images unfamiliar)."""
+selector's autoencoders."""
 LIKE = {"moe-no-freeze": "moe-adapters"}
 """Ablations have the settings of their method."""
 
@@ -95,7 +95,7 @@ GRID = {
     "zscl": _rates(3e-4, 1e-3, weight=(1, 3)),
     "lora": _rates(1e-3, 3e-3, 1e-2),
     "lora-merged": _rates(1e-3, 3e-3, 1e-2),
-    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 100)),
+    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 64)),
     "joint": _rates(3e-4, 1e-3, 2e-3),
 }
 """Candidates of ``--search``."""
