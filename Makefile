@@ -94,7 +94,7 @@ bench: $(STAMP)
 	    echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
 clean:
-	rm -rf build dist docs/_build docs/api docs/support.rst *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build docs/api docs/support.rst docs/scores.inc *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import configparser
 import inspect
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -34,6 +35,18 @@ FACES = {
     "": "Files",
 }
 """Face -> heading of its page, in the order of the reference."""
+SCORES = {
+    "iterations": "iterations",
+    "seconds": "seconds",
+    "2010, image to text": "test image_to_text_R@1",
+    "2010, text to image": "test text_to_image_R@1",
+    "all 1,911, image to text": "gallery image_to_text_R@1",
+    "later emoji, mean of 9 groups": "later groups image_to_text_R@1, mean",
+    "the same without Flags": "later groups image_to_text_R@1, mean without Flags",
+    "held-out icons, image to text": "held-out icons image_to_text_R@1",
+}
+"""What the card of the embedded weights shows -> its name in their files."""
+TAGS = ("emoji-2010", "icons")
 SUPPORTED = ("torch", "torchvision", "avalanche-lib", "open_clip_torch", "transformers")
 
 
@@ -63,7 +76,7 @@ def own_names(module: object) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    """Write all of these pages below ``api`` and to ``support.rst``."""
+    """Write all of these pages below ``api``, ``support.rst`` and ``scores.inc``."""
     (folder / "api").mkdir(exist_ok=True)
     listed = []
     for face, names in shown().items():
@@ -74,6 +87,7 @@ def write(folder: Path) -> None:
     index = [*title("Reference"), *toctree(listed)]
     keep(folder / "api" / "index.rst", "\n".join(index))
     keep(folder / "support.rst", "\n".join(support()))
+    keep(folder / "scores.inc", "\n".join(scores()))
 
 
 def keep(path: Path, text: str) -> None:
@@ -130,8 +144,43 @@ def support() -> Iterator[str]:
         versions = re.findall(rf"^{re.escape(name)}==(\S+)(.*)$", pinned, re.M)
         tested = ", ".join(v + comment(marker) for v, marker in versions)
         rows.append((name, spec[1].strip() if spec else "", tested))
+    yield from cells(rows)
+
+
+def scores() -> Iterator[str]:
+    """Lines of the tables of embedded weights: what the files beside them say."""
+    folder = REPOSITORY / "avalanche_clip" / "models" / "data"
+    models = {
+        (preset, tag): note
+        for tag in TAGS
+        for path in folder.glob(f"{tag}.json")
+        for preset, note in sorted(json.loads(path.read_text("utf-8")).items())
+    }
+    names = [f"``{preset}``, ``{tag}``" for preset, tag in models]
+    rows: list[tuple[object, ...]] = [("", *names)]
+    sizes = [(folder / f"{p}-{t}.safetensors").stat().st_size for p, t in models]
+    rows.append(("megabytes", *(f"{size / 1e6:.1f}" for size in sizes)))
+    for label, key in SCORES.items():
+        found = [note.get(key, "") for note in models.values()]
+        rows.append((label, *(x[0] if isinstance(x, list) else x for x in found)))
+    by_group = "later groups image_to_text_R@1"
+    known = [note[by_group] for note in models.values() if by_group in note]
+    yield from (".. list-table::", "   :header-rows: 1", "")
+    yield from cells(rows)
+    if known:
+        yield "Zero-shot on later emoji, by group:"
+        named = [n for n, note in zip(names, models.values()) if by_group in note]
+        yield from ("", ".. list-table::", "   :header-rows: 1", "")
+        groups = [(group, *(k[group] for k in known)) for group in known[0]]
+        yield from cells([("group", *named), *groups])
+
+
+def cells(rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
+    """Rows of a table."""
     for row in rows:
-        yield from (f"   {'*' if i == 0 else ' '} - {c}" for i, c in enumerate(row))
+        yield from (
+            f"   {'*' if i == 0 else ' '} - {c}".rstrip() for i, c in enumerate(row)
+        )
     yield ""
 
 

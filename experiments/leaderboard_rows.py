@@ -30,6 +30,7 @@ class Row:
     :param settings: further arguments of the strategy; ``lr`` among them.
     :param candidates: what ``--search`` tries, each changes of ``settings`` or, as
         ``"Plugin.argument"``, of the plugins.
+    :param like: names of rows whose chosen settings it has, in place of own candidates.
     :param streams: those that it is for; on others it has no result.
     :param why: the reason, for the table.
     :param strategy: ``"module:Class"`` in place of the plain training of the stream.
@@ -41,6 +42,7 @@ class Row:
     plugins: Plugins = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     candidates: Sequence[Mapping[str, Any]] = ()
+    like: Sequence[str] = ()
     streams: Sequence[str] = STREAMS
     why: str = ""
     strategy: str | None = None
@@ -103,10 +105,19 @@ MOE: Plugins = {
 }
 LORA: Plugins = {"LoRAPlugin": {"rank": 4, "alpha": 32.0}}
 MERGED: Plugins = {"LoRAPlugin": {"merge": True, "rank": 4, "alpha": 32.0}}
+C_CLIP: Plugins = {
+    "ContrastiveKnowledgeConsolidationPlugin": {"weight": 1.0},
+    "LoRAPlugin": {
+        "merge": True,
+        "share": 0.5,
+        "rank": 16,
+        "alpha": 32.0,
+        "targets": ["out", "mlp"],
+    },
+}
 MLA: Plugins = {"LanguageAdapterPlugin": {"kind": "mla"}}
 TEIR = {"init": "teir", "regularize": "gd"}
 
-ALPHAS = tries("OffDiagonalAlignmentPlugin.alpha", 11.0, 44.0, 176.0)
 RATES = tries("lr", 1e-3, 3e-3, 7e-3)
 TOKENS_ONLY = "grows a vocabulary for new languages; the others are English"
 
@@ -137,7 +148,11 @@ METHODS = (
         EWC,
         candidates=tries("ContrastiveEWCPlugin.ewc_lambda", 1.0, 100.0, 10000.0),
     ),
-    Row("ModX", MOD_X, candidates=ALPHAS),
+    Row(
+        "ModX",
+        MOD_X,
+        candidates=tries("OffDiagonalAlignmentPlugin.alpha", 11.0, 44.0, 176.0),
+    ),
     Row(
         "VRLwF",
         VR_LWF,
@@ -163,15 +178,18 @@ METHODS = (
         why="has an adapter per language; the others are English",
     ),
     Row("LoRA", LORA, candidates=RATES),
+    Row("CCLIP", C_CLIP, candidates=RATES),
+    Row("Joint", joint=True),
     # combinations
-    Row("LoRA merged", MERGED, candidates=RATES),
-    Row("Patching of LoRA", {**PATCHING, **LORA}, candidates=RATES),
-    Row("Mod-X + MoE", {**MOD_X, **MOE}, candidates=RATES),
-    Row("Mod-X + replay", {**MOD_X, **REPLAY}, candidates=ALPHAS),
-    Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, candidates=ALPHAS),
-    Row("ZSCL + replay", {**ZSCL, **REPLAY}),
+    Row("LoRA merged", MERGED, like=("LoRA",)),
+    Row("Patching of LoRA", {**PATCHING, **LORA}, like=("LoRA",)),
+    Row("Mod-X + MoE", {**MOD_X, **MOE}, like=("ModX", "MoEAdapters")),
+    Row("Mod-X + replay", {**MOD_X, **REPLAY}, like=("ModX",)),
+    Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, like=("VRLwF", "ModX")),
+    Row("C-CLIP + replay", {**REPLAY, **C_CLIP}, like=("CCLIP",)),
+    Row("ZSCL + replay", {**ZSCL, **REPLAY}, like=("ZSCL",)),
     Row("Averaging + replay", {**AVERAGING, **REPLAY}),
-    Row("Patching of MoE", {**PATCHING, **MOE}),
+    Row("Patching of MoE", {**PATCHING, **MOE}, like=("MoEAdapters",)),
     Row(
         "TEIR + replay",
         REPLAY,

@@ -49,7 +49,7 @@ class Config:
     model: str = "tiny-emoji-vit"
     pretrained: str = "icons"
     iterations: dict[str, int] = field(
-        default_factory=lambda: {"time": 40, "domain": 30, "language": 40}
+        default_factory=lambda: {"time": 40, "domain": 24, "language": 40}
     )
     lr: dict[str, float] = field(
         default_factory=lambda: {"time": 3e-4, "domain": 1e-3, "language": 2e-3}

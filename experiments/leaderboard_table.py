@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures import write_figures
 from leaderboard_rows import Row
 
 import avalanche_clip
@@ -41,8 +42,8 @@ def write_table(
 ) -> str:
     """Write the table into ``out``; return it as text.
 
-    Files: ``tables.txt``, ``leaderboard.rst``, ``all.json``, and
-    ``<stream>/comparison.html`` over the runs of each stream.
+    Files: ``tables.txt``, ``leaderboard.rst``, ``all.json``; and for each stream
+    ``<stream>/figures.json`` and ``<stream>/comparison.html``.
 
     :param rows: methods of the table.
     :param found: cells and what was found.
@@ -80,7 +81,9 @@ def write_table(
     }
     write_json(out / "all.json", strict(content), checksum=True)
     for stream in streams:
-        _compare(out / stream, [c for c, _ in found if c.facts["stream"] == stream])
+        own = [(c, kept) for c, kept in found if c.facts["stream"] == stream]
+        _compare(out / stream, [c for c, _ in own])
+        _figures(out / stream, own, {**config, "base": base, "stream": stream})
     return text
 
 
@@ -204,11 +207,26 @@ def _is(cell: Any, row: Row, stream: str) -> bool:
     return cell.row.name == row.name and cell.facts["stream"] == stream
 
 
+def _figures(
+    out: Path, found: Sequence[tuple[Any, Mapping[str, Any]]], facts: dict[str, Any]
+) -> None:
+    """Write the figures of each seed, of methods that have all."""
+    seeds = sorted({cell.facts["seed"] for cell, _ in found})
+    lines: dict[str, dict[int, dict[str, float]]] = {}
+    for cell, kept in found:
+        if "figures" in kept:
+            figures = {**kept["figures"], **kept["cost"]}
+            lines.setdefault(cell.row.name, {})[cell.facts["seed"]] = figures
+    whole = {m: [r[s] for s in seeds] for m, r in lines.items() if len(r) == len(seeds)}
+    if whole:
+        write_figures(whole, out, {**facts, "seeds": seeds})
+
+
 def _compare(out: Path, cells: Sequence[Any]) -> None:
     """Write the comparison of the runs of a stream; a single training has no time."""
     from avalanche_clip.evaluation.report.comparison import write_comparison
 
-    folders = [c.folder / "run" for c in cells]
+    folders = [c.folder / "run" for c in cells if not c.row.joint]
     runs = [folder for folder in folders if (folder / "results.json").is_file()]
     if runs:
         write_comparison(out, runs)

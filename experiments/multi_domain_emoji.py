@@ -76,7 +76,7 @@ WEIGHTS = {
 }
 """The setting of a method beside its learning rate: the weight of both terms of
 distillation, the share of the trained weights in what is deployed, or the width of the
-selector's autoencoders (wide ones call more images unfamiliar)."""
+selector's autoencoders."""
 LIKE = {"moe-no-freeze": "moe-adapters"}
 """Ablations have the settings of their method."""
 
@@ -95,7 +95,7 @@ GRID = {
     "zscl": _rates(3e-4, 1e-3, weight=(1, 3)),
     "lora": _rates(1e-3, 3e-3, 1e-2),
     "lora-merged": _rates(1e-3, 3e-3, 1e-2),
-    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 100)),
+    "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 64)),
     "joint": _rates(3e-4, 1e-3, 2e-3),
 }
 """Candidates of ``--search``."""
@@ -127,7 +127,9 @@ class Config:
     zero; joint training sees as many images as all domains together. Learning rates
     and weights come from ``settings/multi_domain_emoji.json``. ``expert_scale`` is 1
     instead of the published 0.1: experts of so narrow a model learn too slowly
-    otherwise. ZSCL's published ``consolidation`` is 1, for a learning rate of 1e-5.
+    otherwise. The autoencoders of the selector are trained as long as published, that
+    of the reference longer. ZSCL's published ``consolidation`` is 1, for a learning
+    rate of 1e-5.
     """
 
     model: str = "tiny-emoji-vit"
@@ -143,6 +145,7 @@ class Config:
     expert_scale: float = 1.0
     selector_pooling: str = "none"
     selector_hidden: int = 16
+    selector_reference: int = 1000
     selector_iterations: int = 300
     selector_rate: float = 0.003
     averaging_interval: int = 10
@@ -181,7 +184,7 @@ def build_selector(config: Config) -> Any:
         build_features(config),
         hidden=config.selector_hidden,
         training=SelectorTraining(
-            reference_iterations=config.selector_iterations,
+            reference_iterations=config.selector_reference,
             task_iterations=config.selector_iterations,
             lr=config.selector_rate,
             decay_epochs=None,

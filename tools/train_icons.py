@@ -214,10 +214,16 @@ def score(model: Any) -> dict[str, Any]:
             values = [100 * result[key] for result in results]
             found[f"{name} {key}"] = [round(value, 1) for value in values]
             if name == "later groups":
+                by_group = dict(zip(load_emoji_table().groups, values))
+                means = {"mean": list(by_group.values())}
+                # Flags are in the icons too, under these names.
+                by_group.pop("Flags")
+                means["mean without Flags"] = list(by_group.values())
                 found[f"{name} {key}"] = dict(
                     zip(load_emoji_table().groups, found[f"{name} {key}"])
                 )
-                found[f"{name} {key}, mean"] = round(float(np.mean(values)), 1)
+                for label, some in means.items():
+                    found[f"{name} {key}, {label}"] = round(float(np.mean(some)), 1)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -15,8 +16,15 @@ from avalanche_clip.training import plugins, supervised
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
-GUIDES = ("your_data.rst", "branches.rst", "write_a_method.rst")
-PRINTED = r"\[2, 2, 2\]\n\d+ numbers to train\n2 steps near the previous model"
+GUIDES = ("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst")
+PRINTED = "\n".join(
+    [
+        r"\[2, 2, 2\]",
+        "974 icons beside the stream",
+        r"\d+ numbers to train",
+        "2 steps near the previous model",
+    ]
+)
 CODE = re.compile(
     r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
 )
@@ -54,6 +62,19 @@ def test_reference__made_pages_name_modules_that_define_them(pages):
     )
     support = "\n".join(pages.support())
     assert "avalanche-lib" in support and ">=3.10" in support
+
+
+def test_scores__are_those_of_the_files_beside_the_weights(pages):
+    text = "\n".join(pages.scores())
+    folder = DOCS.parent / "avalanche_clip" / "models" / "data"
+    for tag in pages.TAGS:
+        for preset, note in json.loads((folder / f"{tag}.json").read_text()).items():
+            assert f"``{preset}``, ``{tag}``" in text
+            for key in pages.SCORES.values():
+                value = note.get(key, "")
+                shown = value[0] if isinstance(value, list) else value
+                ends = f" - {shown}".rstrip()
+                assert any(line.endswith(ends) for line in text.splitlines())
 
 
 def test_methods__each_strategy_and_plugin_is_on_a_page():

@@ -142,6 +142,9 @@ def test_table__mean_spread_reasons_and_gaps(study, made, tmp_path):
     assert best["extra"]["mean"] == 1.0 and best["seeds"] == 2
     assert [c["figures"]["score"] for c in map(_found, data["cells"][:1])] == [10.0]
     assert data["cells"][0]["settings"]["name"] == "A"
+    figures = read_json(tmp_path / "time" / "figures.json", dict, checksum=True)
+    assert figures["methods"]["A"]["score"] == [10.0, 11.0]
+    assert figures["facts"]["seeds"] == [0, 1] and list(figures["methods"]) == ["A"]
     (refused,) = [line for line in data["rows"] if line["method"] == "Refused"]
     assert refused["score"]["mean"] is None and refused["reason"] == "it does not fit"
 
@@ -163,6 +166,8 @@ def test_choose__best_candidate_is_used_by_the_table(
     assert made == ["time, A, seed 0"] * 2
     assert study.with_settings(grid, "time", False).settings == {"lr": 1.0}
     assert study.with_settings(grid, "time", True) is grid
+    like = study.Row("Sum", settings={"lr": 9.0, "other": 3}, like=("A",))
+    assert study.with_settings(like, "time", False).settings == {"lr": 1.0, "other": 3}
     busy = study.Row("Busy", candidates=({"lr": 1.0},))
     assert study.choose([busy], ["time"], tmp_path, CONFIG, "b")
 
@@ -186,7 +191,9 @@ def test_rows__names_are_distinct_and_candidates_fit(study, rows):
     assert set(rows.QUICK) <= set(names)
     for row in rows.METHODS:
         assert len(row.candidates) <= 3
-        for candidate in row.candidates:
+        parts = [other for other in rows.METHODS if other.name in row.like]
+        assert len(parts) == len(row.like) and not (row.like and row.candidates)
+        for candidate in [c for part in [row, *parts] for c in part.candidates]:
             row.changed(candidate)
         assert set(row.streams) == set(rows.STREAMS) or row.why
         assert all(hasattr(plugins, name) for name in row.plugins)
@@ -194,14 +201,15 @@ def test_rows__names_are_distinct_and_candidates_fit(study, rows):
 
 @pytest.mark.parametrize(
     "name",
-    [cls.__name__ for cls in supervised.TIC_STRATEGIES.values()] + ["ModX", "VRLwF"],
+    [cls.__name__ for cls in supervised.TIC_STRATEGIES.values()]
+    + ["ModX", "VRLwF", "LoRA", "CCLIP"],
 )
 def test_rows__named_strategies_have_the_plugins_of_theirs(name, rows):
     from avalanche_clip.models import create_dual_encoder
 
     (row,) = [row for row in rows.METHODS if row.name == name]
     strategy = getattr(supervised, name)(
-        model=create_dual_encoder("tiny-emoji"), budget_iterations=1, evaluator=None
+        model=create_dual_encoder("tiny-emoji-vit"), budget_iterations=1, evaluator=None
     )
     have = [type(plugin).__name__ for plugin in strategy.plugins]
     assert [plugin for plugin in have if plugin in row.plugins] == list(row.plugins)

@@ -95,7 +95,9 @@ def test_build_strategy__forms_of_the_adapters(name, study, emoji):
     strategy = study.build_strategy(config, f"{name}:7e-3:20", model, benchmark)
     assert strategy.moe.freeze == (name != "moe-no-freeze")
     selector = strategy.moe.auto_selector
-    assert (selector.hidden, selector.training_plan.lr) == (20, 0.003)
+    plan = selector.training_plan
+    assert (selector.hidden, plan.lr) == (20, 0.003)
+    assert (plan.reference_iterations, plan.task_iterations) == (1000, 300)
     assert selector.extractor_module.settings() == {"pooling": "none"}
     assert strategy.learning_rates == (7e-3,)
     (first, *_) = model.moe_adapters.adapters()

@@ -194,7 +194,7 @@ def test_claims__name_known_studies_and_papers(script):
 
 FILES = {
     "time": ("tic_emoji", ()),
-    "alignment": ("alignment", ("alignment_study",)),
+    "alignment": ("alignment_methods", ("alignment_study",)),
     "domains": ("multi_domain_emoji", ("domain_figures",)),
     "domains II": ("multi_domain_emoji", ("domain_figures",)),
     "languages": ("languages_emoji", ("language_study",)),

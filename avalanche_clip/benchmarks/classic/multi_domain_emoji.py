@@ -86,9 +86,10 @@ def multi_domain_emoji(
     asked for (the OpenMoji drawing of a hashed 20 % of the emoji, kept out of
     training), ``reference`` and ``reference_test``: the 719 emoji of 2010 with
     their names, in the training styles and in the test style, as one
-    experience each. They are what the ``emoji-2010`` models know and no part of
-    the stream; their class ids follow those of the stream, in a domain of the
-    name ``"2010"``, and ``class_prompts`` of the scenario leaves them out.
+    experience each. They are what the ``emoji-2010`` models know (the ``icons`` models
+    know more) and no part of the stream; their class ids follow those of the stream,
+    in a domain of the name ``"2010"``, and ``class_prompts`` of the scenario leaves
+    them out.
 
     :param order: indices of the domains in the order of learning.
     :param shots: training drawings per emoji (there is one per style).

@@ -73,8 +73,8 @@ def tic_emoji(
     asked for (the OpenMoji drawing of a hashed 20 % of each step's emoji, kept
     out of training), and ``gallery`` (one experience: all 1,911 test items).
     With ``first_step=1`` the stream begins in 2014, for models that know 2010
-    already (``pretrained="emoji-2010"``), and the stream ``base`` holds the test
-    sets of the steps before.
+    already (``pretrained="emoji-2010"`` or ``"icons"``), and the stream ``base`` holds
+    the test sets of the steps before.
 
     :param styles: drawing styles to train on.
     :param test_style: drawing style of ``test`` and ``gallery``.

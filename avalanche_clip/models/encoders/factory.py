@@ -91,9 +91,10 @@ def create_dual_encoder(
         - a folder written by ``DualEncoder.save``, by open_clip or by
           transformers, with its weights (open_clip's, if it holds both);
         - a configuration dictionary, such as ``DualEncoder.config``.
-    :param pretrained: weights: a tag of the model (``"openai"``,
-        ``"emoji-2010"``), a local file, or a local folder. None leaves the
-        weights random, except where ``name`` already says where they are.
+    :param pretrained: weights: a tag of the model (``"openai"``, and
+        ``"emoji-2010"`` and ``"icons"`` of the tiny presets), a local file, or a
+        local folder. None leaves the weights random, except where ``name`` already
+        says where they are.
     :param cache_dir: folder for downloads.
     :param precision: storage type of frozen weights, ``"fp32"``, ``"fp16"``
         or ``"bf16"``; with a 16-bit type the model comes frozen.

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import load_file
 
 from avalanche_clip.models import DualEncoder, create_dual_encoder, save_weights
 from avalanche_clip.models.encoders.presets import (
+    PRESET_WEIGHTS,
     PRESETS,
     TOKENIZER_FILE,
     preset_weights,
@@ -13,6 +15,7 @@ from avalanche_clip.models.encoders.presets import (
 from tests.models.conftest import hf_text, open_clip_config, same, write_weights
 from tests.refused import refused
 
+DATA = TOKENIZER_FILE.parent
 TEXTS = ["red dog", "green cat bird"]
 
 
@@ -177,6 +180,7 @@ def test_folder__several_or_no_weights_are_refused(trained, native_cfg, tmp_path
         ("RN50", "laion", "yfcc15m, cc12m"),
         ("RN50", "openai", "'RN50-quickgelu'"),
         ("tiny-emoji", "emoji-2011", "'emoji-2010'"),
+        ("tiny-emoji", "icon", "'icons'"),
         # not the working folder, which holds a model
         ("", None, "give a name"),
         ("tiny-emoji", "", "give a name"),
@@ -226,17 +230,21 @@ def test_hf_text_tower__loads_and_moves_with_its_folder(
 
 
 # ------------------------------------------------------------------- presets
-def test_preset__missing_weights_are_explained(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("tag", "script"),
+    [("emoji-2010", "train_emoji_2010.py"), ("icons", "train_icons.py")],
+)
+def test_preset__missing_weights_are_explained(tag, script, monkeypatch, tmp_path):
     from avalanche_clip.models.encoders import presets
 
+    assert (Path(__file__).parents[3] / "tools" / script).is_file()
     monkeypatch.setattr(presets, "DATA_FOLDER", tmp_path)
-    with pytest.raises(FileNotFoundError, match="emoji-2010"):
-        create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
-    name = "tiny-emoji-emoji-2010.safetensors"
+    with pytest.raises(FileNotFoundError, match=f"emoji-{tag}.*{script}"):
+        create_dual_encoder("tiny-emoji", pretrained=tag)
     trained = create_dual_encoder("tiny-emoji")
-    save_weights(trained, tmp_path / name)
-    model = create_dual_encoder("tiny-emoji", pretrained="emoji-2010")
-    assert model.pretrained == "emoji-2010"
+    save_weights(trained, tmp_path / f"tiny-emoji-{tag}.safetensors")
+    model = create_dual_encoder("tiny-emoji", pretrained=tag)
+    assert model.pretrained == tag
     assert same(model, trained)
 
 
@@ -290,11 +298,20 @@ def test_hub__repository_equals_its_folder(registered, tmp_path, monkeypatch):
         create_dual_encoder("hf-hub:other/repo")
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets__shipped_weights_load_and_are_small(name):
-    model = create_dual_encoder(name, pretrained="emoji-2010")
-    assert model.pretrained == "emoji-2010"
+# The files beside the weights say what was trained.
+SHIPPED = [
+    (name, tag)
+    for tag in PRESET_WEIGHTS
+    for name in json.loads((DATA / f"{tag}.json").read_text())
+]
+
+
+@pytest.mark.parametrize(("name", "tag"), SHIPPED)
+def test_presets__shipped_weights_load_and_are_small(name, tag):
+    assert name in PRESETS
+    model = create_dual_encoder(name, pretrained=tag)
+    assert model.pretrained == tag
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert preset_weights(name, "emoji-2010").stat().st_size <= 4e6
-    assert str(TOKENIZER_FILE.parent) not in json.dumps(model.config)
+    assert preset_weights(name, tag).stat().st_size <= 4e6
+    assert str(DATA) not in json.dumps(model.config)
     assert len(model.clip.token_embedding.weight) == model.tokenizer.vocab_size
