@@ -226,7 +226,7 @@ def _compare(out: Path, cells: Sequence[Any]) -> None:
     """Write the comparison of the runs of a stream; a single training has no time."""
     from avalanche_clip.evaluation.report.comparison import write_comparison
 
-    folders = [c.folder / "run" for c in cells]
+    folders = [c.folder / "run" for c in cells if not c.row.joint]
     runs = [folder for folder in folders if (folder / "results.json").is_file()]
     if runs:
         write_comparison(out, runs)
