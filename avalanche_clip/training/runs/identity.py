@@ -131,7 +131,7 @@ def run_differences(stored: dict[str, Any], have: dict[str, Any]) -> list[str]:
     :param have: that of this run.
     """
     sides = [{k: v for k, v in one.items() if k != _START} for one in (stored, have)]
-    found = differences(*sides)
+    found = differences(sides[0], sides[1])
     starts = {one[_START] for one in (stored, have) if _START in one}
     if len(starts) > 1:
         name = have["settings"].get("pretrained")
