@@ -48,13 +48,12 @@ from alignment_study import (
     FINE_TUNING,
     base_line,
     plot_disorder_over_time,
-    require_same_base,
     run_line,
     score,
     write_tables,
 )
 from command_line import device_name, seed_list
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table
 from tic_emoji import JOINT
 
 STREAMS = ("test", "base", "icons", "gallery")
@@ -210,7 +209,6 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
 
     torch.manual_seed(config.seed)
     model = create_dual_encoder(config.model, config.pretrained, device=config.device)
-    require_same_base(model, Path(out_dir))
     benchmark = build_benchmark(config, stream, model)
     metrics = [retrieval_plugin_metrics(), loss_term_metrics()]
     streams: Sequence[str] = VALIDATION_STREAMS
@@ -246,15 +244,11 @@ def search_settings(config: Config, methods: Sequence[str], out: Path) -> str:
     :param methods: besides fine-tuning.
     :return: what was tried and chosen, and the trade-offs, as text.
     """
-    from avalanche_clip.models import create_dual_encoder
-
-    base = create_dual_encoder(config.model, config.pretrained)
     facts = {
-        "base": base.state_fingerprint(),
         "score": "mean of old, new and icons",
+        **base_facts(config.model, config.pretrained),
         **{
-            key: getattr(config, key)
-            for key in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+            key: getattr(config, key) for key in ("iterations", "train_mb_size", "seed")
         },
     }
     config = replace(config, validation=True)

@@ -46,7 +46,7 @@ from language_study import (
     write_plots,
     write_study,
 )
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table
 
 DEFAULT = (
     "cll-clip",
@@ -286,6 +286,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, Any]:
     from avalanche_clip.training import run_stream
 
     settings = {"method": method, **asdict(config)}
+    settings |= base_facts(config.model, config.pretrained)
     found = read_study(out_dir, settings)
     if found is not None:
         return found
@@ -339,6 +340,7 @@ def choose_rates(config: Config, out: Path) -> str:
 
     free = {name for name, _ in RATES.values()} | {"device"}
     facts = {k: v for k, v in asdict(config).items() if k not in free}
+    facts |= base_facts(config.model, config.pretrained)
     grid = {k: [{name: r} for r in rates] for k, (name, rates) in RATES.items()}
     search(STUDY, grid, score, facts)
     return search_table(STUDY)

@@ -41,7 +41,7 @@ from typing import Any
 from command_line import seed_list
 from leaderboard_rows import METHODS, QUICK, STREAMS, Row
 from leaderboard_table import write_table
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table
 
 import avalanche_clip
 from avalanche_clip.common.files import read_json, write_json
@@ -317,10 +317,11 @@ def _common(changes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _answer() -> None:
-    from leaderboard_streams import Config, base_fingerprint
+    from leaderboard_streams import Config
 
     config = asdict(replace(Config(), **json.load(sys.stdin)))
-    print(json.dumps({"config": config, "base": base_fingerprint(config)}))
+    base = base_facts(config["model"], config["pretrained"])["base"]
+    print(json.dumps({"config": config, "base": base}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

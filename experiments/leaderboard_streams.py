@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -367,12 +367,3 @@ def peak_memory() -> float:
     """The most memory that this process has had so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def base_fingerprint(config: Mapping[str, Any]) -> str:
-    """Content hash of the weights that all methods start from."""
-    from avalanche_clip.models import create_dual_encoder
-
-    return create_dual_encoder(
-        config["model"], config["pretrained"]
-    ).state_fingerprint()

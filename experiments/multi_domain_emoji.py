@@ -52,7 +52,7 @@ from domain_study import (
 )
 from icon_classes import with_icons
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table
 
 STUDY = "multi_domain_emoji"
 METHODS = (
@@ -329,6 +329,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     """
     from avalanche_clip.training import run_stream
 
+    base = base_facts(config.model, config.pretrained)
     torch.manual_seed(config.seed)
     model = build_model(config)
     benchmark = build_benchmark(config, model)
@@ -337,7 +338,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     # the base model was trained on OpenMoji drawings of 2010
     final = ["icons"] if config.validation else ["reference_test", "icons"]
     own = settings_of(method)
-    settings = {"method": method, **asdict(config), **own, "device": None}
+    settings = {"method": method, **asdict(config), **own, **base, "device": None}
     tested = benchmark.streams["test"]
     found: dict[str, Any] = {
         "joint": False,
@@ -391,7 +392,7 @@ def choose(config: Config, methods: Sequence[str], out: Path) -> str:
         return found["last"] if method == "joint" else found["average"]
 
     facts = {
-        "base": config.pretrained,
+        **base_facts(config.model, config.pretrained),
         "order": config.order,
         "seed": config.seed,
         "iterations": config.iterations,

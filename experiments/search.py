@@ -53,6 +53,26 @@ def search(
     return best
 
 
+def base_facts(model: str, pretrained: str) -> dict[str, str]:
+    """The start of all runs, for ``facts``: its names, and a hash of its weights.
+
+    Weights may be made anew under their name.
+    """
+    from avalanche_clip.models import create_dual_encoder
+
+    base = create_dual_encoder(model, pretrained).state_fingerprint()
+    return {"model": model, "pretrained": pretrained, "base": base}
+
+
+def same_facts(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a file holds what is wanted; files without a hash of a base have any.
+
+    >>> same_facts({"seed": 1}, {"seed": 1, "base": "6f..."})
+    True
+    """
+    return kept == {k: v for k, v in wanted.items() if k != "base" or k in kept}
+
+
 def chosen(study: str, method: str, *, folder: str | Path = FOLDER) -> dict[str, Any]:
     """Return the settings that were chosen for a method.
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from command_line import device_name, seed_list
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table
 from tic_results import table, validation_score
 
 METHODS = (
@@ -364,8 +364,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_one_start(out, start)
     if options.search:
         facts = {
-            name: getattr(base, name)
-            for name in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+            **base_facts(base.model, start),
+            **{
+                name: getattr(base, name)
+                for name in ("iterations", "train_mb_size", "seed")
+            },
         }
 
         def score(method: str, candidate: Any) -> float:

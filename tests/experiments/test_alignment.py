@@ -176,15 +176,6 @@ def fake_result(figures, E, before, kind="test"):
     )
 
 
-def test_require_same_base__refuses_runs_of_other_weights(figures, tmp_path):
-    model = SimpleNamespace(state_fingerprint=lambda: "one", pretrained="icons")
-    figures.require_same_base(model, tmp_path / "run")
-    figures.require_same_base(model, tmp_path / "run")
-    model.state_fingerprint = lambda: "other"
-    with pytest.raises(ValueError, match=r"other weights named 'icons'.*--out"):
-        figures.require_same_base(model, tmp_path / "run")
-
-
 def test_run_line__by_hand(figures):
     result = fake_result(figures, [[0.5, 0.1], [0.2, 0.4]], [0.3, 0.2])
     line = figures.run_line(result)

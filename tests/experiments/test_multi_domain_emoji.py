@@ -323,3 +323,12 @@ def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
         found = domain_study.once(None, benchmark, ["test"], tmp_path, settings)
         assert found == {"test": [0.5]}
     assert len(calls) == 2
+    # what was kept without a hash of the base is taken, that of another one is not
+    for base, count in (("a", 2), ("b", 2)):
+        settings = {"seed": 1, "base": base}
+        domain_study.once(None, benchmark, ["test"], tmp_path, settings)
+        assert len(calls) == count
+    for base, count in (("a", 3), ("a", 3), ("b", 4)):
+        settings = {"seed": 2, "base": base}
+        domain_study.once(None, benchmark, ["test"], tmp_path, settings)
+        assert len(calls) == count

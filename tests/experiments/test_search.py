@@ -63,3 +63,15 @@ def test_settings_that_were_not_chosen_are_refused(tool, tmp_path):
     path.write_text(path.read_text().replace("0.3", "0.4"))
     with pytest.raises(ValueError, match=r"search again|checksum"):
         tool.chosen("s", "a", folder=tmp_path)
+
+
+def test_base_facts__change_with_the_weights_of_a_name(tool, tmp_path):
+    from avalanche_clip.models import create_dual_encoder
+
+    model, found = create_dual_encoder("tiny-emoji", "emoji-2010"), []
+    for bias in (0.0, 1.0):
+        model.logit_scale.data.add_(bias)
+        model.save(tmp_path)
+        found.append(tool.base_facts("tiny-emoji", str(tmp_path)))
+    assert found[0].keys() == {"model", "pretrained", "base"}
+    assert [k for k in found[0] if found[0][k] != found[1][k]] == ["base"]
