@@ -42,7 +42,7 @@ from typing import Any
 from command_line import seed_list
 from leaderboard_rows import METHODS, QUICK, STREAMS, Row
 from leaderboard_table import write_table
-from search import chosen, search, search_table
+from search import chosen, search, search_table, study_of
 from sources import same_sources, sources
 
 from avalanche_clip.common.files import read_json, write_json
@@ -267,9 +267,9 @@ def choose(
 
 def settings_file(config: Mapping[str, Any]) -> str:
     """Name of the file of settings that were chosen with a base."""
-    model, weights = config["model"], Path(config["pretrained"]).stem
-    own = (model, weights) == ("tiny-emoji-vit", "icons")
-    return STUDY if own else f"{STUDY}_{model}_{weights}"
+    model = config["model"]
+    study = STUDY if model == "tiny-emoji-vit" else f"{STUDY}_{model}"
+    return study_of(study, config["pretrained"])
 
 
 def with_settings(row: Row, stream: str, study: str) -> Row:

@@ -320,7 +320,7 @@ def measure(
     :param folder: of the run.
     :param validation: test on stream ``valid`` instead of the unseen style.
     :return: ``figures`` in percent and ``cost``; or the ``reason`` why the method
-        cannot be used here, in the words of its refusal.
+        has none here, in the words of its refusal or of a training that diverged.
     """
     torch.manual_seed(seed)
     tested = "valid" if validation else "test"
@@ -340,7 +340,8 @@ def measure(
                 method=row.name,
             )
             macs, E = result.compute["total_macs"], result.matrix(world.metric, tested)
-    except ValueError as error:  # what this package refuses, and why
+    # what this package refuses, or cannot go on with, and why
+    except (ValueError, FloatingPointError) as error:
         moment = f"after {found['updates']} updates: " if found["updates"] else ""
         return {"reason": moment + " ".join(str(error).split())}
     if E is None:

@@ -250,7 +250,9 @@ def test_choose__best_candidate_is_used_by_the_table(
 def test_settings_file__is_that_of_the_base(study):
     assert study.settings_file({**CONFIG, "pretrained": "icons"}) == "leaderboard"
     own = {**CONFIG, "pretrained": "somewhere/mine.safetensors"}
-    assert study.settings_file(own) == "leaderboard_tiny-emoji-vit_mine"
+    assert study.settings_file(own) == "leaderboard_mine"
+    own["model"] = "small-emoji-vit"
+    assert study.settings_file(own) == "leaderboard_small-emoji-vit_mine"
 
 
 def _into(function, folder):
@@ -303,6 +305,17 @@ def test_measure__a_refusal_is_the_reason(study, tmp_path):
     found = streams.measure(config, "domain", row, 0, tmp_path, validation=False)
     assert list(found) == ["reason"]
     assert "it aligns the square matrix of image-text pairs" in found["reason"]
+
+
+def test_measure__a_training_that_diverges_has_no_result(study, tmp_path, monkeypatch):
+    def diverge(*args, **kwargs):
+        raise FloatingPointError("the loss is nan")
+
+    streams = _streams()
+    monkeypatch.setattr(streams, "run_stream", diverge)
+    config, row = streams.Config(**CONFIG), study.Row("A")
+    found = streams.measure(config, "time", row, 0, tmp_path, validation=False)
+    assert found == {"reason": "the loss is nan"}
 
 
 def test_figures__by_hand(study):
