@@ -34,7 +34,7 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
     :param restart_from: ``"random"`` draws new weights from the seed, the
         experience and its visit; frozen parameters stay. ``"initial"`` goes back to
         those before the first training, which is what training "from scratch" means
-        for a pretrained model.
+        for a pretrained model, not with a vocabulary that grows.
     :raises ValueError: for another value.
 
     Memory: ``"random"`` one temporary copy of the frozen parameters, ``"initial"``
@@ -48,6 +48,12 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
         super().__init__()
         require_choice("restart_from", restart_from, STARTS)
         self.restart_from = restart_from
+
+    @property
+    def excludes(self) -> dict[str, str]:  # type: ignore[override]
+        """Plugins whose parts of the model the initial weights lack."""
+        why = "goes back to the initial token table, which lacks what {} adds"
+        return {"changes_text_table": why} if self.restart_from == "initial" else {}
 
     def teacher_kinds(self, strategy: Any) -> tuple[str, ...]:
         """Keep the initial weights where they are gone back to."""
