@@ -35,7 +35,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
     at the end of each one, and the next begins with fresh ones, whose product is zero
     and which have no moments: between experiences the model is a plain one, to be saved
     and evaluated as it is, and weights change by merging alone. That comes after what
-    all plugins before this one do at the end of an experience (averaging), but before
+    all other plugins do at the end of an experience (averaging), but before
     :class:`PatchingPlugin` mixes the weights.
 
     Memory: the updates; with ``merge`` the weights they belong to are part of each
@@ -57,6 +57,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
 
     keeps_per_weight_state = False
     only_one = True
+    closes_last = True
     state_attributes = ("merged",)
 
     def __init__(self, merge: bool = False, *, share: float = 1.0, **options: Any):
@@ -181,7 +182,7 @@ lora_groups = partial(optim.clip_param_groups, weight_decay=0.01)
 
 
 class LoRATraining:
-    """Takes the settings of :class:`LoRAPlugin`, and adds it, behind all others.
+    """Takes the settings of :class:`LoRAPlugin`, and adds it.
 
     Put it before a strategy: ``class LoRAOnMine(LoRATraining, Mine): pass``.
     """

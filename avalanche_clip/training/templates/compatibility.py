@@ -5,7 +5,7 @@ Checked against avalanche-lib 0.6.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import unwrap
 from itertools import permutations
@@ -19,6 +19,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import nn
 
 from avalanche_clip.common.checks import require_known
+from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
 from avalanche_clip.training.templates.watchers import (
     EarlyStoppingContract,
@@ -220,14 +221,33 @@ def check_plugins(strategy: Any) -> None:
         contract.check_compatible(strategy)
 
 
-def in_order(plugins: Iterable[Any]) -> list[Any]:
-    """Plugins in the order in which they run: Avalanche's own at the end.
+@contextmanager
+def taken_off_on_error(model: nn.Module) -> Iterator[None]:
+    """Take off again what a ``with`` block that fails has attached to a model."""
+    before = {name for name, _ in model.named_children()}
+    try:
+        yield
+    except BaseException:
+        for name, child in reversed([*model.named_children()]):
+            if name not in before and isinstance(child, BranchSet):
+                child.detach()
+            elif name not in before:
+                delattr(model, name)
+        raise
 
-    Others may have been appended behind them; but metrics see what other plugins
+
+def in_order(strategy: Any) -> list[Any]:
+    """Plugins of a strategy in the order in which they run.
+
+    Others may have been appended behind them; but those that close what was trained
+    run behind these, and Avalanche's own at the end: metrics see what other plugins
     did, and the clock counts after everybody.
     """
     own = (stock.EvaluationPlugin, PeriodicEval, Clock)
-    return sorted(plugins, key=lambda plugin: isinstance(plugin, own))
+    closing = {id(c.wrapped) for c in strategy.contracts if c.closes_last}
+    return sorted(
+        strategy.plugins, key=lambda p: 2 * isinstance(p, own) + (id(p) in closing)
+    )
 
 
 @contextmanager
@@ -235,7 +255,7 @@ def running_order(strategy: Any) -> Iterator[None]:
     """Put the plugins of a strategy :func:`in_order` while it runs."""
     plugins = strategy.plugins
     given = list(plugins)
-    plugins[:] = in_order(given)
+    plugins[:] = in_order(strategy)
     try:
         yield
     finally:
