@@ -48,8 +48,8 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
         ``targets``.
     :raises ValueError: for a value outside its range, or a share of nothing; for a
         model that has updates already, or a tower without residual attention blocks;
-        together with plugins that route batches, change the token table or begin from
-        fresh weights; with ``merge`` also with those that protect weights by name
+        together with plugins that route batches, change the token table or begin each
+        step anew; with ``merge`` also with those that protect weights by name
         (EWC), begin a step from other weights, or mix in the initial ones.
 
     Initial values of updates depend on the seed of the run and the number of merges.
@@ -84,7 +84,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
                 "parts of their own"
             ),
             "changes_text_table": "freezes the token table, which {} changes",
-            "starts_fresh": "keeps the weights frozen, but {} draws fresh ones",
+            "starts_fresh": "goes on from step to step, but {} begins each one anew",
         }
         if self.merge:
             found |= {

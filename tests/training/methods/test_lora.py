@@ -149,7 +149,7 @@ def test_convolutional_tower__has_no_updates():
         ([partial(p.MoEAdaptersPlugin, moe_runs.ADAPTERS)], {}, "routes batches"),
         ([p.LanguageAdapterPlugin], {}, "routes batches"),
         ([p.TokenEmbeddingExpansionPlugin], {}, "token table"),
-        ([p.RestartPlugin], {}, "draws fresh ones"),
+        ([p.RestartPlugin], {}, "begins each one anew"),
         ([p.ContrastiveEWCPlugin], {"merge": True}, "protect nothing"),
         (
             [p.ConstantCosinePlugin],
