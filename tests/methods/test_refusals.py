@@ -46,6 +46,10 @@ REFUSED = [
     ("WiSE-FT", [p.WeightAveragingPlugin], {}, "use one"),
     ("WeightEnsemble", [early_stop], {}, "leave one out, or use mode='wise'"),
     ("MoEAdapters", [p.RestartPlugin], {}, "RestartPlugin"),
+    ("MLA", [p.RestartPlugin], {}, "RestartPlugin begins.*use one"),
+    ("CLLCLIP", [p.RestartPlugin], {}, "first token table.*use one"),
+    ("CLLCLIP", [partial(p.RestartPlugin, "initial")], {}, "first token table"),
+    ("attach_lora", [p.RestartPlugin], {}, "plain architecture.*detach"),
     ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
     ("MLA", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
     # Two of a kind.
