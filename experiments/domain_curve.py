@@ -70,7 +70,7 @@ def cell(config: Any, rate: float, domain: str, path: Path) -> dict[str, Point]:
     model = study.build_model(config)
     benchmark = study.build_benchmark(config, model)
     strategy = study.build_strategy(config, f"fine-tuning:{rate}", model, benchmark)
-    stops = {f"stop {s:g}": round(s * config.iterations) for s in STOPS}
+    stops = {f"stop {s:g}": max(1, round(s * config.iterations)) for s in STOPS}
     snapshots = SnapshotsPlugin(list(stops.values()))
     strategy.plugins.append(snapshots)
     place = [e.label for e in benchmark.train_stream].index(domain)

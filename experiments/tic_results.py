@@ -12,6 +12,8 @@ def summary_line(result: Any) -> dict[str, float]:
         last = result.matrix("image_to_text_R@1", "gallery")[-1, 0]
         gallery["gallery_i2t"] = 100 * last
     units = result.compute["total_macs"] / result.compute["macs"][0]["train"]
+    if len(result.E) == 1:  # one training, no step to compare it with
+        units = float("nan")
     levels = result.summary["test"].get("mean_R@1", {})
     names = ("in_domain", "backward", "forward", "forgetting")
     return {

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from command_line import check_start, refusals
 from intervals import Interval, bootstrap_interval, wilson_interval
 from torch import Tensor
 
@@ -337,6 +338,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     presets = list(dict.fromkeys(options.models.split(",")))
     if unknown := [preset for preset in presets if preset not in MODELS]:
         parser.error(f"unknown model {', '.join(unknown)}; use {', '.join(MODELS)}")
+    with refusals(parser):
+        for preset in presets:
+            check_start(preset, options.pretrained)
+        _main(options, presets)
+
+
+def _main(options: argparse.Namespace, presets: Sequence[str]) -> None:
     from avalanche_clip.common.files import write_json, write_text
 
     torch.set_flush_denormal(True)

@@ -271,7 +271,7 @@ def curve(monkeypatch):
     script = load_script("experiments/domain_curve.py")
     shorten(script.study, monkeypatch)
     monkeypatch.setattr(script, "DOMAINS", ("domain 0", "domain 2"))
-    monkeypatch.setattr(script, "STOPS", (0.2, 0.5))
+    monkeypatch.setattr(script, "STOPS", (0.04, 0.5))
     monkeypatch.setattr(script, "COEFFICIENTS", (0.5,))
     return script
 
@@ -281,7 +281,7 @@ def test_curve__ends_are_start_and_training(curve, tmp_path, monkeypatch):
     text = curve.write_curve(config, [0], 1e-2, tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["methods"]
     assert (tmp_path / "curve.png").is_file() and "patching" in text
-    stops = {"start", "stop 0.2", "stop 0.5", "end"}
+    stops = {"start", "stop 0.04", "stop 0.5", "end"}
     assert set(figures) == {*stops, "patch 0.5", "patching"}
     plain = {
         m: curve.study.run(config, m, tmp_path / m)[m]
