@@ -207,7 +207,8 @@ class LoRATraining:
         sizes = {"tower": tower, "rank": rank, "alpha": alpha, "targets": targets}
         self.lora = LoRAPlugin(merge, share=share, blocks=blocks, **sizes)
         plugins = [*(plugins or ()), self.lora]
-        super().__init__(plugins=plugins, schedule=schedule, **kwargs)
+        trained: Any = super()
+        trained.__init__(plugins=plugins, schedule=schedule, **kwargs)
 
 
 class LoRA(LoRATraining, Sequential):
