@@ -33,7 +33,7 @@ def _registered(plugin: Any) -> tuple[Getter, Setter] | None:
 def _owners(strategy: Any) -> list[Any]:
     """Contracts of the plugins that have something to store, in running order."""
     contracts = {id(c.wrapped): c for c in strategy.contracts}
-    found = [contracts[id(plugin)] for plugin in in_order(strategy)]
+    found = [contracts[id(plugin)] for plugin in in_order(strategy.plugins)]
     return [contract for contract in found if not contract.stateless]
 
 

@@ -190,7 +190,7 @@ class CLIPTemplate(StepTemplate):
         :raises ValueError: naming what cannot work, the reason and the replacement;
             the model then has nothing attached that it had not before.
         """
-        have = [*in_order(self), self.evaluator, *self.evaluator.metrics]
+        have = [*in_order(self.plugins), self.evaluator, *self.evaluator.metrics]
         if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
             return
         if self._checked:  # Avalanche has looked at those of the constructor
@@ -389,7 +389,8 @@ class CLIPTemplate(StepTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"
-        super()._after_training_exp(**kwargs)
+        with running_order(self, closing=True):
+            super()._after_training_exp(**kwargs)
         self.visits.end()
         self.step_phase = ""
         for contract in self.contracts:

@@ -5,7 +5,7 @@ Checked against avalanche-lib 0.6.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import unwrap
 from itertools import permutations
@@ -236,26 +236,28 @@ def taken_off_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def in_order(strategy: Any) -> list[Any]:
-    """Plugins of a strategy in the order in which they run.
+def in_order(plugins: Iterable[Any], last: Iterable[Any] = ()) -> list[Any]:
+    """Plugins in the order in which they run: Avalanche's own at the end.
 
-    Others may have been appended behind them; but those that close what was trained
-    run behind these, and Avalanche's own at the end: metrics see what other plugins
+    Others may have been appended behind them; but metrics see what other plugins
     did, and the clock counts after everybody.
+
+    :param last: plugins behind all others but Avalanche's own.
     """
-    own = (stock.EvaluationPlugin, PeriodicEval, Clock)
-    closing = {id(c.wrapped) for c in strategy.contracts if c.closes_last}
-    return sorted(
-        strategy.plugins, key=lambda p: 2 * isinstance(p, own) + (id(p) in closing)
-    )
+    own, late = (stock.EvaluationPlugin, PeriodicEval, Clock), {*map(id, last)}
+    return sorted(plugins, key=lambda p: 2 * isinstance(p, own) + (id(p) in late))
 
 
 @contextmanager
-def running_order(strategy: Any) -> Iterator[None]:
-    """Put the plugins of a strategy :func:`in_order` while it runs."""
+def running_order(strategy: Any, *, closing: bool = False) -> Iterator[None]:
+    """Put the plugins of a strategy :func:`in_order` while it runs.
+
+    :param closing: whether it ends an experience, see ``MethodPlugin.closes_last``.
+    """
+    last = [c.wrapped for c in strategy.contracts if closing and c.closes_last]
     plugins = strategy.plugins
     given = list(plugins)
-    plugins[:] = in_order(strategy)
+    plugins[:] = in_order(given, last)
     try:
         yield
     finally:
