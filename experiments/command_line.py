@@ -51,13 +51,14 @@ def positive(text: str) -> int:
 
 @contextmanager
 def refusals(parser: ArgumentParser) -> Iterator[None]:
-    """Say in one line what was refused: names, settings, weights, folders.
+    """Say in one line what was refused: names, settings, weights, folders,
+    rates that diverge.
 
     Errors that nobody raised in words are faults, and keep their traceback.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:  # the latter: a loss is NaN
         raised = extract_tb(error.__traceback__)[-1].line or ""
         if not raised.startswith("raise "):
             raise

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 
 import pytest
 
+from avalanche_clip.training.templates.step import NonFiniteLossError
 from tests.scripts import load_script
 
 NO_TPU = "'tpu' is no device of this machine; use cpu"
@@ -78,14 +79,14 @@ def test_refusals__faults_keep_their_traceback():
         assert not zip_of_unequal
 
 
-def test_main__run_of_another_length_in_the_folder(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [ValueError, NonFiniteLossError])
+def test_main__what_a_run_refuses(kind, tmp_path, monkeypatch, capsys):
+    def run(*args):
+        raise kind("runs/x holds another run")
+
     script = load_script("experiments/alignment.py")
-    monkeypatch.setattr(script, "run", _other)
+    monkeypatch.setattr(script, "run", run)
     words = ["--methods", "mod-x:5", "--lr", "1e-3", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
         script.main([*words, "--pretrained", "emoji-2010"])
     assert "error: runs/x holds another run" in capsys.readouterr().err
-
-
-def _other(*args):
-    raise ValueError("runs/x holds another run")
