@@ -1,13 +1,8 @@
 import pytest
 import torch
 
-from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training import Oracle, Restart, Sequential
-from avalanche_clip.training.plugins import (
-    BudgetFactorPlugin,
-    RestartPlugin,
-    TokenEmbeddingExpansionPlugin,
-)
+from avalanche_clip.training.plugins import BudgetFactorPlugin, RestartPlugin
 from tests.helpers import (
     At,
     assert_other_weights,
@@ -74,9 +69,3 @@ def test_two_factor_plugins__multiply():
     strategy = fit(Sequential, steps=2, plugins=plugins)
     assert strategy.compute.report()["steps"] == [10, 20]
     assert torch.isfinite(strategy.model.token.weight).all()
-
-
-def test_restart__from_initial_weights_is_not_for_a_growing_vocabulary():
-    plugins = [RestartPlugin("initial"), TokenEmbeddingExpansionPlugin()]
-    with pytest.raises(ValueError, match="goes back to the initial token table"):
-        build(Sequential, create_dual_encoder("tiny-emoji"), plugins=plugins)
