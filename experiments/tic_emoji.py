@@ -410,7 +410,7 @@ def _main(options: argparse.Namespace, methods: list[str]) -> None:
         return
     print("\n" + table(runs))
     # a joint training has no matrix over time
-    folders = [r.out_dir for m, rs in runs.items() if m != "joint" for r in rs]
+    folders = [r.out_dir for rs in runs.values() for r in rs if len(r.E) > 1]
     if folders:
         from avalanche_clip.evaluation.report.comparison import write_comparison
 

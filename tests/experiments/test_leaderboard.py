@@ -420,6 +420,7 @@ def test_main__a_cell_in_a_process_of_its_own(study, tmp_path):
 def test_main__wrong_arguments_in_one_line(
     study, arguments, message, tmp_path, monkeypatch, capsys
 ):
+    _streams()  # which the command imports from its own folder
     monkeypatch.setattr(study, "chosen", _into(study.chosen, tmp_path))
     with pytest.raises(SystemExit) as ended:
         study.main([*arguments.split(), "--out", str(tmp_path)])
