@@ -21,6 +21,7 @@ from avalanche_clip.training.templates.class_matrix import (
 from avalanche_clip.training.templates.contract import MethodPlugin
 
 LABEL_SPACES = ("current", "seen", "all", "own")
+EVAL_LABEL_SPACES = (*LABEL_SPACES, "open")
 
 
 class SeenClasses(MethodPlugin, supports_distributed=True):
@@ -134,8 +135,8 @@ class LabelSpaces:
         space, own = self.strategy.eval_label_space, self._candidates()
         if space == "all":
             return [self.prompts.ids_of(d) for d in self.prompts.domain_names]
-        if space == "seen":
-            known = set(self.seen.ids)
+        known = set(self.seen.ids)
+        if space == "seen" or (space == "open" and known >= set(own)):
             return [*self.seen.groups, tuple(i for i in own if i not in known)]
         return [own]
 
