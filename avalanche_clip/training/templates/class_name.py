@@ -185,8 +185,8 @@ class ClassNameTemplate(CLIPTemplate):
 
     def check_setup(self) -> None:
         """Also refuse plugins that both score classes, and retrieval metrics."""
+        _check_combination(self)  # before anything is attached to the model
         super().check_setup()
-        _check_combination(self)
 
     def _column_classes(self) -> Tensor:
         return self.mb_classes

@@ -384,7 +384,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             )
         others = [r for r in dict.fromkeys(sum(before, [])) if r not in set(own)]
         place = {row: number for number, row in enumerate([*own, *others])}
-        tensor = partial(torch.tensor, device=strategy.device)
+        tensor = partial(torch.tensor, device=strategy.device, dtype=torch.int64)
         kept = [[row in set(rows) for row in others] for rows in before]
         found = Columns(
             ids,
