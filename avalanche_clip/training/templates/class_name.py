@@ -28,6 +28,7 @@ from avalanche_clip.training.templates.clip_template import (
     CLIPTemplate,
     printing_evaluator,
 )
+from avalanche_clip.training.templates.compatibility import taken_off_on_error
 from avalanche_clip.training.templates.contract import defines
 from avalanche_clip.training.templates.label_spaces import (
     EVAL_LABEL_SPACES,
@@ -185,8 +186,9 @@ class ClassNameTemplate(CLIPTemplate):
 
     def check_setup(self) -> None:
         """Also refuse plugins that both score classes, and retrieval metrics."""
-        _check_combination(self)  # before anything is attached to the model
-        super().check_setup()
+        with taken_off_on_error(self.model):
+            super().check_setup()
+            _check_combination(self)
 
     def _column_classes(self) -> Tensor:
         return self.mb_classes

@@ -19,7 +19,7 @@ from avalanche_clip.training import plugins as p
 from avalanche_clip.training.methods.coleclip import losses
 from avalanche_clip.training.methods.coleclip.vocabulary import Vocabulary, class_keys
 from avalanche_clip.training.templates import ClassNameTemplate
-from tests.helpers import Recorder, quiet_evaluator, weights
+from tests.helpers import Recorder, weights
 from tests.training import moe_runs
 from tests.training.classes import accuracy_evaluator
 
@@ -45,7 +45,7 @@ def make(model=None, **options):
         "train_mb_size": 7,
         "budget_iterations": 6,
         "eval_mb_size": 5,
-        "evaluator": quiet_evaluator(),
+        "evaluator": accuracy_evaluator(),
     }
     return CoLeCLIP(model=model or moe_runs.vit(), **{**defaults, **options})
 
@@ -362,7 +362,6 @@ def slow_accuracy(strategy, experience, space):
 
 
 def check_evaluation(strategy, benchmark):
-    strategy.evaluator = accuracy_evaluator()
     found = {}
     for space in ("own", "open", "all"):
         strategy.eval_label_space = space
