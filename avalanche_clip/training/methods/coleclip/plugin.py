@@ -26,7 +26,7 @@ from avalanche_clip.models.encoders.output import (
 from avalanche_clip.models.peft.adapter import attach_adapters
 from avalanche_clip.models.peft.attached import BranchSet, attached, attachment
 from avalanche_clip.models.peft.lora import attach_lora
-from avalanche_clip.models.peft.prompt import PromptSet, attach_prompts
+from avalanche_clip.models.peft.prompt import attach_prompts
 from avalanche_clip.training.methods.coleclip.losses import (
     fused_embeddings,
     mean_cross_entropy,
@@ -39,6 +39,7 @@ from avalanche_clip.training.methods.coleclip.vocabulary import (
     TEMPLATE_POLICIES,
     Vocabulary,
     class_keys,
+    distinct,
 )
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
@@ -46,55 +47,31 @@ from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.label_spaces import experience_ids
 
 QUANTILE = 0.7
+_NONE = "None for the ablation"
+_SCALED = {"scale": 1.0, "learned_scale": True}
+_PARALLEL = {"form": "parallel", "places": "attention_out", "activation": "gelu"}
+_PREFIX = {"scale": 1.0, "compensate": True, "name": "prefixes"}
 PEFTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora": (attach_lora, {"rank": 5, "targets": ("k", "v"), "learned_scale": True}),
     "adapter": (
         attach_adapters,
-        {
-            **{"bottleneck": 5, "form": "parallel", "places": "attention_out"},
-            **{"activation": "gelu", "scale": 1.0, "dropout": 0.0},
-            "learned_scale": True,
-        },
+        {"bottleneck": 5, "dropout": 0.0, **_PARALLEL, **_SCALED},
     ),
-    "prefix": (
-        attach_prompts,
-        {"length": 10, "scale": 1.0, "compensate": True, "name": "prefixes"},
-    ),
+    "prefix": (attach_prompts, {"length": 10, **_PREFIX}),
 }
 """What may train the text tower in a task, with the authors' options."""
-
-
-class Columns(NamedTuple):
-    """Where the names of a label space are, on the device.
-
-    :param ids: of the label space.
-    :param first: per distinct name its first column, ``(K,)``.
-    :param inverse: per column the place of its name, ``(C,)``.
-    :param rows: of the vocabulary: the K names, and the names of earlier tasks.
-    :param owned: per task, the places of its names among these.
-    :param earlier: per earlier task, which of the names behind the K are its, bool.
-    """
-
-    ids: tuple[int, ...]
-    first: Tensor
-    inverse: Tensor
-    rows: Tensor
-    owned: list[Tensor]
-    earlier: Tensor
 
 
 class Table(NamedTuple):
     """Embeddings and owners of the columns of an evaluation.
 
-    :param ids: of the label space.
     :param embeddings: ``(C, D)``.
     :param owned: per task, the columns that it owns.
     :param learned: whether some task owns a column, bool ``(C,)``.
-    :param inverse: per column the place of its name, ``(C,)``.
+    :param inverse: per column the place of its name among the distinct, ``(C,)``.
     :param leading: whether a column is the first of its name, bool ``(C,)``.
     """
 
-    ids: tuple[int, ...]
     embeddings: Tensor
     owned: list[Tensor]
     learned: Tensor
@@ -154,13 +131,8 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         "changes_text_table": "freezes the token table, which {} changes",
         "starts_fresh": "goes on from step to step, but {} begins each one anew",
         "starts_elsewhere": "keeps all weights, but {} starts a step from others",
-        "replaces_deployed_weights": (
-            "has prompts and embeddings that belong together, but {} would change the "
-            "prompts alone"
-        ),
-        "protects_weights": (
-            "trains what no earlier task has, so that {} would protect nothing"
-        ),
+        "replaces_deployed_weights": "deploys what it has trained, but {} others",
+        "protects_weights": "trains what no earlier task has, so {} protects nothing",
     }
 
     alpha: float | None = 0.1
@@ -174,15 +146,12 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
 
     def __post_init__(self) -> None:
         super().__init__()
-        none = "None for the ablation"
         if self.alpha is not None:
-            self.alpha = as_finite(self.alpha, "alpha", low=0, high=1, hint=none)
+            self.alpha = as_finite(self.alpha, "alpha", low=0, high=1, hint=_NONE)
         self.quantile = as_finite(self.quantile, "quantile", low=0, high=1)
-        boundary = self.stage_boundary
-        if boundary is not None:
-            self.stage_boundary = as_finite(
-                boundary, "stage_boundary", low=0, below=1, hint=none
-            )
+        bound, what = self.stage_boundary, "stage_boundary"
+        if bound is not None:
+            self.stage_boundary = as_finite(bound, what, low=0, below=1, hint=_NONE)
         elif self.quantile != QUANTILE:
             raise ValueError(
                 f"quantile={self.quantile} is of the negatives, which "
@@ -191,17 +160,14 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         self.num_prompts = as_size(self.num_prompts, "num_prompts", least=0)
         require_choice("peft", self.peft, PEFTS)
         require_choice("template_policy", self.template_policy, TEMPLATE_POLICIES)
-        if self.peft_options is not None:
-            self.peft_options = dict(self.peft_options)
         self._text: BranchSet | None = None
-        self._prompts: PromptSet | None = None
+        self._prompts: Any = None
         self._forget()
 
     def _forget(self) -> None:
         """Drop what belongs to an earlier run."""
         self.vocabulary = Vocabulary()
         self._running: list[Any] | None = None  # the step of the running task
-        self._columns: Columns | None = None
         self._table: Table | None = None
         self._loss: Tensor | None = None
         self._stability: Tensor | None = None
@@ -237,12 +203,9 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         if self.peft == "lora":  # so that the learned scale starts at 1
             options.setdefault("alpha", float(options["rank"]))
         with seeded(named_seed(strategy.seed, 0)):
-            self._prompts = None
             if self.num_prompts:
-                length = self.num_prompts
-                self._prompts = attach_prompts(  # type: ignore[assignment]
-                    model, "image", kind="tokens", length=length
-                )
+                tokens: Any = {"kind": "tokens", "length": self.num_prompts}
+                self._prompts = attach_prompts(model, "image", **tokens)
             self._text = attach(model, "text", **options)
         for part in self._parts:
             part.set_ids(-1)
@@ -262,10 +225,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         if self._running == step:
             return  # resumed inside it
         self._close(strategy)  # one that has failed
-        prompts = strategy.class_prompts
-        named: dict[str, int] = {}
-        for number in sorted(experience_ids(strategy.experience)):
-            named.setdefault(prompts.name(number), number)
+        named = _named(strategy)
         self.vocabulary.begin(
             list(named),
             lambda new: self._zero_shot(strategy, [named[name] for name in new]),
@@ -279,32 +239,21 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         self._running = step
 
     def _zero_shot(self, strategy: Any, ids: Sequence[int]) -> Tensor:
-        """Zero-shot embeddings of classes, ``(N, D)``; encoded domain by domain."""
+        """Zero-shot embeddings of classes, ``(N, D)``."""
         assert self._text is not None
-        tower = strategy.model._tensors_of("text")
-        mark = self._text.fingerprint_of(tower)
+        mark = self._text.fingerprint_of(strategy.model._tensors_of("text"))
+        keys = class_keys(strategy.class_prompts, ids, self.template_policy)
         with self._text.using_ids(text=-1):
-            return self._vectors(strategy, ids, variant="zero-shot", fingerprint=mark)
-
-    def _vectors(self, strategy: Any, ids: Sequence[int], **options: Any) -> Tensor:
-        prompts = strategy.class_prompts
-        groups: dict[str, list[int]] = {}
-        keys = class_keys(prompts, ids, self.template_policy)
-        for place, number in enumerate(ids):
-            groups.setdefault(prompts.domain(number), []).append(place)
-        found = strategy.scorer.vectors(
-            [[keys[place] for place in group] for group in groups.values()], **options
-        )
-        order = [place for group in groups.values() for place in group]
-        return found[torch.tensor(order, device=found.device).argsort()]
+            vectors: Any = strategy.scorer.vectors
+            return vectors([keys], variant="zero-shot", fingerprint=mark)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the PEFT module; without memory, learn the embeddings before."""
-        words = self.vocabulary
+        words, ids = self.vocabulary, list(_named(strategy).values())
         if self._running is not None and self.alpha is None:
-            assert self._columns is not None and words.start is not None
-            ids = [self._columns.ids[place] for place in self._columns.first.tolist()]
-            texts = self._vectors(strategy, ids, variant="tuned")
+            assert words.start is not None
+            keys = class_keys(strategy.class_prompts, ids, self.template_policy)
+            texts = strategy.scorer.vectors([keys], variant="tuned")
             words.vectors[words.tasks[-1]] = fused_embeddings(words.start, texts)
         self._close(strategy)
 
@@ -317,42 +266,44 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             part.train_ids([])
         assert self._text is not None
         self._text.drop(len(self.vocabulary.tasks) - 1)
-        self.vocabulary.start = self._running = self._columns = None
+        self.vocabulary.start = self._running = None
 
     # --------------------------------------------------------------- training
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         """Compare the batch with the embeddings, and let these move."""
         output, words = strategy.global_features, self.vocabulary
-        columns = self._training_columns(strategy)
-        count = len(columns.first)
-        own, others = columns.rows[:count], columns.rows[count:]
-        start = words.start
-        assert start is not None
-        kept = start if self.alpha is None else words.vectors[own]
-        fused = fused_embeddings(kept, output.text_features[columns.first])
-        targets = columns.inverse[strategy.gather_rows(strategy.mb_y)]
-        scores = partial(class_scores, output)
-        prompted = self._prompted(output, (output.aux or {}).get("prompt_features"))
-        if self._has_negatives(strategy):
-            every = torch.cat([fused, words.vectors[others]])
-            logits = [scores(output.image_features, every)]
-            if prompted is not None:
-                logits.append(owner_logits(prompted, every, columns.owned, scores))
-            scale, earlier = output.logit_scale, columns.earlier
-            self._loss = negatives_loss(
-                logits, targets, count, earlier, scale, self.quantile
+        own, start = words.tasks[-1], words.start
+        names = [strategy.class_prompts.name(i) for i in strategy.label_ids]
+        if [words.places.get(name) for name in dict.fromkeys(names)] != own:
+            raise ValueError(
+                f"The step has {len(own)} names, but its batches are told apart among "
+                f"{names}: a plugin has added classes, which CoLeCLIPPlugin cannot "
+                "train."
             )
-        else:
-            logits = [scores(output.image_features, fused)]
-            if prompted is not None:
-                logits.append(scores(prompted[:, -1], fused))
-            self._loss = mean_cross_entropy(logits, targets)
+        first, inverse = distinct(names, strategy.device)
+        kept = start if self.alpha is None else words.vectors[own]
+        fused = fused_embeddings(kept, output.text_features[first])
+        targets = inverse[strategy.gather_rows(strategy.mb_y)]
+        scores = partial(class_scores, output)
+        prompted = self._prompted(output, output.aux.get("prompt_features"))
+        negatives = self._has_negatives(strategy)
+        others, owned, earlier = words.negatives() if negatives else ([], None, None)
+        every = torch.cat([fused, words.vectors[others]])
+        logits = [scores(output.image_features, every)]
+        if prompted is not None and negatives:
+            logits.append(owner_logits(prompted, every, owned, scores))
+        elif prompted is not None:
+            logits.append(scores(prompted[:, -1], fused))
+        self._loss = mean_cross_entropy(logits, targets)
+        if negatives:
+            facts = len(own), earlier, output.logit_scale, self.quantile
+            self._loss = negatives_loss(logits, targets, *facts)
         if self.alpha is not None:
             self._stability = stability_loss(fused, start)
             words.vectors[own] = moved_embeddings(kept, fused.detach(), self.alpha)
-        first = sum(strategy.batch_sizes[: distributed.rank()])
-        rows = logits[-1][first : first + len(strategy.mb_features.image_features)]
-        strategy.mb_output = rows[:, columns.inverse]
+        before = sum(strategy.batch_sizes[: distributed.rank()])
+        rows = logits[-1][before : before + len(strategy.mb_y)]
+        strategy.mb_output = rows[:, inverse]
 
     def _has_negatives(self, strategy: Any) -> bool:
         if self.stage_boundary is None or len(self.vocabulary.tasks) == 1:
@@ -367,35 +318,6 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             return None
         plain = output.image_features * (output.aux or {})["image_norm"]
         return unit_features(read + plain[:, None])[0]
-
-    def _training_columns(self, strategy: Any) -> Columns:
-        known, ids = self._columns, strategy.label_ids
-        if known is not None and known.ids is ids:
-            return known
-        words = self.vocabulary
-        names = [strategy.class_prompts.name(number) for number in ids]
-        first, inverse = _distinct(names)
-        *before, own = words.tasks
-        if [words.places.get(names[place]) for place in first] != own:
-            raise ValueError(
-                f"The step has {len(own)} names, but its batches are told apart among "
-                f"{len(first)}: a plugin has added classes, which CoLeCLIPPlugin "
-                "cannot train."
-            )
-        others = [r for r in dict.fromkeys(sum(before, [])) if r not in set(own)]
-        place = {row: number for number, row in enumerate([*own, *others])}
-        tensor = partial(torch.tensor, device=strategy.device, dtype=torch.int64)
-        kept = [[row in set(rows) for row in others] for rows in before]
-        found = Columns(
-            ids,
-            tensor(first),
-            tensor(inverse),
-            tensor([*own, *others]),
-            [tensor([place[row] for row in rows]) for rows in words.tasks],
-            tensor(kept, dtype=torch.bool).view(len(before), len(others)),
-        )
-        self._columns = found
-        return found
 
     def class_loss(self, strategy: Any) -> Tensor | None:
         """Mean of the cross-entropies by CLIP's feature and by the prompts."""
@@ -424,52 +346,37 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         :param image_features: ``(B, D)``.
         :return: ``(B, C)``.
         """
-        table = self._evaluation_table(strategy)
+        if self._table is None:
+            self._table = self._evaluation_table(strategy)
+        embeddings, owned, learned, inverse, leading = self._table
         scores = partial(class_scores, strategy.mb_features)
-        logits = scores(image_features, table.embeddings)
+        logits = scores(image_features, embeddings)
         with strategy.autocast():
             read = None if self._prompts is None else self._prompts.read()
         prompted = self._prompted(strategy.mb_features, read)
         if prompted is not None:
-            best = owner_logits(prompted, table.embeddings, table.owned, scores)
-            logits = torch.where(table.learned, best, logits)
-        if bool(table.leading.all()):
-            return logits
-        columns, target = torch.arange(len(table.ids)), strategy.mb_y[:, None]
-        same = table.inverse == table.inverse[target]
-        competes = torch.where(same, columns.to(target.device) == target, table.leading)
+            best = owner_logits(prompted, embeddings, owned, scores)
+            logits = torch.where(learned, best, logits)
+        target = strategy.mb_y[:, None]
+        own = torch.arange(len(inverse), device=target.device) == target
+        competes = torch.where(inverse == inverse[target], own, leading)
         return logits.masked_fill(~competes, float("-inf"))
 
     def _evaluation_table(self, strategy: Any) -> Table:
-        known, ids = self._table, strategy.label_ids
-        if known is not None and known.ids is ids:
-            return known
-        words, device = self.vocabulary, strategy.device
+        words, ids, device = self.vocabulary, strategy.label_ids, strategy.device
         names = [strategy.class_prompts.name(number) for number in ids]
-        first, inverse = _distinct(names)
-        rows = [words.places.get(name, -1) for name in names]
-        learned = torch.tensor(rows, device=device) >= 0
-        embeddings = torch.zeros(
-            len(ids), strategy.model.embed_dim, device=device, dtype=torch.float32
-        )
+        first, inverse = distinct(names, device)
+        rows = torch.tensor([words.places.get(name, -1) for name in names])
+        learned = (rows >= 0).to(device)
+        embeddings = torch.zeros(len(ids), strategy.model.embed_dim, device=device)
         if bool(learned.any()):
-            embeddings[learned] = words.vectors[[row for row in rows if row >= 0]]
-        never = [number for number, row in zip(ids, rows, strict=True) if row < 0]
-        if never:
+            embeddings[learned] = words.vectors[rows[rows >= 0]]
+        if never := [i for i, row in zip(ids, rows.tolist()) if row < 0]:
             embeddings[~learned] = self._zero_shot(strategy, never)
-        tensor = partial(torch.tensor, device=device, dtype=torch.int64)
-        leading = torch.zeros(len(ids), dtype=torch.bool, device=device)
-        leading[first] = True
-        owned = [set(task) for task in words.tasks]
-        self._table = Table(
-            ids,
-            embeddings,
-            [tensor([c for c, row in enumerate(rows) if row in own]) for own in owned],
-            learned,
-            tensor(inverse),
-            leading,
-        )
-        return self._table
+        own = (torch.isin(rows, torch.tensor(task)) for task in words.tasks)
+        owned = [columns.nonzero().squeeze(1).to(device) for columns in own]
+        leading = torch.zeros_like(learned).index_fill(0, first, True)
+        return Table(embeddings, owned, learned, inverse, leading)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -486,13 +393,12 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         """
         assert self._text is not None
         self.vocabulary.load_state_dict(state, self._text.model.embed_dim)
-        running = state["running"]
-        self._running = None if running is None else list(running)
-        self._columns = self._table = None
+        self._running, self._table = state["running"], None
 
 
-def _distinct(names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """First place of each name, and for each name its place among the distinct."""
-    places: dict[str, int] = {}
-    inverse = [places.setdefault(name, len(places)) for name in names]
-    return [names.index(name) for name in places], inverse
+def _named(strategy: Any) -> dict[str, int]:
+    """Names of the running experience, each with its first class."""
+    named: dict[str, int] = {}
+    for number in sorted(experience_ids(strategy.experience)):
+        named.setdefault(strategy.class_prompts.name(number), number)
+    return named

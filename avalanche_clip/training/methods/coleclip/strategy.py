@@ -73,18 +73,10 @@ class CoLeCLIP(ClassNameTemplate):
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        self.coleclip = CoLeCLIPPlugin(
-            alpha,
-            quantile=quantile,
-            stage_boundary=stage_boundary,
-            num_prompts=num_prompts,
-            peft=peft,
-            peft_options=peft_options,
-            template_policy=template_policy,
-        )
-        super().__init__(
-            model=model,
-            eval_label_space=eval_label_space,
-            plugins=[*(plugins or ()), self.coleclip],
-            **{"label_space": "own", **kwargs},
-        )
+        stages = {"quantile": quantile, "stage_boundary": stage_boundary}
+        text = {"peft": peft, "peft_options": peft_options}
+        text |= {"template_policy": template_policy}
+        self.coleclip = CoLeCLIPPlugin(alpha, num_prompts=num_prompts, **stages, **text)
+        plugins = [*(plugins or ()), self.coleclip]
+        spaces = {"label_space": "own", "eval_label_space": eval_label_space}
+        super().__init__(model=model, plugins=plugins, **{**spaces, **kwargs})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from avalanche_clip.training.templates.class_matrix import ClassKey, prompt_key
 TEMPLATE_POLICIES = ("joint", "first_seen")
 ONE_DOMAIN = {"forest": "EuroSAT", "river": "EuroSAT"}
 """Names that ``"joint"`` takes from one data set only, as the authors' code does."""
+_STORED = ("names", "vectors", "tasks", "start")
 
 
 def class_keys(
@@ -46,6 +49,18 @@ def class_keys(
         every = [t for d in ordered for t in prompts.domain_templates(d)]
         found.append(prompt_key(name, every))
     return found
+
+
+def distinct(names: Sequence[str], device: Any = None) -> tuple[Tensor, Tensor]:
+    """First place of each name, and of each its place among the distinct, int64.
+
+    >>> [part.tolist() for part in distinct(["a", "b", "a"])]
+    [[0, 1], [0, 1, 0]]
+    """
+    places: dict[str, int] = {}
+    inverse = [places.setdefault(name, len(places)) for name in names]
+    first = [inverse.index(place) for place in places.values()]
+    return torch.tensor(first, device=device), torch.tensor(inverse, device=device)
 
 
 class Vocabulary:
@@ -84,14 +99,25 @@ class Vocabulary:
     def _index(self) -> None:
         self.places = {name: row for row, name in enumerate(self.names)}
 
+    def negatives(self) -> tuple[list[int], list[Tensor], Tensor]:
+        """What the running task is told apart from.
+
+        :return: rows of the R names that only earlier tasks have, in order of arrival;
+            per task the places of its names among those of the running task and
+            these; per earlier task which of the R are its, bool ``(T, R)``.
+        """
+        *before, own = self.tasks
+        others = [row for row in dict.fromkeys(sum(before, [])) if row not in set(own)]
+        place = {row: number for number, row in enumerate([*own, *others])}
+        tensor = partial(torch.tensor, device=self.vectors.device)
+        owned = [tensor([place[row] for row in rows]) for rows in self.tasks]
+        sets = [set(rows) for rows in before]
+        earlier = tensor([[row in rows for row in others] for rows in sets])
+        return others, owned, earlier.bool()
+
     def state_dict(self) -> dict[str, Any]:
         """Return names, embeddings and tasks as plain data."""
-        return {
-            "names": list(self.names),
-            "vectors": self.vectors.clone(),
-            "tasks": [list(rows) for rows in self.tasks],
-            "start": None if self.start is None else self.start.clone(),
-        }
+        return {name: deepcopy(getattr(self, name)) for name in _STORED}
 
     def load_state_dict(self, state: dict[str, Any], width: int) -> None:
         """Put back what :meth:`state_dict` returned.
@@ -99,24 +125,19 @@ class Vocabulary:
         :param width: of the model's embeddings.
         :raises ValueError: if the parts do not fit each other, or the model.
         """
-        names, vectors = list(state["names"]), state["vectors"]
-        tasks, start = [list(rows) for rows in state["tasks"]], state["start"]
-        rows = [row for task in tasks for row in task]
-        fits = {
-            "names": len(set(names)) == len(names),
-            "vectors": not names or tuple(vectors.shape) == (len(names), width),
-            "tasks": set(rows) == set(range(len(names))),
-            "start": start is None
-            or (bool(tasks) and tuple(start.shape) == (len(tasks[-1]), width)),
-        }
-        for name, fitting in fits.items():
-            if not fitting:
-                raise ValueError(
-                    f"The stored vocabulary of {len(names)} names has {name} that do "
-                    f"not fit (embeddings {tuple(vectors.shape)}, the model's width is "
-                    f"{width}); it is damaged or of another model."
-                )
-        self.names, self.tasks = names, tasks
-        self.vectors = vectors.clone()
-        self.start = None if start is None else start.clone()
+        state = {name: deepcopy(state[name]) for name in _STORED}
+        names, vectors, tasks, start = state.values()
+        rows = {row for task in tasks for row in task}
+        running = (len(tasks[-1]), width) if tasks else ()
+        if (
+            rows != set(range(len(set(names))))
+            or tuple(vectors.shape) != (len(names), width if names else 0)
+            or (start is not None and tuple(start.shape) != running)
+        ):
+            raise ValueError(
+                f"The stored vocabulary of {len(names)} names has {len(tasks)} tasks "
+                f"and embeddings {tuple(vectors.shape)} that do not fit them, or the "
+                f"model's width of {width}; it is damaged or of another model."
+            )
+        self.__dict__.update(state)
         self._index()
