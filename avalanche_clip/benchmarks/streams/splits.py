@@ -20,6 +20,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip.benchmarks.items.class_labels import occurring_ids
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import (
     WORKED_OUT,
@@ -112,8 +113,8 @@ def split_online(
         not vanish that way.
     :return: scenario whose training stream holds Avalanche
         ``OnlineCLExperience`` objects with what generators and decorators
-        attached, task labels and classes those of the part; other streams are
-        unchanged.
+        attached, task labels and classes (also ``class_ids``, in the order in which
+        they occur) those of the part; other streams are unchanged.
     :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
         step has no full experience and ``drop_last`` is set.
     """
@@ -158,3 +159,8 @@ def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
             continue
         shared = isinstance(value, ExperienceAttribute)
         setattr(part, name, copy.copy(value) if shared else value)
+    ids = getattr(origin, "class_ids", None)
+    if ids is not None:  # those to come are not known
+        names = dict(zip(ids, origin.class_names, strict=True))
+        part.class_ids = occurring_ids(part.dataset)
+        part.class_names = tuple(names[i] for i in part.class_ids)
