@@ -7,11 +7,18 @@ order, left out and trained again, and a resumed run finds the data of each.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip.benchmarks.items.content import Remembered, content_hash
+from avalanche_clip.benchmarks.items.content import (
+    Remembered,
+    content_hash,
+    part_hash,
+)
+from avalanche_clip.benchmarks.items.scenario import PartStream
 from avalanche_clip.common.randomness import scramble
 
 _HASHES = Remembered()
@@ -49,11 +56,14 @@ def step_of(experience: Any) -> Step:
     return Step(
         str(getattr(stream, "name", "")),
         int(shown.current_experience),
-        _checksum(experience.dataset),
+        _checksum(experience),
     )
 
 
-def _checksum(dataset: Any) -> str:
+def _checksum(experience: Any) -> str:
+    shown, dataset = experience.logging(), experience.dataset
+    if isinstance(shown._origin_stream, PartStream):
+        return part_hash(shown._origin_stream, int(shown.current_experience))
     known = _HASHES.get(dataset)
     return str(known or _HASHES.put(dataset, content_hash(dataset)))
 
@@ -70,7 +80,8 @@ def find_step(benchmark: Any, step: Step) -> Any:
         "Resume with the benchmark of that run; if it trained on several, put all "
         "their streams into one scenario."
     )
-    experiences = list(benchmark.streams.get(step.stream, ()))
+    stream = benchmark.streams.get(step.stream, ())
+    experiences = stream if isinstance(stream, Sequence) else list(stream)
     if not 0 <= step.place < len(experiences):
         have = {name: len(list(stream)) for name, stream in benchmark.streams.items()}
         raise ValueError(
@@ -78,7 +89,7 @@ def find_step(benchmark: Any, step: Step) -> Any:
             f"(streams and their lengths: {have}). {advice}"
         )
     experience = experiences[step.place]
-    if _checksum(experience.dataset) != step.data:
+    if _checksum(experience) != step.data:
         raise ValueError(
             f"The stored run has trained {step} on other samples than the benchmark "
             f"has there. {advice}"
@@ -117,6 +128,7 @@ class Visits:
     def __init__(self) -> None:
         self.finished: list[Step] = []
         """Every finished visit, in order; a step that came again is there again."""
+        self._counts: Counter[Step] = Counter()
         self.current: Step | None = None
         """The step of the visit that has begun, None between visits."""
 
@@ -128,12 +140,13 @@ class Visits:
         """Note that the running visit is complete."""
         assert self.current is not None
         self.finished.append(self.current)
+        self._counts[self.current] += 1
         self.current = None
 
     @property
     def earlier_visits(self) -> int:
         """How often the running step was trained before."""
-        return 0 if self.current is None else self.finished.count(self.current)
+        return 0 if self.current is None else self._counts[self.current]
 
     @property
     def seed_number(self) -> int:
@@ -177,6 +190,7 @@ class Visits:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the finished visits; the interrupted one has to begin again."""
         self.finished = [read_step(step) for step in state["finished"]]
+        self._counts = Counter(self.finished)
         self.current = None
 
 
