@@ -195,12 +195,14 @@ class ClassNameTemplate(CLIPTemplate):
     # -------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._forget_spaces()
+        self.spaces.batch_ids = None
         self.spaces.seen.add(experience_ids(self.experience))
         super()._before_training_exp(**kwargs)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._forget_spaces()
+        self.spaces.batch_ids = None
 
     def check_pool(self, dataset: Any) -> None:
         """Raise without classes; warn of a single one."""

@@ -72,7 +72,8 @@ class LabelSpaces:
         self.seen = SeenClasses()
         """A plugin of the strategy, so that checkpoints hold them."""
         self._last: ClassPrompts | None = None
-        self._batch: tuple[int, ...] | None = None
+        self.batch_ids: tuple[int, ...] | None = None
+        """Classes of the running batch, where it is the label space."""
         self.forget()
 
     def forget(self) -> None:
@@ -90,8 +91,8 @@ class LabelSpaces:
         own = torch.unique(targets).tolist()
         parts = distributed.exchange("the classes of a step", own)
         found = tuple(sorted({i for part in parts for i in part}))
-        if found != self._batch:  # else the same object: what is derived stays
-            self._batch = found
+        if found != self.batch_ids:  # else the same object: what is derived stays
+            self.batch_ids = found
 
     @property
     def prompts(self) -> ClassPrompts:
@@ -138,12 +139,12 @@ class LabelSpaces:
     def _training_ids(self) -> tuple[int, ...]:
         strategy, space = self.strategy, self.strategy.label_space
         if space == "batch":
-            if self._batch is None:
+            if self.batch_ids is None:
                 raise ValueError(
                     "The label space 'batch' is that of a mini-batch, and none is being"
                     " trained on."
                 )
-            return self._batch
+            return self.batch_ids
         # Replay replaces the loader, when the plugins before it have run.
         drawn = [c.replayed_classes(strategy) for c in strategy.contracts]
         pools = (strategy.adapted_dataset, strategy.dataloader)

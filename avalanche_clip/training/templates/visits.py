@@ -53,17 +53,13 @@ def step_of(experience: Any) -> Step:
     """
     shown = experience.logging()
     stream = getattr(shown, "_origin_stream", None)
-    return Step(
-        str(getattr(stream, "name", "")),
-        int(shown.current_experience),
-        _checksum(experience),
-    )
+    place = int(shown.current_experience)
+    parts = isinstance(stream, PartStream)
+    data = part_hash(stream, place) if parts else _checksum(experience.dataset)
+    return Step(str(getattr(stream, "name", "")), place, data)
 
 
-def _checksum(experience: Any) -> str:
-    shown, dataset = experience.logging(), experience.dataset
-    if isinstance(shown._origin_stream, PartStream):
-        return part_hash(shown._origin_stream, int(shown.current_experience))
+def _checksum(dataset: Any) -> str:
     known = _HASHES.get(dataset)
     return str(known or _HASHES.put(dataset, content_hash(dataset)))
 
@@ -73,6 +69,17 @@ def find_step(benchmark: Any, step: Step) -> Any:
 
     :param benchmark: the one that the run is resumed with.
     :param step: from :func:`step_of`.
+    :raises ValueError: see :func:`require_step`.
+    """
+    require_step(benchmark, step)
+    stream = benchmark.streams[step.stream]
+    experiences = stream if isinstance(stream, Sequence) else list(stream)
+    return experiences[step.place]
+
+
+def require_step(benchmark: Any, step: Step) -> None:
+    """Raise unless a benchmark has a step, which is not made for that.
+
     :raises ValueError: if the benchmark has no such experience, or one with other
         data.
     """
@@ -88,19 +95,21 @@ def find_step(benchmark: Any, step: Step) -> Any:
             f"The stored run has trained {step}, which the benchmark does not have "
             f"(streams and their lengths: {have}). {advice}"
         )
-    experience = experiences[step.place]
-    if _checksum(experience) != step.data:
+    if isinstance(stream, PartStream):
+        data = part_hash(stream, step.place)
+    else:
+        data = _checksum(experiences[step.place].dataset)
+    if data != step.data:
         raise ValueError(
             f"The stored run has trained {step} on other samples than the benchmark "
             f"has there. {advice}"
         )
-    return experience
 
 
 def belongs(step: Step, benchmark: Any) -> bool:
     """Whether a step is one of a benchmark's, with the same data."""
     try:
-        find_step(benchmark, step)
+        require_step(benchmark, step)
     except ValueError:
         return False
     return True
