@@ -30,7 +30,8 @@ class EvaluationPoints:
     samples: list[int]
 
     def __contains__(self, step: object) -> bool:
-        return step in self.steps
+        row = self.before(int(step))  # type: ignore[call-overload]
+        return row < len(self.steps) and self.steps[row] == step
 
     def before(self, step: int) -> int:
         """Number of points that lie before a step."""

@@ -10,6 +10,9 @@ from avalanche_clip.training.methods.coleclip.strategy import (
     COLECLIP_EPOCHS as COLECLIP_EPOCHS,
     CoLeCLIP as CoLeCLIP,
 )
+from avalanche_clip.training.methods.continual_clip import (
+    ContinualCLIP as ContinualCLIP,
+)
 from avalanche_clip.training.methods.joint import (
     ClassNameJoint as ClassNameJoint,
     Joint as Joint,
@@ -29,6 +32,9 @@ from avalanche_clip.training.methods.moe_adapters.strategy import (
 from avalanche_clip.training.methods.mtil_training import (
     ClassNameFineTuning as ClassNameFineTuning,
     FineTuning as FineTuning,
+)
+from avalanche_clip.training.methods.sit import (
+    SIT as SIT,
 )
 from avalanche_clip.training.methods.tic import (
     ContrastiveEWC as ContrastiveEWC,
