@@ -17,6 +17,9 @@ from avalanche_clip.benchmarks.classic.multi_domain_emoji import (
 from avalanche_clip.benchmarks.classic.multilingual_emoji import (
     multilingual_emoji as multilingual_emoji,
 )
+from avalanche_clip.benchmarks.classic.si_blurry import (
+    si_blurry_emoji as si_blurry_emoji,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
@@ -44,6 +47,10 @@ from avalanche_clip.benchmarks.streams.merged import (
 )
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
+)
+from avalanche_clip.benchmarks.streams.si_blurry import (
+    si_blurry_benchmark as si_blurry_benchmark,
+    si_blurry_indices as si_blurry_indices,
 )
 from avalanche_clip.benchmarks.streams.splits import (
     split_online as split_online,
