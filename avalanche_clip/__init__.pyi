@@ -74,6 +74,9 @@ from avalanche_clip.evaluation.functional.disorder import (
 from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
 )
+from avalanche_clip.evaluation.functional.online import (
+    online_accuracy as online_accuracy,
+)
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
 )

@@ -114,8 +114,8 @@ def si_blurry_emoji(
 
     The 99 subgroups of all 1,911 emoji, named in words ("face smiling", "sky and
     weather"), of 1 to 259 emoji each; the sampler leaves out those that the number of
-    tasks does not divide (4 by default), with a warning. Training images are drawings in ``styles``,
-    test images those of a style never trained on.
+    tasks does not divide (4 by default), with a warning. Training images are drawings
+    in ``styles``, test images those of a style never trained on.
 
     Streams: ``train``, ``test``, ``valid`` when asked for (the OpenMoji drawing of a
     hashed 20 % of the emoji, kept out of training), and ``zero_shot``: the groups
