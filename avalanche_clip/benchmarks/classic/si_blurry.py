@@ -26,7 +26,10 @@ from avalanche_clip.benchmarks.datasets.mtil.images import ClassImages
 from avalanche_clip.benchmarks.datasets.mtil.readers import read_mtil_domain
 from avalanche_clip.benchmarks.datasets.mtil.templates import CIL_TEMPLATES
 from avalanche_clip.benchmarks.streams.classes import Domain
-from avalanche_clip.benchmarks.streams.si_blurry import si_blurry_benchmark
+from avalanche_clip.benchmarks.streams.si_blurry import (
+    SAMPLER_OPTIONS,
+    si_blurry_benchmark,
+)
 from avalanche_clip.common.checks import (
     as_texts,
     require_choice,
@@ -80,6 +83,7 @@ def si_blurry(
     Source: Wang et al., 2024 (SIT, arXiv 2405.15155) and the released code.
     """
     require_choice("dataset", dataset, SIT_DATASETS)
+    require_known(options, SAMPLER_OPTIONS, "options")
     if dataset == "CIFAR100":
         data = read_mtil_domain("CIFAR100", root, check=check)
         data = cifar100_named(data, class_names)
@@ -138,6 +142,7 @@ def si_blurry_emoji(
     Sources: see :func:`tic_emoji` and :func:`held_out_icons`; the protocol is that
     of SIT (arXiv 2405.15155), the data set is ours.
     """
+    require_known(options, SAMPLER_OPTIONS, "options")
     styles = [styles] if isinstance(styles, str) else styles
     styles = check_styles(styles, test_style, validation)
     table = load_emoji_table()

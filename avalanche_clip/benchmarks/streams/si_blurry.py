@@ -32,6 +32,11 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.columns import as_integer_array
 
+SAMPLER_OPTIONS = (
+    *("num_tasks", "disjoint_percent", "blurry_percent", "seed", "stochastic"),
+)
+"""Arguments of :func:`si_blurry_benchmark` that say how the stream is drawn."""
+
 
 class _Drawn(NamedTuple):
     """What the sampler drew, one entry per task."""
