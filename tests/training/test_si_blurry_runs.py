@@ -15,6 +15,7 @@ from avalanche_clip.benchmarks import (
     split_online,
 )
 from avalanche_clip.evaluation.functional import incremental_accuracy, online_accuracy
+from avalanche_clip.evaluation.report.comparison import write_comparison
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import load_results, matrices
 from avalanche_clip.training import run_stream
@@ -159,6 +160,28 @@ def test_report__shows_the_curve_of_the_classes_so_far(whole):
     assert found["test"]["Top1_Acc_Exp"].before is None
     assert found["test"]["Loss_Exp"].protocol_values() == {}
     assert found["zero_shot"]["Top1_Acc_Exp"].row_labels == ["36 samples"]
+
+
+def test_comparison__of_other_streams_shows_their_values(tmp_path, whole):
+    first = load_results(whole[1].out_dir)
+    other = {**first, "seed": 1 + first["seed"], "evaluations": {}, "matrices": {}}
+    for key in ("steps", "samples"):
+        other["evaluations"][key] = first["evaluations"][key][1:]
+    other["evaluations"]["at"] = first["evaluations"]["at"]
+    for stream, metrics in first["matrices"].items():
+        rows = slice(1 if stream == "test" else 0, None)
+        other["matrices"][stream] = {
+            name: {**parts, "E": parts["E"][rows]} for name, parts in metrics.items()
+        }
+    other["online"] = {"streams": ["test"], "curve": [0, 1], "task_ends": []}
+    page = write_comparison(tmp_path, [first, other]).read_text()
+    assert "A AUC" in page and page.count("Mean matrices") == 1  # of zero_shot
+    values = json.loads((tmp_path / "comparison.json").read_text())
+    runs_of = values["test"]["Top1_Acc_Exp"]["ClassNameTemplate"]["A_Last"]["runs"]
+    assert runs_of == [whole[1].summary["test"]["Top1_Acc_Exp"]["A_Last"]] * 2
+    same = {**first, "seed": 1 + first["seed"]}
+    page = write_comparison(tmp_path, [first, same]).read_text()
+    assert page.count("Mean matrices") == 2
 
 
 @pytest.mark.parametrize("stop", [{"train": 12}, {"evaluation": 9}], ids=str)

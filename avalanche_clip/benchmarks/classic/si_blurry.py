@@ -87,10 +87,10 @@ def si_blurry(
     if dataset == "CIFAR100":
         data = read_mtil_domain("CIFAR100", root, check=check)
         data = cifar100_named(data, class_names)
-    elif dataset == "TinyImageNet":
-        data = read_tiny_imagenet(root, class_names=class_names, check=check)
     else:
-        data = read_imagenet_r(root, class_names=class_names, check=check)
+        tiny = dataset == "TinyImageNet"
+        read = read_tiny_imagenet if tiny else read_imagenet_r
+        data = read(root, class_names=class_names, check=check)
     names = as_texts(zero_shot, "zero_shot", least=0)
     if names and zero_shot_root is None:
         raise ValueError(f"zero_shot={names} are to be read; give zero_shot_root, too.")
@@ -152,17 +152,15 @@ def si_blurry_emoji(
     out = [table.groups.index(group) for group in groups]
     learned = _Subgroups(np.flatnonzero(~np.isin(table.group, out)))
     held = validation_mask(table.ids) if validation else None
-    streams: dict[str, Any] = {}
     if validation:
-        valid = [VALIDATION_STYLE]
-        streams["valid"] = learned.drawings(valid, held, keep_held=True)
+        valid = learned.drawings([VALIDATION_STYLE], held, keep_held=True)
+        options["valid"] = valid
     zero_shot = []
     for number, group in zip(out, groups, strict=True):
         own = _Subgroups(np.flatnonzero(table.group == number))
         drawings = own.drawings([test_style])
         zero_shot.append(Domain(None, drawings, own.names, templates, group))
-    icons = HeldOutIcons()
-    numbers = np.arange(len(icons))
+    icons, numbers = HeldOutIcons(), np.arange(len(HeldOutIcons()))
     images = ClassImages(icons, numbers, numbers)
     return si_blurry_benchmark(
         learned.drawings(styles, held),
@@ -170,7 +168,6 @@ def si_blurry_emoji(
         learned.names,
         templates,
         zero_shot=[*zero_shot, Domain(None, images, icons.names, templates, "icons")],
-        **streams,
         **options,
     )
 

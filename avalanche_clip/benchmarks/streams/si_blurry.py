@@ -94,30 +94,16 @@ def si_blurry_indices(
     """
     labels = as_integer_array(targets, "targets", "N")
     count = int(labels.max()) + 1 if num_classes is None else num_classes
-    drawn = _draw(
-        labels,
-        as_size(count, "num_classes"),
-        num_tasks,
-        disjoint_percent,
-        blurry_percent,
-        seed,
-        stochastic,
-    )
+    options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
+    drawn = _draw(labels, as_size(count, "num_classes"), *options)
     return [part.tolist() for part in drawn.indices]
 
 
 def _draw(
-    labels: np.ndarray,
-    count: int,
-    num_tasks: int,
-    disjoint_percent: int,
-    blurry_percent: int,
-    seed: int,
-    stochastic: bool,
+    labels: np.ndarray, count: int, T: int, N: int, M: int, seed: int, stochastic: bool
 ) -> _Drawn:
-    tasks = as_size(num_tasks, "num_tasks")
-    disjoint = _percent(disjoint_percent, "disjoint_percent")
-    blurring = _percent(blurry_percent, "blurry_percent")
+    tasks = as_size(T, "num_tasks")
+    disjoint, blurring = _percent(N, "disjoint_percent"), _percent(M, "blurry_percent")
     require_choice("stochastic", stochastic, (True, False))
     require_indices(labels, count, "targets")
     generator = torch.Generator().manual_seed(as_integer(seed, "seed"))
@@ -148,10 +134,8 @@ def _draw(
     sizes = np.bincount(codes, minlength=2 * tasks + 1)
     parts = _cut(np.argsort(codes, kind="stable"), sizes)
     lent, kept = parts[tasks : 2 * tasks], sizes[tasks : 2 * tasks]
-    if stochastic:
-        quotas = shares(int(kept.sum()) * blurring // 100)
-    else:
-        quotas = kept * blurring // 100
+    m = int(kept.sum()) * blurring // 100
+    quotas = shares(m) if stochastic else kept * blurring // 100
     pool = np.concatenate([part[:k] for part, k in zip(lent, quotas, strict=True)])
     back = quotas if stochastic else np.full(tasks, len(pool) // tasks)
     if len(pool):
@@ -178,11 +162,9 @@ def _percent(value: int, what: str) -> int:
 def _warn_of_losses(streams: list[np.ndarray], classes: int, samples: int) -> None:
     lost = samples - sum(map(len, streams))
     empty = [task for task, part in enumerate(streams) if not len(part)]
-    said = [
-        *([f"{classes} classes are not used"] if classes else []),
-        *([f"{lost} samples of the pool are lost"] if lost else []),
-        *([f"tasks {empty} are empty"] if empty else []),
-    ]
+    said = [f"{classes} classes are not used"] * bool(classes)
+    said += [f"{lost} samples of the pool are lost"] * bool(lost)
+    said += [f"tasks {empty} are empty"] * bool(empty)
     if said:
         warnings.warn(
             f"Si-Blurry: {' and '.join(said)}. Choose a number of tasks that divides "
@@ -247,51 +229,38 @@ def si_blurry_benchmark(
     """
     own = ClassPrompts(names, templates)
     require_some(own, "class names")
-    labels = class_targets(train)
-    source = Source("train set", train, own, 0)
-    whole = labelled_dataset(source, 0)  # refuses labels that do not fit the names
-    drawn = _draw(
-        labels,
-        len(own),
-        num_tasks,
-        disjoint_percent,
-        blurry_percent,
-        seed,
-        stochastic,
-    )
+    # Refuses labels that do not fit the names.
+    whole = labelled_dataset(Source("train set", train, own, 0), 0)
+    options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
+    drawn = _draw(class_targets(train), len(own), *options)
     used = sorted(np.concatenate(drawn.disjoint + drawn.blurry).tolist())
-    own_used = own.for_ids(used)
+    known, first_id = own.for_ids(used), len(whole)
+    parts = [(f"task {k + 1}", part.tolist()) for k, part in enumerate(drawn.indices)]
     built: dict[str, list[Any]] = {
         "train": [
-            make_experience(
-                whole.subset(part.tolist()),
-                class_prompts=own_used,
-                label=f"task {task + 1}",
-            )
-            for task, part in enumerate(drawn.indices)
-            if len(part)
+            make_experience(whole.subset(rows), class_prompts=known, label=label)
+            for label, rows in parts
+            if rows
         ]
     }
-    first_id = len(whole)
     for name, data in {"test": test, **streams}.items():
         source = Source(f"{name} set", data, own, first_id)
         dataset = labelled_dataset(source, 0).eval()
         first_id += len(dataset)
-        built[name] = []
         targets = attribute_array(dataset, "targets")
-        for number in used:
-            rows = np.flatnonzero(targets == number).tolist()
-            if rows:
-                part = dataset.subset(rows)
-                label = own.name(number)
-                built[name].append(
-                    class_experience(part, label, own_used, [number], dataset_index=0)
-                )
+        rows = {number: np.flatnonzero(targets == number).tolist() for number in used}
+        built[name] = [
+            class_experience(
+                dataset.subset(part), own.name(number), known, [number], dataset_index=0
+            )
+            for number, part in rows.items()
+            if part
+        ]
     if zero_shot:
-        built["zero_shot"] = _held_out(own_used, zero_shot, first_id)
+        built["zero_shot"] = _held_out(known, zero_shot, first_id)
     return make_scenario(
         built,
-        class_prompts=own_used,
+        class_prompts=known,
         protocol="si_blurry",
         task_sizes=tuple(map(len, drawn.indices)),
         disjoint_classes=tuple(tuple(part.tolist()) for part in drawn.disjoint),
