@@ -184,6 +184,9 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
 from avalanche_clip.training.methods.constant_cosine import (
     ConstantCosinePlugin as ConstantCosinePlugin,
 )
+from avalanche_clip.training.methods.continual_clip import (
+    ContinualCLIP as ContinualCLIP,
+)
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
 )
@@ -214,6 +217,9 @@ from avalanche_clip.training.methods.patching import (
 from avalanche_clip.training.methods.restart import (
     BudgetFactorPlugin as BudgetFactorPlugin,
     RestartPlugin as RestartPlugin,
+)
+from avalanche_clip.training.methods.sit import (
+    SIT as SIT,
 )
 from avalanche_clip.training.methods.tic import (
     ContrastiveEWC as ContrastiveEWC,

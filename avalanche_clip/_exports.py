@@ -154,6 +154,7 @@ training.methods.c_clip = training.plugins: ContrastiveKnowledgeConsolidationPlu
 training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
+training.methods.continual_clip = training.supervised: ContinualCLIP*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
@@ -172,6 +173,7 @@ training.methods.restart = training.plugins: BudgetFactorPlugin* RestartPlugin*
 training.methods.tic = training.supervised: ContrastiveEWC* ContrastiveLwF*
     CumulativeAll* CumulativeAllStar* CumulativeEqual* CumulativeExp* Oracle*
     Patching* Restart* Sequential* TIC_STRATEGIES
+training.methods.sit = training.supervised: SIT*
 training.methods.vr_lwf.plugin = training.plugins: VocabularyReplayPlugin*;
     training.supervised: VRLwF*
 training.methods.weight_averaging = training.plugins: WeightAveragingPlugin*

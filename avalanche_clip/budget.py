@@ -15,6 +15,7 @@ from avalanche_clip.common.checks import as_finite, as_size, require_choice
 
 KINDS = ("train", "teacher", "search", "fisher", "reference")
 """What forward passes are spent on."""
+_LATEST = 16
 BACKWARD = ("train", "reference")
 """Those that a backward pass follows."""
 
@@ -83,6 +84,9 @@ class ComputeBudget:
 
     def start_experience(self) -> None:
         """Open the account of another experience."""
+        if self.experiences:
+            last = self.experiences.pop()
+            self.experiences.append(_shared(last, self.experiences))
         self.experiences.append({})
 
     def count_parameters(self, model: Any) -> None:
@@ -95,7 +99,8 @@ class ComputeBudget:
             "all": sum(size for size, _ in sizes),
             "trainable": sum(size for size, trained in sizes if trained),
         }
-        self.parameters = [*self.parameters[: len(self.experiences) - 1], count]
+        del self.parameters[max(len(self.experiences) - 1, 0) :]
+        self.parameters.append(_shared(count, self.parameters))
 
     def spend(
         self,
@@ -167,3 +172,8 @@ class ComputeBudget:
         """Replace the account by a stored one."""
         self.experiences = copy.deepcopy(state["experiences"])
         self.parameters = copy.deepcopy(list(state.get("parameters", ())))
+
+
+def _shared(entry: dict[str, Any], known: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry, or an equal one of those before: long streams hold few different."""
+    return next((e for e in reversed(known[-_LATEST:]) if e == entry), entry)

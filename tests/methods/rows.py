@@ -57,13 +57,15 @@ class Row:
     :param settings: of the strategy.
     :param plugins: functions that make its plugins.
     :param world: model and stream: ``pairs``, ``classes``, ``languages``,
-        ``experts``, ``expert pairs``, ``branches``, ``branches on classes``.
+        ``experts``, ``expert pairs``, ``branches``, ``branches on classes``,
+        ``untrained``.
     :param neutral: settings that switch the method off; with it, ``without`` are the
         plugins.
     :param plain: the row that it then equals.
     :param moves: parts of the names of all parameters that are trained.
     :param some: whether only some of them move in a short run.
     :param once: whether it trains once, on all that it is given.
+    :param idle: whether it trains nothing.
     :param cannot: behaviour -> the reason why not, a sentence.
     """
 
@@ -78,6 +80,7 @@ class Row:
     still: tuple[str, ...] = ()
     some: bool = False
     once: bool = False
+    idle: bool = False
     cannot: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,6 +123,9 @@ MERGED = {
     "moves": ("in_proj_weight",),
     "cannot": FROZEN_BASE,
 }
+UNTRAINED = dict.fromkeys(
+    ("neutral", "accumulation", "bf16"), "It trains nothing: there are no batches."
+)
 ADAPTERS = {
     "world": "languages",
     "moves": ("token_embedding", "cross_modal", "language_adapter."),
@@ -238,6 +244,21 @@ ROWS: dict[str, Row] = {
         plain="LoRA, half merged",
     ),
     "CLLCLIP": Row("CLLCLIP", **TABLE),
+    "SIT": Row("SIT", {"repeats": 2}, **{**LORA, "world": "branches on classes"}),
+    "SIT, asymmetric": Row(
+        "SIT",
+        {
+            "visible": "all",
+            "tower": "image",
+            "lora_init": "xavier",
+            "double_softmax": True,
+            "reset_optimizer": True,
+        },
+        **{**LORA, "world": "branches on classes"},
+    ),
+    "ContinualCLIP": Row(
+        "ContinualCLIP", world="untrained", moves=(), idle=True, cannot=UNTRAINED
+    ),
     # ------------------------------------------------- plugins on plain training
     "ConstantCosine": adds(
         p.ConstantCosinePlugin,
@@ -468,6 +489,13 @@ def _branches_on_classes(cls, model, noise, **settings):
     return _classes(cls, model or moe_runs.vit(), noise, **settings)
 
 
+def _untrained(cls, model, noise, **settings):
+    model = model or moe_runs.vit()
+    kept = {k: settings[k] for k in ("plugins", "eval_mb_size", "seed")}
+    strategy = cls(model=model, evaluator=classes.accuracy_evaluator(), **kept)
+    return strategy, moe_runs.domains(model)
+
+
 def _languages(cls, model, noise, **settings):
     model = model or languages.tiny_model()
     settings = {"evaluator": evaluator(), **settings}
@@ -490,5 +518,6 @@ WORLDS = {
     "languages": _languages,
     "branches": _branches,
     "branches on classes": _branches_on_classes,
+    "untrained": _untrained,
 }
 """Strategies on a model and a stream for it."""

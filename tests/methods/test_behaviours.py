@@ -87,7 +87,7 @@ def test_training__moves_what_it_says_and_nothing_else(name):
         assert wanted or not moved, key
         assert moved or row.some or not wanted, key
         trained += moved
-    assert trained
+    assert bool(trained) != row.idle
 
 
 @pytest.mark.parametrize("name", [n for n, r in ROWS.items() if r.world in STUBS])
@@ -105,12 +105,15 @@ def test_run__resumed_anywhere_equals_an_uninterrupted_one(name, whole):
     expected, folder, ends, own_benchmark = whole(name)
     order = (0,) if ALL[name].once else ORDER
     # File, number of visits that were finished, and where to stop.
-    for file, visit, last in (
+    places = (
         ("first.pt", 0, 1),
         (f"state_{1:09d}.pt", 0, len(order)),
         (f"state_{ends[0]:09d}_end.pt", 1, len(order)),
         (f"state_{ends[-1] - 1:09d}.pt", len(order) - 1, len(order)),
-    ):
+    )
+    if ALL[name].idle:  # each file replaces the one before
+        places = ((f"state_{0:09d}_end.pt", len(order), len(order)),)
+    for file, visit, last in places:
         strategy, benchmark = build(ALL[name])
         index = load_state(strategy, folder / file, benchmark)
         if file != "first.pt":
@@ -183,7 +186,8 @@ def test_evaluation_and_idle_plugins__leave_no_trace(name, tmp_path, whole):
     train(strategy, benchmark, ORDER[first:], eval_streams=streams)
     expected = whole(name)[0]
     assert_same_weights(expected.model, strategy.model)
-    assert losses(strategy) == losses(expected) and losses(expected)
+    assert losses(strategy) == losses(expected)
+    assert losses(expected) or ROWS[name].idle
     assert idle.calls
 
 
@@ -211,7 +215,7 @@ def assert_equal(left, right, place=""):
         assert left == right or (left != left and right != right), place
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [n for n, r in ROWS.items() if not r.idle])
 def test_seed__another_one_gives_another_run(name, whole):
     strategy, benchmark = build(ROWS[name], seed=4)
     assert_other_weights(train(strategy, benchmark).model, whole(name)[0].model)

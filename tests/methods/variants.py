@@ -85,6 +85,14 @@ VARIANTS = {
     "filler prompts": Row(
         ClassNameTemplate, {"accumulation_steps": 3}, world="classes"
     ),
+    "classes of the batch": Row(
+        ClassNameTemplate,
+        {"label_space": "batch", "accumulation_steps": 2},
+        world="classes",
+    ),
+    "classes of the batch and of its memory": replace(
+        ROWS["DER on class names"], settings={"label_space": "batch"}
+    ),
     "LwF of prompts": Row(
         ClassNameTemplate,
         plugins=(

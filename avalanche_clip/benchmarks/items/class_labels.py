@@ -48,6 +48,18 @@ def class_targets(data: Any) -> np.ndarray:
     return as_integer_array(found, what, str(len(data)), give="one per item")
 
 
+def occurring_ids(dataset: AvalancheDataset) -> tuple[int, ...]:
+    """Classes of an image-text data set, in the order in which they first occur.
+
+    :param dataset: without targets it has none.
+    """
+    if "targets" not in getattr(dataset, "_data_attributes", ()):
+        return ()
+    column = attribute_array(dataset, "targets")
+    _, first = np.unique(column, return_index=True)
+    return tuple(column[np.sort(first)].tolist())
+
+
 def _label(item: Any, index: int) -> Any:
     check_item(item, f"Item {index}", "label", LABELLED)
     return item[1]

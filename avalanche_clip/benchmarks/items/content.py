@@ -13,7 +13,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
-from avalanche_clip.benchmarks.items.scenario import TASK_LABELS
+from avalanche_clip.benchmarks.items.scenario import TASK_LABELS, PartStream
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 SAMPLED = 16
@@ -39,6 +39,9 @@ class Remembered:
         gone = weakref.ref(dataset, lambda _: self._known.pop(key, None))
         self._known[key] = (gone, value)
         return value
+
+
+_WHOLES = Remembered()
 
 
 def content_hash(dataset: AvalancheDataset) -> str:
@@ -138,11 +141,8 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     for name, stream in benchmark.streams.items():
         hashes[name] = experience_hashes(stream)
         digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
-        counts[name] = [len(experience.dataset) for experience in stream]
-        labels[name] = [
-            str(getattr(e, "time_label", getattr(e, "label", index)))
-            for index, e in enumerate(stream)
-        ]
+        counts[name] = stream_sizes(stream)
+        labels[name] = _labels(stream)
     return {
         "hash": digest.hexdigest(),
         "experiences": hashes,
@@ -155,4 +155,37 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
 
 def experience_hashes(stream: Any) -> dict[str, str]:
     """Hashes of the data of a stream, by the place of the experience in it."""
+    if isinstance(stream, PartStream):
+        return {str(part): part_hash(stream, part) for part in range(len(stream))}
     return {str(i): content_hash(e.dataset) for i, e in enumerate(stream)}
+
+
+def part_hash(stream: PartStream, part: int) -> str:
+    """Hash the data of a part: its place in an experience, and the data of that.
+
+    No item is read but those of :func:`content_hash` of the whole experience, once.
+    """
+    number, _, rows = stream.place_of(part)
+    dataset = stream.wholes[number].dataset
+    whole = _WHOLES.get(dataset) or _WHOLES.put(dataset, content_hash(dataset))
+    digest = hashlib.sha256(whole.encode())
+    digest.update(np.ascontiguousarray(rows, dtype=np.int64).data)
+    return digest.hexdigest()[:16] + whole[16:]
+
+
+def stream_sizes(stream: Any) -> list[int]:
+    """Samples of each experience of a stream."""
+    if isinstance(stream, PartStream):
+        return stream.sizes()
+    return [len(experience.dataset) for experience in stream]
+
+
+def _labels(stream: Any) -> list[str]:
+    experiences: Any = stream
+    if isinstance(stream, PartStream):
+        places = (stream.place_of(part)[0] for part in range(len(stream)))
+        experiences = (stream.wholes[place] for place in places)
+    return [
+        str(getattr(e, "time_label", getattr(e, "label", index)))
+        for index, e in enumerate(experiences)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.flat import has_no_images, without_groups
 from avalanche_clip.benchmarks.items.items import attribute_array, item_fields, repeated
 from avalanche_clip.benchmarks.items.marks import MarkedPictures
-from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.benchmarks.items.scenario import (
+    PartStream,
+    clone_experience,
+    make_scenario,
+    whole_data,
+)
 from avalanche_clip.common.checks import as_finite, require_type
 
 
@@ -98,16 +103,17 @@ def prepare_benchmark(
         }
     )
     pixels = {name: describe(used[name]) for name in used if given[name] is None}
-    streams: dict[str, list[Any]] = {}
+    streams: dict[str, Any] = {}
     for name, stream in benchmark.streams.items():
-        streams[name] = []
-        for experience in stream:
-            dataset = prepare_dataset(
-                experience.dataset, model.tokenizer, groups, pixels
-            )
-            if not is_training_stream(name):
-                dataset = dataset.eval()
-            streams[name].append(clone_experience(experience, dataset))
+
+        def change(dataset: Any, training: bool = is_training_stream(name)) -> Any:
+            found = prepare_dataset(dataset, model.tokenizer, groups, pixels)
+            return found if training else found.eval()
+
+        if isinstance(stream, PartStream):
+            streams[name] = stream.renewed(name, change)
+        else:
+            streams[name] = [clone_experience(e, change(e.dataset)) for e in stream]
     _check_sample_ids(streams)
     transforms = {
         "train": [describe(used["train"]), describe(text)],
@@ -127,9 +133,9 @@ def is_training_stream(name: str) -> bool:
     return name == "train" or name.startswith("train_")
 
 
-def _check_sample_ids(streams: Mapping[str, Sequence[Any]]) -> None:
+def _check_sample_ids(streams: Mapping[str, Iterable[Any]]) -> None:
     ids = {
-        name: [attribute_array(e.dataset, "sample_id") for e in stream]
+        name: [attribute_array(d, "sample_id") for d in whole_data(stream)]
         for name, stream in streams.items()
     }
     none = np.empty(0, dtype=np.int64)

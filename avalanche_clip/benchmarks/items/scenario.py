@@ -9,7 +9,8 @@ counts instead.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
     CLExperience,
     EagerCLStream,
     ExperienceAttribute,
+    SequenceCLStream,
 )
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
@@ -149,6 +151,75 @@ class ImageTextScenario(CLScenario):
         return len(np.unique(np.concatenate(found)))
 
 
+class PartStream(SequenceCLStream[Any]):
+    """Parts of experiences, each made when it is asked for.
+
+    The stream holds the order of the samples. It keeps the part that was asked for
+    last, so that memory does not grow with the number of parts.
+
+    :param name: of the stream.
+    :param wholes: the experiences.
+    :param orders: of each the positions of its samples in their order, int64.
+    :param counts: of each the number of parts.
+    :param size: samples per part; the last one of an experience may have fewer.
+    :param cut: ``(whole, positions, number, count)`` -> an experience of some samples.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wholes: Sequence[Any],
+        orders: Sequence[np.ndarray],
+        counts: Sequence[int],
+        size: int,
+        cut: Callable[..., Any],
+    ):
+        self.wholes, self.orders = list(wholes), list(orders)
+        self.size, self.cut = size, cut
+        self.ends = np.cumsum([0, *counts]).tolist()
+        self._root, self._last = self, (-1, None)
+        super().__init__(name, benchmark=None, set_stream_info=False)  # type: ignore[arg-type]
+
+    def _full_length(self) -> int:
+        return int(self.ends[-1])
+
+    def place_of(self, part: int) -> tuple[int, int, np.ndarray]:
+        """Number of its experience, its own number there, and its positions."""
+        number = bisect_right(self.ends, part) - 1
+        start = part - self.ends[number]
+        rows = self.orders[number][start * self.size : (start + 1) * self.size]
+        return number, start, rows
+
+    def _make_experience(self, experience_idx: int) -> Any:
+        part = range(self._full_length())[experience_idx]
+        if self._last[0] != part:
+            number, start, rows = self.place_of(part)
+            count = self.ends[number + 1] - self.ends[number]
+            made = self.cut(self.wholes[number], rows, start, count)
+            _adopt(made)
+            made.current_experience = part
+            made.origin_stream = self._root
+            self._last = (part, made)
+        return self._last[1]
+
+    def sizes(self) -> list[int]:
+        """Samples of each part."""
+        return [len(self.place_of(part)[-1]) for part in range(self._full_length())]
+
+    def renewed(self, name: str, change: Callable[[Any], Any] | None = None) -> Any:
+        """Make a stream of another scenario.
+
+        :param change: what becomes of the data of the whole experiences.
+        """
+        stream = copy.copy(self)
+        stream.name, stream._root, stream._last = name, stream, (-1, None)
+        stream.exps_iter = stream
+        if change is not None:
+            own = [clone_experience(e, change(e.dataset)) for e in self.wholes]
+            stream.wholes = own
+        return stream
+
+
 # --------------------------------------------------------------------- building
 def make_experience(dataset: AvalancheDataset, **facts: Any) -> DatasetExperience:
     """Make an experience; its place is set by :func:`make_scenario`.
@@ -172,8 +243,11 @@ def make_scenario(
     :param like: a scenario whose facts (labels, prompts) are carried over.
     :param facts: further ones of the scenario, as attributes.
     """
-    built = []
+    built: list[Any] = []
     for name, given in streams.items():
+        if isinstance(given, PartStream) and given.slice_ids is None:
+            built.append(given.renewed(name))
+            continue
         experiences = [
             e if e._origin_stream is None else clone_experience(e, e.dataset)
             for e in given
@@ -306,6 +380,12 @@ def _with_classes(benchmark: Any) -> list[Any]:
     if not found:
         raise NoClassesError(f"No stream of the benchmark has classes: {_NO_TARGETS}")
     return found
+
+
+def whole_data(stream: Any) -> Iterator[Any]:
+    """Data sets of a stream; of parts those that they are taken from."""
+    for experience in getattr(stream, "wholes", stream):
+        yield experience.dataset
 
 
 def has_targets(dataset: Any) -> bool:

@@ -20,9 +20,11 @@ from avalanche.benchmarks.scenarios.generic_scenario import (
 from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset
 
+from avalanche_clip.benchmarks.items.class_labels import occurring_ids
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import (
     WORKED_OUT,
+    PartStream,
     clone_experience,
     make_scenario,
 )
@@ -112,14 +114,15 @@ def split_online(
         not vanish that way.
     :return: scenario whose training stream holds Avalanche
         ``OnlineCLExperience`` objects with what generators and decorators
-        attached, task labels and classes those of the part; other streams are
-        unchanged.
+        attached, task labels and classes (also ``class_ids``, in the order in which
+        they occur) those of the part; other streams are unchanged. An experience is
+        made when it is asked for, so that memory does not grow with their number.
     :raises ValueError: if ``experience_size`` is no integer of at least 1, or a
         step has no full experience and ``drop_last`` is set.
     """
     require_choice("train_name", train_name, benchmark.streams)
     experience_size = as_size(experience_size, "experience_size")
-    online: list[OnlineCLExperience] = []
+    orders, counts = [], []
     for number, origin in enumerate(benchmark.streams[train_name]):
         size = len(origin.dataset)
         order = np.arange(size)
@@ -135,20 +138,25 @@ def split_online(
                 f"{experience_size} and drop_last={drop_last} nothing is left of it. "
                 "Choose a smaller size, or drop_last=False."
             )
-        for k, start in enumerate(starts):
-            part = order[start : start + experience_size].tolist()
-            experience = OnlineCLExperience(
-                dataset=origin.dataset.subset(part),
-                origin_experience=origin,
-                is_first_subexp=k == 0,
-                is_last_subexp=k == len(starts) - 1,
-                sub_stream_length=len(starts),
-                access_task_boundaries=False,
-            )
-            experience.current_experience = len(online)
-            _copy_facts(origin, experience)
-            online.append(experience)
-    return make_scenario({**benchmark.streams, train_name: online}, benchmark)
+        orders.append(order)
+        counts.append(len(starts))
+    wholes = list(benchmark.streams[train_name])
+    parts = PartStream(train_name, wholes, orders, counts, experience_size, _part)
+    return make_scenario({**benchmark.streams, train_name: parts}, benchmark)
+
+
+def _part(whole: Any, positions: np.ndarray, number: int, count: int) -> Any:
+    """Make an online experience of some samples of another one."""
+    experience = OnlineCLExperience(
+        dataset=whole.dataset.subset(positions.tolist()),
+        origin_experience=whole,
+        is_first_subexp=number == 0,
+        is_last_subexp=number == count - 1,
+        sub_stream_length=count,
+        access_task_boundaries=False,
+    )
+    _copy_facts(whole, experience)
+    return experience
 
 
 def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
@@ -158,3 +166,7 @@ def _copy_facts(origin: CLExperience, part: OnlineCLExperience) -> None:
             continue
         shared = isinstance(value, ExperienceAttribute)
         setattr(part, name, copy.copy(value) if shared else value)
+    ids = getattr(origin, "class_ids", None)
+    if ids is not None:  # those to come are not known
+        part.class_ids = occurring_ids(part.dataset)
+        part.class_names = tuple(origin.class_prompts.name(i) for i in part.class_ids)

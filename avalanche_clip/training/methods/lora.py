@@ -8,7 +8,7 @@ with weight decay 0.01). Merging after each step, in part, is that of Liu et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,9 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
     only_one = True
     closes_last = True
     state_attributes = ("merged",)
+    kind = "lora"
+    """Attribute of the model that holds what is attached."""
+    attach: Callable[..., BranchSet] = staticmethod(attach_lora)
 
     def __init__(self, merge: bool = False, *, share: float = 1.0, **options: Any):
         super().__init__()
@@ -106,7 +109,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
         :raises ValueError: see the class.
         """
         model = strategy.model
-        if self._updates is not None and attachment(model, "lora") is self._updates:
+        if self._updates is not None and attachment(model, self.kind) is self._updates:
             return  # asked again, for a plugin that was added later
         for contract in strategy.contracts if self.merge else ():
             mixes = contract.replaces_deployed_weights
@@ -117,7 +120,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
                     "them to mix in; use anchor='start'."
                 )
         with seeded(named_seed(strategy.seed, 0)):
-            self._updates = attach_lora(model, **self.options)
+            self._updates = self.attach(model, **self.options)
         self.options = dict(self._updates.config)
         self.merged = 0
         strategy.make_optimizer(reset_optimizer_state=True)
@@ -129,7 +132,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
     # --------------------------------------------------------------- training
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Make fresh updates if the last ones were merged."""
-        first, *others = _all_updates(strategy)
+        first, *others = self._all_updates(strategy)
         if first.keys:
             return
         for updates in (first, *others):
@@ -144,7 +147,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
 
     def merge_updates(self, strategy: Any) -> None:
         """Put the updates into the weights, and forget their moments."""
-        first, *others = _all_updates(strategy)
+        first, *others = self._all_updates(strategy)
         if not (self.merge and first.keys):
             return
         for _, parameter in first.trainable_parameters():
@@ -153,12 +156,11 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
             updates.fold(self.share)
         self.merged += 1
 
-
-def _all_updates(strategy: Any) -> list[BranchSet]:
-    """Updates of the model, and those that a running average of it has."""
-    average = strategy.teachers.teachers.get("ema")
-    models = [strategy.model] + ([] if average is None else [average.model])
-    return [attachment(model, "lora") for model in models]
+    def _all_updates(self, strategy: Any) -> list[BranchSet]:
+        """Updates of the model, and those that a running average of it has."""
+        average = strategy.teachers.teachers.get("ema")
+        models = [strategy.model] + ([] if average is None else [average.model])
+        return [attachment(model, self.kind) for model in models]
 
 
 def _updated_names(model: Any) -> set[str]:

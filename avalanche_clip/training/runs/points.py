@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.benchmarks.items.scenario import PartStream
 from avalanche_clip.common.checks import as_integers, as_size, require_choice
-from avalanche_clip.training.templates.label_spaces import experience_ids, target_ids
+from avalanche_clip.training.templates.label_spaces import experience_ids
 
 STEPS = "steps"
 _ALLOWED = (
@@ -35,9 +39,9 @@ class EvaluationPoints:
     curve: list[int] | None = None
     task_ends: list[int] = field(default_factory=list)
 
-    def __contains__(self, step: Any) -> bool:
-        place = bisect_left(self.steps, step)
-        return self.steps[place : place + 1] == [step]
+    def __contains__(self, step: object) -> bool:
+        row = self.before(int(step))  # type: ignore[call-overload]
+        return row < len(self.steps) and self.steps[row] == step
 
     def before(self, step: int) -> int:
         """Number of points that lie before a step."""
@@ -66,6 +70,8 @@ def task_ends(stream: Any) -> list[int]:
     :param stream: of an online stream (:func:`split_online`) the last part of each
         task, else every step.
     """
+    if isinstance(stream, PartStream):
+        return [end - 1 for end in stream.ends[1:]]
     parts = (experience.logging() for experience in stream)
     return [k for k, part in enumerate(parts) if getattr(part, "is_last_subexp", True)]
 
@@ -79,12 +85,26 @@ def arrivals(train: Any, stream: Any) -> list[int] | None:
         if the stream is of classes that are never trained on.
     """
     first: dict[int, int] = {}
-    for step, experience in enumerate(train):
-        for number in target_ids(experience.dataset):
-            first.setdefault(number, step)
+    for start, size, targets in _targets(train):
+        ids, places = np.unique(targets, return_index=True)
+        for number, place in zip(ids.tolist(), places.tolist(), strict=True):
+            first.setdefault(number, start + place // size)
     never = len(train)
     met = [max(first.get(i, never) for i in experience_ids(e)) for e in stream]
     return None if min(met, default=never) == never else met
+
+
+def _targets(train: Any) -> Iterator[tuple[int, int, np.ndarray]]:
+    """First step, samples per step and targets in order, without making any part."""
+    if not isinstance(train, PartStream):
+        for step, experience in enumerate(train):
+            column = attribute_array(experience.dataset, "targets")
+            yield step, len(column) + 1, column
+        return
+    bounds = zip(train.ends[:-1], train.ends[1:], strict=True)
+    for (start, end), whole, order in zip(bounds, train.wholes, train.orders):
+        kept = order[: (end - start) * train.size]
+        yield start, train.size, attribute_array(whole.dataset, "targets")[kept]
 
 
 def evaluation_points(

@@ -40,7 +40,12 @@ from avalanche_clip.training.templates.frozen_base import base_weights, without_
 from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.teachers import Teacher
-from avalanche_clip.training.templates.visits import Visits, find_step, read_step
+from avalanche_clip.training.templates.visits import (
+    Visits,
+    find_step,
+    read_step,
+    require_step,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -367,8 +372,9 @@ def _restore_running(strategy: Any, state: dict[str, Any]) -> None:
 def _trained(strategy: Any, stored: dict[str, Any], benchmark: Any) -> list[Any]:
     """Experiences that the stored model has gone through, repeats included.
 
-    Those of streams that the benchmark does not have are left out, unless growth
-    needs them; replay looks for its data itself.
+    Where nothing grows by them, only their data are compared, and what is returned
+    stands for them: a stream may be long. Those of streams that the benchmark does not
+    have are then left out; replay looks for its data itself.
     """
     visits = Visits()
     visits.load_state_dict(stored)
@@ -377,6 +383,9 @@ def _trained(strategy: Any, stored: dict[str, Any], benchmark: Any) -> list[Any]
     steps = visits.trained()
     if not any(_adapts(module) for module in strategy.model.modules()):
         steps = [step for step in steps if step.stream in benchmark.streams]
+        for step in dict.fromkeys(steps):
+            require_step(benchmark, step)
+        return steps
     found = {step: find_step(benchmark, step) for step in dict.fromkeys(steps)}
     return [found[step] for step in steps]
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.items.content import data_summary
+from avalanche_clip.benchmarks.items.content import data_summary, stream_sizes
 from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.benchmarks.items.scenario import whole_data
 from avalanche_clip.benchmarks.streams.merged import counterparts, merge_experiences
 from avalanche_clip.common.checks import as_texts, did_you_mean, require_distinct
 from avalanche_clip.common.files import write_json
@@ -186,13 +187,13 @@ def run_stream(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
-    sizes = [len(experience.dataset) for experience in benchmark.train_stream]
+    sizes = stream_sizes(benchmark.train_stream)
     ends = task_ends(benchmark.train_stream)
     points = evaluation_points(evaluate_at, sizes, ends)
     for name in ("train", *named):
-        for experience in benchmark.streams[name]:
+        for dataset in whole_data(benchmark.streams[name]):
             captions = strategy.reads_captions
-            require_prepared(experience.dataset, strategy.model, captions=captions)
+            require_prepared(dataset, strategy.model, captions=captions)
     out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
         strategy.check_setup()  # of plugins that were appended, too

@@ -6,6 +6,9 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
 )
+from avalanche_clip.training.methods.continual_clip import (
+    ContinualCLIP as ContinualCLIP,
+)
 from avalanche_clip.training.methods.joint import (
     ClassNameJoint as ClassNameJoint,
     Joint as Joint,
@@ -25,6 +28,9 @@ from avalanche_clip.training.methods.moe_adapters.strategy import (
 from avalanche_clip.training.methods.mtil_training import (
     ClassNameFineTuning as ClassNameFineTuning,
     FineTuning as FineTuning,
+)
+from avalanche_clip.training.methods.sit import (
+    SIT as SIT,
 )
 from avalanche_clip.training.methods.tic import (
     ContrastiveEWC as ContrastiveEWC,

@@ -30,6 +30,7 @@ from avalanche_clip.training.templates.clip_template import (
 )
 from avalanche_clip.training.templates.contract import defines
 from avalanche_clip.training.templates.label_spaces import (
+    EVAL_LABEL_SPACES,
     LABEL_SPACES,
     LabelSpaces,
     experience_ids,
@@ -74,8 +75,10 @@ class ClassNameTemplate(CLIPTemplate):
     :param label_space: columns in training: ``"current"``, the classes of the
         experience and of replayed samples; ``"own"``, those of the experience
         alone; ``"seen"``, also those of earlier experiences; ``"all"``, all that
-        have a prompt.
-    :param eval_label_space: columns in evaluation, by default the same:
+        have a prompt; ``"batch"``, those of the mini-batch over all processes,
+        replayed samples included: other texts are not even encoded.
+    :param eval_label_space: columns in evaluation, by default the same (with
+        ``"batch"``: ``"seen"``):
         ``"own"`` or ``"current"``, the classes of the evaluated experience;
         ``"seen"``, these and all that were trained on, the usual choice for
         class-incremental streams; ``"all"``. An experience without ``class_ids``
@@ -89,7 +92,8 @@ class ClassNameTemplate(CLIPTemplate):
     :param criterion: replaces the cross-entropy; called with logits and columns.
     :param kwargs: see :class:`CLIPTemplate`.
     :raises ValueError: for an unknown label space, a smoothing outside its
-        range, retrieval metrics, or a plugin that needs pairs.
+        range, retrieval metrics, a plugin that needs pairs, or a budget in MACs with
+        the label space ``"batch"``, whose cost is not known in advance.
     """
 
     reads_captions = False
@@ -110,7 +114,13 @@ class ClassNameTemplate(CLIPTemplate):
     ):
         require_choice("label_space", label_space, LABEL_SPACES)
         if eval_label_space is not None:
-            require_choice("eval_label_space", eval_label_space, LABEL_SPACES)
+            require_choice("eval_label_space", eval_label_space, EVAL_LABEL_SPACES)
+        if label_space == "batch" and kwargs.get("budget_macs") is not None:
+            raise ValueError(
+                "budget_macs needs the number of prompts per step, which "
+                "label_space='batch' shows with each batch only; give budget_iterations"
+                " or budget_samples."
+            )
         as_finite(label_smoothing, "label_smoothing", low=0, below=1)
         if criterion is not None and label_smoothing:
             raise ValueError(
@@ -119,7 +129,8 @@ class ClassNameTemplate(CLIPTemplate):
             )
         text_batch_size = as_size(text_batch_size, "text_batch_size")
         self.label_space = label_space
-        self.eval_label_space: str = eval_label_space or label_space
+        same = "seen" if label_space == "batch" else label_space
+        self.eval_label_space: str = eval_label_space or same
         self._warned_of_space = False
         self.label_smoothing = float(label_smoothing)
         plain = nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
@@ -185,12 +196,14 @@ class ClassNameTemplate(CLIPTemplate):
     # -------------------------------------------------------------- training
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._forget_spaces()
+        self.spaces.batch_ids = None
         self.spaces.seen.add(experience_ids(self.experience))
         super()._before_training_exp(**kwargs)
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self._forget_spaces()
+        self.spaces.batch_ids = None
 
     def check_pool(self, dataset: Any) -> None:
         """Raise without classes; warn of a single one."""
@@ -201,7 +214,7 @@ class ClassNameTemplate(CLIPTemplate):
                 "image. Give targets to make_image_text_dataset, or use "
                 "multi_domain_benchmark or class_incremental_benchmark."
             )
-        if len(self.label_ids) < 2:
+        if self.label_space != "batch" and len(self.label_ids) < 2:
             warnings.warn(
                 f"Experience {self.experience_index} has one class only: its loss is "
                 "zero. Use label_space='seen' or larger steps.",
@@ -214,9 +227,21 @@ class ClassNameTemplate(CLIPTemplate):
         super()._unpack_minibatch()
         if self.is_training:
             images = self.mbatch[0].items()
-            batch = PromptBatch((k, v) for k, v in images if k not in ("text", "owner"))
-            batch["text"] = self.scorer.prompt_tokens()
-            self.mbatch[0] = batch
+            self.mbatch[0] = PromptBatch(
+                (k, v) for k, v in images if k not in ("text", "owner")
+            )
+            self._set_prompts()
+
+    def _set_prompts(self) -> None:
+        """Put the prompts of the label space beside the images of the batch."""
+        if self.label_space == "batch":
+            self.spaces.choose(self.mb_targets)
+        self.mbatch[0]["text"] = self.scorer.prompt_tokens()
+
+    def _before_forward(self, **kwargs: Any) -> None:
+        super()._before_forward(**kwargs)
+        if self.is_training and self.label_space == "batch":
+            self._set_prompts()  # a plugin may have added samples
 
     def check_ids(self, targets: Tensor) -> None:
         """Raise for a class outside the running label space.
@@ -224,6 +249,8 @@ class ClassNameTemplate(CLIPTemplate):
         :param targets: global ids.
         :raises ValueError: naming the class and the label space.
         """
+        if self.is_training and self.label_space == "batch":
+            return  # which has the classes of whatever comes
         ids = np.asarray(self.label_ids)
         wrong = np.setdiff1d(targets.cpu().numpy(), ids)
         if wrong.size:
@@ -302,13 +329,15 @@ class ClassNameTemplate(CLIPTemplate):
         Stock plugins (EWC, A-GEM) call it with what the model returns for a
         batch of the data. Its texts are not the label space: the prompts are
         encoded anew, with gradients. Ids outside the running label space are
-        told apart among all classes seen.
+        told apart among all classes seen; with ``label_space="batch"`` among those
+        of the given ids.
         """
         if not isinstance(output, CLIPOutput):
             return self.loss_function(output, targets)
-        ids = self.spaces.of(set(targets.tolist()))
+        own = output is self.mb_features or output is self.global_features
+        ids = self.label_ids if own else self.spaces.of(set(targets.tolist()))
         texts = output.text_features
-        if output is not self.mb_features and output is not self.global_features:
+        if not own:
             with self.autocast():
                 encode: Any = self.model.encode_text
                 texts = encode(self.scorer.tokenize(ids)).float()

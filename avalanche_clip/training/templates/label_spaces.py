@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.class_labels import occurring_ids
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, SI_BLURRY
 from avalanche_clip.training.templates.class_matrix import (
     ClassKey,
@@ -20,7 +20,8 @@ from avalanche_clip.training.templates.class_matrix import (
 )
 from avalanche_clip.training.templates.contract import MethodPlugin
 
-LABEL_SPACES = ("current", "seen", "all", "own")
+EVAL_LABEL_SPACES = ("current", "seen", "all", "own")
+LABEL_SPACES = (*EVAL_LABEL_SPACES, "batch")
 
 
 class SeenClasses(MethodPlugin, supports_distributed=True):
@@ -33,18 +34,30 @@ class SeenClasses(MethodPlugin, supports_distributed=True):
         super().__init__()
         self.groups: list[tuple[int, ...]] = []
         """New classes of each experience, in order of arrival."""
+        self._known: set[int] = set()
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All of them, in order of arrival."""
         return tuple(i for group in self.groups for i in group)
 
+    def __contains__(self, number: object) -> bool:
+        return number in self._known
+
     def add(self, ids: Iterable[int]) -> None:
-        """Note the classes of an experience; known ones do not count."""
-        known = set(self.ids)
-        new = tuple(dict.fromkeys(i for i in ids if i not in known))
+        """Note the classes of an experience; known ones do not count.
+
+        The time does not depend on how many are known.
+        """
+        new = tuple(dict.fromkeys(i for i in ids if i not in self._known))
         if new:
             self.groups.append(new)
+            self._known.update(new)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._known = set(self.ids)
 
 
 class LabelSpaces:
@@ -59,6 +72,8 @@ class LabelSpaces:
         self.seen = SeenClasses()
         """A plugin of the strategy, so that checkpoints hold them."""
         self._last: ClassPrompts | None = None
+        self.batch_ids: tuple[int, ...] | None = None
+        """Classes of the running batch, where it is the label space."""
         self.forget()
 
     def forget(self) -> None:
@@ -67,6 +82,17 @@ class LabelSpaces:
         self._evaluated: tuple[Any, ...] = ()
         self._columns: tuple[Tensor, Any, tuple[int, ...]] | None = None
         self._found: tuple[Any, ...] = ()
+
+    def choose(self, targets: Tensor) -> None:
+        """Make the classes of a batch, over all processes, the space ``"batch"``.
+
+        :param targets: global ids of this process's part of the batch.
+        """
+        own = torch.unique(targets).tolist()
+        parts = distributed.exchange("the classes of a step", own)
+        found = tuple(sorted({i for part in parts for i in part}))
+        if found != self.batch_ids:  # else the same object: what is derived stays
+            self.batch_ids = found
 
     @property
     def prompts(self) -> ClassPrompts:
@@ -112,6 +138,13 @@ class LabelSpaces:
 
     def _training_ids(self) -> tuple[int, ...]:
         strategy, space = self.strategy, self.strategy.label_space
+        if space == "batch":
+            if self.batch_ids is None:
+                raise ValueError(
+                    "The label space 'batch' is that of a mini-batch, and none is being"
+                    " trained on."
+                )
+            return self.batch_ids
         # Replay replaces the loader, when the plugins before it have run.
         drawn = [c.replayed_classes(strategy) for c in strategy.contracts]
         pools = (strategy.adapted_dataset, strategy.dataloader)
@@ -141,8 +174,7 @@ class LabelSpaces:
         if space == "all":
             return [self.prompts.ids_of(d) for d in self.prompts.domain_names]
         if space == "seen":
-            known = set(self.seen.ids)
-            return [*self.seen.groups, tuple(i for i in own if i not in known)]
+            return [*self.seen.groups, tuple(i for i in own if i not in self.seen)]
         return [own]
 
     def _candidates(self) -> tuple[int, ...]:
@@ -188,9 +220,14 @@ class LabelSpaces:
     def of(self, wanted: set[int]) -> tuple[int, ...]:
         """The smallest label space in use that has some classes.
 
+        Where each batch has its own, it is these classes themselves.
+
         :raises ValueError: for unknown ones.
         """
-        running = () if self.strategy.experience is None else self.ids
+        strategy = self.strategy
+        if strategy.is_training and strategy.label_space == "batch":
+            return tuple(sorted(wanted))
+        running = () if strategy.experience is None else self.ids
         for ids in (running, tuple(sorted(self.seen.ids))):
             if wanted <= set(ids):
                 return ids
@@ -206,9 +243,7 @@ def _same(source: tuple[Any, ...], known: tuple[Any, ...]) -> bool:
 
 def target_ids(dataset: Any) -> set[int]:
     """Classes that occur in a data set; none if it has no targets."""
-    if "targets" not in getattr(dataset, "_data_attributes", ()):
-        return set()
-    return set(np.unique(attribute_array(dataset, "targets")).tolist())
+    return set(occurring_ids(dataset))
 
 
 def declared_ids(experience: Any) -> tuple[int, ...] | None:
@@ -221,9 +256,9 @@ def declared_ids(experience: Any) -> tuple[int, ...] | None:
 
 
 def experience_ids(experience: Any) -> tuple[int, ...]:
-    """Class ids of an experience: as its benchmark says, else those of its data."""
+    """Class ids of an experience, as its benchmark says, else as they first occur."""
     ids = declared_ids(experience)
-    return tuple(sorted(target_ids(experience.dataset))) if ids is None else ids
+    return occurring_ids(experience.dataset) if ids is None else ids
 
 
 def _benchmark(experience: Any) -> Any:

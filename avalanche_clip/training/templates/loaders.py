@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
@@ -45,8 +46,10 @@ def train_loader(
         continuous=strategy.compute.limited,
         drop_last=drop_last,
         processes=world,
+        repeats=strategy.repeats,
     )
-    if order.batch_size < size:
+    online = isinstance(strategy.experience, OnlineCLExperience)
+    if order.batch_size < size and not online:  # whose parts are as they come
         warnings.warn(
             f"Experience {strategy.experience_index} has {len(dataset)} samples, fewer "
             f"than a batch of {size}; batches of {order.batch_size} are used. Choose a "

@@ -26,10 +26,12 @@ class OptimizerGroups:
 
     :param rule: names of each group, evaluated again whenever the model changes; None
         keeps the groups that the optimiser has and finds a home for new parameters.
+    :param may_be_empty: whether nothing may be trained.
     """
 
-    def __init__(self, rule: optim.GroupRule | None):
+    def __init__(self, rule: optim.GroupRule | None, *, may_be_empty: bool = False):
         self.rule = rule
+        self.may_be_empty = may_be_empty
         self.names: Groups = []
         """Names per group, without the groups of plugins."""
         self.built: Groups = []
@@ -89,7 +91,7 @@ class OptimizerGroups:
     def _remember(self, optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
         self.names = optim.group_names(optimizer, named)
         held = {n for g in self.names for n in g["names"]}
-        if not held:
+        if not held and not self.may_be_empty:
             raise ValueError(
                 "The optimizer holds no trainable parameter of the model; build it "
                 "from this model's parameters, or pass a callable."

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class TrainingOrder:
     :param drop_last: leave out the smaller tail of each epoch.
     :param processes: number of those that share a batch, each at least one
         sample of it.
+    :param repeats: how often each batch comes, one time after the other, with other
+        random numbers each time.
     :raises ValueError: if a batch has fewer samples than there are processes.
     """
 
@@ -55,6 +58,7 @@ class TrainingOrder:
     continuous: bool = False
     drop_last: bool = True
     processes: int = 1
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         self.batch_size = min(self.batch_size, self.num_samples)
@@ -74,7 +78,7 @@ class TrainingOrder:
     def batches_per_epoch(self) -> int:
         """Number of batches in one pass (of a run without a budget)."""
         full, rest = divmod(self.num_samples, self.batch_size)
-        return full if self.drop_last or not rest else full + 1
+        return (full if self.drop_last or not rest else full + 1) * self.repeats
 
     def permutation(self, number: int) -> np.ndarray:
         """Order of the samples in pass ``number``."""
@@ -91,6 +95,14 @@ class TrainingOrder:
             ``continuous``, of the experience.
         :param count: number of batches.
         """
+        first, skipped = divmod(start, self.repeats)
+        last = -(-(start + count) // self.repeats)
+        different = self._different(epoch, first, last - first)
+        again = (batch for batch in different for _ in range(self.repeats))
+        yield from islice(again, skipped, skipped + count)
+
+    def _different(self, epoch: int, start: int, count: int) -> Iterator[np.ndarray]:
+        """Yield batches, each once."""
         if self.continuous:
             yield from self._endless(start, count)
             return

@@ -108,6 +108,12 @@ class Plan:
         :raises ValueError: if the warm-up does not fit, or a plugin needs more.
         """
         strategy = self.strategy
+        if strategy.repeats > 1 and not isinstance(strategy.dataloader, TrainLoader):
+            raise ValueError(
+                f"repeats={strategy.repeats}, but a plugin has replaced the loader "
+                f"by a {type(strategy.dataloader).__name__}, which repeats no batch; "
+                "use BudgetedReplayPlugin, or repeats=1."
+            )
         if strategy.compute.limited:
             self.iterations = self._affordable()
         else:

@@ -37,6 +37,10 @@ class StepTemplate(SupervisedTemplate):
 
     reads_captions = True
     """Whether the model sees the captions of the data, and not prompts of classes."""
+    training_free = False
+    """Whether nothing is trained."""
+    repeats: int = 1
+    """Consecutive steps on each batch, with augmentations of their own."""
     given_prompts: ClassPrompts | None = None
     """Class names and templates that the user gave; None for those of the data."""
     # For strategies with values of their own: the optimiser where the user gives
@@ -60,7 +64,7 @@ class StepTemplate(SupervisedTemplate):
     ):
         self.__dict__.update(settings)
         self.decay_fraction = 0.2
-        self.groups = OptimizerGroups(param_groups)
+        self.groups = OptimizerGroups(param_groups, may_be_empty=self.training_free)
         model.to(device)
         built = self.groups.build(
             model, optimizer, self._default_optimizer, self._default_groups

@@ -7,11 +7,18 @@ order, left out and trained again, and a resumed run finds the data of each.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip.benchmarks.items.content import Remembered, content_hash
+from avalanche_clip.benchmarks.items.content import (
+    Remembered,
+    content_hash,
+    part_hash,
+)
+from avalanche_clip.benchmarks.items.scenario import PartStream
 from avalanche_clip.common.randomness import scramble
 
 _HASHES = Remembered()
@@ -46,11 +53,10 @@ def step_of(experience: Any) -> Step:
     """
     shown = experience.logging()
     stream = getattr(shown, "_origin_stream", None)
-    return Step(
-        str(getattr(stream, "name", "")),
-        int(shown.current_experience),
-        _checksum(experience.dataset),
-    )
+    place = int(shown.current_experience)
+    parts = isinstance(stream, PartStream)
+    data = part_hash(stream, place) if parts else _checksum(experience.dataset)
+    return Step(str(getattr(stream, "name", "")), place, data)
 
 
 def _checksum(dataset: Any) -> str:
@@ -63,6 +69,17 @@ def find_step(benchmark: Any, step: Step) -> Any:
 
     :param benchmark: the one that the run is resumed with.
     :param step: from :func:`step_of`.
+    :raises ValueError: see :func:`require_step`.
+    """
+    require_step(benchmark, step)
+    stream = benchmark.streams[step.stream]
+    experiences = stream if isinstance(stream, Sequence) else list(stream)
+    return experiences[step.place]
+
+
+def require_step(benchmark: Any, step: Step) -> None:
+    """Raise unless a benchmark has a step, which is not made for that.
+
     :raises ValueError: if the benchmark has no such experience, or one with other
         data.
     """
@@ -70,26 +87,29 @@ def find_step(benchmark: Any, step: Step) -> Any:
         "Resume with the benchmark of that run; if it trained on several, put all "
         "their streams into one scenario."
     )
-    experiences = list(benchmark.streams.get(step.stream, ()))
+    stream = benchmark.streams.get(step.stream, ())
+    experiences = stream if isinstance(stream, Sequence) else list(stream)
     if not 0 <= step.place < len(experiences):
         have = {name: len(list(stream)) for name, stream in benchmark.streams.items()}
         raise ValueError(
             f"The stored run has trained {step}, which the benchmark does not have "
             f"(streams and their lengths: {have}). {advice}"
         )
-    experience = experiences[step.place]
-    if _checksum(experience.dataset) != step.data:
+    if isinstance(stream, PartStream):
+        data = part_hash(stream, step.place)
+    else:
+        data = _checksum(experiences[step.place].dataset)
+    if data != step.data:
         raise ValueError(
             f"The stored run has trained {step} on other samples than the benchmark "
             f"has there. {advice}"
         )
-    return experience
 
 
 def belongs(step: Step, benchmark: Any) -> bool:
     """Whether a step is one of a benchmark's, with the same data."""
     try:
-        find_step(benchmark, step)
+        require_step(benchmark, step)
     except ValueError:
         return False
     return True
@@ -117,6 +137,7 @@ class Visits:
     def __init__(self) -> None:
         self.finished: list[Step] = []
         """Every finished visit, in order; a step that came again is there again."""
+        self._counts: Counter[Step] = Counter()
         self.current: Step | None = None
         """The step of the visit that has begun, None between visits."""
 
@@ -128,12 +149,13 @@ class Visits:
         """Note that the running visit is complete."""
         assert self.current is not None
         self.finished.append(self.current)
+        self._counts[self.current] += 1
         self.current = None
 
     @property
     def earlier_visits(self) -> int:
         """How often the running step was trained before."""
-        return 0 if self.current is None else self.finished.count(self.current)
+        return 0 if self.current is None else self._counts[self.current]
 
     @property
     def seed_number(self) -> int:
@@ -177,6 +199,7 @@ class Visits:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back the finished visits; the interrupted one has to begin again."""
         self.finished = [read_step(step) for step in state["finished"]]
+        self._counts = Counter(self.finished)
         self.current = None
 
 

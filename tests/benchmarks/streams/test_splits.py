@@ -1,5 +1,8 @@
 """Validation and online splits."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from avalanche.benchmarks import with_classes_timeline, with_task_labels
@@ -12,6 +15,8 @@ from avalanche_clip.benchmarks import (
     split_validation,
     time_stamped_benchmark,
 )
+from avalanche_clip.benchmarks.items.content import data_summary
+from avalanche_clip.training.templates.visits import step_of
 from tests.benchmarks.small_streams import CharModel, counted_dataset, ids_of
 from tests.refused import refused
 
@@ -163,3 +168,37 @@ def test_split_online__keeps_what_decorators_attached():
         "third",
         "third",
     ]
+
+
+def test_split_online__experiences_are_made_when_they_are_asked_for():
+    stream = split_online(benchmark(), 10).train_stream
+    first = weakref.ref(stream[0])
+    assert stream[0] is first() and stream[11].current_experience == 11
+    gc.collect()
+    assert first() is None
+    assert stream[-1] is stream[11] and stream[-1].origin_stream is stream
+    part = stream[3:6]
+    assert [e.current_experience for e in part] == [3, 4, 5]
+    assert part[1].origin_stream is stream and len(part) == 3
+    with pytest.raises(IndexError):
+        stream[12]
+
+
+def test_split_online__may_be_prepared_before_or_after():
+    model = CharModel()
+    early = split_online(prepare_benchmark(benchmark(), model), 10, shuffle=True)
+    late = prepare_benchmark(split_online(benchmark(), 10, shuffle=True), model)
+    for one, other in zip(early.train_stream, late.train_stream, strict=True):
+        assert ids_of(one.dataset) == ids_of(other.dataset)
+        assert step_of(one) == step_of(other)
+        assert other.benchmark is late and other.n_experiences == 12
+    collate = early.train_stream[2].dataset.collate_fn
+    assert collate.tokenizer is late.train_stream[2].dataset.collate_fn.tokenizer
+    whole = [data_summary(b) for b in (early, late)]
+    assert whole[0]["experiences"] == whole[1]["experiences"]
+    assert whole[0]["counts"]["train"] == [len(e.dataset) for e in late.train_stream]
+    assert whole[0]["labels"]["train"] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    hashes = set(whole[0]["experiences"]["train"].values())
+    assert len(hashes) == 12
+    other = split_online(benchmark(), 10, shuffle=True, seed=1)
+    assert not hashes & set(data_summary(other)["experiences"]["train"].values())
