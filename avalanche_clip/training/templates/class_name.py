@@ -86,7 +86,8 @@ class ClassNameTemplate(CLIPTemplate):
         class-incremental streams; ``"open"``, as ``"seen"`` if all classes of the
         evaluated experience were trained on, else as ``"own"`` (open-domain
         streams); ``"all"``. An experience without ``class_ids`` has the classes of
-        the domains that occur in it.
+        the domains that occur in it; one with an attribute ``eval_label_space`` (a
+        zero-shot test) is evaluated in that one.
     :param class_prompts: default those of the benchmark, or of the experience
         where the benchmark's do not name its classes.
     :param label_smoothing: share of the loss that all classes get, in [0, 1); not
@@ -266,7 +267,7 @@ class ClassNameTemplate(CLIPTemplate):
         if wrong.size:
             name, space = "label_space", self.label_space
             if not self.is_training:
-                name, space = "eval_label_space", self.eval_label_space
+                name, space = "eval_label_space", self.spaces.evaluated
             raise ValueError(
                 f"A batch holds class {int(wrong[0])}, which is not in the label space "
                 f"of {len(ids)} classes ({name}={space!r}) of experience "
