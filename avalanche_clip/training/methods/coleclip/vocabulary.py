@@ -107,7 +107,8 @@ class Vocabulary:
             these; per earlier task which of the R are its, bool ``(T, R)``.
         """
         *before, own = self.tasks
-        others = [row for row in dict.fromkeys(sum(before, [])) if row not in set(own)]
+        known = set(own)
+        others = [row for row in dict.fromkeys(sum(before, [])) if row not in known]
         place = {row: number for number, row in enumerate([*own, *others])}
         tensor = partial(torch.tensor, device=self.vectors.device)
         owned = [tensor([place[row] for row in rows]) for rows in self.tasks]
