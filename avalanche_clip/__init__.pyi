@@ -17,6 +17,9 @@ from avalanche_clip.benchmarks.classic.multi_domain_emoji import (
 from avalanche_clip.benchmarks.classic.multilingual_emoji import (
     multilingual_emoji as multilingual_emoji,
 )
+from avalanche_clip.benchmarks.classic.si_blurry import (
+    si_blurry_emoji as si_blurry_emoji,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
@@ -45,6 +48,10 @@ from avalanche_clip.benchmarks.streams.merged import (
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
 )
+from avalanche_clip.benchmarks.streams.si_blurry import (
+    si_blurry_benchmark as si_blurry_benchmark,
+    si_blurry_indices as si_blurry_indices,
+)
 from avalanche_clip.benchmarks.streams.splits import (
     split_online as split_online,
     split_validation as split_validation,
@@ -66,6 +73,9 @@ from avalanche_clip.evaluation.functional.disorder import (
 )
 from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
+)
+from avalanche_clip.evaluation.functional.online import (
+    online_accuracy as online_accuracy,
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
@@ -170,6 +180,12 @@ from avalanche_clip.training.methods.cll_clip.expansion import (
 )
 from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
+)
+from avalanche_clip.training.methods.coleclip.plugin import (
+    CoLeCLIPPlugin as CoLeCLIPPlugin,
+)
+from avalanche_clip.training.methods.coleclip.strategy import (
+    CoLeCLIP as CoLeCLIP,
 )
 from avalanche_clip.training.methods.constant_cosine import (
     ConstantCosinePlugin as ConstantCosinePlugin,

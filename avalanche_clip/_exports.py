@@ -19,17 +19,22 @@ ROOT = "avalanche_clip"
 _TABLE = """
 benchmarks.classic.cil = benchmarks.classic: cil_cifar100 cil_imagenet100
     cil_imagenet1k cil_tiny_imagenet
+benchmarks.classic.core50 = benchmarks.classic: core50
 benchmarks.classic.held_out_icons = benchmarks.classic: held_out_icons*
 benchmarks.classic.mtil = benchmarks.classic: mtil x_tail
 benchmarks.classic.multi_domain_emoji = benchmarks.classic: multi_domain_emoji*
 benchmarks.classic.multilingual_coco36 = benchmarks.classic: multilingual_coco36
 benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_dataset
     language_order multilingual_emoji*
+benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
+    si_blurry_emoji*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
 benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTriplets
+benchmarks.datasets.core50 = benchmarks.datasets: CORE50_NAMES CORE50_TEST_SESSIONS
+    Core50 read_core50
 benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
@@ -38,7 +43,8 @@ benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
 benchmarks.datasets.mtil.folders = benchmarks.datasets: read_imagenet
-    read_tiny_imagenet; benchmarks.datasets.mtil: read_imagenet read_tiny_imagenet
+    read_imagenet_r read_tiny_imagenet; benchmarks.datasets.mtil: read_imagenet
+    read_imagenet_r read_tiny_imagenet
 benchmarks.datasets.mtil.images = benchmarks.datasets: MTILDomain;
     benchmarks.datasets.mtil: ClassImages FolderFiles MTILDomain
 benchmarks.datasets.mtil.names = benchmarks.datasets.mtil: given_names prompt_names
@@ -66,6 +72,7 @@ benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
 benchmarks.streams.merged = benchmarks: merge_experiences*
 benchmarks.streams.quotas = benchmarks: replay_quotas*
+benchmarks.streams.si_blurry = benchmarks: si_blurry_benchmark* si_blurry_indices*
 benchmarks.streams.splits = benchmarks: split_online* split_validation*
 benchmarks.streams.timed = benchmarks: time_stamped_benchmark*
 benchmarks.teacher.precompute = benchmarks: attach_teacher_features
@@ -81,6 +88,8 @@ evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_B
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
     multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.online = evaluation.functional: exposed_accuracy
+    online_accuracy*
 evaluation.functional.pairs = evaluation.functional: pair_metrics*
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
@@ -144,6 +153,8 @@ training.methods.c_clip = training.plugins: ContrastiveKnowledgeConsolidationPlu
     training.supervised: CCLIP*
 training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
+training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
+training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin

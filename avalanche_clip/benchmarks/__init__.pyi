@@ -5,6 +5,9 @@ from avalanche_clip.benchmarks.classic.cil import (
     cil_imagenet1k as cil_imagenet1k,
     cil_tiny_imagenet as cil_tiny_imagenet,
 )
+from avalanche_clip.benchmarks.classic.core50 import (
+    core50 as core50,
+)
 from avalanche_clip.benchmarks.classic.held_out_icons import (
     held_out_icons as held_out_icons,
 )
@@ -22,6 +25,11 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
     emoji_language_dataset as emoji_language_dataset,
     language_order as language_order,
     multilingual_emoji as multilingual_emoji,
+)
+from avalanche_clip.benchmarks.classic.si_blurry import (
+    SIT_ZERO_SHOT as SIT_ZERO_SHOT,
+    si_blurry as si_blurry,
+    si_blurry_emoji as si_blurry_emoji,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     emoji_dataset as emoji_dataset,
@@ -71,6 +79,10 @@ from avalanche_clip.benchmarks.streams.merged import (
 )
 from avalanche_clip.benchmarks.streams.quotas import (
     replay_quotas as replay_quotas,
+)
+from avalanche_clip.benchmarks.streams.si_blurry import (
+    si_blurry_benchmark as si_blurry_benchmark,
+    si_blurry_indices as si_blurry_indices,
 )
 from avalanche_clip.benchmarks.streams.splits import (
     split_online as split_online,

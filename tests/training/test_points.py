@@ -49,6 +49,29 @@ def test_evaluation_points__of_a_long_online_stream():
     assert found.samples[-1] == 50_000
 
 
+@pytest.mark.parametrize(
+    "at, samples, curve, ends",
+    [
+        ({"samples": 8, "task_ends": True}, [12, 20, 28], [12, 20, 28], [20, 28]),
+        ({"samples": 14, "task_ends": True}, [16, 20, 28], [16], [20, 28]),
+        ({"samples": 14, "include_final": True}, [16, 28], [16, 28], []),
+        ({"samples": 14, "include_final": False}, [16, 28], [16], []),
+        ({"samples": 99, "task_ends": True}, [20, 28], [], [20, 28]),
+        ({"task_ends": True}, [20, 28], None, [20, 28]),
+        ("steps", [4, 8, 12, 16, 20, 24, 28], None, [20, 28]),
+        ([4], [20, 28], None, [20, 28]),
+        ([0], [4, 28], None, []),
+    ],
+    ids=str,
+)
+def test_evaluation_points__of_an_online_stream_with_tasks(at, samples, curve, ends):
+    found = evaluation_points(at, [4] * 7, [4, 6])
+    assert found.samples == samples
+    rows = found.online()
+    assert [samples[row] for row in rows["task_ends"]] == ends
+    assert rows["curve"] == (curve and [samples.index(n) for n in curve])
+
+
 def test_evaluation_points__all_of_them_are_one_rule():
     for at in ("steps", {"samples": 4}, [0, 1, 2], [1, 0]):
         assert (
@@ -64,6 +87,10 @@ def test_evaluation_points__all_of_them_are_one_rule():
         ({"sample": 3}, "evaluate_at={'sample': 3} is unknown; give evaluate_at="),
         ({"samples": 3, "steps": 1}, "is unknown; give"),
         ({}, "evaluate_at={} is unknown"),
+        ({"task_ends": False}, "is unknown"),
+        ({"task_ends": 1}, "is unknown; give"),
+        ({"include_final": True}, "is unknown"),
+        ({"task_ends": True, "include_final": True}, "is unknown"),
         ({"samples": 0}, r'evaluate_at\["samples"\]=0 must be an integer >= 1'),
         ({"samples": 2.5}, "=2.5 must be an integer"),
         ({"samples": True}, "=True must be an integer"),

@@ -57,11 +57,17 @@ def cil_cifar100(
     """
     sizes = _equal_steps(100, steps, "CIFAR-100 has 100 classes")
     data = read_mtil_domain("CIFAR100", root, download=download, check=check)
-    # torchvision's own names; the reader replaced the underscores.
+    return _stream(cifar100_named(data, class_names), "CIFAR100", sizes, templates)
+
+
+def cifar100_named(data: MTILDomain, class_names: ClassNames | None) -> MTILDomain:
+    """CIFAR-100 with torchvision's own names, or with others.
+
+    The reader replaced the underscores, which MTIL does.
+    """
     own = data.train.source.classes
     names = tuple(own) if class_names is None else given_names(class_names, 100)
-    data = data._replace(class_names=names)
-    return _stream(data, "CIFAR100", sizes, templates)
+    return data._replace(class_names=names)
 
 
 def cil_tiny_imagenet(

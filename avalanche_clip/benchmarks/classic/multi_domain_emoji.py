@@ -32,11 +32,11 @@ REFERENCE_DOMAIN = "2010"
 
 
 class EmojiClasses:
-    """Drawings of some emoji, each of which is a class.
+    """Drawings of some emoji, each of which is a class, or belongs to one.
 
     :param styles: drawing styles, one after the other.
-    :param indices: rows of the emoji table; the label of a drawing is the
-        place of its emoji among them.
+    :param indices: rows of the emoji table.
+    :param labels: label of each of these emoji; default its place among them.
     :param held: bool per emoji of the table; with ``keep_held`` only the validation
         drawings of these are held, otherwise all but these.
     """
@@ -47,9 +47,11 @@ class EmojiClasses:
         indices: np.ndarray,
         held: np.ndarray | None = None,
         keep_held: bool = False,
+        labels: np.ndarray | None = None,
     ):
         self.pairs = EmojiPairs(styles, indices)
-        labels = np.tile(np.arange(len(indices)), len(self.pairs.styles))
+        own = np.arange(len(indices)) if labels is None else labels
+        labels = np.tile(own, len(self.pairs.styles))
         rows = np.arange(len(labels))
         if held is not None:
             mask = held_drawings(self.pairs.sample_id, held)

@@ -11,6 +11,12 @@ from avalanche_clip.benchmarks.datasets.coco36 import (
     Coco36 as Coco36,
     CocoTriplets as CocoTriplets,
 )
+from avalanche_clip.benchmarks.datasets.core50 import (
+    CORE50_NAMES as CORE50_NAMES,
+    CORE50_TEST_SESSIONS as CORE50_TEST_SESSIONS,
+    Core50 as Core50,
+    read_core50 as read_core50,
+)
 from avalanche_clip.benchmarks.datasets.emoji import (
     EMOJI_LANGUAGES as EMOJI_LANGUAGES,
     EMOJI_SIZE as EMOJI_SIZE,
@@ -33,6 +39,7 @@ from avalanche_clip.benchmarks.datasets.mtil.coop import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.folders import (
     read_imagenet as read_imagenet,
+    read_imagenet_r as read_imagenet_r,
     read_tiny_imagenet as read_tiny_imagenet,
 )
 from avalanche_clip.benchmarks.datasets.mtil.images import (

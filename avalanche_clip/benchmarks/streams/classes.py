@@ -168,7 +168,7 @@ def multi_domain_benchmark(
     any data sets; see ``mtil`` for theirs.
     """
     given_domains = list(enumerate(domains))
-    listed = [_domain(domain, index) for index, domain in given_domains]
+    listed = [as_domain(domain, index) for index, domain in given_domains]
     seeds = [domain_seed(domain, index) for index, domain in given_domains]
     require_some(listed, "domains")
     count = len(listed)
@@ -208,7 +208,11 @@ def multi_domain_benchmark(
     )
 
 
-def _domain(given: Any, index: int) -> Domain:
+def as_domain(given: Any, index: int) -> Domain:
+    """Return a domain with a name; the index is its place in a list.
+
+    :raises ValueError: if it is no tuple of 4 or 5 entries.
+    """
     if not isinstance(given, (tuple, list)) or not 4 <= len(given) <= 5:
         raise ValueError(
             f"Domain {index} is {type(given).__name__!r}; give (train, test, class "

@@ -18,6 +18,10 @@ from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
     recall_forgetting_curves as recall_forgetting_curves,
 )
+from avalanche_clip.evaluation.functional.online import (
+    exposed_accuracy as exposed_accuracy,
+    online_accuracy as online_accuracy,
+)
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
 )

@@ -27,7 +27,7 @@ from avalanche_clip.evaluation.report.results import (
 )
 
 # the values whose small numbers are the good ones
-_LOWER_IS_BETTER = ("forgetting",)
+_LOWER_IS_BETTER = ("forgetting", "F_Last")
 _BUDGET_SCORE = "average_accuracy"
 
 
@@ -163,7 +163,10 @@ def _collect(runs: Runs) -> dict[str, Tables]:
             shapes = [f"{m.E.shape} at steps {m.points or 'all'}" for m in found]
             # A joint training has one row on any stream.
             several = {s for s, m in zip(shapes, found) if len(m.E) > 1}
-            if len(several) > 1 or len({m.E.shape[1] for m in found}) > 1:
+            # Of Si-Blurry each seed may have another stream: its values compare.
+            online = all(m.online is not None for m in found)
+            differ = len(several) > 1 or len({m.E.shape[1] for m in found}) > 1
+            if differ and not online:
                 raise ValueError(
                     f"Matrices of {metric!r} on stream {stream!r} have shapes "
                     f"{sorted(set(shapes))}; compare finished runs on the same "
@@ -232,7 +235,8 @@ def _stream(
         )
         images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
     means = []
-    for method, rows in metrics[name].items():
+    alike = _alike(metrics[name])
+    for method, rows in metrics[name].items() if alike else ():
         mean = _mean_matrix(rows)
         heat = plots.plot_matrix(
             mean.E,
@@ -248,7 +252,7 @@ def _stream(
         "name": name,
         "summary": _summary_table(summaries),
         "images": images,
-        "last": _last_table(metrics[name]),
+        "last": _last_table(metrics[name]) if alike else None,
         "means": means,
         "others": {
             other: _summary_table(_summaries(methods))
@@ -256,6 +260,12 @@ def _stream(
             if other != name
         },
     }
+
+
+def _alike(methods: Mapping[str, list[Matrix]]) -> bool:
+    """Whether runs on Si-Blurry had the same classes, evaluated at the same steps."""
+    found = [m for rows in methods.values() for m in rows if m.online is not None]
+    return len({(*m.labels, *(m.points or ()), len(m.E)) for m in found}) < 2
 
 
 def _mean_matrix(rows: list[Matrix]) -> Matrix:
@@ -266,6 +276,8 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
         rows[0].labels,
         rows[0].steps,
         points=rows[0].points,
+        per_task=rows[0].per_task,
+        online=rows[0].online,
     )
 
 

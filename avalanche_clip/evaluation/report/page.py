@@ -11,6 +11,7 @@ import numpy as np
 
 from avalanche_clip.common.files import write_text
 from avalanche_clip.evaluation.functional import (
+    exposed_accuracy,
     forgetting_per_task,
     transfer_average_last,
     transfer_per_task,
@@ -24,10 +25,15 @@ from avalanche_clip.evaluation.report.results import (
     matrices,
     total_budget,
 )
-from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, MULTI_DOMAIN
+from avalanche_clip.evaluation.report.summaries import (
+    CLASS_INCREMENTAL,
+    MULTI_DOMAIN,
+    SI_BLURRY,
+)
 
 # Summaries in the order of their columns.
 _KEY_VALUES = (
+    "A_AUC A_Avg A_Last F_Last "
     "final average_recall recall_forgetting first_task_forgetting transfer average "
     "last seen unseen harmonic incremental_average incremental_last average_accuracy "
     "in_domain backward forward forgetting backward_transfer forward_transfer retention"
@@ -52,8 +58,14 @@ _PROTOCOLS = {
         "Incremental average and last count all test samples of the classes met so "
         "far as one test set, after every step and after the last one."
     ),
+    SI_BLURRY: (
+        "A_AUC, A_Avg and A_Last count all test samples of the classes met so far as "
+        "one test set: at equal distances in samples, at the ends of tasks, and at the "
+        "end. F_Last is the mean fall of a class below its best end of an earlier task."
+    ),
 }
 _HEADLINES = (
+    ("A_Last", "A_AUC", "A_Avg", "F_Last"),
     ("average_recall", "recall_forgetting", "first_task_forgetting"),
     ("transfer", "average", "last", "forgetting"),
     ("incremental_average", "incremental_last", "forgetting"),
@@ -172,7 +184,12 @@ def _draw(
     sides = {**matrix.looks(), "percent": percent}
     points = matrix.points or range(len(matrix.E))
     unit, spent = cumulative_budget(results, points)
+    over_time, names = matrix.E, matrix.labels
     scores = {"all test sets": matrix.E.mean(axis=1)}
+    if matrix.online is not None:
+        line = exposed_accuracy(matrix.E, matrix.counts)
+        scores, over_time = {"classes so far": line}, line[:, None]
+        names = ["classes so far"]
     if matrix.by_step and matrix.E.shape[0] <= matrix.E.shape[1]:
         seen = [row[: i + 1].mean() for i, row in enumerate(matrix.E)]
         scores["test sets of trained steps"] = np.array(seen)
@@ -181,7 +198,10 @@ def _draw(
             matrix.E, title=f"{name} on stream {stream}", **sides
         ),
         "over_time": plots.plot_over_time(
-            matrix.E, title=f"{name} over time", ylabel=name, **sides
+            over_time,
+            title=f"{name} over time",
+            ylabel=name,
+            **{**sides, "labels": names},
         ),
         "budget": plots.plot_budget_curve(
             spent,

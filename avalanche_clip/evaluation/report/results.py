@@ -16,6 +16,7 @@ from avalanche_clip.evaluation.functional import continual_summary, time_transfe
 from avalanche_clip.evaluation.report.summaries import (
     MULTILINGUAL,
     is_result,
+    online_summary,
     protocol_summary,
 )
 
@@ -28,7 +29,8 @@ class Matrix:
     """Results of one metric on one stream, over time and before the stream.
 
     ``points`` are the indices of the training steps behind the rows, None for a row
-    after each step.
+    after each step. ``per_task``: rows lie at the ends of tasks. ``online``: what
+    results of Si-Blurry have beside it, which are NaN before a class has occurred.
     """
 
     E: np.ndarray
@@ -39,11 +41,14 @@ class Matrix:
     counts: list[int] | None = None
     space: str | None = None
     points: list[int] | None = None
+    per_task: bool = False
+    online: Mapping[str, Any] | None = None
 
     @property
     def by_step(self) -> bool:
         """Whether there is a row for each of the steps that test sets are of."""
-        return self.points is None and not self.joint
+        each = self.points is None or self.per_task
+        return each and not self.joint and self.online is None
 
     @property
     def joint(self) -> bool:
@@ -80,7 +85,7 @@ class Matrix:
         """Levels (if the matrix is square) and differences over the stream."""
         rows, columns = self.E.shape
         if not self.by_step:
-            return self._levels()
+            return self._levels() | self.protocol_values()
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
@@ -97,10 +102,14 @@ class Matrix:
         return self._levels() | (self.summary() if square else self.protocol_values())
 
     def _levels(self) -> dict[str, float]:
-        return {"average": float(self.E.mean()), "final": float(self.E[-1].mean())}
+        E = self.E if self.online is None else self.E[:, ~np.isnan(self.E[-1])]
+        mean = np.mean if self.online is None else np.nanmean
+        return {"average": float(mean(E)), "final": float(E[-1].mean())}
 
     def protocol_values(self) -> dict[str, float]:
         """Summaries that belong to the protocol of the benchmark."""
+        if self.online is not None:
+            return online_summary(self.E, self.counts, self.space, self.online)
         if not self.by_step:
             return {}
         return protocol_summary(self.E, self.protocol, self.counts, self.space)
@@ -165,6 +174,12 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
     steps = [str(label) for label in all_labels.get("train", [])]
     evaluations = results.get("evaluations", {"at": "steps"})
     points = None if evaluations["at"] == "steps" else list(evaluations["steps"])
+    if points is not None and len({*steps}) < len(steps):  # parts of the same step
+        for step, count in zip(points, evaluations["samples"], strict=True):
+            steps[step] = f"{count:,} samples"
+    per_task = evaluations["at"] == {"task_ends": True}
+    final, online = results.get("final_streams", ()), results.get("online")
+    last = [max(evaluations.get("steps") or [0])]
     for stream, metrics in results["matrices"].items():
         for metric, parts in metrics.items():
             E = np.array(parts["E"], dtype=np.float64)
@@ -174,11 +189,21 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             labels = [str(label) for label in all_labels.get(stream, [])]
             if len(labels) != E.shape[1]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
+            own = online if online and stream in online["streams"] else None
             row = None if before is None else np.array(before, dtype=np.float64)
             # Losses have no transfer or accuracy over classes.
-            protocol = data.get("protocol") if is_result(metric) else None
+            shown = is_result(metric)
             found.setdefault(stream, {})[metric] = Matrix(
-                E, row, labels, steps, protocol, counts.get(stream), space, points
+                E,
+                None if own else row,
+                labels,
+                steps,
+                data.get("protocol") if shown and stream not in final else None,
+                counts.get(stream) if shown else None,
+                space,
+                last if stream in final else points,
+                per_task,
+                own,
             )
     return found
 

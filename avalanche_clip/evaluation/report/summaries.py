@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from avalanche_clip.evaluation.functional import (
     incremental_accuracy,
     multilingual_summary,
+    online_accuracy,
     seen_unseen_harmonic,
     transfer_average_last,
 )
@@ -16,6 +18,7 @@ from avalanche_clip.evaluation.functional import (
 MULTI_DOMAIN = "multi_domain"
 CLASS_INCREMENTAL = "class_incremental"
 MULTILINGUAL = "multilingual"
+SI_BLURRY = "si_blurry"
 JOINT_SPACES = ("seen", "all")
 """Label spaces in which the classes of all steps met so far compete."""
 
@@ -23,6 +26,28 @@ JOINT_SPACES = ("seen", "all")
 def is_result(metric: str) -> bool:
     """Whether a metric is a recall or an accuracy, which summaries are made of."""
     return "R@" in metric or metric.startswith(("Top1_Acc", "acc"))
+
+
+def online_summary(
+    E: np.ndarray, counts: Sequence[int] | None, space: str | None, online: Any
+) -> dict[str, float]:
+    """Values of :func:`online_accuracy` in a run on a Si-Blurry benchmark.
+
+    :param E: accuracies by time and class, NaN before a class has occurred.
+    :param counts: test samples of each class.
+    :param space: ``eval_label_space`` of the strategy. The accuracies are defined
+        among the classes that have occurred: nothing unless this is ``"seen"``.
+    :param online: mapping with the rows ``curve`` and ``task_ends``. Without a curve
+        there is no ``A_AUC``, without ends neither ``A_Avg`` nor ``F_Last``.
+    """
+    if space != "seen" or counts is None:
+        return {}
+    curve, ends = online["curve"], online["task_ends"]
+    points = range(len(E)) if curve is None else curve
+    found = online_accuracy(E, counts, curve=points, task_ends=ends)
+    left_out = (["A_AUC"] if curve is None else []) + ([] if ends else ["A_Avg"])
+    left_out += [] if len(ends) > 1 else ["F_Last"]
+    return {name: value for name, value in found.items() if name not in left_out}
 
 
 def protocol_summary(

@@ -18,17 +18,22 @@ from avalanche_clip.benchmarks.items.content import data_summary, stream_sizes
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.benchmarks.items.scenario import whole_data
 from avalanche_clip.benchmarks.streams.merged import counterparts, merge_experiences
-from avalanche_clip.common.checks import did_you_mean
+from avalanche_clip.common.checks import as_texts, did_you_mean, require_distinct
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report.page import write_report
-from avalanche_clip.evaluation.report.summaries import is_result
+from avalanche_clip.evaluation.report.summaries import SI_BLURRY, is_result
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
-from avalanche_clip.training.runs.points import EvaluationPoints, evaluation_points
+from avalanche_clip.training.runs.points import (
+    EvaluationPoints,
+    arrivals,
+    evaluation_points,
+    task_ends,
+)
 from avalanche_clip.training.runs.record import (
     metric_results,
     nominal_units,
@@ -111,6 +116,7 @@ def run_stream(
     checkpoint_iterations: int | None = 100,
     method: str | None = None,
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
+    final_streams: Sequence[str] = (),
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -146,9 +152,13 @@ def run_stream(
     :param evaluate_at: after which steps to evaluate, and to write the checkpoints
         between steps: ``"steps"`` for each; ``{"samples": n}`` for each step that
         passes a multiple of ``n`` samples of the stream, which an online stream of
-        many small steps needs; or a list of indices of steps. The model before the
-        stream and the one after the last step are always evaluated. See
-        :func:`evaluation_points`.
+        many small steps needs; with ``"task_ends": True`` in the mapping also (or
+        only) at the ends of tasks; or a list of indices of steps. The model before
+        the stream and the one after the last step are always evaluated. See
+        :func:`evaluation_points`. On a Si-Blurry benchmark only the test sets whose
+        classes have occurred are; cells of ``E`` of the others are NaN.
+    :param final_streams: names of streams to evaluate before the stream and after
+        its last step only, such as zero-shot tests: their ``E`` has one row.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -165,19 +175,22 @@ def run_stream(
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
-    given["evaluate_at"] = evaluate_at
+    given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
     agree_on_run(strategy, benchmark, given)
     with distributed.together("merging the training stream"):
         benchmark = strategy.as_trained(benchmark)
-    unknown = [s for s in streams if s not in benchmark.streams]
+    named = [*streams, *as_texts(final_streams, "final_streams", least=0)]
+    require_distinct(named, "streams and final_streams")
+    unknown = [s for s in named if s not in benchmark.streams]
     if unknown or not streams:
         raise ValueError(
             f"streams {unknown or list(streams)} are not in the benchmark, which has "
             f"{sorted(benchmark.streams)}.{did_you_mean(unknown, benchmark.streams)}"
         )
     sizes = stream_sizes(benchmark.train_stream)
-    points = evaluation_points(evaluate_at, sizes)
-    for name in ("train", *streams):
+    ends = task_ends(benchmark.train_stream)
+    points = evaluation_points(evaluate_at, sizes, ends)
+    for name in ("train", *named):
         for dataset in whole_data(benchmark.streams[name]):
             captions = strategy.reads_captions
             require_prepared(dataset, strategy.model, captions=captions)
@@ -188,7 +201,10 @@ def run_stream(
             contract.check_benchmark(benchmark)
         check_run(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        run = _Run(strategy, benchmark, tuple(streams), points, train_options, method)
+        final = tuple(final_streams)
+        run = _Run(
+            strategy, benchmark, tuple(streams), final, points, train_options, method
+        )
         folder = RunFolder(out, strategy, run, checkpoint_iterations)
         with folder.opened(resume):
             return run.go(folder)
@@ -201,6 +217,8 @@ class _Run:
     strategy: Any
     benchmark: Any
     streams: tuple[str, ...]
+    final: tuple[str, ...]
+    """Streams that are evaluated before the first and after the last step only."""
     points: EvaluationPoints
     options: dict[str, Any]
     method: InitVar[str | None]
@@ -221,6 +239,15 @@ class _Run:
         self.identity = run_identity(
             self.strategy, self.data, self.streams, self.points.at, self.options, method
         )
+        if self.final:
+            self.identity["final_streams"] = list(self.final)
+        self.met: dict[str, list[int]] = {}
+        """Stream of Si-Blurry -> the step in which each of its test sets counts."""
+        if self.data["protocol"] == SI_BLURRY:
+            for name in self.streams:
+                streams = self.benchmark.streams
+                if (met := arrivals(streams["train"], streams[name])) is not None:
+                    self.met[name] = met
 
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
@@ -304,11 +331,16 @@ class _Run:
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""
         begin, evaluator = time.perf_counter(), self.strategy.evaluator
-        for name in self.streams:
+        ends = row in (0, len(self.points.steps))
+        for name in (*self.streams, *(self.final if ends else ())):
             stream = self.benchmark.streams[name]
+            known = self.rows.setdefault(name, {})
+            due = self._due(name, row)
+            if not due:
+                continue
             # What a metric said of an earlier model is no value of this one.
             before, evaluator.last_metric_results = evaluator.last_metric_results, {}
-            values = self.strategy.eval(stream, **self.options)
+            values = self.strategy.eval(due, **self.options)
             evaluator.last_metric_results = {**before, **values}
             table = _read_row(values, name, len(stream))
             if not table:
@@ -317,10 +349,7 @@ class _Run:
                     "retrieval_plugin_metrics(), or accuracy_metrics(experience=True) "
                     "on class names, into the strategy's EvaluationPlugin."
                 )
-            known, missing = (
-                self.rows.setdefault(name, {}),
-                [float("nan")] * len(stream),
-            )
+            missing = [float("nan")] * len(stream)
             for metric in [*known, *(m for m in table if m not in known)]:
                 rows = known.setdefault(metric, [])
                 # A metric may appear later than the first evaluation, or be absent.
@@ -331,11 +360,22 @@ class _Run:
         self.seconds["eval"].append(time.perf_counter() - begin)
         self.folder.checkpoints.save(self.strategy, "_eval")
 
+    def _due(self, name: str, row: int) -> Any:
+        """What is evaluated of a stream: what has been met, of Si-Blurry."""
+        stream = self.benchmark.streams[name]
+        if name not in self.met:
+            return stream
+        step = self.points.steps[row - 1] if row else -1
+        return [e for e, first in zip(stream, self.met[name]) if first <= step]
+
     def finish(self) -> RunResult:
         """Write results, plots and the report."""
         matrices = {
             stream: {
-                metric: {"before": np.asarray(rows[0]), "E": np.asarray(rows[1:])}
+                metric: {
+                    "before": np.asarray(rows[0]),
+                    "E": np.asarray(rows[-1:] if stream in self.final else rows[1:]),
+                }
                 for metric, rows in metrics.items()
             }
             for stream, metrics in self.rows.items()
@@ -350,6 +390,8 @@ class _Run:
             "revision": revision(),
             "data": self.data,
             "evaluations": self.points.record(),
+            **({"final_streams": list(self.final)} if self.final else {}),
+            **({"online": self._online()} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
             "parameters": self.strategy.compute.parameters,
@@ -379,6 +421,10 @@ class _Run:
             compute=compute,
             results=results,
         )
+
+    def _online(self) -> dict[str, Any]:
+        """What :func:`online_accuracy` needs beside the matrices."""
+        return {"streams": list(self.met), **self.points.online()}
 
     def _config(self) -> dict[str, Any]:
         """Settings as ``results.json`` holds them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.class_labels import occurring_ids
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
-from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL
+from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, SI_BLURRY
 from avalanche_clip.training.templates.class_matrix import (
     ClassKey,
     distinct_rows,
@@ -20,8 +20,9 @@ from avalanche_clip.training.templates.class_matrix import (
 )
 from avalanche_clip.training.templates.contract import MethodPlugin
 
-EVAL_LABEL_SPACES = ("current", "seen", "all", "own")
-LABEL_SPACES = (*EVAL_LABEL_SPACES, "batch")
+_SPACES = ("current", "seen", "all", "own")
+LABEL_SPACES = (*_SPACES, "batch")
+EVAL_LABEL_SPACES = (*_SPACES, "open")
 
 
 class SeenClasses(MethodPlugin, supports_distributed=True):
@@ -162,12 +163,19 @@ class LabelSpaces:
         found: tuple[int, ...] = self._trained[-1]
         return found
 
+    @property
+    def evaluated(self) -> str:
+        """Label space of the evaluation: that of the test set, if it has its own."""
+        own = getattr(self.strategy.experience, "eval_label_space", None)
+        return self.strategy.eval_label_space if own is None else str(own)
+
     def groups(self) -> list[tuple[int, ...]]:
         """Classes of the evaluation in groups, as they arrived."""
-        space, own = self.strategy.eval_label_space, self._candidates()
+        space, own = self.evaluated, self._candidates()
         if space == "all":
             return [self.prompts.ids_of(d) for d in self.prompts.domain_names]
-        if space == "seen":
+        open_to_all = space == "open" and all(i in self.seen for i in own)
+        if space == "seen" or open_to_all:
             return [*self.seen.groups, tuple(i for i in own if i not in self.seen)]
         return [own]
 
@@ -184,7 +192,7 @@ class LabelSpaces:
             return own
         prompts, found = self.prompts, set(own)
         for domain in {prompts.domain(i) for i in own}:
-            if domain or self.strategy.eval_label_space != "seen":
+            if domain or self.evaluated != "seen":
                 found |= set(prompts.ids_of(domain))
         return tuple(sorted(found))
 
@@ -271,6 +279,6 @@ def _prompts_of(experience: Any, shared: Any) -> Any:
 def is_class_incremental(experience: Any) -> bool:
     """Whether an experience is one of several steps of a class-incremental stream."""
     benchmark = _benchmark(experience)
-    if getattr(benchmark, "protocol", None) != CLASS_INCREMENTAL:
+    if getattr(benchmark, "protocol", None) not in (CLASS_INCREMENTAL, SI_BLURRY):
         return False
     return len(benchmark.streams.get("train", ())) > 1

@@ -6,6 +6,7 @@ from avalanche_clip.benchmarks.datasets.mtil.coop import (
 )
 from avalanche_clip.benchmarks.datasets.mtil.folders import (
     read_imagenet as read_imagenet,
+    read_imagenet_r as read_imagenet_r,
     read_tiny_imagenet as read_tiny_imagenet,
 )
 from avalanche_clip.benchmarks.datasets.mtil.images import (

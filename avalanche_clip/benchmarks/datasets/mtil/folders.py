@@ -1,4 +1,4 @@
-"""Read ImageNet and TinyImageNet from their folders of images.
+"""Read ImageNet, TinyImageNet and ImageNet-R from their folders of images.
 
 Layout of ImageNet-1K (or of a subset of its classes)::
 
@@ -18,6 +18,10 @@ Layout of TinyImageNet, as its archive unpacks::
 
 Test images are the validation images of both; the official test labels are
 not public.
+
+Layout of ImageNet-R, which comes in one piece and is split 80/20::
+
+    <root>/n01443537/art_0.jpg
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from avalanche_clip.benchmarks.datasets.mtil.images import (
     IMAGE_ENDINGS,
@@ -36,10 +42,12 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
     CHECKS,
     check_counts,
     check_files,
+    random_80_20,
 )
 from avalanche_clip.benchmarks.datasets.mtil.table import (
     IMAGENET_1K,
     IMAGENET_100,
+    IMAGENET_R,
     TINY_IMAGENET,
 )
 from avalanche_clip.benchmarks.datasets.mtil.templates import (
@@ -51,7 +59,11 @@ from avalanche_clip.benchmarks.datasets.plain_texts import (
     plain_lines,
     read_plain,
 )
-from avalanche_clip.common.checks import require_choice, require_distinct
+from avalanche_clip.common.checks import (
+    existing_folder,
+    require_choice,
+    require_distinct,
+)
 from avalanche_clip.models.encoders.imagenet_names import (
     imagenet_class_names,
     imagenet_wnids,
@@ -92,8 +104,7 @@ def read_imagenet(
     require_choice("num_classes", num_classes, _IMAGENET)
     facts, base = _IMAGENET[num_classes], Path(root).expanduser()
     check_files(facts, base)
-    folders = [e.name for e in os.scandir(base / "train") if e.is_dir()]
-    wnids = sorted(name for name in folders if not name.startswith("."))
+    wnids = _folders(base / "train")
     if len(wnids) < num_classes:
         raise ValueError(
             f"{base / 'train'} holds {len(wnids)} class folders, but {facts.name} "
@@ -153,6 +164,53 @@ def read_tiny_imagenet(
     check_counts(TINY_IMAGENET, len(wnids), train, test, check, fault)
     templates = CIL_TEMPLATES["TinyImageNet"]
     return MTILDomain(train, test, names, templates, TINY_IMAGENET.name)
+
+
+def read_imagenet_r(
+    root: str | Path,
+    *,
+    class_names: Sequence[str] | str | Path | None = None,
+    check: str = "warn",
+) -> MTILDomain:
+    """Read ImageNet-R, split 80/20 as in the released code of SIT.
+
+    Images are listed by WordNet id and name; training images are the first 80 % of
+    ``torch.randperm`` with a generator seeded 0, test images the rest, both in the
+    order of the list. Class ``i`` is the ``i``-th id in sorted order.
+
+    :param root: directory with a folder per WordNet id, usually ``imagenet-r``.
+    :param class_names: one name per class in that order, or a text file with one
+        name per line; default the names published with CLIP, found by id.
+    :param check: as in :func:`read_imagenet`.
+    :return: training and test images, class names, the template
+        ``a bad photo of a {}.`` and the name.
+    :raises FileNotFoundError: if folders are missing or empty.
+    :raises ValueError: if an argument is not allowed, or a folder has no published
+        name and none was given.
+
+    Source: Hendrycks et al., ICCV 2021 (arXiv 2006.16241); the split is that of
+    Wang et al., 2024 (SIT, arXiv 2405.15155).
+    """
+    require_choice("check", check, CHECKS)
+    base = existing_folder(Path(root).expanduser(), f"get it from {IMAGENET_R.source}")
+    wnids = _folders(base)
+    if not wnids:
+        raise FileNotFoundError(f"{base} has no folders. {IMAGENET_R.expected}")
+    if class_names is None:
+        names = _published_names(wnids, {}, base)
+    else:
+        names = given_names(class_names, len(wnids))
+    everything = _class_folders(base, wnids, "")
+    parts = [np.sort(part) for part in random_80_20(len(everything), seed=0)]
+    train, test = (everything.subset(part) for part in parts)
+    check_counts(IMAGENET_R, len(wnids), train, test, check)
+    return MTILDomain(train, test, names, CIL_TEMPLATES["ImageNetR"], IMAGENET_R.name)
+
+
+def _folders(parent: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones."""
+    names = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _class_folders(folder: Path, wnids: Sequence[str], inner: str) -> ClassImages:

@@ -198,3 +198,12 @@ IMAGENET_1K = DatasetFacts(
 )
 
 IMAGENET_100 = IMAGENET_1K._replace(name="ImageNet100", sizes=(100, None, 5000))
+
+IMAGENET_R = DatasetFacts(
+    "ImageNetR",
+    (200, 24000, 6000),
+    (),
+    "one folder of images per WordNet id, as the archive unpacks",
+    "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
+    downloadable=False,
+)

@@ -104,5 +104,7 @@ CIL_TEMPLATES: dict[str, tuple[str, ...]] = {
     "TinyImageNet": ("a bad photo of a {}.",),
     "ImageNet100": ("a good photo of a {}.",),
     "ImageNet1K": ("a good photo of a {}.",),
+    "ImageNetR": ("a bad photo of a {}.",),
+    "CORe50": ("a good photo of a {}.",),
 }
-"""Templates of the class-incremental benchmarks (Continual-CLIP, ZSCL)."""
+"""Templates of the benchmarks of Continual-CLIP, ZSCL and SIT."""

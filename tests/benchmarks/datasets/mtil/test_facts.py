@@ -73,6 +73,31 @@ def test_templates__spelling():
     assert CIL_TEMPLATES["ImageNet1K"] == ("a good photo of a {}.",)
 
 
+def test_open_domain_orders_and_first_templates__are_those_of_coleclip():
+    """CoLeCLIP (arXiv 2403.10245) uses the same data sets, orders and templates."""
+    assert " ".join(MTIL_NAMES) == (
+        "Aircraft Caltech101 CIFAR100 DTD EuroSAT Flowers Food MNIST OxfordPet "
+        "StanfordCars SUN397"
+    )
+    assert " ".join(MTIL_NAMES[k] for k in MTIL_ORDERS["II"]) == (
+        "StanfordCars Food MNIST OxfordPet Flowers SUN397 Aircraft Caltech101 DTD "
+        "EuroSAT CIFAR100"
+    )
+    firsts = {name: MTIL_TEMPLATES[name][0] for name in MTIL_NAMES}
+    plain = "a photo of a {}."
+    assert firsts == {
+        **dict.fromkeys(("Caltech101", "CIFAR100", "SUN397"), plain),
+        "Aircraft": "a photo of a {}, a type of aircraft.",
+        "DTD": "a photo of a {} texture.",
+        "EuroSAT": "a centered satellite photo of {}.",
+        "Flowers": "a photo of a {}, a type of flower.",
+        "Food": "a photo of a {}, a type of food.",
+        "MNIST": 'a photo of the number: "{}".',
+        "OxfordPet": "a photo of a {}, a type of pet.",
+        "StanfordCars": "a photo of a {}, a type of car.",
+    }
+
+
 def test_order_two__is_a_permutation_with_an_inverse():
     order = MTIL_ORDERS["II"]
     assert sorted(order) == list(range(11)) and MTIL_ORDERS["I"] == tuple(range(11))

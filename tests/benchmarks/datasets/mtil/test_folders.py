@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from avalanche_clip.benchmarks.datasets.mtil import (
     FolderFiles,
     read_imagenet,
+    read_imagenet_r,
     read_tiny_imagenet,
 )
 from avalanche_clip.models.encoders.imagenet_names import (
@@ -178,3 +180,41 @@ def test_tiny_imagenet__first_ids_are_compared(tmp_path):
     ):
         read_tiny_imagenet(tmp_path, check="raise")
     read_tiny_imagenet(tmp_path, check="ignore")
+
+
+# -------------------------------------------------------------------- ImageNet-R
+@pytest.fixture
+def renditions(tmp_path):
+    """Four classes of 1 to 4 pictures, made in another order than the sorted one."""
+    for label, wnid in reversed(list(enumerate(sorted(TINY)))):
+        for number in range(label + 1):
+            disk.save(tmp_path / wnid / f"art_{number}.jpg", 20 * label, number)
+    (tmp_path / "README.txt").write_text("x")
+    return tmp_path
+
+
+def test_imagenet_r__split_is_that_of_the_released_code(renditions):
+    domain = read_imagenet_r(renditions, check="ignore")
+    assert domain.name == "ImageNetR" and domain.templates == ("a bad photo of a {}.",)
+    names = dict(zip(imagenet_wnids(), imagenet_class_names(), strict=True))
+    assert domain.class_names == tuple(names[wnid] for wnid in sorted(TINY))
+    listed = [(label, label, n) for label in range(4) for n in range(label + 1)]
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+    assert content(domain.train) == [listed[i] for i in sorted(order[:8])]
+    assert content(domain.test) == [listed[i] for i in sorted(order[8:])]
+
+
+def test_imagenet_r__what_is_wrong_is_said(renditions, tmp_path):
+    with pytest.warns(UserWarning, match="4 classes instead of 200, 8 training"):
+        read_imagenet_r(renditions)
+    refused("check='x' is unknown", read_imagenet_r, renditions, check="x")
+    refused("3 names in", read_imagenet_r, renditions, class_names=["a", "b", "c"])
+    (renditions / "n99999999").mkdir()
+    refused("1 classes have no published name", read_imagenet_r, renditions)
+    given = {"class_names": list("abcde"), "check": "ignore"}
+    words = "1 have one without images"
+    refused(words, read_imagenet_r, renditions, error=FileNotFoundError, **given)
+    nowhere = tmp_path / "none"
+    refused("none is no folder; get", read_imagenet_r, nowhere, error=FileNotFoundError)
+    nowhere.mkdir()
+    refused("has no folders", read_imagenet_r, nowhere, error=FileNotFoundError)

@@ -1,0 +1,290 @@
+"""Si-Blurry: a stream of classes whose task borders are blurred at random."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from avalanche.benchmarks import CLScenario
+
+from avalanche_clip.benchmarks.items.class_labels import LABELLED, class_targets
+from avalanche_clip.benchmarks.items.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
+from avalanche_clip.benchmarks.items.given import check_source
+from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
+from avalanche_clip.benchmarks.streams.classes import (
+    Domain,
+    Source,
+    as_domain,
+    class_experience,
+    labelled_dataset,
+)
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_integer,
+    as_size,
+    require_choice,
+    require_indices,
+    require_some,
+)
+from avalanche_clip.common.columns import as_integer_array
+
+SAMPLER_OPTIONS = (
+    *("num_tasks", "disjoint_percent", "blurry_percent", "seed", "stochastic"),
+)
+"""Arguments of :func:`si_blurry_benchmark` that say how the stream is drawn."""
+
+
+class _Drawn(NamedTuple):
+    """What the sampler drew, one entry per task."""
+
+    indices: list[np.ndarray]
+    disjoint: list[np.ndarray]
+    """Classes that occur in this task only."""
+    blurry: list[np.ndarray]
+    """Classes that may lend samples to other tasks."""
+
+
+def si_blurry_indices(
+    targets: Any,
+    *,
+    num_tasks: int,
+    disjoint_percent: int,
+    blurry_percent: int,
+    seed: int,
+    stochastic: bool = True,
+    num_classes: int | None = None,
+) -> list[list[int]]:
+    """Draw the samples of each task of a Si-Blurry stream, in their order.
+
+    ``floor(C * N / 100)`` classes, rounded down to a multiple of T, are disjoint:
+    all their samples lie in one task. So many others as T divides are blurry: M per
+    cent of their samples, the first of each task in the order of the data set, are
+    pooled, shuffled and given back to the tasks. Classes that are left over are not
+    used. With ``stochastic`` the numbers of classes of a task, of samples it lends
+    and of samples it gets back are random (Si-Blurry), else equal (as in i-Blurry);
+    what then does not divide by T is lost. A task may come out empty.
+
+    The draws are those of the released code, in its order, from one generator of
+    torch on the CPU: the same seed gives the same stream. Data that are sorted by
+    class lend the samples of the lowest classes only, as there; shuffle them first
+    where that matters.
+
+    :param targets: class of each sample, integers ``(N,)`` in 0..C-1.
+    :param num_tasks: T, published 5.
+    :param disjoint_percent: N, integer in [0, 100], published 50.
+    :param blurry_percent: M, integer in [0, 100], published 10.
+    :param seed: of the generator, published 1 to 5.
+    :param stochastic: Si-Blurry; False for equal parts.
+    :param num_classes: C; default the largest target and one. It decides the
+        draws: give it where the last classes may lack samples.
+    :return: one list of indices per task; no index occurs twice.
+    :raises ValueError: if an argument is out of range.
+
+    Source: Moon et al., ICCV 2023 (MVP), and the released codes of MVP and of SIT
+    (Wang et al., 2024, arXiv 2405.15155). Memory and time grow with N log N, not
+    with N times T.
+
+    >>> si_blurry_indices([0, 1, 2, 3] * 2, num_tasks=2, disjoint_percent=50,
+    ...                   blurry_percent=50, seed=1, stochastic=False)
+    [[3, 0, 2, 4], [7, 5, 6, 1]]
+    """
+    labels = as_integer_array(targets, "targets", "N")
+    count = int(labels.max()) + 1 if num_classes is None else num_classes
+    options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
+    drawn = _draw(labels, as_size(count, "num_classes"), *options)
+    return [part.tolist() for part in drawn.indices]
+
+
+def _draw(
+    labels: np.ndarray, count: int, T: int, N: int, M: int, seed: int, stochastic: bool
+) -> _Drawn:
+    tasks = as_size(T, "num_tasks")
+    disjoint, blurring = _percent(N, "disjoint_percent"), _percent(M, "blurry_percent")
+    require_choice("stochastic", stochastic, (True, False))
+    require_indices(labels, count, "targets")
+    generator = torch.Generator().manual_seed(as_integer(seed, "seed"))
+
+    def permutation(size: int) -> np.ndarray:
+        return torch.randperm(size, generator=generator).numpy()
+
+    def shares(size: int) -> np.ndarray:
+        """Sizes of T random parts of ``size`` things."""
+        inner = np.zeros(tasks - 1, dtype=np.int64)
+        if size:
+            drawn = torch.randint(0, size, (tasks - 1,), generator=generator)
+            inner = np.sort(drawn.numpy())
+        return np.diff(inner, prepend=0, append=size)
+
+    first = count * disjoint // 100 // tasks * tasks
+    second = (count - first) // tasks * tasks
+    order = permutation(count)
+    kinds = []
+    for classes in (order[:first], order[first : first + second]):
+        equal = np.full(tasks, len(classes) // tasks)
+        kinds.append(_cut(classes, shares(len(classes)) if stochastic else equal))
+    # Class -> its place among the parts: disjoint ones, blurry ones, unused.
+    places = np.full(count, 2 * tasks)
+    for place, classes in enumerate(kinds[0] + kinds[1]):
+        places[classes] = place
+    codes = places[labels].astype(np.int16 if tasks < 10**4 else np.int64)
+    sizes = np.bincount(codes, minlength=2 * tasks + 1)
+    parts = _cut(np.argsort(codes, kind="stable"), sizes)
+    lent, kept = parts[tasks : 2 * tasks], sizes[tasks : 2 * tasks]
+    m = int(kept.sum()) * blurring // 100
+    quotas = shares(m) if stochastic else kept * blurring // 100
+    pool = np.concatenate([part[:k] for part, k in zip(lent, quotas, strict=True)])
+    back = quotas if stochastic else np.full(tasks, len(pool) // tasks)
+    if len(pool):
+        pool = pool[permutation(len(pool))]
+    ends = np.cumsum(back)
+    streams = []
+    for task in range(tasks):
+        given = pool[ends[task] - back[task] : ends[task]]
+        stream = np.concatenate([parts[task], lent[task][quotas[task] :], given])
+        streams.append(stream[permutation(len(stream))])
+    _warn_of_losses(streams, count - first - second, int(sizes[:-1].sum()))
+    return _Drawn(streams, *kinds)
+
+
+def _cut(values: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    return np.split(values, np.cumsum(sizes)[:-1])
+
+
+def _percent(value: int, what: str) -> int:
+    as_finite(value, what, low=0, high=100)
+    return as_size(value, what, least=0)
+
+
+def _warn_of_losses(streams: list[np.ndarray], classes: int, samples: int) -> None:
+    lost = samples - sum(map(len, streams))
+    empty = [task for task, part in enumerate(streams) if not len(part)]
+    said = [f"{classes} classes are not used"] * bool(classes)
+    said += [f"{lost} samples of the pool are lost"] * bool(lost)
+    said += [f"tasks {empty} are empty"] * bool(empty)
+    if said:
+        warnings.warn(
+            f"Si-Blurry: {' and '.join(said)}. Choose a number of tasks that divides "
+            "the classes, or another seed, if that is not wanted.",
+            stacklevel=4,
+        )
+
+
+def si_blurry_benchmark(
+    train: Any,
+    test: Any,
+    names: Sequence[str],
+    templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+    *,
+    num_tasks: int = 5,
+    disjoint_percent: int = 50,
+    blurry_percent: int = 10,
+    seed: int = 1,
+    stochastic: bool = True,
+    zero_shot: Sequence[Domain | Sequence[Any]] = (),
+    **streams: Any,
+) -> CLScenario:
+    """Build a Si-Blurry stream from any labelled data set.
+
+    ``train`` has an experience per task, whose samples lie in the order of the
+    stream. Learn them once and in that order: ``split_online(benchmark, 64)``, and
+    ``train(..., shuffle=False)``. A task without a sample is left out, with a
+    warning; ``task_sizes`` of the scenario has it.
+
+    ``test`` has an experience per class, in the order of the labels. A run evaluates
+    those whose class has occurred in the stream, among the classes that have: give
+    the strategy ``eval_label_space="seen"``. The results of a run then hold
+    :func:`online_accuracy`; see :func:`run_stream` for its points.
+
+    Class ids are the labels. The scenario also has ``disjoint_classes`` and
+    ``blurry_classes``, a tuple of class ids per task drawn.
+
+    :param train: training images with labels ``0 .. C-1``.
+    :param test: test images.
+    :param names: class names, in the order of the labels.
+    :param templates: prompt templates, the first for training.
+    :param num_tasks: see :func:`si_blurry_indices`, also for the next four.
+    :param disjoint_percent: share of the classes that are disjoint.
+    :param blurry_percent: share of the samples of the others that are blurred.
+    :param seed: of the stream.
+    :param stochastic: False for equal tasks.
+    :param zero_shot: data sets that are not learned, whose test images make the
+        stream ``zero_shot``: an experience each, classified among its own classes
+        whatever the strategy's label space. Evaluate it with ``final_streams``.
+    :param streams: further labelled data sets with the same classes, in experiences
+        like those of ``test``, for example ``valid=...``.
+    :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
+    :raises ValueError: if labels do not fit the names, a data set is empty, or an
+        argument is out of range.
+
+    Source: see :func:`si_blurry_indices`; the zero-shot test is that of SIT.
+
+    >>> from avalanche_clip.benchmarks import si_blurry_emoji, split_online
+    >>> online = split_online(si_blurry_emoji(), 64)
+    >>> len(online.train_stream), len(online.streams["test"])
+    (59, 95)
+    """
+    own = ClassPrompts(names, templates)
+    require_some(own, "class names")
+    # Refuses labels that do not fit the names.
+    whole = labelled_dataset(Source("train set", train, own, 0), 0)
+    options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
+    drawn = _draw(class_targets(train), len(own), *options)
+    used = sorted(np.concatenate(drawn.disjoint + drawn.blurry).tolist())
+    known, first_id = own.for_ids(used), len(whole)
+    parts = [(f"task {k + 1}", part.tolist()) for k, part in enumerate(drawn.indices)]
+    built: dict[str, list[Any]] = {
+        "train": [
+            make_experience(whole.subset(rows), class_prompts=known, label=label)
+            for label, rows in parts
+            if rows
+        ]
+    }
+    for name, data in {"test": test, **streams}.items():
+        source = Source(f"{name} set", data, own, first_id)
+        dataset = labelled_dataset(source, 0).eval()
+        first_id += len(dataset)
+        targets = attribute_array(dataset, "targets")
+        rows = {number: np.flatnonzero(targets == number).tolist() for number in used}
+        built[name] = [
+            class_experience(
+                dataset.subset(part), own.name(number), known, [number], dataset_index=0
+            )
+            for number, part in rows.items()
+            if part
+        ]
+    if zero_shot:
+        built["zero_shot"] = _held_out(known, zero_shot, first_id)
+    return make_scenario(
+        built,
+        class_prompts=known,
+        protocol="si_blurry",
+        task_sizes=tuple(map(len, drawn.indices)),
+        disjoint_classes=tuple(tuple(part.tolist()) for part in drawn.disjoint),
+        blurry_classes=tuple(tuple(part.tolist()) for part in drawn.blurry),
+    )
+
+
+def _held_out(
+    known: ClassPrompts, given: Sequence[Domain | Sequence[Any]], first_id: int
+) -> list[Any]:
+    """Experiences of data sets that are not learned, with classes of their own."""
+    domains = [as_domain(domain, index) for index, domain in enumerate(given)]
+    parts = [ClassPrompts(d.names, d.templates, domains=str(d.name)) for d in domains]
+    prompts = ClassPrompts.merge([known, *parts])
+    found = []
+    for index, domain in enumerate(domains):
+        check_source(domain.test, "label", LABELLED)
+        own = prompts.for_ids(prompts.ids_of(str(domain.name)))
+        source = Source(f"test set of {domain.name!r}", domain.test, own, first_id)
+        dataset = labelled_dataset(source, index + 1).eval()
+        first_id += len(dataset)
+        experience = class_experience(
+            dataset, str(domain.name), prompts, own.ids, dataset_index=index + 1
+        )
+        experience.eval_label_space = "own"
+        found.append(experience)
+    return found
