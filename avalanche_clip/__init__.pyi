@@ -181,6 +181,12 @@ from avalanche_clip.training.methods.cll_clip.expansion import (
 from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
 )
+from avalanche_clip.training.methods.coleclip.plugin import (
+    CoLeCLIPPlugin as CoLeCLIPPlugin,
+)
+from avalanche_clip.training.methods.coleclip.strategy import (
+    CoLeCLIP as CoLeCLIP,
+)
 from avalanche_clip.training.methods.constant_cosine import (
     ConstantCosinePlugin as ConstantCosinePlugin,
 )

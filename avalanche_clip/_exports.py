@@ -153,6 +153,8 @@ training.methods.c_clip = training.plugins: ContrastiveKnowledgeConsolidationPlu
     training.supervised: CCLIP*
 training.methods.cll_clip.expansion = training.plugins: TokenEmbeddingExpansionPlugin*
 training.methods.cll_clip.strategy = training.supervised: CLLCLIP* CLL_VARIANTS
+training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
+training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin

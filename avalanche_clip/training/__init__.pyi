@@ -6,6 +6,10 @@ from avalanche_clip.training.methods.cll_clip.strategy import (
     CLLCLIP as CLLCLIP,
     CLL_VARIANTS as CLL_VARIANTS,
 )
+from avalanche_clip.training.methods.coleclip.strategy import (
+    COLECLIP_EPOCHS as COLECLIP_EPOCHS,
+    CoLeCLIP as CoLeCLIP,
+)
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
 )

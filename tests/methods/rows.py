@@ -229,6 +229,12 @@ ROWS: dict[str, Row] = {
         },
         **EXPERTS,
     ),
+    "CoLeCLIP": Row(
+        "CoLeCLIP",
+        world="branches on classes",
+        moves=(".prompt.",),
+        cannot={**FROZEN_BASE, **BESIDE},
+    ),
     "LoRA": Row("LoRA", {"rank": 2}, **LORA),
     "LoRA, merged": Row("LoRA", {"rank": 2, "merge": True}, **MERGED),
     "ClassNameLoRA": Row(

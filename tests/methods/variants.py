@@ -109,6 +109,9 @@ VARIANTS = {
     "accumulated experts": with_settings(
         "MoEAdapters", selector=False, accumulation_steps=2
     ),
+    "CoLeCLIP without memory": with_settings(
+        "CoLeCLIP", alpha=None, num_prompts=2, peft="prefix"
+    ),
     "balance": with_settings(
         "MoEAdapters", selector=False, plugin_options={"balance_weight": 1.0}
     ),

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-ATTACHMENTS = ("moe_adapters", "language_adapters", "lora", "adapters", "prompts")
+ATTACHMENTS = (
+    *("moe_adapters", "language_adapters", "lora", "adapters", "prompts", "prefixes"),
+)
 """Attributes of a model for what can be attached to its blocks; None without."""
 
 

@@ -22,7 +22,8 @@ class CLIPOutput(NamedTuple):
     :param aux: further tensors by name, or None: ``image_norm`` ``(B, 1)``
         and ``text_norm`` ``(M, 1)`` (raw feature = feature * norm),
         ``logit_bias`` (0-d, sigmoid-trained models only), ``balance_loss``
-        (0-d, routed adapters only).
+        (0-d, routed adapters only), ``prompt_features`` ``(B, n, D)`` (raw; prompt
+        tokens only).
 
     >>> out = CLIPOutput(torch.eye(2), torch.eye(2), torch.tensor(10.0))
     >>> out.logit_scale * out.image_features @ out.text_features.T

@@ -133,6 +133,13 @@ class MoEAdapterSet(BranchSet):
         """Add a router to every block, see :meth:`add`."""
         return self.add()
 
+    def drop(self, key: int) -> None:
+        """Refuse: experts remember the routers that they served.
+
+        :raises ValueError: always.
+        """
+        raise ValueError("Routers cannot be removed one by one; detach() the adapters.")
+
     def train_ids(self, keys: Iterable[int]) -> None:
         """Refuse: tasks decide which router trains.
 

@@ -150,6 +150,14 @@ class BranchSet(nn.Module):
             self.restore_trainable()
         return key
 
+    def drop(self, key: int) -> None:
+        """Drop the parts of an id; towers that use it then use -1."""
+        self.check_known([as_size(key, "key", least=0)])
+        for branch in self.branches():
+            del branch.table[str(key)]
+        used = {t: SKIP for t, own in self._routes.items() if key in present(own.ids)}
+        self.set_ids(**used)
+
     def check_known(self, present: Iterable[int]) -> None:
         """Raise ValueError unless all ids are -1 or have parts."""
         unknown = [key for key in present if key != SKIP and key not in self.keys]
@@ -225,16 +233,12 @@ class BranchSet(nn.Module):
         :raises ValueError: if the stored branches were made in another way.
         """
         self.check_config(state)
-        for branch in self.branches():
-            for key in set(branch.keys) - set(state["ids"]):
-                del branch.table[str(key)]
+        for key in set(self.keys) - set(state["ids"]):
+            self.drop(key)
         for key in state["ids"]:
             self.add(key)
         for tower, key in state.get("in_use", {}).items():
             self._routes[tower].ids = key
-        for routes in self._routes.values():
-            if not {SKIP, *self.keys} >= set(present(routes.ids)):
-                routes.ids = SKIP  # what it named is gone
         self._training = state["training"] and tuple(state["training"])
         self.restore_trainable()
 
@@ -466,9 +470,8 @@ class BranchSet(nn.Module):
         for tower, key in active.items():
             for branch in self._branches[tower] if key != SKIP else ():
                 branch.merge(key, share)
-        for branch in self.branches():
-            for key in {*active.values()} - {SKIP}:
-                del branch.table[str(key)]
+        for key in {*active.values()} - {SKIP}:
+            self.drop(key)
         self.set_ids(SKIP)
 
     def check_merge(self) -> None:

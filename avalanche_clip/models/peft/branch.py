@@ -229,13 +229,16 @@ class Branch(nn.Module):
         return x if self.view.batch_first else x.transpose(0, 1)
 
     # ------------------------------------------------- in place of a module's call
-    def stand_in(self, part: str, innermost: bool = False) -> None:
+    def stand_in(
+        self, part: str, innermost: bool = False, view: BlockView | None = None
+    ) -> None:
         """Let calls of the attention, or the perceptron, pass :meth:`around`.
 
         :param part: ``"attn"`` or ``"mlp"``.
         :param innermost: behind branches that stand there already.
+        :param view: block that they belong to; default that of the branch.
         """
-        module: Any = getattr(self.view, part)
+        module: Any = getattr(view or self.view, part)
         if not isinstance(vars(module).get("forward"), _Forward):
             module.forward = _Forward(module, part)
         stand: _Forward = module.forward

@@ -19,7 +19,7 @@ values, uniform in (0, 0.01), are used. Starting the scale at 0 is our choice.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.models.encoders.blocks import BlockView
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.models.peft.branch import (
     Call,
@@ -37,11 +38,11 @@ from avalanche_clip.models.peft.branch import (
     first_of,
     pairs,
     require_flags,
-    with_first,
 )
-from avalanche_clip.models.peft.routes import is_recomputation, present
+from avalanche_clip.models.peft.routes import is_recomputation, memory_of, present
 
 KINDS = ("prefix", "tokens")
+NAMES = ("prompts", "prefixes")
 _START = 0.01
 
 
@@ -102,14 +103,7 @@ class PrefixBranch(RoutedBranch):
         added = extra.softmax(-1).to(v.dtype) @ own[1].to(v.dtype)
         part_of = 1.0 if self.compensate else share
         mixed = mixed + prefix.scale * (part_of * added - share * mixed)
-        return self._give(attn, mixed.to(v.dtype).transpose(1, 2).flatten(2))
-
-    def _give(self, attn: Any, mixed: Tensor) -> Any:
-        if isinstance(attn, nn.MultiheadAttention):
-            return self._swap(attn.out_proj(mixed)), None
-        if hasattr(attn, "qkv"):
-            return attn.proj_drop(attn.proj(attn.norm(mixed)))
-        return attn.out_proj(mixed), None
+        return _give(attn, mixed.to(v.dtype), self._swap)
 
 
 def _check_attention(attn: Any) -> None:
@@ -139,18 +133,36 @@ def _heads(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _masked(scores: Tensor, attn: Any, call: Call) -> Tensor:
-    """Apply the mask of a call to scores ``(B, H, L, L)``."""
+def _give(attn: Any, mixed: Tensor, swap: Callable[[Tensor], Tensor]) -> Any:
+    """What an attention module returns for mixed values ``(B, H, L, D / H)``."""
+    mixed = mixed.transpose(1, 2).flatten(2)
+    if isinstance(attn, nn.MultiheadAttention):
+        return swap(attn.out_proj(mixed)), None
+    if hasattr(attn, "qkv"):
+        return attn.proj_drop(attn.proj(attn.norm(mixed)))
+    return attn.out_proj(mixed), None
+
+
+def _mask_of(attn: Any, call: Call) -> tuple[Tensor | None, bool]:
+    """The mask of a call, and whether it is causal without one."""
     forward = inspect.signature(type(attn).forward)
     bound = forward.bind(attn, *call.args, **call.kwargs)
     bound.apply_defaults()
     given = {**bound.arguments.pop("kwargs", {}), **bound.arguments}
     if given.get("key_padding_mask") is not None or given.get("need_weights"):
-        raise ValueError("A prefix needs attention without padding mask and weights.")
+        raise ValueError(
+            "Prefixes and prompt tokens need attention without padding mask and "
+            "weights."
+        )
     mask = given.get("attn_mask", given.get("attention_mask"))
-    size = scores.shape[-1]
+    return mask, bool(given.get("is_causal"))
+
+
+def _masked(scores: Tensor, attn: Any, call: Call) -> Tensor:
+    """Apply the mask of a call to scores ``(B, H, L, L)``."""
+    size, (mask, is_causal) = scores.shape[-1], _mask_of(attn, call)
     if mask is None:
-        if not given.get("is_causal"):
+        if not is_causal:
             return scores
         mask = torch.ones(size, size, dtype=torch.bool, device=scores.device).tril()
     elif mask.ndim == 3:
@@ -191,6 +203,10 @@ def prompt_mask(counts: list[int], tokens: int) -> Tensor:
 class PromptBranch(RoutedBranch):
     """Prompt tokens of the image tower; a child of its first block.
 
+    Image tokens read no prompts, so they pass a block first, without any mask and, in
+    a frozen tower, without a graph. Then the prompts pass it, beside them: their
+    attention reads the keys and values that it has kept of the image tokens.
+
     :param views: all blocks.
     :param entry: norm of all tokens before the first block.
     :param length: prompts per id.
@@ -204,9 +220,18 @@ class PromptBranch(RoutedBranch):
             _check_attention(view.attn)
         self.views, self.length = views, length
         self._entry = (entry,)
-        self._mask: Tensor | None = None  # of the running pass
-        self._masks: dict[tuple[int, int], Tensor] = {}  # by numbers of tokens
+        self._masks: dict[Any, Tensor | None] = {}  # by numbers of prompts and tokens
         self._used: list[int] = []
+        # What goes with the input of a block, for gradient checkpointing.
+        self._inputs: dict[Any, tuple[Any, Tensor]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what belongs to a pass."""
+        self._at: BlockView = self.views[0]
+        self._prompts: Tensor | None = None  # before the running block, (B, n, W)
+        self._image: tuple[Tensor, Tensor] | None = None  # keys and values
+        self._reading = False  # whether the prompts pass the block
         #: tokens of the last pass behind the last block, ``(B, n * length, W)``
         self.outputs: Tensor | None = None
 
@@ -215,72 +240,110 @@ class PromptBranch(RoutedBranch):
         return Tokens(self.length, self.view.width)
 
     def hook(self) -> None:
-        """Hook into all blocks."""
-        blocks = [view.module for view in self.views]
-        for block, call in (
-            (blocks[0], self._insert),
-            *((b, self._hide) for b in blocks),
-        ):
-            self._handles.append(
-                block.register_forward_pre_hook(call, with_kwargs=True)
-            )
-        self._handles.append(blocks[-1].register_forward_hook(self._take_out))
+        """Hook into all blocks, and stand in for their attention."""
+        for view in self.views:
+            self._handles += [
+                view.module.register_forward_pre_hook(self._begin, with_kwargs=True),
+                view.module.register_forward_hook(self._read, with_kwargs=True),
+            ]
+            self.stand_in("attn", innermost=True, view=view)
 
-    def _active(self, x: Tensor) -> tuple[set[int], list[int]]:
-        """Ids of a pass, and all whose prompts it has."""
-        ids = self.routes.of(x.shape[self._rows], *self.ROWS)
-        active = set(present(ids))
-        return active, sorted(key for key in self.keys if key <= max(active))
-
-    def _insert(self, module: Any, args: Any, kwargs: Any) -> Any:
-        x = _tokens(args, kwargs)
+    def _begin(self, module: Any, args: Any, kwargs: Any) -> None:
+        """Find the prompts that go with the image tokens of a block."""
+        if self._reading:
+            return
+        x, again = _tokens(args, kwargs), is_recomputation()
+        self._at = next(view for view in self.views if view.module is module)
         self.routes.see(x)
-        active, used = self._active(x)
-        if not is_recomputation():
-            self._mask, self.outputs, self._used = None, None, used
+        if self._at is self.views[0]:
+            self._prompts = self._start(self._swap(x), again)
+            return
+        memory = memory_of(x)
+        if again and memory is not None:
+            self._prompts = self._inputs.get(memory[0], (None, self._prompts))[1]
+        elif memory is not None and self._prompts is not None:
+            kept = self._inputs.items()
+            self._inputs = {k: v for k, v in kept if not v[0].expired()}
+            if self._prompts.requires_grad:
+                self._inputs[memory[0]] = memory[1], self._prompts
+
+    def _start(self, x: Tensor, again: bool) -> Tensor | None:
+        """Prompts of the ids in use and all before them, as the first block reads."""
+        active = set(present(self.routes.of(len(x), *self.ROWS)))
+        used = sorted(key for key in self.keys if key <= max(active))
+        if not again:
+            self._forget()
+            self._used = used
         if not used:
             return None
-        x = self._swap(x)
-        prompts = []
-        for key in used:
-            tokens: Any = self.table[str(key)].tokens
-            prompts.append(tokens if key in active else tokens.detach())
-        every = self._entry[0](torch.cat(prompts).to(x.dtype))
-        found = torch.cat([every.to(x.dtype).expand(len(x), -1, -1), x], 1)
-        if not is_recomputation():
-            mask = prompt_mask([self.length] * len(prompts), x.shape[1])
-            self._mask = mask.to(x.device, x.dtype)
-            self._masks[len(used), found.shape[1]] = self._mask
+        tokens: Any = [(key, self.table[str(key)]) for key in used]
+        prompts = [t.tokens if k in active else t.tokens.detach() for k, t in tokens]
+        every = self._entry[0](torch.cat(prompts).to(x.dtype)).to(x.dtype)
+        found = every.expand(len(x), -1, -1)
         self.routes.mark(found)
-        found = self._swap(found)
-        if args:
-            return (found, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": found}
+        return found
 
-    def _hide(self, module: Any, args: Any, kwargs: Any) -> Any:
-        x, mask = _tokens(args, kwargs), self._mask
-        if module is not self.views[0].module:
-            self.routes.see(x)
-        if is_recomputation():
-            size = x.shape[1 - self._rows]
-            mask = self._masks.get((len(self._active(x)[1]), size))
-        if mask is None:
+    def call(self, call: Call) -> Any:
+        """Attend: image tokens to themselves, prompts to them and to prompts."""
+        if self._prompts is None:
+            return call()
+        attn: Any = self._at.attn
+        if _mask_of(attn, call) != (None, False):
+            raise ValueError("Prompt tokens need an image tower without masks.")
+        q, k, v = _heads(attn, self._swap(call.x))
+        mask = None
+        if self._reading:
+            assert self._image is not None
+            keys, values = self._image
+            k, v = torch.cat([k, keys], 2), torch.cat([v, values], 2)
+            mask = self._mask(k)
+        else:
+            self._image = k, v
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return _give(attn, mixed, self._swap)
+
+    def _mask(self, keys: Tensor) -> Tensor | None:
+        """Rows of the prompts of :func:`prompt_mask`; None if all are zero."""
+        assert self._prompts is not None
+        count, place = self._prompts.shape[1], (keys.device, keys.dtype)
+        if count == self.length:
             return None
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        name = "attn_mask" if "attn_mask" in names else "attention_mask"
-        return args[: names.index(name)], {**kwargs, name: mask}
+        key = count, keys.shape[2], *place
+        if key not in self._masks:
+            counts = [self.length] * (count // self.length)
+            rows = prompt_mask(counts, keys.shape[2] - count)[:count]
+            self._masks[key] = rows.to(*place)
+        return self._masks[key]
 
-    def _take_out(self, module: Any, args: Any, output: Any) -> Any:
-        if self._mask is None or is_recomputation():
-            return None  # no one reads what a recomputed block gives
-        self._mask = None
-        x, count = self._swap(first_of(output)), len(self._used) * self.length
-        self.outputs = x[:, :count]
-        return with_first(output, self._swap(x[:, count:]))
+    def _read(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Let the prompts pass the block that the image tokens have passed."""
+        if self._reading or self._prompts is None:
+            return
+        x = self._swap(self._prompts)
+        if args:
+            args = (x, *args[1:])
+        else:
+            kwargs = {**kwargs, "hidden_states": x}
+        # transformers' layers would checkpoint the prompts apart from the image.
+        apart = getattr(module, "gradient_checkpointing", False)
+        self._reading = True
+        try:
+            if apart:
+                module.gradient_checkpointing = False
+            found = module(*args, **kwargs)
+        finally:
+            self._reading, self._image = False, None
+            if apart:
+                module.gradient_checkpointing = True
+        self._prompts = self._swap(first_of(found))
+        if self._at is self.views[-1]:
+            if not is_recomputation():  # no one reads what a recomputed block gives
+                self.outputs = self._prompts
+            self._prompts = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {**state, "outputs": None, "_mask": None, "_masks": {}}
+        none = dict.fromkeys(("_prompts", "_image", "outputs"))
+        return {**super().__getstate__(), **none, "_inputs": {}, "_masks": {}}
 
 
 def _tokens(args: Any, kwargs: Any) -> Tensor:
@@ -289,7 +352,16 @@ def _tokens(args: Any, kwargs: Any) -> Tensor:
 
 
 class PromptSet(BranchSet):
-    """Prompt tokens of the image tower; made by :func:`attach_prompts`."""
+    """Prompt tokens of the image tower; made by :func:`attach_prompts`.
+
+    Outputs of the model have what the prompts have read in
+    ``aux["prompt_features"]``, see :meth:`read`.
+    """
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Hook into the blocks, and into the model."""
+        super().connect(*args, **kwargs)
+        self._handles.append(self.model.register_forward_hook(self._after_forward))
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """Encode images, and what the prompts have read from them.
@@ -298,15 +370,31 @@ class PromptSet(BranchSet):
         :return: raw plain features ``(B, D)``; raw features of the prompts of every id
             up to the largest one in use, ``(B, n, D)``, averaged per id; the n ids.
         """
+        plain = self.model.encode_image(image, normalize=False)
+        read = self.read()
+        if read is None:
+            return plain, plain.new_zeros(len(plain), 0, plain.shape[1]), []
+        return plain, read, list(self.branches("image")[0]._used)
+
+    def read(self) -> Tensor | None:
+        """What the prompts have read in the last pass of the image tower; only once.
+
+        :return: raw features ``(B, n, D)`` of the n ids up to the largest one in use,
+            averaged per id; None under the id -1.
+        """
         model, branch = self.model, self.branches("image")[0]
-        plain = model.encode_image(image, normalize=False)
         tokens, branch.outputs = branch.outputs, None
         if tokens is None:
-            return plain, plain.new_zeros(len(plain), 0, plain.shape[1]), []
-        with model._compute_type(image):
+            return None
+        with model._compute_type(tokens):
             read = model._towers.image_head(model.clip, tokens.flatten(0, 1)).float()
-        read = read.view(len(plain), len(branch._used), branch.length, -1).mean(2)
-        return plain, read, list(branch._used)
+        return read.view(len(tokens), len(branch._used), branch.length, -1).mean(2)
+
+    def _after_forward(self, module: Any, args: Any, output: CLIPOutput) -> Any:
+        read = self.read()
+        if read is None:
+            return None
+        return output._replace(aux={**(output.aux or {}), "prompt_features": read})
 
 
 def attach_prompts(
@@ -318,6 +406,7 @@ def attach_prompts(
     length: int | None = None,
     scale: float = 0.0,
     compensate: bool = False,
+    name: str = "prompts",
 ) -> BranchSet:
     """Put learned keys and values, or learned tokens, into towers; freeze all else.
 
@@ -335,9 +424,12 @@ def attach_prompts(
     :param scale: first value of the prefix's trained scale (CoLeCLIP: 1).
     :param compensate: whether the attention's weights of the prefix are divided by
         their own sum.
+    :param name: attribute of the model, ``"prompts"``, or ``"prefixes"`` for a second
+        set of another tower.
     :return: the set, also ``model.prompts``.
-    :raises ValueError: if prompts are attached already, a tower has no such blocks, or
-        an option is out of range; the model is then unchanged.
+    :raises ValueError: if there are prompts under that name already, a tower has no
+        such blocks, the image tower would have a prefix and tokens, or an option is
+        out of range; the model is then unchanged.
 
     Source: CoLeCLIP (arXiv 2403.10245); see the module.
 
@@ -349,17 +441,24 @@ def attach_prompts(
     (True, [0])
     """
     require_choice("kind", kind, KINDS)
+    require_choice("name", name, NAMES)
     default = 10 if kind == "prefix" else 1
     length = default if length is None else as_size(length, "length")
     scale = as_finite(scale, "scale")
     require_flags(compensate=compensate)
     views, config = chosen_blocks(model, tower, blocks)
     config |= {"kind": kind, "length": length}
+    for view in model.blocks("image") if "image" in views else ():
+        if {"prefix", "prompt"} & {child for child, _ in view.module.named_children()}:
+            raise ValueError(
+                "The image tower has prompts already, a prefix or tokens, and takes one"
+                " set of them; detach() it before."
+            )
     made: dict[str, Any]
     if kind == "prefix":
         made = pairs(lambda v: PrefixBranch(v, length, scale, compensate), views)
         config |= {"scale": scale, "compensate": compensate}
-        result = BranchSet(model, "prompts", config)
+        result = BranchSet(model, name, config)
     else:
         if tower != "image" or blocks is not None or compensate or scale:
             raise ValueError(
@@ -370,6 +469,6 @@ def attach_prompts(
         every = views["image"]
         entry = model._towers.image_entry(model.clip)
         made = {"image": [(PromptBranch(every, entry, length), every[0])]}
-        result = PromptSet(model, "prompts", config)
+        result = PromptSet(model, name, config)
     result.connect(made)
     return result

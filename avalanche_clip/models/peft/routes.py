@@ -103,6 +103,21 @@ def is_recomputation() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def memory_of(x: Tensor) -> tuple[Any, StorageWeakRef] | None:
+    """What tells the memory of a tensor from all other memory in use.
+
+    :return: a key, and a reference that keeps the address from being used again, not
+        the memory; None where there is no memory.
+    """
+    if torch.compiler.is_compiling():  # a trace knows none
+        return None
+    try:
+        storage = StorageWeakRef(x.untyped_storage())
+    except NotImplementedError:  # nor do tensors of torch.func
+        return None
+    return (storage.cdata, x.storage_offset(), x.shape), storage
+
+
 class _Pass:
     """Ids of a pass; its graph holds this object."""
 
@@ -133,14 +148,10 @@ class Routes:
         :param x: what the block reads in a pass; the same memory in its second run.
         """
         self._again = None
-        if torch.compiler.is_compiling():  # a trace knows no memory
+        found = memory_of(x)
+        if found is None:
             return
-        try:
-            # It keeps the address from being used again, not the memory.
-            storage = StorageWeakRef(x.untyped_storage())
-        except NotImplementedError:  # nor do tensors of torch.func
-            return
-        key = storage.cdata, x.storage_offset(), x.shape
+        key, storage = found
         if is_recomputation():
             self._again = self._inputs.get(key, (storage, None))[1]
             return

@@ -21,6 +21,7 @@ from avalanche_clip.training.templates.class_name import (
     ClassNameTemplate,
     default_class_evaluator,
 )
+from avalanche_clip.training.templates.label_spaces import experience_ids
 
 
 def empty_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
@@ -128,4 +129,6 @@ class ContinualCLIP(ClassNameTemplate):
         self, experience: Any, eval_streams: Any = None, **kwargs: Any
     ) -> None:
         self._pending = None
+        for number in experience_ids(self.experience):
+            self.class_prompts.row(number)  # a class without a name is refused here
         distributed.exchange(f"the end of experience {self.experience_index}")

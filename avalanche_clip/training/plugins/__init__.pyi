@@ -11,6 +11,9 @@ from avalanche_clip.training.methods.c_clip import (
 from avalanche_clip.training.methods.cll_clip.expansion import (
     TokenEmbeddingExpansionPlugin as TokenEmbeddingExpansionPlugin,
 )
+from avalanche_clip.training.methods.coleclip.plugin import (
+    CoLeCLIPPlugin as CoLeCLIPPlugin,
+)
 from avalanche_clip.training.methods.constant_cosine import (
     ConstantCosinePlugin as ConstantCosinePlugin,
 )

@@ -28,6 +28,7 @@ from avalanche_clip.training.templates.clip_template import (
     CLIPTemplate,
     printing_evaluator,
 )
+from avalanche_clip.training.templates.compatibility import taken_off_on_error
 from avalanche_clip.training.templates.contract import defines
 from avalanche_clip.training.templates.label_spaces import (
     EVAL_LABEL_SPACES,
@@ -69,7 +70,8 @@ class ClassNameTemplate(CLIPTemplate):
     A plugin may define ``class_logits(strategy, image_features)``, which
     returns the logits of an evaluation batch or None (see
     :meth:`variant_logits`); the images of the batch are encoded with what it chooses
-    in ``route_batch``.
+    in ``route_batch``. One that defines ``class_loss(strategy)`` replaces the
+    cross-entropy of training.
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param label_space: columns in training: ``"current"``, the classes of the
@@ -81,9 +83,11 @@ class ClassNameTemplate(CLIPTemplate):
         ``"batch"``: ``"seen"``):
         ``"own"`` or ``"current"``, the classes of the evaluated experience;
         ``"seen"``, these and all that were trained on, the usual choice for
-        class-incremental streams; ``"all"``. An experience without ``class_ids``
-        has the classes of the domains that occur in it; one with an attribute
-        ``eval_label_space`` (a zero-shot test) is evaluated in that one.
+        class-incremental streams; ``"open"``, as ``"seen"`` if all classes of the
+        evaluated experience were trained on, else as ``"own"`` (open-domain
+        streams); ``"all"``. An experience without ``class_ids`` has the classes of
+        the domains that occur in it; one with an attribute ``eval_label_space`` (a
+        zero-shot test) is evaluated in that one.
     :param class_prompts: default those of the benchmark, or of the experience
         where the benchmark's do not name its classes.
     :param label_smoothing: share of the loss that all classes get, in [0, 1); not
@@ -133,6 +137,12 @@ class ClassNameTemplate(CLIPTemplate):
         self.eval_label_space: str = eval_label_space or same
         self._warned_of_space = False
         self.label_smoothing = float(label_smoothing)
+        self.changed_loss = ""
+        """What was given that changes the cross-entropy."""
+        if criterion is not None:
+            self.changed_loss = "A criterion"
+        elif label_smoothing:
+            self.changed_loss = f"label_smoothing={label_smoothing}"
         plain = nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
         self.loss_function = plain if criterion is None else criterion
         self.given_prompts = class_prompts
@@ -187,8 +197,9 @@ class ClassNameTemplate(CLIPTemplate):
 
     def check_setup(self) -> None:
         """Also refuse plugins that both score classes, and retrieval metrics."""
-        super().check_setup()
-        _check_combination(self)
+        with taken_off_on_error(self.model):
+            super().check_setup()
+            _check_combination(self)
 
     def _column_classes(self) -> Tensor:
         return self.mb_classes
@@ -320,6 +331,10 @@ class ClassNameTemplate(CLIPTemplate):
         assert self.mb_output is not None
         if not self.is_training:
             return self.loss_function(self.mb_output, self.mb_y)
+        for contract in self.contracts:
+            loss = contract.class_loss(self)
+            if loss is not None:
+                return loss
         logits = self.gather_rows(self.mb_output)
         return self.loss_function(logits, self.gather_rows(self.mb_y))
 
@@ -347,12 +362,19 @@ class ClassNameTemplate(CLIPTemplate):
 
 
 def _check_combination(strategy: ClassNameTemplate) -> None:
-    owners = [c.wrapped for c in strategy.contracts if defines(c, "class_logits")]
-    if len(owners) > 1:
-        raise ValueError(
-            f"{[type(p).__name__ for p in owners]} all define class_logits; at most "
-            "one plugin may decide how classes are scored."
-        )
+    for name in ("class_logits", "class_loss"):
+        found = [c.wrapped for c in strategy.contracts if defines(c, name)]
+        owners = [type(plugin).__name__ for plugin in found]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{owners} all define {name}; at most one plugin may decide how "
+                "classes are scored."
+            )
+        if name == "class_loss" and owners and strategy.changed_loss:
+            raise ValueError(
+                f"{strategy.changed_loss} changes the cross-entropy, in whose place "
+                f"{owners[0]} has a loss of its own; leave it out."
+            )
     for metric in strategy.evaluator.metrics:
         if isinstance(metric, RetrievalMetric):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from avalanche_clip.models.encoders.output import (
     unit_features,
 )
 from avalanche_clip.models.peft.attached import attachment
-from avalanche_clip.training.templates.class_matrix import ClassMatrices
+from avalanche_clip.training.templates.class_matrix import ClassKey, ClassMatrices
 from avalanche_clip.training.templates.contract import routed
 from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.label_spaces import LabelSpaces
@@ -216,19 +216,12 @@ class ClassScorer:
         if running and variant in self._looked_up:
             return self._looked_up[variant]
         groups = spaces.groups() if running else [chosen]
-        tokenizer = strategy.model.tokenizer
-        if tokenizer is not self._tokenizer:
-            self.matrices.forget()
-            self._tokenizer = tokenizer
-        mark = fingerprint or tower_fingerprint(strategy.model, "text")
-        size = getattr(tokenizer, "vocab_size", None)
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]
-        with manager, evaluating(strategy.model):
-            vectors = self.matrices.get(
+        with manager:
+            vectors = self.vectors(
                 [[spaces.key(i) for i in group] for group in groups],
-                self._encode,
                 variant=variant,
-                fingerprint=f"{mark}|{size}|{strategy.precision}|{strategy.device}",
+                fingerprint=fingerprint,
                 reuse=not running,
             )
         order = {i: row for row, i in enumerate(i for g in groups for i in g)}
@@ -236,6 +229,39 @@ class ClassScorer:
         if running:
             self._looked_up[variant] = matrix
         return matrix
+
+    @torch.no_grad()
+    def vectors(
+        self,
+        groups: Sequence[Sequence[ClassKey]],
+        *,
+        variant: Hashable = None,
+        fingerprint: str | None = None,
+        reuse: bool = False,
+    ) -> Tensor:
+        """Class vectors of names with templates; see :meth:`ClassMatrices.get`.
+
+        :param groups: keys of the classes, as they arrived.
+        :param variant: under which they are kept.
+        :param fingerprint: of all that the text features depend on; default: of the
+            whole text tower.
+        :param reuse: see :meth:`ClassMatrices.get`.
+        :return: float32 ``(C, D)`` in the order of the groups.
+        """
+        strategy, tokenizer = self.strategy, self.strategy.model.tokenizer
+        if tokenizer is not self._tokenizer:
+            self.matrices.forget()
+            self._tokenizer = tokenizer
+        mark = fingerprint or tower_fingerprint(strategy.model, "text")
+        size = getattr(tokenizer, "vocab_size", None)
+        with evaluating(strategy.model):
+            return self.matrices.get(
+                groups,
+                self._encode,
+                variant=variant,
+                fingerprint=f"{mark}|{size}|{strategy.precision}|{strategy.device}",
+                reuse=reuse,
+            )
 
     def _encode(self, texts: list[str]) -> Tensor:
         strategy = self.strategy

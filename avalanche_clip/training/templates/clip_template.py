@@ -47,6 +47,7 @@ from avalanche_clip.training.templates.options import (
     refuse_unknown,
     warn_batch_norm,
 )
+from avalanche_clip.training.templates.plan import of_experience
 from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.step_template import StepTemplate
 from avalanche_clip.training.templates.stock_memories import forget_step
@@ -88,8 +89,8 @@ class CLIPTemplate(StepTemplate):
     :param param_groups: ``(named_parameters) -> groups`` with the names of
         each group; evaluated again whenever the model changes.
     :param train_mb_size: pairs per step and process.
-    :param train_epochs: passes over the data; with a budget the number of
-        equal parts it is cut into, after which epoch hooks run.
+    :param train_epochs: passes over the data, one number or one per experience; with
+        a budget the number of equal parts it is cut into, after which epoch hooks run.
     :param eval_mb_size: images per evaluation batch; default
         ``train_mb_size``.
     :param budget_iterations: optimiser steps per experience.
@@ -122,7 +123,7 @@ class CLIPTemplate(StepTemplate):
         criterion: Any,
         param_groups: optim.GroupRule | None = None,
         train_mb_size: int = 128,
-        train_epochs: int = 1,
+        train_epochs: int | Sequence[int] = 1,
         eval_mb_size: int | None = None,
         device: str | torch.device = "cpu",
         plugins: Sequence[Any] | None = None,
@@ -181,6 +182,19 @@ class CLIPTemplate(StepTemplate):
             warn_batch_norm(model)
 
     # ------------------------------------------------------------- training
+    @property
+    def train_epochs(self) -> int:  # type: ignore[override]
+        """Epochs of the running experience, or of the next one."""
+        given = self.__dict__["train_epochs"]
+        if isinstance(given, int):
+            return given
+        return int(of_experience(given, self, "numbers of epochs"))
+
+    @train_epochs.setter
+    def train_epochs(self, given: int | Sequence[int]) -> None:
+        # Kept by its name: it is one of the settings that a run must share.
+        self.__dict__["train_epochs"] = given
+
     def check_setup(self) -> None:
         """Check and repair plugins and metrics, if there are others than before.
 

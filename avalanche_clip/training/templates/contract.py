@@ -279,6 +279,10 @@ class MethodPlugin(SupervisedPlugin):
         """
         return None
 
+    def class_loss(self, strategy: Any) -> Tensor | None:
+        """Loss of the global training batch, likewise; None for the cross-entropy."""
+        return None
+
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """Return the state as plain data: tensors, numbers, strings, containers.

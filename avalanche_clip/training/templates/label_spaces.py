@@ -20,8 +20,9 @@ from avalanche_clip.training.templates.class_matrix import (
 )
 from avalanche_clip.training.templates.contract import MethodPlugin
 
-EVAL_LABEL_SPACES = ("current", "seen", "all", "own")
-LABEL_SPACES = (*EVAL_LABEL_SPACES, "batch")
+_SPACES = ("current", "seen", "all", "own")
+LABEL_SPACES = (*_SPACES, "batch")
+EVAL_LABEL_SPACES = (*_SPACES, "open")
 
 
 class SeenClasses(MethodPlugin, supports_distributed=True):
@@ -173,7 +174,8 @@ class LabelSpaces:
         space, own = self.evaluated, self._candidates()
         if space == "all":
             return [self.prompts.ids_of(d) for d in self.prompts.domain_names]
-        if space == "seen":
+        open_to_all = space == "open" and all(i in self.seen for i in own)
+        if space == "seen" or open_to_all:
             return [*self.seen.groups, tuple(i for i in own if i not in self.seen)]
         return [own]
 

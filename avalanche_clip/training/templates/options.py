@@ -84,7 +84,13 @@ def check_options(**options: Any) -> dict[str, Any]:
     require_choice("schedule", options["schedule"], SCHEDULES)
     require_choice("precision", options["precision"], PRECISIONS)
     require_choice("peval_mode", options["peval_mode"], PEVAL_MODES)
-    for name in ("accumulation_steps", "train_mb_size", "train_epochs", "eval_mb_size"):
+    epochs = options["train_epochs"]
+    hint = "or a list with one per experience"
+    if isinstance(epochs, (list, tuple)) and epochs:
+        found["train_epochs"] = [as_size(n, "train_epochs", hint=hint) for n in epochs]
+    else:
+        found["train_epochs"] = as_size(epochs, "train_epochs", hint=hint)
+    for name in ("accumulation_steps", "train_mb_size", "eval_mb_size"):
         if name != "eval_mb_size" or options[name] is not None:
             found[name] = as_size(options[name], name)
     for name in ("warmup_iterations", "later_warmup_iterations"):

@@ -54,8 +54,10 @@ def step_of(experience: Any) -> Step:
     shown = experience.logging()
     stream = getattr(shown, "_origin_stream", None)
     place = int(shown.current_experience)
-    parts = isinstance(stream, PartStream)
-    data = part_hash(stream, place) if parts else _checksum(experience.dataset)
+    if isinstance(stream, PartStream):
+        data = part_hash(stream, place)
+    else:
+        data = _checksum(experience.dataset)
     return Step(str(getattr(stream, "name", "")), place, data)
 
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 from avalanche.training.plugins import ReplayPlugin
 
-from avalanche_clip.benchmarks import class_incremental_benchmark, split_online
+from avalanche_clip.benchmarks import (
+    ClassPrompts,
+    class_incremental_benchmark,
+    split_online,
+)
 from avalanche_clip.checkpointing import read_state
 from avalanche_clip.training import plugins as p
 from avalanche_clip.training import run_stream
@@ -139,7 +143,15 @@ def test_online__a_new_class_is_one_new_text():
         strategy.train(experience, eval_streams=[])
         row(strategy, benchmark.test_stream[: step + 1])
         counts.append(model.texts)
-    assert counts == [1, 2, 3, 4, 5]
+        strategy.class_matrix(strategy.seen_classes)  # also between experiences
+    assert counts == [1, 2, 3, 4, 5] and model.texts == 5
+
+
+def test_class_without_a_name__is_refused_when_it_comes():
+    model = stub_model()
+    strategy = frozen(model, class_prompts=ClassPrompts(["a", "b"]))
+    with pytest.raises(ValueError, match="Class id 2 is unknown"):
+        train_stream(strategy, class_benchmark(model))
 
 
 def test_online__stream_of_small_batches_is_registered():

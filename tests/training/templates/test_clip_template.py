@@ -34,6 +34,8 @@ from tests.helpers import (
         ({"train_mb_size": 0}, "train_mb_size=0"),
         ({"train_mb_size": None}, "train_mb_size=None"),
         ({"train_epochs": 1.5}, "train_epochs=1.5"),
+        ({"train_epochs": [1, 0]}, "train_epochs=0.*one per experience"),
+        ({"train_epochs": []}, "train_epochs=..? must be"),
         ({"warmup_iterations": -1}, "warmup_iterations=-1"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0"),
         ({"positives": "labels"}, "positives='labels'"),

@@ -1,12 +1,19 @@
 import pytest
 
+from avalanche_clip.checkpointing import load_state, save_state
 from avalanche_clip.training import Restart, Sequential
 from avalanche_clip.training.templates.plan import (
     cosine_lr,
     learning_rate,
     trunk_steps,
 )
-from tests.helpers import At, build, stub_benchmark, train_stream
+from tests.helpers import (
+    At,
+    assert_same_weights,
+    build,
+    stub_benchmark,
+    train_stream,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +106,22 @@ def test_run__groups_keep_the_ratio_of_their_rates():
 def test_run__warmup_longer_than_the_plan_raises(options):
     with pytest.raises(ValueError, match="does not fit"):
         rates_of(**options)
+
+
+def test_epochs__of_each_experience_by_its_place_and_resumed(tmp_path):
+    options = {"budget_iterations": None, "train_epochs": [2, 1]}
+    benchmark = stub_benchmark()
+    epochs = At("before_training_epoch", lambda s: s.experience_index)
+    at = At(
+        "iteration_completed", lambda s: save_state(s, tmp_path / f"{len(at.seen)}")
+    )
+    strategy = build(Sequential, plugins=[epochs, at], **options)
+    for place in (1, 0):  # by the place in the stream, in any order
+        strategy.train(benchmark.train_stream[place], eval_streams=[])
+    assert epochs.seen == [1, 0, 0]
+    resumed = build(Sequential, plugins=[At("before_eval", print)] * 2, **options)
+    assert load_state(resumed, at.seen[-2], benchmark) == 0
+    resumed.train(benchmark.train_stream[0], eval_streams=[])
+    assert_same_weights(strategy.model, resumed.model)
+    with pytest.raises(ValueError, match="2 numbers of epochs"):
+        strategy.train(benchmark.train_stream[2], eval_streams=[])

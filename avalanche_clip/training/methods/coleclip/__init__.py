@@ -1,0 +1,1 @@
+"""CoLeCLIP: task prompts and a vocabulary of class names."""
