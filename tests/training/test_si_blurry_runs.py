@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,8 @@ from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import load_results, matrices
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.supervised import ClassNameJoint
-from tests.helpers import stub_model
+from tests.helpers import stub_model, weights
+from tests.processes import run_in_processes
 from tests.training import small_runs as runs
 from tests.training.classes import (
     TEMPLATES,
@@ -190,6 +192,39 @@ def test_run__resumes_exactly(stop, tmp_path, whole):
     with pytest.raises(runs.Interrupted):
         go(tmp_path, stop)
     runs.assert_same_runs(whole, go(tmp_path, resume=True))
+
+
+def shared(out, size):
+    """A run without chance, in one process or in several."""
+    model = stub_model()
+    settings = {"eval_label_space": "seen", "budget_iterations": 2}
+    strategy = class_strategy(model, train_mb_size=size, **settings)
+    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
+        result = run_stream(
+            strategy,
+            blurry(model, online=7),  # tasks of 13, 12 and 11: no batch of one image
+            out,
+            evaluate_at=POINTS,
+            final_streams=("zero_shot",),
+            checkpoint_iterations=None,
+        )
+    return result.matrices, result.summary, weights(model)
+
+
+def test_run__two_processes_are_one(tmp_path):
+    (tmp_path / "results").mkdir()
+    jobs = {"run": partial(shared, tmp_path / "two", 4)}
+    pair = run_in_processes(jobs, tmp_path / "results")["run"]
+    alone = shared(tmp_path / "one", 8)
+    for matrices_of, summary, trained in pair:
+        assert summary == alone[1]
+        for stream in ("test", "zero_shot"):
+            for key in ("before", "E"):
+                found = matrices_of[stream]["Top1_Acc_Exp"][key]
+                wanted = alone[0][stream]["Top1_Acc_Exp"][key]
+                np.testing.assert_array_equal(found, wanted)
+        for name, value in trained.items():
+            torch.testing.assert_close(value, alone[2][name])
 
 
 def test_run__resuming_with_other_end_streams_is_refused(tmp_path):
