@@ -19,6 +19,7 @@ from avalanche_clip.evaluation.report.comparison import write_comparison
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import load_results, matrices
 from avalanche_clip.training import run_stream
+from avalanche_clip.training.supervised import ClassNameJoint
 from tests.helpers import stub_model
 from tests.training import small_runs as runs
 from tests.training.classes import (
@@ -222,6 +223,17 @@ def test_run__what_is_not_measured_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="steps alone|classes of that step alone"):
         _, own = go(tmp_path / "c", eval_label_space="own", online=12)
     assert not {"A_AUC", "A_Last"} & set(own.summary["test"]["Top1_Acc_Exp"])
+
+
+def test_run__joint_training_has_its_accuracy_at_the_end(tmp_path):
+    run = {"evaluate_at": "steps"}
+    options = {"cls": ClassNameJoint, "budget_iterations": 101}
+    _, result = go(tmp_path, run=run, **options)
+    counts = result.results["data"]["counts"]["test"]
+    found = result.summary["test"]["Top1_Acc_Exp"]
+    assert set(found) == {"average", "final", "A_Last"}
+    assert found["A_Last"] == pytest.approx(np.average(result.E[0], weights=counts))
+    assert np.isnan(result.before).all()
 
 
 def test_run__ends_of_tasks_are_the_steps_of_a_class_incremental_stream(tmp_path):
