@@ -74,8 +74,8 @@ class ContinualCLIP(ClassNameTemplate):
             )
         require_choice("eval_label_space", eval_label_space, EVAL_LABEL_SPACES)
         set_trainable(model, False)
-        spaces = {"label_space": "seen", "eval_label_space": eval_label_space}
-        super().__init__(model=model, **spaces, **kwargs)
+        kwargs["eval_label_space"] = eval_label_space
+        super().__init__(model=model, label_space="seen", **kwargs)
 
     def check_setup(self) -> None:
         """Also refuse plugins that would learn or act in training steps."""
