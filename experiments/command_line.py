@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from traceback import extract_tb
 
@@ -47,6 +47,27 @@ def positive(text: str) -> int:
     if number < 1:
         raise ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
     return number
+
+
+def study_parser(
+    description: str, methods: Sequence[str], pretrained: str
+) -> ArgumentParser:
+    """Return a parser with what every study over methods and seeds is asked.
+
+    :param methods: the default ones.
+    :param pretrained: the default weights.
+    """
+    parser = ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--methods", help=f"default {','.join(methods)}")
+    parser.add_argument(
+        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
+    )
+    parser.add_argument("--out", help="folder of the runs")
+    parser.add_argument("--device", type=device_name, default="cpu")
+    parser.add_argument("--pretrained", default=pretrained, help="tag or file")
+    parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--search", action="store_true", help="choose settings, seed 0")
+    return parser
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from search import same_facts
+from search import Candidate, same_facts, search
 
 from avalanche_clip.common.files import read_json, write_json, write_text
 
@@ -51,6 +51,86 @@ def once(
     }
     write_json(path, {"settings": wanted, "accuracies": found}, checksum=True)
     return found
+
+
+def all_runs(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    run: Callable[[str, int, Path], Mapping[str, Mapping[str, Any]]],
+    out: Path,
+) -> tuple[dict[str, list[Any]], list[Path]]:
+    """Run methods x seeds.
+
+    :param run: of method, seed and folder -> rows of the table by name.
+    :return: per name one row for each seed, and the folders of runs over time.
+    """
+    runs: dict[str, list[Any]] = {}
+    folders: list[Path] = []
+    for method in methods:
+        for seed in seeds:
+            folder = out / method.replace(":", "_") / f"seed_{seed}"
+            for name, row in run(method, seed, folder).items():
+                runs.setdefault(name, []).append(row)
+            if (folder / "results.json").is_file():
+                folders.append(folder)
+            print(f"{method}, seed {seed}: {folder}")
+    return runs, folders
+
+
+def search_runs(
+    study: str,
+    grid: Mapping[str, Sequence[Candidate]],
+    run: Callable[[str, Path], Mapping[str, Mapping[str, Any]]],
+    value: Callable[[str, Mapping[str, Any]], float],
+    facts: Mapping[str, Any],
+    out: Path,
+) -> dict[str, list[Any]]:
+    """Choose settings, see :func:`search.search`; return the rows of what was run.
+
+    :param run: of ``method:setting:...`` and folder -> rows of the table by name.
+    :param value: of method and row; higher is better.
+    """
+    runs: dict[str, list[Any]] = {}
+
+    def score(method: str, candidate: Candidate) -> float:
+        text = ":".join([method, *(f"{setting:g}" for setting in candidate.values())])
+        rows = run(text, out / text.replace(":", "_") / f"seed_{facts['seed']}")
+        runs.update({name: [row] for name, row in rows.items()})
+        return value(method, rows[text])
+
+    search(study, grid, score, facts)
+    return runs
+
+
+def run_facts(strategy: Any, tested: Any) -> dict[str, Any]:
+    """What a row of the table holds before the run."""
+    return {
+        "joint": False,
+        "trainable": parameter_counts(strategy)["trainable"],
+        "labels": [e.label for e in tested],
+        "chance": [1 / len(e.class_ids) for e in tested],
+        **dict.fromkeys(("routing", "base", "icons", "own")),
+    }
+
+
+def kept(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Accuracies outside the stream, None where there is none."""
+    found = {"base": "reference_test", "icons": "icons"}
+    return {name: values.get(stream, [None])[0] for name, stream in found.items()}
+
+
+def with_tests(benchmark: Any, space: str) -> Any:
+    """Add stream ``test_<space>``: the tests in another label space.
+
+    :param space: ``"open"``: without the identity of the data set, data sets that are
+        not learned yet among their own classes; ``"all"``: among all classes.
+    """
+    from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+
+    tests = [clone_experience(e, e.dataset) for e in benchmark.streams["test"]]
+    for experience in tests:
+        experience.eval_label_space = space
+    return make_scenario({**benchmark.streams, f"test_{space}": tests}, benchmark)
 
 
 def write_routing(routing: Mapping[str, Any], folder: str | Path) -> None:

@@ -6,6 +6,7 @@ Commands (from the repository root):
     python experiments/mtil.py --root data --methods moe-adapters --shots 5
     python experiments/mtil.py --root data --order II --alexnet alexnet.pth
     python experiments/mtil.py --root data --views image,batch --methods moe-adapters
+    python experiments/mtil.py --root data --methods coleclip --order II
 
 ``--root`` holds the folders of all data sets (the module
 avalanche_clip.benchmarks.datasets.mtil.readers lists them). Two methods need
@@ -25,6 +26,10 @@ stopped.
 each image, ``batch`` for each batch (as the authors do), ``newest`` always takes the
 newest, and ``calibrated`` is ``image`` with a threshold from held-out training images,
 on which no method is trained then. Runs with other views have a folder of their own.
+
+CoLeCLIP is trained as its authors do (open-domain continual learning, all images), and
+also tested without the identity of the data set (``open``): one that was learned among
+the classes of all learned so far, one that was not among its own.
 """
 
 from __future__ import annotations
@@ -41,17 +46,19 @@ import torch
 from command_line import device_name, seed_list
 from domain_study import (
     ACCURACY,
+    all_runs,
     constant_matrix,
     once,
     parameter_counts,
     spread_table,
     summary_line,
+    with_tests,
     write_routing,
     write_study,
 )
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
 
-METHODS = ("zero-shot", "fine-tuning", "zscl", "moe-adapters")
+METHODS = ("zero-shot", "fine-tuning", "zscl", "moe-adapters", "coleclip")
 REFERENCE = {"moe-adapters": "tiny-imagenet-200/train", "zscl": "imagenet/train"}
 VIEWS = {
     "image": ("test", RouterView()),
@@ -60,6 +67,7 @@ VIEWS = {
     "calibrated": ("test_calibrated", RouterView(calibrated=True, label=" calibrated")),
 }
 """Choices of routers: the tested copy of the test stream, and what is chosen there."""
+OPEN = ("test_open", RouterView(label=" open"))
 HELD_OUT = "held_out"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FAST_DOMAINS = ("Aircraft", "MNIST")
@@ -233,23 +241,30 @@ def build_strategy(
 
     from avalanche_clip.training.plugins import ProgressPlugin
     from avalanche_clip.training.supervised import (
+        COLECLIP_EPOCHS,
         ClassNameFineTuning,
         ClassNameZSCL,
+        CoLeCLIP,
         MoEAdapters,
     )
 
     options: dict[str, Any] = {
         "model": model,
-        "lr": learning_rates(config, names),
-        "budget_iterations": config.iterations + 1,
-        "warmup_iterations": config.warmup,
-        "train_mb_size": config.train_mb_size,
         "eval_mb_size": config.eval_mb_size,
-        "label_smoothing": config.label_smoothing,
         "device": config.device,
         "seed": config.seed,
         "plugins": [ProgressPlugin(description=f"{config.method} {config.order}")],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True)),
+    }
+    if config.method == "coleclip":
+        epochs = [COLECLIP_EPOCHS[name] for name in names]
+        return CoLeCLIP(train_epochs=epochs, eval_label_space="own", **options)
+    options |= {
+        "lr": learning_rates(config, names),
+        "budget_iterations": config.iterations + 1,
+        "warmup_iterations": config.warmup,
+        "train_mb_size": config.train_mb_size,
+        "label_smoothing": config.label_smoothing,
     }
     if config.method == "moe-adapters":
         options["plugins"].append(RouterViewsPlugin(dict(VIEWS.values())))
@@ -278,15 +293,18 @@ def build_benchmark(config: Config, scenario: Any, model: Any) -> Any:
             scenario, config.held_out, seed=config.seed, valid_name=HELD_OUT
         )
     names = [VIEWS[view][0] for view in config.views]
+    if config.method == "coleclip":
+        scenario = with_tests(scenario, "open")
     return prepare_benchmark(copy_test_stream(scenario, names), model)
 
 
 def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
     """Run one method.
 
-    :return: rows of the table by name, one per view with MoE-Adapters: ``matrix`` in
-        the order of the stream, ``labels``, ``trainable``, ``routing`` and the
-        ``thresholds`` of the selector, both None for other methods.
+    :return: rows of the table by name, one per view with MoE-Adapters, with and without
+        the identity of the data set with CoLeCLIP: ``matrix`` in the order of the
+        stream, ``labels``, ``trainable``, ``routing`` and the ``thresholds`` of the
+        selector, both None for other methods.
     """
     from avalanche_clip.training import run_stream
 
@@ -309,6 +327,8 @@ def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
         return {"zero-shot": {**found, "trainable": 0, "matrix": constant_matrix(row)}}
     adapters = config.method == "moe-adapters"
     views = [VIEWS[v] for v in config.views] if adapters else [VIEWS["image"]]
+    if config.method == "coleclip":
+        views.append(OPEN)
     result = run_stream(
         strategy,
         benchmark,
@@ -362,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="folder of all data sets")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help=f"default {','.join(METHODS)}")
     parser.add_argument("--order", choices=("I", "II"), default="I")
     parser.add_argument("--shots", type=int, help="images per class; default all")
     parser.add_argument(
@@ -379,10 +399,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"choices of routers in tests of MoE-Adapters, of {', '.join(VIEWS)}",
     )
     options = parser.parse_args(argv)
-    methods = list(dict.fromkeys(options.methods.split(",")))
+    few = [m for m in METHODS if m != "coleclip" or options.shots is None]
+    methods = list(dict.fromkeys((options.methods or ",".join(few)).split(",")))
     unknown = sorted(set(methods) - set(METHODS))
     if unknown:
         parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    if "coleclip" in methods and options.shots is not None:
+        parser.error("coleclip has published epochs for all images; leave out --shots")
     views = tuple(dict.fromkeys(options.views.split(",")))
     unknown = sorted(set(views) - set(VIEWS))
     if unknown:
@@ -402,18 +425,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         views=views,
         device=options.device,
     )
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for method in methods:
-        for seed in options.seeds:
-            config = published(replace(base, method=method, seed=seed))
-            folder = out / method / f"seed_{seed}"
-            try:
-                found = run(config, folder)
-            except FileNotFoundError as error:
-                parser.error(str(error))
-            for name, row in found.items():
-                runs.setdefault(name, []).append(row)
-            print(f"{method}, seed {seed}: {folder}")
+
+    def one(method: str, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+        return run(published(replace(base, method=method, seed=seed)), folder)
+
+    try:
+        runs, _ = all_runs(methods, options.seeds, one, out)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     print("\n" + write_tables(runs, out))
 
 

@@ -41,18 +41,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, device_name, positive, refusals, seed_list
-from domain_figures import BASE, PLAIN, line, write_tables
+from command_line import check_start, positive, refusals, study_parser
+from domain_figures import PLAIN, line, write_tables
 from domain_study import (
     ACCURACY,
+    all_runs,
     constant_matrix,
+    kept,
     once,
-    parameter_counts,
+    run_facts,
+    search_runs,
     write_routing,
 )
 from icon_classes import with_icons
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
-from search import base_facts, chosen, search, search_table, study_of
+from search import base_facts, chosen, search_table, study_of
 
 STUDY = "multi_domain_emoji"
 METHODS = (
@@ -242,7 +245,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         "label_smoothing": config.label_smoothing,
         "device": config.device,
         "seed": config.seed,
-        **_quiet(f"{method} seed {config.seed}"),
+        **quiet(f"{method} seed {config.seed}"),
     }
     if name.startswith("moe"):
         options["plugins"].append(RouterViewsPlugin(VIEWS))
@@ -305,7 +308,8 @@ def _plugins(name: str, settings: Mapping[str, float]) -> list[Any]:
     return []
 
 
-def _quiet(description: str) -> dict[str, Any]:
+def quiet(description: str) -> dict[str, Any]:
+    """Plugins and evaluator that write nothing but what progress is made."""
     from avalanche.evaluation.metrics import accuracy_metrics
     from avalanche.training.plugins import EvaluationPlugin
 
@@ -343,18 +347,12 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     own = settings_of(method, config.pretrained)
     settings = {"method": method, **asdict(config), **own, **base, "device": None}
     tested = benchmark.streams["test"]
-    found: dict[str, Any] = {
-        "joint": False,
-        "trainable": parameter_counts(strategy)["trainable"],
-        "labels": [e.label for e in tested],
-        "chance": [1 / len(e.class_ids) for e in tested],
-        **dict.fromkeys(("routing", "base", "icons", "own")),
-    }
+    found = run_facts(strategy, tested)
     if method == "zero-shot":
         values = once(strategy, benchmark, ["test", *final], out_dir, settings)
         matrix = constant_matrix(values["test"])
         row = {**found, "trainable": 0, "matrix": matrix, "before": matrix[0]}
-        return {method: {**row, **_kept(values)}}
+        return {method: {**row, **kept(values)}}
     streams = STREAMS.get(method.partition(":")[0], ("test",))
     result = run_stream(
         strategy, benchmark, out_dir, streams=streams, resume=True, method=method
@@ -368,7 +366,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
         if len(row["matrix"]) < len(tested):  # one training
             row.update(joint=True, matrix=constant_matrix(row["matrix"][-1]))
         if stream == "test":
-            row.update(_kept(values))
+            row.update(kept(values))
         if moe:
             row["routing"] = moe.routing[stream]
             row["own"] = float(np.mean(values["test_own"]))
@@ -378,51 +376,40 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     return rows
 
 
-def _kept(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    found = {"base": "reference_test", "icons": "icons"}
-    return {name: values.get(stream, [None])[0] for name, stream in found.items()}
-
-
 def choose(config: Config, methods: Sequence[str], out: Path) -> str:
     """Choose settings of methods on validation drawings; return what was tried."""
-    runs: dict[str, list[dict[str, Any]]] = {}
 
-    def score(method: str, candidate: Mapping[str, Any]) -> float:
-        text = ":".join([method, *(f"{value:g}" for value in candidate.values())])
-        rows = run(config, text, out / text.replace(":", "_") / f"seed_{config.seed}")
-        runs.update({name: [row] for name, row in rows.items()})
-        found = line(rows[text])
-        return found["last"] if method == "joint" else found["average"]
+    def value(method: str, row: Mapping[str, Any]) -> float:
+        return line(row)["last" if method == "joint" else "average"]
 
     facts = {
-        **base_facts(config.model, config.pretrained),
-        "order": config.order,
-        "seed": config.seed,
-        "iterations": config.iterations,
-        "train_mb_size": config.train_mb_size,
+        **search_facts(config),
         "score": "average on validation drawings (last of joint training)",
     }
     study = study_of(STUDY, config.pretrained)
-    search(study, {m: GRID[m] for m in methods if m in GRID}, score, facts)
+    grid = {m: GRID[m] for m in methods if m in GRID}
+    runs = search_runs(study, grid, partial(run, config), value, facts, out)
     if runs:
         print("\n" + write_tables(runs, out, facts))
     return search_table(study)
 
 
+def search_facts(config: Config) -> dict[str, Any]:
+    """What the runs of a search have in common."""
+    return {
+        **base_facts(config.model, config.pretrained),
+        "order": config.order,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "train_mb_size": config.train_mb_size,
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", help=f"default {','.join(METHODS)}")
+    parser = study_parser(__doc__, METHODS, Config.pretrained)
     parser.add_argument("--order", choices=list(ORDERS), default=Config.order)
-    parser.add_argument(
-        "--seeds", type=seed_list, default="0", help="comma-separated numbers"
-    )
-    parser.add_argument("--out", help="folder of the runs")
-    parser.add_argument("--device", type=device_name, default="cpu")
-    parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
     parser.add_argument("--iterations", type=positive, default=Config.iterations)
-    parser.add_argument("--validation", action="store_true")
-    parser.add_argument("--search", action="store_true", help="choose settings, seed 0")
     parser.add_argument("--curve", action="store_true", help="patching, early stopping")
     options = parser.parse_args(argv)
     with refusals(parser):
@@ -477,16 +464,12 @@ def _main(options: argparse.Namespace, methods: list[str]) -> None:
         rate = settings_of(methods[0], config.pretrained)["lr"]
         print("\n" + write_curve(config, options.seeds, rate, out))
         return
-    runs: dict[str, list[dict[str, Any]]] = {}
-    folders: list[Path] = []
-    for method in methods:
-        for seed in options.seeds:
-            folder = out / method.replace(":", "_") / f"seed_{seed}"
-            for name, row in run(replace(config, seed=seed), method, folder).items():
-                runs.setdefault(name, []).append(row)
-            if method != BASE:  # nothing over time
-                folders.append(folder)
-            print(f"{method}, seed {seed}: {folder}")
+    runs, folders = all_runs(
+        methods,
+        options.seeds,
+        lambda method, seed, folder: run(replace(config, seed=seed), method, folder),
+        out,
+    )
     facts = {**asdict(config), "seed": None, "device": None, "seeds": options.seeds}
     print("\n" + write_tables(runs, out, facts))
     if folders:

@@ -20,6 +20,7 @@ GUIDES = ("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst")
 PRINTED = "\n".join(
     [
         r"\[2, 2, 2\]",
+        r"59 \['face smiling', 'face affection'\]",
         "974 icons beside the stream",
         r"\d+ numbers to train",
         "2 steps near the previous model",

@@ -26,7 +26,7 @@ def tiny(study, monkeypatch, tmp_path):
     (root / "captions.txt").write_text("ab\n\ncd\n ef \n")
 
     def scenario(config):
-        names = ("Aircraft", "MNIST", "Cars")
+        names = ("Aircraft", "MNIST", "StanfordCars")
         return moe_runs.raw_domains(names=names, change=torch.sigmoid)
 
     # plots of single runs take longer than the runs
@@ -81,6 +81,19 @@ def test_main__all_methods_then_again(study, tiny, tmp_path, capsys):
     assert (out / "moe-adapters" / "seed_1" / "routing.json").is_file()
     study.main(arguments)
     assert capsys.readouterr().out == first
+
+
+def test_coleclip__with_and_without_the_identity_of_the_data_set(study, tiny, tmp_path):
+    config = study.published(study.Config(root=str(tiny), method="coleclip"))
+    rows = study.run(config, tmp_path / "run")
+    assert list(rows) == ["coleclip", "coleclip open"]
+    known, without = (row["matrix"] for row in rows.values())
+    upper = np.triu_indices(3, k=1)
+    np.testing.assert_array_equal(known[upper], without[upper])
+    assert (without <= known).all()
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    # 12 images are one batch: epochs of Aircraft, MNIST and StanfordCars
+    assert results["compute"]["steps"] == [20, 2, 8]
 
 
 @pytest.mark.slow

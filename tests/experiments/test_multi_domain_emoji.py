@@ -102,7 +102,7 @@ def test_build_strategy__forms_of_the_adapters(name, study, emoji):
     assert strategy.learning_rates == (7e-3,)
     (first, *_) = model.moe_adapters.adapters()
     assert first.num_experts == config.num_experts
-    assert study.parameter_counts(strategy)["trainable"] == (
+    assert study.run_facts(strategy, ())["trainable"] == (
         model.moe_adapters.num_trainable
     )
 
@@ -135,7 +135,7 @@ def test_build_strategy__other_methods(study, emoji):
     assert images == 9 * config.iterations * config.train_mb_size
     plain = build("fine-tuning:0.002")
     assert plain.learning_rates == (0.002,)
-    assert study.parameter_counts(plain)["trainable"] > 800_000
+    assert study.run_facts(plain, ())["trainable"] > 800_000
 
 
 def test_views__rule_and_granularity_by_stream(short):
@@ -250,7 +250,10 @@ def test_main__all_methods_and_resume(short, tmp_path, capsys):
 
 
 def test_search__best_average_on_validation_drawings(short, monkeypatch, tmp_path):
-    monkeypatch.setattr(short, "search", partial(short.search, folder=tmp_path))
+    import domain_study
+
+    found = partial(domain_study.search, folder=tmp_path)
+    monkeypatch.setattr(domain_study, "search", found)
     monkeypatch.setattr(
         short, "search_table", partial(short.search_table, folder=tmp_path)
     )

@@ -46,7 +46,7 @@ def core50(
     """
     data = read_core50(root, check=check)
     prompts = ClassPrompts(data.class_names, templates)
-    tests = [data.sessions[k] for k in CORE50_TEST_SESSIONS]
+    tests: list[Any] = [data.sessions[k] for k in CORE50_TEST_SESSIONS]
     learned = [k for k in data.sessions if k not in CORE50_TEST_SESSIONS]
     parts: list[tuple[str, str, int, Any]] = [
         *(("train", f"session {k}", k, data.sessions[k]) for k in learned),

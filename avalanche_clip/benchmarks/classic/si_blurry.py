@@ -94,13 +94,16 @@ def si_blurry(
     names = as_texts(zero_shot, "zero_shot", least=0)
     if names and zero_shot_root is None:
         raise ValueError(f"zero_shot={names} are to be read; give zero_shot_root, too.")
-    held = [read_mtil_domain(name, str(zero_shot_root), check=check) for name in names]
+    read_held = [read_mtil_domain(n, str(zero_shot_root), check=check) for n in names]
     return si_blurry_benchmark(
         data.train,
         data.test,
         data.class_names,
         templates,
-        zero_shot=[domain._replace(templates=templates) for domain in held],
+        zero_shot=[
+            Domain(None, held.test, held.class_names, templates, held.name)
+            for held in read_held
+        ],
         **options,
     )
 
@@ -153,7 +156,7 @@ def si_blurry_emoji(
     learned = _Subgroups(np.flatnonzero(~np.isin(table.group, out)))
     held = validation_mask(table.ids) if validation else None
     if validation:
-        valid = learned.drawings([VALIDATION_STYLE], held, keep_held=True)
+        valid = learned.drawings([VALIDATION_STYLE], held, keep=True)
         options["valid"] = valid
     zero_shot = []
     for number, group in zip(out, groups, strict=True):
@@ -182,5 +185,7 @@ class _Subgroups:
         spelled = [table.subgroups[number] for number in found]
         self.names = [n.replace("-", " ").replace("&", "and") for n in spelled]
 
-    def drawings(self, styles: Sequence[str], *held: Any, **keep: Any) -> EmojiClasses:
-        return EmojiClasses(styles, self.rows, *held, labels=self.labels, **keep)
+    def drawings(
+        self, styles: Sequence[str], held: np.ndarray | None = None, keep: bool = False
+    ) -> EmojiClasses:
+        return EmojiClasses(styles, self.rows, held, keep, self.labels)

@@ -90,7 +90,7 @@ def si_blurry_indices(
 
     >>> si_blurry_indices([0, 1, 2, 3] * 2, num_tasks=2, disjoint_percent=50,
     ...                   blurry_percent=50, seed=1, stochastic=False)
-    [[3, 0, 2, 4], [7, 5, 6, 1]]
+    [[2, 6, 1, 5], [7, 0, 4, 3]]
     """
     labels = as_integer_array(targets, "targets", "N")
     count = int(labels.max()) + 1 if num_classes is None else num_classes
