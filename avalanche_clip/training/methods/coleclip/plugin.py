@@ -120,6 +120,14 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         class names, or trains on other classes than the step's; for a model with
         something attached; together with plugins that replay data or text tables,
         choose what batches pass, protect, mix or restart weights.
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> plugin = CoLeCLIPPlugin(num_prompts=2)
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> options = {"label_space": "own", "plugins": [plugin], "evaluator": None}
+    >>> strategy = ClassNameTemplate(model=model, **options)
+    >>> model.prompts.num_trainable, plugin.vocabulary.names
+    (256, [])
     """
 
     only_one = True

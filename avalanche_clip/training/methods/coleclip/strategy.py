@@ -52,7 +52,7 @@ class CoLeCLIP(ClassNameTemplate):
     >>> model = create_dual_encoder("tiny-emoji-vit")
     >>> strategy = CoLeCLIP(model=model, evaluator=None)
     >>> [len(group["params"]) for group in strategy.optimizer.param_groups]
-    [25]
+    [13]
     """
 
     _default_optimizer = staticmethod(coleclip_optimizer)
