@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,9 @@ from avalanche_clip.evaluation.report.comparison import write_comparison
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.results import load_results, matrices
 from avalanche_clip.training import run_stream
-from tests.helpers import stub_model
+from avalanche_clip.training.supervised import ClassNameJoint
+from tests.helpers import stub_model, weights
+from tests.processes import run_in_processes
 from tests.training import small_runs as runs
 from tests.training.classes import (
     TEMPLATES,
@@ -191,6 +194,39 @@ def test_run__resumes_exactly(stop, tmp_path, whole):
     runs.assert_same_runs(whole, go(tmp_path, resume=True))
 
 
+def shared(out, size):
+    """A run without chance, in one process or in several."""
+    model = stub_model()
+    settings = {"eval_label_space": "seen", "budget_iterations": 2}
+    strategy = class_strategy(model, train_mb_size=size, **settings)
+    with mock.patch("avalanche_clip.training.runs.stream.write_report"):
+        result = run_stream(
+            strategy,
+            blurry(model, online=7),  # tasks of 13, 12 and 11: no batch of one image
+            out,
+            evaluate_at=POINTS,
+            final_streams=("zero_shot",),
+            checkpoint_iterations=None,
+        )
+    return result.matrices, result.summary, weights(model)
+
+
+def test_run__two_processes_are_one(tmp_path):
+    (tmp_path / "results").mkdir()
+    jobs = {"run": partial(shared, tmp_path / "two", 4)}
+    pair = run_in_processes(jobs, tmp_path / "results")["run"]
+    alone = shared(tmp_path / "one", 8)
+    for matrices_of, summary, trained in pair:
+        assert summary == alone[1]
+        for stream in ("test", "zero_shot"):
+            for key in ("before", "E"):
+                found = matrices_of[stream]["Top1_Acc_Exp"][key]
+                wanted = alone[0][stream]["Top1_Acc_Exp"][key]
+                np.testing.assert_array_equal(found, wanted)
+        for name, value in trained.items():
+            torch.testing.assert_close(value, alone[2][name])
+
+
 def test_run__resuming_with_other_end_streams_is_refused(tmp_path):
     with pytest.raises(runs.Interrupted):
         go(tmp_path, {"train": 3})
@@ -222,6 +258,17 @@ def test_run__what_is_not_measured_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="steps alone|classes of that step alone"):
         _, own = go(tmp_path / "c", eval_label_space="own", online=12)
     assert not {"A_AUC", "A_Last"} & set(own.summary["test"]["Top1_Acc_Exp"])
+
+
+def test_run__joint_training_has_its_accuracy_at_the_end(tmp_path):
+    run = {"evaluate_at": "steps"}
+    options = {"cls": ClassNameJoint, "budget_iterations": 101}
+    _, result = go(tmp_path, run=run, **options)
+    counts = result.results["data"]["counts"]["test"]
+    found = result.summary["test"]["Top1_Acc_Exp"]
+    assert set(found) == {"average", "final", "A_Last"}
+    assert found["A_Last"] == pytest.approx(np.average(result.E[0], weights=counts))
+    assert np.isnan(result.before).all()
 
 
 def test_run__ends_of_tasks_are_the_steps_of_a_class_incremental_stream(tmp_path):

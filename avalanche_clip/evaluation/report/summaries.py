@@ -36,17 +36,17 @@ def online_summary(
     :param E: accuracies by time and class, NaN before a class has occurred.
     :param counts: test samples of each class.
     :param space: ``eval_label_space`` of the strategy. The accuracies are defined
-        among the classes that have occurred: nothing unless this is ``"seen"``.
+        among the classes that have occurred: nothing unless this is ``"seen"``, or
+        ``"open"``, which here is the same.
     :param online: mapping with the rows ``curve`` and ``task_ends``. Without a curve
-        there is no ``A_AUC``, without ends neither ``A_Avg`` nor ``F_Last``.
+        there is no ``A_AUC``, without two ends neither ``A_Avg`` nor ``F_Last``.
     """
-    if space != "seen" or counts is None:
+    if space not in ("seen", "open") or counts is None:
         return {}
     curve, ends = online["curve"], online["task_ends"]
     points = range(len(E)) if curve is None else curve
     found = online_accuracy(E, counts, curve=points, task_ends=ends)
-    left_out = (["A_AUC"] if curve is None else []) + ([] if ends else ["A_Avg"])
-    left_out += [] if len(ends) > 1 else ["F_Last"]
+    left_out = ["A_AUC"] * (curve is None) + ["A_Avg", "F_Last"] * (len(ends) < 2)
     return {name: value for name, value in found.items() if name not in left_out}
 
 

@@ -6,7 +6,6 @@ Source: Thengane et al., "CLIP model is an Efficient Continual Learner", 2022
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +14,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.models.peft.branch import set_trainable
-from avalanche_clip.training.templates.class_name import (
-    ClassNameTemplate,
-    default_class_evaluator,
+from avalanche_clip.training.templates.class_name import ClassNameTemplate
+from avalanche_clip.training.templates.label_spaces import (
+    EVAL_LABEL_SPACES,
+    experience_ids,
 )
-from avalanche_clip.training.templates.label_spaces import experience_ids
+
+TAKEN = (
+    "class_prompts eval_mb_size text_batch_size device plugins evaluator precision seed"
+).split()
+"""Arguments that mean something without a training."""
 
 
 def empty_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
@@ -45,15 +49,9 @@ class ContinualCLIP(ClassNameTemplate):
         into evaluation mode when it is evaluated.
     :param eval_label_space: ``"seen"`` (class-incremental), ``"all"`` (task-agnostic,
         and domain-incremental) or ``"own"``; see :class:`ClassNameTemplate`.
-    :param class_prompts: see :class:`ClassNameTemplate`.
-    :param eval_mb_size: images per batch.
-    :param text_batch_size: prompts per call of the text tower.
-    :param device: where the model is.
-    :param plugins: that measure or write; those with a state have nothing to learn
-        here and are refused.
-    :param evaluator: metrics.
-    :param precision: see :class:`CLIPTemplate`.
-    :param seed: is recorded; nothing is drawn.
+    :param kwargs: those of :class:`ClassNameTemplate` that are named in ``TAKEN``.
+        Plugins may measure or write; those with a state have nothing to learn here and
+        are refused.
     :raises ValueError: for arguments of a training, and for plugins with a state.
 
     >>> from avalanche_clip import create_dual_encoder
@@ -67,39 +65,17 @@ class ContinualCLIP(ClassNameTemplate):
     _default_optimizer = staticmethod(empty_optimizer)
 
     def __init__(
-        self,
-        *,
-        model: nn.Module,
-        eval_label_space: str = "seen",
-        class_prompts: ClassPrompts | None = None,
-        eval_mb_size: int = 128,
-        text_batch_size: int = 256,
-        device: str | torch.device = "cpu",
-        plugins: Sequence[Any] | None = None,
-        evaluator: Any = default_class_evaluator,
-        precision: str = "fp32",
-        seed: int = 0,
-        **kwargs: Any,
+        self, *, model: nn.Module, eval_label_space: str = "seen", **kwargs: Any
     ):
-        if kwargs:
+        if without := sorted(kwargs.keys() - TAKEN):
             raise ValueError(
-                f"ContinualCLIP trains nothing: {sorted(kwargs)} would have no effect; "
-                "leave them out."
+                f"ContinualCLIP trains nothing: {without} would have no effect; leave "
+                f"them out. It takes model, eval_label_space, {', '.join(TAKEN)}."
             )
+        require_choice("eval_label_space", eval_label_space, EVAL_LABEL_SPACES)
         set_trainable(model, False)
-        super().__init__(
-            model=model,
-            label_space="seen",
-            eval_label_space=eval_label_space,
-            class_prompts=class_prompts,
-            eval_mb_size=eval_mb_size,
-            text_batch_size=text_batch_size,
-            device=device,
-            plugins=plugins,
-            evaluator=evaluator,
-            precision=precision,
-            seed=seed,
-        )
+        kwargs["eval_label_space"] = eval_label_space
+        super().__init__(model=model, label_space="seen", **kwargs)
 
     def check_setup(self) -> None:
         """Also refuse plugins that would learn or act in training steps."""

@@ -60,9 +60,6 @@ class SharedAdaptersPlugin(LoRAPlugin, supports_distributed=True):
     kind = "adapters"
     attach = staticmethod(attach_adapters)
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
-
 
 def sit_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
     """AdamW with the values of SIT's scripts."""

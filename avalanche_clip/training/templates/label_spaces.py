@@ -12,6 +12,7 @@ from torch import Tensor
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.class_labels import occurring_ids
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
+from avalanche_clip.common.checks import require_choice
 from avalanche_clip.evaluation.report.summaries import CLASS_INCREMENTAL, SI_BLURRY
 from avalanche_clip.training.templates.class_matrix import (
     ClassKey,
@@ -166,8 +167,10 @@ class LabelSpaces:
     @property
     def evaluated(self) -> str:
         """Label space of the evaluation: that of the test set, if it has its own."""
-        own = getattr(self.strategy.experience, "eval_label_space", None)
-        return self.strategy.eval_label_space if own is None else str(own)
+        space = self.strategy.eval_label_space
+        own = getattr(self.strategy.experience, "eval_label_space", space)
+        require_choice("eval_label_space of the experience", own, EVAL_LABEL_SPACES)
+        return str(own)
 
     def groups(self) -> list[tuple[int, ...]]:
         """Classes of the evaluation in groups, as they arrived."""

@@ -7,21 +7,26 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, ReplayPlugin
 
 from avalanche_clip.benchmarks import split_online
-from avalanche_clip.training import run_stream
+from avalanche_clip.training import plugins, run_stream
 from avalanche_clip.training.methods.sit import SIT, DoubleSoftmaxLoss
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import (
     At,
     assert_same_weights,
     quiet_evaluator,
+    stub_model,
     train_stream,
     weights,
 )
 from tests.training import moe_runs
-from tests.training.classes import accuracy_evaluator
+from tests.training.classes import (
+    accuracy_evaluator,
+    class_benchmark,
+    class_strategy,
+)
 from tests.training.given import GivenFeatures, given_benchmark
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -288,3 +293,27 @@ def test_copy__of_a_trained_model_is_its_own():
     start = weights(copied)
     strategy.train(benchmark.train_stream[1], eval_streams=[])
     assert_same_weights(copied, start)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EWCPlugin(ewc_lambda=1.0),
+        lambda: AGEMPlugin(patterns_per_experience=4, sample_size=4),
+        lambda: plugins.OnlineEWCPlugin(1.0, fisher_batch_size=4),
+        lambda: plugins.BudgetedReplayPlugin("equal", buffer_size=8),
+    ],
+)
+def test_batch__goes_with_plugins_that_have_batches_of_their_own(make):
+    model = stub_model()
+    strategy = class_strategy(model, label_space="batch", plugins=[make()])
+    benchmark = class_benchmark(model, classes=6, increment=2)
+    widths = At("after_forward", lambda s: (s.mb_output.shape[1], s.mb_y.max() + 1))
+    strategy.plugins.append(widths)
+    train_stream(strategy, benchmark)
+    assert all(width >= top for width, top in widths.seen)
+    replays = isinstance(strategy.plugins[0], plugins.BudgetedReplayPlugin)
+    assert (max(width for width, _ in widths.seen) > 2) == replays
+    assert strategy.eval(benchmark.test_stream)
+    with pytest.raises(ValueError, match="no label space"):
+        _ = strategy.label_ids

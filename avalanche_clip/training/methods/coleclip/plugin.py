@@ -188,7 +188,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
                 f"label_space={strategy.label_space!r} has classes of other steps, "
                 "which CoLeCLIPPlugin chooses itself; use 'own'."
             )
-        model = strategy.model
+        model: Any = strategy.model
         if self._text is not None and attachment(model, self._text.name) is self._text:
             return  # asked again, for a plugin that was added later
         others = [branches.name for branches in attached(model)]
@@ -273,6 +273,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         """Compare the batch with the embeddings, and let these move."""
         output, words = strategy.global_features, self.vocabulary
         own, start = words.tasks[-1], words.start
+        assert start is not None
         names = [strategy.class_prompts.name(i) for i in strategy.label_ids]
         if [words.places.get(name) for name in dict.fromkeys(names)] != own:
             raise ValueError(
@@ -287,7 +288,8 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         scores = partial(class_scores, output)
         prompted = self._prompted(output, output.aux.get("prompt_features"))
         negatives = self._has_negatives(strategy)
-        others, owned, earlier = words.negatives() if negatives else ([], None, None)
+        told: Any = words.negatives() if negatives else ([], [], None)
+        others, owned, earlier = told
         every = torch.cat([fused, words.vectors[others]])
         logits = [scores(output.image_features, every)]
         if prompted is not None and negatives:
@@ -296,7 +298,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             logits.append(scores(prompted[:, -1], fused))
         self._loss = mean_cross_entropy(logits, targets)
         if negatives:
-            facts = len(own), earlier, output.logit_scale, self.quantile
+            facts: Any = len(own), earlier, output.logit_scale, self.quantile
             self._loss = negatives_loss(logits, targets, *facts)
         if self.alpha is not None:
             self._stability = stability_loss(fused, start)

@@ -73,10 +73,10 @@ class CoLeCLIP(ClassNameTemplate):
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        stages = {"quantile": quantile, "stage_boundary": stage_boundary}
-        text = {"peft": peft, "peft_options": peft_options}
-        text |= {"template_policy": template_policy}
-        self.coleclip = CoLeCLIPPlugin(alpha, num_prompts=num_prompts, **stages, **text)
+        own: dict[str, Any] = {"quantile": quantile, "stage_boundary": stage_boundary}
+        own |= {"num_prompts": num_prompts, "template_policy": template_policy}
+        own |= {"peft": peft, "peft_options": peft_options}
+        self.coleclip = CoLeCLIPPlugin(alpha, **own)
         plugins = [*(plugins or ()), self.coleclip]
         spaces = {"label_space": "own", "eval_label_space": eval_label_space}
         super().__init__(model=model, plugins=plugins, **{**spaces, **kwargs})
