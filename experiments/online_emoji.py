@@ -52,7 +52,7 @@ TUNINGS, TOWERS = ("lora", "adapters"), ("both", "image", "text")
 KINDS = tuple(f"{tuning}-{tower}" for tuning in TUNINGS for tower in TOWERS)
 METHODS = (STILL, *(f"{form}-{kind}" for kind in KINDS for form in FORMS))
 GRID = {
-    tuning: [{"lr": rate} for rate in (1e-3, 3e-3, 1e-2, 3e-2)] for tuning in TUNINGS
+    tuning: [{"lr": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)] for tuning in TUNINGS
 }
 """Candidates of ``--search``."""
 ONLINE = ("A_AUC", "A_Avg", "A_Last", "F_Last")

@@ -271,7 +271,13 @@ def table(setting: Setting, lines: Lines, out: Path, facts: Mapping[str, Any]) -
 def main(argv: Sequence[str] | None = None) -> None:
     """Run settings x methods x seeds, and write a table for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("settings", nargs="+", metavar="SETTING", choices=SETTINGS)
+    parser.add_argument(
+        "settings",
+        nargs="+",
+        metavar="SETTING",
+        choices=SETTINGS,
+        help=f"of {', '.join(SETTINGS)}",
+    )
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--methods", help="default those of the papers")
     parser.add_argument("--seeds", type=seed_list, help="default the published ones")
