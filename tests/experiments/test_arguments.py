@@ -10,9 +10,9 @@ WRONG = [
     (
         "alignment",
         "--methods mod-x+replay:5",
-        "in 'mod-x+replay:5' a method has no weight",
+        "in 'mod-x+replay:5' replay has no weight",
     ),
-    ("alignment", "--validation --stream domains", "goes with --stream time"),
+    ("alignment", "--validation --stream domains", "go with --stream time"),
     ("languages_emoji", "--methods teir,joint+teir", "unknown method joint+teir"),
     ("languages_emoji", "--methods teir:fast", "'fast' in 'teir:fast' is no learning"),
     ("languages_emoji", "--methods teir:-1", "is no learning rate"),
