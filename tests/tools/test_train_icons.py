@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
     drawings = [
         (web.Drawing(name, p, name, held), icon(seed))
         for held, names in ((False, TRAINED), (True, HELD))
-        for seed, (name, prefixes) in enumerate(names.items(), start=1)
+        for seed, (name, prefixes) in enumerate(names.items(), start=1 + 100 * held)
         for p in prefixes
     ]
     # "kettle again" is the picture of "kettle".
