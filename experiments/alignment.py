@@ -30,6 +30,7 @@ import argparse
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,12 @@ from alignment_study import (
     FINE_TUNING,
     base_line,
     plot_disorder_over_time,
-    require_same_base,
     run_line,
     score,
     write_tables,
 )
-from command_line import device_name, seed_list
-from search import chosen, search, search_table
+from command_line import check_start, device_name, positive, refusals, seed_list
+from search import base_facts, chosen, search, search_table
 from tic_emoji import JOINT
 
 STREAMS = ("test", "base", "icons", "gallery")
@@ -210,7 +210,6 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
 
     torch.manual_seed(config.seed)
     model = create_dual_encoder(config.model, config.pretrained, device=config.device)
-    require_same_base(model, Path(out_dir))
     benchmark = build_benchmark(config, stream, model)
     metrics = [retrieval_plugin_metrics(), loss_term_metrics()]
     streams: Sequence[str] = VALIDATION_STREAMS
@@ -246,15 +245,11 @@ def search_settings(config: Config, methods: Sequence[str], out: Path) -> str:
     :param methods: besides fine-tuning.
     :return: what was tried and chosen, and the trade-offs, as text.
     """
-    from avalanche_clip.models import create_dual_encoder
-
-    base = create_dual_encoder(config.model, config.pretrained)
     facts = {
-        "base": base.state_fingerprint(),
         "score": "mean of old, new and icons",
+        **base_facts(config.model, config.pretrained),
         **{
-            key: getattr(config, key)
-            for key in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+            key: getattr(config, key) for key in ("iterations", "train_mb_size", "seed")
         },
     }
     config = replace(config, validation=True)
@@ -272,12 +267,12 @@ def search_settings(config: Config, methods: Sequence[str], out: Path) -> str:
     facts["lr"] = best[FINE_TUNING]["lr"]
     others = {name: [{"weight": w} for w in WEIGHTS[name]] for name in methods}
     search(config.study, others, try_it, facts)
-    results = {
-        f"{method}:{value:g}": result(method, {key: value})
-        for method, candidates in {**grid, **others}.items()
-        for candidate in candidates
-        for key, value in candidate.items()
-    }
+    results = {}
+    for method, candidates in {**grid, **others}.items():
+        for candidate in candidates:
+            (value,) = candidate.values()
+            with suppress(FloatingPointError):  # it diverges, as the search says
+                results[f"{method}:{value:g}"] = result(method, candidate)
     lines = {name: [run_line(found)] for name, found in results.items()}
     bases = [base_line(next(iter(results.values())))]
     text = write_tables(lines, bases, out, facts)
@@ -308,23 +303,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--model", default=Config.model)
     parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
-    parser.add_argument("--iterations", type=int, help="per experience; default 60|150")
+    parser.add_argument(
+        "--iterations", type=positive, help="per experience; default 60|150"
+    )
     parser.add_argument("--lr", type=float, help="default the chosen one")
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--search", action="store_true", help="choose settings")
     options = parser.parse_args(argv)
     if (options.validation or options.search) and options.stream == "domains":
         parser.error("--validation and --search go with --stream time")
+    if options.lr is not None and not 0 < options.lr < np.inf:
+        parser.error(f"--lr {options.lr} must be a positive number")
     own = options.lr is not None or options.validation or options.seeds != [0]
     if options.search and own:
         parser.error(
             "--search chooses the learning rate, on validation drawings, seed 0"
         )
-    iterations = options.iterations
+    with refusals(parser):
+        _main(options)
+
+
+def _main(options: argparse.Namespace) -> None:
     config = Config(
         model=options.model,
         pretrained=options.pretrained,
-        iterations=ITERATIONS[options.stream] if iterations is None else iterations,
+        iterations=options.iterations or ITERATIONS[options.stream],
         validation=options.validation,
         device=options.device,
     )
@@ -334,24 +337,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="No loggers specified")
     kind = "validation" if options.validation else options.stream
     out = Path(options.out or f"runs/alignment_{'search' if options.search else kind}")
-    from avalanche_clip.models import create_dual_encoder
-
-    try:
-        create_dual_encoder(config.model, config.pretrained)
-        check_methods(methods, config.model)
-    except ValueError as error:
-        parser.error(str(error))
+    check_start(config.model, config.pretrained)
+    check_methods(methods, config.model)
     if options.search:
         weighed = [name for name in methods_for(config.model) if name in WEIGHTS]
         if unknown := sorted(set(methods) - set(weighed)):
-            parser.error(f"--search is for {', '.join(weighed)}, not {unknown[0]}")
+            raise ValueError(f"--search is for {', '.join(weighed)}, not {unknown[0]}")
         print(search_settings(config, methods or weighed, out))
         return
-    try:
-        methods = methods or default_methods(config)
-        configs = {method: configured(config, method, options.lr) for method in methods}
-    except ValueError as error:
-        parser.error(str(error))
+    methods = methods or default_methods(config)
+    configs = {method: configured(config, method, options.lr) for method in methods}
     runs: dict[str, list[Any]] = {}
     for method in methods:
         for seed in options.seeds:

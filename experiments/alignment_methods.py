@@ -44,7 +44,9 @@ def build_plugins(config: Any, method: str) -> list[Any]:
     return [
         plugin
         for name in names
-        for plugin in parts[name](config, config.weights.get(name, 0.0))
+        for plugin in parts[name](
+            config, config.weights[name] if name in WEIGHTS else 0
+        )
     ]
 
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from figures import Lines, frontier, kept_at, write_figures
 
-from avalanche_clip.common.files import read_json, write_json
-
 Line = dict[str, float]
 DISORDER = ("imd_mean", "image_rotation_mean", "text_rotation_mean")
 KEPT = ("old", "later", "icons")
@@ -30,24 +28,6 @@ before the stream, whose new are the same steps, not learned."""
 GAINS = """\
 old+, later+, icons+: what is kept more than by fine-tuning that learns as much (the
 same new), on the line through the base and fine-tuning at all its learning rates."""
-
-
-def require_same_base(model: Any, folder: Path) -> None:
-    """Raise if the run in a folder began from other weights than the model has.
-
-    A run knows the name of its base, but weights may have been made anew.
-
-    :raises ValueError: saying what to do.
-    """
-    path, own = folder / "base.json", {"base": model.state_fingerprint()}
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, own)
-    elif read_json(path, dict) != own:
-        raise ValueError(
-            f"The run in {folder} began from other weights named {model.pretrained!r}; "
-            "delete it, or give another folder with --out."
-        )
 
 
 def run_line(result: Any) -> Line:

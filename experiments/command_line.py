@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import extract_tb
 
 
 def seed_list(text: str) -> list[int]:
@@ -33,3 +36,37 @@ def device_name(text: str) -> str:
             " the like where there is one"
         ) from None
     return text
+
+
+def positive(text: str) -> int:
+    """Read a number of 1 or more, for ``add_argument(type=...)``."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"{text!r} must be a whole number of 1 or more")
+    return number
+
+
+@contextmanager
+def refusals(parser: ArgumentParser) -> Iterator[None]:
+    """Say in one line what was refused: names, settings, weights, folders,
+    rates that diverge.
+
+    Errors that nobody raised in words are faults, and keep their traceback.
+    """
+    try:
+        yield
+    except (ValueError, FloatingPointError) as error:  # the latter: a loss is NaN
+        raised = extract_tb(error.__traceback__)[-1].line or ""
+        if not raised.startswith("raise "):
+            raise
+        parser.error(str(error))
+
+
+def check_start(model: str, pretrained: str | None) -> None:
+    """Raise ValueError for weights that there are not."""
+    from avalanche_clip.models import create_dual_encoder
+
+    create_dual_encoder(model, pretrained)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from domain_study import accuracies
 from figures import kept_at, write_figures
+from search import base_facts, same_facts
 
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.grown import clones
@@ -62,15 +63,16 @@ def cell(config: Any, rate: float, domain: str, path: Path) -> dict[str, Point]:
     """Points of one training; kept in a file for the next time."""
     settings = {**asdict(config), "device": None, "rate": rate, "domain": domain}
     settings |= {"stops": list(STOPS), "coefficients": list(COEFFICIENTS)}
+    settings |= base_facts(config.model, config.pretrained)
     if path.is_file():
         kept = read_json(path, checksum=True, rewrite="delete it and run it again")
-        if kept["settings"] == settings:
+        if same_facts(kept["settings"], settings):
             return kept["points"]
     torch.manual_seed(config.seed)
     model = study.build_model(config)
     benchmark = study.build_benchmark(config, model)
     strategy = study.build_strategy(config, f"fine-tuning:{rate}", model, benchmark)
-    stops = {f"stop {s:g}": round(s * config.iterations) for s in STOPS}
+    stops = {f"stop {s:g}": max(1, round(s * config.iterations)) for s in STOPS}
     snapshots = SnapshotsPlugin(list(stops.values()))
     strategy.plugins.append(snapshots)
     place = [e.label for e in benchmark.train_stream].index(domain)

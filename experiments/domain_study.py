@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from search import same_facts
 
 from avalanche_clip.common.files import read_json, write_json, write_text
 
@@ -43,7 +44,7 @@ def once(
     wanted = json.loads(json.dumps({"streams": list(streams), **settings}, default=str))
     if path.is_file():
         kept = read_json(path, checksum=True, rewrite="delete it and run it again")
-        if kept.get("settings") == wanted:
+        if same_facts(kept.get("settings", {}), wanted):
             return kept["accuracies"]
     found = {
         name: accuracies(strategy, benchmark.streams[name], name) for name in streams

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avalanche_clip.common.files import write_json, write_text
+from avalanche_clip.common.files import read_json, write_json, write_text
 from avalanche_clip.common.plain import strict
 
 Lines = Mapping[str, Sequence[Mapping[str, float]]]
@@ -26,7 +27,8 @@ def write_figures(
     """Write ``figures.txt`` and ``figures.json``; return the text.
 
     The JSON holds every single value: ``methods[method][figure]`` is a list, one value
-    per seed, null where nothing was measured.
+    per seed, null where nothing was measured. What a file of an earlier command held
+    and this one does not is said: see :func:`say_what_goes`.
 
     :param lines: all with the same figures.
     :param out: folder; made if missing.
@@ -43,6 +45,7 @@ def write_figures(
         for method, rows in lines.items()
     }
     content = strict({"facts": dict(facts), "methods": methods})
+    say_what_goes(folder / "figures.json", methods, "methods")
     write_json(folder / "figures.json", content, checksum=True)
     shown = tables or [list(next(iter(lines.values()))[0])]
     parts = []
@@ -52,6 +55,36 @@ def write_figures(
     text = "\n\n".join(part for part in (*parts, note) if part)
     write_text(folder / "figures.txt", text + "\n")
     return text
+
+
+def say_what_goes(path: Path, new: Mapping[str, Any], part: str = "") -> None:
+    """Warn of what a file is about to lose: entries, or values of them (seeds).
+
+    :param path: of a JSON file with a checksum, which may be missing.
+    :param new: the entries that it will have.
+    :param part: their key in the file; default its top.
+    """
+    try:
+        kept = read_json(path, checksum=True)
+        old = kept[part] if part else kept
+    except (FileNotFoundError, ValueError, KeyError):
+        return  # nothing that could be read is lost
+    gone = [name for name in old if _size(new.get(name)) < _size(old[name])]
+    if gone:
+        logging.getLogger(__name__).warning(
+            "%s held more of %s: this command replaces it. Runs that are done are "
+            "not repeated; one command with all of them writes all figures.",
+            path,
+            ", ".join(gone),
+        )
+
+
+def _size(entry: Any) -> int:
+    """Number of values of a method; 1 for any other entry, 0 for none."""
+    if not entry:
+        return 0
+    first = next(iter(entry.values())) if isinstance(entry, Mapping) else None
+    return len(first) if isinstance(first, list) else 1
 
 
 # ------------------------------------------------------------------- trade-offs

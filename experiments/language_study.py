@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from figures import write_figures
+from search import same_facts
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -130,7 +131,7 @@ def read_study(
         return None
     study = read_json(path, checksum=True, rewrite="delete it and run it again")
     free = {"device": None}
-    same = {**study["settings"], **free} == {**settings, **free}
+    same = same_facts({**study["settings"], **free}, {**settings, **free})
     return _arrays(study) if same else None
 
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import device_name, seed_list
+from command_line import check_start, device_name, positive, refusals, seed_list
 from language_study import (
     read_study,
     save_study,
@@ -46,7 +46,7 @@ from language_study import (
     write_plots,
     write_study,
 )
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table, study_of
 
 DEFAULT = (
     "cll-clip",
@@ -286,6 +286,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, Any]:
     from avalanche_clip.training import run_stream
 
     settings = {"method": method, **asdict(config)}
+    settings |= base_facts(config.model, config.pretrained)
     found = read_study(out_dir, settings)
     if found is not None:
         return found
@@ -325,7 +326,8 @@ def configured(config: Config, method: str) -> Config:
     """
     if ":" in method or method == "frozen":
         return config
-    return replace(config, **chosen(STUDY, kind_of(method)))
+    study = study_of(STUDY, config.pretrained)
+    return replace(config, **chosen(study, kind_of(method)))
 
 
 def choose_rates(config: Config, out: Path) -> str:
@@ -339,9 +341,11 @@ def choose_rates(config: Config, out: Path) -> str:
 
     free = {name for name, _ in RATES.values()} | {"device"}
     facts = {k: v for k, v in asdict(config).items() if k not in free}
+    facts |= base_facts(config.model, config.pretrained)
     grid = {k: [{name: r} for r in rates] for k, (name, rates) in RATES.items()}
-    search(STUDY, grid, score, facts)
-    return search_table(STUDY)
+    study = study_of(STUDY, config.pretrained)
+    search(study, grid, score, facts)
+    return search_table(study)
 
 
 def _refused(method: str) -> str:
@@ -349,6 +353,8 @@ def _refused(method: str) -> str:
     name, colon, rate = method.partition(":")
     if name not in METHODS:
         return f"unknown method {name}; use {', '.join(METHODS)}"
+    if name == "frozen" and colon:
+        return f"{method!r}: frozen trains nothing and has no rate"
     try:
         fits = not colon or 0 < float(rate) < math.inf
     except ValueError:
@@ -366,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", type=device_name, default="cpu")
     parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
-    parser.add_argument("--iterations", type=int, default=Config.iterations)
+    parser.add_argument("--iterations", type=positive, default=Config.iterations)
     parser.add_argument(
         "--task-decay",
         type=float,
@@ -379,14 +385,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     methods = list(dict.fromkeys((options.methods or ",".join(DEFAULT)).split(",")))
     wrong = [reason for reason in map(_refused, methods) if reason]
-    if options.iterations < 1:
-        wrong.append(f"--iterations {options.iterations} must be 1 or more")
     if not 0 <= options.task_decay < 1:
         wrong.append(f"--task-decay {options.task_decay} is no share; use 0 to 1")
     if options.search and (options.methods or options.seeds != [0]):
         wrong.append("--search chooses for all methods, with seed 0; leave both out")
     if wrong:
         parser.error(wrong[0])
+    with refusals(parser):
+        _main(options, methods)
+
+
+def _main(options: argparse.Namespace, methods: Sequence[str]) -> None:
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
@@ -401,13 +410,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parts = [n for n in ("quick", "validation", "search") if getattr(options, n)]
     out = Path(options.out or "_".join(["runs/languages_emoji", *parts]))
+    check_start(config.model, config.pretrained)
     if options.search:
         print(choose_rates(config, out))
         return
-    try:
-        configs = {method: configured(config, method) for method in methods}
-    except ValueError as error:
-        parser.error(str(error))
+    configs = {method: configured(config, method) for method in methods}
     runs: dict[str, list[dict[str, Any]]] = {}
     folders: list[Path] = []
     for seed in options.seeds:

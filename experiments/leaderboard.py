@@ -17,15 +17,16 @@ of your own is one line there.
 Each cell (a method on a stream with a seed) is a process of its own on one core, so
 that its peak of memory is its own, and is stored by itself with all that it depends
 on: a killed command, given again, goes on with the next cell, and a cell of other
-settings, weights or another version is made again. Several commands may work on one
-table side by side. ``--search`` chooses the strength of methods that have one, on
-drawings kept out of training, with seed 0.
+settings, weights, versions or code (``sources.py``) is made again. Several commands may
+work on one table side by side: give two for two cores. The table has the methods,
+streams and seeds of the command that ends last. ``--search`` chooses the strength of
+methods that have one, on drawings kept out of training, with seed 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import json
 import os
 import re
@@ -41,9 +42,9 @@ from typing import Any
 from command_line import seed_list
 from leaderboard_rows import METHODS, QUICK, STREAMS, Row
 from leaderboard_table import write_table
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table, study_of
+from sources import same_sources, sources
 
-import avalanche_clip
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
 
@@ -65,26 +66,24 @@ ABOUT_METHOD = ("name", "plugins", "settings", "strategy", "trained", "joint")
 class Cell:
     """One method on one stream with one seed.
 
+    :param name: what it is called on the screen.
     :param folder: of its file and its run.
-    :param facts: all that its figures depend on, as plain data.
+    :param facts: all that its figures depend on beside code, as plain data.
     """
 
     row: Row
+    name: str
     folder: Path
     facts: Mapping[str, Any]
 
-    @property
-    def name(self) -> str:
-        """What it is called on the screen."""
-        return f"{self.facts['stream']}, {self.row.name}, seed {self.facts['seed']}"
-
     def read(self) -> dict[str, Any] | None:
-        """What was found; None if it was not, or with other facts."""
+        """What was found; None if it was not, or with other facts or code."""
         path = self.folder / "cell.json"
         if not path.is_file():
             return None
         kept = read_json(path, dict, checksum=True, rewrite="delete it")
-        return kept["found"] if kept["facts"] == self.facts else None
+        fresh = kept["facts"] == self.facts and same_sources(kept["sources"])
+        return kept["found"] if fresh else None
 
 
 def make_cell(
@@ -94,27 +93,41 @@ def make_cell(
     row: Row,
     seed: int,
     base: str,
-    *,
-    validation: bool = False,
+    candidate: Mapping[str, Any] | None = None,
 ) -> Cell:
     """Describe a cell.
 
     :param config: of all methods.
     :param base: content hash of the weights that training starts from.
+    :param candidate: settings to be tried on validation drawings.
     """
-    method = {name: asdict(row)[name] for name in ABOUT_METHOD}
+    name = f"{stream}, {row.name}, seed {seed}"
+    if candidate is not None:
+        row = row.changed(candidate)
+        name = ", ".join(
+            [name, *(f"{key} {value}" for key, value in candidate.items())]
+        )
+    method = {key: asdict(row)[key] for key in ABOUT_METHOD}
     own = {k: v[stream] if isinstance(v, Mapping) else v for k, v in config.items()}
     facts = {
         "stream": stream,
         "seed": seed,
-        "validation": validation,
+        "validation": candidate is not None,
         "method": method,
         "config": own,
         "base": base,
-        "package": avalanche_clip.__version__,
+        "versions": package_versions(),
     }
     folder = out / stream / slug(row.name) / f"seed_{seed}"
-    return Cell(row, folder, json.loads(json.dumps(facts)))
+    return Cell(row, name, folder, json.loads(json.dumps(facts)))
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of what decides results, as runs record them."""
+    from avalanche_clip.training.runs.record import versions
+
+    return versions()
 
 
 def slug(name: str) -> str:
@@ -129,10 +142,10 @@ def slug(name: str) -> str:
 def fill(cells: Iterable[Cell], config: Mapping[str, Any]) -> dict[str, str]:
     """Make the cells that are missing, each in a process of its own.
 
-    :return: cell -> why it could not be made; those that other commands are making
-        are among them.
+    :return: cell -> why it could not be made; those that other commands are still
+        making in the end are among them.
     """
-    failed = {}
+    cells, failed = list(cells), {}
     for cell in cells:
         if cell.read() is not None:
             continue
@@ -149,7 +162,8 @@ def fill(cells: Iterable[Cell], config: Mapping[str, Any]) -> dict[str, str]:
             print(f"{cell.name}: {said} ({time.monotonic() - begin:.0f} s)", flush=True)
             continue
         print(f"{cell.name}: {failed[cell.name]}", flush=True)
-    return failed
+    changed = "the code changed after it was made"
+    return {c.name: failed.get(c.name, changed) for c in cells if c.read() is None}
 
 
 def _start(cell: Cell, config: Mapping[str, Any]) -> tuple[int, Path]:
@@ -177,16 +191,16 @@ def work(task: Mapping[str, Any]) -> int:
     :param task: ``folder``, ``facts`` and ``config``.
     :return: exit status.
     """
+    known, since = set(sys.modules), time.time()
     folder, facts = Path(task["folder"]), task["facts"]
     lock = FolderLock(folder)
     try:
         lock.acquire()
     except ValueError:
         return BUSY
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
+    try:
         row = Row(**facts["method"])
-        if Cell(row, folder, facts).read() is not None:
+        if Cell(row, "", folder, facts).read() is not None:
             return 0  # made meanwhile
         # what a killed process has left is not gone on with: seconds would be wrong
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -194,76 +208,79 @@ def work(task: Mapping[str, Any]) -> int:
         from leaderboard_streams import Config, measure
 
         torch.set_flush_denormal(True)
+        config, tried = Config(**task["config"]), facts["validation"]
         found = measure(
-            Config(**task["config"]),
-            facts["stream"],
-            row,
-            facts["seed"],
-            folder,
-            validation=facts["validation"],
+            config, facts["stream"], row, facts["seed"], folder, validation=tried
         )
         for name in ("run/checkpoints", "teacher_features"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        content = {"facts": facts, "found": found}
+        content = {"facts": facts, "sources": sources(known, since), "found": found}
         write_json(folder / "cell.json", content, checksum=True)
+    finally:
+        lock.release()
     return 0
 
 
 # ---------------------------------------------------------------------- search
 def choose(
-    rows: Sequence[Row],
-    streams: Sequence[str],
+    pairs: Sequence[tuple[str, Row]],
     out: Path,
     config: Mapping[str, Any],
     base: str,
 ) -> dict[str, str]:
     """Try the candidates of all methods, and keep the best ones.
 
+    :param pairs: streams and methods.
     :return: as :func:`fill`; settings are kept when nothing has failed.
     """
-    tried: dict[tuple[str, str], Cell] = {}
-    grid: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for stream in streams:
-        for row in rows:
-            if stream not in row.streams or not row.candidates:
-                continue
-            method = f"{stream}/{row.name}"
-            grid[method] = row.candidates
-            for number, candidate in enumerate(row.candidates):
-                place = out / "search" / f"candidate_{number}"
-                tried[method, json.dumps(candidate)] = make_cell(
-                    place,
-                    config,
-                    stream,
-                    row.changed(candidate),
-                    SEARCHED,
-                    base,
-                    validation=True,
-                )
-    failed = fill(tried.values(), config)
+    place = out / "search"
+    tried = {
+        f"{stream}/{row.name}": {
+            json.dumps(c): make_cell(
+                place / f"candidate_{n}", config, stream, row, SEARCHED, base, c
+            )
+            for n, c in enumerate(row.candidates)
+        }
+        for stream, row in pairs
+        if row.candidates
+    }
+    failed = fill([c for cells in tried.values() for c in cells.values()], config)
     if failed:
         return failed
-
-    def score(method: str, candidate: Mapping[str, Any]) -> float:
-        found = tried[method, json.dumps(candidate)].read() or {}
+    for method, cells in tried.items():
+        found = {c: cell.read() or {} for c, cell in cells.items()}
         # a method that cannot be used here has no score, whatever its strength
-        return found["figures"]["score"] if "figures" in found else 0.0
-
-    facts = {"base": base, "seed": SEARCHED, "config": dict(config)}
-    search(STUDY, grid, score, json.loads(json.dumps(facts)))
-    print(search_table(STUDY))
+        scores = {
+            c: f.get("figures", {"score": 0.0})["score"] for c, f in found.items()
+        }
+        # scores are facts: those of other code are not taken for these
+        facts = {"base": base, "seed": SEARCHED, "config": config, "scores": scores}
+        search(
+            settings_file(config),
+            {method: [json.loads(c) for c in cells]},
+            lambda _, candidate, scores=scores: scores[json.dumps(candidate)],
+            json.loads(json.dumps(facts)),
+        )
+    print(search_table(settings_file(config)))
     return {}
 
 
-def with_settings(row: Row, stream: str, quick: bool) -> Row:
+def settings_file(config: Mapping[str, Any]) -> str:
+    """Name of the file of settings that were chosen with a base."""
+    model = config["model"]
+    study = STUDY if model == "tiny-emoji-vit" else f"{STUDY}_{model}"
+    return study_of(study, config["pretrained"])
+
+
+def with_settings(row: Row, stream: str, study: str) -> Row:
     """The method with the settings that were chosen for a stream.
 
-    :param quick: with those in the table of rows instead.
+    :param study: name of their file.
     :raises ValueError: if none were chosen.
     """
     searched = list(row.like) or [row.name] * bool(row.candidates)
-    for name in [] if quick else searched:
-        row = row.changed(chosen(STUDY, f"{stream}/{name}"))
+    for name in searched:
+        row = row.changed(chosen(study, f"{stream}/{name}"))
     return row
 
 
@@ -294,33 +311,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="few methods and updates")
     made.add_argument("--search", action="store_true", help="choose settings")
     made.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
-    made.add_argument("--config", action="store_true", help=argparse.SUPPRESS)
     return made
-
-
-def _common(changes: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Config of all methods, and the hash of the base, asked of a fresh process.
-
-    So this one, whose memory its children would be said to have, stays small.
-    """
-    said = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--config"],
-        input=json.dumps(changes),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if said.returncode:
-        raise SystemExit(said.returncode)
-    found = json.loads(said.stdout.splitlines()[-1])
-    return found["config"], found["base"]
-
-
-def _answer() -> None:
-    from leaderboard_streams import Config, base_fingerprint
-
-    config = asdict(replace(Config(), **json.load(sys.stdin)))
-    print(json.dumps({"config": config, "base": base_fingerprint(config)}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,43 +319,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :return: exit status: 1 if cells are missing.
     """
-    options = parser().parse_args(argv)
+    command = parser()
+    options = command.parse_args(argv)
     if options.cell:
         return work(json.load(sys.stdin))
-    if options.config:
-        _answer()
-        return 0
+    if options.search and (options.quick or options.seeds):
+        command.error(
+            f"--search is with seed {SEARCHED} and whole lengths; leave out --seeds "
+            "and --quick"
+        )
     chosen_names = options.methods or (QUICK if options.quick else None)
     rows = [r for r in METHODS if chosen_names is None or r.name in chosen_names]
+    pairs = [(s, row) for s in options.streams for row in rows if s in row.streams]
+    if options.search and not any(row.candidates for _, row in pairs):
+        command.error("--search: these methods have nothing to choose on these streams")
     changes: dict[str, Any] = dict(SMALL) if options.quick else {}
     for name in ("pretrained", "model"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
-    config, base = _common(changes)
-    kind = "_quick" if options.quick else ""
-    out = Path(options.out or f"runs/{STUDY}{kind}")
-    if options.search:
-        failed = choose(rows, options.streams, out, config, base)
-        return _end(failed, "settings were not chosen")
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
+    out = Path(options.out or f"runs/{STUDY}" + "_quick" * options.quick)
+    from leaderboard_streams import Config
+
+    config = asdict(replace(Config(), **changes))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        base = base_facts(config["model"], config["pretrained"])["base"]
+        if not (options.quick or options.search):
+            study = settings_file(config)
+            pairs = [(s, with_settings(row, s, study)) for s, row in pairs]
+    except (ValueError, OSError) as error:
+        command.error(str(error))
+    if options.search:
+        failed = choose(pairs, out, config, base)
+        return _end(failed, "settings were not chosen")
     cells = [
-        make_cell(
-            out, config, stream, with_settings(row, stream, options.quick), seed, base
-        )
-        for seed in seeds
-        for stream in options.streams
-        for row in rows
-        if stream in row.streams
+        make_cell(out, config, s, row, seed, base) for seed in seeds for s, row in pairs
     ]
     failed = fill(cells, config)
     found = [(cell, kept) for cell in cells if (kept := cell.read()) is not None]
-    print("\n" + write_table(rows, options.streams, found, failed, config, base, out))
+    text = write_table(rows, options.streams, seeds, found, failed, config, base, out)
+    print(f"\n{text}\n\nTables, pages and plots: {out}")
     return _end(failed, "the table has gaps")
 
 
 def _end(failed: Mapping[str, str], what: str) -> int:
     if failed:
-        print(f"\n{len(failed)} cells are missing, so {what}; give the command again.")
+        print(f"\nMissing cells: {len(failed)}, so {what}; give the command again.")
     return bool(failed)
 
 

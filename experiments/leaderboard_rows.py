@@ -120,6 +120,10 @@ TEIR = {"init": "teir", "regularize": "gd"}
 
 RATES = tries("lr", 1e-3, 3e-3, 7e-3)
 TOKENS_ONLY = "grows a vocabulary for new languages; the others are English"
+IMAGES: dict[str, Any] = {
+    "streams": ("time", "domain"),
+    "why": "routes by images, in whose place the stream of languages stores features",
+}
 
 METHODS = (
     Row("Zero-shot", trained=False),
@@ -169,7 +173,7 @@ METHODS = (
         candidates=tries("WeightConsolidationPlugin.weight", 0.0, 0.01, 0.1),
     ),
     Row("Averaging", AVERAGING),
-    Row("MoEAdapters", MOE, candidates=RATES),
+    Row("MoEAdapters", MOE, candidates=RATES, **IMAGES),
     Row("CLLCLIP", settings=TEIR, streams=("language",), why=TOKENS_ONLY),
     Row(
         "Language adapters",
@@ -183,13 +187,13 @@ METHODS = (
     # combinations
     Row("LoRA merged", MERGED, like=("LoRA",)),
     Row("Patching of LoRA", {**PATCHING, **LORA}, like=("LoRA",)),
-    Row("Mod-X + MoE", {**MOD_X, **MOE}, like=("ModX", "MoEAdapters")),
+    Row("Mod-X + MoE", {**MOD_X, **MOE}, like=("ModX", "MoEAdapters"), **IMAGES),
     Row("Mod-X + replay", {**MOD_X, **REPLAY}, like=("ModX",)),
     Row("VR-LwF + Mod-X", {**VR_LWF, **MOD_X}, like=("VRLwF", "ModX")),
     Row("C-CLIP + replay", {**REPLAY, **C_CLIP}, like=("CCLIP",)),
     Row("ZSCL + replay", {**ZSCL, **REPLAY}, like=("ZSCL",)),
     Row("Averaging + replay", {**AVERAGING, **REPLAY}),
-    Row("Patching of MoE", {**PATCHING, **MOE}, like=("MoEAdapters",)),
+    Row("Patching of MoE", {**PATCHING, **MOE}, like=("MoEAdapters",), **IMAGES),
     Row(
         "TEIR + replay",
         REPLAY,

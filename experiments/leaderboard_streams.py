@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from domain_study import ACCURACY, accuracies, constant_matrix
 from icon_classes import with_icons
-from language_study import seen_only
+from language_study import IMAGE_TO_TEXT, seen_only
 from leaderboard_rows import Row
 
 from avalanche_clip.benchmarks import (
@@ -88,6 +88,8 @@ class World:
     """
 
     metric = RECALL
+    names = IMAGE_TO_TEXT
+    """Metric of pictures told apart by names."""
 
     def __init__(
         self, config: Config, stream: str, seed: int, folder: Path, joint: bool = False
@@ -226,7 +228,7 @@ class TimeWorld(World):
 class DomainWorld(World):
     """Later emoji group by group, their names as classes."""
 
-    metric = ACCURACY
+    metric = names = ACCURACY
 
     def build(self) -> Any:
         """Return the nine groups, and the icons as a domain behind them."""
@@ -271,7 +273,8 @@ class LanguageWorld(World):
 
     def options(self, lr: float) -> dict[str, Any]:
         """The study's, without TEIR: new rows are drawn, and all rows may change."""
-        study = replace(languages_emoji.Config(), iterations=self.iterations, lr=lr)
+        per_language = self.config.iterations["language"]
+        study = replace(languages_emoji.Config(), iterations=per_language, lr=lr)
         return {
             **languages_emoji.variant("cll-clip"),
             "optimizer": partial(torch.optim.AdamW, lr=lr, eps=1e-6, fused=True),
@@ -317,7 +320,7 @@ def measure(
     :param folder: of the run.
     :param validation: test on stream ``valid`` instead of the unseen style.
     :return: ``figures`` in percent and ``cost``; or the ``reason`` why the method
-        cannot be used here, in the words of its refusal.
+        has none here, in the words of its refusal or of a training that diverged.
     """
     torch.manual_seed(seed)
     tested = "valid" if validation else "test"
@@ -337,7 +340,8 @@ def measure(
                 method=row.name,
             )
             macs, E = result.compute["total_macs"], result.matrix(world.metric, tested)
-    except ValueError as error:  # what this package refuses, and why
+    # what this package refuses, or cannot go on with, and why
+    except (ValueError, FloatingPointError) as error:
         moment = f"after {found['updates']} updates: " if found["updates"] else ""
         return {"reason": moment + " ".join(str(error).split())}
     if E is None:
@@ -346,7 +350,7 @@ def measure(
         )
         E = constant_matrix(values)
     seconds = time.process_time() - begin
-    icons = accuracies(strategy, world.benchmark.streams[ICONS], ICONS, world.metric)
+    icons = accuracies(strategy, world.benchmark.streams[ICONS], ICONS, world.names)
     return {
         "figures": {**world.figures(_square(E)), "zero_shot": 100 * icons[0]},
         "cost": {
@@ -364,15 +368,13 @@ def _square(E: np.ndarray) -> np.ndarray:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has had so far, in MiB."""
+    """The most memory that this process has had so far, in MiB.
+
+    On Linux that of this program: ``getrusage`` goes on from the one that started it.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def base_fingerprint(config: Mapping[str, Any]) -> str:
-    """Content hash of the weights that all methods start from."""
-    from avalanche_clip.models import create_dual_encoder
-
-    return create_dual_encoder(
-        config["model"], config["pretrained"]
-    ).state_fingerprint()

@@ -304,7 +304,7 @@ def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
         "thresholds": None,
     }
     if config.method == "zero-shot":
-        settings = {**asdict(config), "device": None}
+        settings = {**asdict(config), "device": None, "base": model.state_fingerprint()}
         row = once(strategy, benchmark, ("test",), out_dir, settings)["test"]
         return {"zero-shot": {**found, "trainable": 0, "matrix": constant_matrix(row)}}
     adapters = config.method == "moe-adapters"

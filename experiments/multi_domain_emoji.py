@@ -41,8 +41,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import device_name, seed_list
-from domain_figures import line, write_tables
+from command_line import check_start, device_name, positive, refusals, seed_list
+from domain_figures import BASE, PLAIN, line, write_tables
 from domain_study import (
     ACCURACY,
     constant_matrix,
@@ -52,7 +52,7 @@ from domain_study import (
 )
 from icon_classes import with_icons
 from router_views import RouterView, RouterViewsPlugin, copy_test_stream
-from search import chosen, search, search_table
+from search import base_facts, chosen, search, search_table, study_of
 
 STUDY = "multi_domain_emoji"
 METHODS = (
@@ -200,9 +200,10 @@ def build_features(config: Config) -> Any:
     return ModelFeatures(build_model(config), config.selector_pooling)
 
 
-def settings_of(method: str) -> dict[str, float]:
+def settings_of(method: str, pretrained: str = Config.pretrained) -> dict[str, float]:
     """Learning rate and weight of a method: those that it names, or those chosen.
 
+    :param pretrained: the weights that they were chosen for.
     :raises ValueError: for what is no number, one too many, or settings that have
         not been chosen yet.
     """
@@ -214,21 +215,23 @@ def settings_of(method: str) -> dict[str, float]:
         given = dict(zip(names, map(float, values), strict=False))
     except ValueError:
         given = {}
-    if len(given) < len(values):
+    if len(given) < len(values) or not all(0 < v < np.inf for v in given.values()):
         raise ValueError(
             f"{method!r} must be {':'.join([name, *(n.upper() for n in names)])} with "
-            f"numbers, or {name} for those that were chosen."
+            f"numbers above 0, or {name} for those that were chosen."
         )
+    if given.get("alpha", 0) > 1 or given.get("hidden", 1) % 1:
+        raise ValueError(f"{method!r}: ALPHA is at most 1, HIDDEN a whole number.")
     if len(given) == len(names):
         return given
-    return {**chosen(STUDY, LIKE.get(name, name)), **given}
+    return {**chosen(study_of(STUDY, pretrained), LIKE.get(name, name)), **given}
 
 
 def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> Any:
     """Return the strategy of a method, see :func:`settings_of`."""
     from avalanche_clip.training import supervised
 
-    name, settings = method.partition(":")[0], settings_of(method)
+    name, settings = method.partition(":")[0], settings_of(method, config.pretrained)
     options: dict[str, Any] = {
         "model": model,
         "lr": settings.get("lr"),
@@ -329,6 +332,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     """
     from avalanche_clip.training import run_stream
 
+    base = base_facts(config.model, config.pretrained)
     torch.manual_seed(config.seed)
     model = build_model(config)
     benchmark = build_benchmark(config, model)
@@ -336,8 +340,8 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     moe = getattr(strategy, "moe", None)
     # the base model was trained on OpenMoji drawings of 2010
     final = ["icons"] if config.validation else ["reference_test", "icons"]
-    own = settings_of(method)
-    settings = {"method": method, **asdict(config), **own, "device": None}
+    own = settings_of(method, config.pretrained)
+    settings = {"method": method, **asdict(config), **own, **base, "device": None}
     tested = benchmark.streams["test"]
     found: dict[str, Any] = {
         "joint": False,
@@ -391,48 +395,65 @@ def choose(config: Config, methods: Sequence[str], out: Path) -> str:
         return found["last"] if method == "joint" else found["average"]
 
     facts = {
-        "base": config.pretrained,
+        **base_facts(config.model, config.pretrained),
         "order": config.order,
         "seed": config.seed,
         "iterations": config.iterations,
         "train_mb_size": config.train_mb_size,
         "score": "average on validation drawings (last of joint training)",
     }
-    search(STUDY, {m: GRID[m] for m in methods if m in GRID}, score, facts)
+    study = study_of(STUDY, config.pretrained)
+    search(study, {m: GRID[m] for m in methods if m in GRID}, score, facts)
     if runs:
         print("\n" + write_tables(runs, out, facts))
-    return search_table(STUDY)
+    return search_table(study)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help=f"default {','.join(METHODS)}")
     parser.add_argument("--order", choices=list(ORDERS), default=Config.order)
     parser.add_argument(
         "--seeds", type=seed_list, default="0", help="comma-separated numbers"
     )
     parser.add_argument("--out", help="folder of the runs")
     parser.add_argument("--device", type=device_name, default="cpu")
-    parser.add_argument("--pretrained", default=Config.pretrained)
-    parser.add_argument("--iterations", type=int, default=Config.iterations)
+    parser.add_argument("--pretrained", default=Config.pretrained, help="tag or file")
+    parser.add_argument("--iterations", type=positive, default=Config.iterations)
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--search", action="store_true", help="choose settings, seed 0")
     parser.add_argument("--curve", action="store_true", help="patching, early stopping")
     options = parser.parse_args(argv)
-    methods = list(dict.fromkeys(options.methods.split(",")))
-    unknown = sorted({m.split(":")[0] for m in methods} - set(METHODS))
-    if unknown:
-        parser.error(f"unknown method {', '.join(unknown)}; use {', '.join(METHODS)}")
+    with refusals(parser):
+        _main(options, _methods(options))
+
+
+def _methods(options: argparse.Namespace) -> list[str]:
+    """Read the methods.
+
+    :raises ValueError: for unknown ones, and options that do not go together.
+    """
+    known = list(GRID) if options.search else METHODS
+    text = options.methods or ",".join(known)
+    methods = list(dict.fromkeys(text.split(",")))
+    names = {m if options.search else m.split(":")[0] for m in methods}
+    if unknown := sorted(names - set(known)):
+        given = "--search is for" if options.search else "use"
+        raise ValueError(f"unknown method {unknown[0]}; {given} {', '.join(known)}")
+    if options.search and (options.curve or options.seeds != [0]):
+        raise ValueError("--search is with seed 0; leave out --seeds and --curve")
     if options.curve:
-        methods = [m for m in methods if m.split(":")[0] == "fine-tuning"]
+        methods = [m for m in methods if m.split(":")[0] == PLAIN]
         if len(methods) != 1:
-            parser.error("--curve is of one training; give --methods fine-tuning:RATE")
-    try:
-        for method in () if options.search else methods:
-            settings_of(method)
-    except ValueError as error:
-        parser.error(str(error))
+            raise ValueError("--curve is of one training: --methods fine-tuning:RATE")
+    check_start(Config.model, options.pretrained)
+    for method in () if options.search else methods:
+        settings_of(method, options.pretrained)
+    return methods
+
+
+def _main(options: argparse.Namespace, methods: list[str]) -> None:
     torch.set_flush_denormal(True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", message="No loggers specified")
@@ -453,27 +474,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.curve:
         from domain_curve import write_curve
 
-        rate = settings_of(methods[0])["lr"]
+        rate = settings_of(methods[0], config.pretrained)["lr"]
         print("\n" + write_curve(config, options.seeds, rate, out))
         return
     runs: dict[str, list[dict[str, Any]]] = {}
+    folders: list[Path] = []
     for method in methods:
         for seed in options.seeds:
             folder = out / method.replace(":", "_") / f"seed_{seed}"
             for name, row in run(replace(config, seed=seed), method, folder).items():
                 runs.setdefault(name, []).append(row)
+            if method != BASE:  # nothing over time
+                folders.append(folder)
             print(f"{method}, seed {seed}: {folder}")
     facts = {**asdict(config), "seed": None, "device": None, "seeds": options.seeds}
     print("\n" + write_tables(runs, out, facts))
-    trained = [m for m in methods if m != "zero-shot"]
-    if trained:
+    if folders:
         from avalanche_clip.evaluation.report.comparison import write_comparison
 
-        folders = [
-            out / m.replace(":", "_") / f"seed_{s}"
-            for m in trained
-            for s in options.seeds
-        ]
         print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
 
 

@@ -13,7 +13,8 @@ Each method is trained on six time steps (2010 to 2024) on Noto and OpenMoji
 drawings, and tested by retrieval on Twemoji drawings, a style never seen in
 training. The demo starts from weights that know a web of icons, a full run from
 random ones unless ``--pretrained`` says otherwise. ``joint`` is one training on all
-steps at once. A killed command, given again, goes on where it stopped.
+steps at once, from pretrained weights with the updates of all steps together. A killed
+command, given again, goes on where it stopped.
 
 Settings of a pretrained start are those that ``--search`` chose on validation
 drawings; ``lwf:3e-4`` gives a method another learning rate.
@@ -31,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import device_name, seed_list
-from search import chosen, search, search_table
+from command_line import check_start, device_name, refusals, seed_list
+from search import base_facts, chosen, search, search_table, study_of
 from tic_results import table, validation_score
 
 METHODS = (
@@ -117,7 +118,9 @@ JOINT = Config(
 )
 DEMO_CONFIG = Config(iterations=40, train_mb_size=64, warmup=10, gallery=False)
 RATES = ({"lr": 3e-4}, {"lr": 7e-4}, {"lr": 1.5e-3})
-LIKE = dict.fromkeys(("cumulative-all-star", "restart", "oracle"), "cumulative-all")
+LIKE = dict.fromkeys(
+    ("cumulative-all-star", "restart", "oracle", "joint"), "cumulative-all"
+)
 """Methods that differ from another one in compute and start only, and take its rate."""
 WEIGHTS = {"lwf": "lwf_weight", "ewc": "ewc_lambda", "mod-x": "alpha"}
 
@@ -151,7 +154,8 @@ def build_benchmark(config: Config, method: str, model: Any) -> Any:
 
     scenario = (
         tic_emoji_joint()
-        if method == "joint"
+        # the order of samples that the published score belongs to
+        if method == "joint" and config.pretrained is None
         else tic_emoji(
             validation=method == "patching"
             or config.validation
@@ -238,7 +242,7 @@ def build_strategy(
     from avalanche_clip.distributed import world_size
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
     from avalanche_clip.training.plugins import ProgressPlugin
-    from avalanche_clip.training.supervised import TIC_STRATEGIES, ModX
+    from avalanche_clip.training.supervised import TIC_STRATEGIES, Joint, ModX
 
     restart = {"restart_from": "initial" if config.pretrained else "random"}
     own: dict[str, dict[str, Any]] = {
@@ -251,8 +255,7 @@ def build_strategy(
         "restart": restart,
         "oracle": restart,
     }
-    joint = TIC_STRATEGIES["sequential"]
-    cls = {**TIC_STRATEGIES, "mod-x": ModX, "joint": joint}[method]
+    cls = {**TIC_STRATEGIES, "mod-x": ModX, "joint": Joint}[method]
     optimizer = build_optimizer(config, model)
     extra = plugins(optimizer) if callable(plugins) else plugins
     return cls(
@@ -327,18 +330,29 @@ def settings_of(base: Config, preset: str, method: str) -> Config:
 
     :raises ValueError: where none were searched for a pretrained start.
     """
+    from avalanche_clip.benchmarks.datasets.emoji import EMOJI_STEPS
+
     name, _, rate = method.partition(":")
-    if name == "joint":
+    if base.pretrained:
+        study = study_of(f"tic_emoji_{preset}", base.pretrained)
+        base = replace(base, **chosen(study, LIKE.get(name, name)))
+        if name == "joint":
+            base = replace(base, iterations=base.iterations * len(EMOJI_STEPS))
+    elif name == "joint":
         shared = ("device", "num_workers", "precision", "gallery")
         base = replace(JOINT, **{name: getattr(base, name) for name in shared})
-    elif base.pretrained:
-        base = replace(base, **chosen(f"tic_emoji_{preset}", LIKE.get(name, name)))
     return replace(base, lr=float(rate)) if rate else base
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run methods x seeds, then write tables and plots over methods."""
-    options, methods = _parse(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options, methods = _parse(parser, argv)
+    with refusals(parser):
+        _main(options, methods)
+
+
+def _main(options: argparse.Namespace, methods: list[str]) -> None:
     from avalanche_clip import distributed
 
     place = distributed.init_distributed()  # joins the processes of torchrun
@@ -361,11 +375,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts.append(Path(start).stem if start else "random")
     parts += ["search"] * options.search
     out = Path(options.out or f"runs/{'_'.join(parts)}")
+    check_start(base.model, start)
     require_one_start(out, start)
     if options.search:
         facts = {
-            name: getattr(base, name)
-            for name in ("model", "pretrained", "iterations", "train_mb_size", "seed")
+            **base_facts(base.model, start),
+            **{
+                name: getattr(base, name)
+                for name in ("iterations", "train_mb_size", "seed")
+            },
         }
 
         def score(method: str, candidate: Any) -> float:
@@ -374,13 +392,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             return validation_score(run(config, method, out / f"{method}_{words}"))
 
         grid = {LIKE.get(name, name): candidates(name) for name in methods}
-        search(study, grid, score, facts)
-        print(search_table(study))
+        kept = study_of(study, start)
+        search(kept, grid, score, facts)
+        print(search_table(kept))
         return
+    configs = {m: settings_of(base, options.preset, m) for m in methods}
     runs: dict[str, list[Any]] = {}
     for method in methods:
         for seed in options.seeds:
-            config = replace(settings_of(base, options.preset, method), seed=seed)
+            config = replace(configs[method], seed=seed)
             folder = out / method.replace(":", "_") / f"seed_{seed}"
             result = run(config, method.split(":")[0], folder)
             runs.setdefault(method, []).append(result)
@@ -390,16 +410,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print("\n" + table(runs))
     # a joint training has no matrix over time
-    folders = [r.out_dir for m, rs in runs.items() if m != "joint" for r in rs]
+    folders = [r.out_dir for rs in runs.values() for r in rs if len(r.E) > 1]
     if folders:
         from avalanche_clip.evaluation.report.comparison import write_comparison
 
         print(f"\nPlots and tables over methods: {write_comparison(out, folders)}")
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def _parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
     """Read the command line; return its options, and the methods."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=("demo", "full"), default="full")
     parser.add_argument(
         "--methods", help=f"comma-separated: {', '.join(METHODS)}, joint"
@@ -424,7 +445,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         type=lambda text: text if text == "auto" else device_name(text),
         default="auto",
     )
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--num-workers", type=int, default=0)
     options = parser.parse_args(argv)
     names = options.methods.split(",") if options.methods else None
@@ -444,8 +465,6 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     options.pretrained = (
         START[options.preset] if not given else None if given == "none" else given
     )
-    if options.pretrained and "joint" in {m.split(":")[0] for m in methods}:
-        parser.error("joint starts from random weights; give --pretrained none")
     own = options.seeds != [0] or any(":" in m for m in methods)
     if options.search and (own or not options.pretrained):
         parser.error(

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from command_line import check_start, refusals
+from figures import say_what_goes
 from intervals import Interval, bootstrap_interval, wilson_interval
 from torch import Tensor
 
@@ -332,16 +334,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--pretrained", default="icons", help="a tag, or a file")
-    parser.add_argument("--out", type=Path, default=Path("runs/zero_shot_icons"))
+    parser.add_argument("--out", type=Path, help="default runs/zero_shot_WEIGHTS")
     options = parser.parse_args(argv)
     presets = list(dict.fromkeys(options.models.split(",")))
     if unknown := [preset for preset in presets if preset not in MODELS]:
         parser.error(f"unknown model {', '.join(unknown)}; use {', '.join(MODELS)}")
+    with refusals(parser):
+        for preset in presets:
+            check_start(preset, options.pretrained)
+        _main(options, presets)
+
+
+def _main(options: argparse.Namespace, presets: Sequence[str]) -> None:
     from avalanche_clip.common.files import write_json, write_text
 
     torch.set_flush_denormal(True)
     todo, pages, stored = tasks(), [], {}
     name = Path(options.pretrained).name
+    out = options.out or Path(f"runs/zero_shot_{Path(name).stem}")
     for preset in presets:
         found = {BASE: measure(preset, BASE, todo)}
         judged: list[tuple[str, bool]] = []
@@ -350,8 +360,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             judged = verdicts(preset, name, todo, found)
         lines = rows(todo, found)
         print(f"\n{preset}\n{text_of(lines, judged)}")
-        write_text(options.out / f"{preset}.txt", text_of(lines, judged) + "\n")
-        plot(lines, preset, options.out / f"{preset}.png")
+        write_text(out / f"{preset}.txt", text_of(lines, judged) + "\n")
+        plot(lines, preset, out / f"{preset}.png")
         pages.append(rst_of(preset, lines, judged))
         stored[preset] = {
             "rows": [
@@ -366,9 +376,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             ],
             "verdicts": judged,
         }
-    write_json(options.out / "zero_shot.json", stored, checksum=True)
-    write_text(options.out / "zero_shot_figures.inc", "\n".join(pages))
-    print(f"\nTables and plots, and a part for the documentation: {options.out}")
+    say_what_goes(out / "zero_shot.json", stored)
+    write_json(out / "zero_shot.json", stored, checksum=True)
+    write_text(out / "zero_shot_figures.inc", "\n".join(pages))
+    print(f"\nTables and plots, and a part for the documentation: {out}")
 
 
 if __name__ == "__main__":

@@ -81,9 +81,15 @@ class Figures:
             if facts.get("validation"):
                 return {}, "made with --validation"
             seeds = facts["seeds"]
+            for method, name, values in _columns(table):
+                if len(values) != len(seeds):
+                    raise ValueError(
+                        f"In {path} {method!r} has {len(values)} values of {name!r} "
+                        f"for {len(seeds)} seeds; run the study again."
+                    )
             methods = {
                 method: {
-                    name: dict(zip(seeds, values, strict=False))
+                    name: dict(zip(seeds, values, strict=True))
                     for name, values in figures.items()
                 }
                 for method, figures in table.items()
@@ -97,6 +103,13 @@ class Figures:
             names = sorted(Path(s).name if s else "random" for s in starts)
             return {}, f"from other weights: {', '.join(names)}"
         return methods, ""
+
+
+def _columns(table: dict[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """Method, name and values per seed of each figure."""
+    for method, figures in table.items():
+        for name, values in figures.items():
+            yield method, name, values
 
 
 def runs_of(folder: Path) -> tuple[dict[str, Any], set[Any]]:

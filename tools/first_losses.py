@@ -1,9 +1,10 @@
 """Record the first losses of all methods, to see whether a change alters training.
 
 Every named strategy is trained on the small streams of ``kill_and_resume.py``, and
-the studies on emoji with their own settings, ten updates in each of the first two
+the studies on emoji with their defaults, ten updates in each of the first two
 experiences. Losses and a hash of the weights after them are kept to the last bit;
-they depend on the machine, so record and compare on the same one.
+they depend on the machine, so record and compare on the same one. Settings that a study
+searches are named here: another search is no change of the training.
 
     python tools/first_losses.py --out before.json
     python tools/first_losses.py --against before.json
@@ -38,10 +39,16 @@ STUDIES: dict[str, Sequence[str]] = {
         "lwf",
         "ewc",
     ),
-    "alignment": ("mod-x", "lwf", "vr-lwf", "zscl", "replay"),
+    "alignment": ("mod-x:20", "lwf:1", "vr-lwf:1", "zscl:0.1", "replay"),
     "languages_emoji": ("teir", "cll-clip", "fine-tune", "frozen"),
-    "multi_domain_emoji": ("moe-adapters", "fine-tuning", "moe-no-freeze"),
+    "multi_domain_emoji": (
+        "moe-adapters:7e-3:16",
+        "fine-tuning:1e-3",
+        "moe-no-freeze:7e-3:16",
+    ),
 }
+RATE = 3e-4
+"""Learning rate of the study of alignment."""
 
 
 class Recorder(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
@@ -91,7 +98,7 @@ def small(method: str) -> dict[str, Any]:
 
 
 def study(name: str, method: str) -> dict[str, Any]:
-    """A method of a study, with the study's own settings."""
+    """A method of a study, with the study's defaults."""
     from importlib import import_module
 
     from avalanche_clip import training
@@ -104,7 +111,9 @@ def study(name: str, method: str) -> dict[str, Any]:
 
     run_stream, training.run_stream = training.run_stream, instead
     config = getattr(module, "DEMO_CONFIG", None) or module.Config()
-    stream = ("time",) if name == "alignment" else ()
+    stream = ()
+    if name == "alignment":
+        config, stream = module.configured(config, method, RATE), ("time",)
     try:
         with tempfile.TemporaryDirectory() as folder:
             module.run(config, *stream, method, folder)
@@ -153,7 +162,9 @@ def main() -> int:
             continue
         found[name] = run()
         line = f"{name}: {len(found[name]['losses'])} losses"
-        if before:
+        if before and name not in before:
+            line += ", not in the file compared with"
+        elif before:
             gap = difference(before[name], found[name])
             same = found[name]["weights"] == before[name]["weights"]
             wrong += gap > 0 or not same

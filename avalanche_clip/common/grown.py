@@ -61,10 +61,12 @@ def aligned(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> tuple[An
 def clones(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
     """Copy what a model holds, by name.
 
-    :param model: whose state dictionary is copied.
+    :param model: whose state dictionary is copied; parts that store nothing are the
+        training's, not the model's.
     :param trainable: only the parameters that are trained.
     """
-    named: Any = model.state_dict().items()
+    named: dict[str, Tensor] = model.state_dict()
     if trainable:
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return {name: value.detach().clone() for name, value in named}
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        named = {name: value for name, value in named.items() if name in trained}
+    return {name: value.detach().clone() for name, value in named.items()}

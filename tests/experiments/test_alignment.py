@@ -10,6 +10,7 @@ import pytest
 from avalanche_clip.benchmarks import attribute_array
 from avalanche_clip.benchmarks.datasets import load_emoji_table
 from avalanche_clip.benchmarks.items.scenario import clone_experience, make_scenario
+from avalanche_clip.training.templates.step import NonFiniteLossError
 from tests.scripts import load_script
 
 STUDY = "alignment"
@@ -176,15 +177,6 @@ def fake_result(figures, E, before, kind="test"):
     )
 
 
-def test_require_same_base__refuses_runs_of_other_weights(figures, tmp_path):
-    model = SimpleNamespace(state_fingerprint=lambda: "one", pretrained="icons")
-    figures.require_same_base(model, tmp_path / "run")
-    figures.require_same_base(model, tmp_path / "run")
-    model.state_fingerprint = lambda: "other"
-    with pytest.raises(ValueError, match=r"other weights named 'icons'.*--out"):
-        figures.require_same_base(model, tmp_path / "run")
-
-
 def test_run_line__by_hand(figures):
     result = fake_result(figures, [[0.5, 0.1], [0.2, 0.4]], [0.3, 0.2])
     line = figures.run_line(result)
@@ -231,7 +223,10 @@ def test_with_gains__against_fine_tuning_of_the_same_seed(figures):
 
 
 # ------------------------------------------------------------------- command line
-def test_main__validation_run_and_resume(study, small, tmp_path, capsys):
+def test_main__validation_run_and_resume(study, small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(  # plots of single runs take longer than the runs
+        "avalanche_clip.training.runs.stream.write_report", lambda out: None
+    )
     arguments = [*OLD_BASE, "--validation", "--lr", "3e-4", "--out", str(tmp_path)]
     arguments += ["--methods", "sequential:1e-3,mod-x:5"]
     study.main(arguments)
@@ -249,12 +244,14 @@ def test_main__validation_run_and_resume(study, small, tmp_path, capsys):
 def test_main__search_chooses_the_rate_first(
     study, figures, folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(study, "RATES", (1e-4, 3e-4, 1e-3))
+    monkeypatch.setattr(study, "RATES", (1e-4, 3e-4, 1e-3, 1e-2))
     monkeypatch.setattr(study, "WEIGHTS", {"mod-x": (5.0, 9.0)})
     runs = []
 
     def run(config, stream, method, out):
         runs.append((method, config.lr))
+        if config.lr == 1e-2:
+            raise NonFiniteLossError("the loss is nan")
         assert config.validation and stream == "time" and config.seed == 0
         level = {3e-4: 0.3}.get(config.lr, 0.1) + config.weights.get("mod-x", 0) / 100
         E = np.array([[level, 0.1], [0.2, level]])
@@ -264,14 +261,15 @@ def test_main__search_chooses_the_rate_first(
     study.main([*OLD_BASE, "--search", "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
     plain = [("sequential:0.0001", 1e-4), ("sequential:0.0003", 3e-4)]
-    plain += [("sequential:0.001", 1e-3)]
+    plain += [("sequential:0.001", 1e-3), ("sequential:0.01", 1e-2)]
     found = [*plain, ("mod-x:5", 3e-4), ("mod-x:9", 3e-4)]
-    assert runs[:5] == found and runs[5:] == found  # the second time for the table
+    assert runs[:6] == found and runs[6:] == found  # the second time for the table
     path = folder / "alignment_tiny-emoji_emoji-2010.json"
     kept = json.loads(path.read_text())["methods"]
     assert kept["sequential"]["chosen"] == {"lr": 3e-4}
     assert kept["mod-x"]["chosen"] == {"weight": 9} and "lr" in kept["mod-x"]["facts"]
     assert "* mod-x" in text and "icons+" in text
+    assert text.count("sequential") == 4 + 3 * 2 and "diverged  lr 0.01" in text
     assert (tmp_path / "out" / "tradeoff.png").is_file()
 
 

@@ -1,7 +1,10 @@
 """What the studies say of wrong arguments."""
 
+from argparse import ArgumentParser
+
 import pytest
 
+from avalanche_clip.training.templates.step import NonFiniteLossError
 from tests.scripts import load_script
 
 NO_TPU = "'tpu' is no device of this machine; use cpu"
@@ -13,10 +16,15 @@ WRONG = [
         "in 'mod-x+replay:5' replay has no weight",
     ),
     ("alignment", "--validation --stream domains", "go with --stream time"),
+    ("alignment", "--iterations 0", "'0' must be a whole number"),
+    ("alignment", "--lr nan --methods replay", "--lr nan must be a positive number"),
     ("languages_emoji", "--methods teir,joint+teir", "unknown method joint+teir"),
     ("languages_emoji", "--methods teir:fast", "'fast' in 'teir:fast' is no learning"),
     ("languages_emoji", "--methods teir:-1", "is no learning rate"),
-    ("languages_emoji", "--iterations 0", "--iterations 0 must be 1 or more"),
+    ("languages_emoji", "--iterations 0", "'0' must be a whole number of 1 or more"),
+    ("languages_emoji", "--methods frozen:1e-3", "frozen trains nothing"),
+    ("languages_emoji", "--search --pretrained icon", "Did you mean 'icons'"),
+    ("languages_emoji", "--pretrained icon --methods frozen", "'icon' is unknown"),
     ("languages_emoji", "--task-decay 1", "--task-decay 1.0 is no share"),
     ("languages_emoji", "--task-decay nan", "--task-decay nan is no share"),
     ("languages_emoji", "--search --methods teir", "for all methods, with seed 0"),
@@ -25,7 +33,18 @@ WRONG = [
     ("leaderboard", "--streams space", "space unknown; use time, domain, language"),
     ("multi_domain_emoji", "--methods moe", "unknown method moe"),
     ("multi_domain_emoji", "--methods zscl:1:2:3", "'zscl:1:2:3' must be zscl:LR:W"),
+    ("multi_domain_emoji", "--methods zscl:nan:2", "with numbers above 0"),
+    ("multi_domain_emoji", "--methods lora:-1", "'lora:-1' must be lora:LR with"),
+    ("multi_domain_emoji", "--methods patching:1e-3:2", "ALPHA is at most 1"),
+    ("multi_domain_emoji", "--methods moe-adapters:1e-3:16.5", "HIDDEN a whole"),
     ("multi_domain_emoji", "--curve --methods zscl:1", "--curve is of one training"),
+    ("multi_domain_emoji", "--search --curve", "leave out --seeds and --curve"),
+    ("multi_domain_emoji", "--search --seeds 1", "--search is with seed 0"),
+    ("multi_domain_emoji", "--search --methods lora:1", "lora:1; --search is for fine"),
+    ("multi_domain_emoji", "--search --methods zero-shot", "zero-shot; --search is f"),
+    ("multi_domain_emoji", "--search --pretrained icon", "Did you mean 'icons'"),
+    ("multi_domain_emoji", "--pretrained emoji-2010", "choose them with --search"),
+    ("multi_domain_emoji", "--iterations few", "'few' must be a whole number"),
     ("multi_domain_emoji", "--seeds 0,one", "'0,one' must be numbers"),
     ("multi_domain_emoji", "--device tpu", NO_TPU),
     ("multi_domain_emoji", "--device meta:", "'meta:' is no device"),
@@ -36,7 +55,12 @@ WRONG = [
     ("tic_emoji", "--preset quick", "invalid choice"),
     ("tic_emoji", "--methods lwf:fast", "'fast' in 'lwf:fast' is no learning rate"),
     ("tic_emoji", "--search", "--search is for a pretrained start"),
-    ("tic_emoji", "--methods joint --pretrained icons", "joint starts from random"),
+    ("tic_emoji", "--pretrained icon", "pretrained='icon' is unknown"),
+    ("tic_emoji", "--pretrained icon --search", "Did you mean 'icons'"),
+    ("tic_emoji", "--pretrained emoji-2010", "choose them with --search"),
+    ("tic_emoji", "--precision fp8", "invalid choice: 'fp8'"),
+    ("zero_shot_icons", "--models tiny", "unknown model tiny"),
+    ("zero_shot_icons", "--pretrained icon", "Did you mean 'icons'"),
 ]
 
 
@@ -46,3 +70,23 @@ def test_main__wrong_arguments_are_named(study, arguments, message, capsys):
     with pytest.raises(SystemExit):
         script.main(arguments.split())
     assert message in capsys.readouterr().err
+
+
+def test_refusals__faults_keep_their_traceback():
+    tool = load_script("experiments/command_line.py")
+    with pytest.raises(ValueError), tool.refusals(ArgumentParser()):
+        zip_of_unequal = list(zip([1], [], strict=True))
+        assert not zip_of_unequal
+
+
+@pytest.mark.parametrize("kind", [ValueError, NonFiniteLossError])
+def test_main__what_a_run_refuses(kind, tmp_path, monkeypatch, capsys):
+    def run(*args):
+        raise kind("runs/x holds another run")
+
+    script = load_script("experiments/alignment.py")
+    monkeypatch.setattr(script, "run", run)
+    words = ["--methods", "mod-x:5", "--lr", "1e-3", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        script.main([*words, "--pretrained", "emoji-2010"])
+    assert "error: runs/x holds another run" in capsys.readouterr().err

@@ -274,6 +274,9 @@ def test_study__is_found_again_for_the_same_settings(study, tmp_path, monkeypatc
     assert again["seconds"] == {"train": 3.0, "eval": 3.0}
     assert again["icons"] == one["icons"] and again["table"] == TABLE
     assert study.read_study(tmp_path, {**settings, "seed": 4}) is None
+    study.save_study(tmp_path, {**settings, "base": "a"}, finished(one), [], TABLE)
+    assert study.read_study(tmp_path, {**settings, "base": "b"}) is None
+    assert study.read_study(tmp_path, {**settings, "base": "a"})
 
 
 def test_study__file_is_whole_or_refused(study, tmp_path):

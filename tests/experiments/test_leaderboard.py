@@ -1,8 +1,11 @@
 """The leaderboard: cells are stored singly and known by their facts; one table."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -49,7 +52,7 @@ def made(study, monkeypatch):
                 "figures": {"score": 10.0 + seed, "zero_shot": 5.0, "extra": 1.0},
                 "cost": {"macs": 2e9, "seconds": 3, "memory": 900, "trainable": 7},
             }
-        content = {"facts": cell.facts, "found": found}
+        content = {"facts": cell.facts, "sources": {}, "found": found}
         study.write_json(cell.folder / "cell.json", content, checksum=True)
         return 0, log
 
@@ -82,11 +85,9 @@ def test_fill__a_stale_cell_is_made_again(study, made, tmp_path, monkeypatch):
         *cells(study, tmp_path, "A", base="c"),
         *cells(study, tmp_path, "A", config=other),
         study.make_cell(tmp_path, CONFIG, "time", row, 0, "b"),
-        study.make_cell(
-            tmp_path, CONFIG, "time", study.Row("A"), 0, "b", validation=True
-        ),
+        study.make_cell(tmp_path, CONFIG, "time", study.Row("A"), 0, "b", {}),
     ]
-    monkeypatch.setattr(study.avalanche_clip, "__version__", "9")
+    monkeypatch.setattr(study, "package_versions", lambda: {"torch": "9"})
     stale += cells(study, tmp_path, "A")
     assert [cell.read() for cell in stale] == [None] * 5
     made.clear()
@@ -94,6 +95,45 @@ def test_fill__a_stale_cell_is_made_again(study, made, tmp_path, monkeypatch):
         study.fill([cell], CONFIG)
         assert cell.read() is not None
     assert len(made) == 5
+
+
+def test_read__other_code_makes_a_cell_stale_other_words_do_not(study, tmp_path):
+    (cell,) = cells(study, tmp_path, "A")
+    module = tmp_path / "mine.py"
+    module.write_text('def f():\n    """Two."""\n    return 2\n')
+    hashes = sys.modules["sources"]
+    kept = {"facts": cell.facts, "found": {"reason": "it does not fit"}}
+    kept["sources"] = {str(module): hashes.content_hash(str(module))}
+    cell.folder.mkdir(parents=True)
+    study.write_json(cell.folder / "cell.json", kept, checksum=True)
+    assert cell.read() == kept["found"]
+    module.write_text('def f():\n    """Double."""\n    return 2  # really\n')
+    assert cell.read() == kept["found"]
+    module.write_text('def f():\n    """Two."""\n    return 3\n')
+    assert cell.read() is None
+    module.unlink()
+    assert cell.read() is None
+
+
+def test_sources__modules_loaded_since_and_the_data(study, tmp_path, monkeypatch):
+    hashes = sys.modules["sources"]
+    module = tmp_path / "loaded_late.py"
+    module.write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    known, since = set(sys.modules), time.time() + 60
+    monkeypatch.setitem(sys.modules, "loaded_late", None)
+    del sys.modules["loaded_late"]
+    importlib.import_module("loaded_late")
+    found = hashes.sources(known, since)
+    assert found.pop(str(module)) == hashes.content_hash(str(module))
+    data = "avalanche_clip/benchmarks/datasets/data/"
+    assert f"{data}emoji_noto.webp" in found and f"{data}NOTICE" not in found
+    assert not any(name.endswith((".py", ".safetensors")) for name in found)
+    assert "avalanche_clip/common/lock.py" in hashes.sources(set(), since)
+    assert not any("site-packages" in name for name in hashes.sources(set(), since))
+    os.utime(module, (since + 1, since + 1))
+    with pytest.raises(RuntimeError, match=r"^loaded_late\.py changed meanwhile"):
+        hashes.sources(known, since)
 
 
 def test_fill__a_setting_of_another_stream_is_no_fact(study, made, tmp_path):
@@ -111,6 +151,22 @@ def test_fill__what_fails_or_is_busy_is_told_and_the_others_are_made(
     assert len(failed) == 2 and made[-1] == "time, A, seed 0"
 
 
+def test_fill__a_cell_that_is_ready_in_the_end_is_not_missing(
+    study, made, tmp_path, monkeypatch
+):
+    wanted = cells(study, tmp_path, "Busy", "A")
+    start = study._start
+
+    def other_process_ends(cell, config):
+        if cell.row.name == "A":
+            content = {"facts": wanted[0].facts, "sources": {}, "found": {"reason": ""}}
+            study.write_json(wanted[0].folder / "cell.json", content, checksum=True)
+        return start(cell, config)
+
+    monkeypatch.setattr(study, "_start", other_process_ends)
+    assert study.fill(wanted, CONFIG) == {}
+
+
 def test_work__a_cell_of_another_process_is_left_to_it(study, tmp_path):
     (cell,) = cells(study, tmp_path, "A")
     with FolderLock(cell.folder):
@@ -119,7 +175,6 @@ def test_work__a_cell_of_another_process_is_left_to_it(study, tmp_path):
 
 
 def test_table__mean_spread_reasons_and_gaps(study, made, tmp_path):
-    tables = sys.modules["leaderboard_table"]
     chosen = [
         study.Row("A"),
         study.Row("Refused"),
@@ -127,30 +182,43 @@ def test_table__mean_spread_reasons_and_gaps(study, made, tmp_path):
         study.Row("Broken"),
     ]
     wanted = cells(study, tmp_path, "A", "Refused", "Broken", seeds=(0, 1))
+    text, figures = _table(study, chosen, (0, 1), wanted, tmp_path)
+    assert "Stream time" in text
+    assert "A             10.5 ±0.7        5.0 ±0.0        2.0 ±0.0" in text
+    assert text.count("No result of Refused: it does not fit") == 1
+    assert "No result of Elsewhere: it needs classes" in text
+    assert "Missing: time, Broken, seed 0 (it failed" in text
+    assert text in (tmp_path / "tables.txt").read_text()
+    page = (tmp_path / "leaderboard.rst").read_text()
+    assert "::\n\n   Stream time\n\n   method" in page
+    assert figures["facts"]["seeds"] == [0, 1] and list(figures["methods"]) == ["A"]
+    assert figures["methods"]["A"] == {
+        "score": [10.0, 11.0],
+        "zero-shot kept": [5.0, 5.0],
+        "GMACs": [2.0, 2.0],
+        "seconds": [3.0, 3.0],
+        "peak MiB": [900.0, 900.0],
+        "trainable k": [0.007, 0.007],
+        "extra": [1.0, 1.0],
+    }
+
+
+def test_table__no_mean_over_fewer_seeds_and_the_best_first(study, made, tmp_path):
+    chosen = [study.Row("A"), study.Row("B")]
+    wanted = cells(study, tmp_path, "B", seeds=(0, 1)) + cells(study, tmp_path, "A")
+    text, figures = _table(study, chosen, (0, 1), wanted, tmp_path)
+    assert figures["methods"]["A"]["score"] == [10.0, None]
+    lines = text.splitlines()
+    rows = [line.split() for line in lines if line.startswith(("A ", "B "))]
+    assert rows[0][:2] == ["B", "10.5"] and rows[1] == ["A", *"------"]
+
+
+def _table(study, rows, seeds, wanted, out):
+    tables = sys.modules["leaderboard_table"]
     failed = study.fill(wanted, CONFIG)
     found = [(cell, kept) for cell in wanted if (kept := cell.read())]
-    text = tables.write_table(chosen, ["time"], found, failed, CONFIG, "b", tmp_path)
-    assert "10.5 ± 0.7" in text and "5.0 ± 0.0" in text
-    assert "it does not fit" in text and "it needs classes" in text
-    assert "Missing: time, Broken, seed 0 (it failed" in text
-    page = (tmp_path / "leaderboard.rst").read_text()
-    assert "* Elsewhere on stream time: it needs classes" in page
-    assert "     - 10.5 ± 0.7\n     - 5.0 ± 0.0\n     - 2\n" in page
-    data = read_json(tmp_path / "all.json", dict, checksum=True)
-    (best,) = [line for line in data["rows"] if line["method"] == "A"]
-    assert best["score"] == {"mean": 10.5, "deviation": pytest.approx(0.5**0.5)}
-    assert best["extra"]["mean"] == 1.0 and best["seeds"] == 2
-    assert [c["figures"]["score"] for c in map(_found, data["cells"][:1])] == [10.0]
-    assert data["cells"][0]["settings"]["name"] == "A"
-    figures = read_json(tmp_path / "time" / "figures.json", dict, checksum=True)
-    assert figures["methods"]["A"]["score"] == [10.0, 11.0]
-    assert figures["facts"]["seeds"] == [0, 1] and list(figures["methods"]) == ["A"]
-    (refused,) = [line for line in data["rows"] if line["method"] == "Refused"]
-    assert refused["score"]["mean"] is None and refused["reason"] == "it does not fit"
-
-
-def _found(cell):
-    return {"figures": cell["figures"]}
+    text = tables.write_table(rows, ["time"], seeds, found, failed, CONFIG, "b", out)
+    return text, read_json(out / "time" / "figures.json", dict, checksum=True)
 
 
 def test_choose__best_candidate_is_used_by_the_table(
@@ -160,16 +228,31 @@ def test_choose__best_candidate_is_used_by_the_table(
     monkeypatch.setattr(study, "search", _into(study.search, tmp_path))
     monkeypatch.setattr(study, "chosen", _into(study.chosen, tmp_path))
     monkeypatch.setattr(study, "search_table", _into(study.search_table, tmp_path))
+    name = study.settings_file(CONFIG)
     with pytest.raises(ValueError, match=r"choose them with --search"):
-        study.with_settings(grid, "time", False)
-    assert study.choose([grid], ["time"], tmp_path, CONFIG, "b") == {}
-    assert made == ["time, A, seed 0"] * 2
-    assert study.with_settings(grid, "time", False).settings == {"lr": 1.0}
-    assert study.with_settings(grid, "time", True) is grid
+        study.with_settings(grid, "time", name)
+    assert study.choose([("time", grid)], tmp_path, CONFIG, "b") == {}
+    assert made == ["time, A, seed 0, lr 1.0", "time, A, seed 0, lr 2.0"]
+    assert study.with_settings(grid, "time", name).settings == {"lr": 1.0}
     like = study.Row("Sum", settings={"lr": 9.0, "other": 3}, like=("A",))
-    assert study.with_settings(like, "time", False).settings == {"lr": 1.0, "other": 3}
-    busy = study.Row("Busy", candidates=({"lr": 1.0},))
-    assert study.choose([busy], ["time"], tmp_path, CONFIG, "b")
+    assert study.with_settings(like, "time", name).settings == {"lr": 1.0, "other": 3}
+    busy = study.Row("Busy", candidates=({"lr": 1.0}, {"lr": 2.0}))
+    assert len(study.choose([("time", busy)], tmp_path, CONFIG, "b")) == 2
+    # other scores, by other code, are other reasons to choose
+    cell = tmp_path / "search" / "candidate_1" / "time" / "a" / "seed_0" / "cell.json"
+    kept = read_json(cell, dict, checksum=True)
+    kept["found"]["figures"]["score"] = 99.0
+    study.write_json(cell, kept, checksum=True)
+    study.choose([("time", grid)], tmp_path, CONFIG, "b")
+    assert study.with_settings(grid, "time", name).settings == {"lr": 2.0}
+
+
+def test_settings_file__is_that_of_the_base(study):
+    assert study.settings_file({**CONFIG, "pretrained": "icons"}) == "leaderboard"
+    own = {**CONFIG, "pretrained": "somewhere/mine.safetensors"}
+    assert study.settings_file(own) == "leaderboard_mine"
+    own["model"] = "small-emoji-vit"
+    assert study.settings_file(own) == "leaderboard_small-emoji-vit_mine"
 
 
 def _into(function, folder):
@@ -224,6 +307,17 @@ def test_measure__a_refusal_is_the_reason(study, tmp_path):
     assert "it aligns the square matrix of image-text pairs" in found["reason"]
 
 
+def test_measure__a_training_that_diverges_has_no_result(study, tmp_path, monkeypatch):
+    def diverge(*args, **kwargs):
+        raise FloatingPointError("the loss is nan")
+
+    streams = _streams()
+    monkeypatch.setattr(streams, "run_stream", diverge)
+    config, row = streams.Config(**CONFIG), study.Row("A")
+    found = streams.measure(config, "time", row, 0, tmp_path, validation=False)
+    assert found == {"reason": "the loss is nan"}
+
+
 def test_figures__by_hand(study):
     streams = _streams()
     E = np.array([[0.5, 0.1], [0.2, 0.4]])
@@ -238,9 +332,18 @@ def test_figures__by_hand(study):
     )
 
 
-def _streams():
-    import importlib
+def test_language__joint_training_forgets_rows_as_slowly(study):
+    streams = _streams()
+    decays = []
+    for merged in (1, 6):
+        world = object.__new__(streams.LanguageWorld)
+        world.config, world.merged = streams.Config(**CONFIG), merged
+        world.iterations, world.benchmark = merged, None
+        decays.append(world.options(1e-3)["weight_decay"])
+    assert decays[0] == decays[1] > 0
 
+
+def _streams():
     folder = str(ROOT / "experiments")
     sys.path.insert(0, folder)
     try:
@@ -249,22 +352,77 @@ def _streams():
         sys.path.remove(folder)
 
 
-def test_cell__in_a_process_of_its_own(study, tmp_path):
-    row = study.Row("Sequential")
-    cell = study.make_cell(tmp_path, CONFIG, "time", row, 0, "b")
-    task = {"folder": str(cell.folder), "facts": cell.facts, "config": CONFIG}
+def test_work__a_cell_from_its_task(study, tmp_path, monkeypatch):
+    streams = _streams()
+    monkeypatch.setitem(streams.WORLDS, "time", _short(streams.TimeWorld))
+    asked = []
+    accuracies = streams.accuracies
+    monkeypatch.setattr(
+        streams, "accuracies", lambda *args: asked.append(args[2:]) or accuracies(*args)
+    )
+    (cell,) = cells(study, tmp_path, "Sequential")
     (cell.folder / "run").mkdir(parents=True)
     (cell.folder / "run" / "results.json").write_text("left by a killed process")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments" / "leaderboard.py"), "--cell"],
-        input=json.dumps(task),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
+    task = {"folder": str(cell.folder), "facts": cell.facts, "config": CONFIG}
+    assert study.work(json.loads(json.dumps(task))) == 0
     found = cell.read()
     assert found["cost"]["macs"] > 0 and found["cost"]["memory"] > 100
     assert found["cost"]["trainable"] > 10**6
     assert 0 <= found["figures"]["zero_shot"] <= 100
+    assert asked == [("icons", "image_to_text_R@1")]
     assert not (cell.folder / "run" / "checkpoints").exists()
+
+
+def _short(world):
+    """The first two steps of a stream, with few tests."""
+    from avalanche_clip.benchmarks import make_experience, make_scenario
+
+    class Short(world):
+        def build(self):
+            scenario = super().build()
+            short = {
+                name: [
+                    make_experience(e.dataset.subset(range(8)), time_label=f"{k}")
+                    for k, e in enumerate(scenario.streams[name][:2])
+                ]
+                for name in ("train", "test", "icons")
+            }
+            return make_scenario(short, scenario)
+
+    return Short
+
+
+def test_main__a_cell_in_a_process_of_its_own(study, tmp_path):
+    (cell,) = cells(study, tmp_path, "A")
+    task = {"folder": str(cell.folder), "facts": cell.facts, "config": CONFIG}
+    with FolderLock(cell.folder):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "experiments" / "leaderboard.py"), "--cell"],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+    assert done.returncode == study.BUSY, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--methods FineTuning --streams language", "choose them with --search"),
+        ("--search --methods Sequential", "nothing to choose on these streams"),
+        ("--search --quick", "leave out --seeds and --quick"),
+        ("--search --seeds 1", "leave out --seeds and --quick"),
+        ("--quick --model tiny", "tiny"),
+        ("--quick --pretrained none.safetensors", "none.safetensors"),
+    ],
+)
+def test_main__wrong_arguments_in_one_line(
+    study, arguments, message, tmp_path, monkeypatch, capsys
+):
+    _streams()  # which the command imports from its own folder
+    monkeypatch.setattr(study, "chosen", _into(study.chosen, tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        study.main([*arguments.split(), "--out", str(tmp_path)])
+    said = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and message in said[-1]

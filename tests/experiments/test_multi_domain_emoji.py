@@ -271,7 +271,7 @@ def curve(monkeypatch):
     script = load_script("experiments/domain_curve.py")
     shorten(script.study, monkeypatch)
     monkeypatch.setattr(script, "DOMAINS", ("domain 0", "domain 2"))
-    monkeypatch.setattr(script, "STOPS", (0.2, 0.5))
+    monkeypatch.setattr(script, "STOPS", (0.04, 0.5))
     monkeypatch.setattr(script, "COEFFICIENTS", (0.5,))
     return script
 
@@ -281,7 +281,7 @@ def test_curve__ends_are_start_and_training(curve, tmp_path, monkeypatch):
     text = curve.write_curve(config, [0], 1e-2, tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["methods"]
     assert (tmp_path / "curve.png").is_file() and "patching" in text
-    stops = {"start", "stop 0.2", "stop 0.5", "end"}
+    stops = {"start", "stop 0.04", "stop 0.5", "end"}
     assert set(figures) == {*stops, "patch 0.5", "patching"}
     plain = {
         m: curve.study.run(config, m, tmp_path / m)[m]
@@ -323,3 +323,12 @@ def test_once__is_kept_for_the_same_settings_only(study, monkeypatch, tmp_path):
         found = domain_study.once(None, benchmark, ["test"], tmp_path, settings)
         assert found == {"test": [0.5]}
     assert len(calls) == 2
+    # what was kept without a hash of the base is taken, that of another one is not
+    for base, count in (("a", 2), ("b", 2)):
+        settings = {"seed": 1, "base": base}
+        domain_study.once(None, benchmark, ["test"], tmp_path, settings)
+        assert len(calls) == count
+    for base, count in (("a", 3), ("a", 3), ("b", 4)):
+        settings = {"seed": 2, "base": base}
+        domain_study.once(None, benchmark, ["test"], tmp_path, settings)
+        assert len(calls) == count

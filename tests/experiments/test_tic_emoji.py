@@ -129,6 +129,13 @@ def test_settings__of_a_pretrained_start_are_those_that_were_chosen(study, monke
     # A rate of one's own leaves the rest as it was chosen.
     found = study.settings_of(base, "demo", "mod-x:1e-3")
     assert found == replace(base, lr=1e-3, alpha=7.0)
+    # One training with the updates of all six steps.
+    found = study.settings_of(base, "demo", "joint")
+    assert found == replace(base, **kept, iterations=6 * base.iterations)
+    assert asked[-1] == ("tic_emoji_demo", "cumulative-all")
+    other = replace(base, pretrained="emoji-2010")
+    study.settings_of(other, "demo", "lwf")
+    assert asked[-1] == ("tic_emoji_demo_emoji-2010", "lwf")
     assert study.settings_of(study.Config(), "full", "lwf") == study.Config()
     assert study.settings_of(study.Config(), "full", "joint") == study.JOINT
 
@@ -150,7 +157,30 @@ def test_search__tries_each_candidate_on_validation_drawings(
     small.main([*words.split(), str(tmp_path)])
     (run,) = tmp_path.glob("mod-x_*")
     assert (run / "results.json").is_file()
-    assert 0 <= scores["tic_emoji_demo"] <= 1
+    assert 0 <= scores["tic_emoji_demo_emoji-2010"] <= 1
+
+
+def test_joint__of_a_pretrained_start_is_one_training_on_the_stream(small, tmp_path):
+    config = _config(small, pretrained="emoji-2010")
+    result = small.run(config, "joint", tmp_path)
+    assert result.E.shape == (1, 2) and result.compute["steps"] == [4]
+    text = small.table({"joint:1e-3": [result]})
+    levels, ends = (r.split() for r in text.splitlines() if r.startswith("joint"))
+    assert levels[1] == "-"  # its cost is in no step's budget
+    last = 100 * result.E[0]
+    assert ends[1:] == [f"{value:.1f}" for value in last]
+
+
+def test_joint__published_training_keeps_its_order_of_samples(study, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        "avalanche_clip.benchmarks.prepare_benchmark",
+        lambda scenario, *args, **options: built.append(len(scenario.train_stream)),
+    )
+    model = create_dual_encoder("tiny-emoji")
+    study.build_benchmark(study.JOINT, "joint", model)
+    study.build_benchmark(study.Config(pretrained="icons"), "joint", model)
+    assert built == [1, 6]
 
 
 @pytest.mark.parametrize("gallery", [True, False])

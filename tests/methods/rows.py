@@ -97,6 +97,7 @@ ITSELF = {"neutral": "It is plain training itself."}
 NO_OFF = {"neutral": "It has no setting that switches it off."}
 FROZEN_BASE = {"neutral": "It freezes the model and trains its own parameters only."}
 SCALE = ("logit_scale",)
+MTIL = {"settings": {"warmup_iterations": 0}, "still": SCALE, "cannot": ITSELF}
 BESIDE = {"saved": "Its adapters are saved by themselves, beside a plain model."}
 EXPERTS = {
     "world": "experts",
@@ -162,14 +163,7 @@ def beside(part: str, attach: Callable[[Any], Any]) -> Row:
 ROWS: dict[str, Row] = {
     "Sequential": Row("Sequential", cannot=ITSELF),
     "Joint": Row("Joint", once=True, cannot=ITSELF),
-    "ClassNameJoint": Row(
-        "ClassNameJoint",
-        {"warmup_iterations": 0},
-        world="classes",
-        still=SCALE,
-        once=True,
-        cannot=ITSELF,
-    ),
+    "ClassNameJoint": Row("ClassNameJoint", world="classes", once=True, **MTIL),
     "CumulativeAll": Row("CumulativeAll", cannot=NO_OFF),
     "CumulativeAllStar": Row(
         "CumulativeAllStar",
@@ -207,20 +201,8 @@ ROWS: dict[str, Row] = {
         still=SCALE,
     ),
     "ZSCL": Row("ZSCL", REFERENCE, neutral=NO_TERMS, plain="FineTuning", still=SCALE),
-    "FineTuning": Row(
-        "FineTuning",
-        {"warmup_iterations": 0},
-        (p.FrozenLogitScalePlugin,),
-        still=SCALE,
-        cannot=ITSELF,
-    ),
-    "ClassNameFineTuning": Row(
-        "ClassNameFineTuning",
-        {"warmup_iterations": 0},
-        world="classes",
-        still=SCALE,
-        cannot=ITSELF,
-    ),
+    "FineTuning": Row("FineTuning", plugins=(p.FrozenLogitScalePlugin,), **MTIL),
+    "ClassNameFineTuning": Row("ClassNameFineTuning", world="classes", **MTIL),
     "ClassNameZSCL": Row(
         "ClassNameZSCL",
         REFERENCE,

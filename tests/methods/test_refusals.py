@@ -17,6 +17,7 @@ from avalanche.training.plugins import (
     ReplayPlugin,
 )
 
+from avalanche_clip.training import MethodPlugin, Sequential
 from avalanche_clip.training import plugins as p
 from tests.helpers import stub_model, train_stream
 from tests.methods.rows import ROWS, build
@@ -45,6 +46,10 @@ REFUSED = [
     ("WiSE-FT", [p.WeightAveragingPlugin], {}, "use one"),
     ("WeightEnsemble", [early_stop], {}, "leave one out, or use mode='wise'"),
     ("MoEAdapters", [p.RestartPlugin], {}, "RestartPlugin"),
+    ("MLA", [p.RestartPlugin], {}, "RestartPlugin begins.*use one"),
+    ("CLLCLIP", [p.RestartPlugin], {}, "first token table.*use one"),
+    ("CLLCLIP", [partial(p.RestartPlugin, "initial")], {}, "first token table"),
+    ("attach_lora", [p.RestartPlugin], {}, "plain architecture.*detach"),
     ("MoEAdapters", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
     ("MLA", [partial(p.PatchingPlugin, [0.5])], {}, "PatchingPlugin.*use one"),
     # Two of a kind.
@@ -134,3 +139,45 @@ def test_not_refused__the_nearest_that_may_be():
     adam = partial(torch.optim.Adam, lr=1e-2)
     strategy, _ = build(ROWS["MoEAdapters"], optimizer=adam)
     assert isinstance(strategy.optimizer, torch.optim.Adam)
+
+
+def parts_of(model):
+    """What decides a model's training and features."""
+    flags = {name: q.requires_grad for name, q in model.named_parameters()}
+    return flags, set(model.state_dict()), {name for name, _ in model.named_children()}
+
+
+class Refuses(MethodPlugin):
+    """Has no strategy that it can work with."""
+
+    def check_compatible(self, strategy):
+        raise ValueError("no model will do")
+
+
+@pytest.mark.parametrize("appended", [False, True])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [partial(p.LoRAPlugin, merge=True)],
+        [p.ContrastiveKnowledgeConsolidationPlugin],
+        [p.ContrastiveKnowledgeConsolidationPlugin, p.LoRAPlugin],
+        [partial(p.MoEAdaptersPlugin, moe_runs.ADAPTERS)],
+        [partial(p.LanguageAdapterPlugin, "lora")],
+    ],
+)
+def test_refused__model_has_nothing_attached(parts, appended):
+    """And is as good as new for another strategy, and for the same one."""
+    model = moe_runs.vit()
+    before, stream = parts_of(model), moe_runs.pairs(model).train_stream
+    for wrong in (Refuses, LwFPlugin):
+        made = [*(make() for make in parts), wrong()]
+        with pytest.raises(ValueError, match="no model will do|ContrastiveLwFPlugin"):
+            first = [] if appended else made
+            strategy = Sequential(model=model, plugins=first, **moe_runs.options())
+            strategy.plugins += made
+            strategy.train(stream[0])
+        assert parts_of(model) == before
+    if appended and not isinstance(made[0], p.LanguageAdapterPlugin):
+        strategy.plugins.remove(made[-1])
+        strategy.train(stream[0])
+        assert parts_of(model) != before

@@ -118,7 +118,7 @@ def test_look__compares_seed_by_seed(script, tmp_path):
         ({"a": {"new": [1, 2, 3]}, "b": {"old": [1, 2, 3]}}, {}, ""),
         ({"a": {"old": [1, 2]}, "b": {"old": [1, 2]}}, {"seeds": [0, 1]}, "2 of 3"),
         ({"a": {"old": [1, 2, None]}, "b": {"old": [1, 2, 3]}}, {}, "2 of 3 seeds"),
-        ({"a": {"old": [1, 2, 3]}, "b": {"old": [1]}}, {}, "1 of 3 seeds"),
+        ({"a": {"old": [1, 2, 3]}, "b": {"old": [1, None, None]}}, {}, "1 of 3 seeds"),
         (
             {"a": {"old": [1, 2, 3]}, "b": {"old": [1, 2, 3]}},
             {"pretrained": "/tmp/mine.safetensors"},
@@ -243,3 +243,10 @@ def test_page__of_the_documentation_has_these_claims(script):
     for text in script.page(script.Figures(ROOT / "nowhere")):
         lines = [x for x in text.splitlines() if not re.search("not measured", x)]
         assert all(line in page for line in lines), "run the command of the script"
+
+
+def test_figures__whose_values_are_of_other_seeds_are_refused(script, tmp_path):
+    methods = {"a": {"old": [1, 2, 3]}, "b": {"old": [1, 2]}}
+    figures = figures_at(script, tmp_path, methods)
+    with pytest.raises(ValueError, match=r"'b' has 2 values of 'old' for 3 seeds"):
+        script.look(check(script), figures)

@@ -455,7 +455,8 @@ class BranchSet(nn.Module):
     def fold(self, share: float = 1.0) -> None:
         """Put the updates of the active id into the weights, and drop its parts.
 
-        The branches stay, under the id -1.
+        Both towers drop the parts of an id that one of them has active. The branches
+        stay, under the id -1.
 
         :param share: of the updates.
         :raises ValueError: see :meth:`merge`.

@@ -6,12 +6,12 @@ and chosen here: the form of the projector (a linear map, the identity at the st
 each step) and the temperature of the term (the model's own, without gradient). The
 parameter counts of table 6 fit updates of the attention's output and of both layers of
 the perceptron (184,320 numbers per rank in ViT-B/16) beside trained embeddings, which
-stay frozen here; there is no dropout of updates.
+stay frozen here. The paper's dropout of updates (0.1) is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,15 @@ PROJECTOR = "feature_projector"
 IMAGE_RATE, TEXT_RATE = 3e-5, 3e-4
 """Learning rates of most data sets in the paper (Flickr30K 1e-5 and 1e-4; COCO 5e-7 and
 4e-5)."""
+C_CLIP_UPDATES: dict[str, Any] = {
+    "merge": True,
+    "share": 0.5,
+    "rank": 16,
+    "alpha": 32.0,
+    "targets": ("out", "mlp"),
+}
+"""Options of :class:`LoRA`: half of the updates is merged (equation 2), alpha is twice
+the rank; targets see the head of this module."""
 
 
 class FeatureProjector(OnWholeBatch):
@@ -177,14 +186,11 @@ class CCLIP(LoRA):
     :param weight: of the contrastive term, 1 in the paper.
     :param consolidation: further options of
         :class:`ContrastiveKnowledgeConsolidationPlugin`.
-    :param share: of the updates that is merged (0.5, equation 2).
-    :param rank: of the updates.
-    :param alpha: twice the rank in the paper.
-    :param targets: see the head of this module.
     :param plugins: further plugins.
-    :param kwargs: see :class:`LoRA`; ``merge`` is True. Without ``optimizer``: AdamW,
-        betas 0.9 and 0.99 and, unless ``param_groups`` are given, learning rates of
-        3e-5 for the image tower and 3e-4 for all else, and weight decay 0.2.
+    :param kwargs: see :class:`LoRA`; defaults are those of ``C_CLIP_UPDATES``. Without
+        ``optimizer``: AdamW, betas 0.9 and 0.99 and, unless ``param_groups`` are given,
+        learning rates of 3e-5 for the image tower and 3e-4 for all else, and weight
+        decay 0.2.
 
     >>> from avalanche_clip import create_dual_encoder
     >>> model = create_dual_encoder("tiny-emoji-vit")
@@ -201,21 +207,10 @@ class CCLIP(LoRA):
         model: nn.Module,
         weight: float = 1.0,
         consolidation: dict[str, Any] | None = None,
-        share: float = 0.5,
-        rank: int = 16,
-        alpha: float = 32.0,
-        targets: Iterable[str] = ("out", "mlp"),
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
         self._default_groups = partial(c_clip_groups, model)
         own = ContrastiveKnowledgeConsolidationPlugin(weight, **(consolidation or {}))
-        super().__init__(
-            model=model,
-            share=share,
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            plugins=[*(plugins or ()), own],
-            **{"merge": True, **kwargs},
-        )
+        plugins = [*(plugins or ()), own]
+        super().__init__(model=model, plugins=plugins, **{**C_CLIP_UPDATES, **kwargs})

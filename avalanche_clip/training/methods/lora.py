@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_clip.common.checks import as_finite, require_type
@@ -36,7 +35,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
     at the end of each one, and the next begins with fresh ones, whose product is zero
     and which have no moments: between experiences the model is a plain one, to be saved
     and evaluated as it is, and weights change by merging alone. That comes after what
-    all plugins before this one do at the end of an experience (averaging), but before
+    all other plugins do at the end of an experience (averaging), but before
     :class:`PatchingPlugin` mixes the weights.
 
     Memory: the updates; with ``merge`` the weights they belong to are part of each
@@ -49,8 +48,8 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
         ``targets``.
     :raises ValueError: for a value outside its range, or a share of nothing; for a
         model that has updates already, or a tower without residual attention blocks;
-        together with plugins that route batches, change the token table or begin from
-        fresh weights; with ``merge`` also with those that protect weights by name
+        together with plugins that route batches, change the token table or begin each
+        step anew; with ``merge`` also with those that protect weights by name
         (EWC), begin a step from other weights, or mix in the initial ones.
 
     Initial values of updates depend on the seed of the run and the number of merges.
@@ -58,6 +57,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
 
     keeps_per_weight_state = False
     only_one = True
+    closes_last = True
     state_attributes = ("merged",)
 
     def __init__(self, merge: bool = False, *, share: float = 1.0, **options: Any):
@@ -84,7 +84,7 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
                 "parts of their own"
             ),
             "changes_text_table": "freezes the token table, which {} changes",
-            "starts_fresh": "keeps the weights frozen, but {} draws fresh ones",
+            "starts_fresh": "goes on from step to step, but {} begins each one anew",
         }
         if self.merge:
             found |= {
@@ -181,7 +181,37 @@ def lora_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
 lora_groups = partial(optim.clip_param_groups, weight_decay=0.01)
 
 
-class LoRA(Sequential):
+class LoRATraining:
+    """Takes the settings of :class:`LoRAPlugin`, and adds it.
+
+    Put it before a strategy: ``class LoRAOnMine(LoRATraining, Mine): pass``.
+    """
+
+    _default_optimizer = staticmethod(lora_optimizer)
+    _default_groups: optim.GroupRule | None = staticmethod(lora_groups)
+
+    def __init__(
+        self,
+        *,
+        merge: bool = False,
+        share: float = 1.0,
+        tower: str = "both",
+        rank: int = 4,
+        alpha: float = 32.0,
+        targets: Iterable[str] = TARGETS,
+        blocks: Iterable[int] | None = None,
+        plugins: Sequence[Any] | None = None,
+        schedule: str = "cosine",
+        **kwargs: Any,
+    ):
+        sizes = {"tower": tower, "rank": rank, "alpha": alpha, "targets": targets}
+        self.lora = LoRAPlugin(merge, share=share, blocks=blocks, **sizes)
+        plugins = [*(plugins or ()), self.lora]
+        trained: Any = super()
+        trained.__init__(plugins=plugins, schedule=schedule, **kwargs)
+
+
+class LoRA(LoRATraining, Sequential):
     """Sequential training of low-rank updates, merged after each step or not.
 
     Template plus :class:`LoRAPlugin`; on class names :class:`ClassNameLoRA`.
@@ -197,8 +227,8 @@ class LoRA(Sequential):
     :param targets: weights, see :func:`attach_lora`; queries and values as in the LoRA
         paper, or ``("qkv", "out")`` as in SIT.
     :param blocks: indices of the blocks, None for all.
-    :param plugins: further plugins; they come first, so that what they do at the end
-        of an experience still finds its updates.
+    :param plugins: further plugins.
+    :param schedule: learning-rate schedule of each step.
     :param kwargs: see :class:`Sequential`; the optimiser is AdamW with learning rate
         2e-4 and, unless ``param_groups`` are given, weight decay 0.01 on matrices.
     :raises ValueError: see :class:`LoRAPlugin`.
@@ -211,57 +241,11 @@ class LoRA(Sequential):
     ['query_down', 'query_up', 'value_down', 'value_up']
     """
 
-    _default_optimizer = staticmethod(lora_optimizer)
-    _default_groups = staticmethod(lora_groups)
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        merge: bool = False,
-        share: float = 1.0,
-        tower: str = "both",
-        rank: int = 4,
-        alpha: float = 32.0,
-        targets: Iterable[str] = TARGETS,
-        blocks: Iterable[int] | None = None,
-        plugins: Sequence[Any] | None = None,
-        **kwargs: Any,
-    ):
-        sizes = {"tower": tower, "rank": rank, "alpha": alpha, "targets": targets}
-        self.lora = LoRAPlugin(merge, share=share, blocks=blocks, **sizes)
-        plugins = [*(plugins or ()), self.lora]
-        super().__init__(model=model, plugins=plugins, **kwargs)
-
-
-class ClassNameLoRA(ClassNameTemplate):
+class ClassNameLoRA(LoRATraining, ClassNameTemplate):
     """The same on images with class names.
 
     Takes what :class:`LoRA` takes.
 
-    :param schedule: learning-rate schedule of each step.
     :param kwargs: see :class:`ClassNameTemplate`.
     """
-
-    _default_optimizer = staticmethod(lora_optimizer)
-    _default_groups = staticmethod(lora_groups)
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        merge: bool = False,
-        share: float = 1.0,
-        tower: str = "both",
-        rank: int = 4,
-        alpha: float = 32.0,
-        targets: Iterable[str] = TARGETS,
-        blocks: Iterable[int] | None = None,
-        plugins: Sequence[Any] | None = None,
-        schedule: str = "cosine",
-        **kwargs: Any,
-    ):
-        sizes = {"tower": tower, "rank": rank, "alpha": alpha, "targets": targets}
-        self.lora = LoRAPlugin(merge, share=share, blocks=blocks, **sizes)
-        plugins = [*(plugins or ()), self.lora]
-        super().__init__(model=model, plugins=plugins, schedule=schedule, **kwargs)

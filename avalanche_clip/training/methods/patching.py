@@ -32,7 +32,8 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
     ``a`` is the value of ``grid`` with the best mean ``mean_R@1`` on validation
     data; equal scores take the larger ``a``. All float parameters and buffers are
     interpolated as stored (the logit scale as a logarithm); integer buffers are those
-    of the trained model.
+    of the trained model. Rows that a token table has grown by count as previous with
+    the values that their training started from.
 
     Memory: two copies of the weights. Time: one evaluation of the validation
     data per grid value after each step, booked as ``"search"``.

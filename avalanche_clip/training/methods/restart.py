@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.models import DualEncoder
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.plan import of_experience
 
@@ -35,7 +36,9 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
         experience and its visit; frozen parameters stay. ``"initial"`` goes back to
         those before the first training, which is what training "from scratch" means
         for a pretrained model.
-    :raises ValueError: for another value.
+    :raises ValueError: for another value; together with plugins that change the token
+        table or route batches; with ``"random"`` for a model that has more than its
+        architecture, such as adapters.
 
     Memory: ``"random"`` one temporary copy of the frozen parameters, ``"initial"``
     one copy of the weights, shared with plugins that use the initial teacher.
@@ -43,6 +46,15 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
 
     starts_fresh = True
     starts_elsewhere = True
+    excludes = {
+        "changes_text_table": (
+            "begins each step with the first token table, but {} goes on with that of "
+            "the step before"
+        ),
+        "routes_batches": (
+            "begins each step anew, but {} keeps the parts that earlier steps trained"
+        ),
+    }
 
     def __init__(self, restart_from: str = "random"):
         super().__init__()
@@ -75,12 +87,16 @@ class RestartPlugin(MethodPlugin, supports_distributed=True):
 
     def check_compatible(self, strategy: Any) -> None:
         """Raise when the model cannot be initialised anew."""
-        fresh = callable(getattr(strategy.model, "reinitialize", None))
-        if self.restart_from == "random" and not fresh:
+        model = strategy.model
+        if self.restart_from == "initial":
+            return
+        if not callable(getattr(model, "reinitialize", None)):
             raise ValueError(
                 "RestartPlugin needs a model with reinitialize(seed), such as a "
-                f"DualEncoder; got {type(strategy.model).__name__}."
+                f"DualEncoder; got {type(model).__name__}."
             )
+        if isinstance(model, DualEncoder):
+            model.check_plain("RestartPlugin(restart_from='random')")
 
 
 class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):

@@ -20,7 +20,8 @@ from avalanche_clip.training.templates.contract import MethodPlugin
 class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
     """Add ``weight * sum_p (theta_p - start_p)^2`` to the loss.
 
-    The sum (not a mean) runs over the trainable parameters; ``start`` are
+    The sum (not a mean) runs over the trainable parameters of the model (what losses
+    train beside it, such as a projector, is not pulled); ``start`` are
     their values before the first step of the experience, so both value and
     gradient are zero there. The gradient ``2 * weight * (theta - start)`` is
     added in place after the backward pass: unscaled in mixed precision,
@@ -32,7 +33,7 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
 
     :param weight: ``>= 0``; 0 turns the method off exactly.
     :raises ValueError: for a negative weight; together with
-        :class:`RestartPlugin`, whose start is random.
+        :class:`RestartPlugin`, whose start has learned nothing.
     """
 
     state_attributes = ("start",)
@@ -47,8 +48,8 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
 
     @property
     def excludes(self) -> dict[str, str]:  # type: ignore[override]
-        """Plugins that start from random weights."""
-        why = "pulls weights to where the step began, but {} begins it at random ones"
+        """Plugins that begin each step anew."""
+        why = "pulls weights to where the step began, but {} begins each one anew"
         return {"starts_fresh": why} if self.weight > 0 else {}
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:

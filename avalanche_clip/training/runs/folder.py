@@ -22,7 +22,7 @@ from avalanche_clip.training.runs.checkpoint_plugin import (
     remove_leftovers,
 )
 from avalanche_clip.training.runs.files import read_state
-from avalanche_clip.training.runs.identity import differences, require_same
+from avalanche_clip.training.runs.identity import require_same, run_differences
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class RunFolder:
                 f"{path} was not written by run_stream; go on with load_state."
             )
         require_same(state["identity"], self.run.identity, path)
-        if noted is not None and differences(noted, self.run.identity):
+        if noted is not None and run_differences(noted, self.run.identity):
             logger.warning(
                 "%s is that of another run than %s; it is written again.",
                 self.state_path,

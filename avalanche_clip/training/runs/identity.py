@@ -16,9 +16,14 @@ from avalanche_clip.benchmarks.items.content import experience_hashes
 from avalanche_clip.common.plain import is_plain
 from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
-from avalanche_clip.training.templates.settings import as_stored, strategy_settings
+from avalanche_clip.training.templates.settings import (
+    as_stored,
+    start_weights,
+    strategy_settings,
+)
 
 _MOST = 3
+_START = "start weights"
 _MISSING = object()  # a value that one of two mappings does not have
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -26,15 +31,18 @@ _short.maxlist = _short.maxtuple = 8
 
 
 def strategy_identity(strategy: Any) -> dict[str, Any]:
-    """Seed and settings that a strategy must share with one that goes on for it.
+    """Seed, settings and start that a strategy shares with one that goes on for it.
 
-    Where it runs does not count.
+    Where it runs does not count. The start is a hash of the pretrained weights: their
+    name stays the same when a file, or what a package ships, is replaced.
 
     :param strategy: a strategy of this package.
     """
     settings = strategy_settings(strategy).items()
     kept = {k: v for k, v in settings if k not in ("eval_mb_size", "seed")}
-    return {"seed": strategy.seed, "settings": kept}
+    found = {"seed": strategy.seed, "settings": kept}
+    start = start_weights(strategy)
+    return found if start is None else {**found, _START: start}
 
 
 def run_identity(
@@ -88,7 +96,7 @@ def require_same_strategy(
     :raises CheckpointError: naming what differs.
     """
     have = strategy_identity(strategy)
-    known = {key: stored[key] for key in have}
+    known = {key: stored[key] for key in have if key in stored}
     hashes = stored.get("experiences", {}).get("train", {})
     if hashes:
         now = experience_hashes(benchmark.streams["train"])
@@ -106,12 +114,29 @@ def require_same(stored: dict[str, Any], have: dict[str, Any], where: Path) -> N
     :param where: file or folder of the stored run, for the message.
     :raises CheckpointError: naming what differs.
     """
-    if different := differences(stored, have):
+    if different := run_differences(stored, have):
         raise CheckpointError(
             f"{where} holds another run: {'; '.join(different)}. Go on with the same "
-            "method, settings, plugins, seed, streams and data, or start another run "
-            "in another folder."
+            "method, settings, weights, plugins, seed, streams and data, or start "
+            "another run in another folder."
         )
+
+
+def run_differences(stored: dict[str, Any], have: dict[str, Any]) -> list[str]:
+    """Say where two identities differ, see :func:`differences`.
+
+    Runs that were stored without a hash of their pretrained weights have any.
+
+    :param stored: that of the stored run.
+    :param have: that of this run.
+    """
+    sides = [{k: v for k, v in one.items() if k != _START} for one in (stored, have)]
+    found = differences(sides[0], sides[1])
+    starts = {one[_START] for one in (stored, have) if _START in one}
+    if len(starts) > 1:
+        name = have["settings"].get("pretrained")
+        found.append(f"it began from other pretrained weights than {name!r} has now")
+    return found
 
 
 def differences(stored: Any, have: Any, where: str = "") -> list[str]:

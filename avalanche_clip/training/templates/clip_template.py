@@ -32,6 +32,7 @@ from avalanche_clip.training.templates.compatibility import (
     check_plugins,
     in_order,
     running_order,
+    taken_off_on_error,
 )
 from avalanche_clip.training.templates.contract import routed
 from avalanche_clip.training.templates.evaluation import (
@@ -186,7 +187,8 @@ class CLIPTemplate(StepTemplate):
         ``train`` and ``eval`` call it, so that those that are appended after
         construction are treated like the others.
 
-        :raises ValueError: naming what cannot work, the reason and the replacement.
+        :raises ValueError: naming what cannot work, the reason and the replacement;
+            the model then has nothing attached that it had not before.
         """
         have = [*in_order(self.plugins), self.evaluator, *self.evaluator.metrics]
         if len(have) == len(self._checked) and all(map(is_, have, self._checked)):
@@ -195,8 +197,9 @@ class CLIPTemplate(StepTemplate):
             self._check_plugin_compatibility()
             self._distributed_check = False
         self.plan.give_up_schedule()
-        check_plugins(self)
-        check_metrics(self)
+        with taken_off_on_error(self.model):
+            check_plugins(self)
+            check_metrics(self)
         self._checked = have
 
     def train(
@@ -386,7 +389,8 @@ class CLIPTemplate(StepTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.step_phase = "closing"
-        super()._after_training_exp(**kwargs)
+        with running_order(self, closing=True):
+            super()._after_training_exp(**kwargs)
         self.visits.end()
         self.step_phase = ""
         for contract in self.contracts:

@@ -19,6 +19,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import nn
 
 from avalanche_clip.common.checks import require_known
+from avalanche_clip.models.peft.attached import BranchSet
 from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
 from avalanche_clip.training.templates.watchers import (
     EarlyStoppingContract,
@@ -220,22 +221,43 @@ def check_plugins(strategy: Any) -> None:
         contract.check_compatible(strategy)
 
 
-def in_order(plugins: Iterable[Any]) -> list[Any]:
+@contextmanager
+def taken_off_on_error(model: nn.Module) -> Iterator[None]:
+    """Take off again what a ``with`` block that fails has attached to a model."""
+    before = {name for name, _ in model.named_children()}
+    try:
+        yield
+    except BaseException:
+        for name, child in reversed([*model.named_children()]):
+            if name not in before and isinstance(child, BranchSet):
+                child.detach()
+            elif name not in before:
+                delattr(model, name)
+        raise
+
+
+def in_order(plugins: Iterable[Any], last: Iterable[Any] = ()) -> list[Any]:
     """Plugins in the order in which they run: Avalanche's own at the end.
 
     Others may have been appended behind them; but metrics see what other plugins
     did, and the clock counts after everybody.
+
+    :param last: plugins behind all others but Avalanche's own.
     """
-    own = (stock.EvaluationPlugin, PeriodicEval, Clock)
-    return sorted(plugins, key=lambda plugin: isinstance(plugin, own))
+    own, late = (stock.EvaluationPlugin, PeriodicEval, Clock), {*map(id, last)}
+    return sorted(plugins, key=lambda p: 2 * isinstance(p, own) + (id(p) in late))
 
 
 @contextmanager
-def running_order(strategy: Any) -> Iterator[None]:
-    """Put the plugins of a strategy :func:`in_order` while it runs."""
+def running_order(strategy: Any, *, closing: bool = False) -> Iterator[None]:
+    """Put the plugins of a strategy :func:`in_order` while it runs.
+
+    :param closing: whether it ends an experience, see ``MethodPlugin.closes_last``.
+    """
+    last = [c.wrapped for c in strategy.contracts if closing and c.closes_last]
     plugins = strategy.plugins
     given = list(plugins)
-    plugins[:] = in_order(given)
+    plugins[:] = in_order(given, last)
     try:
         yield
     finally:

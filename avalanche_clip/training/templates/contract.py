@@ -71,6 +71,9 @@ class MethodPlugin(SupervisedPlugin):
     is not known."""
     protects_weights: bool = False
     """Holds weights near their values after earlier experiences, by name (EWC)."""
+    closes_last: bool = False
+    """Merges or freezes at the end of an experience what was trained in it; such
+    plugins act after all others."""
     replays_data: bool = False
     """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
@@ -134,7 +137,8 @@ class MethodPlugin(SupervisedPlugin):
     def check_compatible(self, strategy: Any) -> None:
         """Raise ValueError if it cannot work with a strategy; attach what it needs.
 
-        Asked when the strategy is built, and again when plugins were added.
+        Asked when the strategy is built, and again when plugins were added. What it
+        has attached to the model as a child is taken off if another plugin refuses.
 
         :param strategy: with its model, optimiser and all plugins.
         """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import math
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
 
+from avalanche_clip.common.fingerprint import bit_sums
 from avalanche_clip.common.plain import as_number
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.training.templates.contract import MethodPlugin, kept_arguments
 
 
@@ -65,8 +68,31 @@ def _plugins(strategy: Any) -> dict[str, Any]:
     return found
 
 
+def start_weights(strategy: Any) -> str | None:
+    """Hash the pretrained weights that a strategy began with, one reduction each.
+
+    They are those of the architecture, as they were before training: what is attached
+    beside them may be drawn anew by who goes on.
+
+    :param strategy: trained before or not.
+    :return: None without pretrained weights, which may be drawn anew too, and for
+        models that are no dual encoders.
+    """
+    if strategy.in_training or strategy.clock.train_iterations:
+        known: str | None = strategy.start_weights
+        return known
+    model = strategy.model
+    if not isinstance(model, DualEncoder) or model.pretrained is None:
+        return None
+    plain = {f"clip.{name}" for name in model.plain_shapes}
+    sums = bit_sums(item for item in model._tensors_of(None) if item[0] in plain)
+    return hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()[:32]
+
+
 def note_built(strategy: Any) -> None:
     """Remember the settings of plugins before training changes their attributes.
+
+    And the weights that the model has then.
 
     An attribute may be setting and counter in one, which is stored and restored. Of
     plugins with a ``state_dict`` of their own it is not known whether they do so.
@@ -75,6 +101,7 @@ def note_built(strategy: Any) -> None:
     """
     if strategy.clock.train_iterations == 0:
         strategy.built_plugins = []
+        strategy.start_weights = start_weights(strategy)
     known = [id(plugin) for plugin, _ in strategy.built_plugins]
     for contract in strategy.contracts:
         default = type(contract).state_dict is MethodPlugin.state_dict

@@ -69,6 +69,8 @@ class StepTemplate(SupervisedTemplate):
         self._contracts: list[MethodPlugin] = []
         self.built_plugins: list[tuple[MethodPlugin, dict[str, Any]]] = []
         """Plugins and their settings as they were built, see :func:`note_built`."""
+        self.start_weights: str | None = None
+        """Hash of pretrained weights before training, see :func:`start_weights`."""
         self._pending: Any = None
         """What a run goes on with that was stored inside an experience."""
         self.run: Any = None

@@ -122,7 +122,8 @@ class Teacher:
             raise ValueError(
                 f"A text of the batch holds token {int(batch['text'].max())}, but the "
                 f"{self.kind!r} teacher knows {sizes[1]} tokens: the vocabulary has "
-                "grown since. Use the 'previous' teacher, or texts of its own for it."
+                "grown since. Use a method that teaches texts of its own, or none on "
+                "this stream."
             )
 
     def _encode_texts(self, batch: Any, known: Tensor) -> CLIPOutput:

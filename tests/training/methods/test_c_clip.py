@@ -65,6 +65,25 @@ def test_first_experience__has_a_term_if_there_is_something_to_keep():
     assert "consolidation" not in terms.seen[0] and "consolidation" in terms.seen[-1]
 
 
+@pytest.mark.parametrize(
+    "pulling",
+    [p.WeightConsolidationPlugin(1e3), p.WeightAveragingPlugin("we", interval=1)],
+    ids=lambda plugin: type(plugin).__name__,
+)
+def test_projector__is_no_weight_of_the_model(pulling):
+    """Neither consolidated nor averaged with it."""
+    own = p.ContrastiveKnowledgeConsolidationPlugin(teach_first_experience=True)
+    names = At("before_backward", lambda s: {*pulling.start, *_averaged(pulling)})
+    strategy = build(Sequential, stub_model(), plugins=[own, pulling, names])
+    strategy.train(stub_benchmark().train_stream[0])
+    stored = {name for name, _ in strategy.model.named_parameters()}
+    assert names.seen[-1] == stored - {"feature_projector.weight"}
+
+
+def _averaged(plugin):
+    return getattr(plugin, "average", ())
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_projector__is_trained_whatever_freezes_the_model(first):
     """It is saved neither with the model nor with what is frozen."""

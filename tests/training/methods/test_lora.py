@@ -149,7 +149,7 @@ def test_convolutional_tower__has_no_updates():
         ([partial(p.MoEAdaptersPlugin, moe_runs.ADAPTERS)], {}, "routes batches"),
         ([p.LanguageAdapterPlugin], {}, "routes batches"),
         ([p.TokenEmbeddingExpansionPlugin], {}, "token table"),
-        ([p.RestartPlugin], {}, "draws fresh ones"),
+        ([p.RestartPlugin], {}, "begins each one anew"),
         ([p.ContrastiveEWCPlugin], {"merge": True}, "protect nothing"),
         (
             [p.ConstantCosinePlugin],
@@ -180,3 +180,12 @@ def test_refused__a_model_with_updates():
     attach_lora(model)
     with pytest.raises(ValueError, match="already"):
         LoRA(model=model, evaluator=None)
+
+
+def test_appended_plugin__still_finds_the_updates_at_the_end_of_an_experience():
+    strategy, stream = build(merge=True)
+    late = At("after_training_exp", lambda s: update_of(s.model).abs().max().item())
+    strategy.plugins.append(late)
+    strategy.train(stream[0])
+    assert late.seen[0] > 1e-4
+    strategy.model.check_plain("a test")

@@ -9,14 +9,21 @@ from avalanche.training.plugins import EWCPlugin
 
 from avalanche_clip.benchmarks import ClassPrompts
 from avalanche_clip.benchmarks.items.content import data_summary
+from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
+from avalanche_clip.models import attach_adapters
+from avalanche_clip.training import Sequential, run_stream
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
+from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.identity import (
     differences,
+    run_differences,
     run_identity,
     strategy_identity,
 )
+from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates import MethodPlugin
-from tests.helpers import stub_model, train_stream
+from tests.helpers import quiet_evaluator, stub_model, train_stream
+from tests.training import moe_runs
 from tests.training.classes import class_strategy
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.small_runs import build
@@ -195,3 +202,75 @@ def test_run_identity__infinity_is_a_value():
         group["momentum"] = float("inf")
     again = json.loads(json.dumps(stored))
     assert differences(stored, again) == []
+
+
+def began(seed=0, *, adapters=None, pretrained="tag"):
+    """A run from the weights of a seed, under the same name."""
+    model = moe_runs.vit(seed)
+    model.pretrained = pretrained
+    if adapters is not None:
+        torch.manual_seed(adapters)
+        attach_adapters(model)
+    strategy = Sequential(
+        model=model,
+        train_mb_size=4,
+        eval_mb_size=4,
+        budget_iterations=1,
+        evaluator=quiet_evaluator([retrieval_plugin_metrics(ks=(1,))]),
+    )
+    return strategy, moe_runs.pairs(model, 1)
+
+
+OTHER = "it began from other pretrained weights than 'tag' has now"
+
+
+def test_run_identity__pretrained_weights_of_the_same_name_are_compared():
+    first = json.loads(json.dumps(whole(*began())))
+    assert run_differences(first, whole(*began())) == []
+    assert run_differences(first, whole(*began(1))) == [OTHER]
+    strategy, benchmark = began()
+    with torch.no_grad():  # changed between loading and the run
+        strategy.model.logit_scale.add_(0.5)
+    changed = whole(strategy, benchmark)
+    assert run_differences(first, changed) == [OTHER]
+    train_stream(strategy, benchmark)
+    assert run_differences(changed, whole(strategy, benchmark)) == []
+
+
+def test_run_identity__what_is_drawn_anew_is_not_compared():
+    random = [whole(*began(seed, pretrained=None)) for seed in (0, 1)]
+    assert run_differences(*random) == []
+    beside = [whole(*began(adapters=seed)) for seed in (0, 1)]
+    assert run_differences(*beside) == []
+    first = whole(*began(adapters=0))
+    assert run_differences(first, whole(*began(1, adapters=0))) == [OTHER]
+
+
+def test_run_identity__runs_stored_without_their_start_go_on():
+    old = whole(*began())
+    del old["start weights"]
+    assert run_differences(old, whole(*began(1))) == []
+
+
+@pytest.mark.parametrize("left", ["checkpoint", "state file"])
+def test_resume__a_finished_run_of_replaced_weights_is_refused(left, tmp_path):
+    strategy, benchmark = began()
+    run_stream(strategy, benchmark, tmp_path)
+    if left == "state file":
+        for path in (tmp_path / "checkpoints").iterdir():
+            path.unlink()
+    again = run_stream(strategy, benchmark, tmp_path, resume=True)
+    assert again.E.shape == (1, 1)
+    with pytest.raises(CheckpointError, match=f"{OTHER}.*in another folder"):
+        run_stream(*began(1), tmp_path, resume=True)
+    run_stream(*began(), tmp_path, resume=True)
+
+
+def test_load_state__replaced_weights_are_refused(tmp_path):
+    strategy, benchmark = began()
+    train_stream(strategy, benchmark)
+    path = save_state(strategy, tmp_path / "state.pt")
+    other, benchmark = began(1)
+    with pytest.raises(CheckpointError, match=OTHER):
+        load_state(other, path, benchmark)
+    assert load_state(began()[0], path, benchmark) == 1

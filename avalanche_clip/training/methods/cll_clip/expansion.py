@@ -197,8 +197,13 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
     # -------------------------------------------------------------- growing
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Bind the data to the growing tokenizer, and let it grow."""
-        table = self._table(strategy)
-        _bind(strategy.experience.dataset, table.tokenizer)
+        table, experience = self._table(strategy), strategy.experience
+        _bind(experience.dataset, table.tokenizer)
+        # Other plugins evaluate on streams of their own (patching, best epoch).
+        stream = getattr(experience.logging(), "_origin_stream", None)
+        streams = getattr(getattr(stream, "benchmark", None), "streams", {})
+        for other in (e for own in streams.values() for e in own):
+            _bind(other.dataset, table.tokenizer)
         # A run restored inside an experience has already grown for it.
         if self.grow and strategy._pending is None:
             self._grow_tokenizer(strategy, table.tokenizer)

@@ -106,6 +106,7 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
     """
 
     routes_batches = True
+    closes_last = True
     excludes = {
         "starts_elsewhere": (
             "keeps frozen experts, but {} replaces them with the weights before a step"
@@ -174,7 +175,8 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
 
         :raises ValueError: see the class.
         """
-        if self._strategy is strategy:
+        there = attachment(strategy.model, "moe_adapters") is not None
+        if there and self._strategy is strategy:
             return  # asked again, for a plugin that was added later
         self._forget()
         self._strategy = strategy

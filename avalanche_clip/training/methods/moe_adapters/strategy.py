@@ -70,8 +70,8 @@ class MoEAdapters(ClassNameTemplate):
         ``MTIL_RATES["full"]``.
     :param optimizer: see :class:`MTILTraining`.
     :param label_smoothing: see :class:`ClassNameFineTuning`.
-    :param plugins: further plugins; they come first, so that what they measure
-        at the end of an experience still has a trainable router.
+    :param plugins: further plugins; what they measure at the end of an experience
+        still has a trainable router.
     :param kwargs: see :class:`ClassNameTemplate`; defaults as in
         :class:`MTILTraining`.
     :raises ValueError: see :class:`MoEAdaptersPlugin`.

@@ -8,7 +8,14 @@ from avalanche_clip.losses import cross_modal_loss
 from avalanche_clip.models import find_token_embedding
 from avalanche_clip.training import CLL_VARIANTS, CLLCLIP
 from avalanche_clip.training.methods.cll_clip.student import encode_by_length
-from tests.helpers import assert_same_weights, quiet_evaluator, train_stream, weights
+from avalanche_clip.training.plugins import BestEpochPlugin, PatchingPlugin
+from tests.helpers import (
+    At,
+    assert_same_weights,
+    quiet_evaluator,
+    train_stream,
+    weights,
+)
 from tests.training.languages import (
     WORDS,
     adamw,
@@ -216,3 +223,39 @@ def test_length_groups__train_to_the_same_table():
         strategy, look, _ = train(2, length_groups=groups)
         tables.append(find_token_embedding(strategy.model).weight.detach())
     torch.testing.assert_close(tables[0], tables[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        (PatchingPlugin([0.5, 0.25], validation="test"), {"budget_iterations": 2}),
+        (BestEpochPlugin("test"), {"budget_iterations": 2, "train_epochs": 2}),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_search__on_a_stream_that_was_prepared_before_the_vocabulary_grew(
+    plugin, options
+):
+    model = tiny_model()
+    benchmark = language_stream(model)
+    strategy = language_strategy(model, plugins=[plugin], **options)
+    before = find_token_embedding(model).weight.detach().clone()
+    train_stream(strategy, benchmark, 2)
+    assert len(plugin.chosen) == 2
+    assert len(find_token_embedding(model).weight) > len(before)
+
+
+def test_patching__mixes_all_rows_of_a_grown_table():
+    """Rows that have just grown with the values that their training started from."""
+    seen = [
+        At(hook, lambda s: find_token_embedding(s.model).weight.detach().clone())
+        for hook in ("before_training_iteration", "after_training_epoch")
+    ]
+    model = tiny_model()
+    plugins = [PatchingPlugin([0.25]), *seen]
+    strategy = language_strategy(model, plugins=plugins, train_epochs=1)
+    train_stream(strategy, language_stream(model), 2)
+    start, trained = seen[0].seen[4], seen[1].seen[1]
+    found = find_token_embedding(model).weight
+    torch.testing.assert_close(found, torch.lerp(start, trained, 0.25))
+    assert len(found) > len(seen[1].seen[0])

@@ -313,6 +313,18 @@ def test_ewc__works_beside():
     assert "fisher" in strategy.compute.experiences[0]
 
 
+def test_appended_ewc__still_finds_what_was_trained():
+    """Experts and routers freeze behind it, however late it came."""
+    kept = []
+    for late in (False, True):
+        ewc = ContrastiveEWCPlugin(10.0, fisher_batch_size=6)
+        strategy, _ = build(plugins=[] if late else [ewc])
+        strategy.plugins += [ewc] if late else []
+        train_stream(strategy, moe_runs.domains(strategy.model), 1)
+        kept.append(set(ewc.fisher))
+    assert kept[0] == kept[1]
+
+
 def test_count_above_the_number_of_experts__is_refused_at_once():
     with pytest.raises(ValueError, match="exceeds num_experts=6"):
         build(count=7)
