@@ -126,10 +126,11 @@ def test_methods__examples_train(page):
     assert codes
     for _, code in codes:
         model = models.create_dual_encoder("tiny-emoji-vit", "emoji-2010")
+        stream = benchmarks.tic_emoji(first_step=1)  # begins with few emoji
         names = {
             **public,
             "model": model,
-            "benchmark": benchmarks.prepare_benchmark(benchmarks.tic_emoji(), model),
+            "benchmark": benchmarks.prepare_benchmark(stream, model),
             "optimizer": partial(torch.optim.AdamW, lr=1e-4),
             "images": benchmarks.emoji_dataset(["noto"], range(64)),
             "sentences": ["a cat", "a tree", "the sun"],
@@ -137,7 +138,7 @@ def test_methods__examples_train(page):
         }
         exec(textwrap.dedent(code), names)
         strategy = names["strategy"]
-        strategy.compute.iterations = 3
+        strategy.compute.iterations = strategy.train_epochs
         strategy.warmup_iterations = strategy.later_warmup_iterations = 0
         if page.stem != "moe_adapters":  # the selector takes 1,300 iterations
             strategy.train(names["benchmark"].train_stream[0])
