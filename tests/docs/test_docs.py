@@ -23,7 +23,7 @@ GUIDES = ("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst")
 PRINTED = "\n".join(
     [
         r"\[2, 2, 2\]",
-        "974 icons beside the stream",
+        "968 icons beside the stream",
         r"\d+ numbers to train",
         "2 steps near the previous model",
     ]
