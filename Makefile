@@ -1,7 +1,7 @@
 # Every target sets up its own virtual environment on first use and reuses it
 # until setup.cfg, pyproject.toml or the constraints change.
 #
-#   make demo                      one continual run on embedded data
+#   make demo                      four methods on embedded data
 #   make test                      lint, types, tests, doctests, README example
 #   make test PYTHON=python3.12    the same with another interpreter
 #   make unit WORKERS=0            tests in this process, for a debugger
@@ -23,7 +23,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 .PHONY: help setup demo test test-all lint types unit docs format bench clean distclean
 
 help:
-	@echo "make demo     one continual run on embedded data, with a report"
+	@echo "make demo     four methods on embedded data, with reports"
 	@echo "make test     lint + types + unit, what CI runs"
 	@echo "make test-all the same, and the slow tests"
 	@echo "make lint     ruff check and ruff format --check"

@@ -67,8 +67,8 @@ METHODS = (
 )
 STUDY = "languages_emoji"
 RATES: dict[str, tuple[str, tuple[float, ...]]] = {
-    "tokens": ("lr", (5e-4, 1e-3, 2e-3, 4e-3)),
-    "text": ("text_lr", (2.5e-4, 5e-4, 1e-3, 2e-3)),
+    "tokens": ("lr", (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)),
+    "text": ("text_lr", (5e-4, 1e-3, 2e-3, 4e-3)),
 }
 """Kind of method -> setting that ``--search`` chooses, and the rates tried."""
 JUDGED = {"tokens": ("cll-clip", "teir"), "text": ("fine-tune", "fine-tune+teir")}

@@ -117,7 +117,7 @@ JOINT = Config(
     },
 )
 DEMO_CONFIG = Config(iterations=40, train_mb_size=64, warmup=10, gallery=False)
-RATES = ({"lr": 3e-4}, {"lr": 7e-4}, {"lr": 1.5e-3})
+RATES = ({"lr": 1e-4}, {"lr": 3e-4}, {"lr": 7e-4})
 LIKE = dict.fromkeys(
     ("cumulative-all-star", "restart", "oracle", "joint"), "cumulative-all"
 )

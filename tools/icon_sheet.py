@@ -3,7 +3,7 @@
 Held out are names, by a hash. A few of them are taught all the same: by an icon whose
 name has the same words in another order (training shuffles words), or by an emoji of
 that name or keyword, in the training on 2010 or in a stream of later ones. These are
-left out, and so are drawings that are trained on under another name, and brands.
+left out, and so are drawings that are trained on under another name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ MOST_NAMES, MOST_BYTES = 1_500, 1_500_000
 # A picture is shipped on terms that can be met by naming its artist; whether a font's
 # licence (OFL) or a file's (MPL) extends to a picture need not be settled for it.
 LICENCES = icon_web.LICENCES - {"OFL-1.1", "MPL-2.0"}
-# Sets of brands outside the categories of brands.
-BRANDS = frozenset("devicon-line devicon-original fa-brands fa6-brands".split())
 
 LICENCE_TEXTS = {
     "MIT": "LICENSES/MIT.txt",
@@ -110,11 +108,9 @@ def choose_held_out(
     licence = {one.prefix: one.info["license"]["spdx"] for one in sets}
     found: dict[tuple[str, ...], list[int]] = {}
     for item, name in enumerate(held.captions):
-        prefix = held.prefixes[item]
         if (
             words(name) not in taught
-            and prefix not in BRANDS
-            and licence[prefix] in LICENCES
+            and licence[held.prefixes[item]] in LICENCES
             and _digest(held, item) not in seen
         ):
             found.setdefault(words(name), []).append(item)

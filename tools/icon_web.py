@@ -4,10 +4,11 @@ Reads the unpacked npm package ``@iconify/json`` (some 380,000 vector icons in 2
 sets), keeps what may be used and can be learned, and draws it. What is kept:
 
 - sets whose licence allows adaptations without sharing alike (:data:`LICENCES`);
-- no emoji: neither the category Emoji nor any set named after them. What is learned
-  from the icons is what is known of the emoji that are to come;
-- neither the category Logos nor Programming: names of brands say nothing about the
-  picture (some brands come all the same, in sets without these categories);
+- no emoji: neither the category Emoji, nor any set named after them, nor one that
+  draws them without saying so. What is learned from the icons is what is known of the
+  emoji that are to come;
+- no brands: neither the category Logos nor Programming, nor sets of brands elsewhere.
+  Their names say nothing about the picture;
 - names of at most four words without words of style, drawn by several sets (variants
   that a team publishes as sets of their own count as several);
 - of each name one drawing per set.
@@ -43,6 +44,9 @@ LICENCES = frozenset(
     " OFL-1.1".split()
 )
 LEFT_OUT = frozenset({"Emoji", "Logos", "Programming"})
+# Of Dinkie Icons' names that other sets share, 63 % are names of emoji (next: 34 %).
+EMOJI_SETS = frozenset({"dinkie-icons"})
+BRAND_SETS = frozenset("devicon-line devicon-original fa-brands fa6-brands".split())
 FLAG_SETS = frozenset({"circle-flags", "cif", "flag", "flagpack"})
 
 # Words that say how a thing is drawn, not what it is.
@@ -134,10 +138,11 @@ def read_sets(root: Path) -> list[IconSet]:
 
 
 def is_left_out(prefix: str, info: dict[str, Any]) -> bool:
-    """Whether a set is of emoji, logos or brands of programming."""
+    """Whether a set is of emoji, logos or brands."""
     # One set of emoji has no category.
     named = "emoji" in prefix or "emoji" in info["name"].lower()
-    return named or info.get("category") in LEFT_OUT
+    listed = prefix in EMOJI_SETS | BRAND_SETS
+    return named or listed or info.get("category") in LEFT_OUT
 
 
 # -------------------------------------------------------------------- the names

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from avalanche_clip import benchmarks, models, training
 from avalanche_clip._exports import ROOT, face_names
 from avalanche_clip.training import plugins, supervised
 
@@ -21,7 +24,7 @@ PRINTED = "\n".join(
     [
         r"\[2, 2, 2\]",
         r"59 \['face smiling', 'face affection'\]",
-        "974 icons beside the stream",
+        "968 icons beside the stream",
         r"\d+ numbers to train",
         "2 steps near the previous model",
     ]
@@ -29,6 +32,7 @@ PRINTED = "\n".join(
 CODE = re.compile(
     r"^\.\. code-block:: python\n(?:   :name: (\S+)\n)?\n((?:   .*\n|\n)+)", re.M
 )
+METHODS = sorted((DOCS / "methods").glob("[!i]*.rst"))
 
 
 def blocks(page: str) -> dict[str, str]:
@@ -88,9 +92,13 @@ def test_methods__each_strategy_and_plugin_is_on_a_page():
                 assert "_" in name or f"``{name}``" in text, name
 
 
-@pytest.mark.parametrize(
-    "page", sorted((DOCS / "methods").glob("[!i]*.rst")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("page", METHODS, ids=lambda p: p.stem)
+def test_methods__page_names_paper_cost_and_what_it_does_not_go_with(page):
+    head = re.findall(r"^:([\w ]+): \S", page.read_text(encoding="utf-8"), re.M)
+    assert head == ["Strategy or plugin", "Paper", "Status", "Cost", "Not with"]
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda p: p.stem)
 def test_methods__settings_are_arguments_of_what_the_page_names(page):
     text = page.read_text(encoding="utf-8")
     names = re.findall("``(\\w+)``", text.split(":Paper:")[0])
@@ -107,6 +115,34 @@ def test_methods__settings_are_arguments_of_what_the_page_names(page):
     rows = re.findall(r"^   \* - (``.+)$", settings[1] if settings else "", re.M)
     given = {name for row in rows for name in re.findall("``(\\w+)``", row)}
     assert given <= taken, given - taken
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", METHODS, ids=lambda p: p.stem)
+def test_methods__examples_train(page):
+    faces = (benchmarks, models, training, plugins)
+    public = {name: getattr(face, name) for face in faces for name in face.__all__}
+    codes = CODE.findall(page.read_text(encoding="utf-8") + "\n")
+    assert codes
+    for _, code in codes:
+        model = models.create_dual_encoder("tiny-emoji-vit", "emoji-2010")
+        stream = benchmarks.tic_emoji(first_step=1)  # begins with few emoji
+        names = {
+            **public,
+            "model": model,
+            "benchmark": benchmarks.prepare_benchmark(stream, model),
+            "optimizer": partial(torch.optim.AdamW, lr=1e-4),
+            "images": benchmarks.emoji_dataset(["noto"], range(64)),
+            "sentences": ["a cat", "a tree", "the sun"],
+            "run_stream": lambda strategy, benchmark, folder: None,
+        }
+        exec(textwrap.dedent(code), names)
+        strategy = names["strategy"]
+        strategy.compute.iterations = strategy.train_epochs
+        strategy.warmup_iterations = strategy.later_warmup_iterations = 0
+        if page.stem != "moe_adapters":  # the selector takes 1,300 iterations
+            strategy.train(names["benchmark"].train_stream[0])
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("**/*.rst")), ids=lambda p: p.stem)

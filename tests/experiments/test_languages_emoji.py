@@ -318,10 +318,10 @@ def test_search__one_rate_for_all_of_a_kind(study, settings, tmp_path, monkeypat
 
     monkeypatch.setattr(study, "run", run)
     study.main(["--search", "--out", str(tmp_path / "out")])
-    assert {*asked} == {(True, 0, study.QUICK)} and len(asked) == 16
+    assert {*asked} == {(True, 0, study.QUICK)} and len(asked) == 18
     kept = read_json(settings / "languages_emoji.json", checksum=True)["methods"]
     scores = [score for _, score in kept["tokens"]["tried"]]
-    assert scores == pytest.approx([20, 20, 20, 30])
+    assert scores == pytest.approx([20, 20, 30, 20, 20])
     for method, rate in (("er+teir", 4e-3), ("fine-tune", 1e-3), ("teir:0.5", 0.5)):
         config = study.configured(study.Config(), method)
         assert study.learning_rate(config, method) == rate

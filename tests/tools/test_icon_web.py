@@ -46,6 +46,8 @@ def test_read_sets__keeps_open_licences_and_no_emoji_or_brands(package):
         a_set("plain", icon, category=None, name="Noto Emoji"),
         a_set("brands", icon, category="Logos"),
         a_set("code", icon, category="Programming"),
+        a_set("fa-brands", icon, category=None),
+        a_set("dinkie-icons", icon),
     )
     assert [one.prefix for one in web.read_sets(root)] == ["a", "b"]
 

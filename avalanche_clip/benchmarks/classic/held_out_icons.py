@@ -10,7 +10,7 @@ from avalanche_clip.benchmarks.items.items import make_image_text_dataset
 
 
 def held_out_icons() -> AvalancheDataset:
-    """Icons of 974 names that no shipped model was taught, as an image-text data set.
+    """Icons of 968 names that no shipped model was taught, as an image-text data set.
 
     Zero-shot knowledge that no stream of emoji teaches: what a method keeps of it is
     what it does not forget of the base. Each name has one drawing, so that R@1 from
@@ -26,7 +26,7 @@ def held_out_icons() -> AvalancheDataset:
     >>> icons = make_experience(held_out_icons(), time_label="icons")
     >>> stream = make_scenario({**stream.streams, "icons": [icons]}, stream)
     >>> [len(experience.dataset) for experience in stream.streams["icons"]]
-    [974]
+    [968]
 
     Then ``run_stream(..., streams=("test", "icons"))`` evaluates on both. Names as
     classes: ``ClassPrompts(HeldOutIcons().names, templates)``; class ``i`` is the name

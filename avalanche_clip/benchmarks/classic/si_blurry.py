@@ -126,7 +126,7 @@ def si_blurry_emoji(
 
     Streams: ``train``, ``test``, ``valid`` when asked for (the OpenMoji drawing of a
     hashed 20 % of the emoji, kept out of training), and ``zero_shot``: the groups
-    ``held_out``, their subgroups as classes, and the held-out icons, whose 974 names
+    ``held_out``, their subgroups as classes, and the held-out icons, whose 968 names
     are classes. See :func:`si_blurry_benchmark`.
 
     :param held_out: names of emoji groups that are no part of the stream, such as

@@ -1,6 +1,6 @@
 """Reader of the held-out icons: drawings whose names no shipped model was taught.
 
-One drawing for each of 974 names, out of the icons by some 190 teams that the
+One drawing for each of 968 names, out of the icons by some 180 teams that the
 ``icons`` weights were trained on. The names were held out by a hash, with all their
 drawings; none of them says, in whatever order of words, what is trained on there or in
 a stream of emoji: no name of an icon, no name or keyword of an emoji. Emoji and icons
@@ -57,7 +57,7 @@ class HeldOutIcons:
 
     >>> icons = HeldOutIcons()
     >>> len(icons), icons[0][0].size, icons[0][1] == icons.names[0]
-    (974, (48, 48), True)
+    (968, (48, 48), True)
     """
 
     def __init__(self) -> None:

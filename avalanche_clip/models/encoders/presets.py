@@ -83,7 +83,7 @@ def preset_weights(name: str, tag: str) -> Path:
 
     :param name: preset.
     :param tag: ``"emoji-2010"``: trained on the emoji of the year 2010 only;
-        ``"icons"``: on these and on 77,158 openly licensed icons; they know many
+        ``"icons"``: on these and on 75,586 openly licensed icons; they know many
         of the things that later emoji show, but no drawing of those.
     :return: path of a safetensors file.
     :raises ValueError: for another tag.
