@@ -403,7 +403,7 @@ def test_evaluation__before_and_inside_the_stream_is_by_name():
         ({"plugins": [p.WeightAveragingPlugin("wise", alpha=0.5)]}, "use one"),
         ({"plugins": [p.CoLeCLIPPlugin()]}, "use one"),
     ],
-    ids=str,
+    ids=range(15),
 )
 def test_settings__that_cannot_work_are_refused(options, message):
     model = moe_runs.vit()
