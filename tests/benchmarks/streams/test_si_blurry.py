@@ -304,7 +304,6 @@ def test_benchmark__other_streams_and_held_out_data():
         ({"valid": Labelled([9])}, "valid set has labels 9..9, but 8 class names"),
         ({"valid": Labelled([])}, "valid set is empty"),
     ],
-    ids=str,
 )
 def test_benchmark__nonsense_is_refused(change, words):
     refused(words, build, **change)
