@@ -130,7 +130,7 @@ def test_emoji__held_out_groups_and_icons_are_zero_shot():
     )
     assert food.class_names[:2] == ("food fruit", "food vegetable")
     assert len(food.class_ids) == 7 and len(food.dataset) == 131
-    assert len(icons.class_ids) == len(icons.dataset) == 974
+    assert len(icons.class_ids) == len(icons.dataset) == 968
     assert "food fruit" not in found.class_prompts.names
     assert len(found.class_prompts) == 85  # 87, by 5 tasks
     image, text, *_ = icons.dataset[3]
