@@ -92,10 +92,10 @@ def _rates(*rates: float, **others: Sequence[float]) -> list[dict[str, float]]:
 
 
 GRID = {
-    "fine-tuning": _rates(1e-4, 3e-4, 1e-3, 2e-3),
-    "patching": _rates(1e-3, 2e-3, alpha=(0.4, 0.7)),
-    "vr-lwf": _rates(3e-4, 1e-3, weight=(1, 3)),
-    "zscl": _rates(3e-4, 1e-3, weight=(1, 3)),
+    "fine-tuning": _rates(3e-5, 1e-4, 3e-4, 1e-3),
+    "patching": _rates(5e-4, 1e-3, alpha=(0.4, 0.7)),
+    "vr-lwf": _rates(1e-4, 3e-4, weight=(1, 3)),
+    "zscl": _rates(1e-4, 3e-4, weight=(1, 3)),
     "lora": _rates(1e-3, 3e-3, 1e-2),
     "lora-merged": _rates(1e-3, 3e-3, 1e-2),
     "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 64)),
