@@ -8,8 +8,9 @@ from avalanche.core import SupervisedPlugin
 
 from avalanche_clip import distributed
 from tests.helpers import train_stream, weights
-from tests.methods.rows import BATCH, ROWS, build
+from tests.methods.rows import BATCH, ROWS
 from tests.methods.variants import VARIANTS
+from tests.methods.worlds import build
 
 ALL = {**ROWS, **VARIANTS}
 

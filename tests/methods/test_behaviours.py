@@ -11,9 +11,10 @@ from avalanche_clip.checkpointing import load_state, read_state, save_state
 from avalanche_clip.training.methods.joint import JointTraining
 from avalanche_clip.training.plugins import CheckpointPlugin
 from tests.helpers import assert_other_weights, assert_same_weights, weights
-from tests.methods.rows import PLAIN, ROWS, build, pretrained, strategies
+from tests.methods.rows import PLAIN, ROWS, strategies
 from tests.methods.runs import ALL, rows_that
 from tests.methods.variants import VARIANTS
+from tests.methods.worlds import build, pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -20,7 +20,8 @@ from avalanche.training.plugins import (
 from avalanche_clip.training import MethodPlugin, Sequential
 from avalanche_clip.training import plugins as p
 from tests.helpers import stub_model, train_stream
-from tests.methods.rows import ROWS, build
+from tests.methods.rows import ROWS
+from tests.methods.worlds import build
 from tests.training import moe_runs
 
 

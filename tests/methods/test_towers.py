@@ -15,7 +15,8 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.methods.rows import ROWS, build
+from tests.methods.rows import ROWS
+from tests.methods.worlds import build
 from tests.models.conftest import VOCAB, hf_towers, save_hf_tokenizer, word_tokenizer
 from tests.training import languages, moe_runs
 

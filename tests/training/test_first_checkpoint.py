@@ -16,7 +16,7 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
-from tests.methods.rows import adamw, three_groups
+from tests.methods.worlds import adamw, three_groups
 from tests.training.growing import GrowingEncoder
 
 

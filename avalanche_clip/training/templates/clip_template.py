@@ -87,7 +87,10 @@ class CLIPTemplate(StepTemplate):
         or None for AdamW with OpenCLIP's values.
     :param criterion: called as ``criterion(CLIPOutput, targets)``.
     :param param_groups: ``(named_parameters) -> groups`` with the names of
-        each group; evaluated again whenever the model changes.
+        each group; evaluated again whenever the model changes. Options of a group,
+        such as weight decay, win over what a callable ``optimizer`` has for all.
+        Default weight decay 0.2 on matrices and 0 on the rest; a strategy's own
+        groups belong to its own optimiser, so give both or neither.
     :param train_mb_size: pairs per step and process.
     :param train_epochs: passes over the data, one number or one per experience; with
         a budget the number of equal parts it is cut into, after which epoch hooks run.

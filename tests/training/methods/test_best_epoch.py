@@ -20,7 +20,8 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.methods.rows import ROWS, build
+from tests.methods.rows import ROWS
+from tests.methods.worlds import build
 from tests.training.languages import (
     CODES,
     language_data,

@@ -46,7 +46,7 @@ from tests.helpers import (
     stub_model,
 )
 from tests.methods.rows import ROWS
-from tests.methods.rows import build as build_row
+from tests.methods.worlds import build as build_row
 from tests.training.growing import GrowingEncoder, PlainGrowing
 from tests.training.languages import language_strategy, language_stream, tiny_model
 from tests.training.small_runs import Interrupted, StopPlugin
