@@ -27,8 +27,6 @@ command, given again, goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -53,7 +51,7 @@ from alignment_study import (
     score,
     write_tables,
 )
-from command_line import check_start, device_name, positive, refusals, seed_list
+from command_line import check_start, device_name, positive, refusals, seed_list, set_up
 from search import base_facts, chosen, search, search_table
 from tic_emoji import JOINT
 
@@ -332,9 +330,7 @@ def _main(options: argparse.Namespace) -> None:
         device=options.device,
     )
     methods = list(dict.fromkeys(options.methods.split(","))) if options.methods else []
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
+    set_up()
     kind = "validation" if options.validation else options.stream
     out = Path(options.out or f"runs/alignment_{'search' if options.search else kind}")
     check_start(config.model, config.pretrained)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +70,20 @@ def study_parser(
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--search", action="store_true", help="choose settings, seed 0")
     return parser
+
+
+def set_up(*ignored: str) -> None:
+    """Flush the smallest numbers to zero, which is faster; messages are one line.
+
+    :param ignored: beginnings of warnings that are left out, beside Avalanche's on
+        missing loggers.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for message in ("No loggers specified", *ignored):
+        warnings.filterwarnings("ignore", message=message)
 
 
 @contextmanager

@@ -25,9 +25,7 @@ by side.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, device_name, positive, refusals, seed_list
+from command_line import check_start, device_name, positive, refusals, seed_list, set_up
 from language_study import (
     read_study,
     save_study,
@@ -396,10 +394,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(options: argparse.Namespace, methods: Sequence[str]) -> None:
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
-    warnings.filterwarnings("ignore", message="The caption .* is cut to")
+    set_up("The caption .* is cut to")
     config = Config(
         pretrained=options.pretrained,
         languages=QUICK if options.quick or options.search else Config.languages,

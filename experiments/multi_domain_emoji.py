@@ -31,8 +31,6 @@ stopped; commands with other methods or seeds may share a folder and run side by
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, positive, refusals, study_parser
+from command_line import check_start, positive, refusals, set_up, study_parser
 from domain_figures import PLAIN, line, write_tables
 from domain_study import (
     ACCURACY,
@@ -441,9 +439,7 @@ def _methods(options: argparse.Namespace) -> list[str]:
 
 
 def _main(options: argparse.Namespace, methods: list[str]) -> None:
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
+    set_up()
     config = Config(
         pretrained=options.pretrained,
         order=options.order,

@@ -27,9 +27,7 @@ rate. A killed command, given again, goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -38,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, positive, refusals, study_parser
+from command_line import check_start, positive, refusals, set_up, study_parser
 from domain_study import ACCURACY, all_runs, parameter_counts
 from figures import Lines, write_figures
 from multi_domain_emoji import quiet
@@ -285,10 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(options: argparse.Namespace, methods: Sequence[str]) -> None:
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
-    warnings.filterwarnings("ignore", message="Si-Blurry: .* classes are not used")
+    set_up("Si-Blurry: .* classes are not used")
     config = Config(
         pretrained=options.pretrained,
         period=options.period,

@@ -25,8 +25,6 @@ on where it stopped.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,7 +33,7 @@ from typing import Any
 
 import multi_domain_emoji as study
 import torch
-from command_line import check_start, positive, refusals, study_parser
+from command_line import check_start, positive, refusals, set_up, study_parser
 from domain_figures import BASE
 from domain_study import (
     ACCURACY,
@@ -214,9 +212,7 @@ def _methods(options: argparse.Namespace) -> list[str]:
 
 
 def _main(options: argparse.Namespace, methods: list[str]) -> None:
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
+    set_up()
     config = Config(
         pretrained=options.pretrained,
         iterations=options.iterations,

@@ -23,8 +23,6 @@ drawings; ``lwf:3e-4`` gives a method another learning rate.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import check_start, device_name, refusals, seed_list
+from command_line import check_start, device_name, refusals, seed_list, set_up
 from search import base_facts, chosen, search, search_table, study_of
 from tic_results import table, validation_score
 
@@ -358,9 +356,7 @@ def _main(options: argparse.Namespace, methods: list[str]) -> None:
     place = distributed.init_distributed()  # joins the processes of torchrun
     is_main = distributed.is_main_process()
     # Moments of rarely used tokens become denormal, which slows the CPU tenfold.
-    torch.set_flush_denormal(True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message="No loggers specified")
+    set_up()
     start, study = options.pretrained, f"tic_emoji_{options.preset}"
     base = replace(
         DEMO_CONFIG if options.preset == "demo" else Config(),
