@@ -218,7 +218,12 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
     strategy = Sequential(
         model=model,
         optimizer=lambda groups: torch.optim.AdamW(
-            groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True
+            groups,
+            lr=config.lr,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.2,
+            fused=True,
         ),
         train_mb_size=config.train_mb_size,
         eval_mb_size=256,

@@ -213,7 +213,12 @@ class TimeWorld(World):
     def options(self, lr: float) -> dict[str, Any]:
         """AdamW as in the study of alignment."""
         optimizer = partial(
-            torch.optim.AdamW, lr=lr, betas=(0.9, 0.98), eps=1e-6, fused=True
+            torch.optim.AdamW,
+            lr=lr,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.2,
+            fused=True,
         )
         return {"optimizer": optimizer, "positives": "targets"}
 

@@ -94,8 +94,8 @@ GRID = {
     "patching": _rates(5e-4, 1e-3, alpha=(0.4, 0.7)),
     "vr-lwf": _rates(1e-4, 3e-4, weight=(1, 3)),
     "zscl": _rates(1e-4, 3e-4, weight=(1, 3)),
-    "lora": _rates(1e-3, 3e-3, 1e-2),
-    "lora-merged": _rates(1e-3, 3e-3, 1e-2),
+    "lora": _rates(3e-4, 1e-3, 3e-3),
+    "lora-merged": _rates(3e-4, 1e-3, 3e-3),
     "moe-adapters": _rates(7e-3, 1.5e-2, hidden=(16, 64)),
     "joint": _rates(3e-4, 1e-3, 2e-3),
 }
@@ -282,7 +282,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         rate = options.pop("lr")
         return supervised.ClassNameLoRA(
             merge=name == "lora-merged",
-            optimizer=partial(torch.optim.AdamW, lr=rate),
+            optimizer=partial(torch.optim.AdamW, lr=rate, weight_decay=0.01),
             later_warmup_iterations=config.warmup,
             **options,
         )

@@ -39,7 +39,7 @@ class MTILTraining:
 
     :param lr: learning rate, or one per experience (MTIL: 1e-5, but 5e-5 for
         Aircraft and MNIST); default 1e-5. Not with ``optimizer``.
-    :param optimizer: replaces AdamW, with its own learning rate.
+    :param optimizer: replaces AdamW, with its own learning rate and weight decay.
     :raises ValueError: for a rate that is not positive, or ``lr`` beside an
         ``optimizer``.
     """
@@ -67,8 +67,7 @@ class MTILTraining:
             "warmup_iterations": WARMUP,
             "later_warmup_iterations": given.get("warmup_iterations", WARMUP),
         }
-        is_built = isinstance(self.optimizer, Optimizer)
-        if given.get("param_groups") is None and not is_built:
+        if given.get("param_groups") is None and self.optimizer is None:
             given = {**given, "param_groups": one_group}
         if not any(given.get(name) is not None for name in _LENGTHS):
             given = {**given, "budget_iterations": ITERATIONS}

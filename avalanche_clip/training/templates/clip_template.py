@@ -84,13 +84,14 @@ class CLIPTemplate(StepTemplate):
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param optimizer: an optimiser, a callable ``(param_groups) -> Optimizer``,
-        or None for AdamW with OpenCLIP's values.
+        or None for AdamW with OpenCLIP's values. A callable's settings are its own:
+        its weight decay holds for matrices (none for the rest).
     :param criterion: called as ``criterion(CLIPOutput, targets)``.
     :param param_groups: ``(named_parameters) -> groups`` with the names of
         each group; evaluated again whenever the model changes. Options of a group,
         such as weight decay, win over what a callable ``optimizer`` has for all.
-        Default weight decay 0.2 on matrices and 0 on the rest; a strategy's own
-        groups belong to its own optimiser, so give both or neither.
+        Without ``optimizer`` the default is the strategy's, here weight decay 0.2 on
+        matrices and 0 on the rest.
     :param train_mb_size: pairs per step and process.
     :param train_epochs: passes over the data, one number or one per experience; with
         a budget the number of equal parts it is cut into, after which epoch hooks run.

@@ -24,12 +24,12 @@ _NO_DECAY = ("bn", "ln", "bias", "logit_scale")
 
 
 def clip_param_groups(
-    named_parameters: Named, weight_decay: float = 0.2
+    named_parameters: Named, weight_decay: float | None = 0.2
 ) -> list[dict[str, Any]]:
     """Split parameters as OpenCLIP does: weight decay on matrices only.
 
     :param named_parameters: pairs of name and parameter.
-    :param weight_decay: decay of the first group.
+    :param weight_decay: decay of the first group; None leaves it to the optimiser.
     :return: two groups with ``names``: tensors of two or more dimensions whose
         name lacks ``bn``, ``ln``, ``bias`` and ``logit_scale``, and the rest
         with weight decay 0.
@@ -39,10 +39,8 @@ def clip_param_groups(
     for name, parameter in named_parameters:
         plain = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
         (rest if plain else decayed).append(name)
-    return [
-        {"names": decayed, "weight_decay": weight_decay},
-        {"names": rest, "weight_decay": 0.0},
-    ]
+    own = {} if weight_decay is None else {"weight_decay": weight_decay}
+    return [{"names": decayed, **own}, {"names": rest, "weight_decay": 0.0}]
 
 
 def one_group(named_parameters: Named) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ Groups = list[dict[str, Any]]
 _NOT_COMPARED = ("params", "param_names", "owner", "initial_lr", "fused", "foreach")
 """Entries of a group that are no setting of the method; how it is computed may differ
 between devices."""
+_left_to_optimizer = partial(optim.clip_param_groups, weight_decay=None)
 
 
 class OptimizerGroups:
@@ -69,12 +71,14 @@ class OptimizerGroups:
                 "callable that takes parameter groups, or None."
             )
         else:
+            rule = self.rule or _left_to_optimizer
             if optimizer is None:
                 optimizer, self.rule = default, self.rule or default_rule
+                rule = self.rule or optim.clip_param_groups
             optimizer = optimizer(
                 [
                     {"params": [named[n] for n in group["names"]], **_options(group)}
-                    for group in optim.assign_names(self.rule, named)
+                    for group in optim.assign_names(rule, named)
                 ]
             )
         self._remember(optimizer, named)

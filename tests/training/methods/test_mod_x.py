@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -98,9 +100,10 @@ def test_mod_x__optimizer_and_batch_of_the_source():
     given = ModX(model=stub_model(), param_groups=one_group)
     assert [g["weight_decay"] for g in given.optimizer.param_groups] == [0.0]
     assert given.optimizer.param_groups[0]["lr"] == 5e-4
-    # A user's optimiser keeps the usual groups.
-    other = build(ModX).optimizer.param_groups
-    assert [g["weight_decay"] for g in other] == [0.2, 0.0]
+    # What builds a user's optimiser has its own weight decay.
+    other = build(ModX, optimizer=partial(torch.optim.AdamW, lr=1.0, weight_decay=0.3))
+    decays = [g["weight_decay"] for g in other.optimizer.param_groups]
+    assert decays == [0.3, 0.0]
 
 
 def test_step_values__are_logged_with_the_terms():

@@ -1,9 +1,20 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from avalanche_clip import MethodPlugin
 from avalanche_clip.training import Sequential
+from avalanche_clip.training.supervised import (
+    CCLIP,
+    SIT,
+    CoLeCLIP,
+    FineTuning,
+    LoRA,
+    ModX,
+    VRLwF,
+)
 from avalanche_clip.training.templates.optim import (
     assign_names,
     clip_param_groups,
@@ -19,6 +30,7 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
+from tests.training import moe_runs
 
 
 def names_in(strategy):
@@ -45,6 +57,26 @@ def test_default__is_adamw_with_open_clip_values():
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (5e-4, (0.9, 0.98), 1e-6)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.2, 0.0]
+
+
+STRATEGIES = [Sequential, ModX, LoRA, VRLwF, CoLeCLIP, SIT, FineTuning, CCLIP]
+
+
+@pytest.mark.parametrize("cls", STRATEGIES)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_decay_and_rate__are_those_of_the_callable_whatever_the_strategy(cls, decay):
+    optimizer = partial(torch.optim.SGD, lr=0.25, weight_decay=decay)
+    strategy = cls(model=moe_runs.vit(), optimizer=optimizer, evaluator=None)
+    assert isinstance(strategy.optimizer, torch.optim.SGD)
+    for group, own in zip(strategy.optimizer.param_groups, (decay, 0.0), strict=True):
+        assert (group["lr"], group["weight_decay"]) == (0.25, own)
+
+
+def test_decay_of_a_rule__wins_over_that_of_the_callable():
+    optimizer = partial(torch.optim.SGD, lr=0.25, weight_decay=0.3)
+    strategy = build(Sequential, optimizer=optimizer, param_groups=clip_param_groups)
+    decays = [g["weight_decay"] for g in strategy.optimizer.param_groups]
+    assert decays == [0.2, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ class CLLCLIP(ContrastiveTemplate):
     :param regularize: see :class:`TokenEmbeddingExpansionPlugin`.
     :param cross_lingual_weight: of the mean squared error, ``>= 0``.
     :param cross_modal_weight: of the InfoNCE term, ``>= 0``.
-    :param weight_decay: of the table (and of the text tower, if trained).
+    :param weight_decay: of the table (and of the text tower, if trained), whatever
+        ``optimizer`` has.
     :param trainable: ``"tokens"``; ``"text"``: the whole text tower;
         ``"nothing"``: the model stays as it is, and training does nothing.
     :param teacher_captions: English captions by ``text_id`` (or by
