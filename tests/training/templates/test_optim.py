@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_clip import MethodPlugin
+from avalanche_clip import MethodPlugin, create_dual_encoder
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.supervised import (
     CCLIP,
@@ -30,7 +30,6 @@ from tests.helpers import (
     stub_model,
     train_stream,
 )
-from tests.training import moe_runs
 
 
 def names_in(strategy):
@@ -66,7 +65,8 @@ STRATEGIES = [Sequential, ModX, LoRA, VRLwF, CoLeCLIP, SIT, FineTuning, CCLIP]
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_decay_and_rate__are_those_of_the_callable_whatever_the_strategy(cls, decay):
     optimizer = partial(torch.optim.SGD, lr=0.25, weight_decay=decay)
-    strategy = cls(model=moe_runs.vit(), optimizer=optimizer, evaluator=None)
+    model = create_dual_encoder("tiny-emoji-vit")
+    strategy = cls(model=model, optimizer=optimizer, evaluator=None)
     assert isinstance(strategy.optimizer, torch.optim.SGD)
     for group, own in zip(strategy.optimizer.param_groups, (decay, 0.0), strict=True):
         assert (group["lr"], group["weight_decay"]) == (0.25, own)
