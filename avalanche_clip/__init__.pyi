@@ -107,6 +107,9 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
 )
+from avalanche_clip.evaluation.suites.suite import (
+    Suite as Suite,
+)
 from avalanche_clip.losses.contrastive import (
     contrastive_loss as contrastive_loss,
 )

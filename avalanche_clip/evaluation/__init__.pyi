@@ -68,3 +68,10 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
 )
+from avalanche_clip.evaluation.suites.suite import (
+    Encoded as Encoded,
+    Suite as Suite,
+    SuiteFeatures as SuiteFeatures,
+    metrics_only as metrics_only,
+    require_dual_encoder as require_dual_encoder,
+)
