@@ -82,6 +82,7 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_vectors
     classification_metrics*
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
@@ -105,6 +106,8 @@ evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_me
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
+    metrics_only require_dual_encoder
 evaluation.report.comparison = evaluation.report: text_table write_comparison
 evaluation.report.disorder_plots = evaluation.plots: plot_angle_histograms
     plot_disorder
@@ -216,7 +219,9 @@ EXPORTS = _read(_TABLE)
 
 SHOWN_BELOW = {
     "benchmarks": ("benchmarks.classic",),
-    "evaluation": ("evaluation.functional", "evaluation.metrics"),
+    "evaluation": (
+        *("evaluation.functional", "evaluation.metrics", "evaluation.suites"),
+    ),
     "training": ("training.templates", "training.supervised"),
 }
 """Faces that show the names of others too."""

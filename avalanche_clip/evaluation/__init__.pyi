@@ -1,4 +1,8 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    BlindPair as BlindPair,
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
@@ -63,4 +67,11 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 )
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
+)
+from avalanche_clip.evaluation.suites.suite import (
+    Encoded as Encoded,
+    Suite as Suite,
+    SuiteFeatures as SuiteFeatures,
+    metrics_only as metrics_only,
+    require_dual_encoder as require_dual_encoder,
 )
