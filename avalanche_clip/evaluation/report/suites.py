@@ -81,9 +81,10 @@ def suite_sections(results: Mapping[str, Any]) -> list[SuiteSection]:
 
     :param results: content of ``results.json``.
     """
-    suites, missing = results.get("suites", {}), results.get("suites_missing", {})
+    missing = results.get("suites_missing", {})
     return [
-        _section(results, n, rows, missing.get(n, {})) for n, rows in suites.items()
+        _section(results, name, rows, missing.get(name, {}))
+        for name, rows in results.get("suites", {}).items()
     ]
 
 

@@ -1,65 +1,24 @@
 """Suites attached to a run: values, what they leave alone, resuming, refusals."""
 
 import csv
+import io
 import json
-import math
-import random
 import signal
 
 import numpy as np
 import pytest
-import torch
+from avalanche.logging import InteractiveLogger
 
-from avalanche_clip.evaluation.suites.suite import Suite
+from avalanche_clip.training.templates.contract import MethodPlugin
 from tests.helpers import assert_same_weights
 from tests.training.small_runs import (
     Interrupted,
     assert_same_runs,
+    evaluator,
     go,
     kill,
 )
-
-
-class Weights(Suite):
-    """A figure of the weights, and whether it rose since the last evaluation.
-
-    It is no good guest: it draws random numbers and leaves modes and features.
-    """
-
-    def __init__(self, name="weights", stop=None, kill=False, factor=1.0):
-        super().__init__(name)
-        self.stop, self.kill, self.factor = stop, kill, factor
-        self.calls, self.last = 0, None
-        self.missing = {"far": "no file /data/far.tar"}
-
-    def check(self, model):
-        if self.factor < 0:
-            raise ValueError(f"factor={self.factor} is below 0.")
-
-    def identity(self):
-        return {"factor": self.factor, "shape": (2, 3)}
-
-    def evaluate(self, model, *, device="cpu", autocast=None):
-        self.calls += 1
-        if self.calls == self.stop:
-            if self.kill:
-                import os
-
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Interrupted
-        torch.rand(3), np.random.rand(), random.random()
-        model.train()
-        model.features = "mine"
-        value = self.factor * float(model.image_proj.weight.detach().sum())
-        rose = math.nan if self.last is None else float(value > self.last)
-        self.last = value
-        return {"sum": {"value": np.float32(value), "rose": rose}, "two": {"acc1": 0.5}}
-
-    def state_dict(self):
-        return {} if self.last is None else {"last": self.last}
-
-    def load_state_dict(self, state):
-        self.last = state.get("last")
+from tests.training.small_suites import Weights
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +108,41 @@ def test_run_stream__suites_that_are_refused(tmp_path):
         with pytest.raises(error, match=message):
             go(tmp_path / "run", run={"suites": suites})
         assert not (tmp_path / "run").exists()
+
+
+class Routes(MethodPlugin, supports_distributed=True):
+    """Chooses what images pass."""
+
+    stateless = routes_batches = True
+
+
+class Classifies(MethodPlugin, supports_distributed=True):
+    """Has its own classifier."""
+
+    stateless = True
+
+    def class_logits(self, strategy, image_features):
+        return None
+
+
+@pytest.mark.parametrize("plugin", [Routes, Classifies])
+def test_run_stream__suites_and_plugins_that_the_model_alone_is_not(plugin, tmp_path):
+    with pytest.raises(ValueError, match=f"alone, but {plugin.__name__} chooses"):
+        go(tmp_path / "run", extra=[plugin()], run={"suites": [Weights()]})
+    go(tmp_path / "run", extra=[plugin()])
+
+
+class Told(InteractiveLogger):
+    """Keeps what it would print."""
+
+    def __init__(self):
+        super().__init__()
+        self.file = io.StringIO()
+
+
+def test_run_stream__text_loggers_print_suites_at_once(tmp_path):
+    log = Told()
+    run = {"suites": [Weights()], "streams": ("test",)}
+    go(tmp_path, evaluator=evaluator(loggers=[log]), run=run)
+    last = log.file.getvalue().rsplit("> Suites ended.", 1)[1]
+    assert "acc1/suite/weights/two = 0.5000" in last and "R@1" not in last
