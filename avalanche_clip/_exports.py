@@ -82,6 +82,7 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_vectors
     classification_metrics*
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS

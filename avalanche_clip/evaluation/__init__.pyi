@@ -1,4 +1,8 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    BlindPair as BlindPair,
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
