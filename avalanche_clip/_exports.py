@@ -89,6 +89,8 @@ evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_B
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
     multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.intervals = evaluation.functional: Interval bootstrap_interval
+    resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
 evaluation.functional.pairs = evaluation.functional: pair_metrics*

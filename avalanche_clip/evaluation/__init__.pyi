@@ -22,6 +22,12 @@ from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
     recall_forgetting_curves as recall_forgetting_curves,
 )
+from avalanche_clip.evaluation.functional.intervals import (
+    Interval as Interval,
+    bootstrap_interval as bootstrap_interval,
+    resampled_interval as resampled_interval,
+    wilson_interval as wilson_interval,
+)
 from avalanche_clip.evaluation.functional.online import (
     exposed_accuracy as exposed_accuracy,
     online_accuracy as online_accuracy,
