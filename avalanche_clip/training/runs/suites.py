@@ -139,6 +139,6 @@ def _publish(evaluator: Any, values: list[MetricValue], strategy: Any) -> None:
     evaluator.after_suites(strategy)  # a moment that loggers and metrics may have
     for log in evaluator.loggers:
         if isinstance(log, TextLogger) and distributed.is_main_process():
-            print("> Suites ended.", file=log.file)
+            log.file.write("> Suites ended.\n")
             log.print_current_metrics()
             log.metric_vals = {}
