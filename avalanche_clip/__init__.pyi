@@ -65,6 +65,9 @@ from avalanche_clip.budget import (
 from avalanche_clip.common.files import (
     file_limits as file_limits,
 )
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
     classification_metrics as classification_metrics,
 )
@@ -103,6 +106,9 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 )
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
+)
+from avalanche_clip.evaluation.suites.suite import (
+    Suite as Suite,
 )
 from avalanche_clip.losses.contrastive import (
     contrastive_loss as contrastive_loss,

@@ -84,12 +84,15 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_vectors
     classification_metrics*
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
     multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.intervals = evaluation.functional: Interval bootstrap_interval
+    resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
 evaluation.functional.pairs = evaluation.functional: pair_metrics*
@@ -109,6 +112,8 @@ evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_me
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
+    metrics_only require_dual_encoder
 evaluation.report.comparison = evaluation.report: text_table write_comparison
 evaluation.report.disorder_plots = evaluation.plots: plot_angle_histograms
     plot_disorder
@@ -220,7 +225,9 @@ EXPORTS = _read(_TABLE)
 
 SHOWN_BELOW = {
     "benchmarks": ("benchmarks.classic",),
-    "evaluation": ("evaluation.functional", "evaluation.metrics"),
+    "evaluation": (
+        *("evaluation.functional", "evaluation.metrics", "evaluation.suites"),
+    ),
     "training": ("training.templates", "training.supervised"),
 }
 """Faces that show the names of others too."""

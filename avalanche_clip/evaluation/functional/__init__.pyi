@@ -1,4 +1,8 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    BlindPair as BlindPair,
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
@@ -17,6 +21,12 @@ from avalanche_clip.evaluation.functional.forgetting import (
     multilingual_summary as multilingual_summary,
     recall_forgetting as recall_forgetting,
     recall_forgetting_curves as recall_forgetting_curves,
+)
+from avalanche_clip.evaluation.functional.intervals import (
+    Interval as Interval,
+    bootstrap_interval as bootstrap_interval,
+    resampled_interval as resampled_interval,
+    wilson_interval as wilson_interval,
 )
 from avalanche_clip.evaluation.functional.online import (
     exposed_accuracy as exposed_accuracy,

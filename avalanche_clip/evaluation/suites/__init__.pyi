@@ -1,0 +1,8 @@
+# Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.suites.suite import (
+    Encoded as Encoded,
+    Suite as Suite,
+    SuiteFeatures as SuiteFeatures,
+    metrics_only as metrics_only,
+    require_dual_encoder as require_dual_encoder,
+)
