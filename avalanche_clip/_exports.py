@@ -39,6 +39,8 @@ benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
+benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
+    MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -97,6 +99,8 @@ evaluation.functional.pairs = evaluation.functional: pair_metrics*
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
 evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
+evaluation.functional.short_answers = evaluation.functional: dimension_averages
+    prior_baselines short_answer_parsed short_answer_score
 evaluation.functional.texts = evaluation.functional: merge_equal_pairs
 evaluation.functional.transfer = evaluation.functional: continual_summary*
     fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step
