@@ -39,6 +39,8 @@ benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
+benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
+    MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -89,12 +91,16 @@ evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_B
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
     multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.intervals = evaluation.functional: Interval bootstrap_interval
+    resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
 evaluation.functional.pairs = evaluation.functional: pair_metrics*
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
 evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
+evaluation.functional.short_answers = evaluation.functional: dimension_averages
+    prior_baselines short_answer_parsed short_answer_score
 evaluation.functional.texts = evaluation.functional: merge_equal_pairs
 evaluation.functional.transfer = evaluation.functional: continual_summary*
     fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step

@@ -22,6 +22,12 @@ from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
     recall_forgetting_curves as recall_forgetting_curves,
 )
+from avalanche_clip.evaluation.functional.intervals import (
+    Interval as Interval,
+    bootstrap_interval as bootstrap_interval,
+    resampled_interval as resampled_interval,
+    wilson_interval as wilson_interval,
+)
 from avalanche_clip.evaluation.functional.online import (
     exposed_accuracy as exposed_accuracy,
     online_accuracy as online_accuracy,
@@ -36,6 +42,12 @@ from avalanche_clip.evaluation.functional.ranks import (
 )
 from avalanche_clip.evaluation.functional.retrieval import (
     retrieval_metrics as retrieval_metrics,
+)
+from avalanche_clip.evaluation.functional.short_answers import (
+    dimension_averages as dimension_averages,
+    prior_baselines as prior_baselines,
+    short_answer_parsed as short_answer_parsed,
+    short_answer_score as short_answer_score,
 )
 from avalanche_clip.evaluation.functional.texts import (
     merge_equal_pairs as merge_equal_pairs,

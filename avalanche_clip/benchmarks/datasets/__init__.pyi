@@ -33,6 +33,13 @@ from avalanche_clip.benchmarks.datasets.icons import (
     FIRST_ICON_ID as FIRST_ICON_ID,
     HeldOutIcons as HeldOutIcons,
 )
+from avalanche_clip.benchmarks.datasets.mirb import (
+    MIRBDataset as MIRBDataset,
+    MIRB_CONTROLS as MIRB_CONTROLS,
+    MIRB_DIMENSIONS as MIRB_DIMENSIONS,
+    MIRB_SUBSETS as MIRB_SUBSETS,
+    MultiImageSample as MultiImageSample,
+)
 from avalanche_clip.benchmarks.datasets.mtil.coop import (
     read_coop_split as read_coop_split,
     read_x_tail_domain as read_x_tail_domain,
