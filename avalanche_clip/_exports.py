@@ -30,6 +30,7 @@ benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
+benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
 benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTriplets
@@ -41,6 +42,8 @@ benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
 benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
     MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
+benchmarks.datasets.mmvp = benchmarks.datasets: ImagePair MMVPDataset MMVPQuestion
+    MMVPVLMDataset MMVP_PATTERNS
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -95,7 +98,7 @@ evaluation.functional.intervals = evaluation.functional: Interval bootstrap_inte
     resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
-evaluation.functional.pairs = evaluation.functional: pair_metrics*
+evaluation.functional.pairs = evaluation.functional: pair_metrics* pattern_metrics
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
 evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
@@ -112,6 +115,7 @@ evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_me
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder
 evaluation.report.comparison = evaluation.report: text_table write_comparison
@@ -129,11 +133,13 @@ losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
 models.encoders.factory = models: create_dual_encoder*
+models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
 models.images.augmentation = models: TinyAugmentation
+models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
 models.moe.adapters = models: MoEAdapterSet attach_moe_adapters* load_moe_adapters*
 models.moe.gating = models: noisy_top_k_gates*

@@ -48,7 +48,7 @@ def mine() -> list[tuple[str, str]]:
         members = np.flatnonzero(table.group == group)
         drawings = list(EmojiImages(BLIND_EMOJI_STYLE, members))
         features = [
-            model.encode_image(torch.stack([transform(d) for d in drawings[k : k + 64]]))
+            model.encode_image(torch.stack(list(map(transform, drawings[k : k + 64]))))
             for k in range(0, len(drawings), 64)
         ]
         pairs = clip_blind_pairs(

@@ -34,6 +34,7 @@ from avalanche_clip.evaluation.functional.online import (
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
+    pattern_metrics as pattern_metrics,
 )
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks as RetrievalRanks,
@@ -79,6 +80,10 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 )
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
+)
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
 )
 from avalanche_clip.evaluation.suites.suite import (
     Encoded as Encoded,

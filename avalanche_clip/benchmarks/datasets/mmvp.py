@@ -55,8 +55,8 @@ class MMVPVLMDataset:
 
     :param root: the folder.
     :raises FileNotFoundError: if a file is missing, naming it.
-    :raises ValueError: if a pattern is unknown, an id occurs twice, or a question has no
-        partner of the same pattern.
+    :raises ValueError: if a pattern is unknown, an id occurs twice, or a question has
+        no partner of the same pattern.
 
     :ivar patterns: of each pair, as in the tables of results.
     :ivar pair_ids: k of the pair of the questions 2k-1 and 2k, ascending.
@@ -166,15 +166,14 @@ class MMVPDataset:
             found[number] = (question, (texts[1], texts[2]), letter, prompt)
         if corrected and not MMVP_CORRECTIONS.keys() <= found.keys():
             raise ValueError(
-                f"{path} has {len(found)} questions without all of "
-                f"{list(MMVP_CORRECTIONS)}, which corrected=True is about; leave it out."
+                f"{path} has {len(found)} questions, not all of "
+                f"{list(MMVP_CORRECTIONS)}, which corrected=True is about; leave it "
+                "out."
             )
         if corrected:
             for number, letter in MMVP_CORRECTIONS.items():
                 found[number] = (*found[number][:2], letter, found[number][3])
-        self.numbers = [
-            n for k, _ in _pairs(found, path) for n in (2 * k - 1, 2 * k)
-        ]
+        self.numbers = [n for k, _ in _pairs(found, path) for n in (2 * k - 1, 2 * k)]
         known = [found[n][2] for n in MMVP_CORRECTIONS if n in found]
         right = list(MMVP_CORRECTIONS.values())
         swapped = ["ab"[letter == "a"] for letter in right]

@@ -34,6 +34,7 @@ from avalanche_clip.evaluation.functional.online import (
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
+    pattern_metrics as pattern_metrics,
 )
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks as RetrievalRanks,

@@ -79,8 +79,10 @@ class MixtureOfFeatures(nn.Module):
         require_alike(do, clip=clip, reference=reference)
         if self.share is not None:
             return self.share * clip + (1 - self.share) * reference
-        return torch.stack([clip, reference], dim=-2).flatten(-3, -2).view(
-            len(clip), -1, clip.shape[-1]
+        return (
+            torch.stack([clip, reference], dim=-2)
+            .flatten(-3, -2)
+            .view(len(clip), -1, clip.shape[-1])
         )
 
     def encode_image(self, images: Tensor) -> Tensor:
