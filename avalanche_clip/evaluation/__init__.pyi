@@ -66,6 +66,9 @@ from avalanche_clip.evaluation.functional.transfer import (
 from avalanche_clip.evaluation.loggers import (
     MetricsCSVLogger as MetricsCSVLogger,
 )
+from avalanche_clip.evaluation.metrics.blind_pairs import (
+    BlindPairsMetric as BlindPairsMetric,
+)
 from avalanche_clip.evaluation.metrics.disorder import (
     SpatialDisorderMetric as SpatialDisorderMetric,
     spatial_disorder_metrics as spatial_disorder_metrics,
@@ -80,6 +83,10 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 )
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
+)
+from avalanche_clip.evaluation.suites.blind_pairs import (
+    BlindPairsSuite as BlindPairsSuite,
+    blind_emoji_suite as blind_emoji_suite,
 )
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,

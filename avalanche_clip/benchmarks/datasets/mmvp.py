@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -198,9 +198,7 @@ class MMVPDataset:
         return MMVPQuestion(image, question, options, answer, pair, prompt)
 
 
-def _read_rows(
-    path: Path, columns: tuple[str, ...]
-) -> tuple[list[tuple[int, ...]], str]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> tuple[list[Any], str]:
     """Read columns of a table, the first an integer, and hash the text."""
     text = read_text(path, "a table of questions")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

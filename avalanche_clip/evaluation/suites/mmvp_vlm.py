@@ -71,7 +71,7 @@ class MMVPVLMSuite(Suite):
         super().__init__(name, batch_size=batch_size, num_workers=num_workers)
         require_type(prompt, str, "prompt", "a string, '' for none")
         self.prompt = prompt
-        self.pairs: Sequence[Any] = ()
+        self.pairs: Any = ()
         if isinstance(data, (str, Path)):
             try:
                 self.pairs = MMVPVLMDataset(data)
@@ -115,7 +115,8 @@ class MMVPVLMSuite(Suite):
     def _score(self, encoded: Encoded) -> Values:
         content = self._content
         texts = [self.prompt + text for pair in content.statements for text in pair]
-        rows = encoded.images(content.images, _Images(self.pairs)), encoded.texts(texts)
+        pictures: Any = _Images(self.pairs)
+        rows = encoded.images(content.images, pictures), encoded.texts(texts)
         images, said = (part.unflatten(0, (-1, 2)) for part in rows)
         S = images @ said.transpose(1, 2)
         values = pattern_metrics(S, content.patterns, tie_eps=TIE_EPS)
@@ -175,7 +176,7 @@ class _Content(NamedTuple):
 class _Images:
     """The images of pairs, one after the other."""
 
-    def __init__(self, pairs: Sequence[Any]):
+    def __init__(self, pairs: Any):
         self.pairs = pairs
         self._last: tuple[int, Any] = (-1, None)
 
