@@ -107,6 +107,10 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
 )
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
 from avalanche_clip.evaluation.suites.suite import (
     Suite as Suite,
 )
@@ -140,6 +144,9 @@ from avalanche_clip.models.encoders.dual_encoder import (
 )
 from avalanche_clip.models.encoders.factory import (
     create_dual_encoder as create_dual_encoder,
+)
+from avalanche_clip.models.encoders.mixture_of_features import (
+    MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,

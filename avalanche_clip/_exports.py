@@ -30,6 +30,7 @@ benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
+benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
 benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTriplets
@@ -39,6 +40,10 @@ benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
+benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
+    MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
+benchmarks.datasets.mmvp = benchmarks.datasets: ImagePair MMVPDataset MMVPQuestion
+    MMVPVLMDataset MMVP_PATTERNS
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -94,10 +99,12 @@ evaluation.functional.intervals = evaluation.functional: Interval bootstrap_inte
     resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
-evaluation.functional.pairs = evaluation.functional: pair_metrics*
+evaluation.functional.pairs = evaluation.functional: pair_metrics* pattern_metrics
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
 evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
+evaluation.functional.short_answers = evaluation.functional: dimension_averages
+    prior_baselines short_answer_parsed short_answer_score
 evaluation.functional.texts = evaluation.functional: merge_equal_pairs
 evaluation.functional.transfer = evaluation.functional: continual_summary*
     fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step
@@ -109,6 +116,7 @@ evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_me
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder
 evaluation.suites.tasks = evaluation.suites: ZeroShotTask* embedded_tasks
@@ -128,11 +136,13 @@ losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
 models.encoders.factory = models: create_dual_encoder*
+models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
 models.images.augmentation = models: TinyAugmentation
+models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
 models.moe.adapters = models: MoEAdapterSet attach_moe_adapters* load_moe_adapters*
 models.moe.gating = models: noisy_top_k_gates*

@@ -37,6 +37,7 @@ from avalanche_clip.evaluation.functional.online import (
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
+    pattern_metrics as pattern_metrics,
 )
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks as RetrievalRanks,
@@ -45,6 +46,12 @@ from avalanche_clip.evaluation.functional.ranks import (
 )
 from avalanche_clip.evaluation.functional.retrieval import (
     retrieval_metrics as retrieval_metrics,
+)
+from avalanche_clip.evaluation.functional.short_answers import (
+    dimension_averages as dimension_averages,
+    prior_baselines as prior_baselines,
+    short_answer_parsed as short_answer_parsed,
+    short_answer_score as short_answer_score,
 )
 from avalanche_clip.evaluation.functional.texts import (
     merge_equal_pairs as merge_equal_pairs,
@@ -76,6 +83,10 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 )
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
+)
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
 )
 from avalanche_clip.evaluation.suites.suite import (
     Encoded as Encoded,

@@ -1,4 +1,7 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.benchmarks.datasets.blind_emoji import (
+    BlindEmoji as BlindEmoji,
+)
 from avalanche_clip.benchmarks.datasets.captioned import (
     CaptionedImages as CaptionedImages,
     LANGUAGES_36 as LANGUAGES_36,
@@ -32,6 +35,20 @@ from avalanche_clip.benchmarks.datasets.emoji import (
 from avalanche_clip.benchmarks.datasets.icons import (
     FIRST_ICON_ID as FIRST_ICON_ID,
     HeldOutIcons as HeldOutIcons,
+)
+from avalanche_clip.benchmarks.datasets.mirb import (
+    MIRBDataset as MIRBDataset,
+    MIRB_CONTROLS as MIRB_CONTROLS,
+    MIRB_DIMENSIONS as MIRB_DIMENSIONS,
+    MIRB_SUBSETS as MIRB_SUBSETS,
+    MultiImageSample as MultiImageSample,
+)
+from avalanche_clip.benchmarks.datasets.mmvp import (
+    ImagePair as ImagePair,
+    MMVPDataset as MMVPDataset,
+    MMVPQuestion as MMVPQuestion,
+    MMVPVLMDataset as MMVPVLMDataset,
+    MMVP_PATTERNS as MMVP_PATTERNS,
 )
 from avalanche_clip.benchmarks.datasets.mtil.coop import (
     read_coop_split as read_coop_split,

@@ -1,4 +1,8 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
 from avalanche_clip.evaluation.suites.suite import (
     Encoded as Encoded,
     Suite as Suite,
