@@ -113,6 +113,9 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
 )
+from avalanche_clip.evaluation.suites.mmvp import (
+    mmvp as mmvp,
+)
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,
     mmvp_vlm as mmvp_vlm,

@@ -119,6 +119,8 @@ evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
 evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
     blind_emoji_suite
+evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
+    parse_option
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder

@@ -141,6 +141,8 @@ class MMVPDataset:
     :raises ValueError: if a row has not two options and one answer, an id occurs twice
         or a question has no partner.
 
+    :ivar numbers: of the questions, ascending.
+    :ivar answers: right letters.
     :ivar labels: ``"corrected"`` or ``"released"``, as the answers in use are, or
         ``"other"`` where the file has other questions; and a hash of the file.
 
@@ -181,6 +183,7 @@ class MMVPDataset:
         kind = next((k for k, letters in kinds if letters == known), "other")
         self.labels = f"{kind} {digest}"
         self._rows = [found[number] for number in self.numbers]
+        self.answers = [row[2] for row in self._rows]
         images = Path(root) / "MMVP Images"
         advice = "put the images of MMVP/MMVP there"
         self.paths = [

@@ -3,6 +3,13 @@ from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
     blind_emoji_suite as blind_emoji_suite,
 )
+from avalanche_clip.evaluation.suites.mmvp import (
+    MMVPResult as MMVPResult,
+    mmvp as mmvp,
+    mmvp_by_options as mmvp_by_options,
+    mmvp_scores as mmvp_scores,
+    parse_option as parse_option,
+)
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,
     mmvp_vlm as mmvp_vlm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.datasets.emoji import EmojiImages
-from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
 from avalanche_clip.common.arrays import read_npy
 from avalanche_clip.common.checks import (
     as_finite,
@@ -238,13 +237,13 @@ class _Pictures:
 
     @cached_property
     def content(self) -> str:
-        """Hash of all pictures, read once, 16 hexadecimal digits."""
-        digest = hashlib.sha256()
+        """Hash of all pictures, read once, 32 hexadecimal digits."""
+        found = []
         for place in range(len(self)):
-            pieces = picture_pieces(self[place])
-            require_type(pieces, list, f"Image {place}", "a picture")
-            digest.update(digest_of(pieces or ()))
-        return digest.hexdigest()[:16]
+            found.append(picture_digest(self[place]) or b"")
+            give = "a PIL image or a tensor"
+            require_type(found[-1] or None, bytes, f"Image {place}", give)
+        return digest_of(found).hex()[:32]
 
 
 def _missing_from(known: Tensor, codes: Tensor) -> float:
@@ -266,7 +265,7 @@ def _identity_of(reference: Any) -> str:
     if isinstance(reference, (str, Path)):
         reference = read_npy(reference)
     rows = as_float_matrix("reference", reference).cpu().contiguous()
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
+    return digest_of([rows.numpy().tobytes()]).hex()[:32]
 
 
 def blind_emoji_suite(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from avalanche_clip.benchmarks.datasets.mmvp import MMVPVLMDataset
-from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
 from avalanche_clip.common.checks import require_some, require_type
 from avalanche_clip.evaluation.functional.intervals import (
     bootstrap_interval,
@@ -26,6 +25,9 @@ MMVP_PROMPT = "a photo of "
 
 TIE_EPS = 1e-6
 """Cosines that differ by less are a tie, which is wrong, as in retrieval."""
+
+
+_GIVE = "a PIL image or a tensor"
 
 
 class MMVPVLMSuite(Suite):
@@ -143,7 +145,7 @@ class MMVPVLMSuite(Suite):
     @cached_property
     def _content(self) -> _Content:
         """Statements, patterns and hashes; each pair is read once."""
-        statements, patterns, pixels = [], [], hashlib.sha256()
+        statements, patterns, pixels = [], [], []
         for place in range(len(self.pairs)):
             images, texts, pattern, *_ = self.pairs[place]
             if len(images) != 2 or len(texts) != 2:
@@ -152,15 +154,13 @@ class MMVPVLMSuite(Suite):
                     "statements; give two of each."
                 )
             for image in images:
-                pieces = picture_pieces(image)
-                require_type(
-                    pieces, list, f"An image of pair {place}", "PIL images or tensors"
-                )
-                pixels.update(digest_of(pieces or ()))
+                pixels.append(picture_digest(image) or b"")
+                what = f"An image of pair {place}"
+                require_type(pixels[-1] or None, bytes, what, _GIVE)
             statements.append(tuple(texts))
             patterns.append(str(pattern))
         labels = repr((statements, patterns)).encode()
-        hashes = pixels.hexdigest()[:16], hashlib.sha256(labels).hexdigest()[:16]
+        hashes = (digest_of(pieces).hex()[:32] for pieces in (pixels, [labels]))
         return _Content(statements, patterns, *hashes)
 
 

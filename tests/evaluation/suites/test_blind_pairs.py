@@ -1,7 +1,6 @@
 """Blind pairs over a run, against sets of pairs that are counted in plain loops."""
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
@@ -30,7 +29,6 @@ from tests.helpers import (
     train_stream,
     weights,
 )
-from tests.processes import run_in_processes
 from tests.training.small_runs import Interrupted, assert_same_runs, go
 
 SIZE = 14
@@ -252,8 +250,8 @@ def test_metric__follows_a_strategy_and_changes_nothing():
         BlindPairsMetric(pictures(), reference(), name="a/b")
 
 
-# --------------------------------------------------------------- two processes
-def both_suites():
+def values_of_pairs():
+    """What both suites of pairs find with a small model."""
     torch.manual_seed(0)
     model = create_dual_encoder("tiny-emoji")
     found = MMVPVLMSuite(Few(range(0, 135, 27)), batch_size=4).evaluate(model)
@@ -261,12 +259,6 @@ def both_suites():
         EmojiImages("noto", range(9)), drawing_features, clip_threshold=0.5
     )
     return found, few.evaluate(model)
-
-
-def test_two_processes__equal_one(tmp_path):
-    alone = both_suites()
-    jobs = {"both": partial(both_suites)}
-    assert run_in_processes(jobs, tmp_path)["both"] == [alone, alone]
 
 
 def test_images__are_opened_in_any_mode():
