@@ -159,8 +159,8 @@ def mmvp(
             ]
             continue
         for scores in model.log_probs(turns, [["(a)", "(b)"]] * len(turns)):
-            equal = scores is None or scores[0] == scores[1]
-            letters.append(None if equal else "ab"[int(scores.argmax())])
+            a, b = (0.0, 0.0) if scores is None else scores.tolist()
+            letters.append(None if a == b else "ab"[b > a])
         written += [None] * len(turns)
     return _result(data, letters, written, method)
 
