@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
+_NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs", "count", "texts")
 
 
 def is_fraction(metric: str) -> bool:
