@@ -24,7 +24,13 @@ from avalanche_clip.common.checks import as_integer
 from avalanche_clip.common.files import replacing_folder, write_json
 from avalanche_clip.common.randomness import scramble
 
-_GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
+_GROUPS = (
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+)
 _COUNTS = {"attribute": 96, "count": 48, "image_jigsaw": 48, "visual_chain": 24}
 _STYLE, _OTHERS = "twemoji", ("noto", "openmoji")
 _SIGNS = ("heavy equals sign", "plus", *(f"keycap: {digit}" for digit in range(10)))
@@ -199,9 +205,9 @@ class _Maker:
             for k, order in enumerate(orders)
         )
         question = (
-            f'The first picture is a drawing of "{name}". The others are patches 1 to 4 '
-            "of another drawing of it. In which order, row by row, do they make up that "
-            f"drawing?\n{options}"
+            f'The first picture is a drawing of "{name}". The others are patches 1 to '
+            "4 of another drawing of it. In which order, row by row, do they make up "
+            f"that drawing?\n{options}"
         )
         images = [self.draw(thing, _OTHERS[0]), *(quarters[k] for k in shuffled)]
         return images, question, "ABCD"[gold], {"whole": 0, "grid": [2, 2]}
