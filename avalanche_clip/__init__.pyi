@@ -114,8 +114,18 @@ from avalanche_clip.evaluation.suites.mirb import (
     MIRBSuite as MIRBSuite,
     mirb as mirb,
 )
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
 from avalanche_clip.evaluation.suites.suite import (
     Suite as Suite,
+)
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
 )
 from avalanche_clip.losses.contrastive import (
     contrastive_loss as contrastive_loss,
@@ -141,6 +151,9 @@ from avalanche_clip.models.encoders.dual_encoder import (
 )
 from avalanche_clip.models.encoders.factory import (
     create_dual_encoder as create_dual_encoder,
+)
+from avalanche_clip.models.encoders.mixture_of_features import (
+    MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,

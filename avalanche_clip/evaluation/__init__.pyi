@@ -4,8 +4,11 @@ from avalanche_clip.evaluation.functional.blind_pairs import (
     clip_blind_pairs as clip_blind_pairs,
 )
 from avalanche_clip.evaluation.functional.classification import (
+    ClassRanks as ClassRanks,
+    class_ranks as class_ranks,
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
+    macro_f1 as macro_f1,
 )
 from avalanche_clip.evaluation.functional.disorder import (
     ROTATION_BINS as ROTATION_BINS,
@@ -34,6 +37,7 @@ from avalanche_clip.evaluation.functional.online import (
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
+    pattern_metrics as pattern_metrics,
 )
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks as RetrievalRanks,
@@ -91,6 +95,10 @@ from avalanche_clip.evaluation.suites.mirb import (
     mirb as mirb,
     mirb_values as mirb_values,
 )
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
 from avalanche_clip.evaluation.suites.multi_image import (
     Answer as Answer,
     DualEncoderScorer as DualEncoderScorer,
@@ -102,4 +110,12 @@ from avalanche_clip.evaluation.suites.suite import (
     SuiteFeatures as SuiteFeatures,
     metrics_only as metrics_only,
     require_dual_encoder as require_dual_encoder,
+)
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+    embedded_tasks as embedded_tasks,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
+    datacomp_tasks as datacomp_tasks,
 )

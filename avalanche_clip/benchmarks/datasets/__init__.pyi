@@ -1,4 +1,7 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.benchmarks.datasets.blind_emoji import (
+    BlindEmoji as BlindEmoji,
+)
 from avalanche_clip.benchmarks.datasets.captioned import (
     CaptionedImages as CaptionedImages,
     LANGUAGES_36 as LANGUAGES_36,
@@ -44,6 +47,13 @@ from avalanche_clip.benchmarks.datasets.mirb import (
     MIRB_SUBSETS as MIRB_SUBSETS,
     MultiImageSample as MultiImageSample,
 )
+from avalanche_clip.benchmarks.datasets.mmvp import (
+    ImagePair as ImagePair,
+    MMVPDataset as MMVPDataset,
+    MMVPQuestion as MMVPQuestion,
+    MMVPVLMDataset as MMVPVLMDataset,
+    MMVP_PATTERNS as MMVP_PATTERNS,
+)
 from avalanche_clip.benchmarks.datasets.mtil.coop import (
     read_coop_split as read_coop_split,
     read_x_tail_domain as read_x_tail_domain,
@@ -65,6 +75,9 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
 from avalanche_clip.benchmarks.datasets.text_columns import (
     TextColumn as TextColumn,
     read_table as read_table,
+)
+from avalanche_clip.benchmarks.datasets.web.folder import (
+    WebFolder as WebFolder,
 )
 from avalanche_clip.benchmarks.datasets.xm3600 import (
     XM3600 as XM3600,

@@ -21,7 +21,7 @@ def is_fraction(metric: str) -> bool:
 
 def is_score(metric: str) -> bool:
     """Whether larger values are better, so that forgetting has a meaning."""
-    return is_fraction(metric) and "tie_share" not in metric
+    return is_fraction(metric) and not any(w in metric for w in ("tie_share", "blind"))
 
 
 def score(value: float | None, metric: str) -> str:

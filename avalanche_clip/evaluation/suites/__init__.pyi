@@ -10,6 +10,10 @@ from avalanche_clip.evaluation.suites.mirb import (
     mirb as mirb,
     mirb_values as mirb_values,
 )
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
 from avalanche_clip.evaluation.suites.multi_image import (
     Answer as Answer,
     DualEncoderScorer as DualEncoderScorer,
@@ -21,4 +25,12 @@ from avalanche_clip.evaluation.suites.suite import (
     SuiteFeatures as SuiteFeatures,
     metrics_only as metrics_only,
     require_dual_encoder as require_dual_encoder,
+)
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+    embedded_tasks as embedded_tasks,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
+    datacomp_tasks as datacomp_tasks,
 )
