@@ -39,6 +39,7 @@ benchmarks.datasets.core50 = benchmarks.datasets: CORE50_NAMES CORE50_TEST_SESSI
 benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
+benchmarks.datasets.emoji_mirb = benchmarks.datasets: emoji_mirb* write_emoji_mirb
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
 benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
     MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
@@ -119,9 +120,14 @@ evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
 evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
     blind_emoji_suite
+evaluation.suites.chat = evaluation.suites: ChatModel Turn
+evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
+    mirb_values
 evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
     parse_option
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
+evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
+    MultiImageScorer
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder
 evaluation.suites.tasks = evaluation.suites: ZeroShotTask* embedded_tasks

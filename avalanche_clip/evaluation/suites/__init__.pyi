@@ -3,6 +3,17 @@ from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
     blind_emoji_suite as blind_emoji_suite,
 )
+from avalanche_clip.evaluation.suites.chat import (
+    ChatModel as ChatModel,
+    Turn as Turn,
+)
+from avalanche_clip.evaluation.suites.mirb import (
+    ChatScorer as ChatScorer,
+    MIRBResult as MIRBResult,
+    MIRBSuite as MIRBSuite,
+    mirb as mirb,
+    mirb_values as mirb_values,
+)
 from avalanche_clip.evaluation.suites.mmvp import (
     MMVPResult as MMVPResult,
     mmvp as mmvp,
@@ -13,6 +24,11 @@ from avalanche_clip.evaluation.suites.mmvp import (
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,
     mmvp_vlm as mmvp_vlm,
+)
+from avalanche_clip.evaluation.suites.multi_image import (
+    Answer as Answer,
+    DualEncoderScorer as DualEncoderScorer,
+    MultiImageScorer as MultiImageScorer,
 )
 from avalanche_clip.evaluation.suites.suite import (
     Encoded as Encoded,
