@@ -114,6 +114,12 @@ from avalanche_clip.evaluation.suites.mmvp_vlm import (
 from avalanche_clip.evaluation.suites.suite import (
     Suite as Suite,
 )
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
+)
 from avalanche_clip.losses.contrastive import (
     contrastive_loss as contrastive_loss,
 )

@@ -62,6 +62,7 @@ benchmarks.datasets.mtil.table = benchmarks.datasets.mtil: DATASETS DatasetFacts
 benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
+benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
     XM3600_LANGUAGES
 benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
@@ -88,8 +89,8 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
 budget = : ComputeBudget*
 common.files = : file_limits*
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
-evaluation.functional.classification = evaluation.functional: class_vectors
-    classification_metrics*
+evaluation.functional.classification = evaluation.functional: ClassRanks
+    class_ranks class_vectors classification_metrics* macro_f1
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
@@ -118,6 +119,8 @@ evaluation.metrics.summary = evaluation.metrics: ContinualSummary
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder
+evaluation.suites.tasks = evaluation.suites: ZeroShotTask* embedded_tasks
+evaluation.suites.zero_shot = evaluation.suites: ZeroShotSuite* datacomp_tasks
 evaluation.report.comparison = evaluation.report: text_table write_comparison
 evaluation.report.disorder_plots = evaluation.plots: plot_angle_histograms
     plot_disorder

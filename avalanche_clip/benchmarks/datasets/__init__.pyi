@@ -72,6 +72,9 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
     TextColumn as TextColumn,
     read_table as read_table,
 )
+from avalanche_clip.benchmarks.datasets.web.folder import (
+    WebFolder as WebFolder,
+)
 from avalanche_clip.benchmarks.datasets.xm3600 import (
     XM3600 as XM3600,
     XM3600_CAPTIONS as XM3600_CAPTIONS,

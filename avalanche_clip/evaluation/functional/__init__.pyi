@@ -4,8 +4,11 @@ from avalanche_clip.evaluation.functional.blind_pairs import (
     clip_blind_pairs as clip_blind_pairs,
 )
 from avalanche_clip.evaluation.functional.classification import (
+    ClassRanks as ClassRanks,
+    class_ranks as class_ranks,
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
+    macro_f1 as macro_f1,
 )
 from avalanche_clip.evaluation.functional.disorder import (
     ROTATION_BINS as ROTATION_BINS,

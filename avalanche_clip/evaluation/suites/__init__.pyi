@@ -10,3 +10,11 @@ from avalanche_clip.evaluation.suites.suite import (
     metrics_only as metrics_only,
     require_dual_encoder as require_dual_encoder,
 )
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+    embedded_tasks as embedded_tasks,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
+    datacomp_tasks as datacomp_tasks,
+)

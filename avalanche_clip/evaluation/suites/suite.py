@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import csv
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from avalanche_clip.benchmarks.items.prepare import describe
 from avalanche_clip.common.checks import as_size, require_type
 from avalanche_clip.common.feature_table import FeatureTable
+from avalanche_clip.common.files import write_text
 from avalanche_clip.common.fingerprint import tower_fingerprint
 from avalanche_clip.common.randomness import evaluating, seeded
 from avalanche_clip.common.ranks import exchange, together
@@ -33,6 +37,9 @@ DETAILS = ("count", "texts")
 
 BOUNDS = ("_low", "_high")
 """Ends of the names under which the interval of a metric stands beside it."""
+
+COLUMNS = ("checkpoint", "task", "metric", "value", "count", "low", "high")
+"""Of a table of values."""
 
 _PARTS = (
     *("encode_image", "encode_text", "tokenizer", "transform"),
@@ -106,6 +113,53 @@ class Suite(ABC):
             ``<metric>_low`` and ``<metric>_high`` bound an interval, where there are
             any (see :func:`metrics_only`).
         """
+
+    def evaluate_many(
+        self, models: Mapping[str, Any], **options: Any
+    ) -> dict[str, Values]:
+        """Score several models or checkpoints, one after the other.
+
+        :param models: label -> a model, or a function without arguments that makes it.
+        :param options: see :meth:`evaluate`.
+        :return: label -> values, as :meth:`table` takes them.
+        """
+        return {
+            label: self.evaluate(
+                model if isinstance(model, nn.Module) else model(), **options
+            )
+            for label, model in models.items()
+        }
+
+    @staticmethod
+    def table(
+        results: Mapping[str, Values], path: str | Path | None = None
+    ) -> list[dict[str, Any]]:
+        """List the values of some checkpoints, one metric per row.
+
+        :param results: label of the checkpoint -> values, such as ``results["suites"]
+            [name]`` of a run.
+        :param path: file to write the rows to as CSV; what is not known stays empty.
+        :return: rows with the keys of :data:`COLUMNS`; ``count`` is the number of
+            items, ``low`` and ``high`` bound the interval, None where there is none.
+        """
+        rows = []
+        for checkpoint, tasks in results.items():
+            for task, values in tasks.items():
+                for metric, value in metrics_only(values).items():
+                    of_texts = metric.startswith("text_to_image") and "texts" in values
+                    found = (
+                        *(checkpoint, task, metric, value),
+                        values.get("texts" if of_texts else "count"),
+                        *(values.get(metric + end) for end in BOUNDS),
+                    )
+                    rows.append(dict(zip(COLUMNS, found, strict=True)))
+        if path is not None:
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(path, text.getvalue())
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later results depend on, as plain data."""
