@@ -8,22 +8,18 @@ each step is scored that it has kept.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 Values = dict[str, dict[str, float]]
-Row = dict[str, Any]
 
 EMBEDDED = "emoji-2010,emoji-later,held-out-icons"
-COLUMNS = "model checkpoint suite task metric value count low high".split()
 _HUBS = ("hf:", "hf-hub:")
 
 
@@ -176,61 +172,51 @@ def evaluate(options: argparse.Namespace) -> None:
     models = [(t, *found) for t in options.models for found in find_models(t).items()]
     suites = make_suites(options)
     tasks = sum(len(getattr(suite, "tasks", [suite])) for suite in suites)
-    found: dict[tuple[str, str, str], Values] = {}
+    found: dict[str, dict[str, Values]] = {suite.name: {} for suite in suites}
     with tqdm(total=len(models) * tasks, unit="task", file=sys.stderr) as bar:
         results = Results(options.out, bar)
         for text, step, make in models:
-            bar.set_description(" ".join(filter(None, (text, step))))
+            name = " ".join(filter(None, (text, step)))
+            bar.set_description(name)
             model = make().to(options.device).eval()
             for suite in suites:
-                found[text, step, suite.name] = results.score(
-                    suite, model, options.device
-                )
+                found[suite.name][name] = results.score(suite, model, options.device)
+    _write(suites, found, options)
+
+
+def _write(suites: Sequence[Any], found: Any, options: argparse.Namespace) -> None:
+    """Print what was found, and write it as JSON, and as a table for each suite."""
+    from avalanche_clip.common.files import json_text, write_json
+    from avalanche_clip.common.plain import strict
+
+    folder = options.out
+    rows = {
+        suite.name: suite.table(
+            found[suite.name], folder and folder / f"{suite.name}.csv"
+        )
+        for suite in suites
+    }
     missing = {suite.name: suite.missing for suite in suites if suite.missing}
-    _write(list(_rows(found)), missing, options)
+    content = strict({"suites": rows, "missing": missing})
+    if folder is not None:
+        write_json(folder / "results.json", content, checksum=True)
+    shown = json_text(content, "the output", indent=1) if options.json else _text(rows)
+    sys.stdout.write(shown + "\n")
     for name, where in missing.items():
         for task, what in where.items():
             sys.stderr.write(f"missing: {name}, {task}: {what}\n")
 
 
-def _rows(found: dict[tuple[str, str, str], Values]) -> Iterator[Row]:
-    """One row per metric."""
-    from avalanche_clip.evaluation.suites.suite import metrics_only
-
-    for start, tasks in found.items():
-        for task, values in tasks.items():
-            for metric, value in metrics_only(values).items():
-                ends = (values.get(f"{metric}_{end}") for end in ("low", "high"))
-                cells = (*start, task, metric, value, values.get("count"), *ends)
-                yield dict(zip(COLUMNS, cells, strict=True))
-
-
-def _write(rows: list[Row], missing: Row, options: argparse.Namespace) -> None:
-    from avalanche_clip.common.files import json_text, write_json, write_text
-    from avalanche_clip.common.plain import strict
-
-    content = strict({"rows": rows, "missing": missing})
-    if options.out is not None:
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(options.out / "results.csv", table.getvalue())
-        write_json(options.out / "results.json", content, checksum=True)
-    shown = json_text(content, "the output", indent=1) if options.json else _text(rows)
-    sys.stdout.write(shown + "\n")
-
-
-def _text(rows: Sequence[Row]) -> str:
+def _text(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Main metrics, to read."""
     from avalanche_clip.evaluation.report.html import score
 
     lines: dict[Any, list[str]] = {}
-    for row in rows:
-        names, metric = [row[name] for name in COLUMNS[:4]], row["metric"]
-        value, *ends = (score(row[key], metric) for key in ("value", "low", "high"))
+    for suite, row in ((suite, row) for suite, part in rows.items() for row in part):
+        key = (row["checkpoint"], suite, row["task"])
+        value, *ends = (score(row[k], row["metric"]) for k in ("value", "low", "high"))
         interval = "" if row["low"] is None else f" ({'-'.join(ends)})"
-        lines.setdefault(tuple(names), [*names, metric, value + interval])
+        lines.setdefault(key, [*key, row["metric"], value + interval])
     widths = [max(map(len, column)) for column in zip(*lines.values(), strict=True)]
     return "\n".join(
         "  ".join(map(str.ljust, line, widths)).strip() for line in lines.values()

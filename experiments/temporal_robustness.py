@@ -16,7 +16,8 @@ galleries stay as they are.
 
 Without ``--data`` the steps are the emoji of 2010 to 2024, drawn in a style that no
 weights were trained on; classes are their 99 subgroups, described by the names that
-their emoji of 2010 have; the static set is held-out icons. ``--new`` is then by default
+their emoji of 2010 have; the static set is what a benchmark of 2010 would have asked
+for, the names of its emoji among each other. ``--new`` is then by default
 ``emoji-2010`` trained on the emoji of all six steps, in ``OUT/trained``.
 
 With ``--data`` the folder holds ``retrieval/YEAR`` and, if wanted, ``datacompnet/YEAR``
@@ -217,7 +218,7 @@ def static_score(model: Any, data: Path | None, device: str) -> list[float]:
     from avalanche_clip.evaluation.suites import ZeroShotSuite
     from avalanche_clip.evaluation.suites.zero_shot import datacomp_tasks
 
-    name, metric, tasks = "held-out-icons", "acc1", ["held-out-icons"]
+    name, metric, tasks = "emoji-2010", "acc1", ["emoji-2010"]
     if data is not None:
         name, metric = SHIFTS, "mean"
         tasks = datacomp_tasks()["aggregates"][SHIFTS]
