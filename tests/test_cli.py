@@ -51,7 +51,8 @@ def test_evaluate__values_are_those_of_the_suite(tmp_path, capsys, counted):
         shown = f"{100 * values['acc1']:.1f} ({100 * values['acc1_low']:.1f}-"
         assert line.split()[:4] == [BASE, "zero-shot", task, "acc1"] and shown in line
     stored = json.loads((tmp_path / "results.json").read_text())
-    found = {(r["task"], r["metric"]): r["value"] for r in stored["suites"]["zero-shot"]}
+    listed = stored["suites"]["zero-shot"]
+    found = {(row["task"], row["metric"]): row["value"] for row in listed}
     with open(tmp_path / "zero-shot.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found)
@@ -143,9 +144,11 @@ def test_evaluate__unknown_suites(capsys):
 
 
 def test_main__help_is_there_at_once():
-    code = [sys.executable, "-X", "importtime", "-m", "avalanche_clip", "evaluate", "-h"]
+    words = ["-X", "importtime", "-m", "avalanche_clip", "evaluate", "-h"]
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    found = subprocess.run(code, capture_output=True, text=True, env=environment)
+    found = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=environment
+    )
     assert found.returncode == 0 and "tiny-emoji:icons" in found.stdout
     assert "avalanche_clip.cli" in found.stderr and "torch" not in found.stderr
