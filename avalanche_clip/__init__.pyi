@@ -23,6 +23,9 @@ from avalanche_clip.benchmarks.classic.si_blurry import (
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
+from avalanche_clip.benchmarks.datasets.emoji_mirb import (
+    emoji_mirb as emoji_mirb,
+)
 from avalanche_clip.benchmarks.items.batch import (
     ImageTextBatch as ImageTextBatch,
 )
@@ -65,6 +68,9 @@ from avalanche_clip.budget import (
 from avalanche_clip.common.files import (
     file_limits as file_limits,
 )
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
     classification_metrics as classification_metrics,
 )
@@ -95,6 +101,9 @@ from avalanche_clip.evaluation.functional.transfer import (
 from avalanche_clip.evaluation.loggers import (
     MetricsCSVLogger as MetricsCSVLogger,
 )
+from avalanche_clip.evaluation.metrics.blind_pairs import (
+    BlindPairsMetric as BlindPairsMetric,
+)
 from avalanche_clip.evaluation.metrics.disorder import (
     spatial_disorder_metrics as spatial_disorder_metrics,
 )
@@ -103,6 +112,29 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 )
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
+)
+from avalanche_clip.evaluation.suites.blind_pairs import (
+    BlindPairsSuite as BlindPairsSuite,
+)
+from avalanche_clip.evaluation.suites.mirb import (
+    MIRBSuite as MIRBSuite,
+    mirb as mirb,
+)
+from avalanche_clip.evaluation.suites.mmvp import (
+    mmvp as mmvp,
+)
+from avalanche_clip.evaluation.suites.mmvp_vlm import (
+    MMVPVLMSuite as MMVPVLMSuite,
+    mmvp_vlm as mmvp_vlm,
+)
+from avalanche_clip.evaluation.suites.suite import (
+    Suite as Suite,
+)
+from avalanche_clip.evaluation.suites.tasks import (
+    ZeroShotTask as ZeroShotTask,
+)
+from avalanche_clip.evaluation.suites.zero_shot import (
+    ZeroShotSuite as ZeroShotSuite,
 )
 from avalanche_clip.losses.contrastive import (
     contrastive_loss as contrastive_loss,
@@ -128,6 +160,9 @@ from avalanche_clip.models.encoders.dual_encoder import (
 )
 from avalanche_clip.models.encoders.factory import (
     create_dual_encoder as create_dual_encoder,
+)
+from avalanche_clip.models.encoders.mixture_of_features import (
+    MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,

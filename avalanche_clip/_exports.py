@@ -30,6 +30,7 @@ benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
+benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
 benchmarks.datasets.coco36 = benchmarks.datasets: COCO36_LANGUAGES Coco36 CocoTriplets
@@ -38,7 +39,12 @@ benchmarks.datasets.core50 = benchmarks.datasets: CORE50_NAMES CORE50_TEST_SESSI
 benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
+benchmarks.datasets.emoji_mirb = benchmarks.datasets: emoji_mirb* write_emoji_mirb
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
+benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
+    MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
+benchmarks.datasets.mmvp = benchmarks.datasets: ImagePair MMVPDataset MMVPQuestion
+    MMVPVLMDataset MMVP_PATTERNS
 benchmarks.datasets.mtil.coop = benchmarks.datasets: read_coop_split
     read_x_tail_domain; benchmarks.datasets.mtil: CoopSplit read_coop_split
     read_x_tail_domain
@@ -57,6 +63,7 @@ benchmarks.datasets.mtil.table = benchmarks.datasets.mtil: DATASETS DatasetFacts
 benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
+benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
     XM3600_LANGUAGES
 benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
@@ -82,29 +89,49 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
-evaluation.functional.classification = evaluation.functional: class_vectors
-    classification_metrics*
+evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
+evaluation.functional.classification = evaluation.functional: ClassRanks
+    class_ranks class_vectors classification_metrics* macro_f1
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
     multilingual_summary recall_forgetting* recall_forgetting_curves
+evaluation.functional.intervals = evaluation.functional: Interval bootstrap_interval
+    resampled_interval wilson_interval
 evaluation.functional.online = evaluation.functional: exposed_accuracy
     online_accuracy*
-evaluation.functional.pairs = evaluation.functional: pair_metrics*
+evaluation.functional.pairs = evaluation.functional: pair_metrics* pattern_metrics
 evaluation.functional.ranks = evaluation.functional: RetrievalRanks owner_pairs
     retrieval_ranks
 evaluation.functional.retrieval = evaluation.functional: retrieval_metrics*
+evaluation.functional.short_answers = evaluation.functional: dimension_averages
+    prior_baselines short_answer_parsed short_answer_score
 evaluation.functional.texts = evaluation.functional: merge_equal_pairs
 evaluation.functional.transfer = evaluation.functional: continual_summary*
     fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step
     time_transfer* transfer_average_last* transfer_per_task*
 evaluation.loggers = evaluation: MetricsCSVLogger*
+evaluation.metrics.blind_pairs = evaluation.metrics: BlindPairsMetric*
 evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
     spatial_disorder_metrics*
 evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
+    blind_emoji_suite
+evaluation.suites.chat = evaluation.suites: ChatModel Turn
+evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
+    mirb_values
+evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
+    parse_option
+evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
+evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
+    MultiImageScorer
+evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
+    metrics_only require_dual_encoder
+evaluation.suites.tasks = evaluation.suites: ZeroShotTask* embedded_tasks
+evaluation.suites.zero_shot = evaluation.suites: ZeroShotSuite* datacomp_tasks
 evaluation.report.comparison = evaluation.report: text_table write_comparison
 evaluation.report.disorder_plots = evaluation.plots: plot_angle_histograms
     plot_disorder
@@ -120,11 +147,13 @@ losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
 models.encoders.factory = models: create_dual_encoder*
+models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
 models.images.augmentation = models: TinyAugmentation
+models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
 models.moe.adapters = models: MoEAdapterSet attach_moe_adapters* load_moe_adapters*
 models.moe.gating = models: noisy_top_k_gates*
@@ -216,7 +245,9 @@ EXPORTS = _read(_TABLE)
 
 SHOWN_BELOW = {
     "benchmarks": ("benchmarks.classic",),
-    "evaluation": ("evaluation.functional", "evaluation.metrics"),
+    "evaluation": (
+        *("evaluation.functional", "evaluation.metrics", "evaluation.suites"),
+    ),
     "training": ("training.templates", "training.supervised"),
 }
 """Faces that show the names of others too."""

@@ -27,6 +27,7 @@ FACES = {
     "evaluation": "Loggers",
     "evaluation.functional": "Metrics as functions",
     "evaluation.metrics": "Metrics for an evaluator",
+    "evaluation.suites": "Suites",
     "evaluation.report": "Reports",
     "evaluation.plots": "Figures",
     "checkpointing": "Checkpoints",

@@ -25,8 +25,13 @@ import numpy.typing as npt
 import torch
 from command_line import check_start, refusals
 from figures import say_what_goes
-from intervals import Interval, bootstrap_interval, wilson_interval
 from torch import Tensor
+
+from avalanche_clip.evaluation.functional.intervals import (
+    Interval,
+    bootstrap_interval,
+    wilson_interval,
+)
 
 MODELS = ("tiny-emoji", "tiny-emoji-vit")
 BASE = "emoji-2010"

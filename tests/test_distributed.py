@@ -26,6 +26,7 @@ from tests.helpers import (
 from tests.processes import free_port, run_in_processes
 from tests.training import small_runs as runs
 from tests.training.growing import GrowingEncoder
+from tests.training.small_suites import Weights
 
 # What no row of tests/methods has: a logit bias, a growing module, a frozen tower.
 CASES = ("bias", "growing", "frozen")
@@ -88,17 +89,18 @@ def gather_case():
 def stream_case(folder):
     """A run of two processes that stops, and goes on."""
     written = []
+    model, run = {"dropout": 0.0}, {"suites": [Weights()]}
     try:
-        runs.go(folder, "CumulativeExp", {"train": 8}, model={"dropout": 0.0})
+        runs.go(folder, "CumulativeExp", {"train": 8}, model=model, run=run)
     except runs.Interrupted:
         written = [p.name for p in checkpoints(f"{folder}/checkpoints")]
     strategy, result = runs.go(
-        folder, "CumulativeExp", resume=True, model={"dropout": 0.0}
+        folder, "CumulativeExp", resume=True, model=model, run=run
     )
-    whole, expected = runs.go(
-        f"{folder}-whole", "CumulativeExp", model={"dropout": 0.0}
-    )
+    whole, expected = runs.go(f"{folder}-whole", "CumulativeExp", model=model, run=run)
     return {
+        "suites": str(result.results["suites"]),
+        "suites_whole": str(expected.results["suites"]),
         "written": written,
         "weights": weights(strategy.model),
         "whole": weights(whole.model),
@@ -177,6 +179,7 @@ def test_run_stream__two_processes_write_once_and_resume(pool):
     assert first["written"] == ["state_000000005_eval.pt", "state_000000007.pt"]
     for part in (first, second):
         assert torch.equal(part["E"], part["E_whole"])
+        assert part["suites"] == part["suites_whole"] == first["suites"]
         for name, value in part["whole"].items():
             assert torch.equal(value, part["weights"][name]), name
             assert torch.equal(value, first["whole"][name]), name

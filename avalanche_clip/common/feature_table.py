@@ -38,6 +38,11 @@ class FeatureTable:
         self.held: list[int] = []  # positions of the rows, in the order of arrival
         self._slots = np.full(0 if rows is not None else self.size, -1, np.int32)
 
+    def extend(self, size: int) -> None:
+        """Make room for the ids ``0..size-1``, in a table without given ids or rows."""
+        self._slots = np.append(self._slots, np.full(size - self.size, -1, np.int32))
+        self.size = size
+
     def positions(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Find ids in the table: int64 ``(R,)``, -1 where it has no such id."""
         wanted = np.asarray(ids, dtype=np.int64)

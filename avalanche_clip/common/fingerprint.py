@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,24 @@ class FingerprintCache:
                 self._known[name] = known
             total.update(known[1])
         return total.hexdigest()[:32]
+
+
+def tower_fingerprint(model: Any, tower: str) -> str:
+    """Hash what the features of a tower depend on.
+
+    :param model: a dual encoder, or any module with a ``tokenizer``.
+    :param tower: ``"image"`` or ``"text"``.
+    :return: hexadecimal digits and, for texts, the size of the vocabulary.
+    """
+    find = getattr(model, "state_fingerprint", None)
+    if callable(find):
+        found = find(tower)
+    else:
+        named = model.state_dict(keep_vars=True).items()
+        found = FingerprintCache()((n, t) for n, t in named if isinstance(t, Tensor))
+    tokenizer = getattr(model, "tokenizer", None) if tower == "text" else None
+    size = getattr(tokenizer, "vocab_size", 0)
+    return f"{found}-{size}"
 
 
 def _gather(values: list[Tensor]) -> list[int]:

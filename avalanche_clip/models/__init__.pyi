@@ -8,6 +8,9 @@ from avalanche_clip.models.encoders.dual_encoder import (
 from avalanche_clip.models.encoders.factory import (
     create_dual_encoder as create_dual_encoder,
 )
+from avalanche_clip.models.encoders.mixture_of_features import (
+    MixtureOfFeatures as MixtureOfFeatures,
+)
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
@@ -22,6 +25,9 @@ from avalanche_clip.models.encoders.weights import (
 )
 from avalanche_clip.models.images.augmentation import (
     TinyAugmentation as TinyAugmentation,
+)
+from avalanche_clip.models.images.drawing_features import (
+    drawing_features as drawing_features,
 )
 from avalanche_clip.models.images.transforms import (
     ImageTransform as ImageTransform,

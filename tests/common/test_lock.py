@@ -21,9 +21,8 @@ import os, runpy, sys, time
 FolderLock = runpy.run_path({str(Path(_lock.__file__))!r})["FolderLock"]
 with FolderLock(sys.argv[1]):
     child = os.fork() if "fork" in sys.argv else 1
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
+    if child == 0 or "fork" not in sys.argv:
+        print(os.getpid(), flush=True)  # a child has left the lock by now
     time.sleep(float(sys.argv[2]))
 """
 

@@ -1,4 +1,7 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.benchmarks.datasets.blind_emoji import (
+    BlindEmoji as BlindEmoji,
+)
 from avalanche_clip.benchmarks.datasets.captioned import (
     CaptionedImages as CaptionedImages,
     LANGUAGES_36 as LANGUAGES_36,
@@ -29,9 +32,27 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table as load_emoji_table,
     validation_mask as validation_mask,
 )
+from avalanche_clip.benchmarks.datasets.emoji_mirb import (
+    emoji_mirb as emoji_mirb,
+    write_emoji_mirb as write_emoji_mirb,
+)
 from avalanche_clip.benchmarks.datasets.icons import (
     FIRST_ICON_ID as FIRST_ICON_ID,
     HeldOutIcons as HeldOutIcons,
+)
+from avalanche_clip.benchmarks.datasets.mirb import (
+    MIRBDataset as MIRBDataset,
+    MIRB_CONTROLS as MIRB_CONTROLS,
+    MIRB_DIMENSIONS as MIRB_DIMENSIONS,
+    MIRB_SUBSETS as MIRB_SUBSETS,
+    MultiImageSample as MultiImageSample,
+)
+from avalanche_clip.benchmarks.datasets.mmvp import (
+    ImagePair as ImagePair,
+    MMVPDataset as MMVPDataset,
+    MMVPQuestion as MMVPQuestion,
+    MMVPVLMDataset as MMVPVLMDataset,
+    MMVP_PATTERNS as MMVP_PATTERNS,
 )
 from avalanche_clip.benchmarks.datasets.mtil.coop import (
     read_coop_split as read_coop_split,
@@ -54,6 +75,9 @@ from avalanche_clip.benchmarks.datasets.mtil.readers import (
 from avalanche_clip.benchmarks.datasets.text_columns import (
     TextColumn as TextColumn,
     read_table as read_table,
+)
+from avalanche_clip.benchmarks.datasets.web.folder import (
+    WebFolder as WebFolder,
 )
 from avalanche_clip.benchmarks.datasets.xm3600 import (
     XM3600 as XM3600,

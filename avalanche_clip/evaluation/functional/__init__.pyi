@@ -1,7 +1,14 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.functional.blind_pairs import (
+    BlindPair as BlindPair,
+    clip_blind_pairs as clip_blind_pairs,
+)
 from avalanche_clip.evaluation.functional.classification import (
+    ClassRanks as ClassRanks,
+    class_ranks as class_ranks,
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
+    macro_f1 as macro_f1,
 )
 from avalanche_clip.evaluation.functional.disorder import (
     ROTATION_BINS as ROTATION_BINS,
@@ -18,12 +25,19 @@ from avalanche_clip.evaluation.functional.forgetting import (
     recall_forgetting as recall_forgetting,
     recall_forgetting_curves as recall_forgetting_curves,
 )
+from avalanche_clip.evaluation.functional.intervals import (
+    Interval as Interval,
+    bootstrap_interval as bootstrap_interval,
+    resampled_interval as resampled_interval,
+    wilson_interval as wilson_interval,
+)
 from avalanche_clip.evaluation.functional.online import (
     exposed_accuracy as exposed_accuracy,
     online_accuracy as online_accuracy,
 )
 from avalanche_clip.evaluation.functional.pairs import (
     pair_metrics as pair_metrics,
+    pattern_metrics as pattern_metrics,
 )
 from avalanche_clip.evaluation.functional.ranks import (
     RetrievalRanks as RetrievalRanks,
@@ -32,6 +46,12 @@ from avalanche_clip.evaluation.functional.ranks import (
 )
 from avalanche_clip.evaluation.functional.retrieval import (
     retrieval_metrics as retrieval_metrics,
+)
+from avalanche_clip.evaluation.functional.short_answers import (
+    dimension_averages as dimension_averages,
+    prior_baselines as prior_baselines,
+    short_answer_parsed as short_answer_parsed,
+    short_answer_score as short_answer_score,
 )
 from avalanche_clip.evaluation.functional.texts import (
     merge_equal_pairs as merge_equal_pairs,

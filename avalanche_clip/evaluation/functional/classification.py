@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_clip.common.checks import (
+    require_alike,
     require_array,
     require_choice,
     require_indices,
@@ -18,6 +20,7 @@ from avalanche_clip.evaluation.functional._inputs import (
     as_float_matrix,
     as_tensor,
 )
+from avalanche_clip.evaluation.functional.ranks import full_products
 
 _ROWS_PER_BLOCK = 4096
 _TIES = ("pessimistic", "lowest")
@@ -62,8 +65,78 @@ def classification_metrics(
     require_array(targets, "targets", f"{len(scores)}", "integer", give=wanted)
     require_indices(targets, scores.shape[1], "targets")
     targets = targets.long()
-    num_classes = scores.shape[1]
-    ranks = _class_ranks(scores, targets, ties)
+    blocks = zip(
+        scores.split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK), strict=True
+    )
+    ranks = torch.cat([_block_ranks(block, target, ties) for block, target in blocks])
+    return accuracies(ranks, targets, scores.shape[1])
+
+
+class ClassRanks(NamedTuple):
+    """What became of the right class of each image.
+
+    ``ranks``: number of other classes with at least its score, int64 ``(N,)``, 0 =
+    found first. ``predictions``: the right class where it is found first, else the
+    best other one, int64 ``(N,)``.
+    """
+
+    ranks: Tensor
+    predictions: Tensor
+
+
+def class_ranks(
+    image_features: ArrayLike, vectors: ArrayLike, targets: ArrayLike
+) -> ClassRanks:
+    """Rank the right class of each image without the full matrix of scores.
+
+    :param image_features: ``(N, D)``, float32 or float64.
+    :param vectors: of the classes, ``(C, D)``, same type and device.
+    :param targets: class of each image, integers ``(N,)`` in 0..C-1.
+    :raises ValueError: if shapes, types or the range of the targets do not fit, or a
+        feature is not finite.
+
+    >>> found = class_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
+    >>> found.ranks.tolist(), found.predictions.tolist()
+    ([0, 1], [0, 1])
+    """
+    images = as_float_matrix("image_features", image_features)
+    classes = as_float_matrix("vectors", vectors)
+    require_alike(
+        "give features of one model, of one type, on one device",
+        ("columns", "dtype", "device"),
+        image_features=images,
+        vectors=classes,
+    )
+    labels = as_tensor("targets", targets).to(images.device)
+    require_array(labels, "targets", f"{len(images)}", "integer", give="class indices")
+    require_indices(labels, len(classes), "targets")
+    labels = labels.long()
+    ranks, predictions = torch.empty_like(labels), labels.clone()
+    memory = images.new_empty(min(_ROWS_PER_BLOCK, len(images)), len(classes))
+    autocast_off = torch.autocast(device_type=images.device.type, enabled=False)
+    with torch.no_grad(), autocast_off, full_products():
+        for start in range(0, len(images), _ROWS_PER_BLOCK):
+            part = slice(start, start + _ROWS_PER_BLOCK)
+            label = labels[part, None]
+            block = memory[: len(label)]
+            torch.mm(images[part], classes.T, out=block)
+            own = block.gather(1, label)
+            block.scatter_(1, label, -torch.inf)
+            best = block.max(dim=1)
+            wrong = best.values >= own[:, 0]
+            predictions[part][wrong] = best.indices[wrong]
+            # zeros and ones over the scores: see the counter of retrieval ranks
+            ranks[part] = torch.ge(block, own, out=block).sum(dim=1).long()
+    return ClassRanks(ranks, predictions)
+
+
+def accuracies(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, float]:
+    """Summarise the ranks of the right classes, see :func:`classification_metrics`.
+
+    :param ranks: ``(N,)``, 0 = found first.
+    :param targets: class of each item, int64 ``(N,)``.
+    :param num_classes: C.
+    """
     correct = torch.bincount(targets[ranks < 1], minlength=num_classes).double()
     present = torch.bincount(targets, minlength=num_classes).double()
     recall = (correct / present)[present > 0]
@@ -73,6 +146,31 @@ def classification_metrics(
         "acc5": top5,
         "mean_per_class_recall": recall.mean().item(),
     }
+
+
+def macro_f1(
+    predictions: Tensor, targets: Tensor, counts: Tensor | None = None
+) -> float:
+    """Average the F1 scores of the classes that occur among the targets.
+
+    :param predictions: class found for each item, int64 ``(N,)``.
+    :param targets: right class of each item, int64 ``(N,)``.
+    :param counts: how often each item occurs, ``(N,)``; default once.
+    :return: mean of ``2 TP / (2 TP + FP + FN)``.
+
+    Source: the metric of iWildCam in WILDS (arXiv 2012.07421).
+
+    >>> macro_f1(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]))
+    0.3333333333333333
+    """
+    size = int(max(predictions.max(), targets.max())) + 1
+    weights = torch.ones(len(targets)) if counts is None else counts
+    weights = weights.double()
+    right = predictions == targets
+    hits = torch.bincount(targets[right], weights[right], size)
+    whole = torch.bincount(targets, weights, size)
+    said = torch.bincount(predictions, weights, size)
+    return (2 * hits / (whole + said))[whole > 0].mean().item()
 
 
 def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:
@@ -107,26 +205,20 @@ def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:
             "without gaps."
         )
     sums = features.new_zeros(int(index.max()) + 1, features.shape[1])
-    sums.index_add_(0, index, F.normalize(features, dim=1))
+    for start in range(0, len(index), _ROWS_PER_BLOCK):
+        part = slice(start, start + _ROWS_PER_BLOCK)
+        sums.index_add_(0, index[part], F.normalize(features[part], dim=1))
     # the length of the sum is irrelevant after the second normalisation
     return F.normalize(sums, dim=1)
 
 
-def _class_ranks(scores: Tensor, targets: Tensor, ties: str) -> Tensor:
+def _block_ranks(block: Tensor, target: Tensor, ties: str) -> Tensor:
     """Return how many other classes come before the right one."""
-    ranks = []
-    for block, target in zip(
-        scores.split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK), strict=True
-    ):
-        own = block.gather(1, target[:, None])
-        if ties == "lowest":
-            earlier = (
-                torch.arange(block.shape[1], device=block.device) < target[:, None]
-            )
-            ranks.append(((block > own) | ((block == own) & earlier)).sum(dim=1))
-        else:  # the right class itself is always counted once
-            ranks.append((block >= own).sum(dim=1) - 1)
-    return torch.cat(ranks)
+    own = block.gather(1, target[:, None])
+    if ties == "lowest":
+        earlier = torch.arange(block.shape[1], device=block.device) < target[:, None]
+        return ((block > own) | ((block == own) & earlier)).sum(dim=1)
+    return (block >= own).sum(dim=1) - 1  # the right class is always counted once
 
 
 def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:

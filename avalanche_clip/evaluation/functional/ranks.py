@@ -101,7 +101,7 @@ def retrieval_ranks(
     pairs = owner_pairs(owner, images.shape[0], texts.shape[0]).to(images.device)
     # autocast would lower the precision of the products
     autocast_off = torch.autocast(device_type=images.device.type, enabled=False)
-    with torch.no_grad(), autocast_off, _full_products():
+    with torch.no_grad(), autocast_off, full_products():
         return _rank_tiles(images, texts, pairs, ties, tie_eps, chunk_size)
 
 
@@ -151,7 +151,7 @@ def _check_partners(kind: str, indices: Tensor, size: int) -> None:
 
 
 @contextmanager
-def _full_products() -> Iterator[None]:
+def full_products() -> Iterator[None]:
     """Switch off TF32 and bfloat16 products, which are coarser than ``tie_eps``.
 
     Own scores do not come from a matrix product, so that with such products a

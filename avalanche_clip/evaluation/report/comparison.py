@@ -25,6 +25,7 @@ from avalanche_clip.evaluation.report.results import (
     matrices,
     total_budget,
 )
+from avalanche_clip.evaluation.report.suites import SuiteGroup, suite_sections
 
 # the values whose small numbers are the good ones
 _LOWER_IS_BETTER = ("forgetting", "F_Last")
@@ -38,6 +39,8 @@ def write_comparison(
     metric: str | None = None,
 ) -> Path:
     """Compare the runs of several methods: mean and spread over seeds.
+
+    Suites that all runs have scored are compared, too.
 
     Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
     means, deviations and single values, and PNG plots: bars over methods, final
@@ -79,6 +82,7 @@ def write_comparison(
             _stream(folder, runs, stream, names[stream], metrics)
             for stream, metrics in tables.items()
         ],
+        suites=_suites(folder, runs),
         runs=_run_rows(runs),
         hashes=sorted(
             {str(r.get("data", {}).get("hash")) for rows in runs.values() for r in rows}
@@ -262,6 +266,65 @@ def _stream(
     }
 
 
+def _suites(folder: Path, runs: Runs) -> list[dict[str, Any]]:
+    """What the page shows of the suites that all runs have scored alike."""
+    found = {m: [_by_key(row) for row in rows] for m, rows in runs.items()}
+    flat = [groups for rows in found.values() for groups in rows]
+    shown = []
+    for number, (key, first) in enumerate(flat[0].items()):
+        if not all(key in groups for groups in flat):
+            continue
+        methods = {m: [g[key].matrix for g in groups] for m, groups in found.items()}
+        end = html.file_name(f"{first.suite}_{first.name}")
+        path = folder / f"suite_{end}_{number}.png"
+        shown.append(
+            {
+                "title": f"{first.suite}: {first.name}",
+                "metric": first.cells[0][1],
+                "table": _last_table(methods, best=first.one_metric),
+                "image": _suite_figure(path, first, methods),
+            }
+        )
+    return shown
+
+
+def _by_key(results: Mapping[str, Any]) -> dict[Any, SuiteGroup]:
+    """What the suites of a run found, by suite and what is shown of it."""
+    groups = [g for section in suite_sections(results) for g in section.groups]
+    return {(group.suite, group.name, *group.cells): group for group in groups}
+
+
+def _suite_figure(
+    path: Path, group: SuiteGroup, methods: Mapping[str, list[Matrix]]
+) -> Path | None:
+    """Draw each method over time, if all have the same evaluation points.
+
+    Its mean over tasks, or the main metric of the only task.
+    """
+    found = [matrix for rows in methods.values() for matrix in rows]
+    labels = found[0].row_labels
+    if any(m.row_labels != labels or m.before is None for m in found):
+        return None
+    what = group.name if group.one_metric else group.cells[0][1]
+    parts = slice(None) if group.one_metric else slice(1)
+    lines = {
+        name: np.mean([np.vstack([m.before, m.E])[:, parts] for m in rows], axis=(0, 2))
+        for name, rows in methods.items()
+    }
+    figure = plots.plot_over_time(
+        np.stack(list(lines.values()), axis=1)[1:],
+        before=[line[0] for line in lines.values()],
+        labels=list(lines),
+        row_labels=labels,
+        diagonal=False,
+        title=f"{group.suite}: {what}",
+        ylabel=what,
+        percent=group.percent,
+        kind="method",
+    )
+    return plots.save_figure(figure, path)
+
+
 def _alike(methods: Mapping[str, list[Matrix]]) -> bool:
     """Whether runs on Si-Blurry had the same classes, evaluated at the same steps."""
     found = [m for rows in methods.values() for m in rows if m.online is not None]
@@ -288,24 +351,27 @@ def _summary_table(summaries: Mapping[str, Mapping[str, Spread]]) -> SpreadTable
     return _with_best([key.replace("_", " ") for key in keys], rows, smaller)
 
 
-def _last_table(methods: Mapping[str, list[Matrix]]) -> SpreadTable:
+def _last_table(
+    methods: Mapping[str, list[Matrix]], *, best: bool = True
+) -> SpreadTable:
     rows = {
         method: [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
         for method, runs in methods.items()
     }
     labels = next(iter(methods.values()))[0].labels
-    return _with_best(labels, rows, [False] * len(labels))
+    return _with_best(labels, rows, [False if best else None] * len(labels))
 
 
 def _with_best(
-    columns: list[str], rows: Mapping[str, list[Spread]], smaller: list[bool]
+    columns: list[str], rows: Mapping[str, list[Spread]], smaller: list[Any]
 ) -> SpreadTable:
-    """Mark the best mean of each column; none without a choice."""
+    """Mark the best mean of each column; none without a choice, or if None is asked."""
     best = []
     for column, small in zip(zip(*rows.values(), strict=True), smaller, strict=True):
         finite = {cell.mean for cell in column if math.isfinite(cell.mean)}
         choose = min if small else max
-        best.append(choose(finite) if len(finite) > 1 else math.nan)
+        several = len(finite) > 1 and small is not None
+        best.append(choose(finite) if several else math.nan)
     return ["method", *columns], [
         (
             method,

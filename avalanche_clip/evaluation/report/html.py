@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs")
+_NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs", "count", "texts")
 
 
 def is_fraction(metric: str) -> bool:
@@ -21,7 +21,7 @@ def is_fraction(metric: str) -> bool:
 
 def is_score(metric: str) -> bool:
     """Whether larger values are better, so that forgetting has a meaning."""
-    return is_fraction(metric) and "tie_share" not in metric
+    return is_fraction(metric) and not any(w in metric for w in ("tie_share", "blind"))
 
 
 def score(value: float | None, metric: str) -> str:

@@ -25,6 +25,7 @@ from avalanche_clip.evaluation.report.results import (
     matrices,
     total_budget,
 )
+from avalanche_clip.evaluation.report.suites import SuiteSection, suite_sections
 from avalanche_clip.evaluation.report.summaries import (
     CLASS_INCREMENTAL,
     MULTI_DOMAIN,
@@ -100,6 +101,7 @@ def write_report(out_dir: str | Path) -> Path:
         results=results,
         cards=_cards(results, next(iter(streams.values()), {})),
         streams=[_stream(folder, results, *item) for item in streams.items()],
+        suites=[(part, _draw_suite(folder, part)) for part in suite_sections(results)],
         data=_data(results.get("data", {})),
         budget=_budget(results),
         macs=total_budget(results),
@@ -217,6 +219,17 @@ def _draw(
         plots.save_figure(figure, folder / f"{kind}_{end}.png")
         for kind, figure in figures.items()
     ]
+
+
+def _draw_suite(folder: Path, section: SuiteSection) -> list[Path]:
+    """Write the figures of a suite."""
+    paths = []
+    for number, group in enumerate(section.groups):
+        end = html.file_name(f"{group.suite}_{group.name}")
+        # Names may differ in what a file name cannot hold.
+        path = folder / f"suite_{end}{f'_{number}' if number else ''}.png"
+        paths.append(plots.save_figure(group.figure(), path))
+    return paths
 
 
 def _per_task(name: str, matrix: Matrix) -> Scores:

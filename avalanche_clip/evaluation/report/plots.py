@@ -114,11 +114,12 @@ def plot_over_time(
     title: str = "",
     ylabel: str = "",
     percent: bool = True,
+    kind: str = "test set",
 ) -> Figure:
     """Draw the score on each test set against the trained step.
 
     A filled marker shows the step that the test set belongs to; the thick grey
-    line is the mean over all test sets.
+    line is the mean over all test sets, or tasks.
 
     :param E: results, ``(K, J)``.
     :param before: results of the model before the stream, ``(J,)``.
@@ -129,6 +130,7 @@ def plot_over_time(
     :param title: shown above.
     :param ylabel: name of the score.
     :param percent: whether the values are fractions to be shown in percent.
+    :param kind: what the columns are.
     :return: the figure.
     :raises ValueError: if the shapes or the numbers of labels do not fit.
     """
@@ -139,8 +141,9 @@ def plot_over_time(
         ticks.insert(0, "before")
     x = np.arange(len(values))
     figure, ax = new_axes(min(4.6 + 0.7 * len(values), 13), 4.4)
-    mean = values.mean(axis=1)
-    ax.plot(x, mean, color="#B0B0B0", linewidth=5, label="mean", solid_capstyle="round")
+    if kind in ("test set", "task"):
+        look_of = {"color": "#B0B0B0", "linewidth": 5, "solid_capstyle": "round"}
+        ax.plot(x, values.mean(axis=1), label="mean", **look_of)
     for j, name in enumerate(names):
         colour, marker = draw_line(ax, x, values[:, j], j, 6, label=name)
         if diagonal and j < len(matrix):
@@ -149,7 +152,7 @@ def plot_over_time(
     name_ticks(ax, ticks, max(map(len, ticks)) > 8 or len(ticks) > 8)
     ax.set_xlim(-0.25, len(values) - 0.75)
     ax.set_ylim(bottom=0)
-    finish(figure, ax, title, "trained step", unit(ylabel, percent), "test set")
+    finish(figure, ax, title, "trained step", unit(ylabel, percent), kind)
     return figure
 
 

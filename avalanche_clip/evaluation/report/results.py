@@ -171,12 +171,8 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
     data = results.get("data", {})
     all_labels, counts = data.get("labels", {}), data.get("counts", {})
     space = results.get("config", {}).get("eval_label_space")
-    steps = [str(label) for label in all_labels.get("train", [])]
     evaluations = results.get("evaluations", {"at": "steps"})
-    points = None if evaluations["at"] == "steps" else list(evaluations["steps"])
-    if points is not None and len({*steps}) < len(steps):  # parts of the same step
-        for step, count in zip(points, evaluations["samples"], strict=True):
-            steps[step] = f"{count:,} samples"
+    steps, points = step_labels(results)
     per_task = evaluations["at"] == {"task_ends": True}
     final, online = results.get("final_streams", ()), results.get("online")
     last = [max(evaluations.get("steps") or [0])]
@@ -206,6 +202,24 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
                 own,
             )
     return found
+
+
+def step_labels(results: Mapping[str, Any]) -> tuple[list[str], list[int] | None]:
+    """Names of the training steps, and those after which the run was evaluated.
+
+    Of steps that are parts of one the names are samples of the stream.
+
+    :param results: content of ``results.json``.
+    :return: names, and indices, None for all.
+    """
+    labels = results.get("data", {}).get("labels", {}).get("train", [])
+    steps = [str(label) for label in labels]
+    evaluations = results.get("evaluations", {"at": "steps"})
+    points = None if evaluations["at"] == "steps" else list(evaluations["steps"])
+    if points is not None and len({*steps}) < len(steps):
+        for step, count in zip(points, evaluations["samples"], strict=True):
+            steps[step] = f"{count:,} samples"
+    return steps, points
 
 
 def main_metric(metrics: Mapping[str, Any]) -> str:

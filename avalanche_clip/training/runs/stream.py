@@ -25,6 +25,7 @@ from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.report.summaries import SI_BLURRY, is_result
+from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
@@ -42,6 +43,7 @@ from avalanche_clip.training.runs.record import (
     versions,
 )
 from avalanche_clip.training.runs.resume import restore_state
+from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.templates.settings import strategy_settings
@@ -117,6 +119,7 @@ def run_stream(
     method: str | None = None,
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     final_streams: Sequence[str] = (),
+    suites: Sequence[Suite] = (),
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -159,6 +162,10 @@ def run_stream(
         classes have occurred are; cells of ``E`` of the others are NaN.
     :param final_streams: names of streams to evaluate before the stream and after
         its last step only, such as zero-shot tests: their ``E`` has one row.
+    :param suites: scored at each evaluation, on their own data: ``results.json`` holds
+        ``["suites"][name][row][task][metric]`` with rows ``"before"``, ``"0"``, ...
+        as in ``E``. What a suite keeps of an earlier run is forgotten. Plugins that
+        route images or classify by themselves are refused with suites.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -176,6 +183,8 @@ def run_stream(
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
+    attached = RunSuites(suites)
+    given["suites"] = attached.identity()
     agree_on_run(strategy, benchmark, given)
     with distributed.together("merging the training stream"):
         benchmark = strategy.as_trained(benchmark)
@@ -200,10 +209,18 @@ def run_stream(
         for contract in strategy.contracts:
             contract.check_benchmark(benchmark)
         check_run(strategy, benchmark)
+        attached.check(strategy)
         collect(strategy)  # what cannot be stored is refused before all evaluations
         final = tuple(final_streams)
         run = _Run(
-            strategy, benchmark, tuple(streams), final, points, train_options, method
+            strategy,
+            benchmark,
+            tuple(streams),
+            final,
+            points,
+            attached,
+            train_options,
+            method,
         )
         folder = RunFolder(out, strategy, run, checkpoint_iterations)
         with folder.opened(resume):
@@ -220,6 +237,7 @@ class _Run:
     final: tuple[str, ...]
     """Streams that are evaluated before the first and after the last step only."""
     points: EvaluationPoints
+    suites: RunSuites
     options: dict[str, Any]
     method: InitVar[str | None]
     rows: Rows = field(default_factory=dict)
@@ -241,6 +259,8 @@ class _Run:
         )
         if self.final:
             self.identity["final_streams"] = list(self.final)
+        if self.suites.suites:
+            self.identity["suites"] = self.suites.identity()
         self.met: dict[str, list[int]] = {}
         """Stream of Si-Blurry -> the step in which each of its test sets counts."""
         if str(self.data["protocol"]).startswith(SI_BLURRY):  # merged to one step, too
@@ -255,6 +275,7 @@ class _Run:
         start = self.load()
         if not self.done:
             reset_metrics(self.strategy)
+            self.suites.begin()
         self.evaluate_missing(start)
         for index in range(start, len(self.benchmark.train_stream)):
             self.train(index)
@@ -274,6 +295,7 @@ class _Run:
         index = self.next = int(own["next"])
         self.rows, self.done = own["rows"], own["done"]
         self.seconds = own["seconds"]
+        self.suites.load_state_dict(own.get("suites"))
         spent = float(own["train_seconds"])
         if state["inside"]:
             self._spent = spent
@@ -291,6 +313,7 @@ class _Run:
             "rows": self.rows,
             "done": self.done,
             "seconds": self.seconds,
+            "suites": self.suites.state_dict(),
             "train_seconds": 0.0 if self._begin is None else self._train_seconds(),
         }
 
@@ -355,6 +378,7 @@ class _Run:
                 # A metric may appear later than the first evaluation, or be absent.
                 rows.extend(missing for _ in range(len(rows), row))
                 rows[row:] = [table.get(metric, missing)]
+        self.suites.evaluate(self.strategy, row)
         self.done = row + 1
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
@@ -399,6 +423,7 @@ class _Run:
             "seconds": self.seconds,
             "matrices": mapped(matrices, lambda values, path: values.tolist()),
             "metrics": metric_results(self.strategy),
+            **self.suites.results(),
         }
         stored = report.matrices(results)
         summary = results["summary"] = {

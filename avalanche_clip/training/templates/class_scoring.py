@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.common.checks import as_integer, require_array
+from avalanche_clip.common.fingerprint import tower_fingerprint
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.models.encoders.output import (
     CLIPOutput,
@@ -21,7 +22,6 @@ from avalanche_clip.models.encoders.output import (
 from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.templates.class_matrix import ClassKey, ClassMatrices
 from avalanche_clip.training.templates.contract import routed
-from avalanche_clip.training.templates.frozen_texts import tower_fingerprint
 from avalanche_clip.training.templates.label_spaces import LabelSpaces
 
 VariantContext = Callable[[int], AbstractContextManager[Any]]

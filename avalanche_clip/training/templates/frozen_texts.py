@@ -10,27 +10,9 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.common.feature_table import FeatureTable
-from avalanche_clip.common.fingerprint import FingerprintCache
 
 TEXTS_PER_PASS = 256
 """Texts that a frozen model encodes at once."""
-
-
-def tower_fingerprint(model: Any, tower: str) -> str:
-    """Hash what the features of a tower depend on.
-
-    :param model: a dual encoder, or any module with a ``tokenizer``.
-    :param tower: ``"image"`` or ``"text"``.
-    :return: hexadecimal digits and the size of the vocabulary.
-    """
-    find = getattr(model, "state_fingerprint", None)
-    if callable(find):
-        found = find(tower)
-    else:
-        named = model.state_dict(keep_vars=True).items()
-        found = FingerprintCache()((n, t) for n, t in named if isinstance(t, Tensor))
-    size = getattr(getattr(model, "tokenizer", None), "vocab_size", 0)
-    return f"{found}-{size}"
 
 
 class FrozenTexts:

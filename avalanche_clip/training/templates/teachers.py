@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.common.checks import as_texts, require_choice
 from avalanche_clip.common.feature_table import CACHE_BYTES, FeatureTable
+from avalanche_clip.common.fingerprint import tower_fingerprint
 from avalanche_clip.common.grown import aligned
 from avalanche_clip.models.encoders.output import (
     CLIPOutput,
     model_output,
     unit_features,
 )
-from avalanche_clip.training.templates.frozen_texts import (
-    FrozenTexts,
-    tower_fingerprint,
-)
+from avalanche_clip.training.templates.frozen_texts import FrozenTexts
 
 KINDS = ("previous", "initial", "ema")
 EMA_DECAY = 0.999

@@ -5,7 +5,7 @@ import pytest
 
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.report.comparison import text_table, write_comparison
-from tests.evaluation.report.test_page import Page
+from tests.evaluation.report.test_page import Page, suite_rows
 from tests.evaluation.results import make_results
 
 METHODS = ("Sequential", "Oracle")
@@ -121,3 +121,27 @@ def test_text_table__one_seed_missing_figures_and_wide_names():
     assert head.split() == ["method", "x", "seventeen", "lette"]
     assert first.split() == ["a", "1.2", "-"]
     assert second.split() == ["a", "longer", "name", "1.0", "±0.0", "2.0", "±0.0"]
+
+
+def test_comparison__suites_that_all_runs_have(tmp_path):
+    pairs = {"pairs": {"share": 0.5, "born_count": 2.0}}
+    sources = []
+    for run in runs(2):
+        rows = suite_rows()
+        rows["2"]["emoji <b>"]["acc1"] = 0.1 * run["seed"] + 0.2
+        own = {"only here": rows} if run["method"] == "Oracle" else {}
+        names = ("before", "0", "1", "2")
+        suites = {"zero-shot": rows, "blind": dict.fromkeys(names, pairs), **own}
+        sources.append(run | {"suites": suites})
+    page = Page(write_comparison(tmp_path, sources))
+    assert "only here" not in page.text
+    cell = f"{25.0} ± {100 * np.std([0.2, 0.3], ddof=1):.1f}"
+    assert f"zero-shot: acc1 method emoji <b> Sequential {cell} Oracle" in page.text
+    assert "zero-shot: mean_R@1" in page.text
+    assert "blind: pairs method share Sequential 50.0 ± 0.0" in page.text
+    assert "method born_count Sequential 2.0 ± 0.0" in page.text
+    assert len(list(tmp_path.glob("suite_*.png"))) == 4
+    # Figures of runs of other steps cannot share an axis.
+    sources[0]["data"] = sources[0]["data"] | {"labels": {"train": list("abc")}}
+    Page(write_comparison(tmp_path / "other", sources))
+    assert not list((tmp_path / "other").glob("suite_*.png"))

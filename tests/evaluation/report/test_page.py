@@ -186,3 +186,65 @@ def test_report__an_interrupted_one_leaves_the_old_files(tmp_path, fault):
         with pytest.raises(KeyboardInterrupt):
             write_report(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def suite_rows(many=0):
+    tasks = {f"task {k}": {"acc1": k / 40, "count": 7} for k in range(many)}
+    rows = {}
+    for number, name in enumerate(("before", "0", "1", "2")):
+        acc1 = {"acc1": number / 8, "acc1_low": 0.01, "count": 719, "acc5": 0.5}
+        rows[name] = {
+            "emoji <b>": acc1,
+            "icons": {"mean_R@1": 0.25, "mean_R@1_high": 0.3},
+            **tasks,
+        }
+    del rows["0"]["icons"]
+    return rows
+
+
+def test_report__a_section_per_suite(tmp_path):
+    one = {"pairs": {"share": 0.125, "born_count": 3.0, "healed_count": None}}
+    results = make_results(
+        suites={
+            "zero-shot": suite_rows(),
+            "blind pairs": dict.fromkeys(("before", "0", "1", "2"), one),
+        },
+        suites_missing={"zero-shot": {"imagenet1k": "no file /data/0.tar"}},
+    )
+    page = write(tmp_path, results)
+    assert "Suite “zero-shot”" in page.text and "Suite “blind pairs”" in page.text
+    after = "before after 2010 after 2014 & <b> after 2015"
+    assert f"{after} emoji <b>, acc1 0.0 12.5 25.0 37.5" in page.text
+    assert "icons, mean_R@1 25.0 – 25.0 25.0" in page.text
+    # Of the only task all metrics are shown, and nothing behind it.
+    assert "pairs, share 12.5 12.5 12.5 12.5 pairs, born_count 3.0" in page.text
+    assert "emoji <b>, acc5 50.0" in page.text and "count 719.0" in page.text
+    assert page.text.count("further metrics") == 1
+    assert "imagenet1k no file /data/0.tar" in page.text
+    made = sorted(path.name for path in tmp_path.glob("suite_*.png"))
+    assert made == [
+        "suite_blind_pairs_pairs.png",
+        "suite_blind_pairs_pairs_1.png",
+        "suite_zero-shot_acc1.png",
+        "suite_zero-shot_mean_R_at_1_1.png",
+    ]
+    assert len(page.sources) == 3 + len(made)
+
+
+def test_report__many_tasks_of_a_suite_at_some_points(tmp_path):
+    evaluations = {"at": [0, 2], "steps": [0, 2], "samples": [10, 60]}
+    rows = suite_rows(many=20)
+    del rows["2"], rows["before"]
+    matrices = make_results(steps=2)["matrices"]
+    results = make_results(
+        suites={"many": rows}, evaluations=evaluations, matrices=matrices
+    )
+    page = write(tmp_path, results)
+    assert "after 2010 after 2015 emoji <b>, acc1 12.5 25.0" in page.text
+    assert "task 19, acc1 47.5 47.5" in page.text
+
+
+def test_report__a_run_that_was_stopped_before_its_first_step(tmp_path):
+    rows = {"before": suite_rows()["before"]}
+    page = write(tmp_path, make_results(suites={"zero-shot": rows}))
+    assert "emoji <b>, acc1 0.0" in page.text

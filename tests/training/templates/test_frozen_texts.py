@@ -1,12 +1,10 @@
 import pytest
 import torch
 
+from avalanche_clip.common.fingerprint import tower_fingerprint
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.runs.resume import load_state, save_state
-from avalanche_clip.training.templates.frozen_texts import (
-    encode_texts,
-    tower_fingerprint,
-)
+from avalanche_clip.training.templates.frozen_texts import encode_texts
 from avalanche_clip.training.templates.reference_data import ReferenceTexts
 from tests.helpers import build, stub_benchmark, stub_model, train_stream
 

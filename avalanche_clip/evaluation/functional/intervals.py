@@ -1,9 +1,9 @@
-"""Intervals of shares: of one share, and of means over groups of answers."""
+"""Intervals of metrics: of one share, of means over groups of items, of the rest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -41,7 +41,10 @@ def wilson_interval(hits: int, total: int, level: float = 0.95) -> Interval:
 
 
 def bootstrap_interval(
-    groups: Sequence[npt.ArrayLike], level: float = 0.95, seed: int = 0
+    groups: Sequence[npt.ArrayLike],
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> Interval:
     """Return the percentile interval of the mean over groups of their means.
 
@@ -50,14 +53,47 @@ def bootstrap_interval(
 
     :param groups: values of the items of each group, of few distinct values (hits,
         or differences of hits): their counts are drawn, which is the same.
-    :param seed: of the :data:`DRAWS` draws.
+    :param seed: of the draws.
+    :param draws: how many there are.
+
+    >>> bootstrap_interval([[0, 1], [1, 1]])
+    Interval(low=0.5, high=1.0)
     """
     generator = np.random.default_rng(seed)
-    total = np.zeros(DRAWS)
+    total = np.zeros(draws)
     for group in groups:
         values, counts = np.unique(np.asarray(group, np.float64), return_counts=True)
         size = int(counts.sum())
-        drawn = generator.multinomial(size, counts / size, DRAWS)
+        drawn = generator.multinomial(size, counts / size, draws)
         total += drawn @ values / size
-    ends = np.quantile(total / len(groups), [(1 - level) / 2, (1 + level) / 2])
+    return _percentiles(total / len(groups), level)
+
+
+def resampled_interval(
+    statistic: Callable[[npt.NDArray[np.int64]], float],
+    size: int,
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = 200,
+) -> Interval:
+    """Return the percentile bootstrap interval of any statistic of some items.
+
+    :param statistic: its value when each item occurs as often as given, ``(size,)``.
+    :param size: number of items.
+    :param seed: of the draws.
+    :param draws: how many there are.
+
+    >>> resampled_interval(lambda counts: counts.sum() / 3, 3)
+    Interval(low=1.0, high=1.0)
+    """
+    generator = np.random.default_rng(seed)
+    found = [
+        statistic(np.bincount(generator.integers(size, size=size), minlength=size))
+        for _ in range(draws)
+    ]
+    return _percentiles(np.asarray(found), level)
+
+
+def _percentiles(values: npt.NDArray[np.float64], level: float) -> Interval:
+    ends = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(*ends.tolist())

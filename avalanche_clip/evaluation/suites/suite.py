@@ -1,0 +1,418 @@
+"""What all suites have in common: an interface, and features that are made once."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from avalanche_clip.benchmarks.items.prepare import describe
+from avalanche_clip.common.checks import as_size, require_type
+from avalanche_clip.common.feature_table import FeatureTable
+from avalanche_clip.common.files import write_text
+from avalanche_clip.common.fingerprint import tower_fingerprint
+from avalanche_clip.common.randomness import evaluating, seeded
+from avalanche_clip.common.ranks import exchange, together
+from avalanche_clip.distributed import gather_rows, rank, shares, world_size
+
+Values = dict[str, dict[str, float]]
+"""Task -> metric -> value; the first metric of a task is its main one."""
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+DETAILS = ("count", "texts")
+"""Entries beside the metrics of a task: how many images, and how many texts."""
+
+BOUNDS = ("_low", "_high")
+"""Ends of the names under which the interval of a metric stands beside it."""
+
+COLUMNS = ("checkpoint", "task", "metric", "value", "count", "low", "high")
+"""Of a table of values."""
+
+_PARTS = (
+    *("encode_image", "encode_text", "tokenizer", "transform"),
+    *("embed_dim", "image_size"),
+)
+_PROBES = ("a photo of a dog.", "Red fox", "42%")  # short: none is cut
+_RESULTS = 1024
+
+
+def metrics_only(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a task without counts and bounds of intervals.
+
+    >>> metrics_only({"acc1": 0.5, "acc1_low": 0.4, "acc1_high": 0.6, "count": 96})
+    {'acc1': 0.5}
+    """
+    extra = {*DETAILS, *(name + end for name in values for end in BOUNDS)}
+    return {name: value for name, value in values.items() if name not in extra}
+
+
+class Suite(ABC):
+    """Tasks that a model is scored on, once or at every point of a run.
+
+    An evaluation changes nothing: neither weights nor modes, nor the generators of
+    torch, NumPy and Python. On several processes all must ask for it; each encodes a
+    part, and all get the same values.
+
+    :param name: key of the values in a run's results; settable, so that two suites of
+        a kind can be attached to one run.
+    :param batch_size: images, and texts, per forward pass.
+    :param num_workers: processes that read images.
+    """
+
+    def __init__(self, name: str, *, batch_size: int = 128, num_workers: int = 0):
+        require_type(name, str, "name", "a string")
+        self.name = name
+        self.missing: dict[str, str] = {}
+        """Task that cannot be scored -> which file is wanted where."""
+        self.features = SuiteFeatures(batch_size=batch_size, num_workers=num_workers)
+
+    def check(self, model: Any) -> None:
+        """Refuse a model or data that cannot be scored, before anything is trained.
+
+        :param model: a dual encoder.
+        :raises TypeError: for another model.
+        """
+        require_dual_encoder(model, self.name)
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Settings and content hashes of data and prompts, as plain data.
+
+        They are compared when a run is resumed.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: Any,
+        *,
+        device: str | torch.device = "cpu",
+        autocast: Autocast = nullcontext,
+    ) -> Values:
+        """Score a model.
+
+        :param model: a dual encoder on ``device``; it is left as it was.
+        :param device: where the model is.
+        :param autocast: makes the context of the forward passes.
+        :return: task -> metric -> value, fractions in [0, 1] unless the metric's own
+            description says otherwise. The first metric of a task is its main one;
+            ``count`` is its number of images, ``texts`` that of its texts, and
+            ``<metric>_low`` and ``<metric>_high`` bound an interval, where there are
+            any (see :func:`metrics_only`).
+        """
+
+    def evaluate_many(
+        self, models: Mapping[str, Any], **options: Any
+    ) -> dict[str, Values]:
+        """Score several models or checkpoints, one after the other.
+
+        :param models: label -> a model, or a function without arguments that makes it.
+        :param options: see :meth:`evaluate`.
+        :return: label -> values, as :meth:`table` takes them.
+        """
+        return {
+            label: self.evaluate(
+                model if isinstance(model, nn.Module) else model(), **options
+            )
+            for label, model in models.items()
+        }
+
+    @staticmethod
+    def table(
+        results: Mapping[str, Values], path: str | Path | None = None
+    ) -> list[dict[str, Any]]:
+        """List the values of some checkpoints, one metric per row.
+
+        :param results: label of the checkpoint -> values, such as ``results["suites"]
+            [name]`` of a run.
+        :param path: file to write the rows to as CSV; what is not known stays empty.
+        :return: rows with the keys of :data:`COLUMNS`; ``count`` is the number of
+            items, ``low`` and ``high`` bound the interval, None where there is none.
+        """
+        rows = []
+        for checkpoint, tasks in results.items():
+            for task, values in tasks.items():
+                for metric, value in metrics_only(values).items():
+                    of_texts = metric.startswith("text_to_image") and "texts" in values
+                    found = (
+                        *(checkpoint, task, metric, value),
+                        values.get("texts" if of_texts else "count"),
+                        *(values.get(metric + end) for end in BOUNDS),
+                    )
+                    rows.append(dict(zip(COLUMNS, found, strict=True)))
+        if path is not None:
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(path, text.getvalue())
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later results depend on, as plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        if state:
+            raise ValueError(
+                f"The suite {self.name!r} has no state, but {sorted(state)} was stored "
+                "under its name; attach the suite that stored it."
+            )
+
+
+def bare(model: Any) -> Any:
+    """Return a model without a wrapper for several processes."""
+    return getattr(model, "module", model)
+
+
+def require_dual_encoder(model: Any, name: str) -> None:
+    """Raise TypeError unless a model encodes images and texts by itself.
+
+    :param model: what was given.
+    :param name: of the suite, for the message.
+    """
+    missing = [part for part in _PARTS if not hasattr(bare(model), part)]
+    if missing:
+        raise TypeError(
+            f"The suite {name!r} got a {type(bare(model)).__name__}, which has no "
+            f"{missing[0]}; give a DualEncoder, see create_dual_encoder."
+        )
+
+
+class SuiteFeatures:
+    """Features and results of the last state of each tower of a model.
+
+    An image is encoded once for each state of the image tower, a text once for each
+    state of the text tower, whichever tasks ask; results are kept for both states.
+    A state is what the features depend on: parameters and buffers (branches and token
+    tables too), tokenizer, transform, precision, and what is no tensor, such as which
+    branch is active. The last is told by what the tower makes of a few fixed inputs.
+
+    :param batch_size: images, and texts, per forward pass.
+    :param num_workers: processes that read images.
+    :param max_bytes: most memory for the features of images, and of texts. What was
+        used longest ago is dropped, never what was asked for last.
+    """
+
+    def __init__(
+        self, *, batch_size: int = 128, num_workers: int = 0, max_bytes: int = 2**29
+    ):
+        self.batch_size = as_size(batch_size, "batch_size")
+        self.num_workers = as_size(num_workers, "num_workers", least=0)
+        self.max_bytes = as_size(max_bytes, "max_bytes", least=0)
+        self.encoded = {"images": 0, "texts": 0}
+        """How many were encoded so far, by all processes together."""
+        self.results: OrderedDict[Any, Any] = OrderedDict()
+        self.states = {"image": "", "text": ""}
+        self.images: OrderedDict[str, Tensor] = OrderedDict()
+        self.forget_texts()
+
+    def forget_texts(self) -> None:
+        """Drop the features of all texts."""
+        self.numbers: dict[str, int] = {}
+        self.texts = FeatureTable(0)
+
+    def renew(self, tower: str, state: str) -> None:
+        """Drop the features of another state of a tower."""
+        if self.states[tower] != state:
+            self.states[tower] = state
+            if tower == "text":
+                self.forget_texts()
+            else:
+                self.images.clear()
+
+    @contextmanager
+    def of(
+        self,
+        model: Any,
+        *,
+        device: str | torch.device = "cpu",
+        autocast: Autocast = nullcontext,
+    ) -> Iterator[Encoded]:
+        """Encode with a model, which is in evaluation mode inside the context.
+
+        Modes and random generators are put back at the end.
+
+        :param model: a dual encoder on ``device``.
+        :param device: where the model is.
+        :param autocast: makes the context of the forward passes.
+        """
+        model = bare(model)
+        with torch.no_grad(), evaluating(model), seeded(0, device):
+            yield Encoded(self, model, device, autocast)
+
+
+class Encoded:
+    """A model's features of images and texts; see :meth:`SuiteFeatures.of`."""
+
+    def __init__(
+        self,
+        cache: SuiteFeatures,
+        model: Any,
+        device: str | torch.device,
+        autocast: Autocast,
+    ):
+        self.cache, self.model = cache, model
+        self.device, self.autocast = torch.device(device), autocast
+        self._states: dict[str, str] = {}
+
+    def state(self, tower: str) -> str:
+        """Tell what the features of a tower depend on, ``"image"`` or ``"text"``."""
+        if tower not in self._states:
+            digest = hashlib.sha256(tower_fingerprint(self.model, tower).encode())
+            if tower == "image":
+                transform = describe(self.model.transform(False))
+                digest.update(transform.encode())
+                height, width = np.broadcast_to(self.model.image_size, 2).tolist()
+                probe = torch.linspace(-2, 2, 3 * height * width)
+                pictures = torch.stack([probe, probe.flip(0)])
+                rows = self._encode_images(pictures.view(2, 3, height, width))
+            else:
+                rows = self._encode_texts(_PROBES)
+            digest.update(rows.cpu().numpy().tobytes())
+            self._states[tower] = digest.hexdigest()[:32]
+            self.cache.renew(tower, self._states[tower])
+        return self._states[tower]
+
+    def images(self, key: str, pictures: Sequence[Any]) -> Tensor:
+        """Encode the images of a data set, unless their features are there.
+
+        :param key: tells the content of the data set from that of all others.
+        :param pictures: anything with a length whose elements are pictures that the
+            model's transform takes.
+        :return: float32 on the CPU, normalised, ``(N, D)``; not to be written to.
+        """
+        self.state("image")
+        known = self.cache.images
+        if not _all(f"images of {key}", key in known):
+            dataset = _Transformed(pictures, self.model.transform(False))
+            size = self.cache.batch_size
+
+            def read(first: int, last: int) -> Iterator[Any]:
+                loader: Any = DataLoader(
+                    dataset,
+                    batch_sampler=[
+                        range(start, min(start + size, len(pictures)))
+                        for start in range(first * size, last * size, size)
+                    ],
+                    num_workers=self.cache.num_workers,
+                    collate_fn=default_collate,
+                    generator=torch.Generator().manual_seed(0),
+                )
+                return map(self._encode_images, loader)
+
+            known[key] = self._shared("images", len(pictures), read)
+        known.move_to_end(key)
+        held = sum(rows.nbytes for rows in known.values())
+        while held > self.cache.max_bytes and len(known) > 1:
+            held -= known.popitem(last=False)[1].nbytes
+        return known[key]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Encode each different text that has no features yet, once.
+
+        :param texts: strings, equal ones allowed.
+        :return: float32 on the CPU, normalised, one row per text, ``(M, D)``.
+        """
+        self.state("text")
+        cache = self.cache
+        new = list(dict.fromkeys(t for t in texts if t not in cache.numbers))
+        width = 4 * self.model.embed_dim
+        if cache.numbers and width * (len(cache.numbers) + len(new)) > cache.max_bytes:
+            cache.forget_texts()
+        for text in texts:
+            cache.numbers.setdefault(text, len(cache.numbers))
+        cache.texts.extend(len(cache.numbers))
+        ids = np.array([cache.numbers[text] for text in texts], dtype=np.int64)
+        wanted = np.unique(ids[~cache.texts.known(ids)])
+        counts = exchange("texts", len(wanted))
+        if len(set(counts)) > 1:
+            cache.forget_texts()
+            return self.texts(texts)
+        if any(counts):
+            names = list(cache.numbers)
+            size = cache.batch_size
+
+            def read(first: int, last: int) -> Iterator[Tensor]:
+                for start in range(first * size, last * size, size):
+                    part = wanted[start : start + size]
+                    yield self._encode_texts([names[number] for number in part])
+
+            cache.texts.put(wanted, self._shared("texts", len(wanted), read))
+        found = cache.texts.get(ids)
+        assert found is not None
+        return found
+
+    def result(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Return what is computed from this model's features, computed once.
+
+        :param key: tells data, prompts and settings from all others; hashable.
+        :param compute: makes plain data.
+        """
+        full = (key, self.state("image"), self.state("text"))
+        known = self.cache.results
+        if not _all(f"result {key}", full in known):
+            known[full] = compute()
+        known.move_to_end(full)
+        while len(known) > _RESULTS:
+            known.popitem(last=False)
+        return copy.deepcopy(known[full])
+
+    def _shared(
+        self, kind: str, count: int, read: Callable[[int, int], Iterator[Tensor]]
+    ) -> Tensor:
+        """Let each process encode some of the batches, and gather their rows.
+
+        Batches are those of a single process, so that features are, too.
+        """
+        size = self.cache.batch_size
+        sizes = shares(-(-count // size), world_size())
+        first = sum(sizes[: rank()])
+        with together(f"encoding {kind}"):
+            parts = list(read(first, first + sizes[rank()]))
+        # a process may have no batch; one row of another says how wide they are
+        width = max(exchange("width of features", parts[0].shape[1] if parts else 0))
+        rows = torch.cat(parts) if parts else torch.zeros(0, width, device=self.device)
+        self.cache.encoded[kind] += count
+        return gather_rows(rows).cpu()
+
+    def _encode_images(self, pictures: Tensor) -> Tensor:
+        with self.autocast():
+            return self.model.encode_image(pictures.to(self.device)).float()
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.model.tokenizer(list(texts))
+        with self.autocast():
+            return self.model.encode_text(tokens.to(self.device)).float()
+
+
+class _Transformed:
+    """Pictures as a model takes them."""
+
+    def __init__(self, pictures: Sequence[Any], transform: Callable[[Any], Tensor]):
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.pictures[index])
+
+
+def _all(place: str, known: bool) -> bool:
+    """Whether all processes know something; else all make it."""
+    return all(exchange(place, known))
