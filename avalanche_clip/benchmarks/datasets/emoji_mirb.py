@@ -65,8 +65,8 @@ def write_emoji_mirb(folder: str | Path) -> Path:
             names = [f"images/{sample.id}_{place}.png" for place in count]
             for place, name in enumerate(names):
                 sample.picture(place).save(new / name)
-            row = {"questions": sample.question, "answers": sample.answer}
-            row |= {"images": names, **sample.extra}
+            asked = {"questions": sample.question, "answers": sample.answer}
+            row = {**asked, "images": names, **sample.extra}
             rows.setdefault(sample.subset, []).append(row)
         for subset, content in rows.items():
             write_json(new / f"{subset}.json", content)
@@ -84,7 +84,9 @@ def _picture(style: str, emoji: list[list[int]], quarter: int = -1) -> Image.Ima
     """Draw rows of emoji, -1 for an empty place; or a quarter of one."""
     drawings = EmojiImages(style)
     blank = np.full((EMOJI_SIZE, EMOJI_SIZE, 3), 255, np.uint8)
-    cells = [[drawings[e] if e >= 0 else blank for e in row] for row in emoji]
+    cells = [
+        [np.asarray(drawings[e]) if e >= 0 else blank for e in row] for row in emoji
+    ]
     pixels = np.concatenate([np.concatenate(row, axis=1) for row in cells])
     if quarter >= 0:
         (y, x), half = divmod(quarter, 2), EMOJI_SIZE // 2

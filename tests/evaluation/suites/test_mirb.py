@@ -42,8 +42,8 @@ def picture(seed, side=20):
     return Image.fromarray(pixels)
 
 
-def some(count=5):
-    """Samples of each kind with 0 to 4 images."""
+def some(count=4):
+    """Samples of each kind with 0 to 3 images."""
     found = []
     for subset, (question, answer) in KINDS.items():
         for k in range(count):
