@@ -23,6 +23,9 @@ from avalanche_clip.benchmarks.classic.si_blurry import (
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
+from avalanche_clip.benchmarks.datasets.emoji_mirb import (
+    emoji_mirb as emoji_mirb,
+)
 from avalanche_clip.benchmarks.items.batch import (
     ImageTextBatch as ImageTextBatch,
 )
@@ -106,6 +109,10 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 )
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
+)
+from avalanche_clip.evaluation.suites.mirb import (
+    MIRBSuite as MIRBSuite,
+    mirb as mirb,
 )
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,

@@ -39,6 +39,7 @@ benchmarks.datasets.core50 = benchmarks.datasets: CORE50_NAMES CORE50_TEST_SESSI
 benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
+benchmarks.datasets.emoji_mirb = benchmarks.datasets: emoji_mirb* write_emoji_mirb
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
 benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
     MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
@@ -116,6 +117,11 @@ evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_me
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.chat = evaluation.suites: ChatModel Turn
+evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
+    mirb_values
+evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
+    MultiImageScorer
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder

@@ -281,11 +281,13 @@ def run(
     out_dir: str | Path,
     *,
     plugins: ExtraPlugins = (),
+    suites: Sequence[Any] = (),
 ) -> Any:
     """Run one method with one seed; return its ``RunResult``.
 
     :param plugins: further Avalanche plugins, stock ones included, or a
         function that makes them from the optimiser (schedulers need it).
+    :param suites: scored at each evaluation, not yet used.
     """
     from avalanche_clip.training import run_stream
 
@@ -303,7 +305,13 @@ def run(
     tests = [name for name in STREAMS if config.gallery or name != "gallery"]
     streams = ["valid"] if config.validation else tests
     return run_stream(
-        strategy, benchmark, out_dir, streams=streams, resume=True, **options
+        strategy,
+        benchmark,
+        out_dir,
+        streams=streams,
+        resume=True,
+        suites=suites,
+        **options,
     )
 
 

@@ -31,7 +31,9 @@ FLOORS = (
     ("evaluation",),
     ("training.templates",),
     ("training.methods", "training.runs"),
-    ("training", "checkpointing", "cli", "__main__"),
+    ("training", "checkpointing"),
+    ("cli",),
+    ("__main__",),
 )
 """Rooms from the lowest floor up. A room imports from itself and from lower floors,
 ``TYPE_CHECKING`` and imports inside functions included."""

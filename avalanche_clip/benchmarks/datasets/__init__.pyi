@@ -32,6 +32,10 @@ from avalanche_clip.benchmarks.datasets.emoji import (
     load_emoji_table as load_emoji_table,
     validation_mask as validation_mask,
 )
+from avalanche_clip.benchmarks.datasets.emoji_mirb import (
+    emoji_mirb as emoji_mirb,
+    write_emoji_mirb as write_emoji_mirb,
+)
 from avalanche_clip.benchmarks.datasets.icons import (
     FIRST_ICON_ID as FIRST_ICON_ID,
     HeldOutIcons as HeldOutIcons,

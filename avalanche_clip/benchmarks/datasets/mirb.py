@@ -27,6 +27,7 @@ from avalanche_clip.common.checks import (
     existing_folder,
     require_distinct,
     require_known,
+    require_some,
     require_type,
 )
 from avalanche_clip.common.files import inside, read_json, unreadable
@@ -119,13 +120,13 @@ class MultiImageSample:
 
     :param images: paths or pictures, in their order; possibly none.
     :param question: one text, options included.
-    :param answer: the gold.
-    :param subset: its name of today, or a control variant.
+    :param answer: the gold, a text or an integer.
+    :param subset: of MIRB, old or new name; control variants too.
     :param id: unique within a data set; default ``<subset>/0``.
     :param extra: further fields of the file.
     """
 
-    images: Sequence[Path | Image.Image]
+    images: Sequence[str | Path | Image.Image]
     question: str
     answer: str
     subset: str
@@ -133,19 +134,20 @@ class MultiImageSample:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "subset", mirb_subset(self.subset))
-        object.__setattr__(self, "id", self.id or f"{self.subset}/0")
-        require_type(self.answer, (str, int), f"The answer of {self.id}", "a text")
-        object.__setattr__(self, "answer", str(self.answer))
-        truth = self.answer.strip().lower()
-        if self.kind == "yesno" and truth not in ("yes", "no"):
+        subset = mirb_subset(self.subset)
+        name = self.id or f"{subset}/0"
+        require_type(self.answer, (str, int), f"The answer of {name}", "a text")
+        changed = {"subset": subset, "id": name, "answer": str(self.answer)}
+        for key, value in changed.items():
+            object.__setattr__(self, key, value)
+        if self.kind == "yesno" and not self.yes_no:
             raise ValueError(
-                f"The answer of {self.id} is {self.answer!r}; give 'yes' or 'no'."
+                f"The answer of {name} is {self.answer!r}; give 'yes' or 'no'."
             )
 
     @property
     def facts(self) -> MIRBSubset:
-        """The row of its subset, for a control variant that of the base."""
+        """The row of its subset; for a control variant that of the base."""
         return MIRB_SUBSETS[MIRB_CONTROLS.get(self.subset, self.subset)]
 
     @property
@@ -163,47 +165,52 @@ class MultiImageSample:
         """Sentence before the images."""
         return self.facts.instruction
 
+    @property
+    def yes_no(self) -> bool:
+        """Whether the gold is yes or no."""
+        return self.answer.strip().lower() in ("yes", "no")
+
     def picture(self, place: int) -> Image.Image:
         """Return one of the images, RGB in its own size."""
         image = self.images[place]
-        named = isinstance(image, (str, Path))
-        return read_picture(image) if named else picture_to_rgb(image)  # type: ignore
+        if isinstance(image, (str, Path)):
+            return read_picture(image)
+        return picture_to_rgb(image)
 
 
 class MIRBDataset(Sequence[MultiImageSample]):
-    """The questions of some subsets, one after the other.
+    """The questions of some subsets.
 
-    :param root: folder with the JSON files.
-    :param subsets: names, old or new, control variants too; None for the eleven.
+    :param source: folder with the JSON files, or samples.
+    :param subsets: names, old or new, control variants too; None for the eleven, or
+        for all samples.
     :raises FileNotFoundError: if the folder, all files, or an image is missing.
     :raises ValueError: naming the file: if it is damaged, or lies there under its old
-        and its new name.
+        and its new name; if there are no samples, or ids occur twice.
 
     :ivar missing: subset -> the file that is wanted.
     """
 
-    def __init__(self, root: str | Path, subsets: Iterable[str] | None = None) -> None:
-        self.root = existing_folder(root, "give the folder with MIRB's JSON files")
-        names = list(MIRB_SUBSETS)
+    def __init__(
+        self,
+        source: str | Path | Iterable[MultiImageSample],
+        subsets: Iterable[str] | None = None,
+    ) -> None:
+        names = None
         if subsets is not None:
-            names = [mirb_subset(n) for n in as_texts(subsets, "subsets")]
-        require_distinct(names, "subsets")
+            names = [mirb_subset(name) for name in as_texts(subsets, "subsets")]
+            require_distinct(names, "subsets")
         self.missing: dict[str, str] = {}
-        self._samples: list[MultiImageSample] = []
-        for name in names:
-            self._samples += self._read(name)
-        if len(self.missing) == len(names):
-            raise FileNotFoundError(
-                f"{self.root} holds none of {', '.join(self.missing.values())}; give "
-                "the folder with MIRB's JSON files."
-            )
-        paths = dict.fromkeys(path for s in self._samples for path in s.images)
-        absent = [path for path in paths if not path.is_file()]  # type: ignore
-        if absent:
-            raise FileNotFoundError(
-                f"{len(absent)} of {len(paths)} images are missing, such as "
-                f"{absent[0]}; unpack images.zip in {self.root}."
-            )
+        if isinstance(source, (str, Path)):
+            samples = self._read(Path(source), names or list(MIRB_SUBSETS))
+        else:
+            samples = [s for s in source if names is None or s.subset in names]
+            self.missing = dict(getattr(source, "missing", {}))
+        self._samples = tuple(samples)
+        require_some(self._samples, "questions")
+        for sample in self._samples:
+            require_type(sample, MultiImageSample, "A sample", "MultiImageSample")
+        require_distinct((sample.id for sample in self._samples), "ids of samples")
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -211,81 +218,73 @@ class MIRBDataset(Sequence[MultiImageSample]):
     def __getitem__(self, place: Any) -> Any:
         return self._samples[place]
 
-    def _read(self, name: str) -> Iterator[MultiImageSample]:
-        spellings = [name, *(old for old, new in _OLDER.items() if new == name != old)]
-        files = [self.root / f"{spelling}.json" for spelling in spellings]
-        there = [file for file in files if file.exists()]
-        if len(there) > 1:
-            raise ValueError(
-                f"{self.root} holds {there[0].name} and {there[1].name}, two names of "
-                "one subset; keep one of them."
-            )
-        if not there:
-            self.missing[name] = " or ".join(map(str, files))
-            return
-        for number, row in enumerate(read_json(there[0], list)):
-            try:
-                yield self._sample(row, name, number, there[0])
-            except (TypeError, ValueError) as error:
-                cause = f"entry {number}: {error}"
-                raise unreadable(
-                    there[0], "a list of MIRB's questions", cause
-                ) from error
-
-    def _sample(self, row: Any, name: str, number: int, file: Path) -> MultiImageSample:
-        require_type(row, dict, "The entry", "a mapping")
-        absent = [key for key in _FIELDS if key not in row]
-        if absent:
-            raise ValueError(f"it has no {' and no '.join(map(repr, absent))}")
-        require_type(row["questions"], str, "'questions'", "one text")
-        images = row["images"]
-        images = [images] if isinstance(images, str) else images
-        require_type(images, list, "'images'", "a list of file names")
-        return MultiImageSample(
-            images=[inside(self.root, image, file) for image in images],
-            question=row["questions"],
-            answer=row["answers"],
-            subset=name,
-            id=f"{name}/{number}",
-            extra={key: value for key, value in row.items() if key not in _FIELDS},
-        )
-
-
-class MIRBContent:
-    """Questions with a hash of all that an evaluation reads.
-
-    :param samples: a folder (see :class:`MIRBDataset`), or samples.
-    :raises ValueError: if there are none, or ids occur twice.
-    """
-
-    def __init__(self, samples: str | Path | Iterable[MultiImageSample]) -> None:
-        given = MIRBDataset(samples) if isinstance(samples, (str, Path)) else samples
-        self.samples = tuple(given)
-        if not self.samples:
-            raise ValueError("There are no questions; give a folder or samples.")
-        for sample in self.samples:
-            require_type(sample, MultiImageSample, "A sample", "MultiImageSample")
-        require_distinct((sample.id for sample in self.samples), "ids of samples")
-        self.missing: dict[str, str] = dict(getattr(given, "missing", {}))
-
-    @cached_property
-    def checksum(self) -> str:
-        """Hash of questions, answers, extra fields and pictures, in any order."""
-        rows = [
-            [s.id, s.question, s.answer, s.extra, [_hash(i) for i in s.images]]
-            for s in self.samples
-        ]
-        text = json.dumps(sorted(rows, key=lambda row: row[0]), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
     def subsets(self) -> dict[str, list[MultiImageSample]]:
         """Subset -> its questions, in the order of MIRB's table."""
         names = [*MIRB_SUBSETS, *MIRB_CONTROLS]
-        found = {n: [s for s in self.samples if s.subset == n] for n in names}
+        found = {n: [s for s in self._samples if s.subset == n] for n in names}
         return {name: samples for name, samples in found.items() if samples}
 
+    @cached_property
+    def checksum(self) -> str:
+        """Hash of questions, golds, extra fields and pictures, whatever their order."""
+        rows = [
+            [s.id, s.question, s.answer, s.extra, list(map(_hash, s.images))]
+            for s in sorted(self._samples, key=lambda sample: sample.id)
+        ]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
-def _hash(image: Path | Image.Image) -> str:
+    def _read(self, root: Path, names: list[str]) -> list[MultiImageSample]:
+        existing_folder(root, "give the folder with MIRB's JSON files")
+        samples = [sample for name in names for sample in self._subset(root, name)]
+        if len(self.missing) == len(names):
+            raise FileNotFoundError(
+                f"{root} holds none of {', '.join(self.missing.values())}; give the "
+                "folder with MIRB's JSON files."
+            )
+        paths = dict.fromkeys(path for s in samples for path in s.images)
+        absent = [path for path in paths if not Path(path).is_file()]  # type: ignore
+        if absent:
+            raise FileNotFoundError(
+                f"{len(absent)} of {len(paths)} images are missing, such as "
+                f"{absent[0]}; unpack images.zip in {root}."
+            )
+        return samples
+
+    def _subset(self, root: Path, name: str) -> Iterator[MultiImageSample]:
+        older = [old for old, new in _OLDER.items() if new == name != old]
+        files = [root / f"{spelling}.json" for spelling in (name, *older)]
+        there = [file for file in files if file.exists()]
+        if len(there) > 1:
+            raise ValueError(
+                f"{root} holds {there[0].name} and {there[1].name}, two names of one "
+                "subset; keep one of them."
+            )
+        if not there:
+            self.missing[name] = " or ".join(map(str, files))
+        for file in there:
+            for number, row in enumerate(read_json(file, list)):
+                try:
+                    yield _sample(row, name, f"{name}/{number}", file)
+                except (TypeError, ValueError) as error:
+                    wanted, cause = "a list of MIRB's questions", f"{number}: {error}"
+                    raise unreadable(file, wanted, f"entry {cause}") from error
+
+
+def _sample(row: Any, subset: str, name: str, file: Path) -> MultiImageSample:
+    require_type(row, dict, "The entry", "a mapping")
+    absent = [key for key in _FIELDS if key not in row]
+    if absent:
+        raise ValueError(f"it has no {' and no '.join(map(repr, absent))}")
+    question, answer, images = (row[key] for key in _FIELDS)
+    require_type(question, str, "'questions'", "one text")
+    require_type(images, (list, str), "'images'", "a list of file names")
+    listed = [images] if isinstance(images, str) else images
+    paths = [inside(file.parent, image, file) for image in listed]
+    extra = {key: value for key, value in row.items() if key not in _FIELDS}
+    return MultiImageSample(paths, question, answer, subset, name, extra)
+
+
+def _hash(image: str | Path | Image.Image) -> str:
     if isinstance(image, (str, Path)):
         return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     pixels = np.asarray(picture_to_rgb(image))

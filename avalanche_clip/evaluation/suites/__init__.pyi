@@ -1,7 +1,23 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.suites.chat import (
+    ChatModel as ChatModel,
+    Turn as Turn,
+)
+from avalanche_clip.evaluation.suites.mirb import (
+    ChatScorer as ChatScorer,
+    MIRBResult as MIRBResult,
+    MIRBSuite as MIRBSuite,
+    mirb as mirb,
+    mirb_values as mirb_values,
+)
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,
     mmvp_vlm as mmvp_vlm,
+)
+from avalanche_clip.evaluation.suites.multi_image import (
+    Answer as Answer,
+    DualEncoderScorer as DualEncoderScorer,
+    MultiImageScorer as MultiImageScorer,
 )
 from avalanche_clip.evaluation.suites.suite import (
     Encoded as Encoded,

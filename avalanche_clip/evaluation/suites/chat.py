@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from avalanche_clip.common.checks import as_size, require_length, require_some
 from avalanche_clip.common.fingerprint import bit_sums
-from avalanche_clip.common.randomness import evaluating, seeded
+from avalanche_clip.common.randomness import evaluating
 
 LETTERS = ("A", "B", "C", "D", "E")
 
@@ -39,8 +40,8 @@ class ChatModel:
     Deterministic: greedy, one beam. Prompts of a batch are padded on the left, so that
     a batch gives what its turns give alone, up to rounding. Where a question holds one
     of the tokenizer's special tokens, such as ``<image>`` in a piece of code, it is
-    written ``< image >``. The model's mode, generators of random numbers and the
-    tokenizer's settings are put back after each call.
+    written ``< image >``. The model's mode and the tokenizer's settings are put back
+    after each call.
 
     :param model: as loaded by transformers, on its device.
     :param processor: its processor, with a chat template and a ``tokenizer``.
@@ -51,21 +52,15 @@ class ChatModel:
     """
 
     def __init__(self, model: Any, processor: Any, *, max_pixels: int | None = None):
-        if not callable(getattr(model, "generate", None)):
-            raise TypeError(
-                f"A {type(model).__name__} does not generate; give a model of "
-                "AutoModelForImageTextToText."
-            )
-        for part in ("apply_chat_template", "tokenizer"):
-            if not hasattr(processor, part):
+        for part, name in ((model, "generate"), (processor, "apply_chat_template")):
+            if not callable(getattr(part, name, None)):
                 raise TypeError(
-                    f"A {type(processor).__name__} has no {part}; give the model's "
-                    "processor (AutoProcessor)."
+                    f"A {type(part).__name__} has no {name}; give a model of "
+                    "AutoModelForImageTextToText and its AutoProcessor."
                 )
-        self.model, self.processor = model, processor
-        self.max_pixels = (
-            None if max_pixels is None else as_size(max_pixels, "max_pixels")
-        )
+        if max_pixels is not None:
+            max_pixels = as_size(max_pixels, "max_pixels")
+        self.model, self.processor, self.max_pixels = model, processor, max_pixels
         self._forward = set(inspect.signature(model.forward).parameters)
 
     # ------------------------------------------------------------------ answers
@@ -80,27 +75,22 @@ class ChatModel:
             would be longer than the model's context.
         """
         tokenizer = self.processor.tokenizer
+        pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+        options = {"do_sample": False, "num_beams": 1, "min_new_tokens": 1}
+        options["pad_token_id"] = end if pad is None else pad
+        texts: list[str | None] = [None] * len(turns)
         with self._ready(turns, max_new_tokens) as (kept, inputs):
-            texts: list[str | None] = [None] * len(turns)
             if not kept:
                 return texts
-            rows = self.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=1,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.eos_token_id
-                if tokenizer.pad_token_id is None
-                else tokenizer.pad_token_id,
-            )
-            prompt = inputs["input_ids"]
-            length = prompt.shape[1]
-            # models that put images in at the level of embeddings may leave it out
-            if rows.shape[1] > length and torch.equal(rows[:, :length], prompt):
-                rows = rows[:, length:]
-            for place, row in zip(kept, rows.tolist(), strict=True):
-                texts[place] = tokenizer.decode(row, skip_special_tokens=True)
+            options["max_new_tokens"] = max_new_tokens
+            rows = self.model.generate(**inputs, **options)
+        prompt = inputs["input_ids"]
+        length = prompt.shape[1]
+        # models that put images in at the level of embeddings may leave it out
+        if rows.shape[1] > length and torch.equal(rows[:, :length], prompt):
+            rows = rows[:, length:]
+        for k, row in zip(kept, rows.tolist(), strict=True):
+            texts[k] = tokenizer.decode(row, skip_special_tokens=True)
         return texts
 
     def next_logits(self, turns: Sequence[Turn]) -> list[Tensor | None]:
@@ -109,12 +99,11 @@ class ChatModel:
         :param turns: with images, all of them, or without.
         :return: float32 ``(V,)`` on the CPU each, None where a prompt is too long.
         """
+        found: list[Tensor | None] = [None] * len(turns)
         with self._ready(turns, 1) as (kept, inputs):
-            found: list[Tensor | None] = [None] * len(turns)
-            if kept:
-                logits = self._logits(inputs, 1)[:, -1]
-                for place, row in zip(kept, logits, strict=True):
-                    found[place] = row
+            rows = self._logits(inputs, 1)[:, 0] if kept else []
+        for k, row in zip(kept, rows, strict=True):
+            found[k] = row
         return found
 
     def log_probs(
@@ -127,60 +116,48 @@ class ChatModel:
         """Sum the logarithms of the probabilities of each candidate's tokens.
 
         :param turns: with images, all of them, or without.
-        :param candidates: for each turn its answers, as many for each.
+        :param candidates: for each turn its answers; all are scored in one batch.
         :param per_token: divide by the number of tokens.
         :return: float32 ``(C,)`` for each, None where a prompt is too long.
         """
         require_length(candidates, len(turns), "lists of candidates", "turn")
-        require_some(candidates, "turns")
-        columns = [
-            self._column(turns, texts, per_token)
-            for texts in zip(*candidates, strict=True)
-        ]
-        rows = list(zip(*columns, strict=True))
-        whole = [all(value is not None for value in row) for row in rows]
-        return [torch.stack(row) if w else None for row, w in zip(rows, whole)]
-
-    def _column(
-        self, turns: Sequence[Turn], texts: Sequence[str], per_token: bool
-    ) -> list[Tensor | None]:
-        """Score one candidate for each turn."""
-        spaced = self.leads_with_space(turns)
-        ids = [self._ids(text, s) for text, s in zip(texts, spaced, strict=True)]
-        require_some(
-            [row for row in ids if row], "tokens of candidates", least=len(ids)
-        )
-        width = max(map(len, ids))
-        with self._ready(turns, width) as (kept, inputs):
-            found: list[Tensor | None] = [None] * len(turns)
-            if not kept:
-                return found
-            prompt = inputs["input_ids"]
-            tokens = prompt.new_zeros(len(kept), width)
-            mask = torch.zeros_like(tokens)
-            for row, place in enumerate(kept):
-                tokens[row, : len(ids[place])] = tokens.new_tensor(ids[place])
-                mask[row, : len(ids[place])] = 1
-            more = {"input_ids": tokens, "attention_mask": mask}
-            longer = {
-                name: torch.cat([value, more.get(name, torch.zeros_like(tokens))], 1)
-                if value.shape == prompt.shape
-                else value
-                for name, value in inputs.items()
-            }
-            logits = self._logits(longer, width + 1)[:, -width - 1 : -1]
-            scores = logits.log_softmax(-1).gather(2, tokens.cpu()[..., None])[..., 0]
-            sums = (scores * mask.cpu()).sum(1)
-            for row, place in enumerate(kept):
-                found[place] = sums[row] / (len(ids[place]) if per_token else 1)
+        asked = [t for t, texts in zip(turns, candidates, strict=True) for _ in texts]
+        texts = [text for row in candidates for text in row]
+        ids = list(map(self._ids, texts, self.leads_with_space(asked)))
+        require_some([r for r in ids if r], "candidates with tokens", least=len(ids))
+        sums: list[Tensor | None] = [None] * len(ids)
+        with self._ready(asked, max(map(len, ids))) as (kept, inputs):
+            rows = self._continued(inputs, [ids[k] for k in kept]) if kept else []
+        for k, row in zip(kept, rows, strict=True):
+            sums[k] = row / (len(ids[k]) if per_token else 1)
+        found: list[Tensor | None] = []
+        for row in candidates:
+            part, sums = sums[: len(row)], sums[len(row) :]
+            whole = [value for value in part if value is not None]
+            found.append(torch.stack(whole) if len(whole) == len(row) else None)
         return found
+
+    def _continued(self, inputs: dict[str, Tensor], ids: list[list[int]]) -> Tensor:
+        """Sum the log-probabilities of the tokens behind each prompt, ``(B,)``."""
+        prompt = inputs["input_ids"]
+        rows = [torch.tensor(row) for row in ids]
+        tokens = pad_sequence(rows, batch_first=True).to(prompt)
+        mask = pad_sequence([row * 0 + 1 for row in rows], batch_first=True).to(prompt)
+        more = {"input_ids": tokens, "attention_mask": mask}
+        for name, value in inputs.items():
+            if value.shape == prompt.shape:  # one number per token
+                behind = more.get(name, torch.zeros_like(tokens))
+                inputs = {**inputs, name: torch.cat([value, behind], 1)}
+        logits = self._logits(inputs, tokens.shape[1] + 1)[:, :-1]
+        scores = logits.log_softmax(-1).gather(2, tokens.cpu()[..., None])[..., 0]
+        return (scores * mask.cpu()).sum(1)
 
     # ------------------------------------------------------------------- letters
     def letter_ids(self, spaced: bool, letters: Sequence[str] = LETTERS) -> list[int]:
         """Return one token per option letter.
 
-        The first id of the letter without special tokens; where the five do not
-        differ, as with a mark of a word's start before them, the last.
+        The first id of the letter without special tokens; where they do not differ, as
+        with a mark of a word's start before them, the last.
 
         :param spaced: with a blank before the letter.
         :param letters: of the options.
@@ -208,8 +185,7 @@ class ChatModel:
 
     def _ids(self, text: str, spaced: bool) -> list[int]:
         text = f" {text}" if spaced else text
-        found = self.processor.tokenizer(text, add_special_tokens=False)
-        return list(found["input_ids"])
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # -------------------------------------------------------------------- inputs
     def messages(self, turn: Turn) -> list[dict[str, Any]]:
@@ -217,7 +193,12 @@ class ChatModel:
         content = [{"type": "image"} for _ in turn.images]
         if turn.instruction:
             content.insert(0, {"type": "text", "text": turn.instruction + "\n"})
-        content.append({"type": "text", "text": self._plain(turn.question)})
+        question = turn.question
+        for token in self._special():
+            if len(token) > 2:
+                apart = f"{token[0]} {token[1:-1]} {token[-1]}"
+                question = question.replace(token, apart)
+        content.append({"type": "text", "text": question})
         return [{"role": "user", "content": content}]
 
     def prompt(self, turn: Turn) -> str:
@@ -227,16 +208,9 @@ class ChatModel:
         )
 
     def _special(self) -> list[str]:
-        tokenizer = self.processor.tokenizer
-        known = [*getattr(tokenizer, "all_special_tokens", ())]
+        known = [*getattr(self.processor.tokenizer, "all_special_tokens", ())]
         known.append(getattr(self.processor, "image_token", None))
         return [token for token in dict.fromkeys(known) if isinstance(token, str)]
-
-    def _plain(self, text: str) -> str:
-        for token in self._special():
-            if len(token) > 2:
-                text = text.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
-        return text
 
     def smaller(self, image: Image.Image) -> Image.Image:
         """Return an image of at most ``max_pixels``, the given one if it is."""
@@ -247,50 +221,43 @@ class ChatModel:
         size = (max(1, int(width * scale)), max(1, int(height * scale)))
         return image.resize(size, Image.Resampling.BICUBIC)
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that model and tokenizer take, None if neither says."""
+        config = self.model.config.get_text_config()
+        most = getattr(config, "max_position_embeddings", None)
+        limits = (most, getattr(self.processor.tokenizer, "model_max_length", None))
+        return min(filter(None, limits), default=None)
+
     @contextmanager
     def _ready(
         self, turns: Sequence[Turn], new: int
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Give the places of the turns that fit the context, and the model's inputs."""
-        device = self.model.device
-        limit = self.context_length
-        with torch.no_grad(), evaluating(self.model), seeded(0, device):
-            kept = list(range(len(turns)))
+        require_some(turns, "turns")
+        limit, kept = self.context_length, list(range(len(turns)))
+        with torch.no_grad(), evaluating(self.model):
             inputs = self._inputs(turns)
             lengths = inputs["attention_mask"].sum(1).tolist()
             if limit is not None and max(lengths) + new > limit:
                 kept = [k for k in kept if lengths[k] + new <= limit]
                 inputs = self._inputs([turns[k] for k in kept]) if kept else {}
-            dtype = self.model.dtype
-            yield (
-                kept,
-                {
-                    name: value.to(device, dtype if value.is_floating_point() else None)
-                    for name, value in inputs.items()
-                    if isinstance(value, Tensor)
-                },
-            )
+            yield kept, {name: self._placed(value) for name, value in inputs.items()}
 
-    @property
-    def context_length(self) -> int | None:
-        """Most tokens that model and tokenizer take, None if neither says."""
-        config = self.model.config.get_text_config()
-        limits = [
-            getattr(config, "max_position_embeddings", None),
-            getattr(self.processor.tokenizer, "model_max_length", None),
-        ]
-        return min((n for n in limits if n), default=None)
+    def _placed(self, value: Tensor) -> Tensor:
+        dtype = self.model.dtype if value.is_floating_point() else value.dtype
+        return value.to(self.model.device, dtype)
 
-    def _inputs(self, turns: Sequence[Turn]) -> dict[str, Any]:
-        require_some(turns, "turns")
+    def _inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         tokenizer = self.processor.tokenizer
         texts = [self.prompt(turn) for turn in turns]
-        options: dict[str, Any] = {}
-        if any(turn.images for turn in turns):
-            if not all(turn.images for turn in turns):
-                raise ValueError(
-                    "Some turns of a batch have images, some have none; ask them apart."
-                )
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        with_images = {bool(turn.images) for turn in turns}
+        if len(with_images) > 1:
+            raise ValueError(
+                "Some turns of a batch have images, some have none; ask them apart."
+            )
+        if True in with_images:
             options["images"] = [[self.smaller(i) for i in t.images] for t in turns]
         start = getattr(tokenizer, "bos_token", None)
         if start and all(text.startswith(start) for text in texts):
@@ -298,15 +265,11 @@ class ChatModel:
         side, pad = tokenizer.padding_side, tokenizer.pad_token
         try:
             tokenizer.padding_side = "left"
-            if pad is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            return self.processor(
-                text=texts, padding=True, return_tensors="pt", **options
-            )
+            tokenizer.pad_token = tokenizer.eos_token if pad is None else pad
+            found = self.processor(text=texts, **options)
         finally:
-            tokenizer.padding_side = side
-            if pad is None:
-                tokenizer.pad_token = pad
+            tokenizer.padding_side, tokenizer.pad_token = side, pad
+        return {k: value for k, value in found.items() if isinstance(value, Tensor)}
 
     def _logits(self, inputs: dict[str, Tensor], last: int) -> Tensor:
         """Return the scores at the last positions, float32 ``(B, last, V)``, CPU."""

@@ -327,7 +327,7 @@ class Interrupted:
 def _restore_learned(strategy: Any, state: dict[str, Any]) -> None:
     """Load weights, counters, plugins and teachers into what has grown."""
     frozen = base_weights(strategy.model, state["base"])
-    _load_weights(strategy.model, {**state["model"], **frozen}, set(state["trainable"]))
+    load_weights(strategy.model, {**state["model"], **frozen}, set(state["trainable"]))
     vars(strategy.clock).update(state["clock"])
     strategy.compute.load_state_dict(state["compute"])
     # What is applied again later must not be what plugins work on until then.
@@ -338,9 +338,13 @@ def _restore_learned(strategy: Any, state: dict[str, Any]) -> None:
     strategy.teachers.load_state_dict({**teachers, "weights": filled})
 
 
-def _load_weights(
+def load_weights(
     model: nn.Module, weights: dict[str, Any], trainable: set[str]
 ) -> None:
+    """Load weights into a model, and let the named parameters be trained.
+
+    :raises ValueError: if they are those of another model.
+    """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from avalanche_clip.benchmarks.datasets import (
     MIRBDataset,
     MultiImageSample,
 )
-from avalanche_clip.benchmarks.datasets.mirb import MIRBContent, mirb_subset
+from avalanche_clip.benchmarks.datasets.mirb import mirb_subset
 from tests.refused import refused
 
 OLDER = {
@@ -95,7 +95,7 @@ def test_older_name__gives_the_same_samples(tmp_path, old):
         assert left.dimension == right.dimension
     assert list(MIRBDataset(new_root, [old])) == found[1]
     assert mirb_subset(old) == mirb_subset(new) == new
-    assert MIRBContent(found[0]).checksum == MIRBContent(found[1]).checksum
+    assert MIRBDataset(found[0]).checksum == MIRBDataset(found[1]).checksum
 
 
 def test_fields__are_read_as_released(tmp_path):
@@ -164,8 +164,8 @@ def test_checksum__follows_content_and_not_order(tmp_path):
     image = Image.fromarray(np.zeros((2, 2, 3), np.uint8))
     one = MultiImageSample([image], "a?", "3", "count", "1")
     two = MultiImageSample([], "b?", "3", "count", "2")
-    content = MIRBContent([one, two])
-    assert content.checksum == MIRBContent([two, one]).checksum
+    content = MIRBDataset([one, two])
+    assert content.checksum == MIRBDataset([two, one]).checksum
     other = Image.fromarray(np.ones((2, 2, 3), np.uint8))
     for changed in (
         MultiImageSample([other], "a?", "3", "count", "1"),
@@ -173,7 +173,7 @@ def test_checksum__follows_content_and_not_order(tmp_path):
         MultiImageSample([image], "a?", "4", "count", "1"),
         MultiImageSample([image], "a?", "3", "count", "1", {"grid": [2, 2]}),
     ):
-        assert MIRBContent([changed, two]).checksum != content.checksum
-    refused("ids", MIRBContent, [one, one])
-    refused("no questions", MIRBContent, [])
-    refused("MultiImageSample", MIRBContent, [3], error=TypeError)
+        assert MIRBDataset([changed, two]).checksum != content.checksum
+    refused("ids", MIRBDataset, [one, one])
+    refused("no questions", MIRBDataset, [])
+    refused("MultiImageSample", MIRBDataset, [3], error=TypeError)

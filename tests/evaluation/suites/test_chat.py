@@ -189,7 +189,7 @@ def test_identity__tells_weights_apart(chat):
 
 
 def test_wrong_parts__are_refused(chat, turns):
-    refused("does not generate", ChatModel, 3, chat.processor, error=TypeError)
+    refused("no generate", ChatModel, 3, chat.processor, error=TypeError)
     refused("apply_chat_template", ChatModel, chat.model, 3, error=TypeError)
     refused("max_pixels", ChatModel, chat.model, chat.processor, max_pixels=0)
     mixed = [turns[0], Turn("", [], "how many")]

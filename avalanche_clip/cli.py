@@ -1,0 +1,265 @@
+"""Command line: ``python -m avalanche_clip evaluate MODEL --suite zero-shot``.
+
+A model is NAME:TAG (tiny-emoji:icons, ViT-B-32:openai) or NAME:FILE, a folder that
+holds a model, a weight file in such a folder, hf:ID, or the folder of a run, of which
+each step is scored that it has kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Values = dict[str, dict[str, float]]
+
+EMBEDDED = "emoji-2010,emoji-later,held-out-icons"
+_HUBS = ("hf:", "hf-hub:")
+
+
+# ------------------------------------------------------------------------- models
+def find_models(text: str) -> dict[str, Callable[[], Any]]:
+    """Find what a model argument means.
+
+    :param text: see the module.
+    :return: step of a run, ``""`` for a model that is none of a run -> maker.
+    :raises ValueError: for a name without weights.
+    """
+    from avalanche_clip.models import create_dual_encoder
+    from avalanche_clip.training.runs.models import kept_steps, load_kept
+
+    path = Path(text).expanduser()
+    if path.is_file():
+        return {"": partial(create_dual_encoder, path.parent, path)}
+    if path.is_dir():
+        kept = {
+            step: partial(load_kept, file) for step, file in kept_steps(path).items()
+        }
+        return kept or {"": partial(create_dual_encoder, path)}
+    name, _, weights = text.partition(":")
+    if text.startswith(_HUBS):
+        return {"": partial(create_dual_encoder, text)}
+    if not (name and weights):
+        raise ValueError(
+            f"{text!r} is no file or folder, and as a name it has no weights; give "
+            "NAME:TAG or NAME:FILE, such as tiny-emoji:icons."
+        )
+    return {"": partial(create_dual_encoder, name, weights)}
+
+
+# ------------------------------------------------------------------------- suites
+def _zero_shot(data: str | None, tasks: str | None) -> Any:
+    from avalanche_clip.evaluation.suites import ZeroShotSuite
+
+    chosen = tasks or (EMBEDDED if data is None else "tic-clip")
+    return ZeroShotSuite(chosen.split(","), data=data)
+
+
+def _mmvp_vlm(data: str | None, tasks: str | None) -> Any:
+    from avalanche_clip.evaluation.suites import MMVPVLMSuite
+
+    if data is None:
+        raise ValueError("The suite mmvp-vlm needs --data with the folder MMVP_VLM.")
+    return MMVPVLMSuite(Path(data).expanduser() / "MMVP_VLM")
+
+
+def _blind_emoji(data: str | None, tasks: str | None) -> Any:
+    from avalanche_clip.benchmarks.datasets import BlindEmoji
+    from avalanche_clip.evaluation.suites import MMVPVLMSuite
+
+    return MMVPVLMSuite(BlindEmoji(), name="blind-emoji", prompt="")
+
+
+SUITES: dict[str, Callable[[str | None, str | None], Any]] = {
+    "zero-shot": _zero_shot,
+    "mmvp-vlm": _mmvp_vlm,
+    "blind-emoji": _blind_emoji,
+}
+"""Name -> maker of a suite, from the folder of data and the names of tasks."""
+READERS = {"--data": {"zero-shot", "mmvp-vlm"}, "--tasks": {"zero-shot"}}
+"""Option -> suites that it is for."""
+
+
+def make_suites(options: argparse.Namespace) -> list[Any]:
+    """Make the suites of a command.
+
+    :raises ValueError: for an option that none of them reads.
+    """
+    for option, readers in READERS.items():
+        given = getattr(options, option.strip("-"))
+        if given is not None and readers.isdisjoint(options.suite):
+            raise ValueError(
+                f"{option} is for {', '.join(sorted(readers))}, and has no effect on "
+                f"{', '.join(options.suite)}; leave it out."
+            )
+    return [SUITES[name](options.data, options.tasks) for name in options.suite]
+
+
+class Results:
+    """Values that were found, in a file if there is a folder.
+
+    :param folder: None to store nothing.
+    :param bar: moves by one for each task.
+    """
+
+    def __init__(self, folder: Path | None, bar: Any):
+        from avalanche_clip.common.files import read_json
+
+        self.path, self.bar = folder and folder / "values.json", bar
+        self.stored: dict[str, Values] = {}
+        if self.path is not None and self.path.exists():
+            rewrite = "delete it, and evaluate again"
+            self.stored = read_json(self.path, checksum=True, rewrite=rewrite)["values"]
+
+    def score(self, suite: Any, model: Any, device: str) -> Values:
+        """Score a model, task by task where a suite is a set of independent ones."""
+        from avalanche_clip.evaluation.suites import ZeroShotSuite
+
+        suite.check(model)
+        state = _state_of(model)
+        if not isinstance(suite, ZeroShotSuite):
+            return self._of(suite, state, model, device)
+        values: Values = {}
+        for task in suite.tasks:
+            values |= self._of(ZeroShotSuite([task]), state, model, device)
+        return values | suite.averages(values)
+
+    def _of(self, suite: Any, state: str, model: Any, device: str) -> Values:
+        """Values that are there, else those that are computed, and stored."""
+        from avalanche_clip.common.files import write_json
+        from avalanche_clip.common.plain import strict
+
+        key = _hash([state, suite.name, suite.identity()])
+        if key not in self.stored:
+            self.stored[key] = strict(suite.evaluate(model, device=device))
+            if self.path is not None:
+                write_json(self.path, {"values": self.stored}, checksum=True)
+        self.bar.update()
+        return {
+            task: {k: math.nan if v is None else v for k, v in values.items()}
+            for task, values in self.stored[key].items()
+        }
+
+
+def _state_of(model: Any) -> str:
+    """What the values of a model depend on: weights, tokenizer, preprocessing."""
+    from avalanche_clip import __version__
+    from avalanche_clip.benchmarks.items.prepare import describe
+
+    parts = [model.state_fingerprint(), model.config, describe(model.transform(False))]
+    return _hash([__version__, *parts])
+
+
+def _hash(parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# ----------------------------------------------------------------------- evaluate
+def evaluate(options: argparse.Namespace) -> None:
+    """Score models with suites; print and write what was found.
+
+    :param options: see :func:`main`.
+    """
+    from tqdm import tqdm
+
+    models = [(t, *found) for t in options.models for found in find_models(t).items()]
+    suites = make_suites(options)
+    tasks = sum(len(getattr(suite, "tasks", [suite])) for suite in suites)
+    found: dict[str, dict[str, Values]] = {suite.name: {} for suite in suites}
+    with tqdm(total=len(models) * tasks, unit="task", file=sys.stderr) as bar:
+        results = Results(options.out, bar)
+        for text, step, make in models:
+            name = " ".join(filter(None, (text, step)))
+            bar.set_description(name)
+            model = make().to(options.device).eval()
+            for suite in suites:
+                found[suite.name][name] = results.score(suite, model, options.device)
+    _write(suites, found, options)
+
+
+def _write(suites: Sequence[Any], found: Any, options: argparse.Namespace) -> None:
+    """Print what was found, and write it as JSON, and as a table for each suite."""
+    from avalanche_clip.common.files import json_text, write_json
+    from avalanche_clip.common.plain import strict
+
+    folder = options.out
+    rows = {
+        suite.name: suite.table(
+            found[suite.name], folder and folder / f"{suite.name}.csv"
+        )
+        for suite in suites
+    }
+    missing = {suite.name: suite.missing for suite in suites if suite.missing}
+    content = strict({"suites": rows, "missing": missing})
+    if folder is not None:
+        write_json(folder / "results.json", content, checksum=True)
+    shown = json_text(content, "the output", indent=1) if options.json else _text(rows)
+    sys.stdout.write(shown + "\n")
+    for name, where in missing.items():
+        for task, what in where.items():
+            sys.stderr.write(f"missing: {name}, {task}: {what}\n")
+
+
+def _text(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Main metrics, to read."""
+    from avalanche_clip.evaluation.report.html import score
+
+    lines: dict[Any, list[str]] = {}
+    for suite, row in ((suite, row) for suite, part in rows.items() for row in part):
+        key = (row["checkpoint"], suite, row["task"])
+        value, *ends = (score(row[k], row["metric"]) for k in ("value", "low", "high"))
+        interval = "" if row["low"] is None else f" ({'-'.join(ends)})"
+        lines.setdefault(key, [*key, row["metric"], value + interval])
+    widths = [max(map(len, column)) for column in zip(*lines.values(), strict=True)]
+    return "\n".join(
+        "  ".join(map(str.ljust, line, widths)).strip() for line in lines.values()
+    )
+
+
+# --------------------------------------------------------------------------- main
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m avalanche_clip", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("evaluate", help="score models", description=__doc__)
+    one.set_defaults(command=evaluate)
+    one.add_argument("models", nargs="+", metavar="MODEL")
+    one.add_argument("--suite", type=_suites, required=True, help=", ".join(SUITES))
+    one.add_argument("--data", help="folder with the data sets")
+    one.add_argument("--tasks", help=f"of zero-shot; default {EMBEDDED}, or tic-clip")
+    one.add_argument("--out", type=Path, help="folder of results, kept between calls")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--device", default="cpu")
+    return parser
+
+
+def _suites(text: str) -> list[str]:
+    from avalanche_clip.common.checks import require_known
+
+    names = list(dict.fromkeys(text.split(",")))
+    try:
+        require_known(names, SUITES, "suites")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; what is refused is said in one line.
+
+    :param arguments: default those of the process.
+    :return: 0, or 2 if something was refused.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
