@@ -19,13 +19,21 @@ from avalanche_clip.training import plugins, supervised
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
-GUIDES = ("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst")
+GUIDES = (
+    "your_data.rst",
+    "weights.rst",
+    "branches.rst",
+    "suites.rst",
+    "write_a_method.rst",
+)
 PRINTED = "\n".join(
     [
         r"\[2, 2, 2\]",
         r"59 \['face smiling', 'face affection'\]",
         "968 icons beside the stream",
         r"\d+ numbers to train",
+        r"\['cars'\]",
+        "base emoji-2014 acc1 139",
         "2 steps near the previous model",
     ]
 )
