@@ -283,7 +283,7 @@ class Encoded:
             self.cache.renew(tower, self._states[tower])
         return self._states[tower]
 
-    def images(self, key: str, pictures: Sequence[Any]) -> Tensor:
+    def images(self, key: str, pictures: Any) -> Tensor:
         """Encode the images of a data set, unless their features are there.
 
         :param key: tells the content of the data set from that of all others.
