@@ -19,7 +19,10 @@ from avalanche_clip.training import plugins, supervised
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
-GUIDES = ("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst")
+GUIDES = (
+    *("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst"),
+    "command_line.rst",
+)
 PRINTED = "\n".join(
     [
         r"\[2, 2, 2\]",
@@ -27,6 +30,7 @@ PRINTED = "\n".join(
         "968 icons beside the stream",
         r"\d+ numbers to train",
         "2 steps near the previous model",
+        r"tiny-emoji:emoji-2010  zero-shot  emoji-2020-2024  acc1  1.8 \(.+\)",
     ]
 )
 CODE = re.compile(
