@@ -101,6 +101,9 @@ from avalanche_clip.evaluation.functional.transfer import (
 from avalanche_clip.evaluation.loggers import (
     MetricsCSVLogger as MetricsCSVLogger,
 )
+from avalanche_clip.evaluation.metrics.blind_pairs import (
+    BlindPairsMetric as BlindPairsMetric,
+)
 from avalanche_clip.evaluation.metrics.disorder import (
     spatial_disorder_metrics as spatial_disorder_metrics,
 )
@@ -110,9 +113,15 @@ from avalanche_clip.evaluation.metrics.loss_terms import (
 from avalanche_clip.evaluation.metrics.retrieval import (
     retrieval_plugin_metrics as retrieval_plugin_metrics,
 )
+from avalanche_clip.evaluation.suites.blind_pairs import (
+    BlindPairsSuite as BlindPairsSuite,
+)
 from avalanche_clip.evaluation.suites.mirb import (
     MIRBSuite as MIRBSuite,
     mirb as mirb,
+)
+from avalanche_clip.evaluation.suites.mmvp import (
+    mmvp as mmvp,
 )
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,

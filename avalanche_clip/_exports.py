@@ -111,18 +111,23 @@ evaluation.functional.transfer = evaluation.functional: continual_summary*
     fold_columns* incremental_accuracy* seen_unseen_harmonic* seen_unseen_per_step
     time_transfer* transfer_average_last* transfer_per_task*
 evaluation.loggers = evaluation: MetricsCSVLogger*
+evaluation.metrics.blind_pairs = evaluation.metrics: BlindPairsMetric*
 evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
     spatial_disorder_metrics*
 evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
+evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
+    blind_emoji_suite
 evaluation.suites.chat = evaluation.suites: ChatModel Turn
 evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
     mirb_values
+evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
+    parse_option
+evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
     MultiImageScorer
-evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.suite = evaluation.suites: Encoded Suite* SuiteFeatures
     metrics_only require_dual_encoder
 evaluation.suites.tasks = evaluation.suites: ZeroShotTask* embedded_tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 import traceback
@@ -84,6 +85,22 @@ def run_in_processes(
             torch.load(path, weights_only=False) if path.exists() else ({}, ended)
         )
     return Results(parts)
+
+
+def run_killed(job: Callable[[], Any], seconds: float = 120) -> None:
+    """Run a job in a process of its own; fail unless it ends by SIGKILL."""
+    process = context().Process(target=job)
+    process.start()
+    process.join(seconds)
+    ended = process.exitcode
+    process.kill()
+    process.join()
+    assert ended == -signal.SIGKILL
+
+
+def kill_self(*args: Any, **options: Any) -> None:
+    """Put in the place of a function, end the process there."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def caught(call: Callable[[], Any]) -> tuple[str, str, float]:

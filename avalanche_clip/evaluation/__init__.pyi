@@ -69,6 +69,9 @@ from avalanche_clip.evaluation.functional.transfer import (
 from avalanche_clip.evaluation.loggers import (
     MetricsCSVLogger as MetricsCSVLogger,
 )
+from avalanche_clip.evaluation.metrics.blind_pairs import (
+    BlindPairsMetric as BlindPairsMetric,
+)
 from avalanche_clip.evaluation.metrics.disorder import (
     SpatialDisorderMetric as SpatialDisorderMetric,
     spatial_disorder_metrics as spatial_disorder_metrics,
@@ -84,6 +87,10 @@ from avalanche_clip.evaluation.metrics.retrieval import (
 from avalanche_clip.evaluation.metrics.summary import (
     ContinualSummary as ContinualSummary,
 )
+from avalanche_clip.evaluation.suites.blind_pairs import (
+    BlindPairsSuite as BlindPairsSuite,
+    blind_emoji_suite as blind_emoji_suite,
+)
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,
     Turn as Turn,
@@ -94,6 +101,13 @@ from avalanche_clip.evaluation.suites.mirb import (
     MIRBSuite as MIRBSuite,
     mirb as mirb,
     mirb_values as mirb_values,
+)
+from avalanche_clip.evaluation.suites.mmvp import (
+    MMVPResult as MMVPResult,
+    mmvp as mmvp,
+    mmvp_by_options as mmvp_by_options,
+    mmvp_scores as mmvp_scores,
+    parse_option as parse_option,
 )
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,

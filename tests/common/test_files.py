@@ -1,13 +1,13 @@
 import gzip
 import json
 import os
-import signal
-import subprocess
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
+from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.common.files import (
     file_limits,
     found_in,
@@ -22,6 +22,7 @@ from avalanche_clip.common.files import (
     write_json,
     write_text,
 )
+from tests.processes import kill_self, run_killed
 from tests.refused import refused
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
@@ -243,20 +244,14 @@ def test_inside__refuses_a_sibling_with_the_same_beginning(tmp_path):
 
 
 # ------------------------------------------------------------- killed writers
-KILLED = """
-import os, signal, sys
-from avalanche_clip.common.arrays import write_safetensors
-from avalanche_clip.common.files import write_json, write_text
-os.{point} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-path = sys.argv[1]
-if path.endswith(".json"):
-    write_json(path, {{"new": 1}}, checksum=True)
-elif path.endswith(".txt"):
-    write_text(path, "new")
-else:
-    import torch
-    write_safetensors(path, {{"new": torch.ones(3)}}, {{}})
-"""
+def write_until_killed(path, point):
+    setattr(os, point, kill_self)
+    if path.suffix == ".json":
+        write_json(path, {"new": 1}, checksum=True)
+    elif path.suffix == ".txt":
+        write_text(path, "new")
+    else:
+        write_safetensors(path, {"new": torch.ones(3)}, {})
 
 
 @pytest.mark.parametrize(
@@ -271,8 +266,6 @@ else:
 def test_writers__killed_before_the_end_leave_the_old_file(tmp_path, name, point):
     path = tmp_path / name
     path.write_bytes(b"old")
-    script = KILLED.format(point=point)
-    done = subprocess.run([sys.executable, "-c", script, str(path)], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    run_killed(partial(write_until_killed, path, point))
     assert path.read_bytes() == b"old"
     assert sum(p.name == name for p in tmp_path.iterdir()) == 1

@@ -23,8 +23,28 @@ GUIDES = (
     *("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst"),
     "command_line.rst",
 )
+# The comment is invisible on the page and marks the block that follows it.
+MARK = "<!-- tested example -->"
+EXAMPLE = re.compile(re.escape(MARK) + r"\s*```python\n(.*?)^```", re.DOTALL | re.M)
+FEW_DRAWINGS = """
+from avalanche_clip import benchmarks as _b
+from avalanche_clip.benchmarks.items import scenario as _s
+
+def _few(whole=_b.tic_emoji):
+    stream = whole()
+    few = {
+        name: [_s.clone_experience(e, e.dataset.subset(range(90))) for e in found]
+        for name, found in stream.streams.items()
+    }
+    return _s.make_scenario(few, stream)
+
+_whole, _b.tic_emoji = _b.tic_emoji, _few
+"""
+"""The example in the README evaluates all emoji seven times."""
 PRINTED = "\n".join(
     [
+        r"\[\[.*\](?:\n \[.*\]){5}\]",  # of the README, six time steps
+        r"\{'average': .*\}",
         r"\[2, 2, 2\]",
         r"59 \['face smiling', 'face affection'\]",
         "968 icons beside the stream",
@@ -169,18 +189,31 @@ def test_quickstart__is_the_example_of_the_readme():
     ]
 
 
-def test_guides__run_as_printed(tmp_path):
+def test_readme__has_one_marked_example():
+    text = README.read_text(encoding="utf-8")
+    assert text.count(MARK) == 1
+    assert len(EXAMPLE.findall(text)) == 1
+
+
+def test_readme_and_guides__run_as_printed_in_an_empty_directory(tmp_path):
     # In one process: importing the libraries takes longest.
-    code = "\n".join(c for page in GUIDES for c in blocks(page).values())
+    (example,) = EXAMPLE.findall(README.read_text(encoding="utf-8"))
+    guides = [c for page in GUIDES for c in blocks(page).values()]
+    code = [FEW_DRAWINGS, example, "_b.tic_emoji = _whole", *guides]
+    # A file, since examples may start worker processes, which import it again.
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(code), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, script.name],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=280,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.fullmatch(PRINTED, done.stdout.strip())
+    assert done.returncode == 0, done.stderr[-4000:]
+    # The example's own logger prints before.
+    assert re.search(rf"(?:\A|\n){PRINTED}\Z", done.stdout.strip())
+    assert (tmp_path / "runs" / "readme" / "report.html").exists()
 
 
 def test_migration__names_modules_that_are_there():

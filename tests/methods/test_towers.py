@@ -72,7 +72,7 @@ def test_model__of_each_library_trains_and_is_saved(library, name, model_of, tmp
     start = weights(model)
     strategy, benchmark = build(row, model=model, budget_iterations=2)
     train_stream(strategy, benchmark, 2)
-    found = strategy.eval(benchmark.test_stream)
+    found = strategy.eval(benchmark.test_stream[:2])
     assert all(math.isfinite(v) for k, v in found.items() if "Top1" in k or "Loss" in k)
     after = weights(model)
     assert all(torch.isfinite(v).all() for v in after.values())

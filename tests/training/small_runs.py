@@ -145,7 +145,7 @@ def go_quietly(arguments):
 def context():
     """Processes forked from one that has imported everything and run nothing."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.training.small_runs"])
+    found.set_forkserver_preload(["tests.preload"])
     return found
 
 

@@ -58,7 +58,6 @@ class BlindEmoji:
 
     def __getitem__(self, item: int) -> ImagePair:
         """Return a pair, its drawings as new images."""
-        first, second = EmojiImages(BLIND_EMOJI_STYLE, self.emoji_index[item])
-        return ImagePair(
-            (first, second), self.statements[item], self.patterns[item], item + 1
-        )
+        drawings = EmojiImages(BLIND_EMOJI_STYLE, self.emoji_index[item])
+        pair = drawings[0], drawings[1]
+        return ImagePair(pair, self.statements[item], self.patterns[item], item + 1)

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -141,6 +141,8 @@ class MMVPDataset:
     :raises ValueError: if a row has not two options and one answer, an id occurs twice
         or a question has no partner.
 
+    :ivar numbers: of the questions, ascending.
+    :ivar answers: right letters.
     :ivar labels: ``"corrected"`` or ``"released"``, as the answers in use are, or
         ``"other"`` where the file has other questions; and a hash of the file.
 
@@ -181,6 +183,7 @@ class MMVPDataset:
         kind = next((k for k, letters in kinds if letters == known), "other")
         self.labels = f"{kind} {digest}"
         self._rows = [found[number] for number in self.numbers]
+        self.answers = [row[2] for row in self._rows]
         images = Path(root) / "MMVP Images"
         advice = "put the images of MMVP/MMVP there"
         self.paths = [
@@ -198,9 +201,7 @@ class MMVPDataset:
         return MMVPQuestion(image, question, options, answer, pair, prompt)
 
 
-def _read_rows(
-    path: Path, columns: tuple[str, ...]
-) -> tuple[list[tuple[int, ...]], str]:
+def _read_rows(path: Path, columns: tuple[str, ...]) -> tuple[list[Any], str]:
     """Read columns of a table, the first an integer, and hash the text."""
     text = read_text(path, "a table of questions")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

@@ -1,4 +1,7 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.metrics.blind_pairs import (
+    BlindPairsMetric as BlindPairsMetric,
+)
 from avalanche_clip.evaluation.metrics.disorder import (
     SpatialDisorderMetric as SpatialDisorderMetric,
     spatial_disorder_metrics as spatial_disorder_metrics,

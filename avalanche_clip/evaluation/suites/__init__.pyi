@@ -1,4 +1,8 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
+from avalanche_clip.evaluation.suites.blind_pairs import (
+    BlindPairsSuite as BlindPairsSuite,
+    blind_emoji_suite as blind_emoji_suite,
+)
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,
     Turn as Turn,
@@ -9,6 +13,13 @@ from avalanche_clip.evaluation.suites.mirb import (
     MIRBSuite as MIRBSuite,
     mirb as mirb,
     mirb_values as mirb_values,
+)
+from avalanche_clip.evaluation.suites.mmvp import (
+    MMVPResult as MMVPResult,
+    mmvp as mmvp,
+    mmvp_by_options as mmvp_by_options,
+    mmvp_scores as mmvp_scores,
+    parse_option as parse_option,
 )
 from avalanche_clip.evaluation.suites.mmvp_vlm import (
     MMVPVLMSuite as MMVPVLMSuite,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from avalanche_clip.benchmarks.datasets.mmvp import MMVPVLMDataset
-from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
 from avalanche_clip.common.checks import require_some, require_type
 from avalanche_clip.evaluation.functional.intervals import (
     bootstrap_interval,
@@ -26,6 +25,9 @@ MMVP_PROMPT = "a photo of "
 
 TIE_EPS = 1e-6
 """Cosines that differ by less are a tie, which is wrong, as in retrieval."""
+
+
+_GIVE = "a PIL image or a tensor"
 
 
 class MMVPVLMSuite(Suite):
@@ -71,7 +73,7 @@ class MMVPVLMSuite(Suite):
         super().__init__(name, batch_size=batch_size, num_workers=num_workers)
         require_type(prompt, str, "prompt", "a string, '' for none")
         self.prompt = prompt
-        self.pairs: Sequence[Any] = ()
+        self.pairs: Any = ()
         if isinstance(data, (str, Path)):
             try:
                 self.pairs = MMVPVLMDataset(data)
@@ -115,7 +117,8 @@ class MMVPVLMSuite(Suite):
     def _score(self, encoded: Encoded) -> Values:
         content = self._content
         texts = [self.prompt + text for pair in content.statements for text in pair]
-        rows = encoded.images(content.images, _Images(self.pairs)), encoded.texts(texts)
+        pictures: Any = _Images(self.pairs)
+        rows = encoded.images(content.images, pictures), encoded.texts(texts)
         images, said = (part.unflatten(0, (-1, 2)) for part in rows)
         S = images @ said.transpose(1, 2)
         values = pattern_metrics(S, content.patterns, tie_eps=TIE_EPS)
@@ -142,7 +145,7 @@ class MMVPVLMSuite(Suite):
     @cached_property
     def _content(self) -> _Content:
         """Statements, patterns and hashes; each pair is read once."""
-        statements, patterns, pixels = [], [], hashlib.sha256()
+        statements, patterns, pixels = [], [], []
         for place in range(len(self.pairs)):
             images, texts, pattern, *_ = self.pairs[place]
             if len(images) != 2 or len(texts) != 2:
@@ -151,15 +154,13 @@ class MMVPVLMSuite(Suite):
                     "statements; give two of each."
                 )
             for image in images:
-                pieces = picture_pieces(image)
-                require_type(
-                    pieces, list, f"An image of pair {place}", "PIL images or tensors"
-                )
-                pixels.update(digest_of(pieces or ()))
+                pixels.append(picture_digest(image) or b"")
+                what = f"An image of pair {place}"
+                require_type(pixels[-1] or None, bytes, what, _GIVE)
             statements.append(tuple(texts))
             patterns.append(str(pattern))
         labels = repr((statements, patterns)).encode()
-        hashes = pixels.hexdigest()[:16], hashlib.sha256(labels).hexdigest()[:16]
+        hashes = (digest_of(pieces).hex()[:32] for pieces in (pixels, [labels]))
         return _Content(statements, patterns, *hashes)
 
 
@@ -175,7 +176,7 @@ class _Content(NamedTuple):
 class _Images:
     """The images of pairs, one after the other."""
 
-    def __init__(self, pairs: Sequence[Any]):
+    def __init__(self, pairs: Any):
         self.pairs = pairs
         self._last: tuple[int, Any] = (-1, None)
 

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import resource
 import shutil
-import signal
+import sys
+from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 
+from avalanche_clip.benchmarks.teacher import writer
 from avalanche_clip.benchmarks.teacher.files import ARRAYS, FORMAT, HEADER
 from avalanche_clip.benchmarks.teacher.store import (
     TeacherFeatureStore,
@@ -19,8 +22,9 @@ from avalanche_clip.benchmarks.teacher.writer import FeatureWriter
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
 from tests.damage import damages, not_refused
+from tests.processes import kill_self, run_killed
 from tests.refused import refused
-from tests.scripts import run_python
+from tests.training.small_runs import context
 
 IDS = {"image": np.array([3, 5, 9]), "text": np.arange(5)}
 MARKS = {kind: (ids + 1).astype(np.uint64) for kind, ids in IDS.items()}
@@ -143,32 +147,31 @@ def test_unfinished__is_no_store(tmp_path):
     )
 
 
-def kill_script(path, after):
-    return f"""
-import os, pathlib, signal
-from avalanche_clip.benchmarks.teacher import writer as w
-from tests.benchmarks.teacher import test_writer as t
-calls = 0
-def counted(function):
-    def call(*args, **options):
-        global calls
-        calls += 1
-        if calls == {after}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **options)
-    return call
-for name in ("write_json", "seal_npy", "_allocate"):
-    setattr(w, name, counted(getattr(w, name)))
-w.os.replace = counted(w.os.replace)
-w.FeatureWriter.append = counted(w.FeatureWriter.append)
-t.write(pathlib.Path({str(path)!r}))
-"""
+def write_until_killed(path, after):
+    """Write a store; die in call ``after`` of what writes."""
+    calls = 0
+
+    def counted(function):
+        def call(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls == after:
+                kill_self()
+            return function(*args, **options)
+
+        return call
+
+    for name in ("write_json", "seal_npy", "_allocate"):
+        setattr(writer, name, counted(getattr(writer, name)))
+    os.replace = counted(os.replace)
+    FeatureWriter.append = counted(FeatureWriter.append)
+    write(path)
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 8, 12, 20, 31, 33, 34, 36, 37])
 def test_unfinished__killed_anywhere_continues_to_the_same_bytes(tmp_path, after):
     path = tmp_path / "s"
-    run_python(kill_script(path, after), ends=-signal.SIGKILL)
+    run_killed(partial(write_until_killed, path, after))
     assert not path.exists()
     write(path)
     write(tmp_path / "whole")
@@ -306,19 +309,21 @@ def test_full_disk__is_an_error_in_words_before_anything_is_computed(tmp_path, n
     TeacherFeatureStore.open(path)
 
 
+def write_beyond_the_limit_of_files(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+    ids = {kind: np.arange(1000) for kind in IDS}
+    marks = {kind: own.astype(np.uint64) for kind, own in ids.items()}
+    with mock.patch.multiple(sys.modules[__name__], IDS=ids, MARKS=marks):
+        refused("the feature store needs 64,000 bytes", write, path, error=OSError)
+
+
 def test_full_disk__of_the_system_is_no_signal(tmp_path):
-    script = f"""
-import pathlib, resource
-from tests.benchmarks.teacher import test_writer as t
-resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-t.IDS = {{kind: t.np.arange(1000) for kind in t.IDS}}
-t.MARKS = {{kind: ids.astype("uint64") for kind, ids in t.IDS.items()}}
-try:
-    t.write(pathlib.Path({str(tmp_path / "s")!r}))
-except OSError as error:
-    print(error)
-"""
-    assert "the feature store needs 64,000 bytes" in run_python(script)
+    process = context().Process(
+        target=write_beyond_the_limit_of_files, args=(tmp_path / "s",)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,6 @@ from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.suites import datacomp_tasks, embedded_tasks
 from avalanche_clip.models import create_dual_encoder
 from tests.helpers import IMAGE_SIZE, stub_model
-from tests.processes import run_in_processes
 from tests.web_folders import npy, picture, write_web_folder
 
 NAMES = ["ab", "bc", "cd", "de", "ef", "fg"]
@@ -133,19 +132,13 @@ def test_values__are_those_of_the_functional_metrics():
         assert found["texts"][metric] == pytest.approx(value), metric
 
 
-def _values(seed):
+def values_and_encoded(seed):
+    """What a suite finds, twice, and how much it encoded."""
     suite = ZeroShotSuite(
         [classes(), ZeroShotTask.retrieval("t", captioned())], batch_size=8
     )
     found = suite.evaluate(stub_model(seed))
     return found, suite.evaluate(stub_model(seed)), suite.features.encoded
-
-
-def test_two_processes__find_what_one_finds(tmp_path):
-    results = run_in_processes({"a": partial(_values, 0)}, tmp_path)["a"]
-    alone, _, encoded = _values(0)
-    for found, again, count in results:
-        assert same(found, alone) and same(again, alone) and count == encoded
 
 
 def test_suite__reads_with_workers_too():

@@ -1,0 +1,217 @@
+"""MMVP: questions about confusing images to models that answer in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from avalanche_clip.benchmarks.datasets.mmvp import MMVPDataset
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
+from avalanche_clip.common.checks import (
+    as_size,
+    require_choice,
+    require_length,
+    require_some,
+)
+from avalanche_clip.evaluation.functional.intervals import wilson_interval
+from avalanche_clip.evaluation.suites.chat import ChatModel, Turn
+from avalanche_clip.evaluation.suites.suite import (
+    Autocast,
+    SuiteFeatures,
+    require_dual_encoder,
+)
+
+_METHODS = ("generate", "log-probability")
+_MARKED = re.compile(r"\(([ab])\)", re.I)
+_ALONE = re.compile(r"[(\[]?([ab])[)\].:,]?", re.I)
+_LEADING = re.compile(r"([ab])[).:]", re.I)
+
+
+def parse_option(answer: str | None, options: Sequence[str]) -> str | None:
+    """Find the option that an answer in words chooses, by rules alone.
+
+    In this order: the one letter in parentheses, ``(a)`` or ``(b)``, if the answer has
+    only one of them; a letter that is all of the answer, or stands before ``)``, ``.``
+    or ``:`` at its start; the one option whose text occurs as whole words. Case does
+    not count. A letter inside a sentence is an English article, and no choice.
+
+    :param answer: what a model wrote, or None.
+    :param options: texts of (a) and (b).
+    :return: ``"a"`` or ``"b"``, or None if the answer chooses neither.
+
+    Source: our choice, in place of the language model that grades in the released
+    code of MMVP.
+
+    >>> parse_option("It is a closed wing", ("Open", "Closed"))
+    'b'
+    """
+    require_length(options, 2, "options", "letter")
+    text = (answer or "").strip()
+    marked = {letter.lower() for letter in _MARKED.findall(text)}
+    if len(marked) == 1:
+        return marked.pop()
+    found = _ALONE.fullmatch(text) or _LEADING.match(text)
+    if found:
+        return found[1].lower()
+    named = [
+        letter
+        for letter, option in zip("ab", options, strict=True)
+        if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.I)
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+class MMVPResult(NamedTuple):
+    """Scores of a model on MMVP, and what they come from.
+
+    ``scores``: ``pair_acc``, pairs with both answers right, the score (chance is 1/4),
+    with a 95 % interval ``pair_acc_low``, ``pair_acc_high``; ``question_acc``;
+    ``unparsed``, the share of answers that choose neither option, which are wrong;
+    fractions in [0, 1]; and ``count``, the number of questions. ``letters``: chosen
+    options, None for neither, question by question. ``answers``: what was written,
+    empty where nothing is. ``labels``: which right answers were used, see
+    :class:`MMVPDataset <avalanche_clip.benchmarks.datasets.mmvp.MMVPDataset>`.
+    ``method``: how options were chosen.
+    """
+
+    scores: dict[str, float]
+    letters: list[str | None]
+    answers: list[str | None]
+    labels: str
+    method: str
+
+
+def mmvp_scores(
+    letters: Sequence[str | None], answers: Sequence[str], pair_ids: Sequence[int]
+) -> dict[str, float]:
+    """Score chosen options; a pair is right if all its questions are.
+
+    :param letters: chosen options, None for neither, ``(Q,)``.
+    :param answers: right options, ``(Q,)``.
+    :param pair_ids: pair of each question, ``(Q,)``, in any order.
+    :return: see :class:`MMVPResult`.
+
+    >>> scores = mmvp_scores("aabaab", "aabbba", [1, 1, 2, 2, 3, 3])
+    >>> round(scores["pair_acc"], 3), scores["question_acc"]
+    (0.333, 0.5)
+    """
+    require_some(answers, "questions")
+    require_length(letters, len(answers), "letters", "question")
+    require_length(pair_ids, len(answers), "pair_ids", "question")
+    right = [one == other for one, other in zip(letters, answers, strict=True)]
+    pairs: dict[int, bool] = {}
+    for pair, good in zip(pair_ids, right, strict=True):
+        pairs[pair] = pairs.get(pair, True) and good
+    hits = sum(pairs.values())
+    low, high = wilson_interval(hits, len(pairs))
+    return {
+        "pair_acc": hits / len(pairs),
+        "pair_acc_low": low,
+        "pair_acc_high": high,
+        "question_acc": sum(right) / len(right),
+        "unparsed": sum(letter is None for letter in letters) / len(right),
+        "count": float(len(right)),
+    }
+
+
+def mmvp(
+    model: ChatModel,
+    data: MMVPDataset | str | Path,
+    *,
+    method: str = "generate",
+    max_new_tokens: int = 1024,
+    batch_size: int = 8,
+) -> MMVPResult:
+    """Ask a generative model the questions of MMVP, one image and no history each.
+
+    A question and its options follow the image, as the model's chat template has it.
+    Decoding is greedy, where the released code samples at temperature 0.2.
+
+    :param model: with its processor, see :class:`ChatModel
+        <avalanche_clip.evaluation.suites.chat.ChatModel>`.
+    :param data: the questions, or their folder (labels as released).
+    :param method: ``"generate"``: what the model writes is read by
+        :func:`parse_option`; ``"log-probability"``: the likelier of ``(a)`` and ``(b)``
+        is chosen, neither if they are equal.
+    :param max_new_tokens: at most; 1024 in the released code.
+    :param batch_size: questions per forward pass.
+    :raises FileNotFoundError: if files are missing.
+
+    Source: Tong et al., CVPR 2024 (MMVP, arXiv 2401.06209).
+    """
+    require_choice("method", method, _METHODS)
+    data = MMVPDataset(data) if isinstance(data, (str, Path)) else data
+    letters: list[str | None] = []
+    written: list[str | None] = []
+    for block in _blocks(data, batch_size):
+        turns = [Turn("", [item.image], item.prompt) for item in block]
+        if method == "generate":
+            texts = model.generate(turns, max_new_tokens)
+            written += texts
+            letters += [
+                parse_option(text, item.options)
+                for text, item in zip(texts, block, strict=True)
+            ]
+            continue
+        for scores in model.log_probs(turns, [["(a)", "(b)"]] * len(turns)):
+            a, b = (0.0, 0.0) if scores is None else scores.tolist()
+            letters.append(None if a == b else "ab"[b > a])
+        written += [None] * len(turns)
+    return _result(data, letters, written, method)
+
+
+def mmvp_by_options(
+    model: Any,
+    data: MMVPDataset | str | Path,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+    autocast: Autocast = nullcontext,
+) -> MMVPResult:
+    """Let a dual encoder answer MMVP by the more similar option, a rule of our own.
+
+    Each option becomes the statement ``a photo of`` and its text; neither is chosen if
+    their cosines differ by at most 1e-6. Name it so, and never mix it with MMVP-VLM or
+    with answers in words.
+
+    :param model: a dual encoder on ``device``; it is left as it was.
+    :param data: the questions, or their folder (labels as released).
+    :param batch_size: images, and texts, per forward pass.
+    :param device: where the model is.
+    :param autocast: makes the context of the forward passes.
+    """
+    require_dual_encoder(model, "mmvp-by-options")
+    data = MMVPDataset(data) if isinstance(data, (str, Path)) else data
+    images, texts = [], []
+    for item in (data[place] for place in range(len(data))):
+        images.append(item.image)
+        texts += [f"a photo of {option}" for option in item.options]
+    features = SuiteFeatures(batch_size=batch_size)
+    with features.of(model, device=device, autocast=autocast) as encoded:
+        key = digest_of([picture_digest(image) or b"" for image in images]).hex()
+        seen, said = encoded.images(key, images), encoded.texts(texts)
+    gaps = (seen[:, None] * said.unflatten(0, (-1, 2))).sum(2).diff(dim=1)[:, 0]
+    letters = [None if abs(gap) <= 1e-6 else "ab"[gap > 0] for gap in gaps.tolist()]
+    return _result(data, letters, [None] * len(letters), "option ranking")
+
+
+def _blocks(data: MMVPDataset, size: int) -> Iterator[list[Any]]:
+    size = as_size(size, "batch_size")
+    for start in range(0, len(data), size):
+        yield [data[k] for k in range(start, min(start + size, len(data)))]
+
+
+def _result(
+    data: MMVPDataset,
+    letters: list[str | None],
+    written: list[str | None],
+    method: str,
+) -> MMVPResult:
+    answers, pairs = data.answers, [(number + 1) // 2 for number in data.numbers]
+    scores = mmvp_scores(letters, answers, pairs)
+    return MMVPResult(scores, letters, written, data.labels, method)
