@@ -76,13 +76,20 @@ def _blind_emoji(data: str | None, tasks: str | None) -> Any:
     return MMVPVLMSuite(BlindEmoji(), name="blind-emoji", prompt="")
 
 
+def _mirb(data: str | None, tasks: str | None) -> Any:
+    from avalanche_clip.evaluation.suites import MIRBSuite
+
+    return MIRBSuite(None if data is None else Path(data).expanduser() / "MIRB")
+
+
 SUITES: dict[str, Callable[[str | None, str | None], Any]] = {
     "zero-shot": _zero_shot,
     "mmvp-vlm": _mmvp_vlm,
     "blind-emoji": _blind_emoji,
+    "mirb": _mirb,
 }
 """Name -> maker of a suite, from the folder of data and the names of tasks."""
-READERS = {"--data": {"zero-shot", "mmvp-vlm"}, "--tasks": {"zero-shot"}}
+READERS = {"--data": {"zero-shot", "mmvp-vlm", "mirb"}, "--tasks": {"zero-shot"}}
 """Option -> suites that it is for."""
 
 

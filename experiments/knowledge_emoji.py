@@ -33,23 +33,43 @@ START = "icons"
 STEPS = ("2010", "2014", "2015", "2016-2017", "2018-2019", "2020-2024")
 FIGURES = {
     "names, 2010": ("zero-shot", "emoji-2010", "acc1"),
-    "names, 2020-24": ("zero-shot", "emoji-2020-2024", "acc1"),
+    "names, newest": ("zero-shot", "emoji-2020-2024", "acc1"),
     "held-out icons": ("zero-shot", "held-out-icons", "acc1"),
+    "alike drawings": ("blind-emoji", "all", "text_to_image_acc"),
+    "several images": ("mirb", "Perception", "acc"),
+    "blind pairs": ("blind-pairs", "all", "blind_count"),
+    "born": ("blind-pairs", "all", "born_count"),
+    "healed": ("blind-pairs", "all", "healed_count"),
 }
 """Name -> suite, task and metric of what is shown over time."""
 NOTE = """\
 in percent, at the end of the stream; base: the model before it. in-domain, backward,
 forward: recall at 1 on the time steps, means of the diagonal, of the part below and of
-the part above it; all steps: mean over them."""
+the part above it; all steps: mean over them. names: zero-shot accuracy among the names
+of a step; alike drawings: blind emoji, chance 25; several images: MIRB's perception on
+emoji sheets. blind pairs: number among all pairs of drawings, born and healed since the
+model before the stream."""
 RETRIEVAL = "all steps"
 
 
 def make_suites() -> list[Any]:
     """Return new suites: they keep what they saw in a run."""
-    from avalanche_clip.evaluation.suites import ZeroShotSuite
+    from avalanche_clip.benchmarks.datasets import BlindEmoji, EmojiImages
+    from avalanche_clip.evaluation.suites import (
+        BlindPairsSuite,
+        MIRBSuite,
+        MMVPVLMSuite,
+        ZeroShotSuite,
+    )
+    from avalanche_clip.models import drawing_features
 
     tasks = [*(f"emoji-{step}" for step in STEPS), "held-out-icons"]
-    return [ZeroShotSuite(tasks)]
+    return [
+        ZeroShotSuite(tasks),
+        MMVPVLMSuite(BlindEmoji(), name="blind-emoji", prompt=""),
+        MIRBSuite(),
+        BlindPairsSuite(EmojiImages("twemoji"), drawing_features),
+    ]
 
 
 def curves(result: Any) -> dict[str, list[float]]:
