@@ -91,7 +91,7 @@ budget = : ComputeBudget*
 common.files = : file_limits*
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: ClassRanks
-    class_ranks class_vectors classification_metrics* macro_f1
+    class_ranks class_vectors classification_metrics*
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task
@@ -123,8 +123,7 @@ evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
 evaluation.suites.chat = evaluation.suites: ChatModel Turn
 evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
     mirb_values
-evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
-    parse_option
+evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_scores parse_option
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
     MultiImageScorer

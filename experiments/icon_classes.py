@@ -26,7 +26,6 @@ def with_icons(scenario: Any) -> Any:
     from avalanche_clip.benchmarks.datasets.icons import FIRST_ICON_ID, HeldOutIcons
     from avalanche_clip.benchmarks.items.scenario import make_scenario
     from avalanche_clip.benchmarks.streams.classes import (
-        Source,
         class_experience,
         labelled_dataset,
     )
@@ -37,7 +36,7 @@ def with_icons(scenario: Any) -> Any:
     prompts = ClassPrompts.merge([known.class_prompts, names])
     own = prompts.for_ids(prompts.ids_of("icons"))
     task = known.dataset_index + 1
-    source = Source("held-out icons", IconClasses(icons), own, FIRST_ICON_ID)
-    data = labelled_dataset(source, task).eval()
+    source = "held-out icons", IconClasses(icons), own, FIRST_ICON_ID
+    data = labelled_dataset(*source, task).eval()
     found = class_experience(data, "icons", prompts, own.ids, dataset_index=task)
     return make_scenario({**scenario.streams, "icons": [found]}, scenario)

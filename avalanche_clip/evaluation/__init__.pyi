@@ -8,7 +8,6 @@ from avalanche_clip.evaluation.functional.classification import (
     class_ranks as class_ranks,
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,
-    macro_f1 as macro_f1,
 )
 from avalanche_clip.evaluation.functional.disorder import (
     ROTATION_BINS as ROTATION_BINS,
@@ -105,7 +104,6 @@ from avalanche_clip.evaluation.suites.mirb import (
 from avalanche_clip.evaluation.suites.mmvp import (
     MMVPResult as MMVPResult,
     mmvp as mmvp,
-    mmvp_by_options as mmvp_by_options,
     mmvp_scores as mmvp_scores,
     parse_option as parse_option,
 )

@@ -21,7 +21,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
 GUIDES = (
     *("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst"),
-    "command_line.rst",
+    *("command_line.rst", "suites.rst"),
+    "mirb.rst",
 )
 # The comment is invisible on the page and marks the block that follows it.
 MARK = "<!-- tested example -->"
@@ -51,6 +52,9 @@ PRINTED = "\n".join(
         r"\d+ numbers to train",
         "2 steps near the previous model",
         r"tiny-emoji:emoji-2010  zero-shot  emoji-2020-2024  acc1  1.8 \(.+\)",
+        r"\['cars'\]",
+        "base emoji-2014 acc1 139",
+        r"24 questions, chance 0\.5",
     ]
 )
 CODE = re.compile(

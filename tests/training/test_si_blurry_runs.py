@@ -114,6 +114,40 @@ def test_run__accuracy_is_among_the_classes_that_have_occurred(whole):
             assert result.E[-1, column] == pytest.approx(wanted)
 
 
+def said_of(out, benchmark=None, **options):
+    """What a short run warns of, and its values."""
+    given = {"evaluate_at": POINTS, "streams": ("test",), "final_streams": ()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, result = go(out, run=given, benchmark=benchmark, online=0, **options)
+    said = [str(w.message) for w in caught if "Si-Blurry" in str(w.message)]
+    return [text for text in said if "A_Avg" in text], result.summary["test"]
+
+
+@pytest.mark.parametrize("space", ["seen", "all", "own"])
+def test_run__says_that_its_label_space_has_no_online_values(space, tmp_path):
+    said, summary = said_of(tmp_path, eval_label_space=space)
+    assert ("A_Last" in summary["Top1_Acc_Exp"]) == (space == "seen") == (not said)
+    for text in said:
+        assert f"eval_label_space={space!r}; use 'seen'" in text
+
+
+@pytest.mark.parametrize(
+    "seed, empty, values", [(2, [0], True), (21, [0, 1, 2], False)]
+)
+def test_run__says_which_tasks_do_not_count(seed, empty, values, tmp_path):
+    def few(model, online):
+        sizes = {"num_tasks": 4, "disjoint_percent": 100, "seed": seed}
+        data = Labelled(cycle(4, 6)), Labelled(cycle(4, 2)), names_of(0, 4), TEMPLATES
+        benchmark = si_blurry_benchmark(*data, **sizes)
+        assert [k for k, n in enumerate(benchmark.task_sizes) if not n] == empty
+        return prepare_benchmark(split_online(benchmark, 4), model)
+
+    (said,), summary = said_of(tmp_path, few)
+    assert f"the tasks {empty} have none and do not count" in said
+    assert ("A_Avg" in summary["Top1_Acc_Exp"]) == values
+
+
 def test_run__summary_is_that_of_the_counts(whole):
     result = whole[1]
     counts = result.results["data"]["counts"]["test"]

@@ -13,11 +13,7 @@ from avalanche_clip.benchmarks.datasets.core50 import CORE50_TEST_SESSIONS, read
 from avalanche_clip.benchmarks.datasets.mtil.templates import CIL_TEMPLATES
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.scenario import make_scenario
-from avalanche_clip.benchmarks.streams.classes import (
-    Source,
-    class_experience,
-    labelled_dataset,
-)
+from avalanche_clip.benchmarks.streams.classes import class_experience, labelled_dataset
 
 
 def core50(
@@ -46,26 +42,18 @@ def core50(
     """
     data = read_core50(root, check=check)
     prompts = ClassPrompts(data.class_names, templates)
-    tests: list[Any] = [data.sessions[k] for k in CORE50_TEST_SESSIONS]
-    learned = [k for k in data.sessions if k not in CORE50_TEST_SESSIONS]
-    parts: list[tuple[str, str, int, Any]] = [
-        *(("train", f"session {k}", k, data.sessions[k]) for k in learned),
-        ("test", "test sessions", 0, ConcatDataset(tests)),
-        *(
-            ("test_sessions", f"session {k}", k, part)
-            for k, part in zip(CORE50_TEST_SESSIONS, tests, strict=True)
-        ),
-    ]
-    streams: dict[str, list[Any]] = {}
+    tests: Any = {k: data.sessions.pop(k) for k in CORE50_TEST_SESSIONS}
+    test: Any = {0: ConcatDataset(tests.values())}
+    given = {"train": data.sessions, "test": test, "test_sessions": tests}
+    streams: dict[str, list[Any]] = {name: [] for name in given}
     first_id = 0
-    for name, label, session, images in parts:
-        where = f"{label} of stream {name!r}"
-        dataset = labelled_dataset(Source(where, images, prompts, first_id), 0)
-        first_id += len(dataset)
-        dataset = dataset if name == "train" else dataset.eval()
-        streams.setdefault(name, []).append(
-            class_experience(
-                dataset, label, prompts, prompts.ids, dataset_index=session
-            )
-        )
+    for name, parts in given.items():
+        for session, images in parts.items():
+            label = f"session {session}" if session else "test sessions"
+            where = f"{label} of stream {name!r}"
+            dataset = labelled_dataset(where, images, prompts, first_id)
+            first_id += len(dataset)
+            part = dataset if name == "train" else dataset.eval()
+            facts: Any = label, prompts, prompts.ids
+            streams[name].append(class_experience(part, *facts, dataset_index=session))
     return make_scenario(streams, class_prompts=prompts, protocol="domain_incremental")

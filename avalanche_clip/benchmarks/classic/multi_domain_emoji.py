@@ -22,7 +22,6 @@ from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.benchmarks.streams.classes import (
     Domain,
-    Source,
     class_experience,
     labelled_dataset,
     multi_domain_benchmark,
@@ -158,8 +157,7 @@ def _reference_streams(
     task = len(table.groups)
     for name, chosen in (("reference", styles), ("reference_test", [test_style])):
         data = EmojiClasses(chosen, rows)
-        source = Source(f"{name} set", data, own, first_id)
-        dataset = labelled_dataset(source, task).eval()
+        dataset = labelled_dataset(f"{name} set", data, own, first_id, task).eval()
         first_id += len(data)
         experience = class_experience(
             dataset, REFERENCE_DOMAIN, prompts, own.ids, dataset_index=task

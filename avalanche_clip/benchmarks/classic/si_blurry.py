@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,24 +89,14 @@ def si_blurry(
         data = read_mtil_domain("CIFAR100", root, check=check)
         data = cifar100_named(data, class_names)
     else:
-        tiny = dataset == "TinyImageNet"
-        read = read_tiny_imagenet if tiny else read_imagenet_r
-        data = read(root, class_names=class_names, check=check)
+        read = {"TinyImageNet": read_tiny_imagenet, "ImageNetR": read_imagenet_r}
+        data = read[dataset](root, class_names=class_names, check=check)
     names = as_texts(zero_shot, "zero_shot", least=0)
     if names and zero_shot_root is None:
         raise ValueError(f"zero_shot={names} are to be read; give zero_shot_root, too.")
-    read_held = [read_mtil_domain(n, str(zero_shot_root), check=check) for n in names]
-    return si_blurry_benchmark(
-        data.train,
-        data.test,
-        data.class_names,
-        templates,
-        zero_shot=[
-            Domain(None, held.test, held.class_names, templates, held.name)
-            for held in read_held
-        ],
-        **options,
-    )
+    held = [read_mtil_domain(n, str(zero_shot_root), check=check) for n in names]
+    domains = [domain._replace(templates=templates) for domain in held]
+    return si_blurry_benchmark(*data[:3], templates, zero_shot=domains, **options)
 
 
 def si_blurry_emoji(
@@ -153,39 +144,27 @@ def si_blurry_emoji(
     require_known(groups, table.groups, "held_out")
     require_distinct(groups, "held_out")
     out = [table.groups.index(group) for group in groups]
-    learned = _Subgroups(np.flatnonzero(~np.isin(table.group, out)))
+    names, drawings = _subgroups(~np.isin(table.group, out))
     held = validation_mask(table.ids) if validation else None
     if validation:
-        valid = learned.drawings([VALIDATION_STYLE], held, keep=True)
-        options["valid"] = valid
+        options["valid"] = drawings([VALIDATION_STYLE], held=held, keep_held=True)
     zero_shot = []
     for number, group in zip(out, groups, strict=True):
-        own = _Subgroups(np.flatnonzero(table.group == number))
-        drawings = own.drawings([test_style])
-        zero_shot.append(Domain(None, drawings, own.names, templates, group))
+        own, draw = _subgroups(table.group == number)
+        zero_shot.append(Domain(None, draw([test_style]), own, templates, group))
     icons, numbers = HeldOutIcons(), np.arange(len(HeldOutIcons()))
     images = ClassImages(icons, numbers, numbers)
+    zero_shot.append(Domain(None, images, icons.names, templates, "icons"))
+    train, test = drawings(styles, held=held), drawings([test_style])
     return si_blurry_benchmark(
-        learned.drawings(styles, held),
-        learned.drawings([test_style]),
-        learned.names,
-        templates,
-        zero_shot=[*zero_shot, Domain(None, images, icons.names, templates, "icons")],
-        **options,
+        train, test, names, templates, zero_shot=zero_shot, **options
     )
 
 
-class _Subgroups:
-    """Some emoji with their subgroups as classes."""
-
-    def __init__(self, rows: np.ndarray):
-        table = load_emoji_table()
-        found, self.labels = np.unique(table.subgroup[rows], return_inverse=True)
-        self.rows = rows
-        spelled = [table.subgroups[number] for number in found]
-        self.names = [n.replace("-", " ").replace("&", "and") for n in spelled]
-
-    def drawings(
-        self, styles: Sequence[str], held: np.ndarray | None = None, keep: bool = False
-    ) -> EmojiClasses:
-        return EmojiClasses(styles, self.rows, held, keep, self.labels)
+def _subgroups(chosen: np.ndarray) -> tuple[list[str], Callable[..., EmojiClasses]]:
+    """Names of the subgroups of some emoji, and styles to drawings in these classes."""
+    table, rows = load_emoji_table(), np.flatnonzero(chosen)
+    found, labels = np.unique(table.subgroup[rows], return_inverse=True)
+    spelled = [table.subgroups[number].replace("-", " ") for number in found]
+    names = [name.replace("&", "and") for name in spelled]
+    return names, partial(EmojiClasses, indices=rows, labels=labels)

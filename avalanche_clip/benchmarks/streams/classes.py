@@ -80,31 +80,28 @@ class LabelledImages:
 
 
 # ------------------------------------------------------------------- building
-class Source(NamedTuple):
-    """One labelled data set of a stream, with what its classes are called."""
+def labelled_dataset(
+    where: str, data: Any, prompts: ClassPrompts, first_id: int, task: int = 0
+) -> AvalancheDataset:
+    """Wrap a labelled data set of a stream, with global ids as targets.
 
-    where: str
-    data: Any
-    prompts: ClassPrompts
-    """Of its classes, in the order of its labels."""
-    first_id: int
-
-
-def labelled_dataset(source: Source, task: int) -> AvalancheDataset:
-    """Wrap a labelled data set, with global ids as targets."""
-    targets = class_targets(source.data)
-    count = len(source.prompts)
+    :param where: what it is, for errors.
+    :param prompts: of its classes, in the order of its labels.
+    :param first_id: sample id of its first item.
+    """
+    targets = class_targets(data)
+    count = len(prompts)
     if len(targets) == 0:
-        raise ValueError(f"The {source.where} is empty.")
+        raise ValueError(f"The {where} is empty.")
     if targets.min() < 0 or targets.max() >= count:
         raise ValueError(
-            f"The {source.where} has labels {targets.min()}..{targets.max()}, but "
+            f"The {where} has labels {targets.min()}..{targets.max()}, but "
             f"{count} class names are given; labels must lie in 0..{count - 1}."
         )
     return make_image_text_dataset(
-        LabelledImages(source.data, targets, source.prompts.prompts()),
-        sample_ids=np.arange(len(targets)) + source.first_id,
-        targets=np.asarray(source.prompts.ids, dtype=np.int64)[targets],
+        LabelledImages(data, targets, prompts.prompts()),
+        sample_ids=np.arange(len(targets)) + first_id,
+        targets=np.asarray(prompts.ids, dtype=np.int64)[targets],
         task_labels=task,
     )
 
@@ -192,9 +189,7 @@ def multi_domain_benchmark(
             domain = listed[index]
             own = prompts.for_ids(prompts.ids_of(str(domain.name)))
             where = f"{name} set of domain {domain.name!r}"
-            dataset = labelled_dataset(
-                Source(where, sets[index], own, first[index]), position
-            )
+            dataset = labelled_dataset(where, sets[index], own, first[index], position)
             if name == "train" and shots is not None:
                 dataset = _few_shot(dataset, shots, (seed, seeds[index]), own)
             if name != "train":
@@ -303,8 +298,7 @@ def class_incremental_benchmark(
     built: dict[str, list[Any]] = {}
     first_id = 0
     for name, data in {"train": train, "test": test, **streams}.items():
-        source = Source(f"{name} set", data, by_label, first_id)
-        whole = labelled_dataset(source, 0)
+        whole = labelled_dataset(f"{name} set", data, by_label, first_id)
         first_id += len(whole)
         if name == "train" and shots is not None:
             whole = _few_shot(whole, shots, (seed, 0), by_label)

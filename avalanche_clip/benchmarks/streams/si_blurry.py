@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
 from avalanche_clip.benchmarks.streams.classes import (
     Domain,
-    Source,
     as_domain,
     class_experience,
     labelled_dataset,
@@ -32,20 +31,8 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.columns import as_integer_array
 
-SAMPLER_OPTIONS = (
-    *("num_tasks", "disjoint_percent", "blurry_percent", "seed", "stochastic"),
-)
+SAMPLER_OPTIONS = "num_tasks disjoint_percent blurry_percent seed stochastic".split()
 """Arguments of :func:`si_blurry_benchmark` that say how the stream is drawn."""
-
-
-class _Drawn(NamedTuple):
-    """What the sampler drew, one entry per task."""
-
-    indices: list[np.ndarray]
-    disjoint: list[np.ndarray]
-    """Classes that occur in this task only."""
-    blurry: list[np.ndarray]
-    """Classes that may lend samples to other tasks."""
 
 
 def si_blurry_indices(
@@ -95,13 +82,13 @@ def si_blurry_indices(
     labels = as_integer_array(targets, "targets", "N")
     count = int(labels.max()) + 1 if num_classes is None else num_classes
     options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
-    drawn = _draw(labels, as_size(count, "num_classes"), *options)
-    return [part.tolist() for part in drawn.indices]
+    return _draw(labels, as_size(count, "num_classes"), *options)[0]
 
 
 def _draw(
     labels: np.ndarray, count: int, T: int, N: int, M: int, seed: int, stochastic: bool
-) -> _Drawn:
+) -> tuple[list[list[int]], ...]:
+    """Samples, disjoint classes (of one task only) and blurry classes of each task."""
     tasks = as_size(T, "num_tasks")
     disjoint, blurring = _percent(N, "disjoint_percent"), _percent(M, "blurry_percent")
     require_choice("stochastic", stochastic, (True, False))
@@ -112,7 +99,9 @@ def _draw(
         return torch.randperm(size, generator=generator).numpy()
 
     def shares(size: int) -> np.ndarray:
-        """Sizes of T random parts of ``size`` things."""
+        """Sizes of T random or equal parts of ``size`` things."""
+        if not stochastic:
+            return np.full(tasks, size // tasks)
         inner = np.zeros(tasks - 1, dtype=np.int64)
         if size:
             drawn = torch.randint(0, size, (tasks - 1,), generator=generator)
@@ -122,13 +111,11 @@ def _draw(
     first = count * disjoint // 100 // tasks * tasks
     second = (count - first) // tasks * tasks
     order = permutation(count)
-    kinds = []
-    for classes in (order[:first], order[first : first + second]):
-        equal = np.full(tasks, len(classes) // tasks)
-        kinds.append(_cut(classes, shares(len(classes)) if stochastic else equal))
+    kinds = order[:first], order[first : first + second]
+    disjoint_of, blurry_of = (_cut(classes, shares(len(classes))) for classes in kinds)
     # Class -> its place among the parts: disjoint ones, blurry ones, unused.
     places = np.full(count, 2 * tasks)
-    for place, classes in enumerate(kinds[0] + kinds[1]):
+    for place, classes in enumerate(disjoint_of + blurry_of):
         places[classes] = place
     codes = places[labels].astype(np.int16 if tasks < 10**4 else np.int64)
     sizes = np.bincount(codes, minlength=2 * tasks + 1)
@@ -137,17 +124,17 @@ def _draw(
     m = int(kept.sum()) * blurring // 100
     quotas = shares(m) if stochastic else kept * blurring // 100
     pool = np.concatenate([part[:k] for part, k in zip(lent, quotas, strict=True)])
-    back = quotas if stochastic else np.full(tasks, len(pool) // tasks)
+    back = quotas if stochastic else shares(len(pool))
     if len(pool):
         pool = pool[permutation(len(pool))]
-    ends = np.cumsum(back)
     streams = []
-    for task in range(tasks):
-        given = pool[ends[task] - back[task] : ends[task]]
-        stream = np.concatenate([parts[task], lent[task][quotas[task] :], given])
+    given = _cut(pool, np.append(back, 0))  # what is left over is lost
+    for own, part, quota, more in zip(parts, lent, quotas, given):
+        stream = np.concatenate([own, part[quota:], more])
         streams.append(stream[permutation(len(stream))])
     _warn_of_losses(streams, count - first - second, int(sizes[:-1].sum()))
-    return _Drawn(streams, *kinds)
+    found = (streams, disjoint_of, blurry_of)
+    return tuple([part.tolist() for part in each] for each in found)
 
 
 def _cut(values: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
@@ -230,41 +217,33 @@ def si_blurry_benchmark(
     own = ClassPrompts(names, templates)
     require_some(own, "class names")
     # Refuses labels that do not fit the names.
-    whole = labelled_dataset(Source("train set", train, own, 0), 0)
+    whole = labelled_dataset("train set", train, own, 0)
     options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
-    drawn = _draw(class_targets(train), len(own), *options)
-    used = sorted(np.concatenate(drawn.disjoint + drawn.blurry).tolist())
+    indices, disjoint, blurry = _draw(class_targets(train), len(own), *options)
+    used = sorted(sum(disjoint + blurry, []))
     known, first_id = own.for_ids(used), len(whole)
-    parts = [(f"task {k + 1}", part.tolist()) for k, part in enumerate(drawn.indices)]
-    built: dict[str, list[Any]] = {
-        "train": [
-            make_experience(whole.subset(rows), class_prompts=known, label=label)
-            for label, rows in parts
-            if rows
-        ]
-    }
+    built: dict[str, list[Any]] = {"train": []}
+    for task, rows in enumerate(indices):
+        facts: Any = {"class_prompts": known, "label": f"task {task + 1}"}
+        if rows:
+            built["train"].append(make_experience(whole.subset(rows), **facts))
     for name, data in {"test": test, **streams}.items():
-        source = Source(f"{name} set", data, own, first_id)
-        dataset = labelled_dataset(source, 0).eval()
+        dataset = labelled_dataset(f"{name} set", data, own, first_id).eval()
         first_id += len(dataset)
-        targets = attribute_array(dataset, "targets")
-        rows = {number: np.flatnonzero(targets == number).tolist() for number in used}
-        built[name] = [
-            class_experience(
-                dataset.subset(part), own.name(number), known, [number], dataset_index=0
-            )
-            for number, part in rows.items()
-            if part
-        ]
+        targets, built[name] = attribute_array(dataset, "targets"), []
+        for number in used:
+            if rows := np.flatnonzero(targets == number).tolist():
+                part, what = dataset.subset(rows), (own.name(number), known, [number])
+                built[name].append(class_experience(part, *what, dataset_index=0))
     if zero_shot:
         built["zero_shot"] = _held_out(known, zero_shot, first_id)
     return make_scenario(
         built,
         class_prompts=known,
         protocol="si_blurry",
-        task_sizes=tuple(map(len, drawn.indices)),
-        disjoint_classes=tuple(tuple(part.tolist()) for part in drawn.disjoint),
-        blurry_classes=tuple(tuple(part.tolist()) for part in drawn.blurry),
+        task_sizes=tuple(map(len, indices)),
+        disjoint_classes=tuple(map(tuple, disjoint)),
+        blurry_classes=tuple(map(tuple, blurry)),
     )
 
 
@@ -279,8 +258,8 @@ def _held_out(
     for index, domain in enumerate(domains):
         check_source(domain.test, "label", LABELLED)
         own = prompts.for_ids(prompts.ids_of(str(domain.name)))
-        source = Source(f"test set of {domain.name!r}", domain.test, own, first_id)
-        dataset = labelled_dataset(source, index + 1).eval()
+        where = f"test set of {domain.name!r}"
+        dataset = labelled_dataset(where, domain.test, own, first_id, index + 1).eval()
         first_id += len(dataset)
         experience = class_experience(
             dataset, str(domain.name), prompts, own.ids, dataset_index=index + 1

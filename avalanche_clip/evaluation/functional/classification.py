@@ -69,7 +69,16 @@ def classification_metrics(
         scores.split(_ROWS_PER_BLOCK), targets.split(_ROWS_PER_BLOCK), strict=True
     )
     ranks = torch.cat([_block_ranks(block, target, ties) for block, target in blocks])
-    return accuracies(ranks, targets, scores.shape[1])
+    num_classes = scores.shape[1]
+    correct = torch.bincount(targets[ranks < 1], minlength=num_classes).double()
+    present = torch.bincount(targets, minlength=num_classes).double()
+    recall = (correct / present)[present > 0]
+    top5 = (ranks < 5).double().mean().item() if num_classes >= 5 else math.nan
+    return {
+        "acc1": (ranks < 1).double().mean().item(),
+        "acc5": top5,
+        "mean_per_class_recall": recall.mean().item(),
+    }
 
 
 class ClassRanks(NamedTuple):
@@ -128,49 +137,6 @@ def class_ranks(
             # zeros and ones over the scores: see the counter of retrieval ranks
             ranks[part] = torch.ge(block, own, out=block).sum(dim=1).long()
     return ClassRanks(ranks, predictions)
-
-
-def accuracies(ranks: Tensor, targets: Tensor, num_classes: int) -> dict[str, float]:
-    """Summarise the ranks of the right classes, see :func:`classification_metrics`.
-
-    :param ranks: ``(N,)``, 0 = found first.
-    :param targets: class of each item, int64 ``(N,)``.
-    :param num_classes: C.
-    """
-    correct = torch.bincount(targets[ranks < 1], minlength=num_classes).double()
-    present = torch.bincount(targets, minlength=num_classes).double()
-    recall = (correct / present)[present > 0]
-    top5 = (ranks < 5).double().mean().item() if num_classes >= 5 else math.nan
-    return {
-        "acc1": (ranks < 1).double().mean().item(),
-        "acc5": top5,
-        "mean_per_class_recall": recall.mean().item(),
-    }
-
-
-def macro_f1(
-    predictions: Tensor, targets: Tensor, counts: Tensor | None = None
-) -> float:
-    """Average the F1 scores of the classes that occur among the targets.
-
-    :param predictions: class found for each item, int64 ``(N,)``.
-    :param targets: right class of each item, int64 ``(N,)``.
-    :param counts: how often each item occurs, ``(N,)``; default once.
-    :return: mean of ``2 TP / (2 TP + FP + FN)``.
-
-    Source: the metric of iWildCam in WILDS (arXiv 2012.07421).
-
-    >>> macro_f1(torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]))
-    0.3333333333333333
-    """
-    size = int(max(predictions.max(), targets.max())) + 1
-    weights = torch.ones(len(targets)) if counts is None else counts
-    weights = weights.double()
-    right = predictions == targets
-    hits = torch.bincount(targets[right], weights[right], size)
-    whole = torch.bincount(targets, weights, size)
-    said = torch.bincount(predictions, weights, size)
-    return (2 * hits / (whole + said))[whole > 0].mean().item()
 
 
 def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:

@@ -102,28 +102,26 @@ def exposed_accuracy(E: ArrayLike, counts: Sequence[int] | None = None) -> np.nd
     [0.5, 0.625]
     """
     matrix = as_results("E", E, "P C", "one row per evaluation, one column per class")
-    rows, classes = matrix.shape
+    classes = matrix.shape[1]
     given = [1] * classes if counts is None else counts
     sizes = as_integer_array(given, "counts", f"{classes}", give="one per class")
     if (sizes < 1).any():
         raise ValueError(f"counts={sizes.tolist()} must all be at least 1.")
-    exposed = _exposed(matrix)
-    right, total = np.where(exposed, matrix, 0) @ sizes, exposed @ sizes
-    accuracy = np.full(rows, math.nan)
-    np.divide(right, total, out=accuracy, where=total > 0)
-    return accuracy
+    exposed, values = _exposed(matrix)
+    total = exposed @ sizes
+    return np.where(total > 0, values @ sizes / np.maximum(total, 1), math.nan)
 
 
-def _exposed(matrix: np.ndarray) -> np.ndarray:
-    """Whether each class has had a value by each time, bool ``(P, C)``."""
-    return np.logical_or.accumulate(~np.isnan(matrix), axis=0)
+def _exposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each class has had a value by each time, and values with 0 before."""
+    exposed = np.logical_or.accumulate(~np.isnan(matrix), axis=0)
+    return exposed, np.where(exposed, matrix, 0)
 
 
 def _forgetting(matrix: np.ndarray, earlier: list[int]) -> float:
     if not earlier:
         return math.nan
-    known = np.where(_exposed(matrix), matrix, 0)[earlier]
-    best = known.max(axis=0)  # NaN where one is missing
+    best = _exposed(matrix)[1][earlier].max(axis=0)  # NaN where one is missing
     counted = ~(best <= 0)
     lost = (best - matrix[-1])[counted]
     return float(lost.mean()) if lost.size else math.nan

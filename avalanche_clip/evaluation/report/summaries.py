@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ MULTI_DOMAIN = "multi_domain"
 CLASS_INCREMENTAL = "class_incremental"
 MULTILINGUAL = "multilingual"
 SI_BLURRY = "si_blurry"
+ONLINE_SPACES = ("seen", "open")
+"""Label spaces in which the classes that have occurred compete on Si-Blurry."""
 JOINT_SPACES = ("seen", "all")
 """Label spaces in which the classes of all steps met so far compete."""
 
@@ -41,13 +44,33 @@ def online_summary(
     :param online: mapping with the rows ``curve`` and ``task_ends``. Without a curve
         there is no ``A_AUC``, without two ends neither ``A_Avg`` nor ``F_Last``.
     """
-    if space not in ("seen", "open") or counts is None:
+    if space not in ONLINE_SPACES or counts is None:
         return {}
     curve, ends = online["curve"], online["task_ends"]
     points = range(len(E)) if curve is None else curve
     found = online_accuracy(E, counts, curve=points, task_ends=ends)
     left_out = ["A_AUC"] * (curve is None) + ["A_Avg", "F_Last"] * (len(ends) < 2)
     return {name: value for name, value in found.items() if name not in left_out}
+
+
+def warn_of_gaps(space: str | None, tasks: Sequence[int]) -> None:
+    """Say in words what a run on a Si-Blurry benchmark will not have, or not count.
+
+    :param space: see :func:`online_summary`.
+    :param tasks: training samples of each task.
+    """
+    if space not in ONLINE_SPACES:
+        said = (
+            "the results will have no online accuracies (A_AUC, A_Avg, A_Last, F_Last):"
+            " they are defined among the classes that have occurred, but images are "
+            f"classified with eval_label_space={space!r}; use 'seen'."
+        )
+    elif empty := [number for number, size in enumerate(tasks) if not size]:
+        said = f"A_Avg and F_Last need two tasks with samples; the tasks {empty} have "
+        said += "none and do not count. Choose another seed if that is not wanted."
+    else:
+        return
+    warnings.warn(f"Si-Blurry: {said}", stacklevel=2)
 
 
 def protocol_summary(

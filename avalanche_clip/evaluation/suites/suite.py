@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset
 
 from avalanche_clip.benchmarks.items.prepare import describe
 from avalanche_clip.common.checks import as_size, require_type
@@ -41,10 +42,7 @@ BOUNDS = ("_low", "_high")
 COLUMNS = ("checkpoint", "task", "metric", "value", "count", "low", "high")
 """Of a table of values."""
 
-_PARTS = (
-    *("encode_image", "encode_text", "tokenizer", "transform"),
-    *("embed_dim", "image_size"),
-)
+_PARTS = "encode_image encode_text tokenizer transform embed_dim image_size".split()
 _PROBES = ("a photo of a dog.", "Red fox", "42%")  # short: none is cut
 _RESULTS = 1024
 
@@ -123,12 +121,11 @@ class Suite(ABC):
         :param options: see :meth:`evaluate`.
         :return: label -> values, as :meth:`table` takes them.
         """
-        return {
-            label: self.evaluate(
-                model if isinstance(model, nn.Module) else model(), **options
-            )
-            for label, model in models.items()
-        }
+        found = {}
+        for label, model in models.items():
+            made = model if isinstance(model, nn.Module) else model()
+            found[label] = self.evaluate(made, **options)
+        return found
 
     @staticmethod
     def table(
@@ -146,12 +143,10 @@ class Suite(ABC):
         for checkpoint, tasks in results.items():
             for task, values in tasks.items():
                 for metric, value in metrics_only(values).items():
-                    of_texts = metric.startswith("text_to_image") and "texts" in values
-                    found = (
-                        *(checkpoint, task, metric, value),
-                        values.get("texts" if of_texts else "count"),
-                        *(values.get(metric + end) for end in BOUNDS),
-                    )
+                    of_texts = metric.startswith("text_to_image")
+                    count = values.get("texts" if of_texts else "count")
+                    ends = (values.get(metric + end) for end in BOUNDS)
+                    found = (checkpoint, task, metric, value, count, *ends)
                     rows.append(dict(zip(COLUMNS, found, strict=True)))
         if path is not None:
             text = io.StringIO(newline="")
@@ -288,7 +283,7 @@ class Encoded:
             self.cache.renew(tower, self._states[tower])
         return self._states[tower]
 
-    def images(self, key: str, pictures: Sequence[Any]) -> Tensor:
+    def images(self, key: str, pictures: Any) -> Tensor:
         """Encode the images of a data set, unless their features are there.
 
         :param key: tells the content of the data set from that of all others.
@@ -298,24 +293,12 @@ class Encoded:
         """
         self.state("image")
         known = self.cache.images
-        if not _all(f"images of {key}", key in known):
-            dataset = _Transformed(pictures, self.model.transform(False))
-            size = self.cache.batch_size
-
-            def read(first: int, last: int) -> Iterator[Any]:
-                loader: Any = DataLoader(
-                    dataset,
-                    batch_sampler=[
-                        range(start, min(start + size, len(pictures)))
-                        for start in range(first * size, last * size, size)
-                    ],
-                    num_workers=self.cache.num_workers,
-                    collate_fn=default_collate,
-                    generator=torch.Generator().manual_seed(0),
-                )
-                return map(self._encode_images, loader)
-
-            known[key] = self._shared("images", len(pictures), read)
+        if not all(exchange(f"images of {key}", key in known)):
+            stack = partial(_stacked, self.model.transform(False))
+            workers = self.cache.num_workers
+            known[key] = self._shared(
+                "images", pictures, stack, self._encode_images, workers
+            )
         known.move_to_end(key)
         held = sum(rows.nbytes for rows in known.values())
         while held > self.cache.max_bytes and len(known) > 1:
@@ -330,9 +313,8 @@ class Encoded:
         """
         self.state("text")
         cache = self.cache
-        new = list(dict.fromkeys(t for t in texts if t not in cache.numbers))
-        width = 4 * self.model.embed_dim
-        if cache.numbers and width * (len(cache.numbers) + len(new)) > cache.max_bytes:
+        number = len(cache.numbers.keys() | set(texts))
+        if cache.numbers and 4 * self.model.embed_dim * number > cache.max_bytes:
             cache.forget_texts()
         for text in texts:
             cache.numbers.setdefault(text, len(cache.numbers))
@@ -345,14 +327,10 @@ class Encoded:
             return self.texts(texts)
         if any(counts):
             names = list(cache.numbers)
-            size = cache.batch_size
-
-            def read(first: int, last: int) -> Iterator[Tensor]:
-                for start in range(first * size, last * size, size):
-                    part = wanted[start : start + size]
-                    yield self._encode_texts([names[number] for number in part])
-
-            cache.texts.put(wanted, self._shared("texts", len(wanted), read))
+            new = [names[number] for number in wanted]
+            cache.texts.put(
+                wanted, self._shared("texts", new, list, self._encode_texts)
+            )
         found = cache.texts.get(ids)
         assert found is not None
         return found
@@ -365,7 +343,7 @@ class Encoded:
         """
         full = (key, self.state("image"), self.state("text"))
         known = self.cache.results
-        if not _all(f"result {key}", full in known):
+        if not all(exchange(f"result {key}", full in known)):
             known[full] = compute()
         known.move_to_end(full)
         while len(known) > _RESULTS:
@@ -373,20 +351,31 @@ class Encoded:
         return copy.deepcopy(known[full])
 
     def _shared(
-        self, kind: str, count: int, read: Callable[[int, int], Iterator[Tensor]]
+        self,
+        kind: str,
+        items: Any,
+        collate: Callable[[list[Any]], Any],
+        encode: Callable[[Any], Tensor],
+        num_workers: int = 0,
     ) -> Tensor:
         """Let each process encode some of the batches, and gather their rows.
 
         Batches are those of a single process, so that features are, too.
         """
-        size = self.cache.batch_size
+        size, count = self.cache.batch_size, len(items)
         sizes = shares(-(-count // size), world_size())
         first = sum(sizes[: rank()])
+        last = min((first + sizes[rank()]) * size, count)
+        loader: Any = DataLoader(
+            Subset(items, range(first * size, last)),
+            size,
+            collate_fn=collate,
+            num_workers=num_workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        rows = torch.zeros(0, self.model.embed_dim, device=self.device)
         with together(f"encoding {kind}"):
-            parts = list(read(first, first + sizes[rank()]))
-        # a process may have no batch; one row of another says how wide they are
-        width = max(exchange("width of features", parts[0].shape[1] if parts else 0))
-        rows = torch.cat(parts) if parts else torch.zeros(0, width, device=self.device)
+            rows = torch.cat([rows, *map(encode, loader)])
         self.cache.encoded[kind] += count
         return gather_rows(rows).cpu()
 
@@ -400,19 +389,5 @@ class Encoded:
             return self.model.encode_text(tokens.to(self.device)).float()
 
 
-class _Transformed:
-    """Pictures as a model takes them."""
-
-    def __init__(self, pictures: Sequence[Any], transform: Callable[[Any], Tensor]):
-        self.pictures, self.transform = pictures, transform
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(self.pictures[index])
-
-
-def _all(place: str, known: bool) -> bool:
-    """Whether all processes know something; else all make it."""
-    return all(exchange(place, known))
+def _stacked(transform: Callable[[Any], Tensor], pictures: Sequence[Any]) -> Tensor:
+    return torch.stack([transform(picture) for picture in pictures])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
+_CLASSES = "classification"
 METRICS = {
-    "classification": (
+    _CLASSES: (
         *("acc1", "acc5", "mean_per_class_recall", "macro_f1"),
         *("worst_group_acc1", "worst_group_acc5"),
     ),
@@ -45,7 +46,6 @@ METRICS = {
 }
 """Kind of task -> what its main metric can be."""
 
-Prompts = tuple[tuple[str, ...], ...]
 Template = str | Callable[[str], str]
 _SAMPLED = 16
 
@@ -74,18 +74,20 @@ class ZeroShotTask:
     rows: npt.NDArray[np.int64]
     metric: str
     labels: npt.NDArray[np.int64] | None = None
-    prompts: Prompts = ()
+    prompts: tuple[tuple[str, ...], ...] = ()
     texts: tuple[tuple[str, ...], ...] = ()
-    groups: npt.NDArray[np.int64] | None = field(default=None)
+    groups: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         require_choice(f"metric of the task {self.name!r}", self.metric, self.metrics)
         require_some(self.rows, f"pictures in the task {self.name!r}")
+        if self.groups is not None:
+            require_some(np.flatnonzero(self.groups >= 0), "pictures in groups")
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """What the main metric can be."""
-        few = self.kind == "classification" and len(self.prompts) < 5
+        few = self.kind == _CLASSES and len(self.prompts) < 5
         return tuple(
             metric
             for metric in METRICS[self.kind]
@@ -136,11 +138,8 @@ class ZeroShotTask:
         if groups is not None:
             groups = np.asarray(groups, dtype=np.int64)
             require_length(groups, len(labels), f"groups of {name!r}", "picture")
-        rows = np.arange(len(labels))
-        return cls(
-            name, "classification", Pictures(data), rows, metric,
-            labels=labels, prompts=prompts, groups=groups,
-        )  # fmt: skip
+        pool, rows = Pictures(data), np.arange(len(labels))
+        return cls(name, _CLASSES, pool, rows, metric, labels, prompts, groups=groups)
 
     @classmethod
     def retrieval(cls, name: str, data: Any) -> ZeroShotTask:
@@ -182,13 +181,13 @@ class ZeroShotTask:
             places += [(number, place) for place in range(len(shown))]
             cues += as_texts([cue], f"cue {number}")
             labels.append(right)
-        pool, rows = _Candidates(data, places), np.arange(len(places))
+        right = np.concatenate(labels).astype(np.int64)
+        groups = np.array([number for number, _ in places])
+        prompts = tuple((cue,) for cue in cues)
+        pool, rows = Pictures(data, places), np.arange(len(places))
         return cls(
-            name, "association", pool, rows, "jaccard",
-            labels=np.concatenate(labels).astype(np.int64),
-            prompts=tuple((cue,) for cue in cues),
-            groups=np.array([number for number, _ in places]),
-        )  # fmt: skip
+            name, "association", pool, rows, "jaccard", right, prompts, groups=groups
+        )
 
     @classmethod
     def web(
@@ -222,11 +221,11 @@ class ZeroShotTask:
             require_indices(np.array(group_field), found.facts.shape[1], "group_field")
             groups = found.facts[:, group_field].astype(np.int64)
             groups = np.where(np.isin(groups, ignored_groups), -1, groups)
-        prompts = class_prompts(found.class_names, found.templates, found.kind)
+        prompts = class_prompts(found.class_names, found.templates or ["{}"])
         return cls(
             name or Path(folder).name, found.kind, found, np.arange(len(found)),
-            metric or METRICS[found.kind][0], labels=found.labels, prompts=prompts,
-            texts=tuple(map(tuple, found.texts)), groups=groups,
+            metric or METRICS[found.kind][0], found.labels, prompts,
+            tuple(map(tuple, found.texts)), groups,
         )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
@@ -252,32 +251,20 @@ class ZeroShotTask:
 
 
 class Pictures:
-    """The pictures of a data set of pairs."""
+    """The pictures of a data set of pairs, or of all places in one of cues."""
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Any:
-        if isinstance(self.data, AvalancheDataset):
-            return raw_item(self.data, index)[0]
-        return self.data[index][0]
-
-
-class _Candidates:
-    """Candidates of all cues, one after the other."""
-
-    def __init__(self, data: Any, places: list[tuple[int, int]]) -> None:
+    def __init__(self, data: Any, places: Sequence[tuple[int, int]] = ()) -> None:
         self.data, self.places = data, places
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.places or self.data)
 
     def __getitem__(self, index: int) -> Any:
-        cue, place = self.places[index]
-        return self.data[cue][0][place]
+        if self.places:
+            cue, place = self.places[index]
+            return self.data[cue][0][place]
+        avalanche = isinstance(self.data, AvalancheDataset)
+        return (raw_item(self.data, index) if avalanche else self.data[index])[0]
 
 
 def _captions(data: Any, name: str) -> Iterator[list[str]]:
@@ -292,37 +279,26 @@ def _captions(data: Any, name: str) -> Iterator[list[str]]:
 
 
 def class_prompts(
-    names: Sequence[str] | ClassPrompts,
-    templates: Any,
-    kind: str = "classification",
-) -> Prompts:
-    """Write the prompts of each class.
-
-    :param names: see :meth:`ZeroShotTask.classification`.
-    :param templates: see there.
-    :param kind: of the task; retrieval has no classes.
-    """
-    if kind == "retrieval":
-        return ()
+    names: Sequence[str] | ClassPrompts, templates: Any
+) -> tuple[tuple[str, ...], ...]:
+    """Write the prompts of each class, see :meth:`ZeroShotTask.classification`."""
     if isinstance(names, ClassPrompts):
         return tuple(map(tuple, names.prompts(which="all")))
-    found = as_texts(names, "class_names")
+    found = as_texts(names, "class_names", least=0)
     if isinstance(templates, Mapping):
         missing = [name for name in found if name not in templates]
         if missing:
             raise ValueError(f"The class {missing[0]!r} has no prompts in templates.")
         return tuple(tuple(as_texts(templates[n], f"prompts of {n!r}")) for n in found)
     one = isinstance(templates, str) or callable(templates)
-    given = [templates] if one else list(templates)
-    makers = [t if callable(t) else _maker(t, found) for t in given]
+    makers = [_maker(t, found) for t in ([templates] if one else templates)]
     require_some(makers, "templates")
-    return tuple(
-        tuple(as_texts((make(name) for make in makers), f"prompts of {name!r}"))
-        for name in found
-    )
+    return tuple(tuple(as_texts((m(n) for m in makers), "prompts")) for n in found)
 
 
 def _maker(template: Any, names: list[str]) -> Callable[[str], str]:
+    if callable(template):
+        return template
     plain = template.replace("{c}", "{}") if isinstance(template, str) else template
     ClassPrompts(names, plain)  # checks both
     return partial(fill, plain)
@@ -330,13 +306,8 @@ def _maker(template: Any, names: list[str]) -> Callable[[str], str]:
 
 # --------------------------------------------------------------- embedded drawings
 @cache
-def _twemoji() -> EmojiImages:
-    return EmojiImages("twemoji")
-
-
-@cache
-def _icons() -> Pictures:
-    return Pictures(HeldOutIcons())
+def _pool(name: str) -> Any:
+    return Pictures(HeldOutIcons()) if name == "icons" else EmojiImages(name)
 
 
 def embedded_tasks() -> dict[str, Callable[[], ZeroShotTask]]:
@@ -348,29 +319,23 @@ def embedded_tasks() -> dict[str, Callable[[], ZeroShotTask]]:
     style that no weights here were trained on; ``held-out-icons`` are icons of names
     that none was trained on.
     """
-    table = load_emoji_table()
+    table, icons = load_emoji_table(), HeldOutIcons().names
+    later = table.step > 0
     chosen = {
         **{f"emoji-{s.label}": table.step == k for k, s in enumerate(EMOJI_STEPS)},
-        "emoji-later": table.step > 0,
+        "emoji-later": later,
         **{
-            f"emoji-{name}": (table.group == k) & (table.step > 0)
-            for k, name in enumerate(table.groups)
+            f"emoji-{n}": (table.group == k) & later for k, n in enumerate(table.groups)
         },
+        "held-out-icons": np.ones(len(icons), dtype=bool),
     }
 
-    def named(name: str, pool: Any, rows: Any, names: Iterable[str]) -> ZeroShotTask:
-        return ZeroShotTask(
-            name, "classification", pool, rows, "acc1", labels=np.arange(len(rows)),
-            prompts=tuple((text,) for text in names),
-        )  # fmt: skip
+    def make(name: str) -> ZeroShotTask:
+        emoji, rows = name != "held-out-icons", np.flatnonzero(chosen[name])
+        names = table.names if emoji else icons
+        prompts = tuple((names[row],) for row in rows)
+        pool = _pool("twemoji" if emoji else "icons")
+        labels = np.arange(len(rows))
+        return ZeroShotTask(name, _CLASSES, pool, rows, "acc1", labels, prompts)
 
-    def emoji(name: str) -> ZeroShotTask:
-        rows = np.flatnonzero(chosen[name])
-        return named(name, _twemoji(), rows, [table.names[row] for row in rows])
-
-    def icons(name: str) -> ZeroShotTask:
-        names = HeldOutIcons().names
-        return named(name, _icons(), np.arange(len(names)), names)
-
-    makers = {name: lambda name=name: emoji(name) for name in chosen}
-    return {**makers, "held-out-icons": lambda: icons("held-out-icons")}
+    return {name: partial(make, name) for name in chosen}

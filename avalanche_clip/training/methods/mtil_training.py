@@ -31,7 +31,7 @@ _LENGTHS = ("budget_iterations", "budget_samples", "budget_macs", "train_epochs"
 
 
 class MTILTraining:
-    """The optimisation of MTIL, whatever the method: options and plan of a strategy.
+    """The optimisation of MTIL, whatever the method; put it before a template.
 
     AdamW without weight decay; a warm-up and a cosine in each experience, the
     last of whose updates has learning rate zero (so 1000 published iterations
@@ -40,47 +40,38 @@ class MTILTraining:
     :param lr: learning rate, or one per experience (MTIL: 1e-5, but 5e-5 for
         Aircraft and MNIST); default 1e-5. Not with ``optimizer``.
     :param optimizer: replaces AdamW, with its own learning rate and weight decay.
+    :param kwargs: of the template.
     :raises ValueError: for a rate that is not positive, or ``lr`` beside an
         ``optimizer``.
     """
 
     def __init__(
         self,
+        *,
         lr: float | Sequence[float] | None = None,
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+        **kwargs: Any,
     ):
         if optimizer is not None and lr is not None:
             raise ValueError("Give lr or an optimizer with its own rate, not both.")
-        self.rates = _rates(LEARNING_RATE if lr is None else lr)
-        self.optimizer = optimizer
-
-    def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Options of a template: those that are given, and MTIL's.
-
-        :param given: options of a strategy beside the learning rate.
-        """
-        own = partial(torch.optim.AdamW, lr=self.rates[0], weight_decay=0.0)
+        rates = _rates(LEARNING_RATE if lr is None else lr)
+        if kwargs.get("param_groups") is None and optimizer is None:
+            kwargs["param_groups"] = one_group
+        if not any(kwargs.get(name) is not None for name in _LENGTHS):
+            kwargs["budget_iterations"] = ITERATIONS
         options: dict[str, Any] = {
-            "optimizer": self.optimizer or own,
+            "optimizer": optimizer
+            or partial(torch.optim.AdamW, lr=rates[0], weight_decay=0.0),
             "train_mb_size": 64,
             "schedule": "cosine",
             "warmup_iterations": WARMUP,
-            "later_warmup_iterations": given.get("warmup_iterations", WARMUP),
+            "later_warmup_iterations": kwargs.get("warmup_iterations", WARMUP),
         }
-        if given.get("param_groups") is None and self.optimizer is None:
-            given = {**given, "param_groups": one_group}
-        if not any(given.get(name) is not None for name in _LENGTHS):
-            given = {**given, "budget_iterations": ITERATIONS}
-        return {**options, **given}
-
-    def plan(self, strategy: Any) -> None:
-        """Let a strategy that has just been built follow the rates.
-
-        :param strategy: gets ``learning_rates`` and another ``plan``.
-        """
-        strategy.learning_rates = self.rates
-        own = self.optimizer is None and len(self.rates) > 1
-        strategy.plan = _Plan(strategy, self.rates if own else None)
+        strategy: Any = super()
+        strategy.__init__(**{**options, **kwargs})
+        self.learning_rates = rates
+        several = optimizer is None and len(rates) > 1
+        self.plan = _Plan(self, rates if several else None)
 
 
 class _Plan(Plan):
@@ -113,7 +104,7 @@ class _Plan(Plan):
             group["lr"] = learning_rate("cosine", step, last, base=base, warmup=warmup)
 
 
-class FineTuning(ContrastiveTemplate):
+class FineTuning(MTILTraining, ContrastiveTemplate):
     """MTIL's optimisation without a method: give the plugins of a baseline.
 
     On image-text pairs the logit scale is trained, unless a plugin freezes it
@@ -124,19 +115,8 @@ class FineTuning(ContrastiveTemplate):
     :param kwargs: see :class:`ContrastiveTemplate`.
     """
 
-    def __init__(
-        self,
-        *,
-        lr: float | Sequence[float] | None = None,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
-        **kwargs: Any,
-    ):
-        training = MTILTraining(lr, optimizer)
-        super().__init__(**training.options(kwargs))
-        training.plan(self)
 
-
-class ClassNameFineTuning(ClassNameTemplate):
+class ClassNameFineTuning(MTILTraining, ClassNameTemplate):
     """The same on images with class names, as in MTIL: all but the scale is trained.
 
     :param lr: see :class:`MTILTraining`.
@@ -151,8 +131,6 @@ class ClassNameFineTuning(ClassNameTemplate):
     def __init__(
         self,
         *,
-        lr: float | Sequence[float] | None = None,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         label_smoothing: float | None = None,
         train_logit_scale: bool = False,
         plugins: Sequence[Any] | None = None,
@@ -162,11 +140,8 @@ class ClassNameFineTuning(ClassNameTemplate):
         frozen = any(isinstance(p, FrozenLogitScalePlugin) for p in chosen)
         if not (train_logit_scale or frozen):
             chosen.append(FrozenLogitScalePlugin())
-        training = MTILTraining(lr, optimizer)
         smoothing = smoothing_of(label_smoothing, kwargs)
-        own = {"label_smoothing": smoothing, "plugins": chosen}
-        super().__init__(**training.options({**own, **kwargs}))
-        training.plan(self)
+        super().__init__(label_smoothing=smoothing, plugins=chosen, **kwargs)
 
 
 def smoothing_of(given: float | None, options: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from avalanche_clip.benchmarks.items.items import attribute_array
-from avalanche_clip.benchmarks.items.scenario import PartStream
+from avalanche_clip.benchmarks.items.scenario import PartStream, whole_data
 from avalanche_clip.common.checks import as_integers, as_size, require_choice
 from avalanche_clip.training.templates.label_spaces import experience_ids
 
@@ -96,15 +96,14 @@ def arrivals(train: Any, stream: Any) -> list[int] | None:
 
 def _targets(train: Any) -> Iterator[tuple[int, int, np.ndarray]]:
     """First step, samples per step and targets in order, without making any part."""
-    if not isinstance(train, PartStream):
-        for step, experience in enumerate(train):
-            column = attribute_array(experience.dataset, "targets")
-            yield step, len(column) + 1, column
-        return
-    bounds = zip(train.ends[:-1], train.ends[1:], strict=True)
-    for (start, end), whole, order in zip(bounds, train.wholes, train.orders):
-        kept = order[: (end - start) * train.size]
-        yield start, train.size, attribute_array(whole.dataset, "targets")[kept]
+    for number, dataset in enumerate(whole_data(train)):
+        column = attribute_array(dataset, "targets")
+        if isinstance(train, PartStream):
+            start, end = train.ends[number : number + 2]
+            kept = train.orders[number][: (end - start) * train.size]
+            yield start, train.size, column[kept]
+        else:
+            yield number, len(column) + 1, column
 
 
 def evaluation_points(
@@ -157,12 +156,11 @@ def _rule(at: Mapping[Any, Any], seen: list[int]) -> tuple[Any, list[int] | None
     """A mapping without what is off, and the steps that its period chooses."""
     flags = {k: v for k, v in at.items() if k != "samples"}
     known = set(flags) <= {"task_ends", "include_final"}
-    if not known or not all(isinstance(value, bool) for value in flags.values()):
-        raise ValueError(f"evaluate_at={dict(at)!r} is unknown; {_ALLOWED}.")
+    known = known and all(isinstance(value, bool) for value in flags.values())
     rule: dict[str, int] = {k: True for k in sorted(flags) if flags[k]}
+    if not known or not ("samples" in at or [*rule] == ["task_ends"]):
+        raise ValueError(f"evaluate_at={dict(at)!r} is unknown; {_ALLOWED}.")
     if "samples" not in at:
-        if list(rule) != ["task_ends"]:
-            raise ValueError(f"evaluate_at={dict(at)!r} is unknown; {_ALLOWED}.")
         return rule, None
     period = as_size(at["samples"], 'evaluate_at["samples"]')
     passed = [max(count - 1, 0) // period for count in seen]
@@ -178,9 +176,9 @@ def _by_index(at: Any, count: int) -> list[int]:
     except ValueError as error:
         raise ValueError(f"{error} For evaluate_at {_ALLOWED}.") from None
     wrong = sorted(step for step in set(steps) if not 0 <= step < count)
-    if wrong or not steps or len(set(steps)) < len(steps):
-        cause = f"{wrong} are no steps" if wrong else "each step may be named once"
-        cause = cause if steps else "it names no step"
+    cause = "" if steps else "it names no step"
+    cause = "each step may be named once" if len({*steps}) < len(steps) else cause
+    if cause := f"{wrong} are no steps" if wrong else cause:
         raise ValueError(
             f"evaluate_at={steps}: {cause}; the training stream has {count} steps, "
             f"with indices from 0. For evaluate_at {_ALLOWED}."

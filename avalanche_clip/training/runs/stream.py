@@ -23,8 +23,8 @@ from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.report import results as report
+from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
-from avalanche_clip.evaluation.report.summaries import SI_BLURRY, is_result
 from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
@@ -261,13 +261,16 @@ class _Run:
             self.identity["final_streams"] = list(self.final)
         if self.suites.suites:
             self.identity["suites"] = self.suites.identity()
-        self.met: dict[str, list[int]] = {}
+        streams = self.benchmark.streams
+        # Also where the stream is merged to one step.
+        blurry = str(self.data["protocol"]).startswith(summaries.SI_BLURRY)
+        names = self.streams if blurry else ()
+        met = {name: arrivals(streams["train"], streams[name]) for name in names}
+        self.met = {name: steps for name, steps in met.items() if steps is not None}
         """Stream of Si-Blurry -> the step in which each of its test sets counts."""
-        if str(self.data["protocol"]).startswith(SI_BLURRY):  # merged to one step, too
-            for name in self.streams:
-                streams = self.benchmark.streams
-                if (met := arrivals(streams["train"], streams[name])) is not None:
-                    self.met[name] = met
+        if self.met:
+            space = getattr(self.strategy, "eval_label_space", None)
+            summaries.warn_of_gaps(space, getattr(self.benchmark, "task_sizes", ()))
 
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
@@ -406,6 +409,7 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
+        online = {"streams": list(self.met), **self.points.online()}
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
@@ -415,7 +419,7 @@ class _Run:
             "data": self.data,
             "evaluations": self.points.record(),
             **({"final_streams": list(self.final)} if self.final else {}),
-            **({"online": self._online()} if self.met else {}),
+            **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
             "parameters": self.strategy.compute.parameters,
@@ -430,7 +434,7 @@ class _Run:
             stream: {
                 metric: matrix.stored_summary()
                 for metric, matrix in stored.get(stream, {}).items()
-                if is_result(metric)
+                if summaries.is_result(metric)
             }
             for stream in matrices
         }
@@ -446,10 +450,6 @@ class _Run:
             compute=compute,
             results=results,
         )
-
-    def _online(self) -> dict[str, Any]:
-        """What :func:`online_accuracy` needs beside the matrices."""
-        return {"streams": list(self.met), **self.points.online()}
 
     def _config(self) -> dict[str, Any]:
         """Settings as ``results.json`` holds them."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avalanche_clip.evaluation.functional import macro_f1, wilson_interval
+from avalanche_clip.evaluation.functional import wilson_interval
 from avalanche_clip.evaluation.suites.scoring import score
 from avalanche_clip.evaluation.suites.suite import metrics_only
 from avalanche_clip.evaluation.suites.tasks import ZeroShotTask
@@ -205,15 +205,6 @@ def test_worst_group__is_of_one_group_and_leaves_out_what_has_none():
     found = classified([0, 0, 0, 0, 0, 0], labels, 2, "worst_group_acc1", groups=groups)
     assert found["worst_group_acc1"] == 0.5 == list(found.values())[0]
     assert "worst_group_acc5" not in found
-
-
-def test_macro_f1__counts_repeat_items():
-    said, right = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1])
-    counts = torch.tensor([2, 0, 1, 3])
-    again = counts.repeat_interleave(counts)  # any rows, repeated alike
-    rows = torch.arange(4).repeat_interleave(counts)
-    assert len(again) == 6
-    assert macro_f1(said, right, counts) == macro_f1(said[rows], right[rows])
 
 
 def test_jaccard__as_many_candidates_as_belong_to_a_cue():

@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,10 +112,7 @@ def read_imagenet(
             f"needs {num_classes}. {facts.expected}"
         )
     wnids = wnids[:num_classes]
-    if class_names is None:
-        names = _published_names(wnids, {}, base / "train")
-    else:
-        names = given_names(class_names, num_classes)
+    names = _names(class_names, wnids, base / "train")
     train, test = (_class_folders(base / part, wnids, "") for part in ("train", "val"))
     fault = "" if check == "ignore" else _differing_id(wnids, imagenet_wnids())
     check_counts(facts, len(wnids), train, test, check, fault)
@@ -154,10 +152,7 @@ def read_tiny_imagenet(
     wnids = [wnid for _, line in lines for wnid in line.split()]
     check_names(wnids, path, base / "train")
     require_distinct(wnids, f"ids of {path}")
-    if class_names is None:
-        names = _published_names(wnids, _lemmas(base / "words.txt"), path)
-    else:
-        names = given_names(class_names, len(wnids))
+    names = _names(class_names, wnids, path, base / "words.txt")
     train = _class_folders(base / "train", wnids, "images")
     test = _annotated(base / "val", wnids)
     fault = "" if check == "ignore" else _differing_id(wnids, _TINY_IMAGENET_START)
@@ -196,10 +191,7 @@ def read_imagenet_r(
     wnids = _folders(base)
     if not wnids:
         raise FileNotFoundError(f"{base} has no folders. {IMAGENET_R.expected}")
-    if class_names is None:
-        names = _published_names(wnids, {}, base)
-    else:
-        names = given_names(class_names, len(wnids))
+    names = _names(class_names, wnids, base)
     everything = _class_folders(base, wnids, "")
     parts = [np.sort(part) for part in random_80_20(len(everything), seed=0)]
     train, test = (everything.subset(part) for part in parts)
@@ -269,20 +261,22 @@ def _annotated(folder: Path, wnids: Sequence[str]) -> ClassImages:
     return ClassImages.of_files(folder, names, list(found.values()))
 
 
-def _lemmas(path: Path) -> dict[str, str]:
+def _lemmas(path: Path | None) -> dict[str, str]:
     """WordNet id -> first lemma; empty if there is no such file."""
-    if not path.is_file():
+    if path is None or not path.is_file():
         return {}
     lines = read_plain(path, "a list of WordNet ids and words").split("\n")
     pairs = (line.partition("\t") for line in lines if "\t" in line)
     return {wnid.strip(): words.split(",")[0].strip() for wnid, _, words in pairs}
 
 
-def _published_names(
-    wnids: Sequence[str], lemmas: dict[str, str], source: Path
+def _names(
+    given: Any, wnids: Sequence[str], source: Path, words: Path | None = None
 ) -> tuple[str, ...]:
-    """CLIP's name of each WordNet id, else the given lemma."""
-    known = {**lemmas, **dict(zip(imagenet_wnids(), imagenet_class_names()))}
+    """The given name of each WordNet id, else CLIP's, else its lemma."""
+    if given is not None:
+        return given_names(given, len(wnids))
+    known = {**_lemmas(words), **dict(zip(imagenet_wnids(), imagenet_class_names()))}
     unnamed = [wnid for wnid in wnids if wnid not in known]
     if unnamed:
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,20 +27,7 @@ from avalanche_clip.models.peft.adapter import attach_adapters
 from avalanche_clip.models.peft.attached import BranchSet, attached, attachment
 from avalanche_clip.models.peft.lora import attach_lora
 from avalanche_clip.models.peft.prompt import attach_prompts
-from avalanche_clip.training.methods.coleclip.losses import (
-    fused_embeddings,
-    mean_cross_entropy,
-    moved_embeddings,
-    negatives_loss,
-    owner_logits,
-    stability_loss,
-)
-from avalanche_clip.training.methods.coleclip.vocabulary import (
-    TEMPLATE_POLICIES,
-    Vocabulary,
-    class_keys,
-    distinct,
-)
+from avalanche_clip.training.methods.coleclip import losses, vocabulary
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contract import MethodPlugin
@@ -48,35 +35,17 @@ from avalanche_clip.training.templates.label_spaces import experience_ids
 
 QUANTILE = 0.7
 _NONE = "None for the ablation"
-_SCALED = {"scale": 1.0, "learned_scale": True}
-_PARALLEL = {"form": "parallel", "places": "attention_out", "activation": "gelu"}
+_PARALLEL = {
+    **{"form": "parallel", "places": "attention_out", "activation": "gelu"},
+    **{"scale": 1.0, "learned_scale": True},
+}
 _PREFIX = {"scale": 1.0, "compensate": True, "name": "prefixes"}
 PEFTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lora": (attach_lora, {"rank": 5, "targets": ("k", "v"), "learned_scale": True}),
-    "adapter": (
-        attach_adapters,
-        {"bottleneck": 5, "dropout": 0.0, **_PARALLEL, **_SCALED},
-    ),
+    "adapter": (attach_adapters, {"bottleneck": 5, "dropout": 0.0, **_PARALLEL}),
     "prefix": (attach_prompts, {"length": 10, **_PREFIX}),
 }
 """What may train the text tower in a task, with the authors' options."""
-
-
-class Table(NamedTuple):
-    """Embeddings and owners of the columns of an evaluation.
-
-    :param embeddings: ``(C, D)``.
-    :param owned: per task, the columns that it owns.
-    :param learned: whether some task owns a column, bool ``(C,)``.
-    :param inverse: per column the place of its name among the distinct, ``(C,)``.
-    :param leading: whether a column is the first of its name, bool ``(C,)``.
-    """
-
-    embeddings: Tensor
-    owned: list[Tensor]
-    learned: Tensor
-    inverse: Tensor
-    leading: Tensor
 
 
 @dataclass(eq=False, repr=False)
@@ -167,16 +136,17 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             )
         self.num_prompts = as_size(self.num_prompts, "num_prompts", least=0)
         require_choice("peft", self.peft, PEFTS)
-        require_choice("template_policy", self.template_policy, TEMPLATE_POLICIES)
-        self._text: BranchSet | None = None
+        policies = vocabulary.TEMPLATE_POLICIES
+        require_choice("template_policy", self.template_policy, policies)
+        self._text: Any = None
         self._prompts: Any = None
         self._forget()
 
     def _forget(self) -> None:
         """Drop what belongs to an earlier run."""
-        self.vocabulary = Vocabulary()
+        self.vocabulary = vocabulary.Vocabulary()
         self._running: list[Any] | None = None  # the step of the running task
-        self._table: Table | None = None
+        self._table: tuple[Any, ...] | None = None
         self._loss: Tensor | None = None
         self._stability: Tensor | None = None
 
@@ -223,7 +193,6 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
 
     @property
     def _parts(self) -> list[BranchSet]:
-        assert self._text is not None
         return [part for part in (self._text, self._prompts) if part is not None]
 
     # ------------------------------------------------------------------ tasks
@@ -248,21 +217,23 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
 
     def _zero_shot(self, strategy: Any, ids: Sequence[int]) -> Tensor:
         """Zero-shot embeddings of classes, ``(N, D)``."""
-        assert self._text is not None
         mark = self._text.fingerprint_of(strategy.model._tensors_of("text"))
-        keys = class_keys(strategy.class_prompts, ids, self.template_policy)
         with self._text.using_ids(text=-1):
-            vectors: Any = strategy.scorer.vectors
-            return vectors([keys], variant="zero-shot", fingerprint=mark)
+            return self._vectors(strategy, ids, variant="zero-shot", fingerprint=mark)
+
+    def _vectors(self, strategy: Any, ids: Sequence[int], **options: Any) -> Tensor:
+        policy, prompts = self.template_policy, strategy.class_prompts
+        keys = vocabulary.class_keys(prompts, ids, policy)
+        found: Tensor = strategy.scorer.vectors([keys], **options)
+        return found
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Drop the PEFT module; without memory, learn the embeddings before."""
         words, ids = self.vocabulary, list(_named(strategy).values())
         if self._running is not None and self.alpha is None:
-            assert words.start is not None
-            keys = class_keys(strategy.class_prompts, ids, self.template_policy)
-            texts = strategy.scorer.vectors([keys], variant="tuned")
-            words.vectors[words.tasks[-1]] = fused_embeddings(words.start, texts)
+            texts = self._vectors(strategy, ids, variant="tuned")
+            fused = losses.fused_embeddings(words.start, texts)
+            words.vectors[words.tasks[-1]] = fused
         self._close(strategy)
 
     def _close(self, strategy: Any) -> None:
@@ -272,7 +243,6 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             for _, parameter in part.trainable_parameters():
                 strategy.optimizer.state.pop(parameter, None)
             part.train_ids([])
-        assert self._text is not None
         self._text.drop(len(self.vocabulary.tasks) - 1)
         self.vocabulary.start = self._running = None
 
@@ -281,7 +251,6 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         """Compare the batch with the embeddings, and let these move."""
         output, words = strategy.global_features, self.vocabulary
         own, start = words.tasks[-1], words.start
-        assert start is not None
         names = [strategy.class_prompts.name(i) for i in strategy.label_ids]
         if [words.places.get(name) for name in dict.fromkeys(names)] != own:
             raise ValueError(
@@ -289,9 +258,9 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
                 f"{names}: a plugin has added classes, which CoLeCLIPPlugin cannot "
                 "train."
             )
-        first, inverse = distinct(names, strategy.device)
+        first, inverse = vocabulary.distinct(names, strategy.device)
         kept = start if self.alpha is None else words.vectors[own]
-        fused = fused_embeddings(kept, output.text_features[first])
+        fused = losses.fused_embeddings(kept, output.text_features[first])
         targets = inverse[strategy.gather_rows(strategy.mb_y)]
         scores = partial(class_scores, output)
         prompted = self._prompted(output, output.aux.get("prompt_features"))
@@ -301,16 +270,17 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         every = torch.cat([fused, words.vectors[others]])
         logits = [scores(output.image_features, every)]
         if prompted is not None and negatives:
-            logits.append(owner_logits(prompted, every, owned, scores))
+            logits.append(losses.owner_logits(prompted, every, owned, scores))
         elif prompted is not None:
             logits.append(scores(prompted[:, -1], fused))
-        self._loss = mean_cross_entropy(logits, targets)
+        self._loss = losses.mean_cross_entropy(logits, targets)
         if negatives:
             facts: Any = len(own), earlier, output.logit_scale, self.quantile
-            self._loss = negatives_loss(logits, targets, *facts)
+            self._loss = losses.negatives_loss(logits, targets, *facts)
         if self.alpha is not None:
-            self._stability = stability_loss(fused, start)
-            words.vectors[own] = moved_embeddings(kept, fused.detach(), self.alpha)
+            self._stability = losses.stability_loss(fused, start)
+            moved = losses.moved_embeddings(kept, fused.detach(), self.alpha)
+            words.vectors[own] = moved
         before = sum(strategy.batch_sizes[: distributed.rank()])
         rows = logits[-1][before : before + len(strategy.mb_y)]
         strategy.mb_output = rows[:, inverse]
@@ -345,9 +315,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         """Look embeddings up anew."""
         self._table = None
 
-    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Let go of them."""
-        self._table = None
+    after_eval_exp = before_eval_exp  # and let go of them
 
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Logits of learned names by their owners, of all others by CLIP's feature.
@@ -365,17 +333,23 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             read = None if self._prompts is None else self._prompts.read()
         prompted = self._prompted(strategy.mb_features, read)
         if prompted is not None:
-            best = owner_logits(prompted, embeddings, owned, scores)
+            best = losses.owner_logits(prompted, embeddings, owned, scores)
             logits = torch.where(learned, best, logits)
         target = strategy.mb_y[:, None]
         own = torch.arange(len(inverse), device=target.device) == target
         competes = torch.where(inverse == inverse[target], own, leading)
         return logits.masked_fill(~competes, float("-inf"))
 
-    def _evaluation_table(self, strategy: Any) -> Table:
+    def _evaluation_table(self, strategy: Any) -> tuple[Any, ...]:
+        """Embeddings and owners of the columns of an evaluation.
+
+        :return: embeddings ``(C, D)``; per task the columns that it owns; whether some
+            task owns a column, bool ``(C,)``; per column the place of its name among
+            the distinct, ``(C,)``; whether it is the first of its name, bool ``(C,)``.
+        """
         words, ids, device = self.vocabulary, strategy.label_ids, strategy.device
         names = [strategy.class_prompts.name(number) for number in ids]
-        first, inverse = distinct(names, device)
+        first, inverse = vocabulary.distinct(names, device)
         rows = torch.tensor([words.places.get(name, -1) for name in names])
         learned = (rows >= 0).to(device)
         embeddings = torch.zeros(len(ids), strategy.model.embed_dim, device=device)
@@ -386,7 +360,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         own = (torch.isin(rows, torch.tensor(task)) for task in words.tasks)
         owned = [columns.nonzero().squeeze(1).to(device) for columns in own]
         leading = torch.zeros_like(learned).index_fill(0, first, True)
-        return Table(embeddings, owned, learned, inverse, leading)
+        return embeddings, owned, learned, inverse, leading
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -401,7 +375,6 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
 
         :raises ValueError: if it is damaged, or of a model of another width.
         """
-        assert self._text is not None
         self.vocabulary.load_state_dict(state, self._text.model.embed_dim)
         self._running, self._table = state["running"], None
 

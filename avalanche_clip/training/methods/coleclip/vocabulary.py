@@ -75,7 +75,7 @@ class Vocabulary:
         """Embeddings of length 1, float32 ``(N, D)``."""
         self.tasks: list[list[int]] = []
         """Rows of the names of each task."""
-        self.start: Tensor | None = None
+        self.start: Any = None
         """Embeddings of the running task's names before it, ``(K, D)``."""
 
     def begin(

@@ -7,11 +7,10 @@ the authors' released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS
 from avalanche_clip.models.peft.attached import attachment
@@ -46,7 +45,7 @@ router for all steps, no selector; one epoch per step, and training over the cla
 of the step only. The authors use batches of 64 for steps of two classes."""
 
 
-class MoEAdapters(ClassNameTemplate):
+class MoEAdapters(MTILTraining, ClassNameTemplate):
     """Mixtures of experts beside every block, a router per domain, selected by image.
 
     Template plus :class:`MoEAdaptersPlugin`. The model gets its adapters here,
@@ -88,8 +87,6 @@ class MoEAdapters(ClassNameTemplate):
         bottleneck: int = 64,
         adapter_options: Mapping[str, Any] | None = None,
         plugin_options: Mapping[str, Any] | None = None,
-        lr: float | Sequence[float] | None = None,
-        optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         label_smoothing: float | None = None,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
@@ -105,16 +102,15 @@ class MoEAdapters(ClassNameTemplate):
             reference_images=reference_images,
             **(plugin_options or {}),
         )
-        if lr is None and optimizer is None:
-            lr = LEARNING_RATE
-        training = MTILTraining(lr, optimizer)
+        if kwargs.get("lr") is None and kwargs.get("optimizer") is None:
+            kwargs["lr"] = LEARNING_RATE
+        smoothing, plugins = smoothing_of(label_smoothing, kwargs), plugins or []
         super().__init__(
             model=model,
-            label_smoothing=smoothing_of(label_smoothing, kwargs),
-            plugins=[*(plugins or []), self.moe],
-            **training.options(kwargs),
+            label_smoothing=smoothing,
+            plugins=[*plugins, self.moe],
+            **kwargs,
         )
-        training.plan(self)
 
 
 def _check_options(adapters: Any, options: dict[str, Any]) -> None:

@@ -68,7 +68,31 @@ def zscl_plugins(
     return made
 
 
-class ZSCL(FineTuning):
+class ZSCLTraining:
+    """Takes the settings of :class:`ZSCL`, and adds its plugins."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        reference_images: Any,
+        reference_texts: Any,
+        distillation_weight: float = 1.0,
+        consolidation_weight: float = 1.0,
+        averaging_interval: int | None = 100,
+        reference_options: dict[str, Any] | None = None,
+        plugins: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ):
+        data = reference_images, reference_texts
+        weights = distillation_weight, consolidation_weight, averaging_interval
+        own = zscl_plugins(*data, *weights, reference_options)
+        self.distillation = own[0]
+        trained: Any = super()
+        trained.__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
+
+
+class ZSCL(ZSCLTraining, FineTuning):
     """Keep the zero-shot model's answers on reference data, and its weights near.
 
     On streams of image-text pairs. Adds :class:`ReferenceDistillationPlugin`,
@@ -89,32 +113,8 @@ class ZSCL(FineTuning):
     :param kwargs: see :class:`FineTuning`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        reference_images: Any,
-        reference_texts: Any,
-        distillation_weight: float = 1.0,
-        consolidation_weight: float = 1.0,
-        averaging_interval: int | None = 100,
-        reference_options: dict[str, Any] | None = None,
-        plugins: Sequence[Any] | None = None,
-        **kwargs: Any,
-    ):
-        own = zscl_plugins(
-            reference_images,
-            reference_texts,
-            distillation_weight,
-            consolidation_weight,
-            averaging_interval,
-            reference_options,
-        )
-        self.distillation = own[0]
-        super().__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
 
-
-class ClassNameZSCL(ClassNameFineTuning):
+class ClassNameZSCL(ZSCLTraining, ClassNameFineTuning):
     """ZSCL as published: on images with class names (MTIL, class-incremental).
 
     Takes what :class:`ZSCL` takes.
@@ -124,38 +124,16 @@ class ClassNameZSCL(ClassNameFineTuning):
     """
 
     def __init__(
-        self,
-        *,
-        model: nn.Module,
-        reference_images: Any,
-        reference_texts: Any,
-        distillation_weight: float = 1.0,
-        consolidation_weight: float = 1.0,
-        averaging_interval: int | None = 100,
-        reference_options: dict[str, Any] | None = None,
-        plugins: Sequence[Any] | None = None,
-        **kwargs: Any,
+        self, *, reference_options: dict[str, Any] | None = None, **kwargs: Any
     ):
-        own = zscl_plugins(
-            reference_images,
-            reference_texts,
-            distillation_weight,
-            consolidation_weight,
-            averaging_interval,
-            reference_options,
-        )
-        self.distillation = own[0]
         if "train_logit_scale" in kwargs:
             raise TypeError(
                 "ClassNameZSCL takes no train_logit_scale of its own; use "
                 "reference_options={'train_logit_scale': True}."
             )
-        super().__init__(
-            model=model,
-            plugins=[*own, *(plugins or [])],
-            train_logit_scale=self.distillation.train_logit_scale,
-            **kwargs,
-        )
+        trained = (reference_options or {}).get("train_logit_scale", False)
+        kwargs["train_logit_scale"] = trained
+        super().__init__(reference_options=reference_options, **kwargs)
 
 
 def zscl_variants(
