@@ -17,7 +17,6 @@ from avalanche_clip.evaluation.suites.mirb import (
 from avalanche_clip.evaluation.suites.mmvp import (
     MMVPResult as MMVPResult,
     mmvp as mmvp,
-    mmvp_by_options as mmvp_by_options,
     mmvp_scores as mmvp_scores,
     parse_option as parse_option,
 )
