@@ -119,7 +119,6 @@ evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
 evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
-    blind_emoji_suite
 evaluation.suites.chat = evaluation.suites: ChatModel Turn
 evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
     mirb_values

@@ -87,7 +87,6 @@ from avalanche_clip.evaluation.metrics.summary import (
 )
 from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
-    blind_emoji_suite as blind_emoji_suite,
 )
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,

@@ -1,7 +1,6 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
 from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
-    blind_emoji_suite as blind_emoji_suite,
 )
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,

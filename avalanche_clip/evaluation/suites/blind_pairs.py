@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.benchmarks.datasets.emoji import EmojiImages
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_digests
 from avalanche_clip.common.arrays import read_npy
 from avalanche_clip.common.checks import as_finite, require_length, require_some
 from avalanche_clip.evaluation.functional._inputs import as_float_matrix
 from avalanche_clip.evaluation.functional.blind_pairs import find_blind_pairs
-from avalanche_clip.evaluation.suites.suite import Autocast, Suite, Values
-from avalanche_clip.models.images.drawing_features import drawing_features
+from avalanche_clip.evaluation.suites.suite import (
+    Autocast,
+    Suite,
+    SuiteFeatures,
+    Values,
+)
 
 MOST_IMAGES = 5_000
 """All pairs of these are some 12 million, which take 400 MB if a model collapses."""
@@ -43,11 +46,11 @@ class BlindPairsSuite(Suite):
 
     :param images: fixed pictures, at most :data:`MOST_IMAGES`. Never trained on.
     :param reference: what tells images apart: features ``(N, D)``, float32 or float64;
-        the path of an ``.npy`` file of them; or an encoder, a function that takes a
-        list of pictures and returns features, such as a vision-only tower with its
+        the path of an ``.npy`` file of them; a dual encoder; or a function that takes
+        a list of pictures and returns features, such as a vision-only tower with its
         transform, or :func:`drawing_features
-        <avalanche_clip.models.images.drawing_features.drawing_features>`. It is asked
-        once.
+        <avalanche_clip.models.images.drawing_features.drawing_features>`. Encoders are
+        asked once.
     :param clip_threshold: cosine to the model above which a pair may be blind.
     :param reference_threshold: cosine to the reference below which it may be.
     :param name: key of the values.
@@ -96,6 +99,10 @@ class BlindPairsSuite(Suite):
         given, size = self.reference, self.features.batch_size
         if isinstance(given, (str, Path)):
             given = read_npy(given)
+        elif hasattr(given, "encode_image"):
+            cache, device = SuiteFeatures(batch_size=size), given.logit_scale.device
+            with cache.of(given, device=device) as encoded:
+                given = encoded.images(self._images_key, self.images)
         elif callable(given):
             places = torch.arange(len(self.images)).split(size)
             with torch.no_grad():
@@ -186,19 +193,3 @@ class BlindPairsSuite(Suite):
 def _missing_from(known: Tensor, codes: Tensor) -> float:
     """Number of those codes that are not known."""
     return float((~torch.isin(codes, known, assume_unique=True)).sum())
-
-
-def blind_emoji_suite(clip_threshold: float = 0.8, **options: Any) -> BlindPairsSuite:
-    """Follow the blind pairs of all 1,911 Twemoji drawings, without downloads.
-
-    The reference is :func:`drawing_features
-    <avalanche_clip.models.images.drawing_features.drawing_features>`, by which a pair
-    must be below 0.6; ``tiny-emoji`` with the weights ``emoji-2010`` confuses 2,729.
-
-    :param clip_threshold: lower than the published one, which suits ViT-L-14: small
-        models spread drawings wider.
-    :param options: those of :class:`BlindPairsSuite`.
-    """
-    images: Any = EmojiImages("twemoji")
-    options["clip_threshold"] = clip_threshold
-    return BlindPairsSuite(images, drawing_features, **options)

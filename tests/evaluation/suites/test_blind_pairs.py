@@ -13,7 +13,6 @@ from avalanche_clip.evaluation.metrics import BlindPairsMetric
 from avalanche_clip.evaluation.suites import (
     BlindPairsSuite,
     MMVPVLMSuite,
-    blind_emoji_suite,
 )
 from avalanche_clip.models import create_dual_encoder, drawing_features
 from avalanche_clip.training import Sequential
@@ -125,6 +124,7 @@ def test_suite__reference_from_array_file_encoder_and_function(tmp_path):
     with torch.no_grad():
         features = other.eval().encode_image(torch.stack(pictures()))
     wanted = suite(reference=features).evaluate(model)
+    assert suite(reference=other).evaluate(model) == wanted
     by_function = suite(
         reference=lambda part: other.encode_image(torch.stack(part)), batch_size=4
     )
@@ -181,10 +181,7 @@ def test_suite__refuses_before_anything_is_trained(options, message):
         built.evaluate(stub_model())
 
 
-def test_blind_emoji_suite__runs_without_downloads():
-    followed = blind_emoji_suite()
-    assert len(followed.images) == 1911
-    assert followed.thresholds == (0.8, 0.6)
+def test_suite__emoji_need_no_downloads():
     few = BlindPairsSuite(EmojiImages("twemoji", range(0, 1911, 40)), drawing_features)
     found = few.evaluate(create_dual_encoder("tiny-emoji", "emoji-2010"))["all"]
     assert found["count"] == 48 and found["blind_count"] < 48
