@@ -119,12 +119,10 @@ evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
 evaluation.metrics.summary = evaluation.metrics: ContinualSummary
 evaluation.suites.blind_pairs = evaluation.suites: BlindPairsSuite*
-    blind_emoji_suite
 evaluation.suites.chat = evaluation.suites: ChatModel Turn
 evaluation.suites.mirb = evaluation.suites: ChatScorer MIRBResult MIRBSuite* mirb*
     mirb_values
-evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_by_options mmvp_scores
-    parse_option
+evaluation.suites.mmvp = evaluation.suites: MMVPResult mmvp* mmvp_scores parse_option
 evaluation.suites.mmvp_vlm = evaluation.suites: MMVPVLMSuite* mmvp_vlm*
 evaluation.suites.multi_image = evaluation.suites: Answer DualEncoderScorer
     MultiImageScorer

@@ -108,9 +108,8 @@ def plot(runs: Mapping[str, Sequence[Any]], path: Path) -> None:
 
     found = {method: [curves(r) for r in rows] for method, rows in runs.items()}
     names = list(next(iter(found.values()))[0])
-    rows = math.ceil(len(names) / 2)
-    figure = Figure(figsize=(11, 3.2 * rows), layout="constrained")
-    for name, ax in zip(names, figure.subplots(rows, 2).flat, strict=False):
+    figure = Figure(figsize=(15, 9.5), layout="constrained")
+    for name, ax in zip(names, figure.subplots(3, 3).flat, strict=True):
         style(ax)
         for number, (method, seeds) in enumerate(found.items()):
             colour, marker = look(number)
@@ -119,6 +118,7 @@ def plot(runs: Mapping[str, Sequence[Any]], path: Path) -> None:
             looks = {"color": colour, "marker": marker, "capsize": 3, "label": method}
             ax.errorbar(range(values.shape[1]), values.mean(0), yerr=bars, **looks)
         name_ticks(ax, ["before", *STEPS], long=True)
+        ax.set_ylim(bottom=0)
         ax.set_title(name, loc="left", fontweight="bold")
     figure.axes[0].legend(frameon=False)
     save_figure(figure, path)

@@ -88,7 +88,6 @@ from avalanche_clip.evaluation.metrics.summary import (
 )
 from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
-    blind_emoji_suite as blind_emoji_suite,
 )
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,
@@ -104,7 +103,6 @@ from avalanche_clip.evaluation.suites.mirb import (
 from avalanche_clip.evaluation.suites.mmvp import (
     MMVPResult as MMVPResult,
     mmvp as mmvp,
-    mmvp_by_options as mmvp_by_options,
     mmvp_scores as mmvp_scores,
     parse_option as parse_option,
 )

@@ -22,6 +22,7 @@ README = DOCS.parent / "README.md"
 GUIDES = (
     *("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst"),
     *("command_line.rst", "suites.rst"),
+    *("mirb.rst", "blind_pairs.rst"),
 )
 # The comment is invisible on the page and marks the block that follows it.
 MARK = "<!-- tested example -->"
@@ -53,6 +54,9 @@ PRINTED = "\n".join(
         r"tiny-emoji:emoji-2010  zero-shot  emoji-2020-2024  acc1  1.8 \(.+\)",
         r"\['cars'\]",
         "base emoji-2014 acc1 139",
+        r"24 questions, chance 0\.5",
+        r"\d+ pairs look the same",
+        r"0\.4\d\d? tell them by name",
     ]
 )
 CODE = re.compile(

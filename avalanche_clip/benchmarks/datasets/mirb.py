@@ -86,13 +86,8 @@ MIRB_DIMENSIONS = {
 }
 """Dimension -> its subsets."""
 
-MIRB_RULES = {
-    "letter": "exact",
-    "number": "number",
-    "yesno": "yes-no",
-    "contains": "contains",
-    "title": "exact",
-}
+MIRB_RULES = {"letter": "exact", "number": "number", "yesno": "yes-no"}
+MIRB_RULES |= {"contains": "contains", "title": "exact"}
 """Kind of an answer -> rule of :func:`short_answer_score`."""
 
 _OLDER = {
@@ -133,37 +128,27 @@ class MultiImageSample:
     id: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    #: one of four, None for control variants
+    dimension: str | None = field(init=False)
+    #: kind of the answer, see :class:`MIRBSubset`
+    kind: str = field(init=False)
+    #: sentence before the images
+    instruction: str = field(init=False)
+
     def __post_init__(self) -> None:
         subset = mirb_subset(self.subset)
         name = self.id or f"{subset}/0"
         require_type(self.answer, (str, int), f"The answer of {name}", "a text")
+        facts = MIRB_SUBSETS[MIRB_CONTROLS.get(subset, subset)]
         changed = {"subset": subset, "id": name, "answer": str(self.answer)}
-        for key, value in changed.items():
+        changed |= {"kind": facts.kind, "instruction": facts.instruction}
+        dimension = None if subset in MIRB_CONTROLS else facts.dimension
+        for key, value in {**changed, "dimension": dimension}.items():
             object.__setattr__(self, key, value)
         if self.kind == "yesno" and not self.yes_no:
             raise ValueError(
                 f"The answer of {name} is {self.answer!r}; give 'yes' or 'no'."
             )
-
-    @property
-    def facts(self) -> MIRBSubset:
-        """The row of its subset; for a control variant that of the base."""
-        return MIRB_SUBSETS[MIRB_CONTROLS.get(self.subset, self.subset)]
-
-    @property
-    def dimension(self) -> str | None:
-        """One of four, None for control variants."""
-        return None if self.subset in MIRB_CONTROLS else self.facts.dimension
-
-    @property
-    def kind(self) -> str:
-        """Kind of the answer, see :class:`MIRBSubset`."""
-        return self.facts.kind
-
-    @property
-    def instruction(self) -> str:
-        """Sentence before the images."""
-        return self.facts.instruction
 
     @property
     def yes_no(self) -> bool:

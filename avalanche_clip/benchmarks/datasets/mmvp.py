@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
-from avalanche_clip.common.checks import require_choice, require_distinct, require_some
+from avalanche_clip.benchmarks.items.marks import digest_of
+from avalanche_clip.common.checks import (
+    require_choice,
+    require_distinct,
+    require_some,
+)
 from avalanche_clip.common.files import read_text, require_file, unreadable
 from avalanche_clip.common.pictures import read_picture
 
@@ -33,6 +36,7 @@ MMVP_CORRECTIONS = {99: "b", 100: "a", 279: "b", 280: "a"}
 """Number of a question of MMVP -> right answer, where the released file is wrong."""
 
 _OTHER_TYPES = {"Structural Characteristics": "Structural Character", "Texts": "Text"}
+_DO = "get the file again"
 _FOLDERS = ("MLLM_VLM Images", "MMVP_VLM_Images")
 _OPTIONS = re.compile(r"\s*\(a\)\s*(\S.*?)\s*\(b\)\s*(\S.*?)\s*", re.I | re.S)
 
@@ -67,45 +71,36 @@ class MMVPVLMDataset:
     """
 
     def __init__(self, root: str | Path):
-        root, path = Path(root), Path(root) / "Questions.csv"
+        root = Path(root)
         columns = ("Question ID", "Type", "Statement")
-        rows, self.labels = _read_rows(path, columns)
-        found = {}
-        for number, kind, statement in rows:
-            kind = _OTHER_TYPES.get(kind, kind)
-            require_choice(f"Type of question {number} in {path}", kind, MMVP_PATTERNS)
-            found[number] = (kind, statement)
-        existing = [root / name for name in _FOLDERS if (root / name).is_dir()]
-        folder = existing[0] if existing else root / _FOLDERS[0]
-        self.pair_ids: list[int] = []
-        self.patterns: list[str] = []
-        self.statements: list[tuple[str, str]] = []
-        self.paths: list[tuple[Path, Path]] = []
-        for number, (left, right) in _pairs(found, path):
-            if left[0] != right[0]:
+        rows, self.labels = _read_rows(root / "Questions.csv", columns)
+        kinds = {n: _OTHER_TYPES.get(kind, kind) for n, (kind, _) in rows.items()}
+        for number, kind in kinds.items():
+            require_choice(f"Type of question {number} in {root}", kind, MMVP_PATTERNS)
+            if kind != kinds[_partner(number)]:
                 raise ValueError(
-                    f"{path}: the questions {2 * number - 1} and {2 * number} are a "
-                    f"pair, but of the types {left[0]!r} and {right[0]!r}; get the "
-                    "file again."
+                    f"{root}: the questions {number} and {_partner(number)} are a pair "
+                    f"of the types {kind!r} and {kinds[_partner(number)]!r}; {_DO}."
                 )
-            self.pair_ids.append(number)
-            self.patterns.append(MMVP_PATTERNS[left[0]])
-            self.statements.append((left[1], right[1]))
-            advice = "put the images of MMVP/MMVP_VLM there"
-            first, second = (
-                require_file(folder / left[0] / f"{n}.jpg", advice)
-                for n in (2 * number - 1, 2 * number)
-            )
-            self.paths.append((first, second))
+        folder = root / next((n for n in _FOLDERS if (root / n).is_dir()), _FOLDERS[0])
+        paths = [
+            require_file(folder / kind / f"{number}.jpg", "get MMVP/MMVP_VLM")
+            for number, kind in kinds.items()
+        ]
+        texts = [statement for _, statement in rows.values()]
+        self.paths = list(zip(paths[0::2], paths[1::2], strict=True))
+        self.statements = list(zip(texts[0::2], texts[1::2], strict=True))
+        self.pair_ids = [number // 2 for number in rows if number % 2 == 0]
+        self.patterns = [MMVP_PATTERNS[kinds[2 * pair]] for pair in self.pair_ids]
 
     def __len__(self) -> int:
         return len(self.pair_ids)
 
     def __getitem__(self, item: int) -> ImagePair:
         """Return a pair, its images as RGB."""
-        first, second = map(read_picture, self.paths[item])
+        first, second = self.paths[item]
         return ImagePair(
-            (first, second),
+            (read_picture(first), read_picture(second)),
             self.statements[item],
             self.patterns[item],
             self.pair_ids[item],
@@ -154,40 +149,33 @@ class MMVPDataset:
         path = Path(root) / "Questions.csv"
         columns = ("Index", "Question", "Options", "Correct Answer")
         rows, digest = _read_rows(path, columns)
-        found = {}
-        for number, question, options, answer in rows:
-            texts = _OPTIONS.fullmatch(options)
-            letter = answer.strip().lower().strip("()")
+        self.numbers = list(rows)
+        self.answers, self._rows = [], []
+        for number, (question, options, answer) in rows.items():
+            texts, letter = _OPTIONS.fullmatch(options), answer.lower().strip("()")
             if texts is None or letter not in ("a", "b"):
                 raise ValueError(
                     f"{path}: question {number} has the options {options!r} and the "
-                    f"answer {answer!r}; '(a) ... (b) ...' and '(a)' or '(b)' are "
-                    "needed."
+                    f"answer {answer!r}; give '(a) ... (b) ...', and '(a)' or '(b)'."
                 )
-            prompt = f"{question} {options}"
-            found[number] = (question, (texts[1], texts[2]), letter, prompt)
-        if corrected and not MMVP_CORRECTIONS.keys() <= found.keys():
+            self.answers.append(letter)
+            self._rows.append((question, (texts[1], texts[2]), f"{question} {options}"))
+        wrong = {n: self.numbers.index(n) for n in MMVP_CORRECTIONS if n in rows}
+        if corrected and len(wrong) < len(MMVP_CORRECTIONS):
             raise ValueError(
-                f"{path} has {len(found)} questions, not all of "
-                f"{list(MMVP_CORRECTIONS)}, which corrected=True is about; leave it "
-                "out."
+                f"{path} has not all of the questions {list(MMVP_CORRECTIONS)}, which "
+                "corrected=True is about; leave it out."
             )
         if corrected:
-            for number, letter in MMVP_CORRECTIONS.items():
-                found[number] = (*found[number][:2], letter, found[number][3])
-        self.numbers = [n for k, _ in _pairs(found, path) for n in (2 * k - 1, 2 * k)]
-        known = [found[n][2] for n in MMVP_CORRECTIONS if n in found]
-        right = list(MMVP_CORRECTIONS.values())
-        swapped = ["ab"[letter == "a"] for letter in right]
-        kinds = ("corrected", right), ("released", swapped)
-        kind = next((k for k, letters in kinds if letters == known), "other")
+            for number, place in wrong.items():
+                self.answers[place] = MMVP_CORRECTIONS[number]
+        right = [self.answers[p] == MMVP_CORRECTIONS[n] for n, p in wrong.items()]
+        known = len(right) == len(MMVP_CORRECTIONS) and len(set(right)) == 1
+        kind = ("corrected" if right[0] else "released") if known else "other"
         self.labels = f"{kind} {digest}"
-        self._rows = [found[number] for number in self.numbers]
-        self.answers = [row[2] for row in self._rows]
-        images = Path(root) / "MMVP Images"
-        advice = "put the images of MMVP/MMVP there"
         self.paths = [
-            require_file(images / f"{number}.jpg", advice) for number in self.numbers
+            require_file(Path(root) / "MMVP Images" / f"{n}.jpg", "get MMVP/MMVP")
+            for n in self.numbers
         ]
 
     def __len__(self) -> int:
@@ -195,42 +183,37 @@ class MMVPDataset:
 
     def __getitem__(self, item: int) -> MMVPQuestion:
         """Return a question with its image as RGB."""
-        question, options, answer, prompt = self._rows[item]
-        pair = (self.numbers[item] + 1) // 2
-        image = read_picture(self.paths[item])
-        return MMVPQuestion(image, question, options, answer, pair, prompt)
+        question, options, prompt = self._rows[item]
+        image, pair = read_picture(self.paths[item]), (self.numbers[item] + 1) // 2
+        return MMVPQuestion(image, question, options, self.answers[item], pair, prompt)
 
 
-def _read_rows(path: Path, columns: tuple[str, ...]) -> tuple[list[Any], str]:
-    """Read columns of a table, the first an integer, and hash the text."""
+def _partner(number: int) -> int:
+    return number + 1 if number % 2 else number - 1
+
+
+def _read_rows(
+    path: Path, columns: tuple[str, ...]
+) -> tuple[dict[int, list[str]], str]:
+    """Read a table by number, ascending, and hash it; the first column has numbers."""
     text = read_text(path, "a table of questions")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        names = {name.strip(): name for name in reader.fieldnames or ()}
+        names = [(name or "").strip() for name in reader.fieldnames or ()]
         missing = [name for name in columns if name not in names]
         if missing:
-            raise ValueError(f"it has no column {missing[0]!r}, but {list(names)}")
-        rows = []
-        for number, row in enumerate(reader, 1):
-            cells = [(row[names[name]] or "").strip() for name in columns]
-            if not all(cells) or not cells[0].isdecimal():
-                raise ValueError(f"row {number} holds {cells} as {list(columns)}")
-            rows.append((int(cells[0]), *cells[1:]))
+            raise ValueError(f"it has no column {missing[0]!r}, but {names}")
+        reader.fieldnames = names
+        rows = [[(row[name] or "").strip() for name in columns] for row in reader]
+        bad = [row for row in rows if not all(row) or not row[0].isdecimal()]
+        if bad:
+            raise ValueError(f"a row holds {bad[0]} as {list(columns)}")
     except (ValueError, csv.Error) as error:
         raise unreadable(path, "a table of questions", error) from error
     require_some(rows, f"questions in {path}")
-    require_distinct([row[0] for row in rows], f"numbers of questions in {path}")
-    return rows, hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _pairs(found: dict[int, tuple], path: Path) -> Iterator[tuple[int, list[tuple]]]:
-    """Yield k and the rows 2k-1 and 2k, by number."""
-    for pair in sorted({(number + 1) // 2 for number in found}):
-        both = (2 * pair - 1, 2 * pair)
-        alone = [number for number in both if number not in found]
-        if alone:
-            raise ValueError(
-                f"{path} has no question {alone[0]}, the partner in pair {pair}; get "
-                "the file again."
-            )
-        yield pair, [found[number] for number in both]
+    require_distinct([int(row[0]) for row in rows], f"numbers of questions in {path}")
+    found = {int(row[0]): row[1:] for row in sorted(rows, key=lambda row: int(row[0]))}
+    alone = [number for number in found if _partner(number) not in found]
+    if alone:
+        raise ValueError(f"{path}: question {alone[0]} has no partner; {_DO}.")
+    return found, digest_of([text.encode()]).hex()[:16]

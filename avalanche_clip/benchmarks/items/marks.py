@@ -53,6 +53,20 @@ def picture_digest(image: Any) -> bytes | None:
     return None if pieces is None else digest_of(pieces)[:_BYTES]
 
 
+def picture_digests(pictures: Sequence[Any]) -> list[bytes]:
+    """Hash all pictures of a sequence, which reads each once.
+
+    :raises TypeError: for what is no picture, naming its place.
+    """
+    found = [picture_digest(pictures[place]) for place in range(len(pictures))]
+    if None in found:
+        place = found.index(None)
+        raise TypeError(
+            f"Picture {place} is {pictures[place]!r:.80}; give PIL images or tensors."
+        )
+    return [digest or b"" for digest in found]
+
+
 def digest_of(pieces: Iterable[bytes]) -> bytes:
     """Hash some pieces of bytes, each with its length."""
     digest = hashlib.sha256()  # most processors know it

@@ -6,19 +6,18 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_finite, as_size, require_alike
+from avalanche_clip.common.checks import as_finite, as_size, require_length
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float_matrix
 from avalanche_clip.evaluation.functional.ranks import full_products
 
 MOST_LISTED = 2_000_000
 """Most pairs that :func:`clip_blind_pairs` lists, some 400 MB."""
 
-_PAIRS_PER_BLOCK = 4096
-# With more candidates in a tile a product of the reference features is cheaper
-# than gathering their rows.
-_DENSE = 1 / 64
+_NAMES = ("clip", "reference")
+_ROWS_PER_BLOCK = 4096
 
 
 class BlindPair(NamedTuple):
@@ -75,9 +74,13 @@ def clip_blind_pairs(
     [(0, 1)]
     """
     most = None if max_per_image is None else as_size(max_per_image, "max_per_image")
-    banks = Banks(clip_features, reference_features)
-    pairs = banks.blind(clip_threshold, reference_threshold, chunk_size, MOST_LISTED)
-    clip, reference = (bank.cosines(pairs) for bank in (banks.clip, banks.reference))
+    pairs, banks = find_blind_pairs(
+        (clip_features, reference_features),
+        (clip_threshold, reference_threshold),
+        chunk_size,
+        most=MOST_LISTED,
+    )
+    columns = torch.stack([_cosines(bank, pairs).double() for bank in banks])
     if duplicate_threshold is not None:
         limit = as_finite(duplicate_threshold, "duplicate_threshold", low=-1, high=1)
         if limit >= reference_threshold:
@@ -85,154 +88,110 @@ def clip_blind_pairs(
                 f"duplicate_threshold={limit} has no effect, since blind pairs are "
                 f"below reference_threshold={reference_threshold}; leave it out."
             )
-        kept = (clip <= limit) | (reference <= limit)
-        pairs, clip, reference = pairs[kept], clip[kept], reference[kept]
+        kept = columns.amin(0) <= limit
+        pairs, columns = pairs[kept], columns[:, kept]
     # Pairs come sorted by number, and the sort is stable.
-    order = (clip - reference).sort(descending=True, stable=True).indices
-    columns = (column[order].tolist() for column in (*pairs.T, clip, reference))
-    found = [BlindPair(*row) for row in zip(*columns, strict=True)]
-    return found if most is None else _capped(found, most)
-
-
-def _capped(pairs: list[BlindPair], most: int) -> list[BlindPair]:
+    order = (columns[1] - columns[0]).argsort(stable=True)
+    rows = zip(*(part[order].tolist() for part in (*pairs.T, *columns)), strict=True)
+    found = [BlindPair(*row) for row in rows]
+    if most is None:
+        return found
     used: Counter[int] = Counter()
-    kept = []
-    for pair in pairs:
-        if used[pair.first] < most and used[pair.second] < most:
-            used.update((pair.first, pair.second))
-            kept.append(pair)
-    return kept
+    capped = []
+    for pair in found:
+        if max(used[pair.first], used[pair.second]) < most:
+            used.update(pair[:2])
+            capped.append(pair)
+    return capped
 
 
-class Banks:
-    """The features of N images to CLIP and to a reference encoder, checked.
+@torch.no_grad()
+def find_blind_pairs(
+    features: tuple[ArrayLike, ArrayLike],
+    thresholds: tuple[float, float],
+    chunk_size: int = 1024,
+    *,
+    most: int | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the numbers of the blind pairs, int64 ``(P, 2)``, sorted, and the banks.
 
-    :param clip_features: see :func:`clip_blind_pairs`.
-    :param reference_features: as many rows.
+    :param features: to CLIP and to the reference, see :func:`clip_blind_pairs`.
+    :param thresholds: of CLIP and of the reference.
+    :param chunk_size: side of a tile.
+    :param most: largest number of pairs; more raise ValueError.
     """
-
-    def __init__(self, clip_features: ArrayLike, reference_features: ArrayLike):
-        clip = as_float_matrix("clip_features", clip_features)
-        reference = as_float_matrix("reference_features", reference_features)
-        if len(clip) != len(reference):
+    high, low = (
+        as_finite(value, f"{name}_threshold", low=-1, high=1)
+        for name, value in zip(_NAMES, thresholds, strict=True)
+    )
+    banks = [as_float_matrix(f"{n}_features", x) for n, x in zip(_NAMES, features)]
+    for name, bank in zip(_NAMES, banks, strict=True):
+        require_length(bank, len(banks[0]), f"rows of {name}_features", "image")
+        if not bank.bool().any(1).all():
+            row = int(bank.bool().any(1).int().argmin())
             raise ValueError(
-                f"clip_features of shape {tuple(clip.shape)} and reference_features of "
-                f"shape {tuple(reference.shape)} given; give one row of each per image."
+                f"{name}_features of shape {tuple(bank.shape)} has zeros only in row "
+                f"{row}, which has no direction; leave the image out."
             )
-        require_alike(
-            "move one of them",
-            ("device",),
-            clip_features=clip,
-            reference_features=reference,
-        )
-        self.clip = _Bank("clip_features", clip)
-        self.reference = _Bank("reference_features", reference)
-
-    @torch.no_grad()
-    def blind(
-        self,
-        clip_threshold: float,
-        reference_threshold: float,
-        chunk_size: int = 1024,
-        most: int | None = None,
-    ) -> Tensor:
-        """Return the blind pairs, int64 ``(P, 2)``, sorted; see the function.
-
-        :param most: largest number of pairs; more raise ValueError.
-        """
-        high = as_finite(clip_threshold, "clip_threshold", low=-1, high=1)
-        low = as_finite(reference_threshold, "reference_threshold", low=-1, high=1)
-        side = as_size(chunk_size, "chunk_size")
-        rows = self.clip.units()
-        count, memory = len(rows), rows.new_empty(min(side, len(rows)) ** 2)
-        found, total = [], 0
-        # autocast would lower the precision of the products
-        off = torch.autocast(device_type=rows.device.type, enabled=False)
-        with off, full_products():
-            for top in range(0, count, side):
-                for left in range(top, count, side):
-                    above, beside = rows[top : top + side], rows[left : left + side]
-                    shape = (len(above), len(beside))
-                    tile = memory[: shape[0] * shape[1]].view(shape)
-                    torch.mm(above, beside.T, out=tile)
-                    pairs = self._candidates(tile, top, left, high)
-                    pairs = self._told_apart(pairs, tile.numel(), low)
-                    total += len(pairs)
-                    if most is not None and total > most:
-                        raise ValueError(
-                            f"More than {most:,} pairs of {count:,} images are blind "
-                            f"at clip_threshold={high} and reference_threshold={low}; "
-                            "raise the first, lower the second, or give fewer images."
-                        )
-                    found.append(pairs)
-        pairs = torch.cat(found)
-        return pairs[(pairs[:, 0] * count + pairs[:, 1]).argsort()]
-
-    def _candidates(self, tile: Tensor, top: int, left: int, high: float) -> Tensor:
-        """Pairs of a tile above the threshold of CLIP, ``(P, 2)``."""
-        margin = self.clip.margin
-        if tile.max() <= high - margin:  # the mask of a tile costs more than its top
-            return torch.empty(0, 2, dtype=torch.int64, device=tile.device)
-        mask = tile > high - margin
-        places = (mask.triu(1) if top == left else mask).nonzero()
-        near = tile[places.unbind(1)] <= high + margin
-        places += places.new_tensor([top, left])
-        exact = self.clip.cosines(places[near])
-        near[near.clone()] = exact <= exact.new_tensor(high)
-        return places[~near]
-
-    def _told_apart(self, pairs: Tensor, size: int, low: float) -> Tensor:
-        """Those of some pairs that are below the threshold of the reference."""
-        margin = self.reference.margin
-        if len(pairs) > size * _DENSE:
-            # Rows of the pairs' images only, those of a tile.
+    clip, reference = banks
+    side, count = as_size(chunk_size, "chunk_size"), len(clip)
+    rows = torch.cat([_unit(part) for part in clip.split(_ROWS_PER_BLOCK)])
+    rows = rows.to(clip.dtype)
+    memory = rows.new_empty(min(side, count) ** 2)
+    found, total = [rows.new_empty(0, 2, dtype=torch.int64)], 0
+    # autocast would lower the precision of the products
+    with torch.autocast(rows.device.type, enabled=False), full_products():
+        starts = range(0, count, side)
+        for top, left in ((t, s) for t in starts for s in starts if s >= t):
+            above, beside = rows[top : top + side], rows[left : left + side]
+            tile = memory[: len(above) * len(beside)].view(len(above), len(beside))
+            torch.mm(above, beside.T, out=tile)
+            lowest = high - _rounding(clip)
+            if tile.max() <= lowest:  # the mask of a tile costs more than its top
+                continue
+            mask = tile > lowest
+            places = (mask.triu(1) if top == left else mask).nonzero()
+            pairs = places + places.new_tensor([top, left])
+            pairs = pairs[_gaps(clip, pairs, tile[places.unbind(1)], high) > 0]
             (tops, row), (lefts, column) = (
                 part.unique(return_inverse=True) for part in pairs.unbind(1)
             )
-            above, beside = self.reference.units(tops), self.reference.units(lefts)
-            cosines = (above @ beside.T)[row, column]
-            pairs, cosines = (x[cosines < low + margin] for x in (pairs, cosines))
-            near = cosines >= low - margin
-        else:
-            near = torch.ones(len(pairs), dtype=torch.bool, device=pairs.device)
-        exact = self.reference.cosines(pairs[near])
-        near[near.clone()] = exact >= exact.new_tensor(low)
-        return pairs[~near]
+            parts = (_unit(reference[t]).to(reference.dtype) for t in (tops, lefts))
+            rough = torch.mm(next(parts), next(parts).T)[row, column]
+            found.append(pairs[_gaps(reference, pairs, rough, low) < 0])
+            total += len(found[-1])
+            if most is not None and total > most:
+                raise ValueError(
+                    f"More than {most:,} pairs of {count:,} images are blind at "
+                    f"clip_threshold={high} and reference_threshold={low}; raise the "
+                    "first, lower the second, or give fewer images."
+                )
+    pairs = torch.cat(found)
+    return pairs[(pairs[:, 0] * count + pairs[:, 1]).argsort()], banks
 
 
-class _Bank:
-    """Features of one encoder and their lengths."""
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.double(), eps=1e-300)
 
-    def __init__(self, name: str, features: Tensor):
-        self.features = features
-        # Blocks, since a copy in float64 would be as large as both banks.
-        self.norms = torch.cat(
-            [rows.double().norm(dim=1) for rows in features.split(_PAIRS_PER_BLOCK)]
-        )
-        # Rounding of an inner product of unit vectors, with those of the vectors.
-        self.margin = 2 * (features.shape[1] + 4) * torch.finfo(features.dtype).eps
-        if not self.norms.all():
-            row = int((self.norms == 0).nonzero()[0])
-            raise ValueError(
-                f"{name} of shape {tuple(features.shape)} has zeros only in row {row}, "
-                "which has no direction; leave the image out."
-            )
 
-    def units(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """Return rows of length 1 in the type of the features."""
-        blocks = zip(
-            self.features[index].split(_PAIRS_PER_BLOCK),
-            self.norms[index, None].split(_PAIRS_PER_BLOCK),
-            strict=True,
-        )
-        kind = self.features.dtype
-        return torch.cat([(rows / norms).to(kind) for rows, norms in blocks])
+def _rounding(features: Tensor) -> float:
+    """Largest error of a product of rows that were scaled to length 1."""
+    return 2 * (features.shape[1] + 4) * torch.finfo(features.dtype).eps
 
-    def cosines(self, pairs: Tensor) -> Tensor:
-        """Return the cosines of pairs ``(P, 2)``, rounded to the features' type."""
-        parts = [
-            (self.features[a].double() * self.features[b].double()).sum(1)
-            / (self.norms[a] * self.norms[b])
-            for a, b in (block.unbind(1) for block in pairs.split(_PAIRS_PER_BLOCK))
-        ]
-        return torch.cat(parts).to(self.features.dtype)
+
+def _gaps(features: Tensor, pairs: Tensor, rough: Tensor, threshold: float) -> Tensor:
+    """Cosines less a threshold; exact where rounding could change the sign."""
+    gaps = rough - threshold
+    near = gaps.abs() <= _rounding(features)
+    exact = _cosines(features, pairs[near])
+    gaps[near] = exact - exact.new_tensor(threshold)
+    return gaps
+
+
+def _cosines(features: Tensor, pairs: Tensor) -> Tensor:
+    """Cosines of pairs ``(P, 2)``, rounded to the type of the features."""
+    parts = [
+        (_unit(features[a]) * _unit(features[b])).sum(1)
+        for a, b in (block.unbind(1) for block in pairs.split(_ROWS_PER_BLOCK))
+    ]
+    return torch.cat(parts).to(features.dtype)

@@ -13,6 +13,10 @@ from avalanche_clip.common.checks import (
     require_length,
 )
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_tensor
+from avalanche_clip.evaluation.functional.intervals import (
+    bootstrap_interval,
+    wilson_interval,
+)
 
 
 def pair_metrics(S: ArrayLike) -> dict[str, float]:
@@ -59,7 +63,11 @@ def pair_metrics(S: ArrayLike) -> dict[str, float]:
 
 
 def pattern_metrics(
-    S: ArrayLike, patterns: Sequence[str], *, tie_eps: float = 0.0
+    S: ArrayLike,
+    patterns: Sequence[str],
+    *,
+    tie_eps: float = 0.0,
+    blindness: ArrayLike | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score pairs of images and statements by what they differ in, as MMVP-VLM does.
 
@@ -72,14 +80,16 @@ def pattern_metrics(
         each pair.
     :param patterns: of each pair.
     :param tie_eps: largest difference that counts as a tie, in the scale of S, >= 0.
+    :param blindness: of each pair, ``(P,)``, averaged too: the cosine of its images.
     :return: pattern -> metric -> value, in the order of first appearance, after
         ``"all"``, which has the mean over the patterns (over pairs, if each pattern has
         as many). Fractions in [0, 1] are ``text_to_image_acc``, ``image_to_text_acc``
         (each image prefers its statement) and ``group_acc`` (both), in which a tie is
-        wrong, see :func:`pair_metrics`. ``margin`` is by how much a statement prefers
-        its image, of the worse of the two; ``group_margin`` by how much both right
-        pairings exceed the wrong ones: means, in the scale of S. ``pair_count`` is the
-        number of pairs.
+        wrong, see :func:`pair_metrics`; ``text_to_image_acc_low`` and ``..._high``
+        bound a 95 % interval: Wilson's of a pattern, the bootstrap's of the mean.
+        ``margin`` is by how much a statement prefers its image, of the worse of both;
+        ``group_margin`` by how much both right pairings exceed the wrong ones: means,
+        in the scale of S. ``count`` is the number of images, two per pair.
     :raises ValueError: if shapes do not fit, a value is not finite, or a pattern is
         called ``"all"``.
 
@@ -90,31 +100,37 @@ def pattern_metrics(
     >>> {pattern: value["text_to_image_acc"] for pattern, value in found.items()}
     {'all': 0.5, 'Text': 1.0, 'Color': 0.0}
     """
-    scores = as_tensor("S", S)
+    scores, names = as_tensor("S", S).double(), as_texts(patterns, "patterns")
     require_array(scores, "S", "P 2 2")
-    names = as_texts(patterns, "patterns")
     require_length(names, len(scores), "patterns", "pair")
+    eps = as_finite(tie_eps, "tie_eps", low=0)
     if "all" in names:
         raise ValueError("A pattern is called 'all', which is the name of their mean.")
-    tie_eps = as_finite(tie_eps, "tie_eps", low=0)
-    own_less = tie_eps * torch.eye(2, device=scores.device)
-    found = {}
+    found, hits = {}, []
     for name in dict.fromkeys(names):
-        part = scores[[place for place, other in enumerate(names) if other == name]]
-        right = pair_metrics(part - own_less.to(part.dtype))
-        own, other = part.double().diagonal(dim1=1, dim2=2), part.double().flip(1)
-        gaps = own - other.diagonal(dim1=1, dim2=2)
-        picked = (gaps[:, 0] > tie_eps) & (gaps[:, 1] >= -tie_eps)
+        places = [place for place, other in enumerate(names) if other == name]
+        part = scores[places]
+        strict = pair_metrics(part - eps * torch.eye(2, device=part.device))
+        gaps = part.diagonal(dim1=1, dim2=2) - part.flip(1).diagonal(dim1=1, dim2=2)
+        picked = (gaps[:, 0] > eps) & (gaps[:, 1] >= -eps)
+        hits.append(picked.double().tolist())
+        low, high = wilson_interval(int(picked.sum()), len(part))
         found[name] = {
             "text_to_image_acc": picked.double().mean().item(),
-            "image_to_text_acc": right["text_acc"],
-            "group_acc": right["acc"],
+            "text_to_image_acc_low": low,
+            "text_to_image_acc_high": high,
+            "image_to_text_acc": strict["text_acc"],
+            "group_acc": strict["acc"],
             "margin": gaps.amin(1).mean().item(),
             "group_margin": gaps.sum(1).mean().item(),
-            "pair_count": float(len(part)),
+            "count": 2.0 * len(part),
         }
-    mean = {
-        metric: sum(values[metric] for values in found.values()) / len(found)
-        for metric in found[names[0]]
-    }
-    return {"all": {**mean, "pair_count": float(len(names))}, **found}
+        if blindness is not None:
+            alike = as_tensor("blindness", blindness)[places]
+            found[name]["blindness"] = alike.double().mean().item()
+    first, *_ = found.values()
+    mean = {key: sum(v[key] for v in found.values()) / len(found) for key in first}
+    hits.sort(key=lambda group: (len(group), sum(group)))  # in any order of rows
+    ends = bootstrap_interval(hits)
+    mean["text_to_image_acc_low"], mean["text_to_image_acc_high"] = ends
+    return {"all": {**mean, "count": 2.0 * len(names)}, **found}

@@ -11,7 +11,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 
 from avalanche_clip.common.checks import require_distinct
 from avalanche_clip.evaluation.metrics._values import bare_model, metric_values
-from avalanche_clip.evaluation.suites.blind_pairs import TASK, BlindPairsSuite
+from avalanche_clip.evaluation.suites.blind_pairs import BlindPairsSuite
 
 
 class BlindPairsMetric(PluginMetric[dict[str, list[float]]]):
@@ -48,9 +48,7 @@ class BlindPairsMetric(PluginMetric[dict[str, list[float]]]):
 
     def reset(self) -> None:
         """Forget all results; the next training starts anew."""
-        self.suite.load_state_dict({})
-        self.rows: list[dict[str, float]] = []
-        """Values before the stream and after each experience."""
+        self.load_state_dict({"rows": [], "suite": {}})
 
     def result(self) -> dict[str, list[float]]:
         """Return name -> value before the stream and after each experience."""
@@ -59,13 +57,13 @@ class BlindPairsMetric(PluginMetric[dict[str, list[float]]]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return results and pairs as plain data."""
-        rows = [dict(row) for row in self.rows]
-        return {"rows": rows, "suite": self.suite.state_dict()}
+        return {"rows": list(self.rows), "suite": self.suite.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned."""
         self.suite.load_state_dict(state["suite"])
-        self.rows = [dict(row) for row in state["rows"]]
+        self.rows: list[dict[str, float]] = list(state["rows"])
+        """Values before the stream and after each experience."""
 
     def before_training(self, strategy: Any) -> None:
         """Find the pairs of the model before the stream, once."""
@@ -77,20 +75,18 @@ class BlindPairsMetric(PluginMetric[dict[str, list[float]]]):
 
     def after_training_exp(self, strategy: Any) -> list[MetricValue]:
         """Find the pairs again and emit what became of them."""
-        found = self._evaluate(strategy)
         named = {
             get_metric_name(f"{self}/{key}", strategy, add_task=False): value
-            for key, value in found.items()
+            for key, value in self._evaluate(strategy).items()
         }
         return metric_values(self, strategy, named, str)
 
     def _evaluate(self, strategy: Any) -> dict[str, float]:
         model = bare_model(strategy)
         features = model.features
-        found = self.suite.evaluate(model, device=strategy.device)[TASK]
+        self.rows += self.suite.evaluate(model, device=strategy.device).values()
         model.features = features
-        self.rows.append(found)
-        return found
+        return self.rows[-1]
 
     def __str__(self) -> str:
         return self.suite.name

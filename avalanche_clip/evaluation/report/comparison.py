@@ -290,7 +290,7 @@ def _suites(folder: Path, runs: Runs) -> list[dict[str, Any]]:
 
 def _by_key(results: Mapping[str, Any]) -> dict[Any, SuiteGroup]:
     """What the suites of a run found, by suite and what is shown of it."""
-    groups = [g for section in suite_sections(results) for g in section.groups]
+    groups = [g for part in suite_sections(results) for g in part["groups"]]
     return {(group.suite, group.name, *group.cells): group for group in groups}
 
 

@@ -25,7 +25,7 @@ from avalanche_clip.evaluation.report.results import (
     matrices,
     total_budget,
 )
-from avalanche_clip.evaluation.report.suites import SuiteSection, suite_sections
+from avalanche_clip.evaluation.report.suites import suite_sections
 from avalanche_clip.evaluation.report.summaries import (
     CLASS_INCREMENTAL,
     MULTI_DOMAIN,
@@ -221,15 +221,15 @@ def _draw(
     ]
 
 
-def _draw_suite(folder: Path, section: SuiteSection) -> list[Path]:
-    """Write the figures of a suite."""
-    paths = []
-    for number, group in enumerate(section.groups):
-        end = html.file_name(f"{group.suite}_{group.name}")
-        # Names may differ in what a file name cannot hold.
-        path = folder / f"suite_{end}{f'_{number}' if number else ''}.png"
-        paths.append(plots.save_figure(group.figure(), path))
-    return paths
+def _draw_suite(folder: Path, section: Mapping[str, Any]) -> list[Path]:
+    """Write the figures of a suite, numbered: file names may not tell them apart."""
+    return [
+        plots.save_figure(
+            group.figure(),
+            folder / f"suite_{html.file_name(f'{group.suite}_{group.name}')}_{k}.png",
+        )
+        for k, group in enumerate(section["groups"])
+    ]
 
 
 def _per_task(name: str, matrix: Matrix) -> Scores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +16,24 @@ from avalanche_clip.evaluation.suites.suite import metrics_only
 MOST_LINES = 12
 """More tasks are drawn as a heat map."""
 
+Cell = tuple[str, str]
+"""Task and metric."""
+
 
 @dataclass(frozen=True)
 class SuiteGroup:
     """Values of a suite that one figure shows.
 
     One metric over several tasks, or several metrics of the only task, either all
-    shares or none.
+    fractions or none.
 
     :param name: of the metric, or of the task.
-    :param cells: (task, metric) of each column of the matrix.
+    :param cells: one for each column of the matrix.
     """
 
     suite: str
     name: str
-    cells: list[tuple[str, str]]
+    cells: list[Cell]
     matrix: Matrix
 
     @property
@@ -46,120 +49,89 @@ class SuiteGroup:
     def figure(self) -> Figure:
         """Lines over the evaluation points; of many tasks a heat map."""
         looks: dict[str, Any] = {**self.matrix.looks(), "percent": self.percent}
-        title = f"{self.suite}: {self.name}"
+        looks["title"] = f"{self.suite}: {self.name}"
         if len(self.cells) > MOST_LINES:
-            return plots.plot_matrix(self.matrix.E, title=title, **looks)
+            return plots.plot_matrix(self.matrix.E, **looks)
         kind, name = ("task", self.name) if self.one_metric else ("metric", "")
-        return plots.plot_over_time(
-            self.matrix.E, title=title, ylabel=name, kind=kind, **looks
-        )
+        return plots.plot_over_time(self.matrix.E, ylabel=name, kind=kind, **looks)
 
 
-@dataclass(frozen=True)
-class SuiteSection:
-    """A suite of one run.
+def suite_sections(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the suites of a run found, and what they lacked, for its page.
 
-    :param header: names of the evaluation points.
-    :param main: rows of the table that is shown: label, metric, values.
-    :param others: those of the table behind it.
-    :param missing: data sets that were not there -> what is wanted where.
-    """
-
-    name: str
-    header: list[str]
-    main: list[tuple[str, str, list[float]]]
-    others: list[tuple[str, str, list[float]]]
-    groups: list[SuiteGroup]
-    missing: Mapping[str, str]
-
-
-def suite_sections(results: Mapping[str, Any]) -> list[SuiteSection]:
-    """What the suites of a run found, and what they lacked.
-
-    The first metric of a task is its main one. Of a suite with one task all metrics
-    are shown.
+    The first metric of a task is its main one; of a suite with one task all are. There
+    is no figure of a run that was stopped before its first step.
 
     :param results: content of ``results.json``.
+    :return: of each suite its ``name``, :class:`SuiteGroup` of ``groups``, the
+        ``header`` of both tables, rows of the ``main`` and of the ``others``, and data
+        sets that were ``missing`` -> what is wanted where.
     """
-    missing = results.get("suites_missing", {})
-    return [
-        _section(results, name, rows, missing.get(name, {}))
-        for name, rows in results.get("suites", {}).items()
-    ]
-
-
-def _section(
-    results: Mapping[str, Any],
-    name: str,
-    rows: Mapping[str, Any],
-    missing: Mapping[str, str],
-) -> SuiteSection:
-    tasks: dict[str, dict[str, float]] = {}
-    for row in rows.values():
-        for task, metrics in row.items():
-            tasks.setdefault(task, {}).update(metrics)
-    every = [(task, metric) for task, metrics in tasks.items() for metric in metrics]
-    main = [(task, m) for task, metrics in tasks.items() for m in metrics_only(metrics)]
-    if len(tasks) > 1:
-        main = list({cell[0]: cell for cell in reversed(main)}.values())[::-1]
-    table = {cell: _values(rows, [cell])[:, 0] for cell in every}
-    made = [
-        SuiteGroup(name, title, cells, _matrix(results, rows, cells, labels))
-        for title, cells, labels in _grouped(main)
-        if len(rows) > 1  # else the run was stopped before its first step
-    ]
-    labels = made[0].matrix.row_labels if made else []
-    before = [row for row in rows if not row.isdigit()]
-    return SuiteSection(
-        name,
-        ["", *before, *[f"after {label}" for label in labels]],
-        _lines(table, main),
-        _lines(table, [cell for cell in every if cell not in main]),
-        made,
-        missing,
-    )
-
-
-def _lines(
-    table: Mapping[tuple[str, str], np.ndarray], cells: Iterable[tuple[str, str]]
-) -> list[tuple[str, str, list[float]]]:
-    return [(f"{cell[0]}, {cell[1]}", cell[1], table[cell].tolist()) for cell in cells]
-
-
-def _grouped(
-    cells: Sequence[tuple[str, str]],
-) -> list[tuple[str, list[tuple[str, str]], list[str]]]:
-    """Name, columns and their labels of each group of main values."""
-    tasks = {task for task, _ in cells}
-    groups: dict[Any, list[tuple[str, str]]] = {}
-    for task, metric in cells:
-        key = metric if len(tasks) > 1 else html.is_fraction(metric)
-        groups.setdefault(key, []).append((task, metric))
-    if len(tasks) > 1:
-        return [
-            (key, found, [task for task, _ in found]) for key, found in groups.items()
+    missing, found = results.get("suites_missing", {}), []
+    for name, rows in results.get("suites", {}).items():
+        tasks: dict[str, dict[str, float]] = {}
+        for row in rows.values():
+            for task, values in row.items():
+                tasks.setdefault(task, {}).update(values)
+        cells = [(task, m) for task, v in tasks.items() for m in metrics_only(v)]
+        first = {task: (task, metric) for task, metric in reversed(cells)}
+        main = cells if len(tasks) == 1 else list(first.values())[::-1]
+        groups = _groups(name, results, rows, main) if len(rows) > 1 else []
+        points = groups[0].matrix.row_labels if groups else []
+        before = [row for row in rows if not row.isdigit()]
+        tables = [main, [cell for cell in cells if cell not in main]]
+        lines = [
+            [(_label(c, tasks), c[1], _values(rows, [c])[:, 0]) for c in table]
+            for table in tables
         ]
-    return [(found[0][0], found, [m for _, m in found]) for found in groups.values()]
+        found.append(
+            {
+                "name": name,
+                "header": ["", *before, *(f"after {label}" for label in points)],
+                "main": lines[0],
+                "others": lines[1],
+                "groups": groups,
+                "missing": missing.get(name, {}),
+            }
+        )
+    return found
 
 
-def _values(rows: Mapping[str, Any], cells: Sequence[tuple[str, str]]) -> np.ndarray:
-    """One row per evaluation, NaN where a value is missing."""
-    found = [
-        [row.get(task, {}).get(metric) for task, metric in cells]
-        for row in rows.values()
-    ]
-    return np.array(found, dtype=np.float64).reshape(len(rows), len(cells))
+def _label(cell: Cell, tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """Task, how many items it has, if that is known, and metric."""
+    count = tasks[cell[0]].get("count")
+    return f"{cell[0]}{'' if count is None else f' ({count:,.0f})'}, {cell[1]}"
 
 
-def _matrix(
-    results: Mapping[str, Any],
-    rows: Mapping[str, Any],
-    cells: Sequence[tuple[str, str]],
-    labels: list[str],
-) -> Matrix:
-    later = {name: row for name, row in rows.items() if name.isdigit()}
-    first = {name: row for name, row in rows.items() if not name.isdigit()}
+def _groups(
+    suite: str, results: Mapping[str, Any], rows: Mapping[str, Any], cells: list[Cell]
+) -> list[SuiteGroup]:
     steps, points = step_labels(results)
-    points = list(range(len(later))) if points is None else points
-    before = _values(first, cells)[0] if first else None
-    return Matrix(_values(later, cells), before, labels, steps, points=points)
+    parts: dict[Any, list[Cell]] = {}
+    several = len({task for task, _ in cells}) > 1
+    for cell in cells:
+        key = cell[1] if several else html.is_fraction(cell[1])
+        parts.setdefault(key, []).append(cell)
+    found = []
+    for part in parts.values():
+        after, before = (
+            _values({k: v for k, v in rows.items() if k.isdigit() == later}, part)
+            for later in (True, False)
+        )
+        matrix = Matrix(
+            after,
+            before[0] if len(before) else None,
+            [task if several else metric for task, metric in part],
+            steps,
+            points=list(range(len(after))) if points is None else points,
+        )
+        name = part[0][1] if several else part[0][0]
+        found.append(SuiteGroup(suite, name, part, matrix))
+    return found
+
+
+def _values(rows: Mapping[str, Any], cells: Sequence[Cell]) -> np.ndarray:
+    """One row per evaluation, NaN where a value is missing."""
+    every = rows.values()
+    found = [[row.get(task, {}).get(name) for task, name in cells] for row in every]
+    return np.array(found, dtype=np.float64).reshape(len(rows), len(cells))

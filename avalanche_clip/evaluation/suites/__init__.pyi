@@ -1,7 +1,6 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
 from avalanche_clip.evaluation.suites.blind_pairs import (
     BlindPairsSuite as BlindPairsSuite,
-    blind_emoji_suite as blind_emoji_suite,
 )
 from avalanche_clip.evaluation.suites.chat import (
     ChatModel as ChatModel,
@@ -17,7 +16,6 @@ from avalanche_clip.evaluation.suites.mirb import (
 from avalanche_clip.evaluation.suites.mmvp import (
     MMVPResult as MMVPResult,
     mmvp as mmvp,
-    mmvp_by_options as mmvp_by_options,
     mmvp_scores as mmvp_scores,
     parse_option as parse_option,
 )

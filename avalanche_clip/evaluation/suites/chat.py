@@ -101,7 +101,7 @@ class ChatModel:
         """
         found: list[Tensor | None] = [None] * len(turns)
         with self._ready(turns, 1) as (kept, inputs):
-            rows = self._logits(inputs, 1)[:, 0] if kept else []
+            rows = list(self._logits(inputs, 1)[:, 0]) if kept else []
         for k, row in zip(kept, rows, strict=True):
             found[k] = row
         return found
@@ -127,7 +127,7 @@ class ChatModel:
         require_some([r for r in ids if r], "candidates with tokens", least=len(ids))
         sums: list[Tensor | None] = [None] * len(ids)
         with self._ready(asked, max(map(len, ids))) as (kept, inputs):
-            rows = self._continued(inputs, [ids[k] for k in kept]) if kept else []
+            rows = list(self._continued(inputs, [ids[k] for k in kept])) if kept else []
         for k, row in zip(kept, rows, strict=True):
             sums[k] = row / (len(ids[k]) if per_token else 1)
         found: list[Tensor | None] = []

@@ -52,7 +52,8 @@ class MIRBResult:
 
     :ivar tasks: subset, dimension or ``"overall"`` -> metric -> value, see
         :func:`mirb`.
-    :ivar settings: model, data and protocol that the values belong to.
+    :ivar settings: model, data and protocol that the values belong to, and ``missing``:
+        subset -> the file that is wanted.
     :ivar answers: id of a question -> what was answered.
     """
 
@@ -204,8 +205,7 @@ def mirb(
             )
         suite = MIRBSuite(data, **options)
         suite.check(model)
-        device = next(model.parameters()).device
-        found = suite.answers(model, device=device)
+        found = suite.answers(model, device=next(model.parameters()).device)
         settings, questions = suite.identity(), suite.data
     else:
         if not isinstance(model, MultiImageScorer):
@@ -215,8 +215,8 @@ def mirb(
         questions = _dataset(data)
         settings = {**model.identity(), "data": questions.checksum}
         found = _ask(model, questions, _AnswerFile(answers, settings))
-    tasks = mirb_values(questions, found, protocol)
-    return MIRBResult(tasks, {**settings, "protocol": protocol}, found)
+    settings |= {"protocol": protocol, "missing": questions.missing}
+    return MIRBResult(mirb_values(questions, found, protocol), settings, found)
 
 
 class MIRBSuite(Suite):
@@ -249,22 +249,19 @@ class MIRBSuite(Suite):
     def check(self, model: Any) -> None:
         """Refuse models that are no dual encoders, and data without any rule."""
         super().check(model)
-        with self.features.of(model) as encoded:
+        with self.features.of(model) as encoded:  # encodes nothing yet
             DualEncoderScorer(encoded, self.data, **self.options)
 
     def identity(self) -> dict[str, Any]:
         """Settings, and the hash of questions and pictures."""
         return {"suite": "MIRB", "data": self.data.checksum, **self.options}
 
-    def answers(
-        self,
-        model: Any,
-        *,
-        device: str | torch.device = "cpu",
-        autocast: Autocast = nullcontext,
-    ) -> dict[str, Answer]:
-        """Answer all questions: id -> answer."""
-        with self.features.of(model, device=device, autocast=autocast) as encoded:
+    def answers(self, model: Any, **place: Any) -> dict[str, Answer]:
+        """Answer all questions: id -> answer.
+
+        :param place: ``device`` and ``autocast``, see :meth:`Suite.evaluate`.
+        """
+        with self.features.of(model, **place) as encoded:
             scorer = DualEncoderScorer(encoded, self.data, **self.options)
             # counting depends on the scale too, which is no part of a tower
             scale = float(encoded.model.logit_scale.detach())
@@ -295,7 +292,7 @@ def mirb_values(
     for subset, samples in data.subsets().items():
         kind, count = samples[0].kind, len(samples)
         rule = MIRB_RULES[kind]
-        letters = "".join(LETTERS) if kind == "letter" else ""
+        letters = "ABCDE" if kind == "letter" else ""
         hits = parsed = lost = 0
         guessed = 0.0
         for sample in samples:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from avalanche_clip.benchmarks.datasets.mmvp import MMVPDataset
-from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
-from avalanche_clip.common.checks import (
-    as_size,
-    require_choice,
-    require_length,
-    require_some,
-)
+from avalanche_clip.common.checks import as_size, require_choice, require_length
 from avalanche_clip.evaluation.functional.intervals import wilson_interval
 from avalanche_clip.evaluation.suites.chat import ChatModel, Turn
-from avalanche_clip.evaluation.suites.suite import (
-    Autocast,
-    SuiteFeatures,
-    require_dual_encoder,
-)
 
 _METHODS = ("generate", "log-probability")
 _MARKED = re.compile(r"\(([ab])\)", re.I)
@@ -59,8 +47,8 @@ def parse_option(answer: str | None, options: Sequence[str]) -> str | None:
     if found:
         return found[1].lower()
     named = [
-        letter
-        for letter, option in zip("ab", options, strict=True)
+        "ab"[number]
+        for number, option in enumerate(options)
         if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.I)
     ]
     return named[0] if len(named) == 1 else None
@@ -74,7 +62,7 @@ class MMVPResult(NamedTuple):
     ``unparsed``, the share of answers that choose neither option, which are wrong;
     fractions in [0, 1]; and ``count``, the number of questions. ``letters``: chosen
     options, None for neither, question by question. ``answers``: what was written,
-    empty where nothing is. ``labels``: which right answers were used, see
+    if anything. ``labels``: which right answers were used, see
     :class:`MMVPDataset <avalanche_clip.benchmarks.datasets.mmvp.MMVPDataset>`.
     ``method``: how options were chosen.
     """
@@ -100,7 +88,6 @@ def mmvp_scores(
     >>> round(scores["pair_acc"], 3), scores["question_acc"]
     (0.333, 0.5)
     """
-    require_some(answers, "questions")
     require_length(letters, len(answers), "letters", "question")
     require_length(pair_ids, len(answers), "pair_ids", "question")
     right = [one == other for one, other in zip(letters, answers, strict=True)]
@@ -148,70 +135,17 @@ def mmvp(
     data = MMVPDataset(data) if isinstance(data, (str, Path)) else data
     letters: list[str | None] = []
     written: list[str | None] = []
-    for block in _blocks(data, batch_size):
+    for places in torch.arange(len(data)).split(as_size(batch_size, "batch_size")):
+        block = [data[place] for place in places.tolist()]
         turns = [Turn("", [item.image], item.prompt) for item in block]
         if method == "generate":
             texts = model.generate(turns, max_new_tokens)
             written += texts
-            letters += [
-                parse_option(text, item.options)
-                for text, item in zip(texts, block, strict=True)
-            ]
+            letters += [parse_option(t, item.options) for t, item in zip(texts, block)]
             continue
-        for scores in model.log_probs(turns, [["(a)", "(b)"]] * len(turns)):
-            a, b = (0.0, 0.0) if scores is None else scores.tolist()
+        for found in model.log_probs(turns, [["(a)", "(b)"]] * len(turns)):
+            a, b = (0.0, 0.0) if found is None else found.tolist()
             letters.append(None if a == b else "ab"[b > a])
-        written += [None] * len(turns)
-    return _result(data, letters, written, method)
-
-
-def mmvp_by_options(
-    model: Any,
-    data: MMVPDataset | str | Path,
-    *,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-    autocast: Autocast = nullcontext,
-) -> MMVPResult:
-    """Let a dual encoder answer MMVP by the more similar option, a rule of our own.
-
-    Each option becomes the statement ``a photo of`` and its text; neither is chosen if
-    their cosines differ by at most 1e-6. Name it so, and never mix it with MMVP-VLM or
-    with answers in words.
-
-    :param model: a dual encoder on ``device``; it is left as it was.
-    :param data: the questions, or their folder (labels as released).
-    :param batch_size: images, and texts, per forward pass.
-    :param device: where the model is.
-    :param autocast: makes the context of the forward passes.
-    """
-    require_dual_encoder(model, "mmvp-by-options")
-    data = MMVPDataset(data) if isinstance(data, (str, Path)) else data
-    images, texts = [], []
-    for item in (data[place] for place in range(len(data))):
-        images.append(item.image)
-        texts += [f"a photo of {option}" for option in item.options]
-    features = SuiteFeatures(batch_size=batch_size)
-    with features.of(model, device=device, autocast=autocast) as encoded:
-        key = digest_of([picture_digest(image) or b"" for image in images]).hex()
-        seen, said = encoded.images(key, images), encoded.texts(texts)
-    gaps = (seen[:, None] * said.unflatten(0, (-1, 2))).sum(2).diff(dim=1)[:, 0]
-    letters = [None if abs(gap) <= 1e-6 else "ab"[gap > 0] for gap in gaps.tolist()]
-    return _result(data, letters, [None] * len(letters), "option ranking")
-
-
-def _blocks(data: MMVPDataset, size: int) -> Iterator[list[Any]]:
-    size = as_size(size, "batch_size")
-    for start in range(0, len(data), size):
-        yield [data[k] for k in range(start, min(start + size, len(data)))]
-
-
-def _result(
-    data: MMVPDataset,
-    letters: list[str | None],
-    written: list[str | None],
-    method: str,
-) -> MMVPResult:
-    answers, pairs = data.answers, [(number + 1) // 2 for number in data.numbers]
-    scores = mmvp_scores(letters, answers, pairs)
+    pairs = [(number + 1) // 2 for number in data.numbers]
+    scores = mmvp_scores(letters, data.answers, pairs)
     return MMVPResult(scores, letters, written, data.labels, method)

@@ -11,12 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from avalanche_clip.benchmarks.datasets.mmvp import MMVPVLMDataset
-from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
-from avalanche_clip.common.checks import require_some, require_type
-from avalanche_clip.evaluation.functional.intervals import (
-    bootstrap_interval,
-    wilson_interval,
-)
+from avalanche_clip.benchmarks.items.marks import digest_of, picture_digests
+from avalanche_clip.common.checks import require_length, require_some, require_type
 from avalanche_clip.evaluation.functional.pairs import pattern_metrics
 from avalanche_clip.evaluation.suites.suite import Autocast, Encoded, Suite, Values
 
@@ -25,9 +21,6 @@ MMVP_PROMPT = "a photo of "
 
 TIE_EPS = 1e-6
 """Cosines that differ by less are a tie, which is wrong, as in retrieval."""
-
-
-_GIVE = "a PIL image or a tensor"
 
 
 class MMVPVLMSuite(Suite):
@@ -49,7 +42,7 @@ class MMVPVLMSuite(Suite):
     :param prompt: put before each statement; that of MMVP-VLM by default, ``""`` for
         none.
     :param batch_size: images, and texts, per forward pass.
-    :param num_workers: processes that read images.
+    :param num_workers: processes that transform images, which are kept in memory.
 
     Source: Tong et al., CVPR 2024 (MMVP, arXiv 2401.06209).
 
@@ -73,15 +66,14 @@ class MMVPVLMSuite(Suite):
         super().__init__(name, batch_size=batch_size, num_workers=num_workers)
         require_type(prompt, str, "prompt", "a string, '' for none")
         self.prompt = prompt
-        self.pairs: Any = ()
+        self.pairs: Any = data
         if isinstance(data, (str, Path)):
             try:
                 self.pairs = MMVPVLMDataset(data)
             except FileNotFoundError as error:
-                self.missing["all"] = str(error)
+                self.pairs, self.missing["all"] = (), str(error)
         else:
             require_some(data, "pairs")
-            self.pairs = data
 
     def check(self, model: Any) -> None:
         """Refuse a model that is no dual encoder, and data that cannot be read."""
@@ -89,16 +81,9 @@ class MMVPVLMSuite(Suite):
         self.identity()
 
     def identity(self) -> dict[str, Any]:
-        """Prompt, and hashes of images and statements; ``None`` for missing data."""
-        if self.missing:
-            return {"prompt": self.prompt, "pairs": None}
-        content = self._content
-        return {
-            "prompt": self.prompt,
-            "pairs": len(content.patterns),
-            "images": content.images,
-            "labels": content.labels,
-        }
+        """Prompt, number of pairs, hash of images, statements and patterns."""
+        data = {"pairs": len(self.pairs), "data": self._read.key}
+        return {"prompt": self.prompt, **data}
 
     def evaluate(
         self,
@@ -110,84 +95,45 @@ class MMVPVLMSuite(Suite):
         """Score a model, see :meth:`Suite.evaluate`; nothing where data are missing."""
         if self.missing:
             return {}
-        key = tuple(self.identity().items())
+        key = (self._read.key, self.prompt)
         with self.features.of(model, device=device, autocast=autocast) as encoded:
             return encoded.result(key, lambda: self._score(encoded))
 
     def _score(self, encoded: Encoded) -> Values:
-        content = self._content
-        texts = [self.prompt + text for pair in content.statements for text in pair]
-        pictures: Any = _Images(self.pairs)
-        rows = encoded.images(content.images, pictures), encoded.texts(texts)
+        read = self._read
+        texts = [self.prompt + text for text in read.statements]
+        rows = encoded.images(read.key, read.images), encoded.texts(texts)
         images, said = (part.unflatten(0, (-1, 2)) for part in rows)
-        S = images @ said.transpose(1, 2)
-        values = pattern_metrics(S, content.patterns, tie_eps=TIE_EPS)
-        alike = (images[:, 0] * images[:, 1]).sum(1)
-        hits = []
-        for task, found in values.items():
-            if task == "all":
-                continue
-            places = [n for n, other in enumerate(content.patterns) if other == task]
-            found["blindness"] = alike[places].mean().item()
-            right = round(found["text_to_image_acc"] * len(places))
-            hits.append([1.0] * right + [0.0] * (len(places) - right))
-            self._bound(found, wilson_interval(right, len(places)))
-        means = [found["blindness"] for task, found in values.items() if task != "all"]
-        values["all"]["blindness"] = sum(means) / len(means)
-        self._bound(values["all"], bootstrap_interval(hits))
-        return values
-
-    def _bound(self, found: dict[str, float], ends: tuple[float, float]) -> None:
-        """Put the interval of the score and the number of images in."""
-        found["text_to_image_acc_low"], found["text_to_image_acc_high"] = ends
-        found["count"] = 2 * found["pair_count"]
+        return pattern_metrics(
+            images @ said.transpose(1, 2),
+            read.patterns,
+            tie_eps=TIE_EPS,
+            blindness=(images[:, 0] * images[:, 1]).sum(1),
+        )
 
     @cached_property
-    def _content(self) -> _Content:
-        """Statements, patterns and hashes; each pair is read once."""
-        statements, patterns, pixels = [], [], []
+    def _read(self) -> _Read:
+        """All pairs, read once."""
+        images, statements, patterns = [], [], []
         for place in range(len(self.pairs)):
-            images, texts, pattern, *_ = self.pairs[place]
-            if len(images) != 2 or len(texts) != 2:
-                raise ValueError(
-                    f"Pair {place} has {len(images)} images and {len(texts)} "
-                    "statements; give two of each."
-                )
-            for image in images:
-                pixels.append(picture_digest(image) or b"")
-                what = f"An image of pair {place}"
-                require_type(pixels[-1] or None, bytes, what, _GIVE)
-            statements.append(tuple(texts))
-            patterns.append(str(pattern))
+            shown, texts, pattern, *_ = self.pairs[place]
+            require_length(shown, 2, f"images of pair {place}", "statement, of two")
+            require_length(texts, 2, f"statements of pair {place}", "image, of two")
+            images += shown
+            statements += texts
+            patterns.append(pattern)
         labels = repr((statements, patterns)).encode()
-        hashes = (digest_of(pieces).hex()[:32] for pieces in (pixels, [labels]))
-        return _Content(statements, patterns, *hashes)
+        key = digest_of([*picture_digests(images), labels]).hex()[:32]
+        return _Read(images, statements, patterns, key)
 
 
-class _Content(NamedTuple):
-    """What pairs hold besides their images, and hashes of both."""
+class _Read(NamedTuple):
+    """Images and statements, two of each pair; patterns; a hash of all."""
 
-    statements: list[tuple[str, ...]]
+    images: list[Any]
+    statements: list[str]
     patterns: list[str]
-    images: str
-    labels: str
-
-
-class _Images:
-    """The images of pairs, one after the other."""
-
-    def __init__(self, pairs: Any):
-        self.pairs = pairs
-        self._last: tuple[int, Any] = (-1, None)
-
-    def __len__(self) -> int:
-        return 2 * len(self.pairs)
-
-    def __getitem__(self, item: int) -> Any:
-        pair, place = divmod(item, 2)
-        if self._last[0] != pair:  # both images are opened at once
-            self._last = (pair, self.pairs[pair][0])
-        return self._last[1][place]
+    key: str
 
 
 def mmvp_vlm(

@@ -63,7 +63,7 @@ class MultiImageScorer(ABC):
     def batches(
         self, samples: Sequence[MultiImageSample]
     ) -> list[list[MultiImageSample]]:
-        """Divide the questions of a subset into those answered together: all."""
+        """Divide the questions of one subset into those answered together: all."""
         return [list(samples)]
 
     def identity(self) -> dict[str, Any]:
@@ -127,7 +127,8 @@ def patch_orders(sample: MultiImageSample) -> dict[str, list[int]]:
     :return: empty unless the sample says which image is ``whole`` and its ``grid``, and
         each option is an order of the others, counted from 1.
     """
-    grid, whole = sample.extra.get("grid"), sample.extra.get("whole")
+    grid: Any = sample.extra.get("grid")
+    whole: Any = sample.extra.get("whole")
     sizes = [whole, *grid] if isinstance(grid, list) else []
     if len(sizes) != 3 or not all(isinstance(n, int) and n >= 0 for n in sizes):
         return {}
@@ -183,9 +184,8 @@ def fused(scores: Tensor, fusion: str, tau: float) -> Tensor:
 def tiled(pictures: Sequence[Image.Image]) -> Image.Image:
     """Lay pictures side by side on white, about as many rows as columns."""
     columns = math.ceil(math.sqrt(len(pictures)))
-    width, height = (
-        max(sizes) for sizes in zip(*(p.size for p in pictures), strict=True)
-    )
+    width = max(picture.width for picture in pictures)
+    height = max(picture.height for picture in pictures)
     rows = -(-len(pictures) // columns)
     paper = Image.new("RGB", (columns * width, rows * height), "white")
     for k, picture in enumerate(pictures):
@@ -211,7 +211,7 @@ class DualEncoderScorer(MultiImageScorer):
     - ``sightseeing``, a name: the best of the names among the subset's golds, by
       ``<u, w("a photo of <name>")>``, fused over images;
     - ``attribute``, and ``sightseeing`` with yes or no: yes if the mean cosine over
-      pairs of images exceeds the median of the questions asked together;
+      pairs of images exceeds the median over the subset's questions of that kind;
     - ``analogy``, four images: yes if ``cos(u2 - u1, u4 - u3)`` exceeds the median;
     - ``count``: per image the expected count under the softmax of ``logit_scale <u,
       w("a photo of <k> <class>")>``, k = 0..20; the sum over images, rounded;
@@ -227,7 +227,7 @@ class DualEncoderScorer(MultiImageScorer):
     Of candidates within 1e-6 of the best, the first in their order is taken.
 
     :param encoded: the model's features, see :meth:`SuiteFeatures.of`.
-    :param data: all questions; those of a subset are answered together.
+    :param data: all questions; names and medians are those of its subsets.
     :param fusion: over the images of a question: one of ``FUSIONS``; ``"concat"``
         encodes them as one picture, side by side, which leaves no rule for sameness,
         analogy and jigsaw.
@@ -253,8 +253,7 @@ class DualEncoderScorer(MultiImageScorer):
                 f"No rule lets a dual encoder answer any of the {len(data)} questions "
                 f"with fusion={fusion!r}; give other subsets, or a generative model."
             )
-        named = [s.answer for s in data if self.rules[s.id] == "names"]
-        self.names = sorted(set(named))
+        self.names = sorted({s.answer for s in data if self.rules[s.id] == "names"})
 
     def _rule(self, sample: MultiImageSample) -> str:
         subset = MIRB_CONTROLS.get(sample.subset, sample.subset)
@@ -277,27 +276,29 @@ class DualEncoderScorer(MultiImageScorer):
         return "same" if subset in ("attribute", "sightseeing") and count > 1 else ""
 
     def answers(self, samples: Sequence[MultiImageSample]) -> list[Answer]:
-        """Answer all questions of a subset."""
-        rules = [self.rules[sample.id] for sample in samples]
-        values: dict[str, list[float]] = {rule: [] for rule in _STATISTICS}
-        for sample, rule in zip(samples, rules, strict=True):
-            if rule in values:
-                values[rule].append(_STATISTICS[rule](self.images(sample)))
-        turns = {rule: iter(found) for rule, found in values.items()}
-        found = []
-        for sample, rule in zip(samples, rules, strict=True):
-            if not rule:
-                found.append(Answer(None, "there is no rule for it"))
-            elif rule in values:
-                middle = float(np.median(values[rule]))
-                yes = next(turns[rule]) > middle + _TIE
-                found.append(Answer("yes" if yes else "no"))
-            else:
-                found.append(Answer(self._chosen(sample, rule)))
-        return found
+        """Answer questions of the data, in any batches."""
+        return [
+            Answer(self._chosen(sample, self.rules[sample.id]))
+            if self.rules[sample.id]
+            else Answer(None, "there is no rule for it")
+            for sample in samples
+        ]
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Median of the statistic of each subset that has one."""
+        values: dict[str, list[float]] = {}
+        for sample in self.data:
+            if statistic := _STATISTICS.get(self.rules[sample.id]):
+                found = values.setdefault(sample.subset, [])
+                found.append(statistic(self.images(sample)))
+        return {subset: float(np.median(found)) for subset, found in values.items()}
 
     def _chosen(self, sample: MultiImageSample, rule: str) -> str:
         seen = self.images(sample)
+        if rule in _STATISTICS:
+            above = _STATISTICS[rule](seen) - self.thresholds[sample.subset]
+            return "yes" if above > _TIE else "no"
         if rule == "jigsaw":
             orders, cells = patch_orders(sample), torch.arange(len(seen) // 2)
             near = seen[: len(cells)] @ seen[len(cells) :].T

@@ -214,21 +214,15 @@ class SuiteFeatures:
         self.results: OrderedDict[Any, Any] = OrderedDict()
         self.states = {"image": "", "text": ""}
         self.images: OrderedDict[str, Tensor] = OrderedDict()
-        self.forget_texts()
+        self.forget("text")
 
-    def forget_texts(self) -> None:
-        """Drop the features of all texts."""
-        self.numbers: dict[str, int] = {}
-        self.texts = FeatureTable(0)
-
-    def renew(self, tower: str, state: str) -> None:
-        """Drop the features of another state of a tower."""
-        if self.states[tower] != state:
-            self.states[tower] = state
-            if tower == "text":
-                self.forget_texts()
-            else:
-                self.images.clear()
+    def forget(self, tower: str) -> None:
+        """Drop the features of a tower."""
+        if tower == "image":
+            self.images.clear()
+        else:
+            self.numbers: dict[str, int] = {}
+            self.texts = FeatureTable(0)
 
     @contextmanager
     def of(
@@ -270,17 +264,17 @@ class Encoded:
         if tower not in self._states:
             digest = hashlib.sha256(tower_fingerprint(self.model, tower).encode())
             if tower == "image":
-                transform = describe(self.model.transform(False))
-                digest.update(transform.encode())
+                digest.update(describe(self.model.transform(False)).encode())
                 height, width = np.broadcast_to(self.model.image_size, 2).tolist()
-                probe = torch.linspace(-2, 2, 3 * height * width)
-                pictures = torch.stack([probe, probe.flip(0)])
-                rows = self._encode_images(pictures.view(2, 3, height, width))
+                probe = torch.linspace(-2, 2, 3 * height * width).view(3, height, -1)
+                rows = self._encode(tower, torch.stack([probe, probe.flip(1)]))
             else:
-                rows = self._encode_texts(_PROBES)
+                rows = self._encode(tower, self.model.tokenizer(list(_PROBES)))
             digest.update(rows.cpu().numpy().tobytes())
             self._states[tower] = digest.hexdigest()[:32]
-            self.cache.renew(tower, self._states[tower])
+            if self.cache.states[tower] != self._states[tower]:
+                self.cache.states[tower] = self._states[tower]
+                self.cache.forget(tower)
         return self._states[tower]
 
     def images(self, key: str, pictures: Any) -> Tensor:
@@ -296,9 +290,7 @@ class Encoded:
         if not all(exchange(f"images of {key}", key in known)):
             stack = partial(_stacked, self.model.transform(False))
             workers = self.cache.num_workers
-            known[key] = self._shared(
-                "images", pictures, stack, self._encode_images, workers
-            )
+            known[key] = self._shared("image", pictures, stack, workers)
         known.move_to_end(key)
         held = sum(rows.nbytes for rows in known.values())
         while held > self.cache.max_bytes and len(known) > 1:
@@ -315,7 +307,7 @@ class Encoded:
         cache = self.cache
         number = len(cache.numbers.keys() | set(texts))
         if cache.numbers and 4 * self.model.embed_dim * number > cache.max_bytes:
-            cache.forget_texts()
+            cache.forget("text")
         for text in texts:
             cache.numbers.setdefault(text, len(cache.numbers))
         cache.texts.extend(len(cache.numbers))
@@ -323,14 +315,12 @@ class Encoded:
         wanted = np.unique(ids[~cache.texts.known(ids)])
         counts = exchange("texts", len(wanted))
         if len(set(counts)) > 1:
-            cache.forget_texts()
+            cache.forget("text")
             return self.texts(texts)
         if any(counts):
             names = list(cache.numbers)
             new = [names[number] for number in wanted]
-            cache.texts.put(
-                wanted, self._shared("texts", new, list, self._encode_texts)
-            )
+            cache.texts.put(wanted, self._shared("text", new, self.model.tokenizer))
         found = cache.texts.get(ids)
         assert found is not None
         return found
@@ -352,10 +342,9 @@ class Encoded:
 
     def _shared(
         self,
-        kind: str,
+        tower: str,
         items: Any,
-        collate: Callable[[list[Any]], Any],
-        encode: Callable[[Any], Tensor],
+        collate: Callable[[list[Any]], Tensor],
         num_workers: int = 0,
     ) -> Tensor:
         """Let each process encode some of the batches, and gather their rows.
@@ -374,19 +363,15 @@ class Encoded:
             generator=torch.Generator().manual_seed(0),
         )
         rows = torch.zeros(0, self.model.embed_dim, device=self.device)
-        with together(f"encoding {kind}"):
-            rows = torch.cat([rows, *map(encode, loader)])
-        self.cache.encoded[kind] += count
+        with together(f"encoding {tower}s"):
+            rows = torch.cat([rows, *(self._encode(tower, batch) for batch in loader)])
+        self.cache.encoded[f"{tower}s"] += count
         return gather_rows(rows).cpu()
 
-    def _encode_images(self, pictures: Tensor) -> Tensor:
+    def _encode(self, tower: str, batch: Tensor) -> Tensor:
         with self.autocast():
-            return self.model.encode_image(pictures.to(self.device)).float()
-
-    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.model.tokenizer(list(texts))
-        with self.autocast():
-            return self.model.encode_text(tokens.to(self.device)).float()
+            encode = getattr(self.model, f"encode_{tower}")
+            return encode(batch.to(self.device)).float()
 
 
 def _stacked(transform: Callable[[Any], Tensor], pictures: Sequence[Any]) -> Tensor:

@@ -21,7 +21,11 @@ from avalanche_clip.benchmarks.datasets.emoji import (
 from avalanche_clip.benchmarks.datasets.icons import HeldOutIcons
 from avalanche_clip.benchmarks.datasets.web.folder import WebFolder
 from avalanche_clip.benchmarks.items.class_labels import class_targets
-from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts, fill
+from avalanche_clip.benchmarks.items.class_prompts import (
+    DEFAULT_TEMPLATE,
+    ClassPrompts,
+    fill,
+)
 from avalanche_clip.benchmarks.items.flat import raw_item, raw_text
 from avalanche_clip.benchmarks.items.given import check_source
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
@@ -29,9 +33,11 @@ from avalanche_clip.common.checks import (
     as_texts,
     require_choice,
     require_indices,
+    require_known,
     require_length,
     require_some,
 )
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 _CLASSES = "classification"
@@ -47,6 +53,7 @@ METRICS = {
 """Kind of task -> what its main metric can be."""
 
 Template = str | Callable[[str], str]
+Templates = Template | Sequence[Template] | Mapping[str, Sequence[str]]
 _SAMPLED = 16
 
 
@@ -102,9 +109,10 @@ class ZeroShotTask:
         name: str,
         data: Any,
         class_names: Sequence[str] | ClassPrompts | None = None,
-        templates: Template | Sequence[Template] | Mapping[str, Sequence[str]] = (
-            "a photo of a {}."
-        ),
+        templates: Template
+        | Sequence[Template]
+        | Mapping[str, Sequence[str]]
+        | None = (None),
         *,
         metric: str = "acc1",
         groups: Sequence[int] | npt.NDArray | None = None,
@@ -118,7 +126,8 @@ class ZeroShotTask:
             :class:`ClassPrompts`, which hold their templates; then indices are
             positions in it.
         :param templates: one or several, with ``{}`` or ``{c}`` where the name goes, or
-            functions of the name; or a mapping from each name to its prompts.
+            functions of the name; or a mapping from each name to its prompts. Default
+            ``"a photo of a {}."``.
         :param metric: the main one: ``"acc1"``, ``"acc5"``,
             ``"mean_per_class_recall"``, ``"macro_f1"``, and with groups
             ``"worst_group_acc1"`` and ``"worst_group_acc5"``.
@@ -136,8 +145,7 @@ class ZeroShotTask:
         prompts = class_prompts(class_names, templates)
         require_indices(labels, len(prompts), f"labels of {name!r}")
         if groups is not None:
-            groups = np.asarray(groups, dtype=np.int64)
-            require_length(groups, len(labels), f"groups of {name!r}", "picture")
+            groups = as_integer_array(groups, f"groups of {name!r}", f"{len(labels)}")
         pool, rows = Pictures(data), np.arange(len(labels))
         return cls(name, _CLASSES, pool, rows, metric, labels, prompts, groups=groups)
 
@@ -215,13 +223,16 @@ class ZeroShotTask:
         """
         found = WebFolder(folder, split, captions=captions)
         groups = None
-        if group_field is not None:
-            if found.facts is None:
-                raise ValueError(f"{folder}: the samples have no npy with groups.")
+        if group_field is not None or ignored_groups:
+            if found.facts is None or group_field is None:
+                raise ValueError(
+                    f"{folder}: groups need a group_field, and samples with an npy."
+                )
             require_indices(np.array(group_field), found.facts.shape[1], "group_field")
             groups = found.facts[:, group_field].astype(np.int64)
             groups = np.where(np.isin(groups, ignored_groups), -1, groups)
-        prompts = class_prompts(found.class_names, found.templates or ["{}"])
+        names = found.class_names
+        prompts = class_prompts(names, found.templates) if names else ()
         return cls(
             name or Path(folder).name, found.kind, found, np.arange(len(found)),
             metric or METRICS[found.kind][0], found.labels, prompts,
@@ -283,13 +294,15 @@ def class_prompts(
 ) -> tuple[tuple[str, ...], ...]:
     """Write the prompts of each class, see :meth:`ZeroShotTask.classification`."""
     if isinstance(names, ClassPrompts):
+        if templates is not None:
+            raise ValueError("ClassPrompts hold their templates; leave templates out.")
         return tuple(map(tuple, names.prompts(which="all")))
     found = as_texts(names, "class_names", least=0)
     if isinstance(templates, Mapping):
-        missing = [name for name in found if name not in templates]
-        if missing:
-            raise ValueError(f"The class {missing[0]!r} has no prompts in templates.")
+        require_known(templates, found, "names in templates")
+        require_known(found, templates, "class_names")
         return tuple(tuple(as_texts(templates[n], f"prompts of {n!r}")) for n in found)
+    templates = DEFAULT_TEMPLATE if templates is None else templates
     one = isinstance(templates, str) or callable(templates)
     makers = [_maker(t, found) for t in ([templates] if one else templates)]
     require_some(makers, "templates")
@@ -306,10 +319,6 @@ def _maker(template: Any, names: list[str]) -> Callable[[str], str]:
 
 # --------------------------------------------------------------- embedded drawings
 @cache
-def _pool(name: str) -> Any:
-    return Pictures(HeldOutIcons()) if name == "icons" else EmojiImages(name)
-
-
 def embedded_tasks() -> dict[str, Callable[[], ZeroShotTask]]:
     """Name -> maker of the tasks on the drawings that ship with the package.
 
@@ -319,7 +328,8 @@ def embedded_tasks() -> dict[str, Callable[[], ZeroShotTask]]:
     style that no weights here were trained on; ``held-out-icons`` are icons of names
     that none was trained on.
     """
-    table, icons = load_emoji_table(), HeldOutIcons().names
+    table, icons = load_emoji_table(), HeldOutIcons()
+    pools = {True: EmojiImages("twemoji"), False: Pictures(icons)}
     later = table.step > 0
     chosen = {
         **{f"emoji-{s.label}": table.step == k for k, s in enumerate(EMOJI_STEPS)},
@@ -332,10 +342,8 @@ def embedded_tasks() -> dict[str, Callable[[], ZeroShotTask]]:
 
     def make(name: str) -> ZeroShotTask:
         emoji, rows = name != "held-out-icons", np.flatnonzero(chosen[name])
-        names = table.names if emoji else icons
+        names, labels = table.names if emoji else icons.names, np.arange(len(rows))
         prompts = tuple((names[row],) for row in rows)
-        pool = _pool("twemoji" if emoji else "icons")
-        labels = np.arange(len(rows))
-        return ZeroShotTask(name, _CLASSES, pool, rows, "acc1", labels, prompts)
+        return ZeroShotTask(name, _CLASSES, pools[emoji], rows, "acc1", labels, prompts)
 
     return {name: partial(make, name) for name in chosen}

@@ -14,18 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from avalanche_clip.common.checks import (
-    require_distinct,
-    require_known,
-    require_some,
-)
+from avalanche_clip.common.checks import require_distinct, require_known, require_some
 from avalanche_clip.evaluation.suites.scoring import score
-from avalanche_clip.evaluation.suites.suite import (
-    Autocast,
-    Encoded,
-    Suite,
-    Values,
-)
+from avalanche_clip.evaluation.suites.suite import Autocast, Encoded, Suite, Values
 from avalanche_clip.evaluation.suites.tasks import ZeroShotTask, embedded_tasks
 
 
@@ -111,13 +102,9 @@ class ZeroShotSuite(Suite):
             self.tasks.append(make())
             return
         facts = datacomp_tasks()["tasks"][name]
-        if facts["folder"] is None:
-            self.missing[name] = "its data, as a task by ZeroShotTask.association"
-            return
-        if data is None:
-            self.missing[name] = (
-                f"the folder {facts['folder']}, below the argument data"
-            )
+        if not facts["folder"] or data is None:
+            wanted = facts["folder"] or "a task made by ZeroShotTask.association"
+            self.missing[name] = f"{wanted}; where folders lie is the argument data"
             return
         keys = ("metric", "group_field", "ignored_groups")
         options = {key: facts[key] for key in keys if key in facts}
@@ -164,9 +151,7 @@ class ZeroShotSuite(Suite):
         """Averages over the tasks that there are."""
         found: Values = {}
         for name, tasks in datacomp_tasks()["aggregates"].items():
-            main = [
-                next(iter(values[task].values())) for task in tasks if task in values
-            ]
+            main = [next(iter(values[t].values())) for t in tasks if t in values]
             if main and set(tasks) <= {*values, *self.missing}:
                 whole = len(main) == len(tasks)
                 partly = "" if whole else f" ({len(main)} of {len(tasks)})"
@@ -192,8 +177,7 @@ def _pools(tasks: Sequence[ZeroShotTask]) -> dict[int, tuple[str, Any, Any]]:
     found = {}
     for task in tasks:
         if id(task.pool) not in found:
-            rows = np.unique(
-                np.concatenate([t.rows for t in tasks if t.pool is task.pool])
-            )
+            shared = [t.rows for t in tasks if t.pool is task.pool]
+            rows = np.unique(np.concatenate(shared))
             found[id(task.pool)] = task.name, Subset(task.pool, rows.tolist()), rows
     return found

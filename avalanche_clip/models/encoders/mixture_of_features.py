@@ -8,14 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import (
-    as_finite,
-    require_alike,
-    require_array,
-    require_choice,
-)
-
-_MODES = ("interleave", "add")
+from avalanche_clip.common.checks import as_finite, require_alike, require_choice
 
 
 class MixtureOfFeatures(nn.Module):
@@ -51,14 +44,13 @@ class MixtureOfFeatures(nn.Module):
         share: float | None = None,
     ):
         super().__init__()
-        require_choice("mode", mode, _MODES)
+        require_choice("mode", mode, ("interleave", "add"))
         if (share is None) is (mode == "add"):
             raise ValueError(
                 f"share={share!r} given with mode={mode!r}; 'add' needs CLIP's share, "
                 "'interleave' has none."
             )
         self.clip_encoder, self.reference_encoder = clip_encoder, reference_encoder
-        self.mode = mode
         self.share = None if share is None else as_finite(share, "share", low=0, high=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,17 +65,13 @@ class MixtureOfFeatures(nn.Module):
 
         :raises ValueError: if the shapes differ.
         """
-        shape = "B P H" if clip.ndim == 3 else "B H"
-        require_array(clip, "tokens of clip_encoder", shape, "float")
-        do = "give both encoders the same grid, and adapters to the same width"
-        require_alike(do, clip=clip, reference=reference)
+        require_alike(
+            "give both the same grid and width", clip=clip, reference=reference
+        )
         if self.share is not None:
             return self.share * clip + (1 - self.share) * reference
-        return (
-            torch.stack([clip, reference], dim=-2)
-            .flatten(-3, -2)
-            .view(len(clip), -1, clip.shape[-1])
-        )
+        both = torch.stack([clip, reference], dim=-2)
+        return both.view(len(clip), -1, clip.shape[-1])
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Return one feature of length 1 per image, for retrieval.
@@ -95,7 +83,10 @@ class MixtureOfFeatures(nn.Module):
         :return: ``(B, H)``, or ``(B, 2H)`` when interleaved.
         """
         tokens = self(images)
-        if self.share is not None:
-            return F.normalize(tokens.mean(1) if tokens.ndim == 3 else tokens, dim=-1)
-        halves = tokens[:, 0::2].mean(1), tokens[:, 1::2].mean(1)
-        return F.normalize(torch.cat([F.normalize(h, dim=-1) for h in halves], -1))
+        parts = (
+            [tokens] if self.share is not None else [tokens[:, 0::2], tokens[:, 1::2]]
+        )
+        means = [part.mean(1) if part.ndim == 3 else part for part in parts]
+        return F.normalize(
+            torch.cat([F.normalize(m, dim=-1) for m in means], -1), dim=-1
+        )

@@ -16,6 +16,7 @@ from avalanche_clip.benchmarks.datasets import (
     write_emoji_mirb,
 )
 from avalanche_clip.evaluation.suites.multi_image import counted_class, patch_orders
+from tests.scripts import load_script
 
 TABLE = load_emoji_table()
 SHEETS = {style: EmojiImages(style) for style in ("noto", "openmoji", "twemoji")}
@@ -133,6 +134,7 @@ def test_files__are_those_of_the_released_format(tmp_path, questions, monkeypatc
     }
 
 
-def test_seed__changes_questions_and_nothing_else_does(questions):
-    assert MIRBDataset(emoji_mirb()).checksum == questions.checksum
-    assert MIRBDataset(emoji_mirb(1)).checksum != questions.checksum
+def test_choice__is_that_of_the_tool():
+    tool = load_script("tools/build_emoji_mirb.py")
+    stored = json.loads(tool.PATH.read_text(encoding="utf-8"))
+    assert stored == {"questions": tool.questions()}

@@ -68,12 +68,12 @@ def test_vlm__missing_rows_leave_whole_pairs(vlm, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "rows", "error", "message"),
     [
-        (VLM, [[1, "Orientation", "a"]], ValueError, "no question 2"),
+        (VLM, [[1, "Orientation", "a"]], ValueError, "question 1 has no partner"),
         (VLM, [[2, "State", "a"], [1, "Text", "b"]], ValueError, "'Text' and 'State'"),
         (VLM, [[1, "Colour", "a"], [2, "Color", "b"]], ValueError, "mean 'Color'"),
         (VLM, [[1, "Text", "a"], [1, "Text", "b"]], ValueError, "more than once"),
-        (VLM, [["x", "Text", "a"]], ValueError, "row 1 holds"),
-        (VLM, [[1, "Text", ""]], ValueError, "row 1 holds"),
+        (VLM, [["x", "Text", "a"]], ValueError, "a row holds"),
+        (VLM, [[1, "Text", ""]], ValueError, "a row holds"),
         (VLM, [], ValueError, "no questions in"),
         (["id", *VLM[1:]], [[1, "Text", "a"]], ValueError, "no column 'Question ID'"),
         (VLM, [[1, "Text", "a"], [2, "Text", "b"]], FileNotFoundError, "Text/1.jpg"),

@@ -87,7 +87,11 @@ def swap(folder, **member):
         (lambda f: change(f, "classnames.txt"), FileNotFoundError, "classnames.txt"),
         (lambda f: change(f, "classnames.txt", "a\nb\n"), ValueError, "0..1"),
         (lambda f: change(f, "dataset_type.txt", "audio"), ValueError, "'audio'"),
-        (lambda f: change(f, "dataset_type.txt", "retrieval"), ValueError, "no txt"),
+        (
+            lambda f: change(f, "dataset_type.txt", "retrieval"),
+            ValueError,
+            "0 of 5 samples have a txt",
+        ),
         (lambda f: swap(f, cls="1"), ValueError, "1.tar .* no picture"),
         (lambda f: swap(f, cls="a", png=picture(0)), ValueError, "classes as numbers"),
         (lambda f: swap(f, cls="-1", png=picture(0)), ValueError, "holds -1 to 2"),

@@ -214,18 +214,18 @@ def test_report__a_section_per_suite(tmp_path):
     page = write(tmp_path, results)
     assert "Suite “zero-shot”" in page.text and "Suite “blind pairs”" in page.text
     after = "before after 2010 after 2014 & <b> after 2015"
-    assert f"{after} emoji <b>, acc1 0.0 12.5 25.0 37.5" in page.text
+    assert f"{after} emoji <b> (719), acc1 0.0 12.5 25.0 37.5" in page.text
     assert "icons, mean_R@1 25.0 – 25.0 25.0" in page.text
     # Of the only task all metrics are shown, and nothing behind it.
     assert "pairs, share 12.5 12.5 12.5 12.5 pairs, born_count 3.0" in page.text
-    assert "emoji <b>, acc5 50.0" in page.text and "count 719.0" in page.text
+    assert "emoji <b> (719), acc5 50.0" in page.text and "acc1_low" not in page.text
     assert page.text.count("further metrics") == 1
     assert "imagenet1k no file /data/0.tar" in page.text
     made = sorted(path.name for path in tmp_path.glob("suite_*.png"))
     assert made == [
-        "suite_blind_pairs_pairs.png",
+        "suite_blind_pairs_pairs_0.png",
         "suite_blind_pairs_pairs_1.png",
-        "suite_zero-shot_acc1.png",
+        "suite_zero-shot_acc1_0.png",
         "suite_zero-shot_mean_R_at_1_1.png",
     ]
     assert len(page.sources) == 3 + len(made)
@@ -240,11 +240,11 @@ def test_report__many_tasks_of_a_suite_at_some_points(tmp_path):
         suites={"many": rows}, evaluations=evaluations, matrices=matrices
     )
     page = write(tmp_path, results)
-    assert "after 2010 after 2015 emoji <b>, acc1 12.5 25.0" in page.text
-    assert "task 19, acc1 47.5 47.5" in page.text
+    assert "after 2010 after 2015 emoji <b> (719), acc1 12.5 25.0" in page.text
+    assert "task 19 (7), acc1 47.5 47.5" in page.text
 
 
 def test_report__a_run_that_was_stopped_before_its_first_step(tmp_path):
     rows = {"before": suite_rows()["before"]}
     page = write(tmp_path, make_results(suites={"zero-shot": rows}))
-    assert "emoji <b>, acc1 0.0" in page.text
+    assert "emoji <b> (719), acc1 0.0" in page.text

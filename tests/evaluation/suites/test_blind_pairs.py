@@ -13,7 +13,6 @@ from avalanche_clip.evaluation.metrics import BlindPairsMetric
 from avalanche_clip.evaluation.suites import (
     BlindPairsSuite,
     MMVPVLMSuite,
-    blind_emoji_suite,
 )
 from avalanche_clip.models import create_dual_encoder, drawing_features
 from avalanche_clip.training import Sequential
@@ -85,7 +84,7 @@ def test_suite__born_and_healed_against_first_and_last():
             "count": SIZE,
         }
         assert list(found)[0] == "blind_share"
-    assert followed.blind_pairs("first") == sorted(sets[0])
+    assert followed.blind_pairs(0) == sorted(sets[0])
     assert len(sets[0]) > 3 and sets[1] - sets[0] and sets[0] - sets[1]
     assert followed.features.encoded["images"] == 4 * SIZE
 
@@ -122,7 +121,6 @@ def test_suite__reference_from_array_file_encoder_and_function(tmp_path):
     wanted = suite().evaluate(model)
     for given in (rows.numpy(), rows.double(), path, str(path)):
         assert suite(reference=given).evaluate(model) == wanted
-    # An encoder once, whatever it is asked through.
     with torch.no_grad():
         features = other.eval().encode_image(torch.stack(pictures()))
     wanted = suite(reference=features).evaluate(model)
@@ -140,15 +138,12 @@ def test_suite__identity_tells_images_thresholds_and_reference():
     changes = [
         {"images": pictures(seed=1)},
         {"reference": reference() + 1},
-        {"reference": stub_model()},
         {"reference": drawing_features},
         {"clip_threshold": 0.81},
         {"reference_threshold": 0.41},
     ]
     others = [str(suite(**change).identity()) for change in changes]
     assert len({str(known), *others}) == len(changes) + 1
-    items = [(image, "caption") for image in pictures()]
-    assert suite(images=items).identity() == known
 
 
 def test_suite__state_goes_on_where_it_was():
@@ -161,7 +156,7 @@ def test_suite__state_goes_on_where_it_was():
     resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
     assert [resumed.evaluate(stub_model(seed)) for seed in (1, 2)] == values[1:]
     resumed.load_state_dict({})
-    assert resumed.blind_pairs() == []
+    assert resumed.points == []
     assert resumed.evaluate(stub_model(0)) == values[0]
     with pytest.raises(ValueError, match="gives other features"):
         suite(reference=reference() + 1).load_state_dict(stopped.state_dict())
@@ -174,7 +169,7 @@ def test_suite__state_goes_on_where_it_was():
         ({"reference": torch.zeros(SIZE, 2)}, "zeros only"),
         ({"reference": reference().half()}, "half precision"),
         ({"images": pictures(1)}, "There are 1 images to pair"),
-        ({"images": [*pictures(13), "x.png"]}, "Image 13"),
+        ({"images": [*pictures(13), "x.png"]}, "Picture 13"),
         ({"images": range(6000)}, "at most 5,000"),
         ({"clip_threshold": 2}, "clip_threshold=2"),
     ],
@@ -183,19 +178,10 @@ def test_suite__refuses_before_anything_is_trained(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         built = suite(**options)
         built.check(stub_model())
-        built.identity()
+        built.evaluate(stub_model())
 
 
-def test_suite__refuses_itself_as_its_reference():
-    model = stub_model()
-    with pytest.raises(ValueError, match="the model itself"):
-        suite(reference=model).check(model)
-
-
-def test_blind_emoji_suite__runs_without_downloads():
-    followed = blind_emoji_suite()
-    assert len(followed.images) == 1911
-    assert followed.thresholds == (0.8, 0.6)
+def test_suite__emoji_need_no_downloads():
     few = BlindPairsSuite(EmojiImages("twemoji", range(0, 1911, 40)), drawing_features)
     found = few.evaluate(create_dual_encoder("tiny-emoji", "emoji-2010"))["all"]
     assert found["count"] == 48 and found["blind_count"] < 48

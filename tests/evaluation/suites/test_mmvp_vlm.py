@@ -87,7 +87,7 @@ def test_suite__intervals_and_counts(vlm):
     assert first["text_to_image_acc_low"] == pytest.approx(0.5481, abs=1e-4)
     assert first["text_to_image_acc_high"] == pytest.approx(0.9295, abs=1e-4)
     whole = values["all"]
-    assert whole["count"] == 270 and whole["pair_count"] == 135
+    assert whole["count"] == 270
     assert whole["text_to_image_acc"] == pytest.approx(132 / 135)
     assert 0.94 < whole["text_to_image_acc_low"] < 0.97
     assert 0.99 < whole["text_to_image_acc_high"] <= 1
@@ -169,14 +169,14 @@ def test_suite__identity_tells_prompt_images_and_statements():
     first = other.items[0]
     other.items[0] = first._replace(statements=first.statements[::-1])
     swapped.items[0] = first._replace(images=first.images[::-1])
-    assert MMVPVLMSuite(other).identity()["labels"] != known["labels"]
-    assert MMVPVLMSuite(swapped).identity()["images"] != known["images"]
+    assert MMVPVLMSuite(other).identity()["data"] != known["data"]
+    assert MMVPVLMSuite(swapped).identity()["data"] != known["data"]
 
 
 def test_suite__says_what_is_missing(vlm, tmp_path, tiny):
     suite = MMVPVLMSuite(tmp_path / "nowhere")
     assert "Questions.csv" in suite.missing["all"]
-    assert suite.evaluate(tiny) == {} and suite.identity()["pairs"] is None
+    assert suite.evaluate(tiny) == {} and suite.identity()["pairs"] == 0
     suite.check(tiny)
     with pytest.raises(FileNotFoundError, match=r"Questions\.csv"):
         mmvp_vlm(tiny, tmp_path / "nowhere")
@@ -187,8 +187,12 @@ def test_suite__says_what_is_missing(vlm, tmp_path, tiny):
     ("data", "error", "message"),
     [
         ([], ValueError, "no pairs"),
-        ([(("x", "y"), ("a", "b"), "p")], TypeError, "An image of pair 0"),
-        ([((torch.ones(3, 2, 2),), ("a", "b"), "p")], ValueError, "1 images and 2"),
+        ([(("x", "y"), ("a", "b"), "p")], TypeError, "Picture 0"),
+        (
+            [((torch.ones(3, 2, 2),), ("a", "b"), "p")],
+            ValueError,
+            "1 images of pair 0 ",
+        ),
     ],
 )
 def test_suite__refuses_data(tiny, data, error, message):

@@ -16,6 +16,12 @@ from avalanche_clip.evaluation.suites.suite import (
 )
 from avalanche_clip.models import attach_lora, create_dual_encoder
 from tests.helpers import IMAGE_SIZE, stub_model
+from tests.models.conftest import (  # noqa: F401
+    hf_clip_folder,
+    hf_siglip_folder,
+    native_cfg,
+    tokenizer_file,
+)
 
 TEXTS = ["ab", "cd", "ab", "efg", "cd"]
 
@@ -184,3 +190,32 @@ def test_suite__refuses_other_models_and_foreign_state():
 def test_metrics_only__drops_counts_and_bounds():
     values = {"a": 0.5, "a_low": 0.4, "a_high": 0.6, "count": 3, "texts": 9}
     assert metrics_only({**values, "b_low": 0.1}) == {"a": 0.5, "b_low": 0.1}
+
+
+@pytest.mark.parametrize("kind", ["native_cfg", "hf_clip_folder", "hf_siglip_folder"])
+def test_features__of_towers_of_all_libraries_are_their_own(kind, request):
+    given = request.getfixturevalue(kind)
+    if kind == "native_cfg":
+        given = {"model_cfg": given, "tokenizer": {"type": "open_clip"}}
+    model, features = create_dual_encoder(given).eval(), SuiteFeatures(batch_size=2)
+    transform, size = model.transform(False), model.image_size
+    shown = list(
+        torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    )
+    words = ["red dog", "green car", "red dog"]
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([transform(p) for p in shown]))
+        texts = model.encode_text(model.tokenizer(words))
+    with features.of(model) as encoded:
+        torch.testing.assert_close(encoded.images("a", shown), images)
+        torch.testing.assert_close(encoded.texts(words), texts, atol=2e-5, rtol=0)
+        was = encoded.state("image"), encoded.state("text")
+    for name, parameter in model.named_parameters():
+        if model.tower_of(name) is None:
+            continue
+        kept = parameter.data.clone()
+        parameter.data.view(-1)[-1:] += 0.5
+        changed = [a != b for a, b in zip(was, states(model, features), strict=True)]
+        tower = model.tower_of(name)
+        assert changed == [tower == "image", tower == "text"], name
+        parameter.data.copy_(kept)

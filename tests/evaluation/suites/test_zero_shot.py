@@ -228,7 +228,7 @@ def test_tasks__of_every_form_of_data(tmp_path):
         classes(data=TensorDataset(shown, torch.from_numpy(labels))),
         classes(templates=[lambda name: f"a {name}", "{c}"]),
         classes(templates=prompts),
-        classes(names=ClassPrompts(NAMES, ["a {}", "{}"])),
+        classes(names=ClassPrompts(NAMES, ["a {}", "{}"]), templates=None),
     ):
         found = ZeroShotSuite(task).evaluate(model)
         assert wanted is None or same(found, wanted)
@@ -257,10 +257,19 @@ def test_association__over_all_cues():
         (lambda: classes(names=None), "has no 'classes'"),
         (lambda: classes(templates=[]), "no templates"),
         (lambda: classes(templates="a photo"), r"must hold \{\} exactly once"),
-        (lambda: classes(templates={"ab": ["x"]}), "'bc' has no prompts"),
+        (lambda: classes(templates={"ab": ["x"]}), r"class_names \['bc', 'cd'"),
+        (
+            lambda: classes(templates=dict.fromkeys([*NAMES, "x"], "y")),
+            "names in templ",
+        ),
+        (
+            lambda: classes(names=ClassPrompts(NAMES), templates="a {}"),
+            "leave templates",
+        ),
+        (lambda: classes(groups=[0.5] * 30), "groups of 'classes' of shape"),
         (lambda: classes(metric="acc"), "use one of 'acc1', 'acc5'"),
         (lambda: classes(metric="worst_group_acc1"), "is unknown"),
-        (lambda: classes(groups=[0, 1]), "2 groups of 'classes' given"),
+        (lambda: classes(groups=[0, 1]), "groups of 'classes' of shape"),
         (lambda: ZeroShotTask.classification("t", [], ["a"]), "no pictures in the"),
         (
             lambda: classes(
@@ -283,6 +292,8 @@ def test_web_task__groups_need_facts(tmp_path):
     folder = tmp_path / "wds_wilds-fmow_test"
     with pytest.raises(ValueError, match="0..1"):
         ZeroShotTask.web(folder, group_field=2)
+    with pytest.raises(ValueError, match="groups need a group_field"):
+        ZeroShotTask.web(folder, ignored_groups=[5])
     with pytest.raises(ValueError, match="metric of the task"):
         ZeroShotTask.web(folder, metric="jaccard")
     task = ZeroShotTask.web(folder, "mine")
@@ -306,7 +317,7 @@ def test_identity__tells_data_prompts_and_settings():
         {"templates": "a {}"},
         {"names": NAMES[::-1]},
         {"metric": "acc5"},
-        {"groups": np.zeros(30)},
+        {"groups": [0] * 30},
     ):
         assert identity(**change) != was, change
     assert ZeroShotSuite(["cars", classes()]).identity()["missing"] == ["cars"]

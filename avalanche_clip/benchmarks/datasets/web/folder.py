@@ -19,9 +19,9 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from avalanche_clip.common.checks import (
@@ -36,6 +36,8 @@ from avalanche_clip.common.pictures import read_picture
 KINDS = ("classification", "multilabel", "retrieval")
 _PICTURES = ("webp", "png", "jpg", "jpeg")
 _CONTENT = ("cls", "npy", "txt")
+_NAMES = "classnames.txt"
+_TEMPLATES = "zeroshot_classification_templates.txt"
 
 
 class WebFolder:
@@ -67,30 +69,25 @@ class WebFolder:
     ) -> None:
         require_choice("captions", captions, ("lines", "whole"))
         self.folder, self.captions = Path(folder), captions
-        shards = require_file(
-            self.folder / split / "nshards.txt", "give the folder of a whole set"
-        )
-        found = read_text(shards).strip()
-        if not found.isdecimal() or not int(found):
-            raise unreadable(shards, "a number of shards", f"it holds {found!r}")
-        self.shards = [shards.parent / f"{number}.tar" for number in range(int(found))]
+        where = self.folder / split / "nshards.txt"
+        count = read_text(require_file(where, "give the folder of a whole set")).strip()
+        if not count.isdecimal() or not int(count):
+            raise unreadable(where, "a number of shards", f"it holds {count!r}")
+        self.shards = [where.parent / f"{number}.tar" for number in range(int(count))]
         kind = self.folder / "dataset_type.txt"
         self.kind = read_text(kind).strip() if kind.is_file() else KINDS[0]
         require_choice(str(kind), self.kind, KINDS)
-        self.class_names = self._lines("classnames.txt")
-        self.templates = self._lines("zeroshot_classification_templates.txt")
-        places: list[tuple[int, int, int]] = []
+        names = () if self.kind == "retrieval" else (_NAMES, _TEMPLATES)
+        found = [self._lines(name) for name in names] or [(), ()]
+        self.class_names, self.templates = found
         needed = dict(zip(KINDS, _CONTENT, strict=True))[self.kind]
-        found_content: dict[str, list[bytes]] = {end: [] for end in _CONTENT}
-        for number, path in enumerate(self.shards):
-            for key, picture, content in _samples(path):
-                places.append((number, *picture))
-                for end in content:
-                    found_content[end].append(content[end])
-                if needed not in content:
-                    raise unreadable(path, "whole samples", f"{key} has no {needed}")
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 3)
-        self._interpret(found_content)
+        samples = [s for n, path in enumerate(self.shards) for s in _samples(path, n)]
+        self.places = np.array([place for place, _ in samples], dtype=np.int64)
+        content = {e: [own[e] for _, own in samples if e in own] for e in _CONTENT}
+        if not samples or len(content[needed]) < len(samples):
+            what = f"{len(content[needed])} of {len(samples)} samples have a {needed}"
+            raise unreadable(self.folder, "a set of whole samples", what)
+        self._interpret(content)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -103,9 +100,7 @@ class WebFolder:
             return read_picture(file.read(size), f"{path}, picture {index}")
 
     def _lines(self, name: str) -> tuple[str, ...]:
-        path = self.folder / name
-        if not path.is_file():
-            return ()
+        path = require_file(self.folder / name, "give one name or template per line")
         lines = [line for _, line in read_lines(path)]
         while lines and not lines[-1].strip():
             lines.pop()
@@ -113,56 +108,39 @@ class WebFolder:
 
     def _interpret(self, content: dict[str, list[bytes]]) -> None:
         """Turn the content of small members into columns."""
-        count = len(self)
-        if not count:
-            raise unreadable(self.folder, "a set of pictures", "its shards are empty")
+        count, classes = len(self), len(self.class_names)
         self.texts: list[list[str]] = []
-        self.labels: npt.NDArray[np.int64] | None = None
-        self.facts: npt.NDArray | None = None
+        self.labels: Any = None
+        self.facts: Any = None
         if self.kind == "retrieval":
             self.texts = [self._texts(text) for text in content["txt"]]
             if not all(self.texts):
                 place = self.texts.index([])
                 raise unreadable(self.folder, "captions", f"sample {place} has none")
             return
-        self._require_names()
-        rows = _rows(content["npy"], self.folder)
+        self.facts = _rows(content["npy"], self.folder)
         if self.kind == "multilabel":
-            assert rows is not None
-            self.labels = rows.astype(np.int64)
-            require_array(rows, "labels", f"{count} {len(self.class_names)}")
+            require_array(self.facts, f"{self.folder}: npy", f"{count} {classes}")
+            self.labels, self.facts = np.int64(self.facts), None
             return
         try:
             self.labels = np.array([int(label) for label in content["cls"]])
         except ValueError as error:
             raise unreadable(self.folder, "classes as numbers", error) from error
-        require_indices(self.labels, len(self.class_names), f"{self.folder}: cls")
-        if rows is not None:
-            require_length(rows, count, "npy members", "sample")
-            self.facts = rows
-
-    def _require_names(self) -> None:
-        for name, found in (
-            ("classnames.txt", self.class_names),
-            ("zeroshot_classification_templates.txt", self.templates),
-        ):
-            if not found:
-                require_file(self.folder / name, "give one name or template per line")
-                raise unreadable(
-                    self.folder / name, "names or templates", "it is empty"
-                )
+        require_indices(self.labels, classes, f"{self.folder}: cls")
+        if self.facts is not None:
+            require_length(self.facts, count, "npy members", "sample")
 
     def _texts(self, content: bytes) -> list[str]:
         text = content.decode("utf-8")
-        if self.captions == "whole":
-            return [text] if text.strip() else []
-        return [line for line in text.split("\n") if line.strip()]
+        lines = [text] if self.captions == "whole" else text.split("\n")
+        return [line for line in lines if line.strip()]
 
 
 def _samples(
-    path: Path,
-) -> Iterator[tuple[str, tuple[int, int], dict[str, bytes]]]:
-    """Yield key, place of the picture, and the small members of each sample."""
+    path: Path, number: int
+) -> Iterator[tuple[tuple[int, int, int], dict[str, bytes]]]:
+    """Yield the place of the picture and the small members of each sample."""
     require_file(path, "the set is not complete: download it again")
     members: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -170,27 +148,22 @@ def _samples(
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 key, _, end = name.partition(".")
-                if not member.isfile() or end.lower() not in (*_PICTURES, *_CONTENT):
-                    continue
-                own = members.setdefault(f"{folder}/{key}", {})
-                if end.lower() in own:
-                    raise ValueError(f"{member.name} occurs twice")
-                own[end.lower()] = member
+                if member.isfile() and end.lower() in (*_PICTURES, *_CONTENT):
+                    own = members.setdefault(f"{folder}/{key}", {})
+                    if own.setdefault(end.lower(), member) is not member:
+                        raise ValueError(f"{member.name} occurs twice")
             for key, own in members.items():
-                picture = next((own[end] for end in _PICTURES if end in own), None)
-                if picture is None:
+                pictures = [own[end] for end in _PICTURES if end in own]
+                if not pictures:
                     raise ValueError(f"{key} has no picture ({', '.join(_PICTURES)})")
-                content = {
-                    end: tar.extractfile(own[end]).read()  # type: ignore[union-attr]
-                    for end in _CONTENT
-                    if end in own
-                }
-                yield key, (picture.offset_data, picture.size), content
+                files = {e: tar.extractfile(own[e]) for e in _CONTENT if e in own}
+                place = (number, pictures[0].offset_data, pictures[0].size)
+                yield place, {end: file.read() for end, file in files.items() if file}
     except (tarfile.TarError, ValueError, OSError) as error:
         raise unreadable(path, "a tar of samples", error) from error
 
 
-def _rows(content: list[bytes], path: Path) -> npt.NDArray | None:
+def _rows(content: list[bytes], path: Path) -> Any:
     """Stack arrays of numbers, one per sample."""
     try:
         found = [np.load(io.BytesIO(part), allow_pickle=False) for part in content]
