@@ -99,7 +99,9 @@ def released(folder: Path) -> dict[str, list[Step]]:
             data = WebFolder(path, "", captions="whole")
             texts = [captions[0] for captions in data.texts]
             labels = [] if data.labels is None else data.labels.tolist()
-            prompts = class_prompts(data.class_names, data.templates, data.kind)
+            prompts: Prompts = ()
+            if data.kind == "classification":
+                prompts = class_prompts(data.class_names, data.templates)
             step = Step(path.name, data, texts, labels, prompts)
             found.setdefault(kind, []).append(step)
     if len(found.get("retrieval", ())) < 2:

@@ -13,7 +13,9 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.evaluation.metrics.wandb_repair import repair_wandb_logger
 from avalanche_clip.training import Sequential
+from avalanche_clip.training.runs.suites import RunSuites
 from tests.helpers import stub_benchmark, stub_model
+from tests.training.small_suites import Weights
 
 
 @pytest.mark.slow
@@ -32,11 +34,14 @@ def test_wandb__offline_run_holds_our_metrics(tmp_path, monkeypatch):
     for experience in list(benchmark.train_stream)[:2]:  # wandb commits one step late
         strategy.train(experience, eval_streams=[])
         strategy.eval(benchmark.test_stream)
+        suites = RunSuites([Weights()])
+        suites.evaluate(strategy, 0)
     summary = dict(logger.wandb.run.summary)
     logger.wandb.finish()
     names = [n for n in summary if n.startswith("mean_R@1/eval_phase/test_stream")]
     assert names, json.dumps(sorted(map(str, summary)))[:500]
     assert all(0.0 <= float(summary[n]) <= 1.0 for n in names)
+    assert summary["acc1/suite/weights/two"] == 0.5
     stored = [f for _, _, files in os.walk(tmp_path) for f in files]
     assert any(name.endswith(".wandb") for name in stored)
 

@@ -67,7 +67,7 @@ def test_run_stream__loggers_are_told_of_suites(finished):
     assert steps == [0, 5, 10, 15] and values == [0.5] * 4
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_resume__interrupted_inside_a_suite(stop, tmp_path, finished):
     suites = [Weights(), Weights("double", factor=2.0, stop=stop)]
     with pytest.raises(Interrupted):
