@@ -111,6 +111,21 @@ def test_suite__encodes_again_what_the_changed_tower_makes():
     assert encoded() == [0, 0]
 
 
+def test_suite__parts_of_it_may_share_its_features():
+    model = create_dual_encoder("tiny-emoji", "emoji-2010")
+    suite = ZeroShotSuite(["emoji-Flags", "emoji-Activities", "emoji-2014"])
+    found = suite.evaluate(model)
+    texts = suite.features.encoded["texts"]
+    suite.features.results.clear()
+    for (
+        task
+    ) in suite.tasks:  # their drawings are others: one of them has the first name
+        part = ZeroShotSuite([task])
+        part.features = suite.features
+        assert same(part.evaluate(model), {task.name: found[task.name]})
+    assert suite.features.encoded["texts"] == texts
+
+
 # ----------------------------------------------------------------------- equality
 @pytest.mark.parametrize("size", [1, 8, 100])
 def test_suite__gives_the_same_in_any_batches_and_row_order(size):
