@@ -1,6 +1,6 @@
 """Temporal robustness: does a model know what came after it was trained?
 
-Commands (from the repository root), a minute or two:
+Commands (from the repository root), two to three minutes on a free core:
 
     python experiments/temporal_robustness.py
     python experiments/temporal_robustness.py --new tiny-emoji:icons,runs/mine
