@@ -38,31 +38,29 @@ CLIP_THRESHOLD, REFERENCE_THRESHOLD = 0.5, 0.6
 
 
 @torch.no_grad()
-def mine() -> list[tuple[str, str]]:
-    """Return the ids of the emoji of each pair, group by group."""
+def mine(group: int) -> list[tuple[str, str]]:
+    """Return the ids of the emoji of the pairs of one group."""
     table = load_emoji_table()
     model = create_dual_encoder(PRESET, WEIGHTS).eval()
     transform = model.transform(False)
-    found = []
-    for group, name in enumerate(table.groups):
-        members = np.flatnonzero(table.group == group)
-        drawings = list(EmojiImages(BLIND_EMOJI_STYLE, members))
-        features = [
-            model.encode_image(torch.stack(list(map(transform, drawings[k : k + 64]))))
-            for k in range(0, len(drawings), 64)
-        ]
-        pairs = clip_blind_pairs(
-            torch.cat(features),
-            drawing_features(drawings),
-            clip_threshold=CLIP_THRESHOLD,
-            reference_threshold=REFERENCE_THRESHOLD,
-            max_per_image=1,
-        )[:PER_GROUP]
-        if len(pairs) < PER_GROUP:
-            raise SystemExit(f"Only {len(pairs)} pairs in the group {name!r}.")
-        rows = [(int(members[p.first]), int(members[p.second])) for p in pairs]
-        found += [(table.ids[a], table.ids[b]) for a, b in sorted(rows)]
-    return found
+    members = np.flatnonzero(table.group == group)
+    images = EmojiImages(BLIND_EMOJI_STYLE, members)
+    drawings = [images[place] for place in range(len(images))]
+    features = [
+        model.encode_image(torch.stack(list(map(transform, drawings[k : k + 64]))))
+        for k in range(0, len(drawings), 64)
+    ]
+    pairs = clip_blind_pairs(
+        torch.cat(features),
+        drawing_features(drawings),
+        clip_threshold=CLIP_THRESHOLD,
+        reference_threshold=REFERENCE_THRESHOLD,
+        max_per_image=1,
+    )[:PER_GROUP]
+    if len(pairs) < PER_GROUP:
+        raise SystemExit(f"Only {len(pairs)} pairs in {table.groups[group]!r}.")
+    rows = sorted((int(members[p.first]), int(members[p.second])) for p in pairs)
+    return [(table.ids[a], table.ids[b]) for a, b in rows]
 
 
 def main() -> None:
@@ -75,7 +73,9 @@ def main() -> None:
         "reference_threshold": REFERENCE_THRESHOLD,
         "per_group": PER_GROUP,
     }
-    write_json(TARGET / "blind_emoji.json", {"settings": settings, "pairs": mine()})
+    groups = range(len(load_emoji_table().groups))
+    pairs = [pair for group in groups for pair in mine(group)]
+    write_json(TARGET / "blind_emoji.json", {"settings": settings, "pairs": pairs})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class _Remembered:
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
             parts = [*value]
         fields = getattr(value, "__dict__", None)
-        if type(fields) is dict and _has_state(value):
+        if type(fields) is dict and _has_state(type(value)):
             self._note(_undo_container(fields))
             parts += fields.values()
         return parts
@@ -126,14 +127,14 @@ class _Remembered:
             self.undo.append(undo)
 
 
-def _has_state(value: Any) -> bool:
-    if isinstance(value, (Tensor, np.ndarray)):
+@lru_cache(4096)
+def _has_state(kind: type) -> bool:
+    if issubclass(kind, (Tensor, np.ndarray)):
         return False
-    if isinstance(value, nn.Module):
+    if issubclass(kind, nn.Module):
         return True
-    kind = type(value)
     is_data = hasattr(kind, "__getitem__") and hasattr(kind, "__len__")
-    if is_data and not isinstance(value, (dict, list, tuple, deque)):
+    if is_data and not issubclass(kind, (dict, list, tuple, deque)):
         return False
     return not any(f"{kind.__module__}.".startswith(f"{left}.") for left in _LEFT)
 

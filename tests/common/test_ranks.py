@@ -111,7 +111,8 @@ def broken(tmp_path_factory):
         folder = tmp_path_factory.mktemp("broken")
         return run_in_processes({case: job}, folder, timeout=WAIT, seconds=90)
 
-    with ThreadPoolExecutor(2) as threads:
+    # They wait for each other most of the time.
+    with ThreadPoolExecutor(3) as threads:
         return dict(zip(BROKEN, threads.map(start, BROKEN), strict=True))
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.scripts import load_script
+from tests.training.conftest import with_report, without_report  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_main__tables_and_plots_over_seeds(study, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_main__a_whole_run_and_again(study, tmp_path, monkeypatch):
+def test_main__a_whole_run_and_again(study, tmp_path, monkeypatch, with_report):
     short = replace(study.DEMO_CONFIG, iterations=1, warmup=0)
     monkeypatch.setattr(study, "DEMO_CONFIG", short)
     words = ["--methods", "mod-x", "--out", str(tmp_path)]

@@ -338,9 +338,6 @@ def test_main__killed_run_goes_on(
     study, settings, few_emoji, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(study, "QUICK", 2)
-    monkeypatch.setattr(
-        "avalanche_clip.training.runs.stream.write_report", lambda out: None
-    )
     methods = "teir:2e-3,fine-tune:1e-3,frozen,joint:2e-3"
     base = ["--quick", "--iterations", "2", "--methods", methods]
     base += ["--pretrained", "emoji-2010"]

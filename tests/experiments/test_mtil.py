@@ -29,10 +29,6 @@ def tiny(study, monkeypatch, tmp_path):
         names = ("Aircraft", "MNIST", "StanfordCars")
         return moe_runs.raw_domains(names=names, change=torch.sigmoid)
 
-    # plots of single runs take longer than the runs
-    monkeypatch.setattr(
-        "avalanche_clip.training.runs.stream.write_report", lambda out: None
-    )
     monkeypatch.setattr(study, "build_scenario", scenario)
     monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
     monkeypatch.setattr(

@@ -24,10 +24,6 @@ def shorten(study, monkeypatch):
         streams = {**found.streams, "icons": found.streams["reference_test"]}
         return study.copy_test_stream(make_scenario(streams, found), study.VIEWS)
 
-    # plots of single runs take longer than the runs
-    monkeypatch.setattr(
-        "avalanche_clip.training.runs.stream.write_report", lambda out: None
-    )
     monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
     monkeypatch.setattr(study, "build_benchmark", benchmark)
     monkeypatch.setattr(

@@ -41,10 +41,6 @@ def short(study, monkeypatch):
             valid=labelled(0, 4, 2, 3),
         )
 
-    # plots of single runs take longer than the runs
-    monkeypatch.setattr(
-        "avalanche_clip.training.runs.stream.write_report", lambda out: None
-    )
     monkeypatch.setattr(study, "build_model", lambda config: moe_runs.vit())
     monkeypatch.setattr(study, "build_scenario", scenario)
     monkeypatch.setattr(study, "chosen", lambda name, tuning: {"lr": 1e-2})

@@ -16,11 +16,8 @@ STUDY = "published"
 
 @pytest.fixture
 def small(study, monkeypatch):
-    """A tiny model in place of ViT-B/16, and no plots of single runs."""
+    """A tiny model in place of ViT-B/16."""
     disk.accept_any_checksum(monkeypatch)
-    monkeypatch.setattr(
-        "avalanche_clip.training.runs.stream.write_report", lambda out: None
-    )
 
     def model(config):
         return create_dual_encoder("tiny-emoji-vit", "emoji-2010")

@@ -65,7 +65,7 @@ def test_muon__trains_and_resumes(small, tmp_path):
     assert np.isfinite(result.E).all() and np.array_equal(result.E, again.E)
 
 
-def test_run__stock_plugins_are_added_unchanged(small, tmp_path):
+def test_run__stock_plugins_are_added_unchanged(small, tmp_path, with_report):
     def plugins(optimizer):
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
         return [

@@ -86,7 +86,7 @@ def test_budget__counts_prompts_and_plans_macs_with_them():
 
 
 # ------------------------------------------------------------------------ results
-def test_run_stream__multi_domain_results_and_report(tmp_path):
+def test_run_stream__multi_domain_results_and_report(tmp_path, with_report):
     model = stub_model()
     benchmark = domain_benchmark(model, order=[2, 0, 1])
     strategy = class_strategy(model, eval_label_space="all")
@@ -116,7 +116,7 @@ def test_run_stream__multi_domain_results_and_report(tmp_path):
     assert (tmp_path / "matrix_test_Top1_Acc_Exp.png").exists()
 
 
-def test_run_stream__class_incremental_results(tmp_path):
+def test_run_stream__class_incremental_results(tmp_path, with_report):
     model = stub_model()
     benchmark = class_benchmark(model, increment=4)  # steps of 4 and 2 classes
     strategy = class_strategy(model, eval_label_space="seen")
@@ -140,7 +140,7 @@ def test_data_hash__knows_class_names_and_templates():
     assert hashes[0] != hashes[1]
 
 
-def test_run_stream__own_classes_have_no_incremental_accuracy(tmp_path):
+def test_run_stream__own_classes_have_no_incremental_accuracy(tmp_path, with_report):
     model = stub_model()
     strategy = class_strategy(model)
     with warnings.catch_warnings(record=True) as caught:

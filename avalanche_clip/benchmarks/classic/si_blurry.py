@@ -95,7 +95,8 @@ def si_blurry(
     if names and zero_shot_root is None:
         raise ValueError(f"zero_shot={names} are to be read; give zero_shot_root, too.")
     held = [read_mtil_domain(n, str(zero_shot_root), check=check) for n in names]
-    domains = [domain._replace(templates=templates) for domain in held]
+    shared: Any = templates  # as given, whatever the reader's
+    domains = [domain._replace(templates=shared) for domain in held]
     return si_blurry_benchmark(*data[:3], templates, zero_shot=domains, **options)
 
 

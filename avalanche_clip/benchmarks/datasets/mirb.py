@@ -23,8 +23,6 @@ import numpy as np
 from PIL import Image
 
 from avalanche_clip.common.checks import (
-    as_texts,
-    existing_folder,
     require_distinct,
     require_known,
     require_some,
@@ -71,29 +69,22 @@ MIRB_SUBSETS = {
 """The subsets that the averages are made of."""
 
 MIRB_CONTROLS = {
-    "3d_scene_concat": "3d_scene",
-    "count_concat": "count",
-    "visual_chain_concat": "visual_chain",
-    "codeu_text": "codeu",
-    "plot_text": "plot_code",
-    "arxiv_text": "arxiv",
+    **{f"{name}_concat": name for name in ("3d_scene", "count", "visual_chain")},
+    **{"codeu_text": "codeu", "plot_text": "plot_code", "arxiv_text": "arxiv"},
 }
 """Control variants -> their subsets; they are part of no average."""
 
-MIRB_DIMENSIONS = {
-    dimension: tuple(n for n, s in MIRB_SUBSETS.items() if s.dimension == dimension)
-    for dimension in dict.fromkeys(s.dimension for s in MIRB_SUBSETS.values())
-}
+MIRB_DIMENSIONS: dict[str, list[str]] = {}
+for _name, _subset in MIRB_SUBSETS.items():
+    MIRB_DIMENSIONS.setdefault(_subset.dimension, []).append(_name)
 """Dimension -> its subsets."""
 
 MIRB_RULES = {"letter": "exact", "number": "number", "yesno": "yes-no"}
 MIRB_RULES |= {"contains": "contains", "title": "exact"}
 """Kind of an answer -> rule of :func:`short_answer_score`."""
 
-_OLDER = {
-    **{subset.older: name for name, subset in MIRB_SUBSETS.items()},
-    "image_needles_concat": "visual_chain_concat",
-}
+_OLDER = {subset.older: name for name, subset in MIRB_SUBSETS.items()}
+_OLDER["image_needles_concat"] = "visual_chain_concat"
 _FIELDS = ("questions", "answers", "images")
 
 
@@ -163,6 +154,9 @@ class MultiImageSample:
         return picture_to_rgb(image)
 
 
+MIRBSource = str | Path | Iterable[MultiImageSample]
+
+
 class MIRBDataset(Sequence[MultiImageSample]):
     """The questions of some subsets.
 
@@ -177,21 +171,14 @@ class MIRBDataset(Sequence[MultiImageSample]):
     """
 
     def __init__(
-        self,
-        source: str | Path | Iterable[MultiImageSample],
-        subsets: Iterable[str] | None = None,
+        self, source: MIRBSource, subsets: Iterable[str] | None = None
     ) -> None:
-        names = None
-        if subsets is not None:
-            names = [mirb_subset(name) for name in as_texts(subsets, "subsets")]
-            require_distinct(names, "subsets")
-        self.missing: dict[str, str] = {}
+        names = None if subsets is None else list(map(mirb_subset, subsets))
+        self.missing: dict[str, str] = dict(getattr(source, "missing", {}))
         if isinstance(source, (str, Path)):
-            samples = self._read(Path(source), names or list(MIRB_SUBSETS))
-        else:
-            samples = [s for s in source if names is None or s.subset in names]
-            self.missing = dict(getattr(source, "missing", {}))
-        self._samples = tuple(samples)
+            source = self._read(Path(source), names or list(MIRB_SUBSETS))
+        kept = (s for s in source if names is None or s.subset in names)
+        self._samples = tuple(kept)
         require_some(self._samples, "questions")
         for sample in self._samples:
             require_type(sample, MultiImageSample, "A sample", "MultiImageSample")
@@ -219,7 +206,6 @@ class MIRBDataset(Sequence[MultiImageSample]):
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def _read(self, root: Path, names: list[str]) -> list[MultiImageSample]:
-        existing_folder(root, "give the folder with MIRB's JSON files")
         samples = [sample for name in names for sample in self._subset(root, name)]
         if len(self.missing) == len(names):
             raise FileNotFoundError(

@@ -41,7 +41,7 @@ class Remembered:
         return value
 
 
-_WHOLES = Remembered()
+_HASHES = Remembered()
 
 
 def content_hash(dataset: AvalancheDataset) -> str:
@@ -156,18 +156,26 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
 def experience_hashes(stream: Any) -> dict[str, str]:
     """Hashes of the data of a stream, by the place of the experience in it."""
     if isinstance(stream, PartStream):
-        return {str(part): part_hash(stream, part) for part in range(len(stream))}
+        return {str(part): step_hash(stream, part) for part in range(len(stream))}
     return {str(i): content_hash(e.dataset) for i, e in enumerate(stream)}
 
 
-def part_hash(stream: PartStream, part: int) -> str:
-    """Hash the data of a part: its place in an experience, and the data of that.
+def step_hash(experiences: Any, place: int) -> str:
+    """Hash the data of a step, which is not made for that.
 
-    No item is read but those of :func:`content_hash` of the whole experience, once.
+    No item is read but those of :func:`content_hash`, once per data set. Of parts the
+    hash is that of their place in an experience, and of the data of that.
+
+    :param experiences: a stream of parts, or experiences by their places.
     """
-    number, _, rows = stream.place_of(part)
-    dataset = stream.wholes[number].dataset
-    whole = _WHOLES.get(dataset) or _WHOLES.put(dataset, content_hash(dataset))
+    rows = None
+    if isinstance(experiences, PartStream):
+        number, _, rows = experiences.place_of(place)
+        experiences, place = experiences.wholes, number
+    dataset = experiences[place].dataset
+    whole: str = _HASHES.get(dataset) or _HASHES.put(dataset, content_hash(dataset))
+    if rows is None:
+        return whole
     digest = hashlib.sha256(whole.encode())
     digest.update(np.ascontiguousarray(rows, dtype=np.int64).data)
     return digest.hexdigest()[:16] + whole[16:]

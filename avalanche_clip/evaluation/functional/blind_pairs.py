@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avalanche_clip.common.checks import as_finite, as_size, require_length
+from avalanche_clip.common.checks import (
+    as_finite,
+    as_size,
+    require_alike,
+    require_length,
+)
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float_matrix
 from avalanche_clip.evaluation.functional.ranks import full_products
 
@@ -134,6 +139,8 @@ def find_blind_pairs(
                 f"{row}, which has no direction; leave the image out."
             )
     clip, reference = banks
+    do = "move the features of one encoder"
+    require_alike(do, ("device",), clip_features=clip, reference_features=reference)
     side, count = as_size(chunk_size, "chunk_size"), len(clip)
     rows = torch.cat([_unit(part) for part in clip.split(_ROWS_PER_BLOCK)])
     rows = rows.to(clip.dtype)
@@ -194,4 +201,4 @@ def _cosines(features: Tensor, pairs: Tensor) -> Tensor:
         (_unit(features[a]) * _unit(features[b])).sum(1)
         for a, b in (block.unbind(1) for block in pairs.split(_ROWS_PER_BLOCK))
     ]
-    return torch.cat(parts).to(features.dtype)
+    return torch.cat(parts).clamp(-1, 1).to(features.dtype)

@@ -11,15 +11,10 @@ from avalanche_clip.common.checks import require_choice, require_some
 ANSWER_RULES = ("exact", "number", "yes-no", "contains")
 PROTOCOLS = ("official", "normalised")
 
-_DIGITS = {
-    word: str(number)
-    for words in (
-        "zero one two three four five six seven eight nine ten",
-        "- first second third fourth fifth sixth seventh eighth ninth tenth",
-    )
-    for number, word in enumerate(words.split())
-    if word != "-"
-}
+_CARDINALS = "zero one two three four five six seven eight nine ten".split()
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_DIGITS = {word: str(number) for number, word in enumerate(_CARDINALS)}
+_DIGITS |= {word: str(number) for number, word in enumerate(_ORDINALS, 1)}
 _AROUND = " \t\r\n\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb()[]{}"
 _LETTER = re.compile(r"[A-Za-z]")
 _MARKED = re.compile(r"\(([A-Za-z])\)|\[([A-Za-z])\]")
@@ -139,17 +134,14 @@ def prior_baselines(
     """
     require_some(golds, "golds")
     counts = Counter(map(str, golds))
-    best = min(counts, key=lambda gold: (-counts[gold], gold))
-    guesses = {"most_frequent": best}
+    guesses = {"most_frequent": min(counts, key=lambda gold: (-counts[gold], gold))}
     if any(gold.strip().lower() in ("yes", "no") for gold in counts):
-        guesses.update(always_yes="yes", always_no="no")
-    return {
-        name: sum(
-            short_answer_score(guess, gold, rule, protocol=protocol) for gold in golds
-        )
-        / len(golds)
-        for name, guess in guesses.items()
-    }
+        guesses |= {"always_yes": "yes", "always_no": "no"}
+    found = {}
+    for name, guess in guesses.items():
+        hits = [short_answer_score(guess, g, rule, protocol=protocol) for g in golds]
+        found[name] = sum(hits) / len(hits)
+    return found
 
 
 def dimension_averages(

@@ -16,6 +16,7 @@ from avalanche_clip.benchmarks.datasets.mirb import (
     MIRB_DIMENSIONS,
     MIRB_RULES,
     MIRBDataset,
+    MIRBSource,
     MultiImageSample,
 )
 from avalanche_clip.common.checks import as_size, require_choice, require_same
@@ -43,7 +44,6 @@ REASONS = (
 )
 THOUGHTS = "Here's the potential logics of answering this question: "
 DIRECTLY = "Now, directly answer the question."
-Data = str | Path | Iterable[MultiImageSample] | None
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class ChatScorer(MultiImageScorer):
 
 def mirb(
     model: Any,
-    data: Data = None,
+    data: MIRBSource | None = None,
     *,
     protocol: str = "official",
     answers: str | Path | None = None,
@@ -214,6 +214,12 @@ def mirb(
             raise TypeError(f"A scorer has its options; {list(options)} are too many.")
         questions = _dataset(data)
         settings = {**model.identity(), "data": questions.checksum}
+        own = settings.get("protocol", protocol)
+        if own != protocol:
+            raise ValueError(
+                f"protocol={protocol!r} is not that of the scorer, {own!r}; give both "
+                "the same."
+            )
         found = _ask(model, questions, _AnswerFile(answers, settings))
     settings |= {"protocol": protocol, "missing": questions.missing}
     return MIRBResult(mirb_values(questions, found, protocol), settings, found)
@@ -232,7 +238,7 @@ class MIRBSuite(Suite):
 
     def __init__(
         self,
-        data: Data = None,
+        data: MIRBSource | None = None,
         *,
         fusion: str = "mean",
         tau: float | None = None,
@@ -333,7 +339,7 @@ def _chance(sample: MultiImageSample) -> float:
     return 0.5 if sample.kind in ("yesno", "contains") and sample.yes_no else 0.0
 
 
-def _dataset(data: Data) -> MIRBDataset:
+def _dataset(data: MIRBSource | None) -> MIRBDataset:
     return MIRBDataset(emoji_mirb() if data is None else data)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -82,8 +82,7 @@ class MMVPVLMSuite(Suite):
 
     def identity(self) -> dict[str, Any]:
         """Prompt, number of pairs, hash of images, statements and patterns."""
-        data = {"pairs": len(self.pairs), "data": self._read.key}
-        return {"prompt": self.prompt, **data}
+        return {"prompt": self.prompt, "pairs": len(self.pairs), "data": self._read[3]}
 
     def evaluate(
         self,
@@ -95,26 +94,28 @@ class MMVPVLMSuite(Suite):
         """Score a model, see :meth:`Suite.evaluate`; nothing where data are missing."""
         if self.missing:
             return {}
-        key = (self._read.key, self.prompt)
+        key = (self._read[3], self.prompt)
         with self.features.of(model, device=device, autocast=autocast) as encoded:
             return encoded.result(key, lambda: self._score(encoded))
 
     def _score(self, encoded: Encoded) -> Values:
-        read = self._read
-        texts = [self.prompt + text for text in read.statements]
-        rows = encoded.images(read.key, read.images), encoded.texts(texts)
+        pictures, statements, patterns, key = self._read
+        texts = [self.prompt + text for text in statements]
+        rows = encoded.images(key, pictures), encoded.texts(texts)
         images, said = (part.unflatten(0, (-1, 2)) for part in rows)
         return pattern_metrics(
             images @ said.transpose(1, 2),
-            read.patterns,
+            patterns,
             tie_eps=TIE_EPS,
             blindness=(images[:, 0] * images[:, 1]).sum(1),
         )
 
     @cached_property
-    def _read(self) -> _Read:
-        """All pairs, read once."""
-        images, statements, patterns = [], [], []
+    def _read(self) -> tuple[list[Any], list[str], list[str], str]:
+        """Images and statements, two of each pair, patterns, and a hash of all."""
+        images: list[Any] = []
+        statements: list[str] = []
+        patterns: list[str] = []
         for place in range(len(self.pairs)):
             shown, texts, pattern, *_ = self.pairs[place]
             require_length(shown, 2, f"images of pair {place}", "statement, of two")
@@ -124,30 +125,24 @@ class MMVPVLMSuite(Suite):
             patterns.append(pattern)
         labels = repr((statements, patterns)).encode()
         key = digest_of([*picture_digests(images), labels]).hex()[:32]
-        return _Read(images, statements, patterns, key)
-
-
-class _Read(NamedTuple):
-    """Images and statements, two of each pair; patterns; a hash of all."""
-
-    images: list[Any]
-    statements: list[str]
-    patterns: list[str]
-    key: str
+        return images, statements, patterns, key
 
 
 def mmvp_vlm(
     model: Any,
     data: str | Path | Sequence[Any],
     *,
-    prompt: str = MMVP_PROMPT,
-    batch_size: int = 128,
     device: str | torch.device = "cpu",
     autocast: Autocast = nullcontext,
+    **options: Any,
 ) -> Values:
     """Score a dual encoder on MMVP-VLM or other pairs, see :class:`MMVPVLMSuite`.
 
     :param model: on ``device``; it is left as it was.
+    :param data: folder or pairs.
+    :param device: where the model is.
+    :param autocast: makes the context of the forward passes.
+    :param options: those of the suite, such as ``prompt``.
     :return: ``"all"`` or pattern -> metric -> value.
     :raises FileNotFoundError: if files of a folder are missing.
 
@@ -157,7 +152,7 @@ def mmvp_vlm(
     >>> round(mmvp_vlm(model, BlindEmoji(), prompt="")["all"]["text_to_image_acc"], 3)
     0.704
     """
-    suite = MMVPVLMSuite(data, prompt=prompt, batch_size=batch_size)
+    suite = MMVPVLMSuite(data, **options)
     if suite.missing:
         raise FileNotFoundError(suite.missing["all"])
     suite.check(model)

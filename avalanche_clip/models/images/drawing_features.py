@@ -14,9 +14,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from avalanche_clip.common.checks import require_some
 from avalanche_clip.models.images.transforms import to_rgb
 
-DRAWING_SIZE = 48
-DRAWING_CELLS = 6
-DRAWING_DIRECTIONS = 8
+_SIZE = (48, 48)
+_CELLS, _DIRECTIONS = 6, 8
 
 
 def drawing_features(pictures: Iterable[Image.Image]) -> Tensor:
@@ -37,12 +36,11 @@ def drawing_features(pictures: Iterable[Image.Image]) -> Tensor:
     >>> drawing_features([Image.new("RGB", (9, 9), "red")]).shape
     torch.Size([1, 396])
     """
-    size = (DRAWING_SIZE, DRAWING_SIZE)
     rows = []
     for picture in pictures:
         rgb = to_rgb(picture)
-        if rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.BOX)
+        if rgb.size != _SIZE:
+            rgb = rgb.resize(_SIZE, Image.Resampling.BOX)
         rows.append(pil_to_tensor(rgb))
     require_some(rows, "pictures")
     blocks = torch.stack(rows).split(512)
@@ -53,11 +51,11 @@ def _features(images: Tensor) -> Tensor:
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
     down = grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]
     along = grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]
-    turn = torch.atan2(down, along) / (2 * math.pi) * DRAWING_DIRECTIONS
-    direction = turn.round().long() % DRAWING_DIRECTIONS
-    kinds = F.one_hot(direction, DRAWING_DIRECTIONS).permute(0, 3, 1, 2)
+    turn = torch.atan2(down, along) / (2 * math.pi) * _DIRECTIONS
+    direction = turn.round().long() % _DIRECTIONS
+    kinds = F.one_hot(direction, _DIRECTIONS).permute(0, 3, 1, 2)
     edges = kinds * torch.hypot(down, along)[:, None]
-    edges = F.adaptive_avg_pool2d(edges, DRAWING_CELLS).sqrt()
-    colours = F.adaptive_avg_pool2d(images, DRAWING_CELLS)
+    edges = F.adaptive_avg_pool2d(edges, _CELLS).sqrt()
+    colours = F.adaptive_avg_pool2d(images, _CELLS)
     parts = [edges - edges.mean(1, keepdim=True), colours - colours.mean((2, 3), True)]
     return F.normalize(torch.cat([F.normalize(p.flatten(1)) for p in parts], 1))

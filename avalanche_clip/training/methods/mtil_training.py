@@ -45,6 +45,8 @@ class MTILTraining:
         ``optimizer``.
     """
 
+    plan: Any
+
     def __init__(
         self,
         *,

@@ -153,11 +153,9 @@ class SIT(ClassNameTemplate):
         self.repeats = as_size(repeats, "repeats")
         self.reset_optimizer = reset_optimizer
         updates = {"tower": tower, "init": lora_init, **SIT_UPDATES}
-        self.branches: LoRAPlugin = (
-            LoRAPlugin(**updates)
-            if tuning == "lora"
-            else SharedAdaptersPlugin(tower=tower)
-        )
+        self.branches = LoRAPlugin(**updates)
+        if tuning != "lora":
+            self.branches = SharedAdaptersPlugin(tower=tower)
         super().__init__(
             model=model,
             label_space=VISIBLE[visible],

@@ -13,15 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avalanche_clip.benchmarks.items.content import (
-    Remembered,
-    content_hash,
-    part_hash,
-)
+from avalanche_clip.benchmarks.items.content import step_hash
 from avalanche_clip.benchmarks.items.scenario import PartStream
 from avalanche_clip.common.randomness import scramble
-
-_HASHES = Remembered()
 
 
 class Step(NamedTuple):
@@ -54,16 +48,8 @@ def step_of(experience: Any) -> Step:
     shown = experience.logging()
     stream = getattr(shown, "_origin_stream", None)
     place = int(shown.current_experience)
-    if isinstance(stream, PartStream):
-        data = part_hash(stream, place)
-    else:
-        data = _checksum(experience.dataset)
-    return Step(str(getattr(stream, "name", "")), place, data)
-
-
-def _checksum(dataset: Any) -> str:
-    known = _HASHES.get(dataset)
-    return str(known or _HASHES.put(dataset, content_hash(dataset)))
+    own = stream if isinstance(stream, PartStream) else {place: experience}
+    return Step(str(getattr(stream, "name", "")), place, step_hash(own, place))
 
 
 def find_step(benchmark: Any, step: Step) -> Any:
@@ -97,11 +83,7 @@ def require_step(benchmark: Any, step: Step) -> None:
             f"The stored run has trained {step}, which the benchmark does not have "
             f"(streams and their lengths: {have}). {advice}"
         )
-    if isinstance(stream, PartStream):
-        data = part_hash(stream, step.place)
-    else:
-        data = _checksum(experiences[step.place].dataset)
-    if data != step.data:
+    if step_hash(experiences, step.place) != step.data:
         raise ValueError(
             f"The stored run has trained {step} on other samples than the benchmark "
             f"has there. {advice}"

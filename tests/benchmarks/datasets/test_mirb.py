@@ -124,7 +124,8 @@ def test_missing_files__are_named_and_the_rest_is_read(tmp_path):
     assert data.missing["food"] == f"{tmp_path}/food.json or {tmp_path}/foods.json"
     assert data.missing["count"] == f"{tmp_path}/count.json"
     refused("holds none of", MIRBDataset, tmp_path, ["count"], error=FileNotFoundError)
-    refused("no folder", MIRBDataset, tmp_path / "no", error=FileNotFoundError)
+    no = tmp_path / "no"
+    refused("no holds none of", MIRBDataset, no, error=FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,8 @@ def test_wrong_folder__is_refused(tmp_path):
     write(tmp_path, "sightseeing", [row("Rome")])
     refused("two names of one subset", MIRBDataset, tmp_path)
     refused("foods.*mean", MIRBDataset, tmp_path, ["foodz"])
-    refused("more than once", MIRBDataset, tmp_path, ["places", "sightseeing"])
+    write(tmp_path, "foods", [row("A")])
+    refused("more than once", MIRBDataset, tmp_path, ["food", "foods"])
     write(tmp_path, "count", [row(3, ["images/a.jpg", "images/b.jpg"])])
     refused(
         "2 of 2 images are missing.*unpack images.zip",

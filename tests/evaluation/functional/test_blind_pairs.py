@@ -182,3 +182,12 @@ def test_clip_blind_pairs__says_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(module, "MOST_LISTED", 100)
     with pytest.raises(ValueError, match="More than 100 pairs of 60 images"):
         clip_blind_pairs(*near_banks(), clip_threshold=-1, reference_threshold=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clip_blind_pairs__no_cosine_exceeds_one(dtype):
+    clip = torch.full((40, 7), 0.1, dtype=dtype) * torch.arange(1, 41)[:, None]
+    _, reference = near_banks(40)
+    assert not clip_blind_pairs(clip, reference, clip_threshold=1)
+    pairs = clip_blind_pairs(clip, reference, clip_threshold=0.999999)
+    assert pairs and all(pair.clip_cosine <= 1 for pair in pairs)

@@ -69,6 +69,26 @@ def test_batch__gives_what_each_turn_gives_alone(chat, turns, order):
         torch.testing.assert_close(row, chat.log_probs([turn], [texts])[0])
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [tiny_chat.qwen2_vl, tiny_chat.idefics3])
+def test_other_models__batch_gives_what_each_turn_gives_alone(make, turns):
+    chat = ChatModel(*make())
+    batch = [
+        turn._replace(images=[i.resize((56, 84)) for i in turn.images])
+        for turn in turns
+    ]
+    for found, turn in zip(chat.next_logits(batch), batch, strict=True):
+        torch.testing.assert_close(found, chat.next_logits([turn])[0])
+        other = turn._replace(images=[picture(60, 99)] * len(turn.images))
+        assert (found - chat.next_logits([other])[0]).abs().max() > 1e-3
+    assert chat.generate(batch) == [chat.generate([turn])[0] for turn in batch]
+    assert len(set(chat.generate(batch))) > 1
+    answers = [["yes", "a photo"]] * 3
+    for row, turn in zip(chat.log_probs(batch, answers), batch, strict=True):
+        torch.testing.assert_close(row, chat.log_probs([turn], answers[:1])[0])
+    assert len(chat.generate([Turn("", [], "how many")])) == 1
+
+
 @pytest.mark.parametrize("per_token", [False, True])
 def test_log_probs__are_sums_over_the_tokens(chat, turns, per_token):
     turn, answer = turns[0], "a photo of 3"

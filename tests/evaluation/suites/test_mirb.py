@@ -363,6 +363,8 @@ def test_suite__refuses_what_it_cannot_score(model, parts):
     refused("no effect", MIRBSuite, tau=0.3)
     refused("for generative models", mirb, model, answers="a.jsonl")
     refused("protocol", mirb, model, protocol="mine")
+    scorer = ChatScorer(*parts, protocol="normalised")
+    refused("not that of the scorer", mirb, scorer, asked)
     refused("no generate", mirb, 3, asked, processor=parts[1], error=TypeError)
 
 

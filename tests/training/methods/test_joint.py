@@ -177,7 +177,7 @@ def test_refused__what_is_no_union():
 
 
 # ------------------------------------------------------------------- whole runs
-def test_run__has_one_row_and_all_columns(tmp_path):
+def test_run__has_one_row_and_all_columns(tmp_path, with_report):
     strategy, result = go(tmp_path / "joint", "Joint", report=True)
     assert result.E.shape == (1, 3) and result.before.shape == (3,)
     assert result.steps == [0] and strategy.clock.train_exp_counter == 1

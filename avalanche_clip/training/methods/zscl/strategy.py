@@ -84,9 +84,9 @@ class ZSCLTraining:
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        data = reference_images, reference_texts
-        weights = distillation_weight, consolidation_weight, averaging_interval
-        own = zscl_plugins(*data, *weights, reference_options)
+        given: Any = distillation_weight, consolidation_weight, averaging_interval
+        given = reference_images, reference_texts, *given, reference_options
+        own = zscl_plugins(*given)
         self.distillation = own[0]
         trained: Any = super()
         trained.__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
