@@ -90,8 +90,8 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
 budget = : ComputeBudget*
 common.files = : file_limits*
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
-evaluation.functional.classification = evaluation.functional: ClassRanks
-    class_ranks class_vectors classification_metrics*
+evaluation.functional.classification = evaluation.functional: class_ranks
+    class_vectors classification_metrics*
 evaluation.functional.disorder = evaluation.functional: ROTATION_BINS TOPOLOGY_BINS
     angle_histogram rotation_angles self_angles spatial_disorder* topology_change
 evaluation.functional.forgetting = evaluation.functional: forgetting_per_task

@@ -134,7 +134,9 @@ class Results:
             return self._of(suite, state, model, device)
         values: Values = {}
         for task in suite.tasks:
-            values |= self._of(ZeroShotSuite([task]), state, model, device)
+            part = ZeroShotSuite([task])
+            part.features = suite.features  # tasks have prompts in common
+            values |= self._of(part, state, model, device)
         return values | suite.averages(values)
 
     def _of(self, suite: Any, state: str, model: Any, device: str) -> Values:

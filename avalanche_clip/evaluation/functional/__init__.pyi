@@ -4,7 +4,6 @@ from avalanche_clip.evaluation.functional.blind_pairs import (
     clip_blind_pairs as clip_blind_pairs,
 )
 from avalanche_clip.evaluation.functional.classification import (
-    ClassRanks as ClassRanks,
     class_ranks as class_ranks,
     class_vectors as class_vectors,
     classification_metrics as classification_metrics,

@@ -22,7 +22,7 @@ MOST_LISTED = 2_000_000
 """Most pairs that :func:`clip_blind_pairs` lists, some 400 MB."""
 
 _NAMES = ("clip", "reference")
-_ROWS_PER_BLOCK = 4096
+_ROWS_PER_BLOCK = 256  # so that they stay in the caches
 
 
 class BlindPair(NamedTuple):
@@ -143,7 +143,6 @@ def find_blind_pairs(
     require_alike(do, ("device",), clip_features=clip, reference_features=reference)
     side, count = as_size(chunk_size, "chunk_size"), len(clip)
     rows = torch.cat([_unit(part) for part in clip.split(_ROWS_PER_BLOCK)])
-    rows = rows.to(clip.dtype)
     memory = rows.new_empty(min(side, count) ** 2)
     found, total = [rows.new_empty(0, 2, dtype=torch.int64)], 0
     # autocast would lower the precision of the products
@@ -154,17 +153,18 @@ def find_blind_pairs(
             tile = memory[: len(above) * len(beside)].view(len(above), len(beside))
             torch.mm(above, beside.T, out=tile)
             lowest = high - _rounding(clip)
-            if tile.max() <= lowest:  # the mask of a tile costs more than its top
-                continue
-            mask = tile > lowest
-            places = (mask.triu(1) if top == left else mask).nonzero()
+            high_rows = (tile.amax(1) > lowest).nonzero()[:, 0]  # few, as a rule
+            places = (tile[high_rows] > lowest).nonzero()
+            places[:, 0] = high_rows[places[:, 0]]
+            if top == left:
+                places = places[places[:, 0] < places[:, 1]]
             pairs = places + places.new_tensor([top, left])
             pairs = pairs[_gaps(clip, pairs, tile[places.unbind(1)], high) > 0]
             (tops, row), (lefts, column) = (
                 part.unique(return_inverse=True) for part in pairs.unbind(1)
             )
-            parts = (_unit(reference[t]).to(reference.dtype) for t in (tops, lefts))
-            rough = torch.mm(next(parts), next(parts).T)[row, column]
+            others = _unit(reference[lefts]).T
+            rough = torch.mm(_unit(reference[tops]), others)[row, column]
             found.append(pairs[_gaps(reference, pairs, rough, low) < 0])
             total += len(found[-1])
             if most is not None and total > most:
@@ -178,7 +178,8 @@ def find_blind_pairs(
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.double(), eps=1e-300)
+    """Scale rows to length 1, however long they are."""
+    return F.normalize(rows / rows.abs().amax(1, keepdim=True))
 
 
 def _rounding(features: Tensor) -> float:
@@ -197,8 +198,8 @@ def _gaps(features: Tensor, pairs: Tensor, rough: Tensor, threshold: float) -> T
 
 def _cosines(features: Tensor, pairs: Tensor) -> Tensor:
     """Cosines of pairs ``(P, 2)``, rounded to the type of the features."""
-    parts = [
-        (_unit(features[a]) * _unit(features[b])).sum(1)
-        for a, b in (block.unbind(1) for block in pairs.split(_ROWS_PER_BLOCK))
-    ]
+    parts = []
+    for block in pairs.split(_ROWS_PER_BLOCK):
+        a, b = (features[side].double() for side in block.unbind(1))
+        parts.append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)))
     return torch.cat(parts).clamp(-1, 1).to(features.dtype)

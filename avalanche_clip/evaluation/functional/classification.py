@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,32 +80,23 @@ def classification_metrics(
     }
 
 
-class ClassRanks(NamedTuple):
-    """What became of the right class of each image.
-
-    ``ranks``: number of other classes with at least its score, int64 ``(N,)``, 0 =
-    found first. ``predictions``: the right class where it is found first, else the
-    best other one, int64 ``(N,)``.
-    """
-
-    ranks: Tensor
-    predictions: Tensor
-
-
 def class_ranks(
     image_features: ArrayLike, vectors: ArrayLike, targets: ArrayLike
-) -> ClassRanks:
+) -> tuple[Tensor, Tensor]:
     """Rank the right class of each image without the full matrix of scores.
 
     :param image_features: ``(N, D)``, float32 or float64.
     :param vectors: of the classes, ``(C, D)``, same type and device.
     :param targets: class of each image, integers ``(N,)`` in 0..C-1.
+    :return: number of other classes with at least the score of the right one, 0 =
+        found first; and the right class where it is found first, else the best other
+        one; both int64 ``(N,)``.
     :raises ValueError: if shapes, types or the range of the targets do not fit, or a
         feature is not finite.
 
     >>> found = class_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
-    >>> found.ranks.tolist(), found.predictions.tolist()
-    ([0, 1], [0, 1])
+    >>> [part.tolist() for part in found]
+    [[0, 1], [0, 1]]
     """
     images = as_float_matrix("image_features", image_features)
     classes = as_float_matrix("vectors", vectors)
@@ -136,7 +126,7 @@ def class_ranks(
             predictions[part][wrong] = best.indices[wrong]
             # zeros and ones over the scores: see the counter of retrieval ranks
             ranks[part] = torch.ge(block, own, out=block).sum(dim=1).long()
-    return ClassRanks(ranks, predictions)
+    return ranks, predictions
 
 
 def class_vectors(prompt_features: Tensor, class_index: Tensor) -> Tensor:

@@ -86,21 +86,14 @@ class ZeroShotTask:
     groups: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        require_choice(f"metric of the task {self.name!r}", self.metric, self.metrics)
-        require_some(self.rows, f"pictures in the task {self.name!r}")
-        if self.groups is not None:
-            require_some(np.flatnonzero(self.groups >= 0), "pictures in groups")
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What the main metric can be."""
         few = self.kind == _CLASSES and len(self.prompts) < 5
-        return tuple(
-            metric
-            for metric in METRICS[self.kind]
-            if not (metric.startswith("worst") and self.groups is None)
-            and not (metric.endswith("acc5") and few)
-        )
+        allowed = [m for m in METRICS[self.kind] if not (few and m.endswith("acc5"))]
+        if self.groups is None:
+            allowed = [m for m in allowed if not m.startswith("worst")]
+        else:
+            require_some(np.flatnonzero(self.groups >= 0), "pictures in groups")
+        require_choice(f"metric of the task {self.name!r}", self.metric, allowed)
+        require_some(self.rows, f"pictures in the task {self.name!r}")
 
     # ------------------------------------------------------------------- making
     @classmethod

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from avalanche_clip.benchmarks.items.marks import digest_of
 from avalanche_clip.common.checks import require_distinct, require_known, require_some
 from avalanche_clip.evaluation.suites.scoring import score
 from avalanche_clip.evaluation.suites.suite import Autocast, Encoded, Suite, Values
@@ -179,5 +180,6 @@ def _pools(tasks: Sequence[ZeroShotTask]) -> dict[int, tuple[str, Any, Any]]:
         if id(task.pool) not in found:
             shared = [t.rows for t in tasks if t.pool is task.pool]
             rows = np.unique(np.concatenate(shared))
-            found[id(task.pool)] = task.name, Subset(task.pool, rows.tolist()), rows
+            key = f"{task.name}:{digest_of([rows.tobytes()]).hex()[:16]}"
+            found[id(task.pool)] = key, Subset(task.pool, rows.tolist()), rows
     return found

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_clip.evaluation.functional import class_vectors, classification_metrics
+from avalanche_clip.evaluation.functional import (
+    class_ranks,
+    class_vectors,
+    classification_metrics,
+)
 
 
 def one_hot(predictions, classes):
@@ -84,3 +88,37 @@ def test_class_vectors__normalise_average_normalise():
 def test_class_vectors__refuse_an_index_that_does_not_fit(index):
     with pytest.raises(ValueError, match="class_index"):
         class_vectors(torch.eye(2), torch.tensor(index))
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_class_ranks__are_those_of_the_whole_matrix(size):
+    generator = torch.Generator().manual_seed(size)
+    images = torch.randn(size, 4, generator=generator)
+    vectors = torch.randn(7, 4, generator=generator)
+    vectors[3] = vectors[2]  # ties are errors
+    targets = torch.randint(7, (size,), generator=generator)
+    ranks, predictions = class_ranks(images, vectors, targets)
+    scores = images @ vectors.T
+    own = scores.gather(1, targets[:, None])
+    assert torch.equal(ranks, (scores >= own).sum(dim=1) - 1)
+    scores.scatter_(1, targets[:, None], -torch.inf)
+    wrong = ranks > 0
+    assert torch.equal(predictions[~wrong], targets[~wrong])
+    assert torch.equal(predictions[wrong], scores.argmax(dim=1)[wrong])
+    metrics = classification_metrics(images @ vectors.T, targets)
+    assert metrics["acc1"] == pytest.approx((ranks < 1).double().mean().item())
+
+
+@pytest.mark.parametrize(
+    "vectors, targets, words",
+    [
+        (torch.ones(2, 3), [0, 1], "columns|must agree"),
+        (torch.ones(2, 4), [0, 2], "0..1"),
+        (torch.ones(2, 4), [0], "class indices"),
+        (torch.full((2, 4), torch.nan), [0, 1], "NaN"),
+        (torch.ones(2, 4).double(), [0, 1], "dtype"),
+    ],
+)
+def test_class_ranks__what_does_not_fit_is_refused(vectors, targets, words):
+    with pytest.raises(ValueError, match=words):
+        class_ranks(torch.ones(2, 4), vectors, targets)

@@ -91,6 +91,41 @@ def test_suite__tasks_on_the_same_drawings_share_them():
     assert alone.features.encoded == {"images": 139, "texts": 139}
 
 
+def test_suite__encodes_again_what_the_changed_tower_makes():
+    tasks = [ZeroShotTask.retrieval("t", emoji_dataset(["noto"], range(12)))]
+    model, suite = create_dual_encoder("tiny-emoji", "emoji-2010"), ZeroShotSuite(tasks)
+
+    def encoded():
+        before = dict(suite.features.encoded)
+        suite.evaluate(model)
+        return [n - before[kind] for kind, n in suite.features.encoded.items()]
+
+    assert encoded() == [12, 12] and encoded() == [0, 0]
+    named = dict(model.named_parameters())
+    first = {model.tower_of(name): name for name in reversed(named)}
+    named[first["text"]].data.view(-1)[0] += 1
+    assert encoded() == [0, 12]
+    named[first["image"]].data.view(-1)[0] += 1
+    assert encoded() == [12, 0]
+    model.logit_scale.data += 1
+    assert encoded() == [0, 0]
+
+
+def test_suite__parts_of_it_may_share_its_features():
+    model = create_dual_encoder("tiny-emoji", "emoji-2010")
+    suite = ZeroShotSuite(["emoji-Flags", "emoji-Activities", "emoji-2014"])
+    found = suite.evaluate(model)
+    texts = suite.features.encoded["texts"]
+    suite.features.results.clear()
+    for (
+        task
+    ) in suite.tasks:  # their drawings are others: one of them has the first name
+        part = ZeroShotSuite([task])
+        part.features = suite.features
+        assert same(part.evaluate(model), {task.name: found[task.name]})
+    assert suite.features.encoded["texts"] == texts
+
+
 # ----------------------------------------------------------------------- equality
 @pytest.mark.parametrize("size", [1, 8, 100])
 def test_suite__gives_the_same_in_any_batches_and_row_order(size):
