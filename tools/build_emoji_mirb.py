@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ GROUPS = (
     "Objects",
 )
 COUNTS = {"attribute": 96, "count": 48, "image_jigsaw": 48, "visual_chain": 24}
-STYLE, OTHERS = "twemoji", ("noto", "openmoji")
+STYLES = ("twemoji", "noto", "openmoji")
+STYLE, WHOLE = "twemoji", "openmoji"
 SIGNS = ("heavy equals sign", "plus", *(f"keycap: {digit}" for digit in range(10)))
 SHEET = 4
 UNLIKE = 16.0
@@ -62,19 +65,36 @@ def things(subset: int) -> Iterator[int]:
         yield from (found[place % len(found)] for found in orders)
 
 
+def coarse(pixels: np.ndarray) -> np.ndarray:
+    """Mean colours of 6 x 6 fields, as one row: what is alike without any knowledge."""
+    side = pixels.shape[0] // 6
+    fields = pixels.reshape(6, side, 6, side, 3)
+    return fields.mean((1, 3)).ravel()
+
+
+def drawn(style: str, emoji: int) -> np.ndarray:
+    """Pixels of a drawing, as numbers."""
+    return np.asarray(EmojiImages(style)[emoji]).astype(float)
+
+
+@cache
+def colours_of(style: str) -> np.ndarray:
+    """Coarse colours of all drawings of the pool, one row each."""
+    return np.stack([coarse(drawn(style, emoji)) for emoji in POOL])
+
+
 def attribute(number: int, thing: int) -> Any:
     """Ask whether three drawings show the same thing."""
-    styles = (STYLE, *OTHERS)
-    alike = POOL[TABLE.subgroup[POOL] == TABLE.subgroup[thing]]
-    others = alike[alike != thing]
-    if not len(others):
-        return None
     same = number // len(EMOJI_STEPS) % 2 == 0
-    shown = [thing] * len(styles)
+    shown = [thing] * len(STYLES)
     if not same:
-        other = others[order(len(others), 10, thing)[0]]
-        shown[order(len(styles), 11, thing)[0]] = int(other)
-    images = [[s, [[e]]] for s, e in zip(styles, shown, strict=True)]
+        place = order(len(STYLES), 11, thing)[0]
+        own = [coarse(drawn(s, thing)) for k, s in enumerate(STYLES) if k != place]
+        colours = colours_of(STYLES[place])
+        far = sum(np.linalg.norm(colours - row, axis=1) for row in own)
+        far[POOL == thing] = np.inf
+        shown[place] = int(POOL[np.argmin(far)])
+    images = [[s, [[e]]] for s, e in zip(STYLES, shown, strict=True)]
     question = "Do all of these drawings show the same thing?"
     return images, question, "yes" if same else "no", {}
 
@@ -100,18 +120,28 @@ def count(number: int, thing: int) -> Any:
 def image_jigsaw(number: int, thing: int) -> Any:
     """Ask for the order of the quarters of a drawing."""
     half = EMOJI_SIZE // 2
-    drawing = np.asarray(EmojiImages(STYLE)[thing]).astype(float)
     starts = [(y, x) for y in (0, half) for x in (0, half)]
-    quarters = np.stack([drawing[y : y + half, x : x + half] for y, x in starts])
+    quarters, cells = (
+        np.stack([drawn(style, thing)[y : y + half, x : x + half] for y, x in starts])
+        for style in (STYLE, WHOLE)
+    )
     unlike = np.sqrt(((quarters[:, None] - quarters) ** 2).mean((2, 3, 4)))
     if unlike[~np.eye(4, dtype=bool)].min() < UNLIKE:
         return None  # nobody could tell them apart
     shuffled = order(4, 30, thing)  # patch k shows quarter shuffled[k]
-    orders = [[shuffled.index(quarter) for quarter in range(4)]]
-    for key in range(31, 99):
-        another = order(4, key, thing)
-        if another not in orders and len(orders) < 4:
-            orders.append(another)
+    right = [shuffled.index(quarter) for quarter in range(4)]
+    patches = [coarse(quarters[quarter]) for quarter in shuffled]
+    colours = [coarse(cell) for cell in cells]
+    far = {
+        found: sum(
+            np.linalg.norm(colours[k] - patches[patch]) for k, patch in enumerate(found)
+        )
+        for found in permutations(range(4))
+    }
+    wrong = sorted(
+        (found for found in far if list(found) != right), key=far.__getitem__
+    )
+    orders = [right, *map(list, wrong[:3])]
     gold = number % 4
     orders[0], orders[gold] = orders[gold], orders[0]
     options = "\n".join(
@@ -123,8 +153,8 @@ def image_jigsaw(number: int, thing: int) -> Any:
         "patches 1 to 4 of another drawing of it. In which order, row by row, do they "
         f"make up that drawing?\n{options}"
     )
-    patches = [[STYLE, [[thing]], quarter] for quarter in shuffled]
-    images = [[OTHERS[0], [[thing]]], *patches]
+    parts = [[STYLE, [[thing]], quarter] for quarter in shuffled]
+    images = [[WHOLE, [[thing]]], *parts]
     return images, question, "ABCD"[gold], {"whole": 0, "grid": [2, 2]}
 
 

@@ -26,11 +26,11 @@ def emoji_mirb() -> list[MultiImageSample]:
     """Return 216 questions over drawings of things, animals, food and places.
 
     - ``attribute`` (96): do three drawings, one of each artist, show the same thing?
-      Half do; else one shows another thing of the same subgroup.
+      Half do; else one shows another thing, the one with the most similar colours.
     - ``count`` (48): how often is a thing drawn on two sheets of four?
     - ``image_jigsaw`` (48): the first drawing is whole, four more are the quarters of
-      another artist's drawing; which of four orders puts them together? The fields
-      ``whole`` and ``grid`` say so to programs.
+      another artist's drawing; which of four orders puts them together? The wrong ones
+      fit best by colours. The fields ``whole`` and ``grid`` say what is what.
     - ``visual_chain`` (24): three equations of drawings, digits and signs, shuffled;
       what number does a drawing stand for?
 

@@ -296,13 +296,13 @@ def model():
     return create_dual_encoder("tiny-emoji", "emoji-2010")
 
 
-def test_suite__knows_more_than_chance_and_encodes_once(model):
-    suite = MIRBSuite()
+def test_suite__knows_more_than_chance_and_encodes_once():
+    model, suite = create_dual_encoder("tiny-emoji", "icons"), MIRBSuite()
     assert isinstance(suite, Suite) and suite.name == "mirb"
     suite.check(model)
     found = suite.evaluate(model)
-    assert found["image_jigsaw"]["acc_low"] > 0.25
-    assert found["attribute"]["acc_low"] > 0.5
+    assert found["image_jigsaw"]["acc_low"] > 0.4  # chance is 0.25
+    assert found["attribute"]["acc_low"] > 0.6  # chance is 0.5
     assert found["visual_chain"]["supported"] == 0
     assert found["Perception"]["partial"] == 0 and "overall" not in found
     assert suite.features.encoded == {"images": 768, "texts": 48 * 21}
