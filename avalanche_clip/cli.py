@@ -39,9 +39,8 @@ def find_models(text: str) -> Makers:
     if path.is_file():
         return {"": partial(create_dual_encoder, path.parent, path)}
     if path.is_dir():
-        kept = {
-            step: partial(load_kept, file) for step, file in kept_steps(path).items()
-        }
+        steps = kept_steps(path).items()
+        kept: Makers = {step: partial(load_kept, file) for step, file in steps}
         return kept or {"": partial(create_dual_encoder, path)}
     name, _, weights = text.partition(":")
     if text.startswith(_HUBS):
