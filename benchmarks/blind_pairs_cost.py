@@ -18,6 +18,7 @@ status 1 if a target was missed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -72,9 +73,9 @@ def best_times(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, 
 
 def resident_megabytes() -> float:
     """Return the resident set of this process, 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return sum(int(x.split()[1]) for x in lines if x.startswith("VmRSS")) * 1024 / 1e6
+    memory = Path("/proc/self/statm")
+    pages = int(memory.read_text().split()[1]) if memory.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def peak_growth(call: Callable[[], object]) -> float:
@@ -84,7 +85,7 @@ def peak_growth(call: Callable[[], object]) -> float:
 
     def sample() -> None:
         nonlocal highest
-        while not done.wait(0.01):
+        while not done.wait(0.05):
             highest = max(highest, resident_megabytes())
 
     sampler = threading.Thread(target=sample)
