@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 Values = dict[str, dict[str, float]]
+Makers = dict[str, Callable[[], Any]]
 
 EMBEDDED = "emoji-2010,emoji-later,held-out-icons"
 _HUBS = ("hf:", "hf-hub:")
 
 
 # ------------------------------------------------------------------------- models
-def find_models(text: str) -> dict[str, Callable[[], Any]]:
+def find_models(text: str) -> Makers:
     """Find what a model argument means.
 
     :param text: see the module.
@@ -38,9 +39,8 @@ def find_models(text: str) -> dict[str, Callable[[], Any]]:
     if path.is_file():
         return {"": partial(create_dual_encoder, path.parent, path)}
     if path.is_dir():
-        kept = {
-            step: partial(load_kept, file) for step, file in kept_steps(path).items()
-        }
+        steps = kept_steps(path).items()
+        kept: Makers = {step: partial(load_kept, file) for step, file in steps}
         return kept or {"": partial(create_dual_encoder, path)}
     name, _, weights = text.partition(":")
     if text.startswith(_HUBS):
@@ -73,7 +73,8 @@ def _blind_emoji(data: str | None, tasks: str | None) -> Any:
     from avalanche_clip.benchmarks.datasets import BlindEmoji
     from avalanche_clip.evaluation.suites import MMVPVLMSuite
 
-    return MMVPVLMSuite(BlindEmoji(), name="blind-emoji", prompt="")
+    pairs: Any = BlindEmoji()
+    return MMVPVLMSuite(pairs, name="blind-emoji", prompt="")
 
 
 def _mirb(data: str | None, tasks: str | None) -> Any:

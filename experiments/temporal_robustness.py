@@ -1,6 +1,6 @@
 """Temporal robustness: does a model know what came after it was trained?
 
-Commands (from the repository root), a minute or two:
+Commands (from the repository root), two to three minutes on a free core:
 
     python experiments/temporal_robustness.py
     python experiments/temporal_robustness.py --new tiny-emoji:icons,runs/mine
@@ -372,7 +372,7 @@ def train(folder: Path, device: str) -> Path:
     """Train ``emoji-2010`` on the emoji of all steps, with all that came before."""
     from tic_emoji import Config, run
 
-    base = Config(pretrained="emoji-2010", iterations=60, gallery=False)
+    base = Config(pretrained="emoji-2010", iterations=120, gallery=False)
     run(replace(base, device=device), "cumulative-all", folder)
     return folder
 

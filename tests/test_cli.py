@@ -125,6 +125,10 @@ def test_evaluate__missing_data_and_numbers(tmp_path, capsys, monkeypatch):
         (["tiny-emoji:x", "--suite", "blind-emoji"], "pretrained='x' is unknown"),
         (["/nowhere/run", "--suite", "blind-emoji"], "is no file or folder"),
         ([BASE, "--suite", "mmvp-vlm"], "mmvp-vlm needs --data"),
+        (
+            [BASE, "--suite", "mirb", "--data", "/nowhere"],
+            "the folder with MIRB's JSON files",
+        ),
         ([BASE, "--suite", "blind-emoji", *TASKS], "--tasks is for zero-shot"),
         ([BASE, "--suite", "blind-emoji", "--data", "."], "has no effect on blind-em"),
         ([BASE, "--suite", "zero-shot", "--tasks", "cifar"], "Did you mean 'cifar10'"),

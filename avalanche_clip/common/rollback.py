@@ -117,7 +117,7 @@ class _Remembered:
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
             parts = [*value]
         fields = getattr(value, "__dict__", None)
-        if type(fields) is dict and _has_state(type(value)):
+        if type(fields) is dict and _has_state(type(value)):  # type: ignore[arg-type]
             self._note(_undo_container(fields))
             parts += fields.values()
         return parts

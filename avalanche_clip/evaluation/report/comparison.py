@@ -308,7 +308,7 @@ def _suite_figure(
     what = group.name if group.one_metric else group.cells[0][1]
     parts = slice(None) if group.one_metric else slice(1)
     lines = {
-        name: np.mean([np.vstack([m.before, m.E])[:, parts] for m in rows], axis=(0, 2))
+        name: np.mean([(m.before, *m.E) for m in rows], axis=0)[:, parts].mean(axis=1)
         for name, rows in methods.items()
     }
     figure = plots.plot_over_time(

@@ -142,8 +142,8 @@ def plot_over_time(
     x = np.arange(len(values))
     figure, ax = new_axes(min(4.6 + 0.7 * len(values), 13), 4.4)
     if kind in ("test set", "task"):
-        look_of = {"color": "#B0B0B0", "linewidth": 5, "solid_capstyle": "round"}
-        ax.plot(x, values.mean(axis=1), label="mean", **look_of)
+        (line,) = ax.plot(x, values.mean(axis=1), color="#B0B0B0", label="mean")
+        line.set(linewidth=5, solid_capstyle="round")
     for j, name in enumerate(names):
         colour, marker = draw_line(ax, x, values[:, j], j, 6, label=name)
         if diagonal and j < len(matrix):

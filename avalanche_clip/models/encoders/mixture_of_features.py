@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_clip.common.checks import as_finite, require_alike, require_choice
+from avalanche_clip.common.checks import (
+    as_finite,
+    require_alike,
+    require_choice,
+    require_length,
+)
 
 
 class MixtureOfFeatures(nn.Module):
@@ -18,10 +23,9 @@ class MixtureOfFeatures(nn.Module):
     per image; adapters of the paper's interleaved form belong into the encoders,
     ``nn.Sequential(encoder, adapter)``.
 
-    :param clip_encoder: images -> tokens ``(B, P, H)``, or features ``(B, H)``, float.
-        Class tokens are left out by the encoder.
-    :param reference_encoder: the same images -> as many of the same width. Encoders
-        that want other pixels transform them themselves.
+    :param encoders: two functions or modules, CLIP first, which make tokens
+        ``(B, P, H)``, or features ``(B, H)``, of the same images: as many of one width.
+        They leave class tokens out, and transform pixels that they want otherwise.
     :param mode: ``"interleave"`` gives ``2 * P`` tokens, CLIP's first, then the
         reference's, in turns; ``"add"`` gives P weighted sums.
     :param share: of **CLIP** in the sum, in [0, 1]; published tables list that of the
@@ -30,17 +34,16 @@ class MixtureOfFeatures(nn.Module):
 
     Source: Tong et al., CVPR 2024 (MMVP, arXiv 2401.06209), section 4.
 
-    >>> mix = MixtureOfFeatures(lambda x: x, lambda x: 10 * x, mode="add", share=0.25)
+    >>> mix = MixtureOfFeatures([lambda x: x, lambda x: 10 * x], "add", share=0.25)
     >>> mix(torch.tensor([[[1.0], [2.0]]])).flatten().tolist()
     [7.75, 15.5]
     """
 
     def __init__(
         self,
-        clip_encoder: Callable[[Tensor], Tensor],
-        reference_encoder: Callable[[Tensor], Tensor],
-        *,
+        encoders: Sequence[Callable[[Tensor], Tensor]],
         mode: str = "interleave",
+        *,
         share: float | None = None,
     ):
         super().__init__()
@@ -50,7 +53,8 @@ class MixtureOfFeatures(nn.Module):
                 f"share={share!r} given with mode={mode!r}; 'add' needs CLIP's share, "
                 "'interleave' has none."
             )
-        self.clip_encoder, self.reference_encoder = clip_encoder, reference_encoder
+        require_length(encoders, 2, "encoders", "CLIP and reference")
+        self.clip_encoder, self.reference_encoder = encoders
         self.share = None if share is None else as_finite(share, "share", low=0, high=1)
 
     def forward(self, images: Tensor) -> Tensor:

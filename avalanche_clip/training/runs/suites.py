@@ -8,7 +8,6 @@ from typing import Any
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import TextLogger
 
-from avalanche_clip import distributed
 from avalanche_clip.common.checks import require_distinct, require_type
 from avalanche_clip.common.plain import plain
 from avalanche_clip.common.randomness import evaluating, kept_rng
@@ -47,7 +46,8 @@ class RunSuites:
         :raises ValueError: if a suite refuses the model or its data, or a plugin
             evaluates in another way than the model alone does.
         """
-        own = [c for c in strategy.contracts if _evaluates_itself(c)]
+        routed = [c for c in strategy.contracts if c.routes_batches]
+        own = routed + [c for c in strategy.contracts if defines(c, "class_logits")]
         if own and self.suites:
             raise ValueError(
                 f"suites={[suite.name for suite in self.suites]} score the model "
@@ -75,8 +75,9 @@ class RunSuites:
         :param strategy: between experiences.
         :param row: number of the evaluation, 0 before the stream.
         """
-        model, values = bare_model(strategy), []
-        name = BEFORE if row == 0 else str(row - 1)
+        model, evaluator = bare_model(strategy), strategy.evaluator
+        row_name = BEFORE if row == 0 else str(row - 1)
+        step = strategy.clock.train_iterations
         for suite in self.suites:
             features = model.features
             with evaluating(model), kept_rng(strategy.device):
@@ -84,14 +85,22 @@ class RunSuites:
                     model, device=strategy.device, autocast=strategy.autocast
                 )
             model.features = features
-            found = {
+            values = self.rows[suite.name][row_name] = {
                 str(task): {str(metric): float(v) for metric, v in metrics.items()}
                 for task, metrics in found.items()
             }
-            self.rows[suite.name][name] = found
-            values += _metric_values(strategy, suite.name, found)
-        if values:
-            _publish(strategy.evaluator, values, strategy)
+            for task, metrics in values.items():
+                for metric, value in metrics.items():
+                    name = f"{metric}/suite/{suite.name}/{task}"
+                    mval = MetricValue(suite.name, name, value, step)
+                    evaluator.publish_metric_value(mval)
+        if self.suites:
+            evaluator.after_suites(strategy)  # a moment that loggers may have
+        for log in evaluator.loggers if self.suites else ():
+            if isinstance(log, TextLogger):  # which prints at moments of its own
+                log.file.write("> Suites ended.\n")
+                log.print_current_metrics()
+                log.metric_vals = {}
 
     def state_dict(self) -> dict[str, Any] | None:
         """Rows so far, and what later ones depend on; None without suites."""
@@ -114,31 +123,3 @@ class RunSuites:
             return {}
         missing = {s.name: dict(s.missing) for s in self.suites if s.missing}
         return {"suites": self.rows, **({"suites_missing": missing} if missing else {})}
-
-
-def _evaluates_itself(contract: Any) -> bool:
-    return bool(contract.routes_batches) or defines(contract, "class_logits")
-
-
-def _metric_values(
-    strategy: Any, suite: str, found: dict[str, dict[str, float]]
-) -> list[MetricValue]:
-    """Values as loggers take them: ``acc1/suite/zero-shot/emoji``."""
-    step = strategy.clock.train_iterations
-    return [
-        MetricValue(suite, f"{metric}/suite/{suite}/{task}", value, step)
-        for task, metrics in found.items()
-        for metric, value in metrics.items()
-    ]
-
-
-def _publish(evaluator: Any, values: list[MetricValue], strategy: Any) -> None:
-    """Give values to the curves of an evaluator, and to its loggers."""
-    for value in values:
-        evaluator.publish_metric_value(value)
-    evaluator.after_suites(strategy)  # a moment that loggers and metrics may have
-    for log in evaluator.loggers:
-        if isinstance(log, TextLogger) and distributed.is_main_process():
-            log.file.write("> Suites ended.\n")
-            log.print_current_metrics()
-            log.metric_vals = {}

@@ -15,6 +15,12 @@ from avalanche_clip.evaluation.suites import MMVPVLMSuite, mmvp_vlm
 from avalanche_clip.models import create_dual_encoder
 from tests.benchmarks.datasets.mmvp_files import write_vlm
 from tests.helpers import assert_same_weights, weights
+from tests.models.conftest import (  # noqa: F401
+    hf_clip_folder,
+    hf_siglip_folder,
+    native_cfg,
+    tokenizer_file,
+)
 
 ORTHONORMAL = torch.linalg.qr(torch.randn(300, 300, generator=torch.manual_seed(0)))[0]
 
@@ -139,6 +145,18 @@ def test_suite__equals_the_released_way_for_any_batch_and_order(tiny):
         mean = found.pop("all")["text_to_image_acc"]
         assert {p: v["text_to_image_acc"] for p, v in found.items()} == wanted
         assert mean == pytest.approx(np.mean(list(wanted.values())))
+
+
+@pytest.mark.parametrize("kind", ["native_cfg", "hf_clip_folder", "hf_siglip_folder"])
+def test_suite__scores_towers_of_all_libraries(kind, request):
+    given = request.getfixturevalue(kind)
+    if kind == "native_cfg":
+        given = {"model_cfg": given, "tokenizer": {"type": "open_clip"}}
+    model = create_dual_encoder(given)
+    found = mmvp_vlm(model, Few(), prompt="a ")
+    wanted = released(model, Few(), "a ")
+    del found["all"]
+    assert {p: v["text_to_image_acc"] for p, v in found.items()} == wanted
 
 
 def test_suite__encodes_once_and_leaves_everything_as_it_was(tiny):
