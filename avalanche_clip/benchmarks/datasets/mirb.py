@@ -209,8 +209,8 @@ class MIRBDataset(Sequence[MultiImageSample]):
         samples = [sample for name in names for sample in self._subset(root, name)]
         if len(self.missing) == len(names):
             raise FileNotFoundError(
-                f"{root} holds none of {', '.join(self.missing.values())}; give the "
-                "folder with MIRB's JSON files."
+                f"{root} holds none of the files asked for, such as "
+                f"{self.missing[names[0]]}; give the folder with MIRB's JSON files."
             )
         paths = dict.fromkeys(path for s in samples for path in s.images)
         absent = [path for path in paths if not Path(path).is_file()]  # type: ignore

@@ -215,3 +215,32 @@ def test_wrong_parts__are_refused(chat, turns):
     mixed = [turns[0], Turn("", [], "how many")]
     refused("ask them apart", chat.generate, mixed)
     refused("lists of candidates", chat.log_probs, turns, [["yes"]])
+
+
+def test_tiny_model__is_that_of_the_specification():
+    model = tiny_chat.model()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(25e3, rel=0.02)
+    ids = torch.tensor([[1, *[63] * 12, 5, 6, 7]])
+    with torch.no_grad():
+        shape = model(
+            input_ids=ids, pixel_values=torch.randn(3, 3, 32, 32)
+        ).logits.shape
+    assert shape == (1, 16, 64)
+
+
+def test_no_images__no_argument_is_passed_on(chat, turns, monkeypatch):
+    seen, processor = [], chat.processor
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+        def __call__(self, **options):
+            seen.append(options)
+            return processor(**options)
+
+    monkeypatch.setattr(chat, "processor", Watched())
+    chat.generate([Turn("Answer", [], "how many")])
+    chat.generate(turns[:1])
+    assert "images" not in seen[0]
+    assert [len(images) for images in seen[1]["images"]] == [2]

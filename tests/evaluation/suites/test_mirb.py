@@ -24,8 +24,9 @@ from avalanche_clip.evaluation.suites import (
 from avalanche_clip.evaluation.suites.mirb import DIRECTLY, REASONS, THOUGHTS
 from avalanche_clip.models import create_dual_encoder
 from tests.evaluation.suites import tiny_chat
-from tests.helpers import stub_model
+from tests.helpers import assert_same_weights, stub_model
 from tests.refused import refused
+from tests.training.small_runs import go
 
 KINDS = {
     "codeu": ("which a B", "C"),
@@ -375,11 +376,30 @@ def few_values():
     return suite.evaluate(create_dual_encoder("tiny-emoji", "emoji-2010"))
 
 
-def test_stub__is_scored_as_any_dual_encoder():
-    class Tensors(MultiImageSample):
-        def picture(self, place):
-            generator = torch.Generator().manual_seed(place)
-            return torch.randn(3, 8, 8, generator=generator)
+class Tensors(MultiImageSample):
+    """Images as the stub takes them."""
 
+    def picture(self, place):
+        seed = 2 * int(self.id) + place if self.id.isdigit() else place
+        return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_stub__is_scored_as_any_dual_encoder():
     asked = Tensors([picture(0), picture(1)], "a?", "yes", "attribute")
     assert mirb(stub_model(), [asked]).tasks["attribute"]["supported"] == 1
+
+
+def test_run__has_a_row_per_evaluation_and_stays_as_it_was(tmp_path):
+    asked = [
+        Tensors([picture(2 * k), picture(2 * k + 1)], "a?", gold, "attribute", str(k))
+        for k, gold in enumerate(["yes", "no"] * 3)
+    ]
+    suite = MIRBSuite(asked, batch_size=4)
+    strategy, result = go(tmp_path / "with", report=True, run={"suites": [suite]})
+    plain, _ = go(tmp_path / "without")
+    assert_same_weights(strategy.model, plain.model)
+    rows = result.results["suites"]["mirb"]
+    assert list(rows) == ["before", "0", "1", "2"]
+    assert rows["2"] == suite.evaluate(strategy.model)
+    assert suite.features.encoded["images"] == 4 * 12  # once per state of the model
+    assert "attribute" in (tmp_path / "with" / "report.html").read_text("utf-8")
