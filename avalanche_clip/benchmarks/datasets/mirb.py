@@ -75,12 +75,17 @@ MIRB_CONTROLS = {
 """Control variants -> their subsets; they are part of no average."""
 
 MIRB_DIMENSIONS: dict[str, list[str]] = {}
+"""Dimension -> its subsets."""
 for _name, _subset in MIRB_SUBSETS.items():
     MIRB_DIMENSIONS.setdefault(_subset.dimension, []).append(_name)
-"""Dimension -> its subsets."""
 
-MIRB_RULES = {"letter": "exact", "number": "number", "yesno": "yes-no"}
-MIRB_RULES |= {"contains": "contains", "title": "exact"}
+MIRB_RULES = {
+    "letter": "exact",
+    "number": "number",
+    "yesno": "yes-no",
+    "contains": "contains",
+    "title": "exact",
+}
 """Kind of an answer -> rule of :func:`short_answer_score`."""
 
 _OLDER = {subset.older: name for name, subset in MIRB_SUBSETS.items()}
