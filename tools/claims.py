@@ -20,6 +20,8 @@ from claim_rows import CLAIMS, PAPERS, STUDIES, Check, Claim, Study
 
 from avalanche_clip.common.files import read_json
 
+BASE = "base"
+"""Row of the model before the stream, which is of no seed."""
 SEEDS = 3
 """The least number of seeds."""
 QUANTILES = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -77,7 +79,8 @@ class Figures:
         path = folder / "figures.json"
         if path.is_file():
             content = read_json(path, checksum=True, rewrite="run the study again")
-            facts, table = content["facts"], content["methods"]
+            facts, table = content["facts"], dict(content["methods"])
+            table.pop(BASE, None)
             if facts.get("validation"):
                 return {}, "made with --validation"
             seeds = facts["seeds"]

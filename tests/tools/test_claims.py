@@ -25,7 +25,8 @@ def figures_at(script, tmp_path, methods, **facts):
     facts = {"pretrained": "icons", "seeds": [0, 1, 2], **facts}
     folder = tmp_path / script.STUDIES["alignment"].folder
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"facts": facts, "methods": methods}
+    base = {"old": [31.6], "old+": [None]}  # as studies write the untrained model
+    content = {"facts": facts, "methods": {"base": base, **methods}}
     write_json(folder / "figures.json", content, checksum=True)
     return script.Figures(tmp_path)
 
