@@ -243,12 +243,14 @@ def row(claim: Claim, figures: Figures) -> list[str]:
         f"{f'{number}. ' if several else ''}{said(check, one)}"
         for number, (check, one) in enumerate(zip(claim.checks, found, strict=True), 1)
     ]
+    said_of_all = verdict(found)
+    short = any(one.outcome in ("no", "open") for one in found)
     return [
         f"{claim.statement} ({claim.paper}: {claim.source})",
         claim.measure,
         "\n\n".join(lines),
         "\n\n".join(dict.fromkeys(f":ref:`{key(c.study)}`" for c in claim.checks)),
-        verdict(found),
+        f"{said_of_all}. {claim.why}" if claim.why and short else said_of_all,
     ]
 
 

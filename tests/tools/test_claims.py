@@ -251,3 +251,17 @@ def test_figures__whose_values_are_of_other_seeds_are_refused(script, tmp_path):
     figures = figures_at(script, tmp_path, methods)
     with pytest.raises(ValueError, match=r"'b' has 2 values of 'old' for 3 seeds"):
         script.look(check(script), figures)
+
+
+def test_why__is_said_where_a_claim_does_not_hold_and_nowhere_else(script, tmp_path):
+    figures = figures_at(
+        script, tmp_path, {"a": {"old": [1.0, 2.0, 3.0]}, "b": {"old": [8.0, 9.0, 9.0]}}
+    )
+
+    def cell(*checks):
+        claim = script.Claim("P", "S", "here", "m", checks, "It is small.")
+        return script.row(claim, figures)[-1]
+
+    assert cell(check(script)).endswith("It is small.")
+    assert "small" not in cell(check(script, wanted="below"))
+    assert "small" not in cell(check(script, method="c"))
