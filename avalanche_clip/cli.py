@@ -57,8 +57,9 @@ def find_models(text: str) -> Makers:
 def _zero_shot(data: str | None, tasks: str | None) -> Any:
     from avalanche_clip.evaluation.suites import ZeroShotSuite
 
-    chosen = tasks or (EMBEDDED if data is None else "tic-clip")
-    return ZeroShotSuite(chosen.split(","), data=data)
+    if tasks is None:
+        tasks = EMBEDDED if data is None else "tic-clip"
+    return ZeroShotSuite(tasks.split(","), data=data)
 
 
 def _mmvp_vlm(data: str | None, tasks: str | None) -> Any:
@@ -161,9 +162,10 @@ def _state_of(model: Any) -> str:
     """What the values of a model depend on: weights, tokenizer, preprocessing."""
     from avalanche_clip import __version__
     from avalanche_clip.benchmarks.items.prepare import describe
+    from avalanche_clip.evaluation.suites.suite import tokenizer_mark
 
     parts = [model.state_fingerprint(), model.config, describe(model.transform(False))]
-    return _hash([__version__, *parts])
+    return _hash([__version__, *parts, tokenizer_mark(model.tokenizer)])
 
 
 def _hash(parts: Any) -> str:

@@ -156,3 +156,10 @@ def test_main__help_is_there_at_once():
     )
     assert found.returncode == 0 and "tiny-emoji:icons" in found.stdout
     assert "avalanche_clip.cli" in found.stderr and "torch" not in found.stderr
+
+
+def test_evaluate__tasks_of_no_name_are_no_default(capsys):
+    assert (
+        cli.main(["evaluate", "tiny-emoji:icons", "--suite=zero-shot", "--tasks="]) == 2
+    )
+    assert "tasks [''] are unknown" in capsys.readouterr().err

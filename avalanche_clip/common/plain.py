@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from torch import Tensor
 
 Path = tuple[Any, ...]
 _NONE = object()
+_LONG = 100
 _ATOMS = (bool, int, float, str, type(None))
 
 
@@ -148,3 +152,29 @@ def moved(value: Any, device: torch.device, paths: list[list[Any]] | None) -> An
         return leaf.to(device) if wanted else leaf
 
     return mapped(value, move)
+
+
+def kept_arguments(thing: Any) -> dict[str, Any]:
+    """Arguments of the constructors of an object that it has kept as plain data."""
+    kind: Any = type(thing)
+    names = _argument_names(kind)
+    have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
+    plain = {k: as_number(v) for k, v in sorted(have.items())}
+    return {k: _brief(v) for k, v in plain.items() if is_plain(v)}
+
+
+@cache
+def _argument_names(kind: Any) -> frozenset[str]:
+    """Names of the arguments of the constructors of a class and its bases."""
+    made = [vars(cls)["__init__"] for cls in kind.__mro__ if "__init__" in vars(cls)]
+    return frozenset(
+        name for init in made for name in inspect.signature(init).parameters
+    )
+
+
+def _brief(value: Any) -> Any:
+    """A long list, such as one of captions, as its length and a hash."""
+    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
+        return value
+    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
+    return f"{len(value)} values, {digest.hexdigest()[:16]}"

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_clip.common.checks import (
+    as_finite,
     require_alike,
     require_array,
     require_choice,
@@ -46,7 +47,7 @@ def classification_metrics(
         ``mean_average_precision``, the mean over all classes, where one
         without positives counts as 0.
     :raises ValueError: if shapes, types or the range of the targets do not fit,
-        a score is not finite, or ``ties`` is unknown.
+        a score is not finite, or ``ties`` is unknown, or not for such data.
 
     Source: the definitions of LAION's CLIP_benchmark; the treatment of ties is
     our choice.
@@ -59,6 +60,10 @@ def classification_metrics(
     targets = as_tensor("targets", targets).to(scores.device)
     require_choice("ties", ties, _TIES)
     if targets.shape == scores.shape:
+        if ties != _TIES[0]:
+            raise ValueError(
+                f"ties={ties!r} is not for multi-label data; leave it out."
+            )
         return {"mean_average_precision": _mean_average_precision(scores, targets)}
     wanted = "class indices, or multi-label targets of the shape of the scores"
     require_array(targets, "targets", f"{len(scores)}", "integer", give=wanted)
@@ -81,16 +86,22 @@ def classification_metrics(
 
 
 def class_ranks(
-    image_features: ArrayLike, vectors: ArrayLike, targets: ArrayLike
+    image_features: ArrayLike,
+    vectors: ArrayLike,
+    targets: ArrayLike,
+    *,
+    tie_eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Rank the right class of each image without the full matrix of scores.
 
     :param image_features: ``(N, D)``, float32 or float64.
     :param vectors: of the classes, ``(C, D)``, same type and device.
     :param targets: class of each image, integers ``(N,)`` in 0..C-1.
-    :return: number of other classes with at least the score of the right one, 0 =
-        found first; and the right class where it is found first, else the best other
-        one; both int64 ``(N,)``.
+    :param tie_eps: largest difference of two scores that counts as a tie, >= 0. Equal
+        vectors may give scores that differ in their last bits.
+    :return: number of other classes with at least the score of the right one, less
+        ``tie_eps``, 0 = found first; and the right class where it is found first, else
+        the best other one; both int64 ``(N,)``.
     :raises ValueError: if shapes, types or the range of the targets do not fit, or a
         feature is not finite.
 
@@ -106,6 +117,7 @@ def class_ranks(
         image_features=images,
         vectors=classes,
     )
+    eps = as_finite(tie_eps, "tie_eps", low=0)
     labels = as_tensor("targets", targets).to(images.device)
     require_array(labels, "targets", f"{len(images)}", "integer", give="class indices")
     require_indices(labels, len(classes), "targets")
@@ -119,7 +131,7 @@ def class_ranks(
             label = labels[part, None]
             block = memory[: len(label)]
             torch.mm(images[part], classes.T, out=block)
-            own = block.gather(1, label)
+            own = block.gather(1, label) - eps
             block.scatter_(1, label, -torch.inf)
             best = block.max(dim=1)
             wrong = best.values >= own[:, 0]

@@ -104,6 +104,11 @@ def pattern_metrics(
     require_array(scores, "S", "P 2 2")
     require_length(names, len(scores), "patterns", "pair")
     eps = as_finite(tie_eps, "tie_eps", low=0)
+    alike = None if blindness is None else as_tensor("blindness", blindness).double()
+    if alike is not None:
+        require_array(alike, "blindness", f"{len(scores)}", give="one per pair")
+        if not torch.isfinite(alike).all():
+            raise ValueError("blindness holds NaN or infinite values.")
     if "all" in names:
         raise ValueError("A pattern is called 'all', which is the name of their mean.")
     found, hits = {}, []
@@ -125,9 +130,8 @@ def pattern_metrics(
             "group_margin": gaps.sum(1).mean().item(),
             "count": 2.0 * len(part),
         }
-        if blindness is not None:
-            alike = as_tensor("blindness", blindness)[places]
-            found[name]["blindness"] = alike.double().mean().item()
+        if alike is not None:
+            found[name]["blindness"] = alike[places].mean().item()
     first, *_ = found.values()
     mean = {key: sum(v[key] for v in found.values()) / len(found) for key in first}
     hits.sort(key=lambda group: (len(group), sum(group)))  # in any order of rows

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_digests
 from avalanche_clip.common.arrays import read_npy
 from avalanche_clip.common.checks import as_finite, require_length, require_some
+from avalanche_clip.common.randomness import evaluating, seeded
 from avalanche_clip.evaluation.functional._inputs import as_float_matrix
 from avalanche_clip.evaluation.functional.blind_pairs import find_blind_pairs
 from avalanche_clip.evaluation.suites.suite import (
@@ -105,7 +106,8 @@ class BlindPairsSuite(Suite):
                 given = encoded.images(self._images_key, self.images)
         elif callable(given):
             places = torch.arange(len(self.images)).split(size)
-            with torch.no_grad():
+            mode = evaluating(given) if isinstance(given, nn.Module) else nullcontext()
+            with torch.no_grad(), mode, seeded(0):
                 parts = [given([self.images[k] for k in part]) for part in places]
             given = torch.cat([as_float_matrix("reference", part) for part in parts])
         rows = as_float_matrix("reference", given).cpu()

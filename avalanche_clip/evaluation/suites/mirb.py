@@ -96,6 +96,7 @@ class ChatScorer(MultiImageScorer):
         batch_images: int = 16,
     ):
         require_choice("protocol", protocol, PROTOCOLS)
+        require_choice("reasoning", reasoning, (True, False))
         self.chat = ChatModel(model, processor, max_pixels=max_pixels)
         self.protocol, self.reasoning = protocol, bool(reasoning)
         self.batch_size = as_size(batch_size, "batch_size")

@@ -10,7 +10,14 @@ from typing import NamedTuple
 import torch
 
 from avalanche_clip.benchmarks.datasets.mmvp import MMVPDataset
-from avalanche_clip.common.checks import as_size, require_choice, require_length
+from avalanche_clip.common.checks import (
+    as_size,
+    require_choice,
+    require_known,
+    require_length,
+    require_some,
+)
+from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.evaluation.functional.intervals import wilson_interval
 from avalanche_clip.evaluation.suites.chat import ChatModel, Turn
 
@@ -79,20 +86,24 @@ def mmvp_scores(
 ) -> dict[str, float]:
     """Score chosen options; a pair is right if all its questions are.
 
-    :param letters: chosen options, None for neither, ``(Q,)``.
-    :param answers: right options, ``(Q,)``.
+    :param letters: chosen options, ``"a"`` or ``"b"``, None for neither, ``(Q,)``.
+    :param answers: right options, ``"a"`` or ``"b"``, ``(Q,)``.
     :param pair_ids: pair of each question, ``(Q,)``, in any order.
     :return: see :class:`MMVPResult`.
+    :raises ValueError: for other letters, or lengths that differ.
 
     >>> scores = mmvp_scores("aabaab", "aabbba", [1, 1, 2, 2, 3, 3])
     >>> round(scores["pair_acc"], 3), scores["question_acc"]
     (0.333, 0.5)
     """
     require_length(letters, len(answers), "letters", "question")
-    require_length(pair_ids, len(answers), "pair_ids", "question")
+    ids = as_integer_array(pair_ids, "pair_ids", f"{len(answers)}").tolist()
+    require_some(ids, "answers")
+    require_known((one for one in letters if one is not None), "ab", "letters")
+    require_known(answers, "ab", "answers")
     right = [one == other for one, other in zip(letters, answers, strict=True)]
     pairs: dict[int, bool] = {}
-    for pair, good in zip(pair_ids, right, strict=True):
+    for pair, good in zip(ids, right, strict=True):
         pairs[pair] = pairs.get(pair, True) and good
     hits = sum(pairs.values())
     low, high = wilson_interval(hits, len(pairs))

@@ -101,10 +101,11 @@ class MMVPVLMSuite(Suite):
     def _score(self, encoded: Encoded) -> Values:
         pictures, statements, patterns, key = self._read
         texts = [self.prompt + text for text in statements]
-        rows = encoded.images(key, pictures), encoded.texts(texts)
-        images, said = (part.unflatten(0, (-1, 2)) for part in rows)
+        rows, encode, _ = encoded.matched(key, pictures)
+        both = encoded.images(key, pictures), rows, encode(texts)
+        images, shown, said = (part.unflatten(0, (-1, 2)) for part in both)
         return pattern_metrics(
-            images @ said.transpose(1, 2),
+            shown @ said.transpose(1, 2),
             patterns,
             tie_eps=TIE_EPS,
             blindness=(images[:, 0] * images[:, 1]).sum(1),

@@ -24,7 +24,7 @@ from avalanche_clip.benchmarks.datasets.mirb import (
     MultiImageSample,
 )
 from avalanche_clip.common.checks import as_finite, require_choice
-from avalanche_clip.evaluation.suites.suite import Encoded
+from avalanche_clip.evaluation.suites.suite import Encode, Encoded
 
 FUSIONS = ("mean", "max", "logsumexp", "concat")
 MOST_COUNTED = 20
@@ -305,7 +305,7 @@ class DualEncoderScorer(MultiImageScorer):
             fits = [near[cells, order].mean() for order in orders.values()]
             return list(orders)[_first_best(torch.stack(fits))]
         texts = torch.stack([self._texts[text] for text in self._asked(sample)])
-        scores = seen @ texts.T
+        scores = self._rows(sample, self._matched[0]) @ texts.T
         if rule == "count":
             scale = self.encoded.model.logit_scale.detach().exp().cpu()
             shares = (scale * scores).double().softmax(1)
@@ -350,21 +350,35 @@ class DualEncoderScorer(MultiImageScorer):
         return views
 
     @cached_property
-    def _images(self) -> dict[Any, Tensor]:
+    def _pictures(self) -> tuple[list[Any], str, Any]:
         samples = sorted(self.data, key=lambda sample: sample.id)
         views = {key: view for s in samples for key, view in self._views(s)}
         key = f"mirb {self.data.checksum} {self.fusion == 'concat'}"
-        rows = self.encoded.images(key, _Pictures(list(views.values())))
-        return dict(zip(views, rows, strict=True))
+        return list(views), key, _Pictures(list(views.values()))
+
+    @cached_property
+    def _images(self) -> dict[Any, Tensor]:
+        views, *source = self._pictures
+        return dict(zip(views, self.encoded.images(*source), strict=True))
+
+    @cached_property
+    def _matched(self) -> tuple[dict[Any, Tensor], Encode]:
+        """What is compared with texts, and what encodes these."""
+        views, *source = self._pictures
+        rows, encode, _ = self.encoded.matched(*source)
+        return dict(zip(views, rows, strict=True)), encode
 
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
         texts = sorted({text for sample in self.data for text in self._asked(sample)})
-        return dict(zip(texts, self.encoded.texts(texts), strict=True))
+        return dict(zip(texts, self._matched[1](texts), strict=True))
 
     def images(self, sample: MultiImageSample) -> Tensor:
         """Features of what is seen of a question, normalised, one row per view."""
-        return torch.stack([self._images[key] for key, _ in self._views(sample)])
+        return self._rows(sample, self._images)
+
+    def _rows(self, sample: MultiImageSample, rows: dict[Any, Tensor]) -> Tensor:
+        return torch.stack([rows[key] for key, _ in self._views(sample)])
 
 
 _STATISTICS = {"same": mean_pairwise_cosine, "analogy": analogy_cosine}

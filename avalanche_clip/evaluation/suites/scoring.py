@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,13 +23,15 @@ from avalanche_clip.evaluation.functional.intervals import (
     wilson_interval,
 )
 from avalanche_clip.evaluation.functional.retrieval import retrieval_metrics
+from avalanche_clip.evaluation.suites.suite import Encode
 
-Encode = Callable[[Sequence[str]], Tensor]
 Found = dict[str, tuple[float, Interval | None]]
 """Metric -> value and interval."""
 
 
-def score(task: Any, images: Tensor, encode: Encode) -> dict[str, float]:
+def score(
+    task: Any, images: Tensor, encode: Encode, variants: int = 1
+) -> dict[str, float]:
     """Score a task.
 
     Shares of items have Wilson's interval of 95 %, all others that of a bootstrap over
@@ -38,10 +40,12 @@ def score(task: Any, images: Tensor, encode: Encode) -> dict[str, float]:
     :param task: a :class:`ZeroShotTask`.
     :param images: features of its pictures, ``(N, D)``.
     :param encode: texts to features.
+    :param variants: parts that features have, see :meth:`Encoded.matched`.
     :return: the main metric first, then the others, with ``_low`` and ``_high``;
         ``count`` of pictures and, of retrieval, ``texts``.
     """
-    found, counts = _SCORERS[task.kind](task, images, encode), {"count": len(images)}
+    found = _SCORERS[task.kind](task, images, encode, variants)
+    counts = {"count": len(images)}
     if task.kind == "retrieval":
         counts["texts"] = len({text for texts in task.texts for text in texts})
     values: dict[str, float] = {}
@@ -63,15 +67,21 @@ def _resampled(
     return whole, resampled_interval(statistic, size, draws=draws)
 
 
-def _vectors(task: Any, encode: Encode) -> Tensor:
+def _vectors(task: Any, encode: Encode, variants: int) -> Tensor:
     sizes = torch.tensor([len(prompts) for prompts in task.prompts])
     owners = torch.arange(len(sizes)).repeat_interleave(sizes)
-    return class_vectors(encode([t for own in task.prompts for t in own]), owners)
+    rows = encode([text for own in task.prompts for text in own])
+    return torch.cat([class_vectors(p, owners) for p in rows.chunk(variants, 1)], 1)
 
 
-def _classification(task: Any, images: Tensor, encode: Encode) -> Found:
+def _scores(images: Tensor, texts: Tensor) -> Tensor:
+    """Inner products that are equal where the features are, wherever they stand."""
+    return (images.double() @ texts.double().T).float()
+
+
+def _classification(task: Any, images: Tensor, encode: Encode, variants: int) -> Found:
     labels, size, classes = task.labels, len(images), len(task.prompts)
-    ranks, predictions = class_ranks(images, _vectors(task, encode), labels)
+    ranks, predictions = class_ranks(images, _vectors(task, encode, variants), labels)
     hits = {k: (ranks < k).numpy() for k in (1, 5) if k <= classes or k == 1}
     found: Found = {f"acc{k}": _share(hit.mean(), size) for k, hit in hits.items()}
     found.setdefault("acc5", (math.nan, None))
@@ -96,8 +106,9 @@ def _classification(task: Any, images: Tensor, encode: Encode) -> Found:
     return found
 
 
-def _multilabel(task: Any, images: Tensor, encode: Encode) -> Found:
-    grades, labels = images @ _vectors(task, encode).T, torch.from_numpy(task.labels)
+def _multilabel(task: Any, images: Tensor, encode: Encode, variants: int) -> Found:
+    grades = _scores(images, _vectors(task, encode, variants))
+    labels = torch.tensor(task.labels)
 
     def precision(counts: Any) -> float:
         rows = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
@@ -106,7 +117,7 @@ def _multilabel(task: Any, images: Tensor, encode: Encode) -> Found:
     return {task.metric: _resampled(precision, len(labels), 100)}
 
 
-def _retrieval(task: Any, images: Tensor, encode: Encode) -> Found:
+def _retrieval(task: Any, images: Tensor, encode: Encode, variants: int) -> Found:
     numbers: dict[str, int] = {}
     pairs = [
         (numbers.setdefault(text, len(numbers)), image)
@@ -128,18 +139,19 @@ def _retrieval(task: Any, images: Tensor, encode: Encode) -> Found:
     return found
 
 
-def _association(task: Any, images: Tensor, encode: Encode) -> Found:
+def _association(task: Any, images: Tensor, encode: Encode, variants: int) -> Found:
     found = []
     for number, cue in enumerate(encode([text for (text,) in task.prompts])):
         rows = np.flatnonzero(task.groups == number)
-        right, grades = task.labels[rows], (images[rows] @ cue).numpy()
+        grades = _scores(images[rows], cue[None])[:, 0].numpy()
+        right = task.labels[rows]
         # of equal grades the wrong picture comes first
         hits = right[np.lexsort((right, -grades))[: right.sum()]].sum()
         found.append(hits / (2 * right.sum() - hits))
     return {task.metric: (float(np.mean(found)), bootstrap_interval([found]))}
 
 
-_SCORERS: dict[str, Callable[[Any, Tensor, Encode], Found]] = {
+_SCORERS: dict[str, Callable[[Any, Tensor, Encode, int], Found]] = {
     "classification": _classification,
     "multilabel": _multilabel,
     "retrieval": _retrieval,

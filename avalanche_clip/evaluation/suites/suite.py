@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from avalanche_clip.benchmarks.datasets.emoji import load_emoji_table
 from avalanche_clip.benchmarks.items.prepare import describe
 from avalanche_clip.common.checks import as_size, require_type
 from avalanche_clip.common.feature_table import FeatureTable
@@ -33,6 +34,9 @@ Values = dict[str, dict[str, float]]
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
+Encode = Callable[[Sequence[str]], Tensor]
+"""Texts to features."""
+
 DETAILS = ("count", "texts")
 """Entries beside the metrics of a task: how many images, and how many texts."""
 
@@ -44,6 +48,7 @@ COLUMNS = ("checkpoint", "task", "metric", "value", "count", "low", "high")
 
 _PARTS = "encode_image encode_text tokenizer transform embed_dim image_size".split()
 _PROBES = ("a photo of a dog.", "Red fox", "42%")  # short: none is cut
+_LETTERS = 12  # of a word
 _RESULTS = 1024
 
 
@@ -144,7 +149,8 @@ class Suite(ABC):
             for task, values in tasks.items():
                 for metric, value in metrics_only(values).items():
                     of_texts = metric.startswith("text_to_image")
-                    count = values.get("texts" if of_texts else "count")
+                    count = values.get("count")
+                    count = values.get("texts", count) if of_texts else count
                     ends = (values.get(metric + end) for end in BOUNDS)
                     found = (checkpoint, task, metric, value, count, *ends)
                     rows.append(dict(zip(COLUMNS, found, strict=True)))
@@ -167,6 +173,15 @@ class Suite(ABC):
                 f"The suite {self.name!r} has no state, but {sorted(state)} was stored "
                 "under its name; attach the suite that stored it."
             )
+
+
+def tokenizer_mark(tokenizer: Any) -> str:
+    """Tell a tokenizer from others: by its longest row and the ids of many words."""
+    words = sorted({word for n in load_emoji_table().names for word in n.split()})
+    ids = np.asarray(tokenizer([word[:_LETTERS] for word in words]))
+    length = getattr(tokenizer, "context_length", None)
+    digest = hashlib.sha256(f"{length} {ids.shape}".encode() + ids.tobytes())
+    return digest.hexdigest()[:32]
 
 
 def bare(model: Any) -> Any:
@@ -211,6 +226,11 @@ class SuiteFeatures:
         self.max_bytes = as_size(max_bytes, "max_bytes", least=0)
         self.encoded = {"images": 0, "texts": 0}
         """How many were encoded so far, by all processes together."""
+        self.routing: Any = None
+        """Of a strategy that chooses what each image passes (see RunSuites): ``state``,
+        what decides it; contexts for ``images``, with the variant of the text tower
+        that each meets as their value, and for ``texts`` of a variant, -1 the plain
+        tower. None: the model alone."""
         self.results: OrderedDict[Any, Any] = OrderedDict()
         self.states = {"image": "", "text": ""}
         self.images: OrderedDict[str, Tensor] = OrderedDict()
@@ -221,7 +241,7 @@ class SuiteFeatures:
         if tower == "image":
             self.images.clear()
         else:
-            self.numbers: dict[str, int] = {}
+            self.numbers: dict[tuple[str, int | None], int] = {}
             self.texts = FeatureTable(0)
 
     @contextmanager
@@ -241,6 +261,8 @@ class SuiteFeatures:
         :param autocast: makes the context of the forward passes.
         """
         model = bare(model)
+        if self.routing is not None:
+            self.routing.used = True
         with torch.no_grad(), evaluating(model), seeded(0, device):
             yield Encoded(self, model, device, autocast)
 
@@ -268,7 +290,10 @@ class Encoded:
                 height, width = np.broadcast_to(self.model.image_size, 2).tolist()
                 probe = torch.linspace(-2, 2, 3 * height * width).view(3, height, -1)
                 rows = self._encode(tower, torch.stack([probe, probe.flip(1)]))
+                if self.cache.routing is not None:
+                    digest.update(self.cache.routing.state())
             else:
+                digest.update(tokenizer_mark(self.model.tokenizer).encode())
                 rows = self._encode(tower, self.model.tokenizer(list(_PROBES)))
             digest.update(rows.cpu().numpy().tobytes())
             self._states[tower] = digest.hexdigest()[:32]
@@ -295,32 +320,64 @@ class Encoded:
         held = sum(rows.nbytes for rows in known.values())
         while held > self.cache.max_bytes and len(known) > 1:
             held -= known.popitem(last=False)[1].nbytes
-        return known[key]
+        return known[key][:, : self.model.embed_dim]
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
+    def matched(self, key: str, pictures: Any) -> tuple[Tensor, Encode, int]:
+        """Encode images to be compared with texts, as their products.
+
+        Where images meet V variants of the text tower, features have V parts: texts
+        one of each variant, images zeros in all but that of their own, so that a
+        product is that of an image with a text of its variant. V is 1 without routing.
+
+        :param key: see :meth:`images`.
+        :param pictures: see :meth:`images`.
+        :return: images ``(N, V * D)``; a function from texts to ``(M, V * D)``; V.
+        """
+        rows = self.images(key, pictures)
+        if self.cache.routing is None:
+            return rows, self.texts, 1
+        met, part = self.cache.images[key][:, -1].long().unique(return_inverse=True)
+        wide = rows.new_zeros(len(rows), len(met), rows.shape[1])
+        wide[torch.arange(len(rows)), part] = rows
+
+        def encode(texts: Sequence[str]) -> Tensor:
+            return torch.cat([self.texts(texts, v) for v in met.tolist()], 1)
+
+        return wide.flatten(1), encode, len(met)
+
+    def texts(self, texts: Sequence[str], variant: int | None = None) -> Tensor:
         """Encode each different text that has no features yet, once.
 
         :param texts: strings, equal ones allowed.
+        :param variant: of the text tower, with :attr:`SuiteFeatures.routing` only.
+        :raises ValueError: if there is a routing, but no variant was named.
         :return: float32 on the CPU, normalised, one row per text, ``(M, D)``.
         """
-        self.state("text")
         cache = self.cache
-        number = len(cache.numbers.keys() | set(texts))
+        if variant is None and cache.routing is not None:
+            raise ValueError(
+                "Each image chooses which form of the text tower its texts pass; "
+                "compare features of Encoded.matched(key, pictures)."
+            )
+        self.state("text")
+        keys = [(text, variant) for text in texts]
+        number = len(cache.numbers.keys() | set(keys))
         if cache.numbers and 4 * self.model.embed_dim * number > cache.max_bytes:
             cache.forget("text")
-        for text in texts:
-            cache.numbers.setdefault(text, len(cache.numbers))
+        for one in keys:
+            cache.numbers.setdefault(one, len(cache.numbers))
         cache.texts.extend(len(cache.numbers))
-        ids = np.array([cache.numbers[text] for text in texts], dtype=np.int64)
+        ids = np.array([cache.numbers[one] for one in keys], dtype=np.int64)
         wanted = np.unique(ids[~cache.texts.known(ids)])
         counts = exchange("texts", len(wanted))
         if len(set(counts)) > 1:
             cache.forget("text")
-            return self.texts(texts)
+            return self.texts(texts, variant)
         if any(counts):
             names = list(cache.numbers)
-            new = [names[number] for number in wanted]
-            cache.texts.put(wanted, self._shared("text", new, self.model.tokenizer))
+            new = [names[number][0] for number in wanted]
+            rows = self._shared("text", new, self.model.tokenizer, variant=variant)
+            cache.texts.put(wanted, rows)
         found = cache.texts.get(ids)
         assert found is not None
         return found
@@ -346,6 +403,7 @@ class Encoded:
         items: Any,
         collate: Callable[[list[Any]], Tensor],
         num_workers: int = 0,
+        variant: int | None = None,
     ) -> Tensor:
         """Let each process encode some of the batches, and gather their rows.
 
@@ -362,16 +420,26 @@ class Encoded:
             num_workers=num_workers,
             generator=torch.Generator().manual_seed(0),
         )
-        rows = torch.zeros(0, self.model.embed_dim, device=self.device)
+        routed = tower == "image" and self.cache.routing is not None
+        rows = torch.zeros(0, self.model.embed_dim + routed, device=self.device)
         with together(f"encoding {tower}s"):
-            rows = torch.cat([rows, *(self._encode(tower, batch) for batch in loader)])
+            found = (self._encode(tower, batch, variant) for batch in loader)
+            rows = torch.cat([rows, *found])
         self.cache.encoded[f"{tower}s"] += count
         return gather_rows(rows).cpu()
 
-    def _encode(self, tower: str, batch: Tensor) -> Tensor:
-        with self.autocast():
-            encode = getattr(self.model, f"encode_{tower}")
-            return encode(batch.to(self.device)).float()
+    def _encode(self, tower: str, batch: Tensor, variant: int | None = None) -> Tensor:
+        """Features; of routed images with the variant of texts in a last column."""
+        routing, batch = self.cache.routing, batch.to(self.device)
+        encode = getattr(self.model, f"encode_{tower}")
+        context: AbstractContextManager[Any] = nullcontext()
+        if routing is not None:
+            number = -1 if variant is None else variant
+            image = tower == "image"
+            context = routing.images(batch) if image else routing.texts(number)
+        with context as met, self.autocast():
+            rows: Tensor = encode(batch).float()
+        return rows if met is None else torch.cat([rows, met.to(rows)[:, None]], 1)
 
 
 def _stacked(transform: Callable[[Any], Tensor], pictures: Sequence[Any]) -> Tensor:

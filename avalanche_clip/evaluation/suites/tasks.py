@@ -235,11 +235,14 @@ class ZeroShotTask:
     def identity(self) -> dict[str, Any]:
         """Settings and hashes of data and prompts, as plain data.
 
-        All labels, captions and prompts are hashed, and :data:`_SAMPLED` pictures.
+        All labels, captions and prompts are hashed, :data:`_SAMPLED` pictures, and of
+        tar shards the sizes of all.
         """
         facts = [self.rows, self.labels, self.groups]
         pieces = [b"" if fact is None else fact.tobytes() for fact in facts]
         pieces.append(json.dumps(self.texts).encode())
+        if isinstance(self.pool, WebFolder):
+            pieces.append(self.pool.places.tobytes())
         places = np.linspace(0, len(self.rows) - 1, _SAMPLED).round().astype(int)
         with kept_rng():
             seed_cpu(0)

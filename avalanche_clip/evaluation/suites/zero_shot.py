@@ -62,7 +62,8 @@ class ZeroShotSuite(Suite):
     :param name: see :class:`Suite`.
     :param batch_size: see :class:`Suite`.
     :param num_workers: see :class:`Suite`.
-    :raises ValueError: for an unknown name, or two tasks of one name.
+    :raises ValueError: for an unknown name, two tasks of one name, or ``data`` that no
+        task is read from.
 
     >>> from avalanche_clip.models import create_dual_encoder
     >>> suite = ZeroShotSuite(["held-out-icons"])
@@ -94,6 +95,12 @@ class ZeroShotSuite(Suite):
             for one in _expanded(entry):
                 if one not in {*own, *self.missing, *(t.name for t in self.tasks)}:
                     self._add(one, data)
+        names = {one for t in given if isinstance(t, str) for one in _expanded(t)}
+        if data is not None and names <= {*own, *embedded_tasks()}:
+            raise ValueError(
+                f"data={str(data)!r} has no effect, since no task is read from there; "
+                "leave it out, or name tasks of datacomp_tasks()."
+            )
         self._pools = _pools(self.tasks)
 
     def _add(self, name: str, data: str | Path | None) -> None:
@@ -140,11 +147,11 @@ class ZeroShotSuite(Suite):
     def _score(self, task: ZeroShotTask, encoded: Encoded) -> dict[str, float]:
         def compute() -> dict[str, float]:
             key, pictures, rows = self._pools[id(task.pool)]
-            features = encoded.images(key, pictures)
+            features, encode, parts = encoded.matched(key, pictures)
             if not np.array_equal(rows, task.rows):
                 places = np.searchsorted(rows, task.rows)
                 features = features[torch.from_numpy(places)]
-            return score(task, features, encoded.texts)
+            return score(task, features, encode, parts)
 
         return encoded.result(task.name, compute)
 

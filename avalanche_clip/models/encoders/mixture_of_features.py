@@ -87,6 +87,10 @@ class MixtureOfFeatures(nn.Module):
         :return: ``(B, H)``, or ``(B, 2H)`` when interleaved.
         """
         tokens = self(images)
+        if tokens.ndim > 3:
+            raise ValueError(
+                f"tokens of shape {tuple(tokens.shape)}; flatten grids: (B, P, H)."
+            )
         parts = (
             [tokens] if self.share is not None else [tokens[:, 0::2], tokens[:, 1::2]]
         )

@@ -322,11 +322,12 @@ class AutoSelector(nn.Module):
             weights = [getattr(self, name) for name in _BUFFERS[:4]]
             return autoencoder_errors(self.activations(features), *weights)
 
-    def route(self, images_or_errors: Tensor) -> Tensor:
+    def route(self, images_or_errors: Tensor, granularity: str | None = None) -> Tensor:
         """Choose the router of each image.
 
         :param images_or_errors: images ``(B, 3, H, W)``, or an error matrix
             ``(B, T + 1)`` as :meth:`errors` returns it.
+        :param granularity: in place of the selector's own.
         :return: long ``(B,)``: -1 (zero-shot) or a task id.
         :raises ValueError: for another shape.
         """
@@ -338,7 +339,8 @@ class AutoSelector(nn.Module):
             raise ValueError(
                 f"route takes images (B, 3, H, W) or errors (B, {learned}), not {got}."
             )
-        return choose_routes(errors, self._limits(got[1]), self.granularity)
+        granularity = granularity or self.granularity
+        return choose_routes(errors, self._limits(got[1]), granularity)
 
     @property
     def threshold(self) -> float | tuple[float, ...]:

@@ -5,8 +5,10 @@ Source: Yang et al., AAAI 2024 (CLL-CLIP, arXiv 2401.17186), baselines.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avalanche_clip.models.peft.attached import attachment
@@ -35,6 +37,7 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
 
     def __init__(self, kind: str = "mla", **options: Any):
         super().__init__()
+        self._english = -1
         self.kind = kind
         self.options = dict(options)
 
@@ -43,6 +46,26 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
         if attachment(strategy.model, "language_adapters") is None:
             attach_language_adapters(strategy.model, self.kind, **self.options)
 
+    def check_suites(self, strategy: Any, benchmark: Any) -> None:
+        """Note the code of English, the language of suites.
+
+        :param benchmark: whose ``language_codes`` may have ``"en"``; else, and before
+            it is learned, texts of suites pass the base tower.
+        """
+        self._english = getattr(benchmark, "language_codes", {}).get("en", -1)
+
+    def image_variants(self, strategy: Any) -> Tensor:
+        """English for all images."""
+        images = strategy.mb_x["image"]
+        return torch.full((len(images),), self._english, device=images.device)
+
+    def variant_context(
+        self, strategy: Any, variant: int
+    ) -> AbstractContextManager[Any]:
+        """Let texts pass the adapters of a language, if it has some."""
+        found: Any = strategy.model.language_adapters.languages(variant)
+        return found  # type: ignore[no-any-return]
+
     def route_batch(self, strategy: Any, batch: Any) -> None:
         """Choose the adapters of the texts of a batch.
 
@@ -50,6 +73,8 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
         :param batch: with ``language`` and ``owner``.
         :raises ValueError: if the data do not name their languages.
         """
+        if strategy.experience is None and "text" not in batch:
+            return  # images of a suite, see image_variants
         codes: Tensor | None = batch.get("language")
         if codes is None:
             raise ValueError(

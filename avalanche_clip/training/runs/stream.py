@@ -165,7 +165,7 @@ def run_stream(
     :param suites: scored at each evaluation, on their own data: ``results.json`` holds
         ``["suites"][name][row][task][metric]`` with rows ``"before"``, ``"0"``, ...
         as in ``E``. What a suite keeps of an earlier run is forgotten. Plugins that
-        route images or classify by themselves are refused with suites.
+        choose what images pass do so for those of suites, or refuse these.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -209,7 +209,7 @@ def run_stream(
         for contract in strategy.contracts:
             contract.check_benchmark(benchmark)
         check_run(strategy, benchmark)
-        attached.check(strategy)
+        attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
         final = tuple(final_streams)
         run = _Run(

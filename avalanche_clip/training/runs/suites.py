@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import TextLogger
+from torch import Tensor
 
 from avalanche_clip.common.checks import require_distinct, require_type
 from avalanche_clip.common.plain import plain
 from avalanche_clip.common.randomness import evaluating, kept_rng
 from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.suites.suite import Suite
-from avalanche_clip.training.templates.contract import defines
+from avalanche_clip.training.templates.contract import PluginContract, defines, routed
 from avalanche_clip.training.templates.settings import as_stored
 
 BEFORE = "before"
@@ -40,21 +45,14 @@ class RunSuites:
         self.suites = list(suites)
         self.rows: dict[str, Rows] = {suite.name: {} for suite in suites}
 
-    def check(self, strategy: Any) -> None:
+    def check(self, strategy: Any, benchmark: Any) -> None:
         """Refuse what cannot be scored, before anything is trained.
 
-        :raises ValueError: if a suite refuses the model or its data, or a plugin
-            evaluates in another way than the model alone does.
+        :raises ValueError: if a suite refuses the model or its data, or a plugin has
+            no rule for them.
         """
-        routed = [c for c in strategy.contracts if c.routes_batches]
-        own = routed + [c for c in strategy.contracts if defines(c, "class_logits")]
-        if own and self.suites:
-            raise ValueError(
-                f"suites={[suite.name for suite in self.suites]} score the model "
-                f"alone, but {type(own[0].wrapped).__name__} chooses what each image "
-                "passes or how it is classified, so that the figures would be those "
-                "of another model; leave suites out, and evaluate streams."
-            )
+        for contract in strategy.contracts if self.suites else ():
+            contract.check_suites(strategy, benchmark)
         for suite in self.suites:
             suite.check(bare_model(strategy))
 
@@ -80,7 +78,8 @@ class RunSuites:
         step = strategy.clock.train_iterations
         for suite in self.suites:
             features = model.features
-            with evaluating(model), kept_rng(strategy.device):
+            kept = kept_rng(strategy.device)
+            with evaluating(model), kept, _routing(strategy, suite):
                 found = suite.evaluate(
                     model, device=strategy.device, autocast=strategy.autocast
                 )
@@ -123,3 +122,74 @@ class RunSuites:
             return {}
         missing = {s.name: dict(s.missing) for s in self.suites if s.missing}
         return {"suites": self.rows, **({"suites_missing": missing} if missing else {})}
+
+
+class _Routing:
+    """What a strategy lets images and texts pass that belong to no stream.
+
+    :param strategy: with plugins that choose it.
+    :param contracts: of these plugins.
+    """
+
+    def __init__(self, strategy: Any, contracts: list[Any]):
+        self.strategy, self.contracts = strategy, contracts
+        self.used = False
+
+    def state(self) -> bytes:
+        """Hash settings and state of the plugins."""
+        file = io.BytesIO()
+        parts = [(c.identity(), c.stateless or c.state_dict()) for c in self.contracts]
+        torch.save(parts, file)
+        return hashlib.sha256(file.getbuffer()).digest()
+
+    @contextmanager
+    def images(self, batch: Tensor) -> Iterator[Tensor]:
+        """Route images like a batch of an evaluation."""
+        strategy = self.strategy
+        strategy.mbatch = [{"image": batch}]
+        with routed(strategy, strategy.mb_x):
+            found = [c.image_variants(strategy) for c in self.contracts]
+            known = [variants for variants in found if variants is not None]
+            yield known[0] if known else torch.full((len(batch),), -1)
+
+    @contextmanager
+    def texts(self, variant: int) -> Iterator[None]:
+        """Let texts pass the variant of a routed image."""
+        with ExitStack() as stack:
+            for contract in self.contracts:
+                stack.enter_context(contract.variant_context(self.strategy, variant))
+            yield
+
+
+@contextmanager
+def _routing(strategy: Any, suite: Suite) -> Iterator[None]:
+    """Let a suite score what is deployed, if plugins choose what images pass.
+
+    :raises ValueError: if it encodes images in another way than by its features.
+    """
+    own = [c for c in strategy.contracts if _routes(c)]
+    if not own:
+        yield
+        return
+    names = ("mbatch", "experience", "is_training")
+    kept = [getattr(strategy, name) for name in names]
+    routing = suite.features.routing = _Routing(strategy, own)
+    strategy.experience, strategy.is_training = None, False
+    try:
+        yield
+    finally:
+        suite.features.routing = None
+        for name, value in zip(names, kept, strict=True):
+            setattr(strategy, name, value)
+    if not (routing.used or suite.missing):
+        raise ValueError(
+            f"The suite {suite.name!r} does not ask its features for images, but "
+            f"{type(own[0].wrapped).__name__} chooses what each of them passes; use "
+            "Suite.features, or leave the suite out."
+        )
+
+
+def _routes(contract: Any) -> bool:
+    """Whether a plugin, also one under the former name, routes batches."""
+    former = isinstance(contract, PluginContract) and contract.has("image_context")
+    return former or contract.routes_batches or defines(contract, "route_batch")

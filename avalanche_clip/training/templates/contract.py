@@ -7,10 +7,9 @@ for each.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
 from functools import cache, partial, partialmethod
 from typing import Any
@@ -20,9 +19,9 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from avalanche_clip.common.checks import closest
-from avalanche_clip.common.plain import as_number, is_plain
+from avalanche_clip.common.plain import kept_arguments
 
-_LONG = 100
+Context = AbstractContextManager[Any]
 _ALIKE = 0.92
 """How alike the names of a method and of a hook are that was probably meant."""
 _REPAIRED: set[tuple[Any, str]] = set()
@@ -149,6 +148,23 @@ class MethodPlugin(SupervisedPlugin):
         :param benchmark: of :func:`run_stream`.
         """
 
+    def check_suites(self, strategy: Any, benchmark: Any) -> None:
+        """Raise ValueError if it has no rule for images and texts outside a stream.
+
+        Asked before a run with suites. By default plugins that choose what images
+        pass, or classify, have none. One with a rule overrides this: in suites
+        :meth:`route_batch` gets images alone, while ``strategy.experience`` is None.
+
+        :param benchmark: of :func:`run_stream`.
+        """
+        if self.routes_batches or defines(self, "class_logits"):
+            raise ValueError(
+                "Suites score images and texts outside the stream, but "
+                f"{type(self.wrapped).__name__} chooses what each image passes or how "
+                "it is classified, and has no rule for these (see MethodPlugin."
+                "check_suites): leave suites out, and evaluate streams."
+            )
+
     def check_plan(self, strategy: Any, iterations: int) -> None:
         """Raise ValueError if the running experience is too short.
 
@@ -269,6 +285,17 @@ class MethodPlugin(SupervisedPlugin):
 
         Also called when the batch has failed, and if :meth:`route_batch` has.
         """
+
+    def image_variants(self, strategy: Any) -> Tensor | None:
+        """Name the form of the text tower that each routed image meets in suites.
+
+        :return: ids, long ``(B,)``, -1 for the plain tower; None: always that one.
+        """
+        return None
+
+    def variant_context(self, strategy: Any, variant: int) -> Context:
+        """Make a context in which texts pass a form of :meth:`image_variants`."""
+        return nullcontext()
 
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Logits ``(B, C)`` of an evaluation batch; None for the strategy's own.
@@ -457,37 +484,11 @@ def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:
 
 
 # ------------------------------------------------------------ plain attributes
-def kept_arguments(thing: Any) -> dict[str, Any]:
-    """Arguments of the constructors of an object that it has kept as plain data."""
-    kind: Any = type(thing)
-    names = _argument_names(kind)
-    have = {k: getattr(v, "identity", v) for k, v in vars(thing).items() if k in names}
-    plain = {k: as_number(v) for k, v in sorted(have.items())}
-    return {k: _brief(v) for k, v in plain.items() if is_plain(v)}
-
-
-@cache
-def _argument_names(kind: Any) -> frozenset[str]:
-    """Names of the arguments of the constructors of a class and its bases."""
-    made = [vars(cls)["__init__"] for cls in kind.__mro__ if "__init__" in vars(cls)]
-    return frozenset(
-        name for init in made for name in inspect.signature(init).parameters
-    )
-
-
 def _is_flat(value: Any) -> bool:
     parts = value if type(value) in (list, tuple) else [value]
     atoms = (bool, int, float, str, type(None))  # an enum's member is none
     kinds = (np.number, np.bool_, np.str_)
     return all(type(part) in atoms or isinstance(part, kinds) for part in parts)
-
-
-def _brief(value: Any) -> Any:
-    """A long list, such as one of captions, as its length and a hash."""
-    if not isinstance(value, (list, tuple)) or len(value) <= _LONG:
-        return value
-    digest = hashlib.sha256(repr(list(value)).encode("utf-8", "backslashreplace"))
-    return f"{len(value)} values, {digest.hexdigest()[:16]}"
 
 
 def _keywords(plugin: Any) -> set[str]:

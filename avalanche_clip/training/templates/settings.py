@@ -11,9 +11,9 @@ from typing import Any
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.common.fingerprint import bit_sums
-from avalanche_clip.common.plain import as_number
+from avalanche_clip.common.plain import as_number, kept_arguments
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.training.templates.contract import MethodPlugin, kept_arguments
+from avalanche_clip.training.templates.contract import MethodPlugin
 
 
 def strategy_settings(strategy: Any) -> dict[str, Any]:

@@ -128,3 +128,22 @@ def test_folder__samples_need_not_lie_together(classes, tmp_path):
     pixels = {found[n].tobytes(): found.labels[n] for n in range(3)}
     assert pixels == {plain[n].tobytes(): plain.labels[n] for n in range(3)}
     assert np.array_equal(found.labels[3:], plain.labels[3:])
+
+
+def test_folder__cut_between_two_samples_is_not_complete(classes, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(classes, folder)
+    shard = folder / "test/1.tar"
+    with tarfile.open(shard) as tar:
+        second = [member for member in tar if member.name.endswith(".cls")][1]
+    shard.write_bytes(shard.read_bytes()[: second.offset])
+    with pytest.raises(ValueError, match="1.tar is not .* it is cut off"):
+        WebFolder(folder)
+
+
+def test_folder__labels_of_several_classes_are_zeros_and_ones(tmp_path):
+    samples = [{"npy": npy([0.5, 1]), "png": picture(0)}]
+    names = {"classes": ["a", "b"], "templates": ["{c}"], "shards": 1}
+    folder = write_web_folder(tmp_path / "set", samples, kind="multilabel", **names)
+    with pytest.raises(ValueError, match="zeros and ones"):
+        WebFolder(folder)

@@ -122,3 +122,20 @@ def test_class_ranks__are_those_of_the_whole_matrix(size):
 def test_class_ranks__what_does_not_fit_is_refused(vectors, targets, words):
     with pytest.raises(ValueError, match=words):
         class_ranks(torch.ones(2, 4), vectors, targets)
+
+
+def test_classification__ties_are_not_for_several_labels():
+    with pytest.raises(ValueError, match="ties='lowest' is not for multi-label"):
+        classification_metrics(torch.rand(3, 2), torch.ones(3, 2), ties="lowest")
+
+
+@pytest.mark.parametrize("dim, count, classes", [(7, 3, 13), (512, 257, 397)])
+def test_ranks__of_a_collapsed_model_are_the_last_whatever_the_last_bits(
+    dim, count, classes
+):
+    one = torch.nn.functional.normalize(
+        torch.randn(1, dim, generator=torch.manual_seed(0)), dim=1
+    )
+    labels = torch.arange(count) % classes
+    ranks, _ = class_ranks(one.repeat(count, 1), one.repeat(classes, 1), labels)
+    assert (ranks == classes - 1).all()

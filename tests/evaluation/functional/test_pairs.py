@@ -146,3 +146,9 @@ def test_pattern_metrics__ties_within_a_tolerance_are_wrong():
 def test_pattern_metrics__refuses(scores, names, message):
     with pytest.raises(ValueError, match=message):
         pattern_metrics(scores, names)
+
+
+@pytest.mark.parametrize("blindness", [[0.5], [[0.5]] * 2, [0.5, float("nan")]])
+def test_patterns__blindness_is_one_number_per_pair(blindness):
+    with pytest.raises(ValueError, match="blindness"):
+        pattern_metrics(torch.rand(2, 2, 2), ["x", "y"], blindness=blindness)

@@ -251,3 +251,22 @@ def test_images__are_opened_in_any_mode():
     images = [Image.new(mode, (9, 7)) for mode in ("L", "RGBA", "P", "RGB")]
     few = BlindPairsSuite(images, reference(4), clip_threshold=-1)
     assert few.evaluate(create_dual_encoder("tiny-emoji"))["all"]["count"] == 4
+
+
+def test_check__leaves_the_reference_and_the_generators_alone():
+    class Reference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.drop = torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)
+
+        def forward(self, pictures):
+            return self.drop(self.norm(torch.stack(pictures).mean((2, 3)) + 1))
+
+    reference, model = Reference(), stub_model()
+    shown = list(torch.rand(9, 3, IMAGE_SIZE, IMAGE_SIZE))
+    torch.manual_seed(3)
+    drawn = torch.rand(4)
+    torch.manual_seed(3)
+    BlindPairsSuite(shown, reference).check(model)
+    assert torch.equal(torch.rand(4), drawn) and reference.training
+    assert not reference.norm.running_mean.any()

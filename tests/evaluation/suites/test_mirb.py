@@ -403,3 +403,8 @@ def test_run__has_a_row_per_evaluation_and_stays_as_it_was(tmp_path):
     assert rows["2"] == suite.evaluate(strategy.model)
     assert suite.features.encoded["images"] == 4 * 12  # once per state of the model
     assert "attribute" in (tmp_path / "with" / "report.html").read_text("utf-8")
+
+
+def test_scorer__reasoning_is_true_or_false():
+    with pytest.raises(ValueError, match="reasoning='no' is unknown"):
+        ChatScorer(None, None, reasoning="no")

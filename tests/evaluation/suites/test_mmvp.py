@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from avalanche_clip.benchmarks.datasets import MMVPDataset
 from avalanche_clip.evaluation.suites import (
@@ -150,3 +151,13 @@ def test_mmvp__refuses_another_method(few):
         mmvp(Words([]), few, batch_size=0)
     with pytest.raises(FileNotFoundError):
         mmvp(Words([]), "nowhere")
+
+
+def test_scores__take_ids_of_any_kind_and_only_the_letters_a_and_b():
+    scores = mmvp_scores("aaab", "aabb", torch.tensor([1, 1, 2, 2]))
+    assert scores["pair_acc"] == 0.5
+    for letters, answers in (("AAAB", "aabb"), (["", "a"], "ab"), ("ab", ["a", "(b)"])):
+        with pytest.raises(ValueError, match="are unknown; use some of 'a', 'b'"):
+            mmvp_scores(letters, answers, [k // 2 for k in range(len(letters))])
+    with pytest.raises(ValueError, match="no answers"):
+        mmvp_scores([], [], [])

@@ -219,3 +219,30 @@ def test_features__of_towers_of_all_libraries_are_their_own(kind, request):
         tower = model.tower_of(name)
         assert changed == [tower == "image", tower == "text"], name
         parameter.data.copy_(kept)
+
+
+def test_state__knows_a_tokenizer_that_differs_in_few_words_or_in_its_length():
+    model, features = tiny(), SuiteFeatures()
+    was, inner = states(model, features), model.tokenizer
+
+    class Other:
+        vocab_size, pad_id, eot_id = inner.vocab_size, inner.pad_id, inner.eot_id
+
+        def __call__(self, texts, languages=None):
+            return inner([text.replace("apple", "dog") for text in texts])
+
+    for other in (Other(), copy.copy(inner)):
+        model.tokenizer = other
+        if not isinstance(other, Other):
+            other.context_length -= 1
+        found = states(model, features)
+        assert found[0] == was[0] and found[1] != was[1]
+    assert inner.num_truncated == 0
+
+
+def test_table__counts_images_where_no_texts_are_counted():
+    values = {"text_to_image_acc": 0.5, "count": 8.0}
+    (row,) = Means.table({"x": {"all": values}})
+    assert row["count"] == 8
+    (row,) = Means.table({"x": {"all": {**values, "texts": 3.0}}})
+    assert row["count"] == 3

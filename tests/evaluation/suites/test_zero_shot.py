@@ -390,3 +390,24 @@ def test_table__has_a_row_per_metric(tmp_path):
         stored = list(csv.DictReader(file))
     assert len(stored) == len(rows) and stored[0]["value"] == str(rows[0]["value"])
     assert stored[[r["metric"] for r in rows].index("rsum")]["low"] == ""
+
+
+def test_identity__knows_each_picture_of_tar_shards_by_its_size(tmp_path):
+    names = {"classes": ["a", "b"], "templates": ["{c}"], "shards": 1}
+
+    def identity(folder, changed=None):
+        samples = [{"cls": "1", "png": picture(n)} for n in range(40)]
+        if changed is not None:
+            samples[changed]["png"] = picture(99, size=9)
+        write_web_folder(tmp_path / folder, samples, **names)
+        return ZeroShotTask.web(tmp_path / folder, "same").identity()
+
+    assert identity("one") == identity("two") != identity("three", changed=1)
+
+
+def test_suite__refuses_data_that_no_task_reads(tmp_path):
+    for tasks in (["held-out-icons"], classes(), ["cifar10", classes("cifar10")]):
+        with pytest.raises(ValueError, match="data=.* has no effect"):
+            ZeroShotSuite(tasks, data=tmp_path)
+    found = ZeroShotSuite(["held-out-icons", "cifar10"], data=tmp_path)
+    assert list(found.missing) == ["cifar10"]

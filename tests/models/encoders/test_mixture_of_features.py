@@ -87,3 +87,9 @@ def test_mixture__refuses_grids_that_differ():
     mixture = MixtureOfFeatures(SAME)
     with pytest.raises(ValueError, match="same grid"):
         mixture.mix(tokens(1, 2), tokens(1, 2, 3))
+
+
+def test_encode_image__refuses_grids():
+    same = MixtureOfFeatures([lambda x: x, lambda x: x], "add", share=0.5)
+    with pytest.raises(ValueError, match="flatten grids"):
+        same.encode_image(torch.rand(2, 3, 3, 5))

@@ -126,8 +126,8 @@ class Classifies(MethodPlugin, supports_distributed=True):
 
 
 @pytest.mark.parametrize("plugin", [Routes, Classifies])
-def test_run_stream__suites_and_plugins_that_the_model_alone_is_not(plugin, tmp_path):
-    with pytest.raises(ValueError, match=f"alone, but {plugin.__name__} chooses"):
+def test_run_stream__suites_and_plugins_that_have_no_rule_for_them(plugin, tmp_path):
+    with pytest.raises(ValueError, match=f"{plugin.__name__} chooses what each image"):
         go(tmp_path / "run", extra=[plugin()], run={"suites": [Weights()]})
     go(tmp_path / "run", extra=[plugin()])
 

@@ -121,6 +121,10 @@ class WebFolder:
         self.facts = _rows(content["npy"], self.folder)
         if self.kind == "multilabel":
             require_array(self.facts, f"{self.folder}: npy", f"{count} {classes}")
+            if not np.isin(self.facts, (0, 1)).all():
+                raise unreadable(
+                    self.folder, "labels (npy) of zeros and ones", "others"
+                )
             self.labels, self.facts = np.int64(self.facts), None
             return
         try:
@@ -152,6 +156,8 @@ def _samples(
                     own = members.setdefault(f"{folder}/{key}", {})
                     if own.setdefault(end.lower(), member) is not member:
                         raise ValueError(f"{member.name} occurs twice")
+            if tar.offset >= path.stat().st_size:  # no mark of its end
+                raise ValueError("it is cut off")
             for key, own in members.items():
                 pictures = [own[end] for end in _PICTURES if end in own]
                 if not pictures:

@@ -195,6 +195,13 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
     def _parts(self) -> list[BranchSet]:
         return [part for part in (self._text, self._prompts) if part is not None]
 
+    def check_suites(self, strategy: Any, benchmark: Any) -> None:
+        """Refuse nothing: texts of suites are no names of the vocabulary.
+
+        They are scored like those that were never learned, by CLIP's own feature, which
+        no prompt changes.
+        """
+
     # ------------------------------------------------------------------ tasks
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Begin a task: its names, its prompts, and a fresh PEFT module."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,16 +97,43 @@ class RoutedEvaluation(MethodPlugin):
         :param image_features: ``(B, D)``.
         :return: ``(B, C)``; None without adapters in the text tower.
         """
-        moe = self._moe(strategy)
-        if "text" not in moe.towers:
+        moe, variants = self._moe(strategy), self.image_variants(strategy)
+        if variants is None:
             return None
-        assert self._routes is not None
         return strategy.variant_logits(
             image_features,
-            self._routes,
-            context=lambda router: moe.using_router(text=router),
-            fingerprint=lambda router: moe.fingerprint("text", router),
+            variants,
+            context=partial(self.variant_context, strategy),
+            fingerprint=partial(moe.fingerprint, "text"),
         )
+
+    def check_suites(self, strategy: Any, benchmark: Any) -> None:
+        """Refuse a rule of one's own, which may read more than images.
+
+        Images of a suite pass the routers of ``router_for_eval``, each by itself,
+        also where the selector decides per batch; ``"own"`` is zero-shot there, or the
+        newest with captions, as for data that were not trained on. Each is compared
+        with texts, captions too, of its own router.
+
+        :raises ValueError: if ``router_for_eval`` is a callable.
+        """
+        if callable(self.router_for_eval):
+            raise ValueError(
+                f"router_for_eval={self.router_for_eval!r} is a rule for batches of a "
+                f"stream, which suites have not; give one of {EVAL_ROUTERS}, or leave "
+                "suites out."
+            )
+
+    def image_variants(self, strategy: Any) -> Tensor | None:
+        """Routers of the batch; None without adapters in the text tower."""
+        return self._routes if "text" in self._moe(strategy).towers else None
+
+    def variant_context(
+        self, strategy: Any, variant: int
+    ) -> AbstractContextManager[Any]:
+        """Let texts pass a router."""
+        moe = self._moe(strategy)
+        return moe.using_router(text=variant) if "text" in moe.towers else nullcontext()  # type: ignore[no-any-return]
 
     def route_batch(self, strategy: Any, batch: Any) -> None:
         """Choose the routers of an evaluation batch as the setting asks for."""
@@ -116,7 +144,8 @@ class RoutedEvaluation(MethodPlugin):
         self._route.enter_context(moe.using_router())
         if self.router_for_eval == "auto" and chosen is not None and chosen.num_tasks:
             with strategy.autocast():
-                routes: int | Tensor = chosen.route(batch["image"])
+                how = "sample" if strategy.experience is None else None
+                routes: int | Tensor = chosen.route(batch["image"], how)
         else:
             routes = self._rule(strategy)
         self._routes = _per_image(routes, size, device)
@@ -147,6 +176,8 @@ class RoutedEvaluation(MethodPlugin):
         if self.shared_router:
             return last
         experience = strategy.experience
+        if experience is None:  # of a suite
+            return last if strategy.reads_captions else ZERO_SHOT
         if getattr(experience, "class_ids", None) is None:
             stream = getattr(experience, "_origin_stream", None)
             if stream is None or len(stream) != self._steps:
