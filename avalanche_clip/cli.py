@@ -217,6 +217,8 @@ def _write(suites: Sequence[Any], found: Any, options: argparse.Namespace) -> No
     for name, where in missing.items():
         for task, what in where.items():
             sys.stderr.write(f"missing: {name}, {task}: {what}\n")
+    if not any(rows.values()):
+        raise ValueError("Nothing was scored: all data sets are missing.")
 
 
 def _text(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -245,10 +247,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--suite", type=_suites, required=True, help=", ".join(SUITES))
     one.add_argument("--data", help="folder with the data sets")
     one.add_argument("--tasks", help=f"of zero-shot; default {EMBEDDED}, or tic-clip")
-    one.add_argument("--out", type=Path, help="folder of results, kept between calls")
+    one.add_argument("--out", type=_folder, help="folder of results, kept")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--device", default="cpu")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("give the name of a folder")
+    return Path(text)
 
 
 def _suites(text: str) -> list[str]:

@@ -140,11 +140,23 @@ def test_evaluate__refusals_are_one_line(words, message, capsys):
     assert code == 2 and last.startswith("error: ") and message in last and not text
 
 
+def test_evaluate__fails_if_nothing_could_be_scored(capsys):
+    words = [BASE, "--suite", "zero-shot", "--tasks", "cifar10", "--json"]
+    code, text, said = run(capsys, *words)
+    assert code == 2 and "cifar10" in json.loads(text)["missing"]["zero-shot"]
+    assert said.rstrip().endswith(
+        "error: Nothing was scored: all data sets are missing."
+    )
+
+
 def test_evaluate__unknown_suites(capsys):
     with pytest.raises(SystemExit) as stopped:
         run(capsys, BASE, "--suite", "zero-sot")
     assert stopped.value.code == 2
     assert "Did you mean 'zero-shot'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(capsys, BASE, "--suite", "blind-emoji", "--out", "")
+    assert "give the name of a folder" in capsys.readouterr().err
 
 
 def test_main__help_is_there_at_once():

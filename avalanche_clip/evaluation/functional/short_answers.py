@@ -151,7 +151,8 @@ def dimension_averages(
 
     Both are unweighted: neither the number of questions nor that of subsets counts.
 
-    :param scores: subset -> score.
+    :param scores: subset -> score; those of no dimension, such as control variants,
+        do not count.
     :param dimensions: dimension -> its subsets, all of them.
     :return: ``{dimension: {"acc": value, "partial": 0.0}}``; with ``partial`` 1.0
         where a subset is missing, and no entry where all are. ``"overall"`` is there
@@ -167,7 +168,8 @@ def dimension_averages(
         if there:
             partial = float(len(there) < len(subsets))
             found[dimension] = {"acc": sum(there) / len(there), "partial": partial}
-    if len(found) == len(dimensions) and not any(f["partial"] for f in found.values()):
+    whole = not any(f["partial"] for f in found.values())
+    if found and len(found) == len(dimensions) and whole:
         values = [f["acc"] for f in found.values()]
         found["overall"] = {"acc": sum(values) / len(values)}
     return found

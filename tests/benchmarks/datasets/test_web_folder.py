@@ -93,6 +93,11 @@ def swap(folder, **member):
             "0 of 5 samples have a txt",
         ),
         (lambda f: swap(f, cls="1"), ValueError, "1.tar .* no picture"),
+        (
+            lambda f: swap(f, cls="1", **{"left.png": picture(0)}),
+            ValueError,
+            "left.png has more than one dot",
+        ),
         (lambda f: swap(f, cls="a", png=picture(0)), ValueError, "classes as numbers"),
         (lambda f: swap(f, cls="-1", png=picture(0)), ValueError, "holds -1 to 2"),
     ],

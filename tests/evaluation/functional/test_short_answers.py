@@ -197,7 +197,7 @@ def test_averages__a_missing_subset_makes_its_dimension_partial():
     assert "overall" not in found
     alone = dimension_averages({"arxiv": 1.0}, DIMENSIONS)
     assert alone == {"Multi-hop": {"acc": 1.0, "partial": 1.0}}
-    assert dimension_averages({}, DIMENSIONS) == {}
+    assert dimension_averages({}, DIMENSIONS) == {} == dimension_averages({"a": 1}, {})
 
 
 def test_wrong_settings__are_refused():

@@ -152,7 +152,10 @@ def _samples(
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 key, _, end = name.partition(".")
-                if member.isfile() and end.lower() in (*_PICTURES, *_CONTENT):
+                last = end.lower().rpartition(".")[2]
+                if last != end.lower() and last in (*_PICTURES, *_CONTENT):
+                    raise ValueError(f"{member.name} has more than one dot")
+                if member.isfile() and last in (*_PICTURES, *_CONTENT):
                     own = members.setdefault(f"{folder}/{key}", {})
                     if own.setdefault(end.lower(), member) is not member:
                         raise ValueError(f"{member.name} occurs twice")
