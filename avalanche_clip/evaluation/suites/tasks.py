@@ -194,7 +194,7 @@ class ZeroShotTask:
         name: str | None = None,
         *,
         split: str = "test",
-        captions: str = "lines",
+        captions: str | None = None,
         metric: str | None = None,
         group_field: int | None = None,
         ignored_groups: Sequence[int] = (),
@@ -204,7 +204,7 @@ class ZeroShotTask:
         :param folder: as CLIP_benchmark writes it.
         :param name: of the task; default that of the folder.
         :param split: folder of the shards.
-        :param captions: ``"lines"`` or ``"whole"``.
+        :param captions: of retrieval sets, ``"lines"`` or ``"whole"``.
         :param metric: the main one; default the first of its kind.
         :param group_field: column of the samples' ``npy`` that holds the group.
         :param ignored_groups: which do not count.

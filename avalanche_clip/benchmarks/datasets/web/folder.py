@@ -48,11 +48,13 @@ class WebFolder:
 
     :param folder: with the files above.
     :param split: folder of the shards.
-    :param captions: ``"lines"``: a ``txt`` holds one caption per line, as evaluation
-        sets have them; lines end at line feeds only and empty ones are dropped.
-        ``"whole"``: it holds one caption, as in sets that were downloaded.
+    :param captions: of retrieval sets. ``"lines"``, the default: a ``txt`` holds one
+        caption per line, as evaluation sets have them; lines end at line feeds only and
+        empty ones are dropped. ``"whole"``: it holds one caption, as in sets that were
+        downloaded.
     :raises FileNotFoundError: naming the file, if one is missing.
-    :raises ValueError: if a file or a sample has another form.
+    :raises ValueError: if a file or a sample has another form, or ``captions`` are
+        given for a set that has none.
 
     :ivar kind: ``"classification"``, ``"multilabel"`` or ``"retrieval"``.
     :ivar class_names: in the order of the labels.
@@ -65,9 +67,9 @@ class WebFolder:
     """
 
     def __init__(
-        self, folder: str | Path, split: str = "test", *, captions: str = "lines"
+        self, folder: str | Path, split: str = "test", *, captions: str | None = None
     ) -> None:
-        require_choice("captions", captions, ("lines", "whole"))
+        require_choice("captions", captions, (None, "lines", "whole"))
         self.folder, self.captions = Path(folder), captions
         where = self.folder / split / "nshards.txt"
         count = read_text(require_file(where, "give the folder of a whole set")).strip()
@@ -77,6 +79,11 @@ class WebFolder:
         kind = self.folder / "dataset_type.txt"
         self.kind = read_text(kind).strip() if kind.is_file() else KINDS[0]
         require_choice(str(kind), self.kind, KINDS)
+        if captions is not None and self.kind != "retrieval":
+            raise ValueError(
+                f"captions={captions!r} has no effect on {self.folder}, a set of "
+                f"{self.kind} without captions; leave it out."
+            )
         names = () if self.kind == "retrieval" else (_NAMES, _TEMPLATES)
         found = [self._lines(name) for name in names] or [(), ()]
         self.class_names, self.templates = found
