@@ -67,6 +67,10 @@ benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
+benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
+    read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
+    write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
     XM3600_LANGUAGES
 benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
