@@ -228,6 +228,9 @@ from avalanche_clip.training.methods.constant_cosine import (
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
 )
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
+)
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
 )

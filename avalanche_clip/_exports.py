@@ -184,6 +184,8 @@ training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
 training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
+training.methods.early_stopping = training: EarlyStopping*; training.plugins:
+    EarlyStopping
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin

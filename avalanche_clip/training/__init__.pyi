@@ -13,6 +13,9 @@ from avalanche_clip.training.methods.coleclip.strategy import (
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
 )
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
+)
 from avalanche_clip.training.methods.joint import (
     ClassNameJoint as ClassNameJoint,
     Joint as Joint,

@@ -75,6 +75,8 @@ class MethodPlugin(SupervisedPlugin):
     closes_last: bool = False
     """Merges or freezes at the end of an experience what was trained in it; such
     plugins act after all others."""
+    chooses_weights: bool = False
+    """Ends an experience with weights of an earlier moment of it (early stopping)."""
     replays_data: bool = False
     """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
