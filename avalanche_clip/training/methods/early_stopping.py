@@ -63,7 +63,8 @@ class EpochChoice(MethodPlugin, supports_distributed=True):
         super().__init__()
         self.validation = validation
         self.chosen: list[int] = []
-        """Best epoch of each finished experience, counted from 0."""
+        """Best epoch of each finished experience, counted from 0; epochs without an
+        iteration, of a small budget, do not count."""
         self.scores: list[float] = []
         """Scores of the epochs of the running experience."""
         self._best: dict[str, Tensor] = {}
@@ -81,8 +82,8 @@ class EpochChoice(MethodPlugin, supports_distributed=True):
             self._data(strategy)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Measure the epoch."""
-        if strategy.train_epochs > 1:
+        """Measure the epoch, unless a small budget left it without an iteration."""
+        if strategy.train_epochs > 1 and strategy.clock.train_epoch_iterations:
             self._measure(strategy)
 
     def _measure(self, strategy: Any) -> None:
@@ -107,7 +108,7 @@ class EpochChoice(MethodPlugin, supports_distributed=True):
             moving = _moving(strategy.model)
             self._best = {name: value.detach().clone() for name, value in moving}
             self._factors = _factors(strategy.model)
-        over = last + 1 == strategy.train_epochs
+        over = strategy.clock.train_exp_epochs + 1 == strategy.train_epochs
         if over or last - best >= self.waits:
             self._restore(strategy.model)
             self._best = {}  # what others close the experience with stays

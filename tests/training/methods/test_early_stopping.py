@@ -217,6 +217,13 @@ def test_class_names__and_a_validation_stream_of_them(metric, tmp_path):
     assert (spent["images"], spent["texts"]) == (held * done, prompts * done)
 
 
+def test_epochs__without_an_iteration_do_not_count():
+    stop = EarlyStopping("Told", 1)
+    strategy, data, _ = told(stop, [9, 9, 1, 9, 2, 9, 0], budget_iterations=3)
+    strategy.train(data.train_stream[0])  # in epochs 1, 3 and 5
+    assert stop.chosen == [0] and steps_of(strategy) == [2]
+
+
 def test_joint__is_scored_on_the_union_of_the_steps():
     stop = EarlyStopping("Told", 1)
     strategy, data, _ = told(stop, [1, 2, 1], cls=Joint)
