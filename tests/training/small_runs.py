@@ -140,10 +140,10 @@ def go(out, method="Sequential", stop=None, resume=False, report=False, run=None
 
 
 def cut(folder, train=9):
-    """A run that stopped in its second experience, after two checkpoints."""
+    """A run that stopped in its second experience, after two checkpoints of it."""
     with pytest.raises(Interrupted):
         go(folder, stop={"train": train})
-    assert len(checkpoints(folder / "checkpoints")) == 2
+    assert len(checkpoints(folder / "checkpoints")) == 3
 
 
 def go_quietly(arguments):

@@ -21,11 +21,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
 from avalanche_clip.benchmarks.datasets.icons import HeldOutIcons
 from avalanche_clip.benchmarks.datasets.web.folder import WebFolder
 from avalanche_clip.benchmarks.items.class_labels import class_targets
-from avalanche_clip.benchmarks.items.class_prompts import (
-    DEFAULT_TEMPLATE,
-    ClassPrompts,
-    fill,
-)
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.flat import raw_item, raw_text
 from avalanche_clip.benchmarks.items.given import check_source
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
@@ -39,6 +35,7 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
+from avalanche_clip.models.text.prompts import DEFAULT_TEMPLATE, fill
 
 _CLASSES = "classification"
 METRICS = {

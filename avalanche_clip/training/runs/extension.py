@@ -25,11 +25,11 @@ _NEW = "start another run in another folder (start_from takes over a stored mode
 
 
 def step_count(identity: dict[str, Any]) -> int:
-    """Training steps of a stored run.
+    """Training steps of a stored run; 0 if it does not tell.
 
     :param identity: of the run.
     """
-    return len(identity["experiences"]["train"])
+    return len(identity.get("experiences", {}).get("train", ()))
 
 
 def advice(stored: dict[str, Any], run: Any) -> str:
@@ -38,8 +38,10 @@ def advice(stored: dict[str, Any], run: Any) -> str:
     :param stored: identity of the stored run.
     :param run: that is to go on.
     """
-    more = len(run.benchmark.train_stream) - step_count(stored)
-    return f" To train {more} further steps pass resume='extend'." if more > 0 else ""
+    steps, have = step_count(stored), len(run.benchmark.train_stream)
+    if not 0 < steps < have:
+        return ""
+    return f" To train {have - steps} further steps pass resume='extend'."
 
 
 def require_extension(stored: dict[str, Any], run: Any, where: Path) -> None:
@@ -60,9 +62,9 @@ def require_extension(stored: dict[str, Any], run: Any, where: Path) -> None:
             f"{have}: a run does not get shorter. Give the benchmark of that run with "
             f"further steps behind its own, or {_NEW}."
         )
-    if have == steps:
+    if steps in (0, have):
         merged = hasattr(run.benchmark.train_stream[0], "merged")
-        if merged and stored["experiences"] != run.identity["experiences"]:
+        if merged and steps and stored["experiences"] != run.identity["experiences"]:
             raise CheckpointError(
                 f"{where} holds a training on the union of all steps; over a longer "
                 "stream it is another training, which begins anew: give it another "
@@ -218,14 +220,14 @@ def _later_results(
     found, clock = {}, run.strategy.clock
     with undone(run.strategy):
         # What they have written belongs to the newest checkpoint.
-        run.strategy.evaluator.loggers = []
+        run.strategy.evaluator.loggers = [*filter(None, [run.told.watcher])]
         restore_state(run.strategy, read_state(path), run.benchmark, path)
         before = clock.total_iterations
         for stream in (*run.streams, *(() if row else run.final)):
             late = range(len(known[stream]), len(run.benchmark.streams[stream]))
             due = [e for e in run.due(stream, row) if _place(e) in late]
             if due:
-                found[stream] = run.measure(stream, due)
+                found[stream] = run.measure(stream, row, due)
         return found, clock.total_iterations - before
 
 
