@@ -227,7 +227,8 @@ training.runs.files = checkpointing: CheckpointError read_state require_finite
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
-training.runs.stream = training: RunResult* run_stream*
+training.runs.result = training: RunResult*
+training.runs.stream = training: run_stream*
 training.templates.class_name = training.templates: ClassNameTemplate*
     default_class_evaluator
 training.templates.clip_template = training.templates: CLIPTemplate*

@@ -139,6 +139,14 @@ class MethodPlugin(SupervisedPlugin):
         :param benchmark: of :func:`run_stream`.
         """
 
+    def check_extension(self, strategy: Any, steps: int) -> None:
+        """Raise ValueError if its plan depends on the length of the stream.
+
+        Asked before a run goes on over further steps.
+
+        :param steps: of the stream that the run was made for.
+        """
+
     def check_suites(self, strategy: Any, benchmark: Any) -> None:
         """Raise ValueError if it has no rule for images and texts outside a stream.
 

@@ -48,6 +48,7 @@ def check_run(strategy: Any, benchmark: Any) -> None:
     for contract in strategy.contracts:
         contract.check_evaluations(strategy, ["valid"] if given else [])
     steps = len(benchmark.train_stream)
+    strategy.plan.check_stream(steps)
     if given and len(benchmark.streams["valid"]) < steps:
         raise ValueError(
             f"eval_every={strategy.eval_every} evaluates each step on its own part of "
@@ -160,6 +161,15 @@ class SchedulerContract(_Watcher):
                 "to the strategy."
             )
         super().check_evaluations(strategy, streams)
+
+    def check_extension(self, strategy: Any, steps: int) -> None:
+        """Raise if one schedule goes over the whole stream."""
+        if not self.wrapped.reset_scheduler:
+            raise ValueError(
+                f"{type(self.wrapped).__name__}(reset_scheduler=False) has one "
+                f"schedule over the whole stream, planned for {steps} steps. Use "
+                "reset_scheduler=True, or start another run in another folder."
+            )
 
     def evaluation_failed(self, strategy: Any) -> None:
         """Forget what a failed evaluation has measured."""
