@@ -66,6 +66,8 @@ benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
     read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
+    build_tic_yfcc read_pair_table yfcc_caption
 benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
     write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
