@@ -64,6 +64,9 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
+benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
+    open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
     read_evaluation_uids read_uid_classes read_uid_lists
 benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
@@ -80,6 +83,7 @@ benchmarks.items.items = benchmarks: CorruptSampleError attribute_array
     find_corrupt_samples make_image_text_dataset*
 benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
 benchmarks.items.scenario = benchmarks: make_experience make_scenario
+benchmarks.items.skipped = benchmarks: SKIP_CAUSES SampleFault Skipped
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*

@@ -71,6 +71,11 @@ from avalanche_clip.benchmarks.items.scenario import (
     make_experience as make_experience,
     make_scenario as make_scenario,
 )
+from avalanche_clip.benchmarks.items.skipped import (
+    SKIP_CAUSES as SKIP_CAUSES,
+    SampleFault as SampleFault,
+    Skipped as Skipped,
+)
 from avalanche_clip.benchmarks.streams.classes import (
     Domain as Domain,
     class_incremental_benchmark as class_incremental_benchmark,

@@ -79,6 +79,14 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
 from avalanche_clip.benchmarks.datasets.web.folder import (
     WebFolder as WebFolder,
 )
+from avalanche_clip.benchmarks.datasets.web.pairs import (
+    TarPairs as TarPairs,
+)
+from avalanche_clip.benchmarks.datasets.web.tar_index import (
+    TarIndex as TarIndex,
+    find_tars as find_tars,
+    open_tar_index as open_tar_index,
+)
 from avalanche_clip.benchmarks.datasets.web.tic_lists import (
     TIC_DATACOMP_MONTHS as TIC_DATACOMP_MONTHS,
     all_uids as all_uids,
