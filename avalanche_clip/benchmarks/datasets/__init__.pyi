@@ -94,6 +94,9 @@ from avalanche_clip.benchmarks.datasets.web.tic_lists import (
     read_uid_classes as read_uid_classes,
     read_uid_lists as read_uid_lists,
 )
+from avalanche_clip.benchmarks.datasets.web.tic_shards import (
+    TicShards as TicShards,
+)
 from avalanche_clip.benchmarks.datasets.web.tic_tables import (
     build_tic_redcaps as build_tic_redcaps,
     build_tic_yfcc as build_tic_yfcc,
