@@ -167,6 +167,9 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
+)
 from avalanche_clip.models.moe.adapters import (
     attach_moe_adapters as attach_moe_adapters,
     load_moe_adapters as load_moe_adapters,

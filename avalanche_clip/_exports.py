@@ -150,6 +150,7 @@ models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
+models.export.export = models: export_model*
 models.images.augmentation = models: TinyAugmentation
 models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
