@@ -26,6 +26,12 @@ from avalanche_clip.benchmarks.classic.tic_emoji import (
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
 )
+from avalanche_clip.benchmarks.datasets.web.uids import (
+    pair_to_uid as pair_to_uid,
+    read_uid_list as read_uid_list,
+    uid_to_pair as uid_to_pair,
+    write_uid_list as write_uid_list,
+)
 from avalanche_clip.benchmarks.items.batch import (
     ImageTextBatch as ImageTextBatch,
 )

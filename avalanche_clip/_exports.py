@@ -64,6 +64,13 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
+benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
+    open_tar_index
+benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
+    read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
+    write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
     XM3600_LANGUAGES
 benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
@@ -74,6 +81,7 @@ benchmarks.items.items = benchmarks: CorruptSampleError attribute_array
     find_corrupt_samples make_image_text_dataset*
 benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
 benchmarks.items.scenario = benchmarks: make_experience make_scenario
+benchmarks.items.skipped = benchmarks: SKIP_CAUSES SampleFault Skipped
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*

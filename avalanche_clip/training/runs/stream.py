@@ -44,6 +44,7 @@ from avalanche_clip.training.runs.record import (
 )
 from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.suites import RunSuites
+from avalanche_clip.training.runs.told import Told
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.templates.settings import strategy_settings
@@ -120,6 +121,7 @@ def run_stream(
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     final_streams: Sequence[str] = (),
     suites: Sequence[Suite] = (),
+    verbose: int = 1,
     **train_options: Any,
 ) -> RunResult:
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
@@ -166,6 +168,12 @@ def run_stream(
         ``["suites"][name][row][task][metric]`` with rows ``"before"``, ``"0"``, ...
         as in ``E``. What a suite keeps of an earlier run is forgotten. Plugins that
         choose what images pass do so for those of suites, or refuse these.
+    :param verbose: 1: one line per row of ``E`` on standard output (mean loss since the
+        last line, mean of the main metric over the test sets of the first stream,
+        its forgetting so far as in :func:`continual_summary`, time spent and left),
+        and bars with the time left of what takes long on standard error; loggers that
+        print there stay quiet. 2: what these loggers print, and bars, without such
+        lines. 0: nothing.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
         ``multiprocessing_context``, ...).
     :return: matrices, summaries and cost.
@@ -178,6 +186,7 @@ def run_stream(
     """
     own = inspect.signature(run_stream).parameters
     check_keywords("run_stream", train_options, strategy, own)
+    told = Told(verbose)
     if isinstance(streams, str):
         streams = (streams,)
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
@@ -220,10 +229,11 @@ def run_stream(
             points,
             attached,
             train_options,
+            told,
             method,
         )
         folder = RunFolder(out, strategy, run, checkpoint_iterations)
-        with folder.opened(resume):
+        with folder.opened(resume), told.of(strategy):
             return run.go(folder)
 
 
@@ -239,6 +249,7 @@ class _Run:
     points: EvaluationPoints
     suites: RunSuites
     options: dict[str, Any]
+    told: Told
     method: InitVar[str | None]
     rows: Rows = field(default_factory=dict)
     done: int = 0
@@ -366,7 +377,8 @@ class _Run:
                 continue
             # What a metric said of an earlier model is no value of this one.
             before, evaluator.last_metric_results = evaluator.last_metric_results, {}
-            values = self.strategy.eval(due, **self.options)
+            with self.told.evaluating(self, row, due):
+                values = self.strategy.eval(due, **self.options)
             evaluator.last_metric_results = {**before, **values}
             table = _read_row(values, name, len(stream))
             if not table:
@@ -386,6 +398,7 @@ class _Run:
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
         self.folder.checkpoints.save(self.strategy, "_eval")
+        self.told.row(self, row)
 
     def _due(self, name: str, row: int) -> Any:
         """What is evaluated of a stream: what has been met, of Si-Blurry."""
@@ -442,6 +455,7 @@ class _Run:
             write_json(self.folder.results_path, strict(results), checksum=True)
             write_report(self.folder.path)
         distributed.barrier()
+        self.told.end(self)
         return RunResult(
             method=results["method"],
             out_dir=self.folder.path,
