@@ -237,6 +237,9 @@ from avalanche_clip.training.methods.constant_cosine import (
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
 )
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
+)
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
 )
@@ -308,12 +311,14 @@ from avalanche_clip.training.runs.plugin_state import (
 from avalanche_clip.training.runs.progress import (
     ProgressPlugin as ProgressPlugin,
 )
+from avalanche_clip.training.runs.result import (
+    RunResult as RunResult,
+)
 from avalanche_clip.training.runs.resume import (
     load_state as load_state,
     save_state as save_state,
 )
 from avalanche_clip.training.runs.stream import (
-    RunResult as RunResult,
     run_stream as run_stream,
 )
 from avalanche_clip.training.templates.class_name import (

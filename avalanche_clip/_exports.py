@@ -193,6 +193,8 @@ training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
 training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
+training.methods.early_stopping = training: EarlyStopping*; training.plugins:
+    EarlyStopping
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
@@ -226,7 +228,8 @@ training.runs.files = checkpointing: CheckpointError read_state require_finite
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
-training.runs.stream = training: RunResult* run_stream*
+training.runs.result = training: RunResult*
+training.runs.stream = training: run_stream*
 training.templates.class_name = training.templates: ClassNameTemplate*
     default_class_evaluator
 training.templates.clip_template = training.templates: CLIPTemplate*
