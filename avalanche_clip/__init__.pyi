@@ -176,6 +176,9 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
+)
 from avalanche_clip.models.moe.adapters import (
     attach_moe_adapters as attach_moe_adapters,
     load_moe_adapters as load_moe_adapters,
@@ -236,6 +239,9 @@ from avalanche_clip.training.methods.constant_cosine import (
 )
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
+)
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
 )
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
@@ -308,12 +314,14 @@ from avalanche_clip.training.runs.plugin_state import (
 from avalanche_clip.training.runs.progress import (
     ProgressPlugin as ProgressPlugin,
 )
+from avalanche_clip.training.runs.result import (
+    RunResult as RunResult,
+)
 from avalanche_clip.training.runs.resume import (
     load_state as load_state,
     save_state as save_state,
 )
 from avalanche_clip.training.runs.stream import (
-    RunResult as RunResult,
     run_stream as run_stream,
 )
 from avalanche_clip.training.templates.class_name import (

@@ -163,6 +163,7 @@ models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
+models.export.export = models: export_model*
 models.images.augmentation = models: TinyAugmentation
 models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
@@ -197,6 +198,8 @@ training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
 training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
+training.methods.early_stopping = training: EarlyStopping*; training.plugins:
+    EarlyStopping
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
@@ -230,7 +233,8 @@ training.runs.files = checkpointing: CheckpointError read_state require_finite
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
-training.runs.stream = training: RunResult* run_stream*
+training.runs.result = training: RunResult*
+training.runs.stream = training: run_stream*
 training.templates.class_name = training.templates: ClassNameTemplate*
     default_class_evaluator
 training.templates.clip_template = training.templates: CLIPTemplate*
