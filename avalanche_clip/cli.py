@@ -181,17 +181,18 @@ def evaluate(options: argparse.Namespace) -> None:
 
     :param options: see :func:`main`.
     """
-    from tqdm import tqdm
+    from avalanche_clip.common.progress import bar
 
     models = [(t, *found) for t in options.models for found in find_models(t).items()]
     suites = make_suites(options)
     tasks = sum(len(getattr(suite, "tasks", [suite])) for suite in suites)
     found: dict[str, dict[str, Values]] = {suite.name: {} for suite in suites}
-    with tqdm(total=len(models) * tasks, unit="task", file=sys.stderr) as bar:
-        results = Results(options.out, bar)
+    total = len(models) * tasks
+    with bar("", total, unit="task", delay=0.0, leave=True) as shown:
+        results = Results(options.out, shown)
         for text, step, make in models:
             name = " ".join(filter(None, (text, step)))
-            bar.set_description(name)
+            shown.set_description(name)
             model = make().to(options.device).eval()
             for suite in suites:
                 found[suite.name][name] = results.score(suite, model, options.device)

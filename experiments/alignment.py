@@ -51,7 +51,15 @@ from alignment_study import (
     score,
     write_tables,
 )
-from command_line import check_start, device_name, positive, refusals, seed_list, set_up
+from command_line import (
+    check_start,
+    device_name,
+    positive,
+    refusals,
+    run_stream,
+    seed_list,
+    set_up,
+)
 from search import base_facts, chosen, search, search_table
 from tic_emoji import JOINT
 
@@ -203,8 +211,7 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
         spatial_disorder_metrics,
     )
     from avalanche_clip.models import create_dual_encoder
-    from avalanche_clip.training import Sequential, run_stream
-    from avalanche_clip.training.plugins import ProgressPlugin
+    from avalanche_clip.training import Sequential
 
     torch.manual_seed(config.seed)
     model = create_dual_encoder(config.model, config.pretrained, device=config.device)
@@ -231,10 +238,7 @@ def run(config: Config, stream: str, method: str, out_dir: str | Path) -> Any:
         positives="targets",
         device=config.device,
         seed=config.seed,
-        plugins=[
-            ProgressPlugin(description=f"{method} seed {config.seed}"),
-            *build_plugins(config, method),
-        ],
+        plugins=build_plugins(config, method),
         evaluator=EvaluationPlugin(*metrics),
     )
     return run_stream(

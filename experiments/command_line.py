@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from traceback import extract_tb
+from typing import Any
 
 
 def seed_list(text: str) -> list[int]:
@@ -84,6 +86,16 @@ def set_up(*ignored: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for message in ("No loggers specified", *ignored):
         warnings.filterwarnings("ignore", message=message)
+
+
+def run_stream(*arguments: Any, **options: Any) -> Any:
+    """:func:`avalanche_clip.training.run_stream`, which says how far it is on
+    standard error: the standard output of studies holds what they found.
+    """
+    from avalanche_clip.training import run_stream
+
+    with redirect_stdout(sys.stderr):
+        return run_stream(*arguments, **options)
 
 
 @contextmanager

@@ -34,7 +34,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, device_name, positive, refusals, seed_list, set_up
+from command_line import (
+    check_start,
+    device_name,
+    positive,
+    refusals,
+    run_stream,
+    seed_list,
+    set_up,
+)
 from language_study import (
     read_study,
     save_study,
@@ -226,7 +234,6 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
     from avalanche.training.plugins import EvaluationPlugin
 
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-    from avalanche_clip.training.plugins import ProgressPlugin
 
     options = variant(method)
     iterations, vocab_size = config.iterations, config.vocab_size
@@ -251,10 +258,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
             "warmup_fraction": WARMUP,
             "device": config.device,
             "seed": config.seed,
-            "plugins": [
-                ProgressPlugin(description=f"{method} seed {config.seed}"),
-                *build_plugins(config, method),
-            ],
+            "plugins": build_plugins(config, method),
             "evaluator": EvaluationPlugin(retrieval_plugin_metrics()),
         }
     )
@@ -281,7 +285,6 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, Any]:
         ``seconds``.
     """
     from avalanche_clip.benchmarks import joint_languages
-    from avalanche_clip.training import run_stream
 
     settings = {"method": method, **asdict(config)}
     settings |= base_facts(config.model, config.pretrained)

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import device_name, seed_list
+from command_line import device_name, run_stream, seed_list
 from domain_study import (
     ACCURACY,
     all_runs,
@@ -239,7 +239,6 @@ def build_strategy(
     from avalanche.evaluation.metrics import accuracy_metrics
     from avalanche.training.plugins import EvaluationPlugin
 
-    from avalanche_clip.training.plugins import ProgressPlugin
     from avalanche_clip.training.supervised import (
         COLECLIP_EPOCHS,
         ClassNameFineTuning,
@@ -253,7 +252,7 @@ def build_strategy(
         "eval_mb_size": config.eval_mb_size,
         "device": config.device,
         "seed": config.seed,
-        "plugins": [ProgressPlugin(description=f"{config.method} {config.order}")],
+        "plugins": [],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True)),
     }
     if config.method == "coleclip":
@@ -306,7 +305,6 @@ def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
         stream, ``labels``, ``trainable``, ``routing`` and the ``thresholds`` of the
         selector, both None for other methods.
     """
-    from avalanche_clip.training import run_stream
 
     scenario = build_scenario(config)  # what is missing is told before the model loads
     reference = reference_data(config)

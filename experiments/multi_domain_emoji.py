@@ -39,7 +39,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, positive, refusals, set_up, study_parser
+from command_line import (
+    check_start,
+    positive,
+    refusals,
+    run_stream,
+    set_up,
+    study_parser,
+)
 from domain_figures import PLAIN, line, write_tables
 from domain_study import (
     ACCURACY,
@@ -243,7 +250,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         "label_smoothing": config.label_smoothing,
         "device": config.device,
         "seed": config.seed,
-        **quiet(f"{method} seed {config.seed}"),
+        **quiet(),
     }
     if name.startswith("moe"):
         options["plugins"].append(RouterViewsPlugin(VIEWS))
@@ -306,18 +313,13 @@ def _plugins(name: str, settings: Mapping[str, float]) -> list[Any]:
     return []
 
 
-def quiet(description: str) -> dict[str, Any]:
-    """Plugins and evaluator that write nothing but what progress is made."""
+def quiet() -> dict[str, Any]:
+    """Plugins and evaluator that write nothing."""
     from avalanche.evaluation.metrics import accuracy_metrics
     from avalanche.training.plugins import EvaluationPlugin
 
-    from avalanche_clip.training.plugins import ProgressPlugin
-
     metrics = accuracy_metrics(experience=True)
-    return {
-        "plugins": [ProgressPlugin(description=description)],
-        "evaluator": EvaluationPlugin(metrics),
-    }
+    return {"plugins": [], "evaluator": EvaluationPlugin(metrics)}
 
 
 def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str, Any]]:
@@ -332,7 +334,6 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
         domain; ``joint``, whether there was one training; ``labels``, ``chance``, and
         ``routing`` of methods with a selector.
     """
-    from avalanche_clip.training import run_stream
 
     base = base_facts(config.model, config.pretrained)
     torch.manual_seed(config.seed)

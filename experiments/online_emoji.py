@@ -36,7 +36,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_start, positive, refusals, set_up, study_parser
+from command_line import (
+    check_start,
+    positive,
+    refusals,
+    run_stream,
+    set_up,
+    study_parser,
+)
 from domain_study import ACCURACY, all_runs, parameter_counts
 from figures import Lines, write_figures
 from multi_domain_emoji import quiet
@@ -171,7 +178,6 @@ def run_online(
     :return: figures of :func:`online_accuracy`, of the zero-shot data sets by their
         labels and their mean, and of the numbers trained. Accuracies are in percent.
     """
-    from avalanche_clip.training import run_stream
 
     trainable = parameter_counts(strategy)["trainable"]
     result = run_stream(
@@ -208,7 +214,7 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, float]:
         "eval_mb_size": 256,
         "device": config.device,
         "seed": config.seed,
-        **quiet(f"{method} seed {config.seed}"),
+        **quiet(),
     }
     strategy = build_strategy(
         method.partition(":")[0],

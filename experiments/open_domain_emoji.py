@@ -33,7 +33,14 @@ from typing import Any
 
 import multi_domain_emoji as study
 import torch
-from command_line import check_start, positive, refusals, set_up, study_parser
+from command_line import (
+    check_start,
+    positive,
+    refusals,
+    run_stream,
+    set_up,
+    study_parser,
+)
 from domain_figures import BASE
 from domain_study import (
     ACCURACY,
@@ -98,7 +105,7 @@ def build_strategy(config: Config, method: str, model: Any, benchmark: Any) -> A
         "eval_label_space": "own",
         "device": config.device,
         "seed": config.seed,
-        **study.quiet(f"{method} seed {config.seed}"),
+        **study.quiet(),
     }
     if name == BASE:
         return supervised.ContinualCLIP(**options)
@@ -121,7 +128,6 @@ def run(config: Config, method: str, out_dir: str | Path) -> dict[str, dict[str,
     :return: its row by its name, as in ``multi_domain_emoji.run``, with ``matrix`` of
         tests with the identity of the data set, and ``open`` of those without.
     """
-    from avalanche_clip.training import run_stream
 
     torch.manual_seed(config.seed)
     model = study.build_model(config)

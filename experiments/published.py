@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import mtil
 import numpy as np
 import torch
-from command_line import device_name, refusals, seed_list
+from command_line import device_name, refusals, run_stream, seed_list
 from domain_study import ACCURACY, all_runs, summary_line, with_tests
 from figures import Lines, write_figures
 from mtil import Config
@@ -206,7 +206,7 @@ def run(
         "eval_mb_size": config.eval_mb_size,
         "device": config.device,
         "seed": config.seed,
-        **quiet(f"{method} seed {config.seed}"),
+        **quiet(),
     }
     trained = {"repeats": 3, "train_mb_size": BATCH}
     if released:
@@ -234,7 +234,6 @@ def _run_steps(
     strategy: Any, benchmark: Any, out_dir: Path, options: dict[str, Any]
 ) -> dict[str, float]:
     """Run a stream of steps; return mean and last accuracy after the steps."""
-    from avalanche_clip.training import run_stream
 
     streams = [name for name in ("test", "test_all") if name in benchmark.streams]
     result = run_stream(

@@ -30,7 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import check_start, device_name, refusals, seed_list, set_up
+from command_line import (
+    check_start,
+    device_name,
+    refusals,
+    run_stream,
+    seed_list,
+    set_up,
+)
 from search import base_facts, chosen, search, search_table, study_of
 from tic_results import table, validation_score
 
@@ -239,7 +246,6 @@ def build_strategy(
 
     from avalanche_clip.distributed import world_size
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
-    from avalanche_clip.training.plugins import ProgressPlugin
     from avalanche_clip.training.supervised import TIC_STRATEGIES, Joint, ModX
 
     restart = {"restart_from": "initial" if config.pretrained else "random"}
@@ -269,7 +275,7 @@ def build_strategy(
         precision=config.precision,
         device=config.device,
         seed=config.seed,
-        plugins=[ProgressPlugin(description=f"{method} seed {config.seed}"), *extra],
+        plugins=list(extra),
         evaluator=EvaluationPlugin(retrieval_plugin_metrics()),
         **own.get(method, {}),
     )
@@ -289,7 +295,6 @@ def run(
         function that makes them from the optimiser (schedulers need it).
     :param suites: scored at each evaluation, not yet used.
     """
-    from avalanche_clip.training import run_stream
 
     torch.manual_seed(config.seed)
     model = build_model(config)

@@ -146,7 +146,6 @@ def train(preset: str, icons: icon_web.DrawnIcons, iterations: int, out: Path) -
     from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
     from avalanche_clip.models import TinyAugmentation, create_dual_encoder
     from avalanche_clip.training import Sequential, run_stream
-    from avalanche_clip.training.plugins import ProgressPlugin
 
     torch.manual_seed(RECIPE["seed"])
     model = create_dual_encoder(preset)
@@ -171,7 +170,6 @@ def train(preset: str, icons: icon_web.DrawnIcons, iterations: int, out: Path) -
         warmup_iterations=min(RECIPE["warmup_iterations"], iterations - 1),
         positives="targets",
         seed=RECIPE["seed"],
-        plugins=[ProgressPlugin(description=preset)],
         evaluator=EvaluationPlugin(retrieval_plugin_metrics()),
     )
     result = run_stream(

@@ -16,8 +16,12 @@ from avalanche_clip.common.checks import (
     require_length,
     require_some,
 )
-
-DEFAULT_TEMPLATE = "a photo of a {}."
+from avalanche_clip.models.text.prompts import (
+    DEFAULT_TEMPLATE,
+    checked_names,
+    checked_templates,
+    fill,
+)
 
 
 class ClassPrompts:
@@ -53,7 +57,7 @@ class ClassPrompts:
         domains: str | Sequence[str] | None = None,
         ids: Iterable[int] | None = None,
     ):
-        self.names = _names(names)
+        self.names = checked_names(names, "names", least=0)
         count = len(self.names)
         self.ids = tuple(range(count)) if ids is None else _ids(ids)
         require_length(self.ids, count, "ids", "class")
@@ -202,24 +206,6 @@ class ClassPrompts:
         return f"{type(self).__name__}({len(self)} classes{where})"
 
 
-def fill(template: str, name: str) -> str:
-    """Write a name into a template.
-
-    >>> fill("a photo of a {}.", "{x}")
-    'a photo of a {x}.'
-    """
-    before, after = template.split("{}")
-    return before + name + after
-
-
-def _names(names: Any) -> tuple[str, ...]:
-    found = as_texts(names, "names", least=0)
-    empty = [row for row, name in enumerate(found) if not name.strip()]
-    if empty:
-        raise ValueError(f"The name of class {empty[0]} is empty; give each class one.")
-    return tuple(found)
-
-
 def _ids(ids: Iterable[Any]) -> tuple[int, ...]:
     found = tuple(as_size(number, "A class id", least=0) for number in ids)
     require_distinct(found, "class ids")
@@ -246,13 +232,4 @@ def _templates(given: Any, domains: tuple[str, ...]) -> dict[str, tuple[str, ...
 
 
 def _checked(templates: Any) -> tuple[str, ...]:
-    given = [templates] if isinstance(templates, str) else templates
-    found = as_texts(given, "templates")
-    for template in found:
-        rest = template.replace("{}", "", 1)
-        if "{}" not in template or "{" in rest or "}" in rest:
-            raise ValueError(
-                f"The template {template!r} must hold {{}} exactly once, where the "
-                "class name goes, and no other brace."
-            )
-    return tuple(found)
+    return checked_templates([templates] if isinstance(templates, str) else templates)

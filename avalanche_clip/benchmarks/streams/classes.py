@@ -16,7 +16,7 @@ from avalanche_clip.benchmarks.items.class_labels import (
     class_targets,
     few_shot_indices,
 )
-from avalanche_clip.benchmarks.items.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.given import check_item, check_source
 from avalanche_clip.benchmarks.items.items import (
     attribute_array,
@@ -33,6 +33,7 @@ from avalanche_clip.common.checks import (
     require_some,
     require_type,
 )
+from avalanche_clip.models.text.prompts import DEFAULT_TEMPLATE
 
 RELABEL = ("arrival", "original")
 

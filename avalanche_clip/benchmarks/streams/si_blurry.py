@@ -11,7 +11,7 @@ import torch
 from avalanche.benchmarks import CLScenario
 
 from avalanche_clip.benchmarks.items.class_labels import LABELLED, class_targets
-from avalanche_clip.benchmarks.items.class_prompts import DEFAULT_TEMPLATE, ClassPrompts
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.given import check_source
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.scenario import make_experience, make_scenario
@@ -30,6 +30,7 @@ from avalanche_clip.common.checks import (
     require_some,
 )
 from avalanche_clip.common.columns import as_integer_array
+from avalanche_clip.models.text.prompts import DEFAULT_TEMPLATE
 
 SAMPLER_OPTIONS = "num_tasks disjoint_percent blurry_percent seed stochastic".split()
 """Arguments of :func:`si_blurry_benchmark` that say how the stream is drawn."""

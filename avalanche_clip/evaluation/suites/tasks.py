@@ -21,11 +21,7 @@ from avalanche_clip.benchmarks.datasets.emoji import (
 from avalanche_clip.benchmarks.datasets.icons import HeldOutIcons
 from avalanche_clip.benchmarks.datasets.web.folder import WebFolder
 from avalanche_clip.benchmarks.items.class_labels import class_targets
-from avalanche_clip.benchmarks.items.class_prompts import (
-    DEFAULT_TEMPLATE,
-    ClassPrompts,
-    fill,
-)
+from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.flat import raw_item, raw_text
 from avalanche_clip.benchmarks.items.given import check_source
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_digest
@@ -39,6 +35,7 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.columns import as_integer_array
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
+from avalanche_clip.models.text.prompts import DEFAULT_TEMPLATE, fill
 
 _CLASSES = "classification"
 METRICS = {
@@ -197,7 +194,7 @@ class ZeroShotTask:
         name: str | None = None,
         *,
         split: str = "test",
-        captions: str = "lines",
+        captions: str | None = None,
         metric: str | None = None,
         group_field: int | None = None,
         ignored_groups: Sequence[int] = (),
@@ -207,7 +204,7 @@ class ZeroShotTask:
         :param folder: as CLIP_benchmark writes it.
         :param name: of the task; default that of the folder.
         :param split: folder of the shards.
-        :param captions: ``"lines"`` or ``"whole"``.
+        :param captions: of retrieval sets, ``"lines"`` or ``"whole"``.
         :param metric: the main one; default the first of its kind.
         :param group_field: column of the samples' ``npy`` that holds the group.
         :param ignored_groups: which do not count.

@@ -31,9 +31,12 @@ from avalanche_clip.models.encoders.towers import (
 )
 from avalanche_clip.models.images.preprocessing import OPENAI, SIGLIP, check_preprocess
 from avalanche_clip.models.images.resizing import as_pair
+from avalanche_clip.models.text.build import build_tokenizer
 from avalanche_clip.models.text.settings import check_tokenizer_settings
+from avalanche_clip.models.text.tokenizers import CaptionTokenizer
 
 DEFAULT_CONTEXT_LENGTH = 77
+_OWN_TOKENIZERS = ("open_clip", "json", "growing")
 # how configurations begin that stand alone
 _BARE = {
     "hf_config": ("model_type",),
@@ -155,6 +158,35 @@ def embed_dim_of(config: dict[str, Any], clip: Any) -> int:
     if config["hf_config"]["model_type"] == "clip":
         return int(clip.config.projection_dim)
     return int(clip.config.vision_config.hidden_size)
+
+
+def tokenizer_of(
+    config: dict[str, Any], *, trim: bool, cache_dir: str | None, label: str | None
+) -> CaptionTokenizer:
+    """Build the tokenizer that a full configuration names.
+
+    :param trim: True for causal text towers.
+    :param cache_dir: download folder of transformers.
+    :param label: where the weights come from, for messages.
+    :raises ValueError: if it names none, or one with more ids than the token table
+        has rows.
+    """
+    spec = config.get("tokenizer")
+    if spec is None:
+        raise ValueError(
+            "The configuration names no tokenizer; add the key 'tokenizer'"
+            " ({'type': 'hf', 'file': <folder or id>}) or assign one to"
+            " model.tokenizer."
+        )
+    length, rows = context_length_of(config), vocab_size_of(config)
+    built = build_tokenizer(spec, length, trim=trim, cache_dir=cache_dir)
+    if spec["type"] in _OWN_TOKENIZERS and built.vocab_size > rows:
+        raise ValueError(
+            f"The tokenizer has {built.vocab_size} ids, the token table"
+            f" {rows} rows ({label}); set text_cfg['vocab_size'],"
+            " or name the tokenizer that belongs to the model."
+        )
+    return built
 
 
 def towers_of(config: dict[str, Any]) -> Towers:

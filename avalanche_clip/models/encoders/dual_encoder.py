@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.common.fingerprint import FingerprintCache
-from avalanche_clip.models.encoders import architectures, inputs
+from avalanche_clip.models.encoders import architectures, inputs, parameters, use
 from avalanche_clip.models.encoders.blocks import ATTACHMENTS, BlockView
 from avalanche_clip.models.encoders.folder import save_model
-from avalanche_clip.models.encoders.macs import count_macs
+from avalanche_clip.models.encoders.macs import count_passes
 from avalanche_clip.models.encoders.output import (
     PRECISIONS,
     CLIPOutput,
@@ -33,13 +32,10 @@ from avalanche_clip.models.images.transforms import (
     TinyTransform,
     build_transform,
 )
-from avalanche_clip.models.text.build import build_tokenizer
 from avalanche_clip.models.text.tokenizers import CaptionTokenizer
 
 _TOWERS = ("image", "text")
 _MAX_LOG_SCALE = math.log(100)
-_SCALES = ("logit_scale", "logit_bias")
-_OWN_TOKENIZERS = ("open_clip", "json", "growing")
 
 
 class DualEncoder(nn.Module):
@@ -136,27 +132,10 @@ class DualEncoder(nn.Module):
     def tokenizer(self) -> CaptionTokenizer:
         """The model's tokenizer; assign another one to replace it."""
         if self.own_tokenizer is None:
-            spec = self._config.get("tokenizer")
-            if spec is None:
-                raise ValueError(
-                    "The configuration names no tokenizer; add the key 'tokenizer'"
-                    " ({'type': 'hf', 'file': <folder or id>}) or assign one to"
-                    " model.tokenizer."
-                )
-            built = build_tokenizer(
-                spec,
-                self.context_length,
-                trim=self.is_causal_text,
-                cache_dir=self._cache_dir,
+            causal, label = self.is_causal_text, self.pretrained
+            self.own_tokenizer = architectures.tokenizer_of(
+                self._config, trim=causal, cache_dir=self._cache_dir, label=label
             )
-            rows = architectures.vocab_size_of(self._config)
-            if spec["type"] in _OWN_TOKENIZERS and built.vocab_size > rows:
-                raise ValueError(
-                    f"The tokenizer has {built.vocab_size} ids, the token table"
-                    f" {rows} rows ({self.pretrained}); set text_cfg['vocab_size'],"
-                    " or name the tokenizer that belongs to the model."
-                )
-            self.own_tokenizer = built
         return self.own_tokenizer
 
     @tokenizer.setter
@@ -279,6 +258,54 @@ class DualEncoder(nn.Module):
             return nullcontext()
         return torch.autocast(kind, dtype=PRECISIONS[self.precision])
 
+    # --------------------------------------------------------------------- use
+    def classify(
+        self,
+        images: Any,
+        class_names: Sequence[str],
+        templates: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Tell which of some classes pictures show.
+
+        Adapters act as they are set; mode and weights of the model stay.
+
+        :param images: a float tensor ``(B, 3, H, W)`` is taken as preprocessed, as
+            ``transform(False)`` gives it. PIL images, paths and uint8 arrays
+            ``(H, W, 3)`` or tensors ``(3, H, W)``, one or a list, go through
+            ``transform(False)``.
+        :param class_names: C names.
+        :param templates: each with one ``{}``; default ``"a photo of a {}."``.
+        :return: probabilities ``(B, C)``, float32 without gradient: the softmax of
+            ``logit_scale`` times the cosines with the class vectors. Rows add up to
+            1, for models trained with a sigmoid too.
+        :raises TypeError: for one string in place of a list, for other entries.
+        :raises ValueError: for empty lists, templates without ``{}``, other shapes.
+        :raises FileNotFoundError: for paths without a file.
+
+        Source: Radford et al., ICML 2021 (CLIP, arXiv 2103.00020); class vectors as
+        :func:`~avalanche_clip.evaluation.functional.class_vectors` makes them.
+
+        >>> from avalanche_clip import create_dual_encoder
+        >>> model = create_dual_encoder("tiny-emoji")
+        >>> model.classify(torch.zeros(2, 3, 48, 48), ["cat", "dog", "fish"]).shape
+        torch.Size([2, 3])
+        """
+        return use.classify(self, images, class_names, templates)
+
+    def search(self, query: Any, candidates: Any, k: int = 10) -> tuple[Tensor, Tensor]:
+        """Find what is most similar to texts or pictures.
+
+        :param query: one or several texts or pictures, see :meth:`classify`. A
+            string is a text, unless it ends as picture files do (``".png"``).
+        :param candidates: several texts or pictures, N.
+        :param k: number of results per query, at most N of them.
+        :return: cosines and positions among the candidates, ``(Q, min(k, N))``, the
+            best first and among equal ones the first; float32 and int64.
+        :raises TypeError: for other kinds of entries, and for both kinds in one list.
+        :raises ValueError: for empty lists, other shapes, and k below 1.
+        """
+        return use.search(self, query, candidates, k)
+
     # -------------------------------------------------------------- parameters
     def tower_of(self, name: str) -> str | None:
         """Tell which tower a parameter or buffer belongs to.
@@ -290,7 +317,7 @@ class DualEncoder(nn.Module):
         :raises ValueError: if ``clip`` was wrapped in something without towers.
         """
         inner = self._inner_name(name)
-        if inner is None or inner in _SCALES:
+        if inner is None or inner in parameters.SCALES:
             return None
         return "image" if inner.startswith(self._towers.image_prefixes) else "text"
 
@@ -314,7 +341,7 @@ class DualEncoder(nn.Module):
             parameter.requires_grad_(False)
         self._still |= {tower} if tower else set(_TOWERS)
         if self.precision != "fp32":
-            self._cast_frozen()
+            parameters.cast_frozen(self)
         self.train(self.training)
 
     def unfreeze(self, tower: str | None = None) -> None:
@@ -340,13 +367,7 @@ class DualEncoder(nn.Module):
 
         :raises ValueError: naming the first that is not.
         """
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                raise ValueError(
-                    f"The trainable parameter {name} is stored as {parameter.dtype};"
-                    f" precision={self.precision!r} is for frozen weights. Call"
-                    " unfreeze(tower), or create the model with precision='fp32'."
-                )
+        parameters.check_trainable(self)
 
     def train(self, mode: bool = True) -> DualEncoder:
         """Switch between training and evaluation mode, as ``nn.Module`` does.
@@ -365,14 +386,6 @@ class DualEncoder(nn.Module):
         inputs.check_conversion(fn)
         super()._apply(fn, recurse)
         return self
-
-    def _cast_frozen(self) -> None:
-        """Store frozen matrices in 16 bits; vectors, norms, branches stay float32."""
-        for name, parameter in self.named_parameters():
-            own = self._inner_name(name) in self.plain_shapes and self.tower_of(name)
-            is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
-            if own and is_matrix and not parameter.requires_grad:
-                parameter.data = parameter.data.to(PRECISIONS[self.precision])
 
     def reset_scale_bound(self) -> None:
         """Let the scale grow to 100, or to the value it has now if that is more."""
@@ -410,19 +423,7 @@ class DualEncoder(nn.Module):
         :param action: what needs that, for the message.
         :param grown: key of a tensor of ``clip`` that may have another shape.
         """
-        tensors = self.clip.state_dict().items()
-        shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
-        stored = [k for k in self.state_dict() if not k.startswith("clip.")]
-        outside = [n for n, _ in self.named_parameters() if n in stored]
-        plain = {**self.plain_shapes, **({grown: shapes[grown]} if grown else {})}
-        changed = [k for k in shapes if shapes[k] != plain.get(k)]
-        found = outside + changed + [k for k in plain if k not in shapes]
-        if found:
-            raise ValueError(
-                f"{action} needs the plain architecture, but {len(found)} tensors"
-                f" differ from it (first: {found[0]}); detach what was attached, or"
-                " use save_state for a whole strategy."
-            )
+        parameters.check_plain(self, action, grown)
 
     # ------------------------------------------------------------ measurements
     def state_fingerprint(self, tower: str | None = None) -> str:
@@ -439,14 +440,7 @@ class DualEncoder(nn.Module):
         return self._fingerprint(self._tensors_of(tower))
 
     def _tensors_of(self, tower: str | None) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor) or name.split(".")[0] in ATTACHMENTS:
-                continue  # progress of tasks; branches are parts of their blocks
-            inner = self._inner_name(name)
-            # modules outside the wrapped model may act on either tower
-            outside = self.tower_of(name) is None and inner not in _SCALES
-            if tower is None or outside or self.tower_of(name) == tower:
-                yield name if inner is None else f"clip.{inner}", tensor
+        return parameters.tensors_of(self, tower)
 
     def macs(self, text_length: int | None = None) -> dict[str, int]:
         """Count multiply-adds of one forward pass.
@@ -460,14 +454,8 @@ class DualEncoder(nn.Module):
             length = as_size(text_length, "text_length")
         key = (length, tuple(p.numel() for p in self.parameters()))
         if key not in self._macs:
-            device = self.logit_scale.device
-            image = torch.zeros(1, 3, *self._towers.image_size(self.clip))
-            text = torch.zeros(1, length, dtype=torch.long, device=device)
-            passes = {
-                "image": partial(self.encode_image, image.to(device)),
-                "text": partial(self.encode_text, text),
-            }
-            self._macs[key] = count_macs(self, passes)
+            size = self._towers.image_size(self.clip)
+            self._macs[key] = count_passes(self, size, length)
         return dict(self._macs[key])
 
     # ----------------------------------------------------------------- storage

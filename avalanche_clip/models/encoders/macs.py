@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,3 +42,20 @@ def count_macs(
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return found
+
+
+def count_passes(model: Any, size: tuple[int, int], length: int) -> dict[str, int]:
+    """Count one pass of each tower of a dual encoder.
+
+    :param model: the dual encoder.
+    :param size: height and width of the image.
+    :param length: tokens of the text.
+    """
+    device = model.logit_scale.device
+    image = torch.zeros(1, 3, *size, device=device)
+    text = torch.zeros(1, length, dtype=torch.long, device=device)
+    passes = {
+        "image": partial(model.encode_image, image),
+        "text": partial(model.encode_text, text),
+    }
+    return count_macs(model, passes)

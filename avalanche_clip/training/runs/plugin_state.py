@@ -37,6 +37,19 @@ def _owners(strategy: Any) -> list[Any]:
     return [contract for contract in found if not contract.stateless]
 
 
+def _require_both(plugin: Any) -> None:
+    """Raise for a state that would be stored and never put back."""
+    have = hasattr(plugin, "state_dict"), hasattr(plugin, "load_state_dict")
+    if have[0] != have[1]:
+        names = ("state_dict", "load_state_dict")
+        only, other = names if have[0] else names[::-1]
+        raise TypeError(
+            f"{type(plugin).__name__} has {only}() but no {other}(), so that nothing "
+            "of it would come back in a resumed run; give it both, or neither if its "
+            "attributes are plain."
+        )
+
+
 def collect(strategy: Any) -> list[dict[str, Any]]:
     """Collect the state of all plugins of a strategy, in order.
 
@@ -47,6 +60,8 @@ def collect(strategy: Any) -> list[dict[str, Any]]:
     for contract in _owners(strategy):
         name = type(contract.wrapped).__name__
         known = _registered(contract.wrapped)
+        if not known:
+            _require_both(contract.wrapped)
         state = known[0](contract.wrapped) if known else contract.state_dict()
         state = plain(state, f"the state of {name}")
         states.append({"state": state, "device": device_paths(state)})

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_clip.benchmarks.items.class_prompts import fill
 from avalanche_clip.common.checks import as_size
 from avalanche_clip.evaluation.functional import class_vectors
+from avalanche_clip.models.text.prompts import fill
 
 ClassKey = tuple[str, tuple[str, ...]]
 """Name and templates of a class: what its vector depends on beside the model."""

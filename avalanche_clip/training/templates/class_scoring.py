@@ -92,6 +92,8 @@ class ClassScorer:
         self.strategy = strategy
         self.spaces = spaces
         self.matrices = ClassMatrices(batch_size)
+        self.encoded = 0
+        """Prompts that evaluations have encoded."""
         self._tokenizer: Any = None
         self.forget()
 
@@ -265,6 +267,7 @@ class ClassScorer:
 
     def _encode(self, texts: list[str]) -> Tensor:
         strategy = self.strategy
+        self.encoded += len(texts)
         tokens = strategy.model.tokenizer(texts).to(strategy.device)
         with strategy.autocast():
             return strategy.model.encode_text(tokens)  # type: ignore[no-any-return]

@@ -193,7 +193,11 @@ def check_plugins(strategy: Any) -> None:
     Plugins that deploy other weights are moved to the front of the list.
 
     :raises ValueError: naming the plugin, the reason and the replacement.
+    :raises TypeError: for a plain plugin with a misspelt hook.
     """
+    for contract in strategy.contracts:
+        if isinstance(contract, PluginContract):
+            contract.check_class()
     order = {id(c.wrapped): not c.replaces_deployed_weights for c in strategy.contracts}
     strategy.plugins.sort(key=lambda plugin: order[id(plugin)])
     for contract in strategy.contracts:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import deepcopy
 from functools import cache, partial, partialmethod
 from typing import Any
 
-import numpy as np
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_clip.common.checks import closest
 from avalanche_clip.common.plain import kept_arguments
+from avalanche_clip.training.templates.own_plugins import (
+    check_names,
+    check_slots,
+    is_stock,
+    plain_state,
+)
 
 Context = AbstractContextManager[Any]
-_ALIKE = 0.92
-"""How alike the names of a method and of a hook are that was probably meant."""
 _REPAIRED: set[tuple[Any, str]] = set()
 FORMER = {
     "replaces_deployed_weights": "replaces_deployed",
@@ -73,6 +75,8 @@ class MethodPlugin(SupervisedPlugin):
     closes_last: bool = False
     """Merges or freezes at the end of an experience what was trained in it; such
     plugins act after all others."""
+    chooses_weights: bool = False
+    """Ends an experience with weights of an earlier moment of it (early stopping)."""
     replays_data: bool = False
     """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
@@ -111,21 +115,8 @@ class MethodPlugin(SupervisedPlugin):
                     f"{cls.__name__} defines {former}, which a MethodPlugin is not "
                     f"asked for; it is {name} now (see MethodPlugin.{name})."
                 )
-        for base in cls.__mro__:
-            if vars(base).get("__slots__"):
-                raise TypeError(
-                    f"{cls.__name__} has __slots__ {base.__slots__!r}, whose values "  # type: ignore[attr-defined]
-                    "checkpoints would not hold; leave __slots__ out."
-                )
-        for name, value in vars(cls).items():
-            if name.startswith("_") or not callable(value) or name in _hooks():
-                continue
-            meant = closest(name, _hooks(), cutoff=_ALIKE)
-            if meant is not None:
-                raise TypeError(
-                    f"{cls.__name__}.{name} is never called. Did you mean {meant!r}? A "
-                    "method of another purpose needs a name less like that of a hook."
-                )
+        check_slots(cls)
+        check_names(cls, _hooks(), checked=MethodPlugin)
 
     @property
     def wrapped(self) -> Any:
@@ -146,6 +137,14 @@ class MethodPlugin(SupervisedPlugin):
         """Raise ValueError before a run if the whole stream does not fit.
 
         :param benchmark: of :func:`run_stream`.
+        """
+
+    def check_extension(self, strategy: Any, steps: int) -> None:
+        """Raise ValueError if its plan depends on the length of the stream.
+
+        Asked before a run goes on over further steps.
+
+        :param steps: of the stream that the run was made for.
         """
 
     def check_suites(self, strategy: Any, benchmark: Any) -> None:
@@ -316,18 +315,11 @@ class MethodPlugin(SupervisedPlugin):
 
         :raises TypeError: by default, for an attribute that is not plain.
         """
-        names = self.state_attributes
-        for name, value in vars(self).items():
-            if not (names or _is_flat(value)):
-                raise TypeError(
-                    f"{type(self).__name__}.{name} is a {type(value).__name__}, which "
-                    "is not stored by itself (numbers, strings, bools, None and flat "
-                    "lists of them are): a resumed run would differ. Name it in "
-                    "state_attributes, define state_dict() and load_state_dict(), or "
-                    "set stateless = True."
-                )
-        have = vars(self).items()
-        return {k: copy(v) for k, v in have if k in names or _is_flat(v)}
+        give = (
+            "Name it in state_attributes, define state_dict() and load_state_dict(), "
+            "or set stateless = True."
+        )
+        return plain_state(self, self.state_attributes, give=give)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned, possibly before data are there."""
@@ -372,10 +364,8 @@ class PluginContract(MethodPlugin):
 
     @property
     def stateless(self) -> bool:  # type: ignore[override]
-        """As the plugin says; one without attributes is."""
-        if self.has("stateless"):
-            return bool(self._plugin.stateless)
-        return not vars(self._plugin) and not self.has("state_dict")
+        """As the plugin says."""
+        return bool(getattr(self._plugin, "stateless", False))
 
     @property
     def excludes(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -399,32 +389,49 @@ class PluginContract(MethodPlugin):
             self._plugin.end_route(strategy)
 
     def identity(self) -> dict[str, Any]:
-        """Settings that the plugin tells, and those of Avalanche's own plugins."""
+        """Settings that the plugin tells, else arguments that it has kept."""
         if callable(own := getattr(self._plugin, "identity", None)):
             told: dict[str, Any] = own()
             return told
-        stock = type(self._plugin).__module__.startswith("avalanche.training.")
-        return kept_arguments(self._plugin) if stock else {}
+        return kept_arguments(self._plugin)
 
     def keywords(self) -> set[str]:
         """Names of the keywords that the plugin's callbacks take."""
         return _keywords(self._plugin)
 
-    def state_dict(self) -> dict[str, Any]:
-        """State that the plugin tells.
+    def check_class(self) -> None:
+        """Raise TypeError as for the class of a :class:`MethodPlugin`."""
+        check_names(type(self._plugin), _hooks())
+        if not (self.has("state_dict") or self.stateless or is_stock(self._plugin)):
+            check_slots(type(self._plugin))
 
-        :raises TypeError: if it has attributes and no ``state_dict``.
+    def state_dict(self) -> dict[str, Any]:
+        """State that the plugin tells, else its plain attributes.
+
+        :raises TypeError: without a ``state_dict``, for an attribute that is not
+            plain, and for a plugin of Avalanche's whose state is not known.
         """
         if callable(own := getattr(self._plugin, "state_dict", None)):
             state: dict[str, Any] = own()
             return state
-        raise TypeError(
-            f"{type(self._plugin).__name__} may have state "
-            f"({sorted(vars(self._plugin))}), but no state_dict(): a resumed run would "
-            "differ. Give it state_dict() and load_state_dict(), make it a "
-            "MethodPlugin, which stores plain attributes, use register_plugin_state, "
-            "or set stateless=True on it."
+        give = (
+            "Give it state_dict() and load_state_dict(), make it a MethodPlugin with "
+            "state_attributes, use register_plugin_state, or set stateless = True on "
+            "it."
         )
+        if is_stock(self._plugin):  # which fill their attributes in training
+            raise TypeError(
+                f"{type(self._plugin).__name__} may have state "
+                f"({sorted(vars(self._plugin))}), but no state_dict(): a resumed run "
+                f"would differ. {give}"
+            )
+        return plain_state(self._plugin, give=give)
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Put back what :meth:`state_dict` returned."""
+        if self.has("load_state_dict"):
+            return self._plugin.load_state_dict(state)
+        return vars(self._plugin).update(deepcopy(state))
 
 
 def _delegated(name: str, default: Any) -> Any:
@@ -481,14 +488,6 @@ def repair_once(cls: Any, name: str, new: Callable[..., Any]) -> None:
     if (cls, name) not in _REPAIRED:
         _REPAIRED.add((cls, name))
         setattr(cls, name, partialmethod(new, getattr(cls, name)))
-
-
-# ------------------------------------------------------------ plain attributes
-def _is_flat(value: Any) -> bool:
-    parts = value if type(value) in (list, tuple) else [value]
-    atoms = (bool, int, float, str, type(None))  # an enum's member is none
-    kinds = (np.number, np.bool_, np.str_)
-    return all(type(part) in atoms or isinstance(part, kinds) for part in parts)
 
 
 def _keywords(plugin: Any) -> set[str]:

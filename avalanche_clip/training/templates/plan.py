@@ -90,6 +90,20 @@ def of_experience(values: Sequence[float], strategy: Any, what: str) -> float:
     return values[index]
 
 
+def require_per_experience(values: Sequence[float], steps: int, what: str) -> None:
+    """Raise ValueError before a run if there are fewer values than experiences.
+
+    :param values: see :func:`of_experience`.
+    :param steps: number of training experiences.
+    :param what: what the values are, for the message.
+    """
+    if len(values) < steps:
+        raise ValueError(
+            f"There are {len(values)} {what} for {steps} training experiences; give "
+            "one per experience."
+        )
+
+
 class Plan:
     """Iterations and epochs of the running experience, its batches, its schedule.
 
@@ -101,6 +115,15 @@ class Plan:
         self.strategy = strategy
         self.iterations = 0
         """Optimiser steps of the running experience."""
+
+    def check_stream(self, steps: int) -> None:
+        """Raise ValueError if there are values per experience, but not for all.
+
+        :param steps: number of training experiences of a run.
+        """
+        epochs = self.strategy.__dict__["train_epochs"]
+        if not isinstance(epochs, int):
+            require_per_experience(epochs, steps, "numbers of epochs")
 
     def start(self) -> None:
         """Count the iterations of the experience that is about to be trained.

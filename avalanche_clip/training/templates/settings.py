@@ -13,7 +13,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_clip.common.fingerprint import bit_sums
 from avalanche_clip.common.plain import as_number, kept_arguments
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
+from avalanche_clip.training.templates.own_plugins import is_stock
 
 
 def strategy_settings(strategy: Any) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def note_built(strategy: Any) -> None:
     And the weights that the model has then.
 
     An attribute may be setting and counter in one, which is stored and restored. Of
-    plugins with a ``state_dict`` of their own it is not known whether they do so.
+    our methods with a ``state_dict`` of their own it is not known whether they do so.
 
     :param strategy: about to train, or to be put where a stored run was.
     """
@@ -104,8 +105,10 @@ def note_built(strategy: Any) -> None:
         strategy.start_weights = start_weights(strategy)
     known = [id(plugin) for plugin, _ in strategy.built_plugins]
     for contract in strategy.contracts:
-        default = type(contract).state_dict is MethodPlugin.state_dict
-        if default and id(contract) not in known:
+        stored = type(contract).state_dict is MethodPlugin.state_dict
+        foreign = isinstance(contract, PluginContract)
+        foreign = foreign and not is_stock(contract.wrapped)
+        if (stored or foreign) and id(contract) not in known:
             settings = copy.deepcopy(contract.identity())
             strategy.built_plugins.append((contract, settings))
 

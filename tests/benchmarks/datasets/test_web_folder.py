@@ -51,6 +51,12 @@ def test_folder__captions_end_at_line_feeds_only(tmp_path):
     assert WebFolder(folder, captions="whole").texts == [[t] for t in texts]
 
 
+@pytest.mark.parametrize("captions", ["lines", "whole"])
+def test_captions__of_a_set_that_has_none__are_refused(classes, captions):
+    with pytest.raises(ValueError, match="no effect .* classification"):
+        WebFolder(classes, captions=captions)
+
+
 def test_folder__of_several_labels_and_of_facts(tmp_path):
     samples = [{"npy": npy([1, 0, n % 2]), "png": picture(n)} for n in range(3)]
     names = {"classes": ["a", "b", "c"], "templates": ["{c}"]}

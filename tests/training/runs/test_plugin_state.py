@@ -12,6 +12,7 @@ from avalanche.training.plugins import (
     FeatureDistillationPlugin,
     LRSchedulerPlugin,
     ReplayPlugin,
+    RWalkPlugin,
     SynapticIntelligencePlugin,
 )
 from avalanche.training.storage_policy import (
@@ -163,11 +164,25 @@ class StatefulCounter(Counter):
         self.count = state["count"]
 
 
-def test_save_state__unknown_plugin_with_state_raises(tmp_path):
-    strategy, _ = build(extra=[Counter()])
-    with pytest.raises(TypeError, match=r"Counter may have state \(\['count'\]\)"):
+def test_save_state__attributes_that_are_not_plain_raise(tmp_path):
+    strategy, _ = build(extra=[Counter([[0]])])
+    with pytest.raises(TypeError, match=r"Counter\.count is a list, which.*Give"):
         save_state(strategy, tmp_path / "state.pt")
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_save_state__stock_plugins_of_unknown_state_raise(tmp_path):
+    strategy, _ = build(lambda o: RWalkPlugin(delta_t=2))
+    with pytest.raises(TypeError, match=r"RWalkPlugin may have state \(\['checkpoint"):
+        save_state(strategy, tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("only", ["state_dict", "load_state_dict"])
+def test_save_state__one_half_of_a_state_raises(only, tmp_path):
+    half = type("Half", (Counter,), {only: vars(StatefulCounter)[only]})
+    strategy, _ = build(extra=[half()])
+    with pytest.raises(TypeError, match=f"Half has {only}.* but no .*_dict.*both"):
+        save_state(strategy, tmp_path / "state.pt")
 
 
 def test_save_state__plugin_state_that_is_not_plain_raises(tmp_path):

@@ -1,0 +1,64 @@
+"""The tensors of a dual encoder: whose they are, which train, how they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_clip.models.encoders.blocks import ATTACHMENTS
+from avalanche_clip.models.encoders.output import PRECISIONS
+from avalanche_clip.models.encoders.towers import plain_name
+
+SCALES = ("logit_scale", "logit_bias")
+
+
+def tensors_of(model: Any, tower: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield what can change the features of a tower, or of any, with plain names."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or name.split(".")[0] in ATTACHMENTS:
+            continue  # progress of tasks; branches are parts of their blocks
+        inner = model._inner_name(name)
+        # modules outside the wrapped model may act on either tower
+        outside = model.tower_of(name) is None and inner not in SCALES
+        if tower is None or outside or model.tower_of(name) == tower:
+            yield name if inner is None else f"clip.{inner}", tensor
+
+
+def check_trainable(model: Any) -> None:
+    """See :meth:`DualEncoder.check_trainable`."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"The trainable parameter {name} is stored as {parameter.dtype};"
+                f" precision={model.precision!r} is for frozen weights. Call"
+                " unfreeze(tower), or create the model with precision='fp32'."
+            )
+
+
+def cast_frozen(model: Any) -> None:
+    """Store frozen matrices in 16 bits; vectors, norms, branches stay float32."""
+    for name, parameter in model.named_parameters():
+        own = model._inner_name(name) in model.plain_shapes and model.tower_of(name)
+        is_matrix = parameter.ndim >= 2 and "positional_embedding" not in name
+        if own and is_matrix and not parameter.requires_grad:
+            parameter.data = parameter.data.to(PRECISIONS[model.precision])
+
+
+def check_plain(model: Any, action: str, grown: str | None) -> None:
+    """See :meth:`DualEncoder.check_plain`."""
+    tensors = model.clip.state_dict().items()
+    shapes = {plain_name(name): tuple(tensor.shape) for name, tensor in tensors}
+    stored = [k for k in model.state_dict() if not k.startswith("clip.")]
+    outside = [n for n, _ in model.named_parameters() if n in stored]
+    plain = {**model.plain_shapes, **({grown: shapes[grown]} if grown else {})}
+    changed = [k for k in shapes if shapes[k] != plain.get(k)]
+    found = outside + changed + [k for k in plain if k not in shapes]
+    if found:
+        raise ValueError(
+            f"{action} needs the plain architecture, but {len(found)} tensors"
+            f" differ from it (first: {found[0]}); detach what was attached, or"
+            " use save_state for a whole strategy."
+        )
