@@ -20,6 +20,9 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
@@ -169,6 +172,9 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
 )
 from avalanche_clip.models.moe.adapters import (
     attach_moe_adapters as attach_moe_adapters,
