@@ -266,5 +266,9 @@ class ClassScorer:
     def _encode(self, texts: list[str]) -> Tensor:
         strategy = self.strategy
         tokens = strategy.model.tokenizer(texts).to(strategy.device)
+        if strategy.in_training and strategy.is_training:
+            strategy.compute.spend("teacher", images=0, texts=len(texts))
+        else:
+            strategy.compute.spend_evaluation(images=0, texts=len(texts))
         with strategy.autocast():
             return strategy.model.encode_text(tokens)  # type: ignore[no-any-return]

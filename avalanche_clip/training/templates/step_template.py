@@ -195,6 +195,8 @@ class StepTemplate(SupervisedTemplate):
         output = self.mb_features = self.step.forward()
         if self.is_training:
             self.global_features = self.gather_output(output)
+        else:
+            self._count_evaluated(self.mb_x)
         return self._output(output)
 
     def meet(self) -> None:
@@ -237,6 +239,9 @@ class StepTemplate(SupervisedTemplate):
     def _count_batch(self) -> None:
         images, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=images, texts=texts, steps=1)
+
+    def _count_evaluated(self, batch: Any) -> None:
+        self.compute.spend_evaluation(images=len(batch), texts=len(batch["text"]))
 
     def macs_per_sample(self, batch_size: int) -> float:
         """Forward MACs of one training sample with its share of the texts."""

@@ -32,6 +32,7 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.files import read_lines, read_text, require_file, unreadable
 from avalanche_clip.common.pictures import read_picture
+from avalanche_clip.common.progress import progress
 
 KINDS = ("classification", "multilabel", "retrieval")
 _PICTURES = ("webp", "png", "jpg", "jpeg")
@@ -88,7 +89,9 @@ class WebFolder:
         found = [self._lines(name) for name in names] or [(), ()]
         self.class_names, self.templates = found
         needed = dict(zip(KINDS, _CONTENT, strict=True))[self.kind]
-        samples = [s for n, path in enumerate(self.shards) for s in _samples(path, n)]
+        what = f"reading {self.folder}"
+        shards = enumerate(progress(self.shards, what, unit="shard"))
+        samples = [s for number, path in shards for s in _samples(path, number)]
         self.places = np.array([place for place, _ in samples], dtype=np.int64)
         content = {e: [own[e] for _, own in samples if e in own] for e in _CONTENT}
         if not samples or len(content[needed]) < len(samples):
