@@ -20,11 +20,20 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
+)
+from avalanche_clip.benchmarks.datasets.web.uids import (
+    pair_to_uid as pair_to_uid,
+    read_uid_list as read_uid_list,
+    uid_to_pair as uid_to_pair,
+    write_uid_list as write_uid_list,
 )
 from avalanche_clip.benchmarks.items.batch import (
     ImageTextBatch as ImageTextBatch,
@@ -167,6 +176,9 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
+)
 from avalanche_clip.models.moe.adapters import (
     attach_moe_adapters as attach_moe_adapters,
     load_moe_adapters as load_moe_adapters,
@@ -227,6 +239,9 @@ from avalanche_clip.training.methods.constant_cosine import (
 )
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
+)
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
 )
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
@@ -299,12 +314,14 @@ from avalanche_clip.training.runs.plugin_state import (
 from avalanche_clip.training.runs.progress import (
     ProgressPlugin as ProgressPlugin,
 )
+from avalanche_clip.training.runs.result import (
+    RunResult as RunResult,
+)
 from avalanche_clip.training.runs.resume import (
     load_state as load_state,
     save_state as save_state,
 )
 from avalanche_clip.training.runs.stream import (
-    RunResult as RunResult,
     run_stream as run_stream,
 )
 from avalanche_clip.training.templates.class_name import (

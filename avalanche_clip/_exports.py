@@ -28,6 +28,8 @@ benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_datas
     language_order multilingual_emoji*
 benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
+benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
+    tic_datacomp*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
@@ -64,6 +66,16 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
+benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
+    open_tar_index
+benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
+    read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.tic_shards = benchmarks.datasets: TicShards
+benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
+    build_tic_yfcc read_pair_table yfcc_caption
+benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
+    write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
     XM3600_LANGUAGES
 benchmarks.items.batch = benchmarks: FieldCollate ImageTextBatch*
@@ -74,6 +86,7 @@ benchmarks.items.items = benchmarks: CorruptSampleError attribute_array
     find_corrupt_samples make_image_text_dataset*
 benchmarks.items.prepare = benchmarks: RandomCaption prepare_benchmark*
 benchmarks.items.scenario = benchmarks: make_experience make_scenario
+benchmarks.items.skipped = benchmarks: SKIP_CAUSES SampleFault Skipped
 benchmarks.streams.classes = benchmarks: Domain class_incremental_benchmark*
     multi_domain_benchmark*
 benchmarks.streams.languages = benchmarks: joint_languages multilingual_benchmark*
@@ -150,6 +163,7 @@ models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
+models.export.export = models: export_model*
 models.images.augmentation = models: TinyAugmentation
 models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
@@ -184,6 +198,8 @@ training.methods.coleclip.plugin = training.plugins: CoLeCLIPPlugin*
 training.methods.coleclip.strategy = training.supervised: COLECLIP_EPOCHS CoLeCLIP*
 training.methods.constant_cosine = training.plugins: ConstantCosinePlugin*
 training.methods.continual_clip = training.supervised: ContinualCLIP*
+training.methods.early_stopping = training: EarlyStopping*; training.plugins:
+    EarlyStopping
 training.methods.ewc = training.plugins: ContrastiveEWCPlugin* OnlineEWCPlugin
 training.methods.joint = training.supervised: ClassNameJoint* Joint*
 training.methods.language_adapters = training.plugins: LanguageAdapterPlugin
@@ -217,7 +233,8 @@ training.runs.files = checkpointing: CheckpointError read_state require_finite
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
-training.runs.stream = training: RunResult* run_stream*
+training.runs.result = training: RunResult*
+training.runs.stream = training: run_stream*
 training.templates.class_name = training.templates: ClassNameTemplate*
     default_class_evaluator
 training.templates.clip_template = training.templates: CLIPTemplate*

@@ -31,10 +31,20 @@ from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry as si_blurry,
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    TIC_DATACOMP_STEPS as TIC_DATACOMP_STEPS,
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     emoji_dataset as emoji_dataset,
     tic_emoji as tic_emoji,
     tic_emoji_joint as tic_emoji_joint,
+)
+from avalanche_clip.benchmarks.datasets.web.uids import (
+    pair_to_uid as pair_to_uid,
+    read_uid_list as read_uid_list,
+    uid_to_pair as uid_to_pair,
+    write_uid_list as write_uid_list,
 )
 from avalanche_clip.benchmarks.items.batch import (
     FieldCollate as FieldCollate,
@@ -64,6 +74,11 @@ from avalanche_clip.benchmarks.items.prepare import (
 from avalanche_clip.benchmarks.items.scenario import (
     make_experience as make_experience,
     make_scenario as make_scenario,
+)
+from avalanche_clip.benchmarks.items.skipped import (
+    SKIP_CAUSES as SKIP_CAUSES,
+    SampleFault as SampleFault,
+    Skipped as Skipped,
 )
 from avalanche_clip.benchmarks.streams.classes import (
     Domain as Domain,

@@ -30,11 +30,11 @@ KEY = "avalanche_clip.checksum"
 SMALL = 2**20
 """Tensors up to this many bytes are verified even with ``verify=False``."""
 _SEAL_BYTES = 4096
-# NumPy parses what an array declares as Python text.
-_UNREADABLE = (
+UNREADABLE = (
     *(ValueError, OSError, EOFError, SyntaxError, KeyError, TypeError),
     *(RecursionError, MemoryError, tokenize.TokenError),
 )
+"""What reading a damaged array raises: NumPy parses what it declares as Python text."""
 
 
 def write_safetensors(
@@ -193,7 +193,7 @@ def read_npy(
             raise ValueError("it has no checksum behind its array")
         mode: Literal["r"] | None = "r" if mmap and head.count else None
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise unreadable(path, "a NumPy array", error) from error
     if seal is not None:
         _check_seal(path, head, seal, verify)
@@ -224,12 +224,14 @@ class NpyHead:
         return self.start + self.count * self.dtype.itemsize
 
 
-def npy_head(path: str | Path) -> NpyHead:
+def npy_head(path: str | Path, offset: int = 0) -> NpyHead:
     """Read what a ``.npy`` file declares.
 
+    :param offset: where it begins, for one inside an archive.
     :raises ValueError: if that is damaged, or the array holds Python objects.
     """
     with open(path, "rb") as file:
+        file.seek(offset)
         version = np.lib.format.read_magic(file)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -278,7 +280,7 @@ def npy_seal(path: str | Path) -> dict[str, Any]:
         if seal is None:
             raise ValueError("it has no checksum behind its array")
         return _parse_seal(seal)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise unreadable(path, "a sealed NumPy array", error) from error
 
 

@@ -40,6 +40,8 @@ class FileLimits:
     """Largest number of unpacked bytes per byte read, above ``gzip_bytes``."""
     line_bytes: int = 2**20
     """Longest line of a gzipped text, in bytes."""
+    member_bytes: int = 2**28
+    """Largest member of an archive that is read, in bytes."""
     picture_pixels: int | None = None
     """Largest picture, in pixels; None takes Pillow's ``MAX_IMAGE_PIXELS``."""
 

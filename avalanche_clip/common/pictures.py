@@ -36,6 +36,10 @@ _KEY_FACTORS = {"L;2": 85, "L;4": 17}
 _header_lock = threading.Lock()
 
 
+class PictureSizeError(ValueError):
+    """Raised when a picture has more pixels than are allowed."""
+
+
 def read_picture(source: str | Path | bytes, name: str | None = None) -> Image.Image:
     """Read a picture as RGB, see :func:`open_picture` and :func:`picture_to_rgb`."""
     return picture_to_rgb(open_picture(source, name))
@@ -111,14 +115,14 @@ def require_size(image: Image.Image, place: str = "A picture") -> None:
     ``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow itself only warns about.
 
     :param place: names the picture.
-    :raises ValueError: naming place, size and limit.
+    :raises PictureSizeError: naming place, size and limit.
     """
     limit = file_limits.picture_pixels
     if limit is None:
         limit = Image.MAX_IMAGE_PIXELS
     width, height = image.size
     if limit is not None and width * height > limit:
-        raise ValueError(
+        raise PictureSizeError(
             f"{place} has {width} x {height} = {width * height} pixels, more than the "
             f"limit of {limit}, so it is refused. Shrink it or, if its size is "
             "meant, set avalanche_clip.file_limits.picture_pixels."

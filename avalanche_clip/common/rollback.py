@@ -62,6 +62,19 @@ def undone_on_error(strategy: Any) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def undone(strategy: Any) -> Iterator[None]:
+    """Put a strategy back as it was after what follows, whether it fails or not.
+
+    :param strategy: see :func:`undone_on_error`.
+    """
+    remembered = _Remembered(strategy)
+    try:
+        yield
+    finally:
+        remembered.put_back()
+
+
 _GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
     random.Random: (random.Random.getstate, random.Random.setstate),

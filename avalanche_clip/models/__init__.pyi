@@ -23,6 +23,9 @@ from avalanche_clip.models.encoders.rewriting import (
 from avalanche_clip.models.encoders.weights import (
     save_weights as save_weights,
 )
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
+)
 from avalanche_clip.models.images.augmentation import (
     TinyAugmentation as TinyAugmentation,
 )

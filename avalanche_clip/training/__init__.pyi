@@ -13,6 +13,9 @@ from avalanche_clip.training.methods.coleclip.strategy import (
 from avalanche_clip.training.methods.continual_clip import (
     ContinualCLIP as ContinualCLIP,
 )
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
+)
 from avalanche_clip.training.methods.joint import (
     ClassNameJoint as ClassNameJoint,
     Joint as Joint,
@@ -58,8 +61,10 @@ from avalanche_clip.training.methods.zscl.strategy import (
     ZSCL_CLASS_INCREMENTAL as ZSCL_CLASS_INCREMENTAL,
     zscl_variants as zscl_variants,
 )
-from avalanche_clip.training.runs.stream import (
+from avalanche_clip.training.runs.result import (
     RunResult as RunResult,
+)
+from avalanche_clip.training.runs.stream import (
     run_stream as run_stream,
 )
 from avalanche_clip.training.templates.class_name import (

@@ -271,6 +271,13 @@ ROWS: dict[str, Row] = {
         neutral={"train_epochs": 1, "budget_iterations": ITERATIONS},
         without=(p.BestEpochPlugin,),
     ),
+    "EarlyStopping": Row(
+        "Sequential",
+        {"train_epochs": 3, "budget_iterations": 6},
+        (partial(p.EarlyStopping, "mean_R@1", 1),),
+        neutral={"train_epochs": 1, "budget_iterations": ITERATIONS},
+        without=(),
+    ),
     "WiSE-FT": adds(
         partial(p.WeightAveragingPlugin, "wise", alpha=0.8), {"alpha": 1.0}
     ),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip.benchmarks.items.scenario import make_scenario
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import run_stream, supervised
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
@@ -89,11 +90,20 @@ def evaluator(*metrics, loggers=()):
     return plugin
 
 
-def build(method="Sequential", stop=None, *, model=None, extra=(), **options):
-    """A strategy and its benchmark."""
+def first_steps(benchmark, count):
+    """The same benchmark with fewer steps; others keep their data."""
+    cut = {name: list(stream)[:count] for name, stream in benchmark.streams.items()}
+    return make_scenario(cut, like=benchmark)
+
+
+def build(
+    method="Sequential", stop=None, *, model=None, extra=(), steps=None, **options
+):
+    """A strategy and its benchmark, or the first steps of it."""
     model_options = {"dropout": 0.2, "noise": 0.1, **(model or {})}
     net = stub_model(**model_options)
     benchmark = stub_benchmark(SIZES, model=net)
+    benchmark = first_steps(benchmark, steps) if steps else benchmark
     cls = getattr(supervised, method, None) or ContrastiveTemplate
     defaults = {
         "train_mb_size": 8,
@@ -107,7 +117,8 @@ def build(method="Sequential", stop=None, *, model=None, extra=(), **options):
     if method == "CumulativeExp":
         defaults["buffer_size"] = 10
     settings = {**defaults, **options}
-    if settings.get("train_epochs", 1) > 1 and "budget_iterations" not in options:
+    epochs = settings.get("train_epochs", 1)
+    if (isinstance(epochs, list) or epochs > 1) and "budget_iterations" not in options:
         settings.pop("budget_iterations")
     plugins = [*extra, *([stop] if stop else [])]
     return cls(model=net, plugins=plugins, **settings), benchmark
@@ -129,10 +140,10 @@ def go(out, method="Sequential", stop=None, resume=False, report=False, run=None
 
 
 def cut(folder, train=9):
-    """A run that stopped in its second experience, after two checkpoints."""
+    """A run that stopped in its second experience, after two checkpoints of it."""
     with pytest.raises(Interrupted):
         go(folder, stop={"train": train})
-    assert len(checkpoints(folder / "checkpoints")) == 2
+    assert len(checkpoints(folder / "checkpoints")) == 3
 
 
 def go_quietly(arguments):

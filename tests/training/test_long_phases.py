@@ -117,7 +117,7 @@ def test_index_of_shards(bars, tmp_path):
     folder = tmp_path / "web"
     write_web_folder(folder, samples, classes=["a", "b"], templates=["{}"])
     ZeroShotTask.web(folder, "web")
-    assert full(bars, f"reading {folder}") == [2]
+    assert full(bars, "reading archives") == [2]
 
 
 # ----------------------------------------------------------------- feature stores

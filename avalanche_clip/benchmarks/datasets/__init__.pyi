@@ -79,6 +79,35 @@ from avalanche_clip.benchmarks.datasets.text_columns import (
 from avalanche_clip.benchmarks.datasets.web.folder import (
     WebFolder as WebFolder,
 )
+from avalanche_clip.benchmarks.datasets.web.pairs import (
+    TarPairs as TarPairs,
+)
+from avalanche_clip.benchmarks.datasets.web.tar_index import (
+    TarIndex as TarIndex,
+    find_tars as find_tars,
+    open_tar_index as open_tar_index,
+)
+from avalanche_clip.benchmarks.datasets.web.tic_lists import (
+    TIC_DATACOMP_MONTHS as TIC_DATACOMP_MONTHS,
+    all_uids as all_uids,
+    read_evaluation_uids as read_evaluation_uids,
+    read_uid_classes as read_uid_classes,
+    read_uid_lists as read_uid_lists,
+)
+from avalanche_clip.benchmarks.datasets.web.tic_shards import (
+    TicShards as TicShards,
+)
+from avalanche_clip.benchmarks.datasets.web.tic_tables import (
+    build_tic_redcaps as build_tic_redcaps,
+    build_tic_yfcc as build_tic_yfcc,
+    read_pair_table as read_pair_table,
+    yfcc_caption as yfcc_caption,
+)
+from avalanche_clip.benchmarks.datasets.web.uids import (
+    as_uids as as_uids,
+    combine_uid_lists as combine_uid_lists,
+    find_uids as find_uids,
+)
 from avalanche_clip.benchmarks.datasets.xm3600 import (
     XM3600 as XM3600,
     XM3600_CAPTIONS as XM3600_CAPTIONS,

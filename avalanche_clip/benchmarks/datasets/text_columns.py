@@ -19,11 +19,13 @@ class TextColumn(Sequence[str]):
     Half a million captions take about 35 MB, where Python strings take three
     times that and are copied page by page into forked worker processes.
 
-    :param block: all texts after each other, UTF-8.
+    :param block: all texts after each other, UTF-8; bytes, or a view of some.
     :param offsets: int64 ``(N + 1,)``: text i is ``block[offsets[i]:offsets[i + 1]]``.
     """
 
-    def __init__(self, block: bytes, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, block: bytes | memoryview, offsets: npt.NDArray[np.int64]
+    ) -> None:
         self.block = block
         self.offsets = offsets
 
@@ -58,7 +60,7 @@ class TextColumn(Sequence[str]):
             raise IndexError(f"text {index} is out of range for {len(self)} texts.")
         position %= len(self)
         start, end = self.offsets[position], self.offsets[position + 1]
-        return self.block[start:end].decode("utf-8")
+        return str(self.block[start:end], "utf-8")
 
     def same_as(self, other: TextColumn) -> bool:
         """Tell whether two columns hold the same texts."""

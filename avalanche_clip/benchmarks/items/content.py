@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -131,26 +131,35 @@ def data_summary(benchmark: Any) -> dict[str, Any]:
     ``experiences`` holds one by one, and class names and templates where there
     are any.
     """
-    digest = hashlib.sha256()
     hashes: dict[str, dict[str, str]] = {}
     counts: dict[str, list[int]] = {}
     labels: dict[str, list[str]] = {}
-    prompts = getattr(benchmark, "class_prompts", None)
-    if prompts is not None:
-        digest.update(f"prompts|{prompts.fingerprint()}|".encode())
     for name, stream in benchmark.streams.items():
         hashes[name] = experience_hashes(stream)
-        digest.update(f"{name}|{'|'.join(hashes[name].values())}|".encode())
         counts[name] = stream_sizes(stream)
         labels[name] = _labels(stream)
     return {
-        "hash": digest.hexdigest(),
+        "hash": data_hash(hashes, getattr(benchmark, "class_prompts", None)),
         "experiences": hashes,
         "counts": counts,
         "labels": labels,
         "protocol": getattr(benchmark, "protocol", None),
         "transforms": getattr(benchmark, "transforms", None),
     }
+
+
+def data_hash(hashes: Mapping[str, Mapping[str, str]], prompts: Any) -> str:
+    """Hash of the data of a benchmark, see :func:`data_summary`.
+
+    :param hashes: of the experiences of its streams, by name and place.
+    :param prompts: its :class:`ClassPrompts`, or None.
+    """
+    digest = hashlib.sha256()
+    if prompts is not None:
+        digest.update(f"prompts|{prompts.fingerprint()}|".encode())
+    for name, own in hashes.items():
+        digest.update(f"{name}|{'|'.join(own.values())}|".encode())
+    return digest.hexdigest()
 
 
 def experience_hashes(stream: Any) -> dict[str, str]:

@@ -24,9 +24,11 @@ from avalanche.benchmarks.utils.flat_data import (
 )
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.given import ItemsError, check_item, check_source
+from avalanche_clip.benchmarks.items.skipped import SampleFault, Skipped
 from avalanche_clip.benchmarks.items.times import timestamp_column
 from avalanche_clip.common.checks import (
     require_array,
@@ -52,8 +54,15 @@ class MissingSampleError(CorruptSampleError, FileNotFoundError):
     """Raised when the file of an item is not there."""
 
 
+class SkippedSampleError(CorruptSampleError):
+    """Raised for an item that its source has left out: loaders pass it over."""
+
+
 class CheckedPairs:
-    """Raw items, with read errors and empty captions named by position."""
+    """Raw items, with read errors and empty captions named by position.
+
+    Where the source has an object :class:`Skipped`, they are counted there.
+    """
 
     def __init__(self, pairs: Any, sample_ids: np.ndarray, empty_captions: str):
         self.pairs = pairs
@@ -79,7 +88,7 @@ class CheckedPairs:
         except Exception as error:
             absent = isinstance(error, FileNotFoundError)
             kind = MissingSampleError if absent else CorruptSampleError
-            raise kind(
+            raise self._left_out(error, kind)(
                 f"{where} cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
@@ -93,6 +102,14 @@ class CheckedPairs:
         if not callable(read):
             return CheckedPairs.__getitem__(self, index)[1]
         return self._checked(read(index), self._where(index))
+
+    def _left_out(self, fault: Exception, kind: type[Exception]) -> type[Exception]:
+        """Count what is left out, and return the kind of the error."""
+        skipped = getattr(self.pairs, "skipped", None)  # the user's own, see above
+        if not isinstance(skipped, Skipped):
+            return kind
+        skipped.add(fault)
+        return SkippedSampleError
 
     def _where(self, index: int) -> str:
         return f"Item {index} (sample_id {self.sample_ids[index]})"
@@ -111,10 +128,12 @@ class CheckedPairs:
             allowed = "strings, lists of strings, or tensors of token ids"
             require_type(caption, str, f"{where}: a caption", allowed)
             if self.empty_captions == "raise" and not caption.strip():
-                raise ValueError(
+                words = (
                     f"{where} has an empty caption. Leave the item out, or pass "
                     "empty_captions='keep' to train on it as an empty text."
                 )
+                fault = SampleFault("no caption", words)
+                raise self._left_out(fault, ValueError)(words)
         return text
 
 
@@ -216,6 +235,44 @@ def repeated(*columns: np.ndarray) -> np.ndarray:
     # Sorted: many times faster than numpy 2.4's `unique` on a million distinct ids.
     ordered = np.sort(np.concatenate([np.empty(0, np.int64), *columns]))
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+class ReadableItems(Dataset[Any]):
+    """Items of a data set, read batch by batch; those left out are passed over.
+
+    :param dataset: image-text data; items that their source leaves out raise
+        :class:`SkippedSampleError`.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """Read the items of a batch, which are fewer where some are left out.
+
+        :raises CorruptSampleError: if none of them can be read.
+        """
+        items, last = [], None
+        for index in indices:
+            try:
+                items.append(self._read(index))
+            except SkippedSampleError as error:
+                last = error
+        if last is not None and not items:
+            raise CorruptSampleError(
+                f"None of the {len(indices)} samples of a batch can be read; the last: "
+                f"{last}"
+            ) from last
+        return items
+
+    def _read(self, index: Any) -> Any:
+        return self.dataset[index]
 
 
 def find_corrupt_samples(dataset: Any) -> list[tuple[int, str]]:

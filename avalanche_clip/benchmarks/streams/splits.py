@@ -8,6 +8,7 @@ two keep everything that a generator attached.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ def split_validation(
     *,
     seed: int = 0,
     select: Callable[[AvalancheDataset], np.ndarray] | None = None,
+    stratify: str | None = None,
     train_name: str = "train",
     valid_name: str = "valid",
 ) -> CLScenario:
@@ -47,18 +49,38 @@ def split_validation(
     order of the samples, and a smaller fraction chooses a part of what a larger
     one does.
 
+    With ``stratify="targets"`` each class of an experience gives its share, as near as
+    whole samples allow, and keeps at least one for training. Classes that are too
+    small to give one are named in a warning.
+
     :param benchmark: scenario with a training stream of image-text data.
     :param fraction: share of each experience, in ``(0, 1)``; at least one
         sample and at most all but one.
     :param seed: changes the choice.
     :param select: replaces the hash: takes a data set and returns a bool
         array, True for validation.
+    :param stratify: ``"targets"``, or None for a choice without regard to classes; not
+        with ``select``.
     :return: scenario with all streams, experience fields kept.
     :raises ValueError: if the fraction is not in ``(0, 1)``, an experience has
-        fewer than two samples, or ``select`` returns another shape.
+        fewer than two samples, ``select`` returns another shape, or there are no
+        targets, or no class with two samples, to stratify by.
+
+    >>> from avalanche_clip.benchmarks import multi_domain_emoji
+    >>> stream = multi_domain_emoji()
+    >>> split = split_validation(stream, 0.5, stratify="targets")
+    >>> part, whole = split.streams["valid"][0], stream.train_stream[0]
+    >>> len(part.dataset) / len(whole.dataset)
+    0.5
     """
+    require_choice("stratify", stratify, (None, "targets"))
     if select is None:
         as_finite(fraction, "fraction", above=0, below=1)
+    elif stratify is not None:
+        raise ValueError(
+            f"stratify={stratify!r} has no effect on what select chooses; leave one "
+            "out."
+        )
     require_choice("train_name", train_name, benchmark.streams)
     if valid_name in benchmark.streams:
         raise ValueError(
@@ -66,9 +88,13 @@ def split_validation(
             "valid_name."
         )
     kept, held = [], []
+    empty: dict[int, list[int]] = {}
     for index, experience in enumerate(benchmark.streams[train_name]):
         dataset = experience.dataset
-        given = select(dataset) if select else _hash_mask(dataset, fraction, seed)
+        if stratify is not None:
+            given, empty[index] = _strata(dataset, fraction, seed, index)
+        else:
+            given = select(dataset) if select else _hash_mask(dataset, fraction, seed)
         mask = np.asarray(given, dtype=bool)
         if mask.shape != (len(dataset),) or mask.all() or not mask.any():
             raise ValueError(
@@ -79,6 +105,7 @@ def split_validation(
         left, out = (dataset.subset(np.flatnonzero(m).tolist()) for m in (~mask, mask))
         kept.append(clone_experience(experience, left))
         held.append(clone_experience(experience, out.eval()))
+    _warn_of_empty({index: ids for index, ids in empty.items() if ids})
     streams: dict[str, Any] = {}
     for name, stream in benchmark.streams.items():
         own = {train_name: kept, valid_name: held}
@@ -91,6 +118,55 @@ def _hash_mask(dataset: AvalancheDataset, fraction: float, seed: int) -> np.ndar
     count = int(np.clip(round(fraction * len(ids)), 1, max(len(ids) - 1, 0)))
     chosen = keep_smallest(sample_priorities(ids, seed, 0), count)
     return np.isin(np.arange(len(ids)), chosen)
+
+
+def _strata(
+    dataset: AvalancheDataset, fraction: float, seed: int, index: int
+) -> tuple[np.ndarray, list[int]]:
+    """Mask of a stratified choice, and the classes that it has no sample of.
+
+    Seats by Sainte-Lague: the k-th sample of a class of n comes at (k + 1/2) / n, so
+    that a larger fraction only adds samples.
+    """
+    if "targets" not in getattr(dataset, "_data_attributes", ()):
+        raise ValueError(
+            f"stratify='targets', but experience {index} has no targets; give them to "
+            "make_image_text_dataset, or leave stratify out."
+        )
+    ids, targets = (attribute_array(dataset, n) for n in ("sample_id", "targets"))
+    order = np.lexsort((np.arange(len(ids)), sample_priorities(ids, seed, 0), targets))
+    classes, first, sizes = np.unique(
+        targets[order], return_index=True, return_counts=True
+    )
+    rank = np.arange(len(ids)) - np.repeat(first, sizes)
+    of_class = np.repeat(sizes, sizes)
+    places = np.where(rank < of_class - 1, (rank + 0.5) / of_class, np.inf)
+    free = int(np.isfinite(places).sum())
+    if not free:
+        raise ValueError(
+            f"stratify='targets', but no class of experience {index} has a second "
+            "sample to give to validation; leave stratify out, or use larger steps."
+        )
+    count = int(np.clip(round(fraction * len(ids)), 1, free))
+    chosen = order[np.lexsort((sample_priorities(ids[order], seed, 0), places))[:count]]
+    mask = np.isin(np.arange(len(ids)), chosen)
+    return mask, np.setdiff1d(classes, targets[mask]).tolist()
+
+
+def _warn_of_empty(empty: dict[int, list[int]]) -> None:
+    if not empty:
+        return
+    shown = "; ".join(
+        f"experience {index}: {', '.join(map(str, ids[:5]))}"
+        + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        for index, ids in list(empty.items())[:5]
+    )
+    more = f"; and in {len(empty) - 5} more experiences" if len(empty) > 5 else ""
+    warnings.warn(
+        f"Some classes have no validation sample, being too small for their share "
+        f"({shown}{more}). Use a larger fraction; a class of one sample can give none.",
+        stacklevel=3,
+    )
 
 
 def split_online(

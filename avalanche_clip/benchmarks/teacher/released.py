@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-import io
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from avalanche_clip.common.files import read_bytes, read_json, unreadable
-from avalanche_clip.common.pickles import BoundedUnpickler
+from avalanche_clip.common.array_pickles import read_array_pickle
+from avalanche_clip.common.files import read_json
 
-# What a pickled dict of arrays needs. Numpy renamed its modules in version 2, so its
-# functions are known by their names and taken from what arrays are pickled by.
-_MODULES = tuple(
-    f"numpy.{core}.{end}"
-    for core in ("core", "_core")
-    for end in ("multiarray", "numeric")
-)
-_EMPTY: Any = cast(Any, np.ones(1).__reduce__()[0])
-_SCALAR: Any = cast(Any, np.float32(1).__reduce__()[0])
-_BUFFER: Any = cast(Any, np.ones(1).__reduce_ex__(5)[0])
 _SPARE_LINES = 10**6
-
-
-class _ArrayType:
-    """Stands for ``numpy.ndarray``, which itself would make arrays of any size."""
-
-    def __new__(cls, *args: Any) -> _ArrayType:
-        raise ValueError("it makes an array without values")
-
-
-def _empty_array(kind: Any, shape: Any, code: Any) -> Any:
-    if kind is not _ArrayType or tuple(shape) != (0,):
-        raise ValueError(f"it makes an array of shape {shape} without values")
-    return _EMPTY(np.ndarray, (0,), b"b")
-
-
-def _number_type(*args: Any) -> np.dtype[Any]:
-    """Return a type of numbers."""
-    found = np.dtype(*args)
-    if found.kind not in "fiub":
-        raise ValueError(f"it holds {found}; features are numbers")
-    return found
-
-
-def _encode(text: Any, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"it holds bytes in {encoding!r}")
-    return codecs.encode(text, encoding)
-
-
-_FUNCTIONS: dict[str, Any] = {
-    _EMPTY.__name__: _empty_array,
-    _SCALAR.__name__: _SCALAR,
-    _BUFFER.__name__: _BUFFER,
-}
-_ALLOWED = {
-    ("_codecs", "encode"): _encode,  # bytes in protocols before 3
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): _ArrayType,
-    ("numpy", "dtype"): _number_type,
-}
-
-
-class _ArrayUnpickler(BoundedUnpickler):
-    """Read plain containers and arrays; refuse everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module in _MODULES and name in _FUNCTIONS:
-            return _FUNCTIONS[name]
-        raise ValueError(
-            f"it asks for {module}.{name}; feature files hold a dict of numpy arrays "
-            "only. Do not load it"
-        )
 
 
 def read_feature_pickle(
@@ -97,14 +30,9 @@ def read_feature_pickle(
     :raises ValueError: if the file is damaged or holds anything else, features
         differ in width, or a name is missing.
     """
-    # What the pickle declares can then not be more than there is.
-    file = io.BytesIO(read_bytes(path))
-    try:
-        content = _ArrayUnpickler(file).load()
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise unreadable(path, "a pickle of features", error) from error
-    if file.read(1):
-        raise unreadable(path, "a pickle of features", "something follows its end")
+    content = read_array_pickle(
+        path, "a pickle of features", "fiub", "features are numbers"
+    )
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no dict of features.")
     chosen = list(content) if names is None else list(names)

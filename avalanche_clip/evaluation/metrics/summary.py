@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from avalanche.evaluation import PluginMetric
@@ -11,6 +12,8 @@ from avalanche.evaluation.metric_results import MetricValue
 
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.metrics._values import metric_values
+
+Results = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
 
 class ResultSource(Protocol):
@@ -65,15 +68,28 @@ class ContinualSummary(PluginMetric[dict[str, dict[str, float]]]):
         """
         self._rows.setdefault(stream, {})[trained] = row
 
+    def grow(self, rows: Results, trained: Sequence[int]) -> None:
+        """Take rows that have got further columns, for those that are known.
+
+        :param rows: stream -> metric -> one row per evaluation, in order.
+        :param trained: number of experiences trained before each of them.
+        """
+        for stream, known in self._rows.items():
+            found = rows.get(stream, {}).get(self.key, ())
+            wider = {n: list(row) for n, row in zip(trained, found, strict=False)}
+            known.update({n: row for n, row in wider.items() if n in known})
+
     def matrix(self, stream: str) -> tuple[list[float] | None, list[list[float]]]:
         """Return what was collected on a stream.
 
         :param stream: name of the test stream.
         :return: the row before the stream, or None; and the rows after each
-            training experience. A row that is missing between others is NaN.
+            training experience. A row that is missing between others is NaN, and
+            so is the end of one from before the stream has grown.
         """
-        rows = self._rows.get(stream, {})
-        width = max((len(row) for row in rows.values()), default=0)
+        found = self._rows.get(stream, {})
+        width = max((len(row) for row in found.values()), default=0)
+        rows = {k: [*row, *[math.nan] * (width - len(row))] for k, row in found.items()}
         missing = [math.nan] * width
         trained = range(1, max(rows, default=0) + 1)
         return rows.get(0), [rows.get(i, missing) for i in trained]

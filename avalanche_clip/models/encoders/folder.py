@@ -39,13 +39,13 @@ def save_model(model: Storable, folder: str | Path) -> None:
     :raises ValueError: if adapters are attached, or rows of the token table are
         being trained.
     """
-    table = find_token_embedding(model.clip)
+    table, key = table_of(model.clip)
     if table is not None and table.active is not None:
         raise ValueError(
             f"{len(table.active)} rows of the token table are being trained; save the "
             "model between experiences, or the run by CheckpointPlugin."
         )
-    model.check_plain("save", grown=_key_of(model, table))
+    model.check_plain("save", grown=key)
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -86,10 +86,11 @@ def renew_model_file(folder: Path) -> None:
     write_json(path, facts)
 
 
-def _key_of(model: Storable, table: ExpandableTokenEmbedding | None) -> str | None:
-    """Name of a table's weight in the state dictionary of the wrapped model."""
-    names = (name for name, m in model.clip.named_modules() if m is table)
-    return next((plain_name(f"{name}.weight") for name in names), None)
+def table_of(clip: Any) -> tuple[ExpandableTokenEmbedding | None, str | None]:
+    """Return the growing token table of a wrapped model and the name of its weight."""
+    table = find_token_embedding(clip)
+    names = (name for name, m in clip.named_modules() if m is table)
+    return table, next((plain_name(f"{name}.weight") for name in names), None)
 
 
 def _growth_facts(

@@ -18,7 +18,12 @@ from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 from avalanche_clip.training.templates.optim import one_group
-from avalanche_clip.training.templates.plan import Plan, learning_rate, of_experience
+from avalanche_clip.training.templates.plan import (
+    Plan,
+    learning_rate,
+    of_experience,
+    require_per_experience,
+)
 
 ITERATIONS = 1001
 """Updates per experience: the published 1000, and the one at learning rate 0."""
@@ -85,6 +90,12 @@ class _Plan(Plan):
     def __init__(self, strategy: Any, rates: Sequence[float] | None):
         super().__init__(strategy)
         self.rates = rates
+
+    def check_stream(self, steps: int) -> None:
+        """Raise also if there are fewer rates than experiences."""
+        super().check_stream(steps)
+        if self.rates:
+            require_per_experience(self.rates, steps, "learning rates")
 
     def set_learning_rate(self) -> None:
         """Set the rates of the coming step."""

@@ -16,7 +16,10 @@ import torch
 from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.models import DualEncoder
 from avalanche_clip.training.templates.contract import MethodPlugin
-from avalanche_clip.training.templates.plan import of_experience
+from avalanche_clip.training.templates.plan import (
+    of_experience,
+    require_per_experience,
+)
 
 L_SCALE_FACTORS = (1.0, 1.0, 1.0, 1.0, 1.5, 2.0, 3.0)
 """Cumulative-All* multiples read off TiC-CLIP's L-scale figure (7 steps)."""
@@ -141,9 +144,6 @@ class BudgetFactorPlugin(MethodPlugin, supports_distributed=True):
 
     def check_benchmark(self, benchmark: Any) -> None:
         """Raise before a run when there are fewer factors than experiences."""
-        steps = len(benchmark.train_stream)
-        if not isinstance(self.factors, str) and len(self.factors) < steps:
-            raise ValueError(
-                f"There are {len(self.factors)} budget factors for {steps} training "
-                "experiences; give one per experience."
-            )
+        if not isinstance(self.factors, str):
+            steps = len(benchmark.train_stream)
+            require_per_experience(self.factors, steps, "budget factors")

@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor, nn
 
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
@@ -124,8 +123,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
     def check_compatible(self, strategy: Any) -> None:
         """Raise with early stopping; warn of batch norms."""
         for contract in strategy.contracts:
-            stops = isinstance(contract.wrapped, EarlyStoppingPlugin)
-            if self.mode != "wise" and stops:
+            if self.mode != "wise" and contract.chooses_weights:
                 name = type(contract.wrapped).__name__
                 raise ValueError(
                     f"WeightAveragingPlugin(mode={self.mode!r}) would replace the best "

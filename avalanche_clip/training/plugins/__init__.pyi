@@ -17,6 +17,9 @@ from avalanche_clip.training.methods.coleclip.plugin import (
 from avalanche_clip.training.methods.constant_cosine import (
     ConstantCosinePlugin as ConstantCosinePlugin,
 )
+from avalanche_clip.training.methods.early_stopping import (
+    EarlyStopping as EarlyStopping,
+)
 from avalanche_clip.training.methods.ewc import (
     ContrastiveEWCPlugin as ContrastiveEWCPlugin,
     OnlineEWCPlugin as OnlineEWCPlugin,

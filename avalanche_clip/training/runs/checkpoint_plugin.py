@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip import distributed
-from avalanche_clip.common.checks import as_finite, as_size
+from avalanche_clip.common.checks import as_finite, as_size, require_choice
 from avalanche_clip.training.runs.files import (
     CheckpointError,
     OtherVersionError,
@@ -23,6 +23,7 @@ from avalanche_clip.training.templates.stock_memories import exact_inside
 
 logger = logging.getLogger(__name__)
 
+ALL = "all"
 _PATTERN = "state_*.pt"
 _ITERATIONS_DIGITS = 9
 
@@ -68,6 +69,8 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
         self.keep = keep
         self.points: Container[int] | None = None
         """Steps after which it saves, which ``run_stream`` sets; None for all."""
+        self.keep_steps: int | str = 0
+        """Latest steps that keep a checkpoint in any case, which it sets, too."""
         self._last = time.monotonic()
         self._warned = False
 
@@ -115,9 +118,29 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
         if distributed.is_main_process():
             # Later ones were left by another run, or could not be used.
             known = [p for p in checkpoints(self.folder) if _order(p) <= _order(path)]
-            for old in known[: -self.keep]:
+            for old in {*known[: -self.keep]} - self._of_steps(known):
                 old.unlink(missing_ok=True)
         return path
+
+    def _of_steps(self, known: list[Path]) -> set[Path]:
+        """The newest checkpoint after each of the latest steps."""
+        after = {_order(p).split("_")[1]: p for p in known if _order(p)[-1] > "9"}
+        if self.keep_steps == ALL:
+            return {*after.values()}
+        steps = [number for number in after if int(number)]
+        return {after[number] for number in steps[len(steps) - int(self.keep_steps) :]}
+
+
+def as_kept(keep_steps: Any) -> int | str:
+    """Check how many steps keep their model.
+
+    :param keep_steps: a number of at least 1, or ``"all"``.
+    :raises ValueError: for anything else.
+    """
+    if isinstance(keep_steps, str):
+        require_choice("keep_steps", keep_steps, (ALL,))
+        return keep_steps
+    return as_size(keep_steps, "keep_steps", hint="or 'all'")
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -21,8 +21,14 @@ from avalanche_clip.training.runs.checkpoint_plugin import (
     newest_state,
     remove_leftovers,
 )
+from avalanche_clip.training.runs.extension import (
+    EXTEND,
+    advice,
+    require_extension,
+)
 from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.identity import require_same, run_differences
+from avalanche_clip.training.runs.models import kept_steps
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ class RunFolder:
         have in common with it, its ``points`` are the steps after which they are
         written.
     :param checkpoint_iterations: interval of checkpoints inside experiences.
+    :param keep_steps: latest steps that keep a checkpoint, or ``"all"``.
     """
 
     csv: MetricsCSVLogger
@@ -60,6 +67,7 @@ class RunFolder:
         strategy: Any,
         run: Any,
         checkpoint_iterations: int | None,
+        keep_steps: int | str,
     ):
         self.path = path
         self.strategy = strategy
@@ -69,6 +77,7 @@ class RunFolder:
         inner = checkpoint_iterations
         made = CheckpointPlugin(path / "checkpoints", every_iterations=inner)
         self.checkpoints = own[0] if own else made
+        self.keep_steps = keep_steps
         self.found: Path | None = None
         """Checkpoint that the run goes on from."""
         self._state: dict[str, Any] | None = None
@@ -87,10 +96,11 @@ class RunFolder:
 
     # ------------------------------------------------------- opening, closing
     @contextmanager
-    def opened(self, resume: bool) -> Iterator[None]:
+    def opened(self, resume: bool | str) -> Iterator[None]:
         """Keep others out, and write what happens to the strategy meanwhile.
 
-        :param resume: go on with the run in the folder.
+        :param resume: go on with the run in the folder; ``"extend"``: also with one
+            over fewer steps.
         :raises ValueError: before any file is touched: if another run is at work
             in the folder, or it holds a run and ``resume`` is False, or another
             one.
@@ -106,6 +116,7 @@ class RunFolder:
                 if self.added:
                     strategy.plugins.append(self.checkpoints)
                 self.checkpoints.points = self.run.points
+                self.checkpoints.keep_steps = self.keep_steps
                 strategy.run = self.run
                 yield
             except BaseException:
@@ -119,7 +130,7 @@ class RunFolder:
                 stack.callback(_remove_empty, folder)
             stack.enter_context(FolderLock(folder))
 
-    def _attach(self, resume: bool) -> None:
+    def _attach(self, resume: bool | str) -> None:
         """Open the files; the main process's loggers write them."""
         path = self.path / "metrics.csv"
         self._made = [p for p in (self.state_path, path) if not p.exists()]
@@ -149,7 +160,7 @@ class RunFolder:
         if self.added and self.checkpoints in self.strategy.plugins:
             self.strategy.plugins.remove(self.checkpoints)
         self.strategy.evaluator.loggers = loggers
-        self.checkpoints.points = None
+        self.checkpoints.points, self.checkpoints.keep_steps = None, 0
         self.strategy.run = run
         if self._writer is not None:
             self._writer.close()
@@ -161,7 +172,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     # --------------------------------------------------------------- looking
-    def _look(self, resume: bool) -> str | None:
+    def _look(self, resume: bool | str) -> str | None:
         """Name of the checkpoint to go on from; touches nothing.
 
         What counts is the checkpoint; the state file only stands in for it
@@ -173,24 +184,28 @@ class RunFolder:
             if any(p.exists() for p in known) or checkpoints(folder):
                 raise ValueError(
                     f"{self.path} already holds a run. Pass resume=True to go on with "
-                    "it, or another out_dir."
+                    "it, resume='extend' to train further steps, or another out_dir."
                 )
             return None
         newest = newest_state(folder)
         noted = self._noted()
+        # An extension that was stopped before its first checkpoint.
+        begun = noted is not None and not run_differences(noted, self.run.identity)
+        longer = begun or resume == EXTEND
         if newest is None:
             if checkpoints(folder):
                 logger.warning("No checkpoint can be read; the run starts anew.")
             if noted is not None:
-                require_same(noted, self.run.identity, self.path)
+                self._require_own(noted, self.path, longer)
             return None
         path, state = newest
         if state["run"] is None:
             raise ValueError(
                 f"{path} was not written by run_stream; go on with load_state."
             )
-        require_same(state["identity"], self.run.identity, path)
-        if noted is not None and run_differences(noted, self.run.identity):
+        stored = state["identity"]
+        self._require_own(stored, path, longer)
+        if noted is not None and not begun and run_differences(noted, stored):
             logger.warning(
                 "%s is that of another run than %s; it is written again.",
                 self.state_path,
@@ -198,6 +213,20 @@ class RunFolder:
             )
         self._state = state
         return path.name
+
+    def _require_own(self, stored: dict[str, Any], where: Path, longer: bool) -> None:
+        """Raise unless a stored identity is this run's, or that over fewer steps."""
+        if longer:
+            require_extension(stored, self.run, where)
+        else:
+            also = advice(stored, self.run)
+            require_same(stored, self.run.identity, where, also)
+
+    def kept_points(self) -> dict[int, str]:
+        """Steps trained, of the models that can be read -> name of the checkpoint."""
+        folder = self.checkpoints.folder
+        found = on_main(lambda: kept_steps(folder, skip_damaged=True))
+        return {int(k) + 1 if k.isdigit() else 0: p.name for k, p in found.items()}
 
     def take_state(self) -> dict[str, Any]:
         """State in the checkpoint that the run goes on from; call once."""

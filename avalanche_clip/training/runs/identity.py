@@ -106,19 +106,22 @@ def require_same_strategy(
     require_same(known, have, where)
 
 
-def require_same(stored: dict[str, Any], have: dict[str, Any], where: Path) -> None:
+def require_same(
+    stored: dict[str, Any], have: dict[str, Any], where: Path, also: str = ""
+) -> None:
     """Raise unless two identities are equal.
 
     :param stored: that of the stored run.
     :param have: that of this run.
     :param where: file or folder of the stored run, for the message.
+    :param also: what else to do, for the message.
     :raises CheckpointError: naming what differs.
     """
     if different := run_differences(stored, have):
         raise CheckpointError(
             f"{where} holds another run: {'; '.join(different)}. Go on with the same "
             "method, settings, weights, plugins, seed, streams and data, or start "
-            "another run in another folder."
+            f"another run in another folder.{also}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,35 @@ from avalanche_clip.training.runs.resume import load_weights
 from avalanche_clip.training.templates.frozen_base import base_weights
 from avalanche_clip.training.templates.settings import as_stored
 
+logger = logging.getLogger(__name__)
 
-def kept_steps(folder: str | Path) -> dict[str, Path]:
+
+def kept_steps(folder: str | Path, *, skip_damaged: bool = False) -> dict[str, Path]:
     """Find the models that a run has kept between its steps.
 
     :param folder: of a run, or with its checkpoints.
+    :param skip_damaged: leave out what cannot be read, with a warning.
     :return: ``"before"``, ``"0"``, ``"1"``, ... as in ``results.json`` -> the newest
         checkpoint after that step; empty for any other folder.
     :raises CheckpointError: if a checkpoint is damaged, or all lie inside a step.
     """
     folder = Path(folder).expanduser()
     known = checkpoints(folder / "checkpoints") or checkpoints(folder)
-    states = ((path, read_state(path)) for path in known)
-    found = {int(s["experience"]): path for path, s in states if not s["inside"]}
-    if known and not found:
+    found: dict[int, Path] = {}
+    for path in known:
+        try:
+            state = read_state(path)
+            require_finite(state, path)
+        except CheckpointError as error:
+            if not skip_damaged:
+                raise
+            logger.warning("%s", error)
+            continue
+        # A strategy may have been trained before the run.
+        number = state["experience"] if state["run"] is None else state["run"]["next"]
+        if not state["inside"]:
+            found[int(number)] = path
+    if known and not found and not skip_damaged:
         raise CheckpointError(
             f"{folder} holds no checkpoint between steps, only inside one; go on with "
             "the run (resume=True) until the step has ended."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -46,6 +46,16 @@ class EvaluationPoints:
     def before(self, step: int) -> int:
         """Number of points that lie before a step."""
         return bisect_left(self.steps, step)
+
+    def with_steps(self, steps: Sequence[int], sizes: Sequence[int]) -> Any:
+        """The same points and others, such as the end of a stream that has grown.
+
+        :param steps: indices of further steps.
+        :param sizes: samples of each step of the training stream.
+        """
+        every = sorted({*self.steps, *steps})
+        seen = list(accumulate(sizes))
+        return replace(self, steps=every, samples=[seen[step] for step in every])
 
     def record(self) -> dict[str, Any]:
         """What ``results.json`` holds of them."""

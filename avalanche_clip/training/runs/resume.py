@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,8 @@ class Interrupted:
 
     def __init__(self, state: dict[str, Any], path: Path):
         self.state, self.path = state, path
+        self.then: Callable[[], None] | None = None
+        """Called when the state has been put back."""
 
     def check(self, strategy: Any) -> None:
         """Raise if another step is about to be trained.
@@ -322,6 +324,8 @@ class Interrupted:
                     "number of processes."
                 )
             _restore_running(strategy, self.state)
+        if self.then is not None:
+            self.then()
 
 
 def _restore_learned(strategy: Any, state: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from avalanche_clip.benchmarks.items.content import data_summary, stream_sizes
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.benchmarks.items.scenario import whole_data
 from avalanche_clip.benchmarks.streams.merged import counterparts, merge_experiences
-from avalanche_clip.common.checks import as_texts, did_you_mean, require_distinct
+from avalanche_clip.common.checks import (
+    as_texts,
+    did_you_mean,
+    require_choice,
+    require_distinct,
+)
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
@@ -26,6 +32,13 @@ from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.suites.suite import Suite
+from avalanche_clip.training.runs.checkpoint_plugin import as_kept
+from avalanche_clip.training.runs.extension import (
+    EXTEND,
+    add_columns,
+    count_columns,
+    points_then,
+)
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
 from avalanche_clip.training.runs.plugin_state import collect
@@ -42,6 +55,7 @@ from avalanche_clip.training.runs.record import (
     revision,
     versions,
 )
+from avalanche_clip.training.runs.result import RunResult
 from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.runs.told import Told
@@ -60,54 +74,6 @@ Rows = dict[str, dict[str, list[list[float]]]]
 """stream -> metric -> rows over time; row 0 is before the first experience."""
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run found.
-
-    ``matrices[stream][metric]["E"][i, j]`` is the value after training step
-    ``steps[i]`` (by default ``i``) on experience ``j`` of the stream,
-    ``...["before"][j]`` that of the model before the stream.
-    """
-
-    method: str
-    out_dir: Path
-    matrices: dict[str, dict[str, dict[str, np.ndarray]]]
-    summary: dict[str, Any]
-    compute: dict[str, Any]
-    results: dict[str, Any] = field(repr=False)
-
-    @property
-    def steps(self) -> list[int]:
-        """Index of the training step behind each row of ``E``."""
-        return list(self.results["evaluations"]["steps"])
-
-    @property
-    def E(self) -> np.ndarray:
-        """Main metric at each evaluation point on each experience of stream 1.
-
-        Mean R@1, or the accuracy of strategies on class names.
-        """
-        return self._main()["E"]
-
-    @property
-    def before(self) -> np.ndarray:
-        """Main metric of the model before the stream."""
-        return self._main()["before"]
-
-    def _main(self) -> dict[str, np.ndarray]:
-        metrics = next(iter(self.matrices.values()))
-        return metrics[report.main_metric(metrics)]
-
-    def matrix(self, metric: str, stream: str | None = None) -> np.ndarray:
-        """Matrix ``E`` of any metric.
-
-        :param metric: for example ``"image_to_text_R@1"``.
-        :param stream: default the first evaluated stream.
-        """
-        name = stream or next(iter(self.matrices))
-        return self.matrices[name][metric]["E"]
-
-
 @distributed.guarded("run_stream()")
 def run_stream(
     strategy: Any,
@@ -115,8 +81,9 @@ def run_stream(
     out_dir: str | Path,
     *,
     streams: Sequence[str] = ("test",),
-    resume: bool = False,
+    resume: bool | str = False,
     checkpoint_iterations: int | None = 100,
+    keep_steps: int | str = 2,
     method: str | None = None,
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     final_streams: Sequence[str] = (),
@@ -149,9 +116,16 @@ def run_stream(
     :param out_dir: folder of the run.
     :param streams: names of the streams to evaluate.
     :param resume: go on with the run in ``out_dir``; starts anew when there is
-        none. The strategy must be built as it was then.
+        none. The strategy must be built as it was then. ``"extend"`` also goes on
+        with a run over the first steps of ``benchmark``, and ends as a run over all
+        of them would, had it not stopped: rows of ``E`` stay, and models that are
+        kept are evaluated on the further test sets; other entries of these are NaN,
+        and null in ``results.json``. All but the number of steps must be the same.
     :param checkpoint_iterations: also write a checkpoint after so many
         iterations inside an experience; None for between experiences only.
+    :param keep_steps: of how many of the latest evaluated steps the models are kept,
+        or ``"all"`` (with the model before the stream), see
+        :func:`create_dual_encoder`.
     :param method: name of the method in reports and comparisons; default the
         strategy's class. Name combinations of plugins.
     :param evaluate_at: after which steps to evaluate, and to write the checkpoints
@@ -182,8 +156,13 @@ def run_stream(
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
         that a plugin's ``check_benchmark`` refuses, a folder that another run is at
         work in, or that holds a run when ``resume`` is False, or another run than
-        this one when it is True.
+        this one when it is not. ``"extend"`` is also refused for fewer steps, and
+        where results or the plan depend on their number: a schedule over the whole
+        stream, values per step for fewer steps, the label space ``"all"`` with
+        further classes, :class:`Joint`.
     """
+    require_choice("resume", resume, (False, True, EXTEND))
+    as_kept(keep_steps)
     own = inspect.signature(run_stream).parameters
     check_keywords("run_stream", train_options, strategy, own)
     told = Told(verbose)
@@ -192,6 +171,7 @@ def run_stream(
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
+    given["keep_steps"] = keep_steps
     attached = RunSuites(suites)
     given["suites"] = attached.identity()
     agree_on_run(strategy, benchmark, given)
@@ -232,7 +212,7 @@ def run_stream(
             told,
             method,
         )
-        folder = RunFolder(out, strategy, run, checkpoint_iterations)
+        folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
         with folder.opened(resume), told.of(strategy):
             return run.go(folder)
 
@@ -303,12 +283,23 @@ class _Run:
         if path is None:
             return 0
         state = self.folder.take_state()
-        restore_state(self.strategy, state, self.benchmark, path)
-        own = state["run"]
+        own, stored = state["run"], state["identity"]
         # Not what was trained last: a strategy may have been trained before the run.
         index = self.next = int(own["next"])
         self.rows, self.done = own["rows"], own["done"]
         self.seconds = own["seconds"]
+        # Rows after steps that are no points now: the end of a shorter stream.
+        steps = own["steps"] if "steps" in own else points_then(self, stored).steps
+        self.points = self.points.with_steps(steps, self.data["counts"]["train"])
+        self.folder.checkpoints.points = self.points
+        grown = stored["experiences"] != self.identity["experiences"]
+        iterations = add_columns(self, stored) if grown else 0
+        restore_state(self.strategy, state, self.benchmark, path)
+        if grown:
+            count = partial(count_columns, self, iterations)
+            count()
+            if state["inside"]:
+                self.strategy._pending.then = count
         self.suites.load_state_dict(own.get("suites"))
         spent = float(own["train_seconds"])
         if state["inside"]:
@@ -319,6 +310,11 @@ class _Run:
         distributed.barrier()
         return index
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Streams that are evaluated."""
+        return (*self.streams, *self.final)
+
     def state_dict(self) -> dict[str, Any]:
         """What checkpoints hold of the run itself."""
         ended = self._begin is not None and self.strategy.experience is None
@@ -326,6 +322,7 @@ class _Run:
             "next": self.next + ended,
             "rows": self.rows,
             "done": self.done,
+            "steps": self.points.steps[: max(self.done - 1, 0)],
             "seconds": self.seconds,
             "suites": self.suites.state_dict(),
             "train_seconds": 0.0 if self._begin is None else self._train_seconds(),
@@ -367,20 +364,15 @@ class _Run:
 
     def evaluate(self, row: int) -> None:
         """Evaluate all streams; row 0 is before the first experience."""
-        begin, evaluator = time.perf_counter(), self.strategy.evaluator
+        begin = time.perf_counter()
         ends = row in (0, len(self.points.steps))
         for name in (*self.streams, *(self.final if ends else ())):
             stream = self.benchmark.streams[name]
             known = self.rows.setdefault(name, {})
-            due = self._due(name, row)
+            due = self.due(name, row)
             if not due:
                 continue
-            # What a metric said of an earlier model is no value of this one.
-            before, evaluator.last_metric_results = evaluator.last_metric_results, {}
-            with self.told.evaluating(self, row, due):
-                values = self.strategy.eval(due, **self.options)
-            evaluator.last_metric_results = {**before, **values}
-            table = _read_row(values, name, len(stream))
+            table = self.measure(name, row, due)
             if not table:
                 raise ValueError(
                     f"Evaluating stream {name!r} gave no per-experience metric; put "
@@ -400,7 +392,17 @@ class _Run:
         self.folder.checkpoints.save(self.strategy, "_eval")
         self.told.row(self, row)
 
-    def _due(self, name: str, row: int) -> Any:
+    def measure(self, name: str, row: int, due: Any) -> dict[str, list[float]]:
+        """Evaluate the model on experiences of a stream: metric -> row of ``E``."""
+        evaluator = self.strategy.evaluator
+        # What a metric said of an earlier model is no value of this one.
+        before, evaluator.last_metric_results = evaluator.last_metric_results, {}
+        with self.told.evaluating(self, row, due):
+            values = self.strategy.eval(due, **self.options)
+        evaluator.last_metric_results = {**before, **values}
+        return _read_row(values, name, len(self.benchmark.streams[name]))
+
+    def due(self, name: str, row: int) -> Any:
         """What is evaluated of a stream: what has been met, of Si-Blurry."""
         stream = self.benchmark.streams[name]
         if name not in self.met:

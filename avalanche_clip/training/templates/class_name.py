@@ -321,7 +321,7 @@ class ClassNameTemplate(CLIPTemplate):
         if self.is_training:
             return super().forward()
         self.step.forget()
-        self.compute.spend_evaluation(images=len(self.mb_x), texts=0)
+        self.count_evaluated(len(self.mb_x), 0)
         return self.scorer.evaluate_batch()
 
     def _output(self, output: CLIPOutput) -> Tensor:

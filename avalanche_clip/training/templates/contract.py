@@ -75,6 +75,8 @@ class MethodPlugin(SupervisedPlugin):
     closes_last: bool = False
     """Merges or freezes at the end of an experience what was trained in it; such
     plugins act after all others."""
+    chooses_weights: bool = False
+    """Ends an experience with weights of an earlier moment of it (early stopping)."""
     replays_data: bool = False
     """Trains on data of earlier experiences; one plugin of a strategy may."""
     routes_batches: bool = False
@@ -135,6 +137,14 @@ class MethodPlugin(SupervisedPlugin):
         """Raise ValueError before a run if the whole stream does not fit.
 
         :param benchmark: of :func:`run_stream`.
+        """
+
+    def check_extension(self, strategy: Any, steps: int) -> None:
+        """Raise ValueError if its plan depends on the length of the stream.
+
+        Asked before a run goes on over further steps.
+
+        :param steps: of the stream that the run was made for.
         """
 
     def check_suites(self, strategy: Any, benchmark: Any) -> None:

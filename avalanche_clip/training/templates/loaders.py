@@ -10,6 +10,7 @@ from avalanche.benchmarks.scenarios.online import OnlineCLExperience
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
+from avalanche_clip.benchmarks.items.items import ReadableItems
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
@@ -66,7 +67,7 @@ def eval_loader(strategy: Any, options: dict[str, Any]) -> DataLoader[Any]:
     :param options: keywords of ``eval``.
     """
     return DataLoader(
-        strategy.adapted_dataset,
+        ReadableItems(strategy.adapted_dataset),
         batch_size=strategy.eval_mb_size,
         generator=torch.Generator().manual_seed(0),
         **_common(strategy, options),

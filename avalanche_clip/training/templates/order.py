@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from avalanche_clip.benchmarks.items.items import ReadableItems
 from avalanche_clip.common.checks import as_size
 from avalanche_clip.common.randomness import kept_rng, scramble, seed_cpu
 from avalanche_clip.distributed import shares
@@ -179,7 +180,7 @@ class PlannedBatchSampler(Sampler[list[tuple[int, int]]]):
             )
 
 
-class SeededItems(torch.utils.data.Dataset):
+class SeededItems(ReadableItems):
     """Read items with the random generators seeded per sample.
 
     Python's, NumPy's and torch's generators are seeded before each item; in
@@ -187,23 +188,16 @@ class SeededItems(torch.utils.data.Dataset):
     never disturbs the model's own random numbers.
     """
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        return self.__getitems__([key])[0]
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+    def __getitems__(self, indices: list[tuple[int, int]]) -> list[Any]:
+        """Read the items of a batch, each with its seed."""
         in_worker = get_worker_info() is not None
         with nullcontext() if in_worker else kept_rng():
-            items = []
-            for index, seed in keys:
-                seed_cpu(seed)
-                items.append(self.dataset[index])
-            return items
+            return super().__getitems__(indices)
+
+    def _read(self, index: tuple[int, int]) -> Any:
+        place, seed = index
+        seed_cpu(seed)
+        return self.dataset[place]
 
 
 class TrainLoader(DataLoader):

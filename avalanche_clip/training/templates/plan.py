@@ -92,6 +92,20 @@ def of_experience(values: Sequence[float], strategy: Any, what: str) -> float:
     return values[index]
 
 
+def require_per_experience(values: Sequence[float], steps: int, what: str) -> None:
+    """Raise ValueError before a run if there are fewer values than experiences.
+
+    :param values: see :func:`of_experience`.
+    :param steps: number of training experiences.
+    :param what: what the values are, for the message.
+    """
+    if len(values) < steps:
+        raise ValueError(
+            f"There are {len(values)} {what} for {steps} training experiences; give "
+            "one per experience."
+        )
+
+
 class Plan:
     """Iterations and epochs of the running experience, its batches, its schedule.
 
@@ -105,6 +119,15 @@ class Plan:
         """Optimiser steps of the running experience."""
         self.announced: set[str] = set()
         """Phases whose cost was told."""
+
+    def check_stream(self, steps: int) -> None:
+        """Raise ValueError if there are values per experience, but not for all.
+
+        :param steps: number of training experiences of a run.
+        """
+        epochs = self.strategy.__dict__["train_epochs"]
+        if not isinstance(epochs, int):
+            require_per_experience(epochs, steps, "numbers of epochs")
 
     def start(self) -> None:
         """Count the iterations of the experience that is about to be trained.

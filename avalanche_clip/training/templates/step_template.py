@@ -241,7 +241,12 @@ class StepTemplate(SupervisedTemplate):
         self.compute.spend("train", images=images, texts=texts, steps=1)
 
     def _count_evaluated(self, batch: Any) -> None:
-        self.compute.spend_evaluation(images=len(batch), texts=len(batch["text"]))
+        self.count_evaluated(len(batch), len(batch["text"]))
+
+    def count_evaluated(self, images: int, texts: int) -> None:
+        """Book what each process encodes in an evaluation."""
+        world = distributed.world_size()
+        self.compute.spend_evaluation(images=images * world, texts=texts * world)
 
     def macs_per_sample(self, batch_size: int) -> float:
         """Forward MACs of one training sample with its share of the texts."""

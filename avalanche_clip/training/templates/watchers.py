@@ -48,6 +48,7 @@ def check_run(strategy: Any, benchmark: Any) -> None:
     for contract in strategy.contracts:
         contract.check_evaluations(strategy, ["valid"] if given else [])
     steps = len(benchmark.train_stream)
+    strategy.plan.check_stream(steps)
     if given and len(benchmark.streams["valid"]) < steps:
         raise ValueError(
             f"eval_every={strategy.eval_every} evaluates each step on its own part of "
@@ -106,8 +107,8 @@ class _Watcher(PluginContract):
         self, strategy: Any, experience: Any, groups: Sequence[Sequence[Any]]
     ) -> None:
         """Raise if the running experience has no counterpart in a watched stream."""
-        index = _index(experience)
-        visited = {_name(g): [_index(e) for e in g] for g in groups if g}
+        index = index_of(experience)
+        visited = {stream_of(g): [index_of(e) for e in g] for g in groups if g}
         seen = any(index in visited.get(n, ()) for n in self._streams(visited))
         if self.watches and not seen:
             raise ValueError(
@@ -117,7 +118,7 @@ class _Watcher(PluginContract):
                 "eval_streams to train()."
             )
         for group in groups if self.watches and hasattr(experience, "merged") else ():
-            watched = _name(group) in self._streams(visited) and len(group) > 1
+            watched = stream_of(group) in self._streams(visited) and len(group) > 1
             if watched and len(experience.merged) > 1:
                 raise ValueError(
                     f"{self.what}, and would read the value of its first experience "
@@ -161,6 +162,15 @@ class SchedulerContract(_Watcher):
             )
         super().check_evaluations(strategy, streams)
 
+    def check_extension(self, strategy: Any, steps: int) -> None:
+        """Raise if one schedule goes over the whole stream."""
+        if not self.wrapped.reset_scheduler:
+            raise ValueError(
+                f"{type(self.wrapped).__name__}(reset_scheduler=False) has one "
+                f"schedule over the whole stream, planned for {steps} steps. Use "
+                "reset_scheduler=True, or start another run in another folder."
+            )
+
     def evaluation_failed(self, strategy: Any) -> None:
         """Forget what a failed evaluation has measured."""
         if self.watches:
@@ -168,7 +178,9 @@ class SchedulerContract(_Watcher):
 
 
 class EarlyStoppingContract(_Watcher):
-    """Early stopping's, which is told the values of the running step."""
+    """Stock early stopping's, which is told the values of the running step."""
+
+    chooses_weights = True  # type: ignore[assignment]
 
     @property
     def stream(self) -> str:
@@ -193,17 +205,7 @@ class EarlyStoppingContract(_Watcher):
                 "or watch one of these (run_stream evaluates 'valid' alone)."
                 f"{did_you_mean(self.stream, streams)}"
             )
-        found = [_emitted(metric) for metric in strategy.evaluator.metrics]
-        names = sorted({n for some in found if some is not None for n in some})
-        if None not in found and self.wrapped.metric_name not in names:
-            raise ValueError(self._no_metric(names))
-
-    def _no_metric(self, names: Sequence[str]) -> str:
-        return (
-            f"{self.what}, but the strategy's evaluator measures no such metric in "
-            f"evaluations: there are {list(names)}. Put it into the EvaluationPlugin, "
-            f"or watch one of these.{did_you_mean(self.wrapped.metric_name, names)}"
-        )
+        require_measured(strategy, self.wrapped.metric_name, self.what)
 
     def _streams(self, visited: Mapping[str, Any]) -> Sequence[str]:
         return [self.stream]
@@ -220,44 +222,88 @@ class EarlyStoppingContract(_Watcher):
         values: Mapping[str, Any],
     ) -> None:
         """Take the value that belongs to the step that is trained."""
-        index = _index(experience)
-        own = next((e for e in group if _index(e) == index), None)
-        if own is not None and self.stream == _name(group):
-            self.wrapped.own_value = self._value(own, index, values)
-
-    def _value(self, experience: Any, index: int, values: Mapping[str, Any]) -> float:
-        start = f"{self.wrapped.metric_name}/eval_phase/{self.stream}_stream"
-        rest = "".join(str(self.wrapped.val_stream_name).partition("/")[1:])
-        found = {}
-        for name, value in values.items():
-            place = name.removeprefix(start)
-            match = _REST.fullmatch(place)
-            known = name.startswith(start) and match and place.startswith(rest)
-            if match and known and isinstance(value, (int, float)):
-                found[match["task"], match["exp"]] = float(value)
-        # Measured on the experience alone, else on the stream that it is a part of.
-        mine = {k: v for k, v in found.items() if k[1] and int(k[1]) == index}
-        mine = mine or {k: v for k, v in found.items() if k[1] is None}
-        tasks = {int(t) for t in getattr(experience, "task_labels", ())}
-        if len(mine) > 1:
-            mine = {k: v for k, v in mine.items() if k[0] and int(k[0]) in tasks}
-        if len(mine) > 1:
-            raise ValueError(
-                f"{self.what}, of which there are several values for experience "
-                f"{index}, one per task ({sorted(str(k[0]) for k in mine)}); name one "
-                "as val_stream_name='<stream>_stream/Task<number>'."
-            )
-        if not mine:
-            parts = [name.partition("/eval_phase/") for name in values]
-            raise ValueError(self._no_metric(sorted({n for n, at, _ in parts if at})))
-        return next(iter(mine.values()))
+        index = index_of(experience)
+        own = next((e for e in group if index_of(e) == index), None)
+        if own is not None and self.stream == stream_of(group):
+            rest = "".join(str(self.wrapped.val_stream_name).partition("/")[1:])
+            name = self.wrapped.metric_name
+            found = step_value(values, name, own, what=self.what, rest=rest)
+            self.wrapped.own_value = found
 
 
-def _index(experience: Any) -> int:
+def require_measured(strategy: Any, metric: str, what: str) -> None:
+    """Raise if the evaluator has no such metric in evaluations.
+
+    :param metric: name without phase, stream and experience.
+    :param what: the plugin and what it watches, for the message.
+    :raises ValueError: unless there are metrics whose names are not known before.
+    """
+    found = [_emitted(metric) for metric in strategy.evaluator.metrics]
+    names = sorted({n for some in found if some is not None for n in some})
+    if None not in found and metric not in names:
+        raise ValueError(_no_metric(metric, names, what))
+
+
+def _no_metric(metric: str, names: Sequence[str], what: str) -> str:
+    return (
+        f"{what}, but the strategy's evaluator measures no such metric in "
+        f"evaluations: there are {list(names)}. Put it into the EvaluationPlugin, "
+        f"or watch one of these.{did_you_mean(metric, names)}"
+    )
+
+
+def step_value(
+    values: Mapping[str, Any],
+    metric: str,
+    experience: Any,
+    *,
+    what: str,
+    rest: str = "",
+) -> float:
+    """Value of a metric that belongs to one experience.
+
+    :param values: what an evaluation of its stream measured, by name.
+    :param metric: name without phase, stream and experience.
+    :param experience: that was evaluated.
+    :param what: the plugin and what it watches, for messages.
+    :param rest: how the name goes on behind the stream (``"/Task001"``).
+    :raises ValueError: if there is none, or several.
+    """
+    index = index_of(experience)
+    start = f"{metric}/eval_phase/{experience.origin_stream.name}_stream"
+    found = {}
+    for name, value in values.items():
+        place = name.removeprefix(start)
+        match = _REST.fullmatch(place)
+        known = name.startswith(start) and match and place.startswith(rest)
+        if match and known and isinstance(value, (int, float)):
+            found[match["task"], match["exp"]] = float(value)
+    # Measured on the experience alone, else on the stream that it is a part of.
+    mine = {k: v for k, v in found.items() if k[1] and int(k[1]) == index}
+    mine = mine or {k: v for k, v in found.items() if k[1] is None}
+    tasks = {int(t) for t in getattr(experience, "task_labels", ())}
+    if len(mine) > 1:
+        mine = {k: v for k, v in mine.items() if k[0] and int(k[0]) in tasks}
+    if len(mine) > 1:
+        raise ValueError(
+            f"{what}, of which there are several values for experience {index}, one "
+            f"per task ({sorted(str(k[0]) for k in mine)}); name one as "
+            "val_stream_name='<stream>_stream/Task<number>'."
+        )
+    if not mine:
+        parts = [name.partition("/eval_phase/") for name in values]
+        names = sorted({n for n, at, _ in parts if at})
+        raise ValueError(_no_metric(metric, names, what))
+    return next(iter(mine.values()))
+
+
+def index_of(experience: Any) -> int:
+    """Place of an experience in its stream."""
     return int(experience.logging().current_experience)
 
 
-def _name(group: Sequence[Any]) -> str:
+def stream_of(group: Sequence[Any]) -> str:
+    """Name of the stream of some experiences."""
     return str(group[0].origin_stream.name)
 
 
@@ -300,7 +346,7 @@ def _after_eval_iteration(self: Any, stock: Any, strategy: Any, **kwargs: Any) -
     step = getattr(strategy, "training_experience", self)
     if step is None:
         return  # not in training, even if an earlier one was interrupted
-    if step is self or _index(step) == _index(strategy.experience):
+    if step is self or index_of(step) == index_of(strategy.experience):
         stock(self, strategy, **kwargs)
 
 

@@ -1,6 +1,7 @@
 """Validation and online splits."""
 
 import gc
+import warnings
 import weakref
 
 import numpy as np
@@ -109,6 +110,82 @@ def test_split_validation__one_sample_raises_and_two_are_shared():
         split = split_validation(two, fraction)
         assert len(split.train_stream[0].dataset) == 1
         assert len(split.valid_stream[0].dataset) == 1
+
+
+def classes_of(*sizes, order=None):
+    """One step of classes 0, 1, ... with so many samples each."""
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    ids = np.arange(len(targets)) if order is None else np.asarray(order)
+    data = counted_dataset(ids * 0.0, sample_ids=ids, targets=targets[ids])
+    return time_stamped_benchmark(data, num_experiences=1)
+
+
+def shares(scenario, fraction, **options):
+    """Validation samples per class, and their ids."""
+    split = split_validation(scenario, fraction, stratify="targets", **options)
+    data = split.valid_stream[0].dataset
+    left = attribute_array(split.train_stream[0].dataset, "targets")
+    targets = attribute_array(data, "targets")
+    assert len(left) + len(targets) == len(scenario.train_stream[0].dataset)
+    counts = np.bincount(targets, minlength=max(left) + 1).tolist()
+    assert set(range(max(left) + 1)) <= set(left.tolist()), "each class is trained"
+    return counts, set(ids_of(data))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.8])
+def test_stratify__each_class_gives_its_share(fraction):
+    sizes = (40, 20, 12, 30)
+    counts, chosen = shares(classes_of(*sizes), fraction)
+    assert len(chosen) == round(fraction * sum(sizes))
+    assert all(abs(c - fraction * n) < 1 for c, n in zip(counts, sizes))
+
+
+def test_stratify__is_by_id_and_nested():
+    sizes, steps = (5, 9, 3, 20), np.linspace(0.1, 0.85, 12)
+    shuffled = np.random.default_rng(0).permutation(sum(sizes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [shares(classes_of(*sizes), f)[1] for f in steps]
+        again = [shares(classes_of(*sizes, order=shuffled), f)[1] for f in steps]
+        other = shares(classes_of(*sizes), 0.5, seed=1)[1]
+    assert found == again and other not in found
+    assert all(few <= many for few, many in zip(found, found[1:]))
+
+
+def test_stratify__classes_left_empty_are_named():
+    words = r"no validation sample.*experience 0: 1, 3\).*larger fraction"
+    with pytest.warns(UserWarning, match=words) as caught:
+        counts, _ = shares(classes_of(20, 1, 20, 2), 0.2)
+    assert counts in ([4, 0, 5, 0], [5, 0, 4, 0])
+    assert len([w for w in caught if "no validation" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert shares(classes_of(6, 6, 3), 0.3)[0] in ([2, 2, 1], [2, 1, 1], [1, 2, 1])
+        split_validation(classes_of(20, 1), 0.2)
+
+
+def test_stratify__keeps_a_sample_of_each_class_for_training():
+    assert shares(classes_of(2, 2, 2), 0.99)[0] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stratify": "target"}, "stratify='target' is unknown.*mean 'targets'"),
+        ({"stratify": True}, "stratify=True is unknown"),
+        ({"stratify": "targets", "select": len}, "no effect on what select chooses"),
+    ],
+)
+def test_stratify__bad_arguments_raise(options, message):
+    refused(message, split_validation, benchmark(), **options)
+
+
+def test_stratify__without_targets_or_second_samples_raises():
+    bare = time_stamped_benchmark(counted_dataset([0.0, 1.0]), num_experiences=1)
+    words = "experience 0 has no targets"
+    refused(words, split_validation, bare, stratify="targets")
+    words = "no class of experience 0 has a second sample"
+    refused(words, split_validation, classes_of(1, 1), stratify="targets")
 
 
 # --- online -------------------------------------------------------------------

@@ -89,6 +89,7 @@ def test_run_stream__writes_the_folder(finished):
     assert list((out / "tensorboard").glob("events.*"))
     assert "mean_R@1" in (out / "metrics.csv").read_text()
     assert [p.name for p in checkpoints(out / "checkpoints")] == [
+        "state_000000010_eval.pt",
         "state_000000015_end.pt",
         "state_000000015_eval.pt",
     ]

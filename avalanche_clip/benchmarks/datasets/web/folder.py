@@ -16,14 +16,19 @@ its captions (``txt``, one per line).
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from avalanche_clip.benchmarks.datasets.web.pairs import (
+    PICTURES,
+    caption_lines,
+    decode_text,
+)
+from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
+from avalanche_clip.benchmarks.datasets.web.tars import read_member
 from avalanche_clip.common.checks import (
     require_array,
     require_choice,
@@ -32,10 +37,8 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.files import read_lines, read_text, require_file, unreadable
 from avalanche_clip.common.pictures import read_picture
-from avalanche_clip.common.progress import progress
 
 KINDS = ("classification", "multilabel", "retrieval")
-_PICTURES = ("webp", "png", "jpg", "jpeg")
 _CONTENT = ("cls", "npy", "txt")
 _NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
@@ -44,7 +47,7 @@ _TEMPLATES = "zeroshot_classification_templates.txt"
 class WebFolder:
     """Pictures in tar shards with classes, labels or captions, in random order.
 
-    The shards are read once, but for the pictures, of which the places are noted: 20
+    The shards are read once, but for the pictures, of which the places are noted: 24
     bytes each. Items are pictures in RGB, read when they are asked for.
 
     :param folder: with the files above.
@@ -77,6 +80,8 @@ class WebFolder:
         if not count.isdecimal() or not int(count):
             raise unreadable(where, "a number of shards", f"it holds {count!r}")
         self.shards = [where.parent / f"{number}.tar" for number in range(int(count))]
+        for path in self.shards:
+            require_file(path, "the set is not complete: download it again")
         kind = self.folder / "dataset_type.txt"
         self.kind = read_text(kind).strip() if kind.is_file() else KINDS[0]
         require_choice(str(kind), self.kind, KINDS)
@@ -89,13 +94,15 @@ class WebFolder:
         found = [self._lines(name) for name in names] or [(), ()]
         self.class_names, self.templates = found
         needed = dict(zip(KINDS, _CONTENT, strict=True))[self.kind]
-        what = f"reading {self.folder}"
-        shards = enumerate(progress(self.shards, what, unit="shard"))
-        samples = [s for number, path in shards for s in _samples(path, number)]
-        self.places = np.array([place for place, _ in samples], dtype=np.int64)
-        content = {e: [own[e] for _, own in samples if e in own] for e in _CONTENT}
-        if not samples or len(content[needed]) < len(samples):
-            what = f"{len(content[needed])} of {len(samples)} samples have a {needed}"
+        index = self._checked(TarIndex.of(self.shards))
+        rows = np.flatnonzero(index.rows_with(*PICTURES, *_CONTENT)).tolist()
+        self.places = np.array([_place(index, row) for row in rows], dtype=np.int64)
+        content = {
+            e: [part for row in rows if (part := index.read(row, e)) is not None]
+            for e in _CONTENT
+        }
+        if not len(self) or len(content[needed]) < len(self):
+            what = f"{len(content[needed])} of {len(self)} samples have a {needed}"
             raise unreadable(self.folder, "a set of whole samples", what)
         self._interpret(content)
 
@@ -104,10 +111,20 @@ class WebFolder:
 
     def __getitem__(self, index: int) -> Image.Image:
         shard, start, size = self.places[index].tolist()
-        path = self.shards[shard]
-        with open(path, "rb") as file:
-            file.seek(start)
-            return read_picture(file.read(size), f"{path}, picture {index}")
+        where = f"{self.shards[shard]}, picture {index}"
+        content = read_member(self.shards[shard], (start, size, 0), where)
+        return read_picture(content, where)
+
+    def _checked(self, index: TarIndex) -> TarIndex:
+        """Refuse archives that are not whole, or not of this format."""
+        if index.faults:
+            raise index.faults[0]
+        for ending in index.endings:
+            if "." in ending and ending.rpartition(".")[2] in (*PICTURES, *_CONTENT):
+                row = int(index.rows_with(ending).argmax())
+                words = f"{index.where(row)}.{ending} has more than one dot"
+                raise _unreadable(index, row, words)
+        return index
 
     def _lines(self, name: str) -> tuple[str, ...]:
         path = require_file(self.folder / name, "give one name or template per line")
@@ -146,40 +163,24 @@ class WebFolder:
             require_length(self.facts, count, "npy members", "sample")
 
     def _texts(self, content: bytes) -> list[str]:
-        text = content.decode("utf-8")
-        lines = [text] if self.captions == "whole" else text.split("\n")
-        return [line for line in lines if line.strip()]
+        text = decode_text(content, f"{self.folder}: txt")
+        return (
+            [text] if self.captions == "whole" and text.strip() else caption_lines(text)
+        )
 
 
-def _samples(
-    path: Path, number: int
-) -> Iterator[tuple[tuple[int, int, int], dict[str, bytes]]]:
-    """Yield the place of the picture and the small members of each sample."""
-    require_file(path, "the set is not complete: download it again")
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, _, end = name.partition(".")
-                last = end.lower().rpartition(".")[2]
-                if last != end.lower() and last in (*_PICTURES, *_CONTENT):
-                    raise ValueError(f"{member.name} has more than one dot")
-                if member.isfile() and last in (*_PICTURES, *_CONTENT):
-                    own = members.setdefault(f"{folder}/{key}", {})
-                    if own.setdefault(end.lower(), member) is not member:
-                        raise ValueError(f"{member.name} occurs twice")
-            if tar.offset >= path.stat().st_size:  # no mark of its end
-                raise ValueError("it is cut off")
-            for key, own in members.items():
-                pictures = [own[end] for end in _PICTURES if end in own]
-                if not pictures:
-                    raise ValueError(f"{key} has no picture ({', '.join(_PICTURES)})")
-                files = {e: tar.extractfile(own[e]) for e in _CONTENT if e in own}
-                place = (number, pictures[0].offset_data, pictures[0].size)
-                yield place, {end: file.read() for end, file in files.items() if file}
-    except (tarfile.TarError, ValueError, OSError) as error:
-        raise unreadable(path, "a tar of samples", error) from error
+def _place(index: TarIndex, row: int) -> tuple[int, int, int]:
+    """Archive, first byte and size of the picture of a sample."""
+    own = index.sample(row)
+    for ending in PICTURES:
+        if ending in own:
+            return (int(index.tar[row]), *own[ending][:2])
+    words = f"{index.names[row]} has no picture ({', '.join(PICTURES)})"
+    raise _unreadable(index, row, words)
+
+
+def _unreadable(index: TarIndex, row: int, words: str) -> ValueError:
+    return unreadable(index.tars[int(index.tar[row])], "a tar of samples", words)
 
 
 def _rows(content: list[bytes], path: Path) -> Any:

@@ -227,7 +227,7 @@ class CLLCLIP(ContrastiveTemplate):
 
     def _count_evaluated(self, batch: Any) -> None:
         images = 0 if "teacher_image" in batch else len(batch)
-        self.compute.spend_evaluation(images=images, texts=len(batch["text"]))
+        self.count_evaluated(images, len(batch["text"]))
 
     # --------------------------------------------------------------- teacher
     @torch.no_grad()

@@ -1,0 +1,187 @@
+"""Pictures and captions of samples in tar archives, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from avalanche_clip.benchmarks.datasets.captioned import is_text, is_texts
+from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
+from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out, skipped_for
+from avalanche_clip.common.checks import as_texts
+from avalanche_clip.common.files import parse_json
+from avalanche_clip.common.pictures import PictureSizeError, read_picture
+
+PICTURES = ("webp", "png", "jpg", "jpeg")
+"""Endings of pictures; of several that a sample has the first counts."""
+CAPTIONS = ("txt", "json:caption")
+"""Where captions are looked for, in this order: endings, or fields of a JSON text."""
+
+Read = Callable[[str], "bytes | None"]
+"""Gives the bytes of a sample's member by its ending, None if it has none."""
+
+
+class SampleReader:
+    """What of a sample is its picture and what its captions.
+
+    :param captions: where captions are looked for: an ending (``"txt"``), or an ending
+        and a field of the mapping in a JSON text (``"json:caption"``), a string or a
+        list of them. The first that a sample has counts.
+    :param lines: a text member holds one caption per line, as in evaluation sets; by
+        default it is one caption, as in sets that were downloaded.
+    """
+
+    def __init__(
+        self, captions: str | Sequence[str] = CAPTIONS, *, lines: bool = False
+    ) -> None:
+        given = (captions,) if isinstance(captions, str) else captions
+        self.captions = tuple(as_texts(given, "captions"))
+        self.lines = lines
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Endings of members that may hold captions."""
+        return tuple(source.partition(":")[0] for source in self.captions)
+
+    def picture(self, read: Read, where: str) -> Image.Image:
+        """Read the picture of a sample as RGB.
+
+        :param where: names the sample.
+        :raises SampleFault: if there is none, or it cannot be decoded or is too large.
+        """
+        for ending in PICTURES:
+            content = read(ending)
+            if content is not None:
+                return decode_picture(content, f"{where}.{ending}")
+        raise SampleFault("no picture", f"{where} has no picture {PICTURES}.")
+
+    def text(self, read: Read, where: str) -> str | list[str]:
+        """Read the caption of a sample, or the list of its captions.
+
+        :raises SampleFault: if there is none, or it is no UTF-8 or no JSON text.
+        """
+        for source in self.captions:
+            ending, _, field = source.partition(":")
+            content = read(ending)
+            if content is None:
+                continue
+            text = decode_text(content, f"{where}.{ending}")
+            if not field:
+                return caption_lines(text) if self.lines else text
+            found = _field(text, field, f"{where}.{ending}")
+            if found is not None:
+                return found
+        raise SampleFault("no caption", f"{where} has no caption {self.captions}.")
+
+
+def decode_picture(content: bytes, where: str) -> Image.Image:
+    """Decode a picture as RGB.
+
+    :raises SampleFault: if it is damaged or too large.
+    """
+    try:
+        return read_picture(content, where)
+    except PictureSizeError as error:
+        raise SampleFault("picture too large", str(error)) from error
+    except ValueError as error:
+        raise SampleFault("picture unreadable", str(error)) from error
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """Decode a text in UTF-8; a byte order mark is skipped.
+
+    :raises SampleFault: if it is in another encoding.
+    """
+    try:
+        return content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        words = f"{where} is no UTF-8: {error}. Convert it."
+        raise SampleFault("caption unreadable", words) from error
+
+
+def caption_lines(text: str) -> list[str]:
+    """Cut a text at line feeds only; empty lines are dropped."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _field(text: str, field: str, where: str) -> str | list[str] | None:
+    try:
+        content = parse_json(text, where)
+    except ValueError as error:
+        raise SampleFault("caption unreadable", f"{where}: {error}") from error
+    found = content.get(field) if isinstance(content, dict) else content
+    if found is None and isinstance(content, dict):
+        return None
+    if isinstance(content, dict) and (is_text(found) or is_texts(found)):
+        return found
+    raise SampleFault(
+        "caption unreadable", f"{where} holds {found!r:.80} in place of {field!r}."
+    )
+
+
+class TarPairs:
+    """Map-style data set of the pictures and captions in tar archives.
+
+    Items are ``(RGB image, caption or list of captions)``, for
+    :func:`make_image_text_dataset`; bytes are read when an item is.
+
+    :param index: of the archives, from :func:`open_tar_index`.
+    :param captions: see :class:`SampleReader`; None for the usual places.
+    :param lines: one caption per line of a text member.
+    :param on_error: about samples without a picture or caption, or that cannot be read
+        when they are needed: ``"raise"``, or ``"skip"``: the former are no items, the
+        latter are left out of their batch by our loaders; all are counted.
+    :raises SampleFault: (a ValueError) for the first sample without, with ``"raise"``.
+    :raises ValueError: if no sample is left.
+
+    :ivar rows: sample of the index that each item is, int64 ``(N,)``.
+    :ivar skipped: what was left out until now, by cause; None with ``"raise"``.
+    """
+
+    def __init__(
+        self,
+        index: TarIndex,
+        captions: str | Sequence[str] | None = None,
+        *,
+        lines: bool = False,
+        on_error: str = "raise",
+    ) -> None:
+        self.index, self.skipped = index, skipped_for(on_error)
+        self.reader = SampleReader(captions or CAPTIONS, lines=lines)
+        for fault in index.faults:
+            leave_out(fault, self.skipped)
+        pictures = index.rows_with(*PICTURES)
+        texts = index.rows_with(*self.reader.endings)
+        for cause, having in (("no picture", pictures), ("no caption", texts)):
+            wanted = PICTURES if cause == "no picture" else self.reader.captions
+            lost = pictures & ~texts if cause == "no caption" else ~having
+            for row in np.flatnonzero(lost).tolist():
+                words = f"{index.where(row)} has {cause} {wanted}."
+                leave_out(SampleFault(cause, words), self.skipped)
+        self.rows = np.flatnonzero(pictures & texts)
+        if not len(self.rows):
+            raise ValueError(
+                f"None of the {len(index)} samples of {index.tars[0]} and others has a "
+                f"picture {PICTURES} and a caption {self.reader.captions}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> tuple[Image.Image, str | list[str]]:
+        row, read = self._sample(item)
+        where = self.index.where(row)
+        return self.reader.picture(read, where), self.reader.text(read, where)
+
+    def text(self, item: int) -> str | list[str]:
+        """Return the caption or captions of an item without its picture."""
+        row, read = self._sample(item)
+        return self.reader.text(read, self.index.where(row))
+
+    def _sample(self, item: int) -> tuple[int, Read]:
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"item {item} is out of range for {len(self)} samples.")
+        row = int(self.rows[item])
+        return row, lambda ending: self.index.read(row, ending)

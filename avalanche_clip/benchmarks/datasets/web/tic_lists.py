@@ -1,0 +1,214 @@
+"""The lists of ids that TiC-CLIP released: training data by time, and evaluation sets.
+
+::
+
+    {2014..2023}.npy                        one list per year, or
+    {YYYYMM}.npy, {YYYY}/{YYYYMM}.npy       one per month, or
+    {YYYY}.tar                              the months of a year, packed
+    sizes.json                              {"201403": 85032011, ...}
+    *_year2uids.pkl or .json                evaluation: year -> ids, or
+                                            year -> WordNet id -> ids
+    eval/*/{year}.npy, eval/alluids.npy     the same, without the classes
+    eval/datacompnet/uid2classid/*.pkl      {id: class}
+
+Source: the data released with Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226).
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avalanche_clip.benchmarks.datasets.web.uids import (
+    UID,
+    UIDArray,
+    as_uids,
+    map_uids,
+    read_uid_list,
+    sorted_uids,
+)
+from avalanche_clip.common.array_pickles import read_array_pickle
+from avalanche_clip.common.checks import existing_folder
+from avalanche_clip.common.files import read_json, require_file, unreadable
+
+_LABEL = re.compile("[0-9]{4}([0-9]{2})?")
+_MEMBER = re.compile(r"(?:.*/)?([0-9]{6})\.npy")
+
+
+def _months() -> tuple[str, ...]:
+    months = {year: "01-12" for year in range(2017, 2022)} | {
+        2014: "03 04 07-12",
+        2015: "01-08 10 11",
+        2016: "02 04-10 12",
+        2022: "01 05-12",
+        2023: "01-06",
+    }
+    found = []
+    for year in sorted(months):
+        for span in months[year].split():
+            first, _, last = span.partition("-")
+            found += [
+                f"{year}{m:02d}" for m in range(int(first), int(last or first) + 1)
+            ]
+    return tuple(found)
+
+
+TIC_DATACOMP_MONTHS = _months()
+"""The 102 months of TiC-DataComp, ``YYYYMM``; in others there was no crawl."""
+
+
+def read_uid_lists(folder: str | Path) -> dict[str, UIDArray]:
+    """Map all lists of a folder, by year (``"2017"``) or month (``"201703"``).
+
+    Months are found as files, in folders of their year, and inside archives of their
+    year, which need not be unpacked. Where ``sizes.json`` lies beside them, the numbers
+    of ids are compared with it.
+
+    :param folder: ``tic-datacomp_training_yearly_noeval``, say.
+    :return: label -> ids as :func:`read_uid_list` gives them, in order of time.
+    :raises FileNotFoundError: if there is no such folder, or no list in it.
+    :raises ValueError: if a list is damaged, occurs twice, or has another size.
+    """
+    folder = existing_folder(folder, "give the folder of the released lists")
+    found: dict[str, UIDArray] = {}
+
+    def add(label: str, uids: UIDArray, where: Path) -> None:
+        if label in found:
+            raise ValueError(f"{where} holds the list {label} a second time; move one.")
+        found[label] = uids
+
+    for path in sorted(folder.rglob("*.npy")):
+        if _LABEL.fullmatch(path.stem):
+            add(path.stem, read_uid_list(path), path)
+    for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].tar")):
+        try:
+            with tarfile.open(path, "r:") as tar:
+                members = [m for m in tar if m.isreg()]
+        except (tarfile.TarError, OSError) as error:
+            raise unreadable(path, "an archive of lists", error) from error
+        for member in members:
+            name = _MEMBER.fullmatch(member.name)
+            if name:
+                add(name[1], map_uids(path, member.offset_data, member.size), path)
+    if not found:
+        lists = "{YYYY}.npy, {YYYYMM}.npy or {YYYY}.tar"
+        raise FileNotFoundError(f"{folder} holds no lists {lists}; give their folder.")
+    if (folder / "sizes.json").is_file():
+        _compare(found, folder / "sizes.json")
+    return dict(sorted(found.items()))
+
+
+def _compare(found: Mapping[str, UIDArray], path: Path) -> None:
+    said = read_json(path, dict)
+    sizes = {label: (len(uids), said.get(label)) for label, uids in found.items()}
+    wrong = {k: v for k, v in sizes.items() if v[1] is not None and v[0] != v[1]}
+    if wrong:
+        raise ValueError(
+            f"The lists beside {path} have other sizes than it says (found, said): "
+            f"{wrong}. Download them again."
+        )
+
+
+def read_evaluation_uids(path: str | Path) -> dict[str, Any]:
+    """Read the ids of evaluation sets.
+
+    :param path: a released ``.pkl`` or ``.json``, of which only plain data and arrays
+        of texts are unpickled; or a folder of ``{year}.npy``.
+    :return: year (a string) -> ids in their order ``(N,)``, or of classification year
+        -> WordNet id -> ids.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if it holds anything else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "year2uids.json"
+    ...     _ = path.write_text('{"2014": ["000102030405060708090a0b0c0d0e0f"]}')
+    ...     read_evaluation_uids(path)["2014"].tolist()
+    [(283686952306183, 579005069656919567)]
+    """
+    if Path(path).is_dir():
+        return dict(read_uid_lists(path))
+    content = _content(path)
+    try:
+        if not isinstance(content, dict) or not content:
+            raise ValueError("it holds no years")
+        return {_year(year): _leaves(uids) for year, uids in content.items()}
+    except (TypeError, ValueError) as error:
+        raise unreadable(path, "a list of evaluation UIDs by year", error) from error
+
+
+def _content(path: str | Path) -> Any:
+    if require_file(path).suffix == ".json":
+        return read_json(path)
+    return read_array_pickle(path, "a pickle of UIDs", "Uiub", "UIDs are texts")
+
+
+def _year(year: Any) -> str:
+    label = str(year)
+    if isinstance(year, bool) or not _LABEL.fullmatch(label):
+        raise ValueError(f"{year!r:.40} is no year")
+    return label
+
+
+def _leaves(uids: Any) -> Any:
+    if not isinstance(uids, dict):
+        return as_uids(uids)
+    if not all(isinstance(name, str) for name in uids):
+        raise ValueError("a class is no text")
+    return {name: as_uids(own) for name, own in uids.items()}
+
+
+def read_uid_classes(path: str | Path) -> tuple[UIDArray, npt.NDArray[np.int64]]:
+    """Read ``uid2classid/{year}.pkl``: the class of each id.
+
+    :param path: a pickle (or ``.json``) of ``{id: class}``.
+    :return: ids in ascending order ``(N,)``, and their classes, int64 ``(N,)``.
+    :raises ValueError: if it holds anything else.
+    """
+    content = _content(path)
+    try:
+        uids, classes = as_uids(list(content)), list(content.values())
+        wrong = [c for c in classes if isinstance(c, bool) or int(c) != c or c < 0]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no class")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise unreadable(path, "a table of classes by UID", error) from error
+    order = np.lexsort((uids["f1"], uids["f0"]))
+    return uids[order], np.array(classes, dtype=np.int64)[order]
+
+
+def all_uids(sources: Any) -> UIDArray:
+    """Gather ids of evaluation sets from all of their forms into one sorted list.
+
+    :param sources: a path (``.npy`` such as ``eval/alluids.npy``, ``.pkl``, ``.json``,
+        or a folder of lists), ids as :func:`as_uids` takes them, what
+        :func:`read_evaluation_uids` returns, or a list of such.
+    :return: each id once, ascending.
+    """
+    return sorted_uids(np.concatenate([as_uids([]), *_flat(sources)]))
+
+
+def _flat(source: Any) -> list[UIDArray]:
+    if isinstance(source, (str, Path)):
+        whole = Path(source).suffix == ".npy"
+        return _flat(read_uid_list(source) if whole else read_evaluation_uids(source))
+    if isinstance(source, Mapping):
+        return [part for own in source.values() for part in _flat(own)]
+    if isinstance(source, (list, tuple)) and any(map(_is_source, source)):
+        return [part for own in source for part in _flat(own)]
+    return [as_uids(source)]
+
+
+def _is_source(entry: Any) -> bool:
+    """Whether an entry of a list is no id but ids."""
+    if isinstance(entry, str):
+        return UID.fullmatch(entry) is None
+    if isinstance(entry, (list, tuple)):
+        return len(entry) != 2 or not all(isinstance(half, int) for half in entry)
+    return isinstance(entry, (Path, Mapping, np.ndarray))
