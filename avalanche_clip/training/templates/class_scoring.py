@@ -93,8 +93,6 @@ class ClassScorer:
         self.strategy = strategy
         self.spaces = spaces
         self.matrices = ClassMatrices(batch_size)
-        self.encoded = 0
-        """Prompts that evaluations have encoded."""
         self._tokenizer: Any = None
         self.forget()
 
@@ -268,7 +266,6 @@ class ClassScorer:
 
     def _encode(self, texts: list[str]) -> Tensor:
         strategy = self.strategy
-        self.encoded += len(texts)
         tokens = strategy.model.tokenizer(texts).to(strategy.device)
         if strategy.in_training and strategy.is_training:
             count = len(texts) * distributed.world_size()

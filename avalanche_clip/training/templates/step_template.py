@@ -93,6 +93,8 @@ class StepTemplate(SupervisedTemplate):
         """Texts of the step on each process."""
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
+        self.evaluates_for: str | None = None
+        """Kind that evaluations are booked as; None: none, they are no part of it."""
         self.in_training = False
         """Whether ``train`` is running, nested evaluations included."""
         self.training_experience: Any = None
@@ -246,7 +248,11 @@ class StepTemplate(SupervisedTemplate):
     def count_evaluated(self, images: int, texts: int) -> None:
         """Book what each process encodes in an evaluation."""
         world = distributed.world_size()
-        self.compute.spend_evaluation(images=images * world, texts=texts * world)
+        counts = {"images": images * world, "texts": texts * world}
+        if self.evaluates_for is None:
+            self.compute.spend_evaluation(**counts)
+        else:
+            self.compute.spend(self.evaluates_for, **counts)
 
     def macs_per_sample(self, batch_size: int) -> float:
         """Forward MACs of one training sample with its share of the texts."""
