@@ -441,6 +441,7 @@ class _Run:
             **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
+            "evaluation_cost": dict(self.strategy.compute.evaluation),
             "parameters": self.strategy.compute.parameters,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
