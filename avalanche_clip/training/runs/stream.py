@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.content import data_summary, stream_sizes
@@ -26,7 +26,7 @@ from avalanche_clip.common.checks import (
     require_distinct,
 )
 from avalanche_clip.common.files import write_json
-from avalanche_clip.common.plain import is_plain, mapped, strict
+from avalanche_clip.common.plain import mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.report import results as report
@@ -53,25 +53,24 @@ from avalanche_clip.training.runs.points import (
 )
 from avalanche_clip.training.runs.record import (
     metric_results,
+    model_macs,
     nominal_units,
+    read_row,
     reset_metrics,
     revision,
+    run_config,
     versions,
 )
 from avalanche_clip.training.runs.result import RunResult
 from avalanche_clip.training.runs.resume import restore_state
+from avalanche_clip.training.runs.source import Source, preparation
 from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.runs.told import Told
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
-from avalanche_clip.training.templates.settings import strategy_settings
 from avalanche_clip.training.templates.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(
-    r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
-)
 
 Rows = dict[str, dict[str, list[list[float]]]]
 """stream -> metric -> rows over time; row 0 is before the first experience."""
@@ -87,6 +86,8 @@ def run_stream(
     resume: bool | str = False,
     checkpoint_iterations: int | None = 100,
     keep_steps: int | str = 2,
+    start_from: str | Path | tuple[str | Path, int | str] | None = None,
+    prepare_on: AvalancheDataset | None = None,
     method: str | None = None,
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     final_streams: Sequence[str] = (),
@@ -130,6 +131,14 @@ def run_stream(
     :param keep_steps: of how many of the latest evaluated steps the models are kept,
         or ``"all"`` (with the model before the stream), see
         :func:`create_dual_encoder`.
+    :param start_from: folder of another run, or ``(folder, step)``: begin with the
+        model after that step, by default the last one kept. Weights, growth and
+        branches are taken, no state of optimiser or plugins. What the strategy trains
+        stays as it is: branches that none of its plugins has made are frozen. Needed
+        again on resuming.
+    :param prepare_on: data that plugins are prepared on before the first step, in
+        place of its own (:meth:`MethodPlugin.prepare`): of EWC the importances of the
+        weights that the run begins with.
     :param method: name of the method in reports and comparisons; default the
         strategy's class. Name combinations of plugins.
     :param evaluate_at: after which steps to evaluate, and to write the checkpoints
@@ -167,6 +176,7 @@ def run_stream(
     """
     require_choice("resume", resume, (False, True, EXTEND))
     as_kept(keep_steps)
+    out = Path(out_dir).expanduser()
     own = inspect.signature(run_stream).parameters
     check_keywords("run_stream", train_options, strategy, own)
     told = Told(verbose)
@@ -175,7 +185,11 @@ def run_stream(
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
-    given["keep_steps"] = keep_steps
+    given |= {"keep_steps": keep_steps, "start_from": start_from and str(start_from)}
+    with distributed.together("opening the run to start from"):
+        source = None if start_from is None else Source(start_from, out)
+    if prepare_on is not None:
+        given["prepare_on"] = preparation(strategy, prepare_on)
     attached = RunSuites(suites)
     given["suites"] = attached.identity()
     agree_on_run(strategy, benchmark, given)
@@ -196,7 +210,6 @@ def run_stream(
         for dataset in whole_data(benchmark.streams[name]):
             captions = strategy.reads_captions
             require_prepared(dataset, strategy.model, captions=captions)
-    out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
         strategy.check_setup()  # of plugins that were appended, too
         for contract in strategy.contracts:
@@ -204,18 +217,9 @@ def run_stream(
         check_run(strategy, benchmark)
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        final = tuple(final_streams)
-        run = _Run(
-            strategy,
-            benchmark,
-            tuple(streams),
-            final,
-            points,
-            attached,
-            train_options,
-            told,
-            method,
-        )
+        names = tuple(streams), tuple(final_streams)
+        shown = points, attached, train_options, told
+        run = _Run(strategy, benchmark, *names, *shown, source, prepare_on, method)
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
         with folder.opened(resume), told.of(strategy):
             return run.go(folder)
@@ -234,6 +238,8 @@ class _Run:
     suites: RunSuites
     options: dict[str, Any]
     told: Told
+    source: Source | None
+    prepare_on: Any
     method: InitVar[str | None]
     rows: Rows = field(default_factory=dict)
     done: int = 0
@@ -256,6 +262,10 @@ class _Run:
             self.identity["final_streams"] = list(self.final)
         if self.suites.suites:
             self.identity["suites"] = self.suites.identity()
+        if self.source is not None:
+            self.identity["start_from"] = self.source.facts
+        if self.prepare_on is not None:
+            self.identity["prepare_on"] = preparation(self.strategy, self.prepare_on)
         streams = self.benchmark.streams
         # Also where the stream is merged to one step.
         blurry = str(self.data["protocol"]).startswith(summaries.SI_BLURRY)
@@ -270,6 +280,8 @@ class _Run:
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
         self.folder = folder
+        if self.source is not None:
+            self.source.give(self.strategy)
         start = self.load()
         if not self.done:
             reset_metrics(self.strategy)
@@ -347,9 +359,13 @@ class _Run:
         """Train one experience."""
         self.next, self._begin = index, time.perf_counter()
         experience = self.benchmark.train_stream[index]
-        self.strategy.train(
-            experience, eval_streams=self._validation(index), **self.options
-        )
+        self.strategy.prepare_on = self.prepare_on
+        try:
+            self.strategy.train(
+                experience, eval_streams=self._validation(index), **self.options
+            )
+        finally:
+            self.strategy.prepare_on = None
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
         self.next, self._begin, self._spent = index + 1, None, 0.0
@@ -404,7 +420,7 @@ class _Run:
         with self.told.evaluating(self, row, due):
             values = self.strategy.eval(due, **self.options)
         evaluator.last_metric_results = {**before, **values}
-        return _read_row(values, name, len(self.benchmark.streams[name]))
+        return read_row(values, name, len(self.benchmark.streams[name]))
 
     def due(self, name: str, row: int) -> Any:
         """What is evaluated of a stream: what has been met, of Si-Blurry."""
@@ -426,18 +442,19 @@ class _Run:
             }
             for stream, metrics in self.rows.items()
         }
-        compute = self.strategy.compute.report(self._macs())
+        compute = self.strategy.compute.report(model_macs(self.strategy))
         compute["nominal_units"] = nominal_units(self.strategy)
         online = {"streams": list(self.met), **self.points.online()}
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
-            "config": self._config(),
+            "config": run_config(self.strategy, self.options),
             "versions": versions(),
             "revision": revision(),
             "data": self.data,
             "evaluations": self.points.record(),
             **({"final_streams": list(self.final)} if self.final else {}),
+            **({} if self.source is None else {"start_from": self.source.record()}),
             **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
@@ -474,28 +491,3 @@ class _Run:
             compute=compute,
             results=results,
         )
-
-    def _config(self) -> dict[str, Any]:
-        """Settings as ``results.json`` holds them."""
-        settings = strategy_settings(self.strategy)
-        plugins = settings["plugins"].items()
-        named = [{"class": k.partition(" ")[2], **values} for k, values in plugins]
-        loader = {k: v for k, v in self.options.items() if is_plain(v)}
-        device = str(self.strategy.device)
-        return {**settings, "plugins": named, "loader": loader, "device": device}
-
-    def _macs(self) -> dict[str, int] | None:
-        macs = getattr(self.strategy.model, "macs", None)
-        return macs() if callable(macs) else None
-
-
-def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
-    """Collect the per-experience values of one stream from metric names."""
-    table: dict[str, list[float]] = {}
-    for name, value in values.items():
-        match = _NAME.match(name)
-        if match and match["stream"] == stream and isinstance(value, (int, float)):
-            row = table.setdefault(match["metric"], [float("nan")] * size)
-            if int(match["exp"]) < size:
-                row[int(match["exp"])] = float(value)
-    return table
