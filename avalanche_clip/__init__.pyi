@@ -333,3 +333,6 @@ from avalanche_clip.training.templates.contract import (
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate as ContrastiveTemplate,
 )
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
+)

@@ -238,6 +238,7 @@ training.templates.contract = training.templates: MethodPlugin*
 training.templates.contrastive = training.templates: ContrastiveCriterion
     ContrastiveTemplate*
 training.templates.distillation = training.plugins: FrozenLogitScalePlugin
+training.templates.optim = training: layer_wise_rates*
 training.templates.step = training.templates: NonFiniteLossError
 """
 
