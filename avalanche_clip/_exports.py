@@ -155,6 +155,7 @@ models.encoders.dual_encoder = models: DualEncoder*
 models.encoders.factory = models: create_dual_encoder*
 models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
+models.encoders.positions = models: load_tower* resize_dual_encoder*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights

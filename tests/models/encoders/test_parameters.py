@@ -3,7 +3,6 @@ import torch
 
 from avalanche_clip.models import attach_lora, create_dual_encoder
 from avalanche_clip.models.encoders.parameters import depths
-from avalanche_clip.training import layer_wise_rates
 from tests.models.encoders.test_dual_encoder import made
 from tests.models.kinds import KINDS, convolutional
 from tests.refused import refused
@@ -133,31 +132,3 @@ def test_checkpointing__is_refused_where_the_second_pass_differs(tiny_cfg):
     attach_lora(model)
     refused("model.lora", model.set_grad_checkpointing)
     refused("cannot compute", made(tiny_cfg, "resnet").set_grad_checkpointing)
-
-
-# ------------------------------------------------------------------- layer-wise rates
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_layer_wise_rates__shrink_towards_the_input(kind, tiny_cfg, request):
-    model = model_of(kind, tiny_cfg, request)
-    groups = layer_wise_rates(model, 0.1, 0.5)(list(model.named_parameters()))
-    rates = {name: group["lr"] for group in groups for name in group["names"]}
-    decays = {n: g["weight_decay"] for g in groups for n in g["names"]}
-    assert rates.keys() == {name for name, _ in model.named_parameters()}
-    assert sum(len(g["names"]) for g in groups) == len(rates)
-    for name, rate in rates.items():
-        tower = model.tower_of(name)
-        below = 0
-        if tower is not None:
-            top = len(model.blocks(tower)) + 1
-            below = top - depths(model, tower)[name]
-        assert rate == pytest.approx(0.1 * 0.5**below)
-    assert set(decays.values()) == {0.0, 0.2}
-    assert decays["clip.logit_scale"] == 0.0
-
-
-def test_layer_wise_rates__refuse_what_they_cannot_do(tiny_cfg):
-    model = create_dual_encoder(tiny_cfg)
-    refused("decay", layer_wise_rates, model, 0.1, 0.0)
-    refused("decay", layer_wise_rates, model, 0.1, 1.5)
-    refused("lr", layer_wise_rates, model, -1, 0.5)
-    refused("residual", layer_wise_rates, convolutional(tiny_cfg), 0.1, 0.5)
