@@ -20,6 +20,9 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )

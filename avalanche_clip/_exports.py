@@ -28,6 +28,8 @@ benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_datas
     language_order multilingual_emoji*
 benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
+benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
+    tic_datacomp*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
@@ -65,10 +67,14 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
     read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.tic_shards = benchmarks.datasets: TicShards
+benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
+    build_tic_yfcc read_pair_table yfcc_caption
 benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
     write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
