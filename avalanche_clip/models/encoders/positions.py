@@ -59,8 +59,9 @@ def resize_dual_encoder(
 
     >>> from avalanche_clip import create_dual_encoder
     >>> model = create_dual_encoder("tiny-emoji-vit", "icons")
-    >>> resize_dual_encoder(model, image_size=64, context_length=40)
-    DualEncoder(library=open_clip, embed_dim=128, image_size=64, context_length=40...
+    >>> twin = resize_dual_encoder(model, image_size=64, context_length=40)
+    >>> twin.image_size, twin.context_length
+    (64, 40)
     """
     if image_size is None and context_length is None:
         raise ValueError("Nothing to resize: give image_size, context_length or both.")
