@@ -32,6 +32,7 @@ benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
     tic_datacomp*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
+benchmarks.classic.tic_tables = benchmarks.classic: tic_redcaps* tic_yfcc*
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
