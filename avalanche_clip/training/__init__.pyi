@@ -52,6 +52,10 @@ from avalanche_clip.training.methods.tic import (
     Sequential as Sequential,
     TIC_STRATEGIES as TIC_STRATEGIES,
 )
+from avalanche_clip.training.methods.tic_presets import (
+    TIC_PRESETS as TIC_PRESETS,
+    TicPreset as TicPreset,
+)
 from avalanche_clip.training.methods.vr_lwf.plugin import (
     VRLwF as VRLwF,
 )

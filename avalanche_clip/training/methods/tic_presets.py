@@ -8,19 +8,13 @@ totals reported, about 1.06 plain budgets for four steps and 1.3 for seven.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from avalanche_clip.common.checks import (
-    as_finite,
-    as_size,
-    require_choice,
-    require_length,
-)
+from avalanche_clip.common.checks import as_size, require_choice
 from avalanche_clip.training.methods.ewc import ContrastiveEWCPlugin
 from avalanche_clip.training.methods.lwf import ContrastiveLwFPlugin
 from avalanche_clip.training.methods.restart import L_SCALE_FACTORS
@@ -28,6 +22,10 @@ from avalanche_clip.training.methods.tic import TIC_STRATEGIES
 
 MACS_PER_PAIR = {"ViT-B-16": 20.545e9, "ViT-B-32": 7.39e9}
 """Forward multiply-adds of both towers for one pair."""
+_COSTS = {
+    "lwf": ContrastiveLwFPlugin.nominal_cost,
+    "ewc": ContrastiveEWCPlugin.nominal_cost,
+}
 _FOUR, _SEVEN = (1.0, 1.0, 1.0, 1.24), (1.0, 1.0, 1.0, 1.0, 1.3, 1.6, 2.2)
 
 
@@ -62,14 +60,12 @@ class TicPreset:
         (1.0, 2.0, 3.0, 4.0)
         """
         require_choice("method", method, TIC_STRATEGIES)
-        steps = len(self.star_factors)
         if method == "cumulative-all-star":
             return self.star_factors
-        if method == "oracle":
-            return tuple(float(step) for step in range(1, steps + 1))
-        costs = {"lwf": ContrastiveLwFPlugin, "ewc": ContrastiveEWCPlugin}
-        cost = costs[method].nominal_cost if method in costs else 1.0
-        return (float(cost),) * steps
+        steps = range(1, len(self.star_factors) + 1)
+        return tuple(
+            float(n if method == "oracle" else _COSTS.get(method, 1)) for n in steps
+        )
 
     def macs(self, method: str) -> float:
         """Forward multiply-adds of a method over all time steps.
@@ -80,60 +76,34 @@ class TicPreset:
         plain = self.iterations * self.batch_size * MACS_PER_PAIR[self.model]
         return plain * sum(self.factors(method))
 
-    def options(
-        self,
-        method: str,
-        *,
-        processes: int = 1,
-        budget_factors: Sequence[float] | None = None,
-    ) -> dict[str, Any]:
-        """Arguments for the strategy of a method.
+    def options(self, method: str, *, processes: int = 1) -> dict[str, Any]:
+        """Arguments for the strategy of a method, ``TIC_STRATEGIES[method]``.
 
         :param method: a key of ``TIC_STRATEGIES``.
         :param processes: that share a batch.
-        :param budget_factors: for Cumulative-All*, in place of ``star_factors``.
-        :raises ValueError: if they do not divide it, or factors are given to another
-            method or are not one per time step.
+        :raises ValueError: for another method, or if they do not divide the batch.
 
-        >>> from avalanche_clip.training.methods.tic import TIC_STRATEGIES
         >>> options = TIC_PRESETS["datacomp-large"].options("lwf", processes=32)
         >>> options["train_mb_size"], options["budget_iterations"]
         (256, 22500)
         """
-        require_choice("method", method, TIC_STRATEGIES)
+        factors = self.factors(method)
         size, rest = divmod(self.batch_size, as_size(processes, "processes"))
         if rest:
             raise ValueError(
                 f"processes={processes} do not divide the batch of {self.batch_size} "
                 "pairs; choose a divisor."
             )
-        own: dict[str, Any] = {}
-        if method == "cumulative-all-star":
-            given = self.star_factors if budget_factors is None else budget_factors
-            require_length(given, len(self.star_factors), "budget_factors", "time step")
-            factors = [as_finite(f, "An entry of budget_factors", above=0) for f in given]
-            own["budget_factors"] = tuple(factors)
-        elif budget_factors is not None:
-            raise ValueError(
-                f"budget_factors are for 'cumulative-all-star' and not for {method!r}; "
-                "leave them out."
-            )
-        optimizer = partial(
-            torch.optim.AdamW,
-            lr=self.learning_rate,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            weight_decay=0.2,
-        )
+        values = {"lr": self.learning_rate, "betas": (0.9, 0.98), "eps": 1e-6}
+        star = method == "cumulative-all-star"
         return {
-            "optimizer": optimizer,
+            "optimizer": partial(torch.optim.AdamW, weight_decay=0.2, **values),
             "train_mb_size": size,
             "budget_iterations": self.iterations,
-            "schedule": "cosine",
             "warmup_iterations": self.warmup,
             "later_warmup_iterations": self.later_warmup,
             "precision": "fp16",
-            **own,
+            **({"budget_factors": factors} if star else {}),
         }
 
 
