@@ -219,7 +219,7 @@ training.methods.restart = training.plugins: BudgetFactorPlugin* RestartPlugin*
 training.methods.tic = training.supervised: ContrastiveEWC* ContrastiveLwF*
     CumulativeAll* CumulativeAllStar* CumulativeEqual* CumulativeExp* Oracle*
     Patching* Restart* Sequential* TIC_STRATEGIES
-training.methods.tic_presets = training.supervised: TIC_PRESETS TicPreset
+training.methods.tic_presets = training.supervised: TIC_PRESETS
 training.methods.sit = training.supervised: SIT*
 training.methods.vr_lwf.plugin = training.plugins: VocabularyReplayPlugin*;
     training.supervised: VRLwF*

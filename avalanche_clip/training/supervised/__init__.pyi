@@ -51,7 +51,6 @@ from avalanche_clip.training.methods.tic import (
 )
 from avalanche_clip.training.methods.tic_presets import (
     TIC_PRESETS as TIC_PRESETS,
-    TicPreset as TicPreset,
 )
 from avalanche_clip.training.methods.vr_lwf.plugin import (
     VRLwF as VRLwF,
