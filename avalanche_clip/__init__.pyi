@@ -171,9 +171,6 @@ from avalanche_clip.losses.temperature_distillation import (
 from avalanche_clip.models.encoders.dual_encoder import (
     DualEncoder as DualEncoder,
 )
-from avalanche_clip.models.encoders.factory import (
-    create_dual_encoder as create_dual_encoder,
-)
 from avalanche_clip.models.encoders.mixture_of_features import (
     MixtureOfFeatures as MixtureOfFeatures,
 )
@@ -207,6 +204,9 @@ from avalanche_clip.models.peft.prompt import (
 )
 from avalanche_clip.models.selector.selector import (
     AutoSelector as AutoSelector,
+)
+from avalanche_clip.models.stored import (
+    create_dual_encoder as create_dual_encoder,
 )
 from avalanche_clip.models.text.growing import (
     GrowingTokenizer as GrowingTokenizer,

@@ -68,6 +68,7 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
@@ -103,6 +104,8 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+common.state_files = checkpointing: CheckpointError read_state require_finite
+    write_state
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_ranks
     class_vectors classification_metrics*
@@ -158,7 +161,6 @@ losses.similarity_distillation = losses: similarity_distillation_loss*
 losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
-models.encoders.factory = models: create_dual_encoder*
 models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
 models.encoders.presets = models: PRESETS
@@ -181,6 +183,7 @@ models.selector.alexnet = models: AlexNetFeatures
 models.selector.features = models: ModelFeatures SelectorFeatures
 models.selector.selector = models: AutoSelector*
 models.selector.training = models: SelectorTraining
+models.stored = models: create_dual_encoder*
 models.text.growing = models: GrowingTokenizer*
 models.text.hf_tokenizers = models: HFCaptionTokenizer
 models.text.learning = models: LearntVocabulary
@@ -230,8 +233,6 @@ training.methods.zscl.strategy = training.supervised: ClassNameZSCL ZSCL*
     ZSCL_CLASS_INCREMENTAL zscl_variants
 training.runs.checkpoint_plugin = training.plugins: CheckpointPlugin*
     latest_checkpoint
-training.runs.files = checkpointing: CheckpointError read_state require_finite
-    write_state
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*

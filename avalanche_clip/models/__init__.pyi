@@ -5,9 +5,6 @@ from avalanche_clip.models.encoders.blocks import (
 from avalanche_clip.models.encoders.dual_encoder import (
     DualEncoder as DualEncoder,
 )
-from avalanche_clip.models.encoders.factory import (
-    create_dual_encoder as create_dual_encoder,
-)
 from avalanche_clip.models.encoders.mixture_of_features import (
     MixtureOfFeatures as MixtureOfFeatures,
 )
@@ -80,6 +77,9 @@ from avalanche_clip.models.selector.selector import (
 )
 from avalanche_clip.models.selector.training import (
     SelectorTraining as SelectorTraining,
+)
+from avalanche_clip.models.stored import (
+    create_dual_encoder as create_dual_encoder,
 )
 from avalanche_clip.models.text.growing import (
     GrowingTokenizer as GrowingTokenizer,

@@ -82,6 +82,9 @@ from avalanche_clip.benchmarks.datasets.web.folder import (
 from avalanche_clip.benchmarks.datasets.web.pairs import (
     TarPairs as TarPairs,
 )
+from avalanche_clip.benchmarks.datasets.web.stream import (
+    ShardStream as ShardStream,
+)
 from avalanche_clip.benchmarks.datasets.web.tar_index import (
     TarIndex as TarIndex,
     find_tars as find_tars,

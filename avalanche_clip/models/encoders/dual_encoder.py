@@ -329,6 +329,10 @@ class DualEncoder(nn.Module):
         prefix = f"clip.{inner_path(self.clip, self._towers.image_child)}"
         return plain_name(name[len(prefix) :]) if name.startswith(prefix) else None
 
+    def is_plain(self, name: str) -> bool:
+        """Whether a parameter is one of the architecture, with nothing attached."""
+        return self._inner_name(name) in self.plain_shapes
+
     def freeze(self, tower: str | None = None) -> None:
         """Stop training one tower, or everything.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models.encoders import weights
+from avalanche_clip.models.encoders.blocks import ATTACHMENTS
 from avalanche_clip.models.encoders.config_schema import FORMAT, check_model_file
 from avalanche_clip.models.encoders.hf_loading import plain_hf_config
 from avalanche_clip.models.encoders.towers import plain_name
@@ -48,6 +49,8 @@ def save_model(model: Storable, folder: str | Path) -> None:
     model.check_plain("save", grown=key)
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ATTACHMENTS:  # of a model that was saved here before
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
     config = model.config
     config["tokenizer"] = model.tokenizer.save(folder)
     weights.save_text_config(model.clip, config, folder)

@@ -28,10 +28,13 @@ from avalanche_clip.common.checks import (
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
+from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.suites.suite import Suite
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.stored import MODEL, save_whole
 from avalanche_clip.training.runs.checkpoint_plugin import as_kept
 from avalanche_clip.training.runs.extension import (
     EXTEND,
@@ -94,7 +97,8 @@ def run_stream(
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
 
     Writes into ``out_dir``: ``results.json``, ``metrics.csv``, TensorBoard
-    events, plots, ``report.html`` and ``checkpoints/``. A run that was killed
+    events, plots, ``report.html``, ``checkpoints/`` and, of a :class:`DualEncoder`,
+    ``model/``, which :func:`create_dual_encoder` loads. A run that was killed
     goes on from its newest checkpoint with ``resume=True``; on the CPU it then
     ends with the same weights and matrices as an uninterrupted one. With
     several processes all evaluate and the main one writes. A strategy with
@@ -437,6 +441,7 @@ class _Run:
             **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
+            "evaluation_cost": dict(self.strategy.compute.evaluation),
             "parameters": self.strategy.compute.parameters,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
@@ -454,6 +459,9 @@ class _Run:
             for stream in matrices
         }
         if distributed.is_main_process():
+            model = bare_model(self.strategy)
+            if isinstance(model, DualEncoder):
+                save_whole(model, self.folder.path / MODEL)
             write_json(self.folder.results_path, strict(results), checksum=True)
             write_report(self.folder.path)
         distributed.barrier()
