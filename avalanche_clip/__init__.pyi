@@ -177,6 +177,10 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
+)
 from avalanche_clip.models.export.export import (
     export_model as export_model,
 )
@@ -339,4 +343,7 @@ from avalanche_clip.training.templates.contract import (
 )
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate as ContrastiveTemplate,
+)
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
 )

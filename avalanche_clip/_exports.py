@@ -163,6 +163,7 @@ models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
 models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
+models.encoders.positions = models: load_tower* resize_dual_encoder*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
@@ -246,6 +247,7 @@ training.templates.contract = training.templates: MethodPlugin*
 training.templates.contrastive = training.templates: ContrastiveCriterion
     ContrastiveTemplate*
 training.templates.distillation = training.plugins: FrozenLogitScalePlugin
+training.templates.optim = training: layer_wise_rates*
 training.templates.step = training.templates: NonFiniteLossError
 """
 
