@@ -26,6 +26,10 @@ from avalanche_clip.benchmarks.classic.tic_datacomp import (
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_tables import (
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
+)
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
 )
@@ -172,6 +176,10 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
 )
 from avalanche_clip.models.export.export import (
     export_model as export_model,
@@ -335,4 +343,7 @@ from avalanche_clip.training.templates.contract import (
 )
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate as ContrastiveTemplate,
+)
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
 )
