@@ -122,10 +122,11 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         model = strategy.model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
-        count, loader = 0, self._loader(strategy, dataset)
+        given = () if dataset is None else (dataset,)
+        count, loader = 0, self._loader(strategy, *given)
         strategy.plan.announce(
             "Fisher pass",
-            len(loader) * loader.order.batch_size,
+            len(loader) * self.fisher_batch_size,
             "fisher_batches makes it shorter",
         )
         with evaluating(model), _no_half(strategy):
@@ -156,7 +157,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         """What a batch gradient adds to the Fisher."""
         return gradient.square()
 
-    def _loader(self, strategy: Any, dataset: Any) -> TrainLoader:
+    def _loader(self, strategy: Any, dataset: Any = None) -> TrainLoader:
         given = strategy.experience.dataset if dataset is None else dataset
         dataset = given.train()
         order = TrainingOrder(
