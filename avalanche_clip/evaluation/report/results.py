@@ -14,6 +14,7 @@ from avalanche_clip.common.checks import existing_file, require_type
 from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.report.summaries import (
+    BOTH_SPACES,
     MULTILINGUAL,
     is_result,
     online_summary,
@@ -196,7 +197,7 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
                 steps,
                 data.get("protocol") if shown and stream not in final else None,
                 counts.get(stream) if shown else None,
-                space,
+                BOTH_SPACES.get(metric, space),
                 last if stream in final else points,
                 per_task,
                 own,

@@ -28,6 +28,7 @@ from avalanche_clip.common.checks import (
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
+from avalanche_clip.evaluation.metrics.label_spaces import both_spaces
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
@@ -213,7 +214,7 @@ def run_stream(
             method,
         )
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
-        with folder.opened(resume), told.of(strategy):
+        with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)
 
 
