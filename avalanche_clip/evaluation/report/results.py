@@ -188,8 +188,9 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
             own = online if online and stream in online["streams"] else None
             row = None if before is None else np.array(before, dtype=np.float64)
-            # Losses have no transfer or accuracy over classes.
-            shown = is_result(metric)
+            # Losses have no transfer or accuracy over classes; those of a protocol are
+            # of the strategy's own label space.
+            shown = is_result(metric) and metric not in BOTH_SPACES
             found.setdefault(stream, {})[metric] = Matrix(
                 E,
                 None if own else row,
@@ -197,7 +198,7 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
                 steps,
                 data.get("protocol") if shown and stream not in final else None,
                 counts.get(stream) if shown else None,
-                BOTH_SPACES.get(metric, space),
+                space,
                 last if stream in final else points,
                 per_task,
                 own,
