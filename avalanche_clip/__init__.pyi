@@ -20,6 +20,9 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
@@ -167,14 +170,18 @@ from avalanche_clip.losses.temperature_distillation import (
 from avalanche_clip.models.encoders.dual_encoder import (
     DualEncoder as DualEncoder,
 )
-from avalanche_clip.models.encoders.factory import (
-    create_dual_encoder as create_dual_encoder,
-)
 from avalanche_clip.models.encoders.mixture_of_features import (
     MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
+)
+from avalanche_clip.models.export.export import (
+    export_model as export_model,
 )
 from avalanche_clip.models.moe.adapters import (
     attach_moe_adapters as attach_moe_adapters,
@@ -200,6 +207,9 @@ from avalanche_clip.models.peft.prompt import (
 )
 from avalanche_clip.models.selector.selector import (
     AutoSelector as AutoSelector,
+)
+from avalanche_clip.models.stored import (
+    create_dual_encoder as create_dual_encoder,
 )
 from avalanche_clip.models.text.growing import (
     GrowingTokenizer as GrowingTokenizer,
@@ -332,4 +342,7 @@ from avalanche_clip.training.templates.contract import (
 )
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate as ContrastiveTemplate,
+)
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
 )

@@ -28,6 +28,8 @@ benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_datas
     language_order multilingual_emoji*
 benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
+benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
+    tic_datacomp*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
@@ -65,10 +67,14 @@ benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
 benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
 benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
+benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
     read_evaluation_uids read_uid_classes read_uid_lists
+benchmarks.datasets.web.tic_shards = benchmarks.datasets: TicShards
+benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
+    build_tic_yfcc read_pair_table yfcc_caption
 benchmarks.datasets.web.uids = benchmarks: pair_to_uid* read_uid_list* uid_to_pair*
     write_uid_list*; benchmarks.datasets: as_uids combine_uid_lists find_uids
 benchmarks.datasets.xm3600 = benchmarks.datasets: XM3600 XM3600_CAPTIONS
@@ -97,6 +103,8 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+common.state_files = checkpointing: CheckpointError read_state require_finite
+    write_state
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_ranks
     class_vectors classification_metrics*
@@ -154,12 +162,13 @@ losses.similarity_distillation = losses: similarity_distillation_loss*
 losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
-models.encoders.factory = models: create_dual_encoder*
 models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
+models.encoders.positions = models: load_tower* resize_dual_encoder*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
+models.export.export = models: export_model*
 models.images.augmentation = models: TinyAugmentation
 models.images.drawing_features = models: drawing_features
 models.images.transforms = models: ImageTransform Preprocessing TinyTransform
@@ -176,6 +185,7 @@ models.selector.alexnet = models: AlexNetFeatures
 models.selector.features = models: ModelFeatures SelectorFeatures
 models.selector.selector = models: AutoSelector*
 models.selector.training = models: SelectorTraining
+models.stored = models: create_dual_encoder*
 models.text.growing = models: GrowingTokenizer*
 models.text.hf_tokenizers = models: HFCaptionTokenizer
 models.text.learning = models: LearntVocabulary
@@ -224,8 +234,6 @@ training.methods.zscl.strategy = training.supervised: ClassNameZSCL ZSCL*
     ZSCL_CLASS_INCREMENTAL zscl_variants
 training.runs.checkpoint_plugin = training.plugins: CheckpointPlugin*
     latest_checkpoint
-training.runs.files = checkpointing: CheckpointError read_state require_finite
-    write_state
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
@@ -239,6 +247,7 @@ training.templates.contract = training.templates: MethodPlugin*
 training.templates.contrastive = training.templates: ContrastiveCriterion
     ContrastiveTemplate*
 training.templates.distillation = training.plugins: FrozenLogitScalePlugin
+training.templates.optim = training: layer_wise_rates*
 training.templates.step = training.templates: NonFiniteLossError
 """
 

@@ -82,6 +82,9 @@ from avalanche_clip.training.templates.contrastive import (
     ContrastiveCriterion as ContrastiveCriterion,
     ContrastiveTemplate as ContrastiveTemplate,
 )
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
+)
 from avalanche_clip.training.templates.step import (
     NonFiniteLossError as NonFiniteLossError,
 )

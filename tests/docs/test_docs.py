@@ -20,7 +20,13 @@ from avalanche_clip.training import plugins, supervised
 DOCS = Path(__file__).parents[2] / "docs"
 README = DOCS.parent / "README.md"
 GUIDES = (
-    *("your_data.rst", "weights.rst", "branches.rst", "write_a_method.rst"),
+    *(
+        "your_data.rst",
+        "weights.rst",
+        "use_a_model.rst",
+        "branches.rst",
+        "write_a_method.rst",
+    ),
     *("command_line.rst", "suites.rst"),
     *("mirb.rst", "blind_pairs.rst"),
 )

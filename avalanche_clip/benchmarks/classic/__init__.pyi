@@ -31,6 +31,10 @@ from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry as si_blurry,
     si_blurry_emoji as si_blurry_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_datacomp import (
+    TIC_DATACOMP_STEPS as TIC_DATACOMP_STEPS,
+    tic_datacomp as tic_datacomp,
+)
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     emoji_dataset as emoji_dataset,
     tic_emoji as tic_emoji,

@@ -82,6 +82,9 @@ from avalanche_clip.benchmarks.datasets.web.folder import (
 from avalanche_clip.benchmarks.datasets.web.pairs import (
     TarPairs as TarPairs,
 )
+from avalanche_clip.benchmarks.datasets.web.stream import (
+    ShardStream as ShardStream,
+)
 from avalanche_clip.benchmarks.datasets.web.tar_index import (
     TarIndex as TarIndex,
     find_tars as find_tars,
@@ -93,6 +96,15 @@ from avalanche_clip.benchmarks.datasets.web.tic_lists import (
     read_evaluation_uids as read_evaluation_uids,
     read_uid_classes as read_uid_classes,
     read_uid_lists as read_uid_lists,
+)
+from avalanche_clip.benchmarks.datasets.web.tic_shards import (
+    TicShards as TicShards,
+)
+from avalanche_clip.benchmarks.datasets.web.tic_tables import (
+    build_tic_redcaps as build_tic_redcaps,
+    build_tic_yfcc as build_tic_yfcc,
+    read_pair_table as read_pair_table,
+    yfcc_caption as yfcc_caption,
 )
 from avalanche_clip.benchmarks.datasets.web.uids import (
     as_uids as as_uids,

@@ -14,6 +14,7 @@ from avalanche_clip.benchmarks.items.flat import raw_item
 from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.benchmarks.items.marks import digest_of, picture_pieces
 from avalanche_clip.benchmarks.items.scenario import TASK_LABELS, PartStream
+from avalanche_clip.benchmarks.items.streamed import StreamedItems
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 
 SAMPLED = 16
@@ -63,6 +64,9 @@ def content_hash(dataset: AvalancheDataset) -> str:
     :return: 16 hexadecimal digits, and words about what is not covered.
     """
     digest = hashlib.sha256(f"{len(dataset)}".encode())
+    if isinstance(dataset, StreamedItems):
+        digest.update(dataset.fingerprint().encode())
+        return f"{digest.hexdigest()[:16]} (items are not read)"
     for name in _FACTS:
         if name in dataset._data_attributes:
             column = np.ascontiguousarray(attribute_array(dataset, name))

@@ -24,6 +24,7 @@ from avalanche.benchmarks.utils.transforms import (
 from torch import Tensor
 
 from avalanche_clip.benchmarks.items.items import CheckedPairs
+from avalanche_clip.benchmarks.items.streamed import StreamedItems
 
 
 def nodes(tree: Any) -> Iterator[Any]:
@@ -161,8 +162,10 @@ def has_deterministic_images(dataset: AvalancheDataset, group: str = "train") ->
     """Tell whether a data set always gives the same image tensors.
 
     True if every image transform of the group says ``deterministic=True``; data
-    without any are not known to be.
+    without any, and streams, are not known to be.
     """
+    if isinstance(dataset, StreamedItems):
+        return False
     found = list(image_transforms(dataset, group))
     # A transform is the user's own and need not have the attribute.
     return bool(found) and all(getattr(t, "deterministic", False) for t in found)

@@ -23,6 +23,7 @@ from avalanche_clip.benchmarks.items.scenario import (
     make_scenario,
     whole_data,
 )
+from avalanche_clip.benchmarks.items.streamed import StreamedItems
 from avalanche_clip.common.checks import as_finite, require_type
 
 
@@ -135,7 +136,11 @@ def is_training_stream(name: str) -> bool:
 
 def _check_sample_ids(streams: Mapping[str, Iterable[Any]]) -> None:
     ids = {
-        name: [attribute_array(d, "sample_id") for d in whole_data(stream)]
+        name: [
+            attribute_array(d, "sample_id")
+            for d in whole_data(stream)
+            if not isinstance(d, StreamedItems)
+        ]
         for name, stream in streams.items()
     }
     none = np.empty(0, dtype=np.int64)
@@ -186,6 +191,8 @@ def prepare_dataset(
     collate = dataset.collate_fn
     what, made = "The data set's collate", "data made by make_image_text_dataset"
     require_type(collate, FieldCollate, what, made, error=ValueError)
+    if isinstance(dataset, StreamedItems):
+        return dataset.prepared(tokenizer, groups, pixels)
     if has_no_images(dataset):
         pixels = None
         groups = TransformGroups(
@@ -226,7 +233,12 @@ def require_prepared(
     collate: Any = dataset.collate_fn
     theirs = getattr(model, "tokenizer", None) if captions else None
     fault = tokenizer_fault(collate.tokenizer, theirs)
-    name = dataset._flat_data._transform_groups.current_group
+    streamed = isinstance(dataset, StreamedItems)
+    name = (
+        dataset.group
+        if streamed
+        else dataset._flat_data._transform_groups.current_group
+    )
     known = collate.pixels.get(name)
     if not fault and known and callable(getattr(model, "transform", None)):
         found = describe(model.transform(name == "train"))

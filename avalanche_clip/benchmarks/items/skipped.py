@@ -14,7 +14,8 @@ SKIP_CAUSES = (
     "archive missing",
     "archive cut off",
     "archive damaged",
-    "name refused",
+    "member refused",
+    "member too large",
     "member twice",
     "no picture",
     "no caption",
@@ -36,7 +37,9 @@ class SampleFault(ValueError):
     :param words: what was found where, and what to do.
     """
 
-    def __init__(self, cause: str, words: str) -> None:
+    def __init__(self, cause: str, words: str | None = None) -> None:
+        if words is None:  # as torch makes it again from a worker's message
+            cause, words = "other", cause
         super().__init__(words)
         self.cause = cause
 

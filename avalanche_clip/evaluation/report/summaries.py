@@ -33,6 +33,12 @@ def is_result(metric: str) -> bool:
     return "R@" in metric or metric.startswith(("Top1_Acc", "acc"))
 
 
+def is_own(metric: str) -> bool:
+    """Whether a metric is none of those that evaluators have by default."""
+    known = ("R@", "_rank", "_tie_share", "rsum", "Top1_Acc", "Loss_", "loss_")
+    return not any(part in metric for part in known)
+
+
 def online_summary(
     E: np.ndarray, counts: Sequence[int] | None, space: str | None, online: Any
 ) -> dict[str, float]:

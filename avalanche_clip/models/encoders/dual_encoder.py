@@ -86,6 +86,8 @@ class DualEncoder(nn.Module):
         self.precision = precision
         #: what says how pictures are prepared: a file, a tag, a name, the default
         self.preprocessing_source = preprocessing_source
+        #: whether activations are computed again in the backward pass
+        self.grad_checkpointing = False
         #: raw width of the shared space
         self.embed_dim = architectures.embed_dim_of(config, clip)
         #: both features of the last forward pass, ``(B, 2D)``, or None
@@ -233,10 +235,7 @@ class DualEncoder(nn.Module):
             fits = tuple(image.shape[1:]) == (3, *size)
             if fits or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
-                f"Images came as {tuple(image.shape)}, the model takes (B, 3,"
-                f" {size[0]}, {size[1]}); use model.transform(train)."
-            ) from error
+            raise inputs.wrong_size(image, size) from error
 
     def _raw_text(self, text: Tensor) -> Tensor:
         limit = self.context_length
@@ -329,6 +328,10 @@ class DualEncoder(nn.Module):
         prefix = f"clip.{inner_path(self.clip, self._towers.image_child)}"
         return plain_name(name[len(prefix) :]) if name.startswith(prefix) else None
 
+    def is_plain(self, name: str) -> bool:
+        """Whether a parameter is one of the architecture, with nothing attached."""
+        return self._inner_name(name) in self.plain_shapes
+
     def freeze(self, tower: str | None = None) -> None:
         """Stop training one tower, or everything.
 
@@ -344,12 +347,23 @@ class DualEncoder(nn.Module):
             parameters.cast_frozen(self)
         self.train(self.training)
 
-    def unfreeze(self, tower: str | None = None) -> None:
+    def unfreeze(
+        self, tower: str | None = None, last_blocks: int | None = None
+    ) -> None:
         """Train one tower again, or everything, in float32.
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
+        :param last_blocks: train only so many of the last blocks and what follows
+            them, and freeze the rest of the tower (with None: of both towers).
+        :raises ValueError: if a tower has fewer blocks.
         """
-        for parameter in self._parameters_of(tower):
+        chosen = self._parameters_of(tower)
+        if last_blocks is not None:
+            parts = [tower] if tower else list(_TOWERS)
+            chosen = parameters.last_blocks(self, parts, last_blocks)
+            for part in parts:
+                self.freeze(part)
+        for parameter in chosen:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self._still -= {tower} if tower else set(_TOWERS)
@@ -361,6 +375,17 @@ class DualEncoder(nn.Module):
         require_choice("tower", tower, (*_TOWERS, None))
         named = self.named_parameters()
         return [p for name, p in named if tower in (None, self.tower_of(name))]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep fewer activations: they are computed again in the backward pass.
+
+        Losses and gradients stay the same. Budgets do not count the second pass.
+
+        :param enable: False keeps all activations again.
+        :raises ValueError: for towers that cannot, batch norms, and with adapters.
+        """
+        parameters.set_checkpointing(self, enable)
+        self.grad_checkpointing = enable
 
     def check_trainable(self) -> None:
         """Make sure that trainable parameters are float32.
@@ -407,13 +432,7 @@ class DualEncoder(nn.Module):
             the architecture does not have.
         """
         self.check_plain("reinitialize")
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators
-            torch.default_generator.manual_seed(seed)
-            fresh = architectures.build_clip(self._config)
-        source = fresh.state_dict()
-        for name, tensor in self.clip.state_dict().items():
-            tensor.copy_(source[name])
+        parameters.reinitialize(self, seed)
         self.pretrained = None
         self.reset_scale_bound()
 

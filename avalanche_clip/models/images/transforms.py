@@ -192,14 +192,21 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
-        rotation = self.preprocessing.exif_rotation
-        placed = self._spatial(to_rgb(image, exif_rotation=rotation))
-        if self.preprocessing.trim:
-            placed = _trimmed(_as_pil(placed))
+        placed = self.place(image)
         if isinstance(placed, Tensor):
             return (placed - self._mean) / self._std
         pixels = torch.from_numpy(_planes(placed)).float()
         return pixels.div_(255).sub_(self._mean).div_(self._std)
+
+    def place(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Bring one image to the model's size, turned and trimmed, in [0, 1] or bytes.
+
+        This is :meth:`__call__` without the normalisation: what another library needs
+        that resizes and normalises, but does not trim.
+        """
+        rotation = self.preprocessing.exif_rotation
+        placed = self._spatial(to_rgb(image, exif_rotation=rotation))
+        return _trimmed(_as_pil(placed)) if self.preprocessing.trim else placed
 
     def __repr__(self) -> str:
         return (

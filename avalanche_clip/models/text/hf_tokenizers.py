@@ -82,6 +82,9 @@ class HFCaptionTokenizer(CaptionTokenizer):
                 " weights or give its folder."
             ) from error
         pad = self._inner.pad_token_id
+        zeroed = self._wrapper is not None and self._wrapper.strip_sep_token
+        if zeroed and pad is not None and pad == self._inner.sep_token_id:
+            pad = 0  # as open_clip's own call makes it
         super().__init__(
             context_length=length,
             sot_id=self._id("bos", "cls"),

@@ -330,6 +330,7 @@ class ClassNameTemplate(CLIPTemplate):
         if self.is_training:
             return super().forward()
         self.step.forget()
+        self.count_evaluated(len(self.mb_x), 0)
         return self.scorer.evaluate_batch()
 
     def _output(self, output: CLIPOutput) -> Tensor:

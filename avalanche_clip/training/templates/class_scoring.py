@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.batch import ImageTextBatch
 from avalanche_clip.common.checks import as_integer, require_array
 from avalanche_clip.common.fingerprint import tower_fingerprint
@@ -92,8 +93,6 @@ class ClassScorer:
         self.strategy = strategy
         self.spaces = spaces
         self.matrices = ClassMatrices(batch_size)
-        self.encoded = 0
-        """Prompts that evaluations have encoded."""
         self._tokenizer: Any = None
         self.forget()
 
@@ -291,7 +290,11 @@ class ClassScorer:
 
     def _encode(self, texts: list[str]) -> Tensor:
         strategy = self.strategy
-        self.encoded += len(texts)
         tokens = strategy.model.tokenizer(texts).to(strategy.device)
+        if strategy.in_training and strategy.is_training:
+            count = len(texts) * distributed.world_size()
+            strategy.compute.spend("teacher", images=0, texts=count)
+        else:
+            strategy.count_evaluated(0, len(texts))
         with strategy.autocast():
             return strategy.model.encode_text(tokens)  # type: ignore[no-any-return]

@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.items import ReadableItems
 from avalanche_clip.benchmarks.items.prepare import require_prepared
+from avalanche_clip.benchmarks.items.streamed import StreamedItems
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
     TrainLoader,
     worker_options,
 )
+from avalanche_clip.training.templates.streams import StreamLoader, StreamPart
 
 
 def _common(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -38,13 +40,14 @@ def train_loader(
     dataset, world = strategy.adapted_dataset, distributed.world_size()
     strategy.check_pool(dataset)
     size = strategy.train_mb_size * world
+    streamed = isinstance(dataset, StreamedItems)
     order = TrainingOrder(
         len(dataset),
         size,
         seed=strategy.seed,
         experience=strategy.visits.seed_number,
         shuffle=shuffle,
-        continuous=strategy.compute.limited,
+        continuous=strategy.compute.limited and not streamed,
         drop_last=drop_last,
         processes=world,
         repeats=strategy.repeats,
@@ -58,7 +61,8 @@ def train_loader(
             stacklevel=3,
         )
     rank = distributed.rank()
-    return TrainLoader(dataset, order, rank=rank, world_size=world, **common)
+    kind = StreamLoader if streamed else TrainLoader
+    return kind(dataset, order, rank=rank, world_size=world, **common)
 
 
 def eval_loader(strategy: Any, options: dict[str, Any]) -> DataLoader[Any]:
@@ -66,8 +70,10 @@ def eval_loader(strategy: Any, options: dict[str, Any]) -> DataLoader[Any]:
 
     :param options: keywords of ``eval``.
     """
+    dataset = strategy.adapted_dataset
+    streamed = isinstance(dataset, StreamedItems)
     return DataLoader(
-        ReadableItems(strategy.adapted_dataset),
+        StreamPart(dataset) if streamed else ReadableItems(dataset),
         batch_size=strategy.eval_mb_size,
         generator=torch.Generator().manual_seed(0),
         **_common(strategy, options),

@@ -28,7 +28,7 @@ from avalanche_clip.benchmarks.datasets.web.pairs import (
     decode_text,
 )
 from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
-from avalanche_clip.benchmarks.datasets.web.tars import TarFiles
+from avalanche_clip.benchmarks.datasets.web.tars import read_member
 from avalanche_clip.common.checks import (
     require_array,
     require_choice,
@@ -97,7 +97,6 @@ class WebFolder:
         index = self._checked(TarIndex.of(self.shards))
         rows = np.flatnonzero(index.rows_with(*PICTURES, *_CONTENT)).tolist()
         self.places = np.array([_place(index, row) for row in rows], dtype=np.int64)
-        self._files = TarFiles(self.shards)
         content = {
             e: [part for row in rows if (part := index.read(row, e)) is not None]
             for e in _CONTENT
@@ -113,7 +112,8 @@ class WebFolder:
     def __getitem__(self, index: int) -> Image.Image:
         shard, start, size = self.places[index].tolist()
         where = f"{self.shards[shard]}, picture {index}"
-        return read_picture(self._files.read(shard, (start, size, 0), where), where)
+        content = read_member(self.shards[shard], (start, size, 0), where)
+        return read_picture(content, where)
 
     def _checked(self, index: TarIndex) -> TarIndex:
         """Refuse archives that are not whole, or not of this format."""

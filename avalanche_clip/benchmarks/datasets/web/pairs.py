@@ -68,9 +68,11 @@ class SampleReader:
             if content is None:
                 continue
             text = decode_text(content, f"{where}.{ending}")
-            if not field:
-                return caption_lines(text) if self.lines else text
-            found = _field(text, field, f"{where}.{ending}")
+            found: str | list[str] | None = text
+            if field:
+                found = _field(text, field, f"{where}.{ending}")
+            elif self.lines:
+                found = caption_lines(text) or None
             if found is not None:
                 return found
         raise SampleFault("no caption", f"{where} has no caption {self.captions}.")

@@ -20,7 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ import numpy.typing as npt
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 from avalanche_clip.benchmarks.datasets.web.tars import (
     Samples,
-    TarFiles,
     missing,
+    read_member,
     scan,
 )
 from avalanche_clip.benchmarks.items.skipped import ON_ERROR, SampleFault
@@ -42,8 +42,9 @@ from avalanche_clip.common.checks import (
     require_distinct,
     require_some,
 )
-from avalanche_clip.common.files import read_json, replacing, unreadable, write_json
+from avalanche_clip.common.files import read_json, replacing, write_json
 from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.common.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -51,34 +52,27 @@ FOLDER = "tar_index"
 _FILE = "index.json"
 _VERSION = 1
 _TOLD = 20
+_AGAIN = "call open_tar_index with rebuild=True"
 _MEMBER = np.dtype(
     [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("ending", "<u4")]
 )
 _SAMPLE = np.dtype([("tar", "<u4"), ("members", "<u8"), ("name", "<u8")])
-_KINDS = {"members": _MEMBER, "samples": _SAMPLE, "names": np.dtype("u1")}
+_COLUMNS = {"members": _MEMBER, "samples": _SAMPLE, "names": np.dtype("u1")}
 
 
 def find_tars(folder: str | Path) -> list[Path]:
     """List the archives ``*.tar`` of a folder and of those in it, in order of name.
 
-    Numbers count as such: ``2.tar`` comes before ``10.tar``.
-
     :raises FileNotFoundError: if there is no such folder, or no archive in it.
     """
     folder = Path(folder).expanduser()
-    found = [p for p in folder.rglob("*.tar") if p.is_file()]
+    found = sorted(path for path in folder.rglob("*.tar") if path.is_file())
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no *.tar files; give the folder of the archives, or a "
             "list of their paths."
         )
-    return sorted(found, key=lambda p: [_natural(x) for x in p.parts])
-
-
-def _natural(part: str) -> tuple[int, int, str]:
-    stem = part.removesuffix(".tar")
-    digits = stem.isascii() and stem.isdigit()
-    return (0, int(stem), part) if digits else (1, 0, part)
+    return found
 
 
 class TarIndex:
@@ -103,19 +97,17 @@ class TarIndex:
         self,
         tars: Sequence[Path],
         endings: Sequence[str],
+        faults: Sequence[Sequence[str]],
         members: npt.NDArray[Any],
         samples: npt.NDArray[Any],
         names: npt.NDArray[np.uint8],
-        faults: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.tars, self.endings = list(tars), tuple(endings)
         self.faults = [SampleFault(*fault) for fault in faults]
-        self.members, self.samples = members, samples
-        self.tar = samples["tar"]
-        self._ends = samples["members"]
+        self.members, self.samples, self.tar = members, samples, samples["tar"]
+        self._ends = np.concatenate([[0], samples["members"]]).astype(np.int64)
         ends = np.concatenate([[0], samples["name"]]).astype(np.int64)
         self.names = TextColumn(memoryview(names), ends)
-        self._files = TarFiles(self.tars)
         self._source: Any = None
 
     def __len__(self) -> int:
@@ -124,9 +116,10 @@ class TarIndex:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._source is not None:  # mapped again by each process
             return self._source, ()
-        arrays = (self.members, self.samples, np.array(self.names.block))
+        names = np.array(self.names.block)
         faults = [(fault.cause, str(fault)) for fault in self.faults]
-        return TarIndex, (self.tars, self.endings, *arrays, faults)
+        known = (self.tars, self.endings, faults, self.members, self.samples, names)
+        return TarIndex, known
 
     def __deepcopy__(self, memo: Any) -> TarIndex:
         return self
@@ -135,10 +128,7 @@ class TarIndex:
         """Say which samples have a member of one of some endings, bool ``(N,)``."""
         numbers = [n for n, e in enumerate(self.endings) if e in endings]
         having = np.isin(self.members["ending"], numbers)
-        counts = np.concatenate([[0], np.cumsum(having)])
-        ends = self._ends.astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-        return counts[ends] > counts[starts]
+        return np.diff(np.concatenate([[0], np.cumsum(having)])[self._ends]) > 0
 
     def sample(self, index: int) -> dict[str, tuple[int, int, int]]:
         """Return the members of a sample: ending to place (first byte, size, CRC).
@@ -147,8 +137,7 @@ class TarIndex:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} is out of range for {len(self)}.")
-        start = int(self._ends[index - 1]) if index else 0
-        rows = self.members[start : int(self._ends[index])].tolist()
+        rows = self.members[self._ends[index] : self._ends[index + 1]].tolist()
         return {self.endings[number]: tuple(place) for *place, number in rows}
 
     def read(self, index: int, ending: str) -> bytes | None:
@@ -159,8 +148,8 @@ class TarIndex:
         place = self.sample(index).get(ending)
         if place is None:
             return None
-        number = int(self.tar[index])
-        return self._files.read(number, place, f"{self.where(index)}.{ending}")
+        where = f"{self.where(index)}.{ending}"
+        return read_member(self.tars[int(self.tar[index])], place, where)
 
     def where(self, index: int) -> str:
         """Name a sample, for messages."""
@@ -174,65 +163,40 @@ class TarIndex:
         :param checksums: read all bytes, to know later whether they changed.
         :return: an index; what was left out is in its ``faults``.
         """
-        made = _Built([Path(path) for path in tars])
-        made.scan(checksums=checksums)
-        return cls(made.tars, list(made.endings), *made.columns(), made.faults)
+        return cls(*_scanned([Path(path) for path in tars], checksums)[0])
 
 
-class _Built:
-    """Columns of an index in the making."""
-
-    def __init__(self, tars: Sequence[Path]) -> None:
-        self.tars = tars
-        self.endings: dict[str, int] = {}
-        self.faults: list[tuple[str, str]] = []
-        self.checksums: list[str] = []
-        self.stats: list[tuple[int, int]] = []
-        self._parts: list[tuple[npt.NDArray[Any], ...]] = []
-        self._ends = [0, 0]
-
-    def scan(self, *, checksums: bool) -> None:
-        for number, path in enumerate(self.tars):
-            self.stats.append(_stat(path))
-            tell = lambda fault: self.faults.append((fault.cause, str(fault)))  # noqa: E731
-            found = scan(path, tell, checksums=checksums)
-            self.checksums.append(_digest(found))
-            self._add(number, found)
-
-    def _add(self, tar: int, found: Samples) -> None:
+def _scanned(
+    tars: Sequence[Path], checksums: bool
+) -> tuple[list[Any], list[tuple[int, int, str]]]:
+    """What an index is made of, and size, time and checksum of each archive."""
+    endings: dict[str, int] = {}
+    faults: list[SampleFault] = []
+    parts: list[list[npt.NDArray[Any]]] = []
+    stats = []
+    members, letters = 0, 0
+    for tar, path in enumerate(progress(tars, "reading archives", unit="archive")):
+        stat = _stat(path)
+        found = scan(path, faults.append, checksums=checksums)
+        stats.append((*stat, _digest(found)))
         rows, samples, names = [], [], bytearray()
         for key, own in found.items():
             for ending, place in own.items():
-                known = self.endings.setdefault(ending, len(self.endings))
-                rows.append((*place, known))
+                rows.append((*place, endings.setdefault(ending, len(endings))))
             names += key.encode()
-            ends = self._ends
-            samples.append((tar, ends[0] + len(rows), ends[1] + len(names)))
-        self._parts.append(
-            (
-                np.array(rows, dtype=_MEMBER),
-                np.array(samples, dtype=_SAMPLE),
-                np.frombuffer(bytes(names), dtype=np.uint8),
-            )
-        )
-        self._ends = [self._ends[0] + len(rows), self._ends[1] + len(names)]
-
-    def columns(self) -> list[npt.NDArray[Any]]:
-        return [np.concatenate(part) for part in zip(*self._parts, strict=True)]
+            samples.append((tar, members + len(rows), letters + len(names)))
+        columns = zip((rows, samples, names), _COLUMNS.values(), strict=True)
+        parts.append([np.array(column, dtype=kind) for column, kind in columns])
+        members, letters = members + len(rows), letters + len(names)
+    told = [(fault.cause, str(fault)) for fault in faults]
+    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    return [tars, list(endings), told, *arrays], stats
 
 
 def _stat(path: Path) -> tuple[int, int]:
     """Size and time of a file, -1 for one that is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
-
-
-def _checksum(path: Path) -> str:
-    told: list[SampleFault] = []
-    return _digest(scan(path, told.append, checksums=True))
+    found = path.stat() if path.is_file() else None
+    return (-1, -1) if found is None else (found.st_size, found.st_mtime_ns)
 
 
 def _digest(samples: Samples) -> str:
@@ -250,7 +214,6 @@ def open_tar_index(
     *,
     on_error: str = "raise",
     rebuild: bool = False,
-    verify: bool = True,
 ) -> TarIndex:
     """Open the index of some archives, built when it is not there yet.
 
@@ -266,7 +229,6 @@ def open_tar_index(
         names or that occur twice: ``"raise"``, or ``"skip"``, which leaves out what
         cannot be read. They are in ``faults`` then.
     :param rebuild: build it anew, for archives that were changed on purpose.
-    :param verify: False opens without reading the arrays.
     :raises FileNotFoundError: if there are no archives.
     :raises SampleFault: (a ValueError) for the first fault, with ``"raise"``.
     :raises ValueError: if the index is damaged or of other archives, or an archive was
@@ -292,9 +254,8 @@ def open_tar_index(
     if rebuild or not (folder / _FILE).is_file():
         with _locked(folder):
             if rebuild or not (folder / _FILE).is_file():
-                _build(paths, folder)
-        rebuild = False
-    index = _open(folder, tuple(paths), verify)
+                _write(folder, *_scanned(paths, checksums=True))
+    index = _open(folder, paths)
     if on_error == "raise" and index.faults:
         raise index.faults[0]
     for fault in index.faults[:_TOLD]:
@@ -323,63 +284,47 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _build(paths: Sequence[Path], folder: Path) -> None:
-    made = _Built(paths)
-    made.scan(checksums=True)
-    _keep(made, folder)
-
-
-def _keep(made: _Built, folder: Path) -> None:
+def _write(folder: Path, made: Sequence[Any], stats: Sequence[Any]) -> None:
     """Write an index; the file that makes it valid comes last."""
     (folder / _FILE).unlink(missing_ok=True)
-    columns, seals = dict(zip(_KINDS, made.columns(), strict=True)), {}
-    for name, column in columns.items():
+    tars, endings, faults, *arrays = made
+    seals = {}
+    for name, array in zip(_COLUMNS, arrays, strict=True):
         with replacing(folder / f"{name}.npy") as temporary:
             with open(temporary, "wb") as file:
-                np.save(file, column)
+                np.save(file, array)
             seals[name] = seal_npy(temporary, {"column": name})
-    names = [os.path.relpath(path, folder) for path in made.tars]
-    tars = zip(names, made.stats, made.checksums, strict=True)
-    content = {
-        "version": _VERSION,
-        "tars": [[name, *stat, digest] for name, stat, digest in tars],
-        "endings": list(made.endings),
-        "faults": made.faults,
-        "arrays": seals,
-    }
+    names = [os.path.relpath(path, folder) for path in tars]
+    rows = [[name, *stat] for name, stat in zip(names, stats, strict=True)]
+    content = {"version": _VERSION, "tars": rows, "endings": endings, "faults": faults}
+    content["arrays"] = seals
     write_json(folder / _FILE, content, checksum=True, indent=None)
-    count = len(columns["samples"])
-    logger.info("indexed %d samples of %d archives", count, len(made.tars))
+    logger.info("indexed %d samples of %d archives", len(arrays[1]), len(tars))
 
 
-_AGAIN = "call open_tar_index with rebuild=True"
-
-
-def _open(folder: Path, paths: tuple[Path, ...], verify: bool) -> TarIndex:
+def _open(folder: Path, paths: Sequence[Path], *, checked: bool = True) -> TarIndex:
     content = read_json(folder / _FILE, checksum=True, rewrite=_AGAIN)
     if content.get("version") != _VERSION:
-        what = f"its version is {content.get('version')!r}"
-        raise unreadable(folder / _FILE, f"an index of version {_VERSION}", what)
-    _check_tars(folder, content, paths)
-    columns = []
-    for name, kind in _KINDS.items():
+        raise ValueError(f"{folder} is an index of another version; {_AGAIN}.")
+    if checked:
+        _check_tars(folder.absolute(), content["tars"], paths)
+    arrays = []
+    for name, kind in _COLUMNS.items():
         path = folder / f"{name}.npy"
-        column = read_npy(path, mmap=True, sealed=True, verify=verify)
-        if column.dtype != kind or npy_seal(path)["all"] != content["arrays"][name]:
+        array = read_npy(path, mmap=True, sealed=True, verify=checked)
+        if array.dtype != kind or npy_seal(path)["all"] != content["arrays"][name]:
             raise ValueError(f"{path} belongs to another index; {_AGAIN}.")
-        columns.append(np.asarray(column))
-    index = TarIndex(paths, content["endings"], *columns, content["faults"])
-    index._source = partial(_open, folder, paths, False)
+        arrays.append(np.asarray(array))
+    index = TarIndex(paths, content["endings"], content["faults"], *arrays)
+    index._source = partial(_open, folder, paths, checked=False)
     return index
 
 
-def _check_tars(folder: Path, content: dict[str, Any], paths: Sequence[Path]) -> None:
+def _check_tars(folder: Path, rows: Sequence[Any], paths: Sequence[Path]) -> None:
     """Compare archives with what an index says of them.
 
     :raises ValueError: naming the one that differs.
     """
-    folder = folder.absolute()
-    rows = content["tars"]
     known = [Path(os.path.normpath(folder / row[0])) for row in rows]
     if known != list(paths):
         new, gone = set(paths) - set(known), set(known) - set(paths)
@@ -389,22 +334,16 @@ def _check_tars(folder: Path, content: dict[str, Any], paths: Sequence[Path]) ->
             f"{folder} is an index of {len(known)} archives, {what}; {_AGAIN}, or give "
             "another folder."
         )
-    again = []
-    for row, path in zip(rows, paths, strict=True):
-        _, size, when, digest = row
+    for (_, size, when, digest), path in zip(rows, paths, strict=True):
         found = _stat(path)
-        if list(found) == [size, when]:
+        if found == (size, when):
             continue
         if found[0] < 0:
             raise missing(path, FileNotFoundError(2, os.strerror(2)))
-        if found[0] != size or _checksum(path) != digest:
+        same = found[0] == size  # copied, say, so that its time is another one
+        if not same or _digest(scan(path, lambda _: None, checksums=True)) != digest:
             raise ValueError(
                 f"{path} was changed after {folder} was built ({size} bytes then, "
                 f"{found[0]} now): get the archive again or, if the change is meant, "
                 f"{_AGAIN}."
             )
-        row[2] = found[1]
-        again.append(path)
-    if again:  # copied, say: the same bytes with another time
-        with suppress(OSError):
-            write_json(folder / _FILE, content, checksum=True, indent=None)

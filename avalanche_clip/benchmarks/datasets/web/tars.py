@@ -1,48 +1,29 @@
-"""Members of tar archives that may be damaged or hostile, read without unpacking.
+"""Samples of tar archives that may be damaged or hostile, read without unpacking.
 
-Plain files of the formats V7, ustar, GNU and pax are found by their headers alone.
-Links, devices and folders are passed over; nothing is written by a member's name. A
-member that would lie outside its folder, archives that are cut, damaged or compressed,
-and sparse members, whose declared size is not that of their bytes, are faults.
+Links, devices and folders are passed over; nothing is written by a member's name. What
+would lie outside its folder, sparse members, whose declared size is not that of their
+bytes, and archives that are cut, damaged or compressed are faults.
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from avalanche_clip.benchmarks.items.skipped import SampleFault
 from avalanche_clip.common.files import file_limits, found_in
 
-_BLOCK = 512
-_LONGEST = 2**20  # bytes of an extended header
 _CHUNK = 2**20
-_OPEN = 64  # files kept open per thread
-_PLAIN = (b"0", b"\0", b"7")
-# Their size field, if any, is not that of bytes that follow.
-_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")
 _ADVICE = "Download or write the archive again, or leave it out."
 
 Place = tuple[int, int, int]
 """First byte, size and CRC-32 of a member; 0 for a checksum that was not made."""
 Samples = dict[str, dict[str, Place]]
 """Members by ending, of each sample by its name."""
-
-
-class Member(NamedTuple):
-    """A plain file in an archive: its name and where its bytes are."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class _Broken(Exception):
-    """The rest of an archive cannot be read."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -59,249 +40,132 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{key}", ending.lower() if key else ""
 
 
-def members(path: Path, file: IO[bytes]) -> Iterator[Member | SampleFault]:
-    """Yield the plain files of an archive in order, and what is wrong with it.
-
-    After a fault that ends the reading (``"archive ..."``) nothing more comes: the
-    sample before it may be incomplete.
-
-    :param path: names the archive.
-    :param file: the archive, opened; its position is moved.
-    """
-    size = os.fstat(file.fileno()).st_size
-    offset, extended = 0, {}
-    try:
-        while True:
-            head = _block(file, offset, size)
-            if head == bytes(_BLOCK):
-                return
-            kind, length = _header(head, offset)
-            offset += _BLOCK
-            if "size" in extended:
-                length = _decimal(extended["size"])
-            if kind in (b"L", b"K", b"x", b"X", b"g"):
-                content = _extension(file, offset, length, size)
-                if kind == b"L":
-                    extended["path"] = content.partition(b"\0")[0]
-                elif kind in (b"x", b"X"):
-                    extended.update(_pax(content))
-            else:
-                raw, sparse = _name(head, extended)
-                extended = {}
-                if kind == b"S" or sparse:
-                    raise _Broken("damaged", f"a sparse member before byte {offset}")
-                if kind in _EMPTY:
-                    continue
-                if offset + length > size:
-                    raise _Broken("cut off", f"at byte {size}, in {raw[:80]!r}")
-                if kind in _PLAIN and not raw.endswith(b"/"):
-                    yield _checked(path, raw, offset, length)
-            offset += -(-length // _BLOCK) * _BLOCK
-    except _Broken as broken:
-        how, where = broken.args
-        words = f"{path} is not a tar of samples: it is {how}, {where}."
-        words = f"{words} Found {found_in(path)}. {_ADVICE}"
-        yield SampleFault(f"archive {how}", words)
-
-
-def _block(file: IO[bytes], offset: int, size: int) -> bytes:
-    file.seek(offset)
-    head = file.read(_BLOCK)
-    if len(head) < _BLOCK:
-        if not offset:
-            raise _Broken("damaged", "it is not a tar, or an empty one")
-        raise _Broken("cut off", f"there is no mark of its end at byte {size}")
-    return head
-
-
-def _header(head: bytes, offset: int) -> tuple[bytes, int]:
-    """Kind and size of a member; its checksum is compared."""
-    total = sum(head) - sum(head[148:156]) + 8 * 32
-    try:
-        if total != _octal(head[148:156]):
-            raise ValueError
-        return head[156:157], _octal(head[124:136])
-    except ValueError:
-        kind = "it is not a tar" if not offset else "no header of a member"
-        raise _Broken("damaged", f"{kind} at byte {offset}") from None
-
-
-def _octal(field: bytes) -> int:
-    """Read a number of a header; large ones are written in base 256."""
-    if field[0] & 0x80:
-        if field[0] != 0x80:  # negative
-            raise ValueError
-        return int.from_bytes(field[1:], "big")
-    text = field.strip(b" \0")
-    if not all(byte in b"01234567" for byte in text):
-        raise ValueError
-    return int(text or b"0", 8)
-
-
-def _decimal(field: bytes) -> int:
-    if not field.isdigit() or len(field) > 18:
-        raise _Broken("damaged", f"a member of the size {field[:20]!r}")
-    return int(field)
-
-
-def _extension(file: IO[bytes], offset: int, length: int, size: int) -> bytes:
-    if length > _LONGEST:
-        raise _Broken("damaged", f"a header of {length} bytes at byte {offset}")
-    if offset + length > size:
-        raise _Broken("cut off", f"in a header at byte {size}")
-    file.seek(offset)
-    return file.read(length)
-
-
-def _pax(content: bytes) -> dict[str, bytes]:
-    """The records of an extended header that matter."""
-    found, start = {}, 0
-    while start < len(content):
-        digits = content[start : start + 20].partition(b" ")[0]
-        end = start + (_decimal(digits) if digits else 0)
-        key, equals, value = content[start + len(digits) + 1 : end].partition(b"=")
-        if end > len(content) or not equals or not value.endswith(b"\n"):
-            raise _Broken("damaged", "an extended header that cannot be read")
-        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
-            found[key.decode("ascii", "replace")] = value[:-1]
-        start = end
-    return found
-
-
-def _name(head: bytes, extended: dict[str, bytes]) -> tuple[bytes, bool]:
-    """Name of a member as bytes, and whether it is sparse."""
-    name = head[:100].partition(b"\0")[0]
-    prefix = head[345:500].partition(b"\0")[0]
-    if prefix and head[257:263] == b"ustar\0":
-        name = prefix + b"/" + name
-    sparse = any(key.startswith("GNU.sparse.") for key in extended)
-    return extended.get("path", name), sparse
-
-
-def _checked(path: Path, raw: bytes, offset: int, size: int) -> Member | SampleFault:
-    shown = f"{path} has a member {raw[:80]!r}"
-    try:
-        name = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return SampleFault("name refused", f"{shown}, whose name is no UTF-8: {error}.")
-    parts = name.replace("\\", "/").split("/")
-    if not name or name[0] in "/\\" or ".." in parts or "\0" in name:
-        return SampleFault(
-            "name refused", f"{shown}, which would lie outside its folder."
-        )
-    return Member("/".join(p for p in name.split("/") if p != "."), offset, size)
-
-
-# -------------------------------------------------------------------- whole archives
 def scan(
     path: Path, tell: Callable[[SampleFault], None], *, checksums: bool = False
 ) -> Samples:
-    """Find the samples of an archive; those of one name need not lie together.
+    """Find the samples of an archive; the members of one need not lie together.
+
+    A sample with a member of a refused name or twice the same one is left out, and of
+    an archive that is cut or damaged the last one, which may be incomplete.
 
     :param path: of the archive.
     :param tell: called with each fault.
     :param checksums: read all bytes and note the CRC-32 of each member.
     """
     found: Samples = {}
-    dropped = set()
-    last = ""
+    dropped, key = set(), ""
     try:
         with open(path, "rb") as file:
-            for member in members(path, file):
-                if isinstance(member, SampleFault):
-                    tell(member)
-                    if member.cause.startswith("archive"):
-                        dropped.add(last)
-                    continue
-                key, ending = split_name(member.name)
-                if not ending or key.startswith("__"):
+            for member in _members(path, file):
+                key, ending = split_name("/".join(_parts(member.name)))
+                wrong = _refused(member)
+                if not wrong and (not ending or key.startswith("__")):
                     continue  # no member of a sample, as webdataset has it
-                last, own = key, found.setdefault(key, {})
-                if ending in own:
-                    words = f"{path}: {member.name} occurs twice, {key} is left out."
-                    tell(SampleFault("member twice", words))
+                own = found.setdefault(key, {})
+                if wrong or ending in own:
+                    cause = "member refused" if wrong else "member twice"
+                    wrong = wrong or "occurs twice"
+                    words = f"{path}: a member {member.name[:80]!a} {wrong}."
+                    tell(SampleFault(cause, words))
                     dropped.add(key)
                 crc = _crc(file, member) if checksums else 0
-                own[ending] = (member.offset, member.size, crc)
+                own[ending] = (member.offset_data, member.size, crc)
+    except SampleFault as fault:
+        dropped.add(key)
+        tell(fault)
     except OSError as error:
         tell(missing(path, error))
-    return {key: own for key, own in found.items() if key not in dropped}
+    return {name: own for name, own in found.items() if name not in dropped}
+
+
+def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Yield the plain files of an archive in order.
+
+    :raises SampleFault: if the rest cannot be read.
+    """
+    size, end = os.fstat(file.fileno()).st_size, 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # which would hold all of them
+                if member.size < 0 or member.offset < end:
+                    raise tarfile.ReadError("a member of a negative size")
+                end = member.offset_data + (member.size if member.isreg() else 0)
+                if end > size:
+                    raise EOFError
+                if member.isreg():
+                    yield member
+            # Behind the last header that can be read there must be an empty one.
+            file.seek(tar.offset)
+            behind = file.read(tarfile.BLOCKSIZE)
+            if behind != bytes(tarfile.BLOCKSIZE):
+                short = len(behind) < tarfile.BLOCKSIZE
+                raise EOFError if short else tarfile.ReadError("no header there")
+    except OSError:
+        raise
+    except Exception as error:  # hostile headers make tarfile raise nearly anything
+        cut = isinstance(error, EOFError) or "unexpected end" in str(error)
+        how = "cut off" if cut else "damaged"
+        cause = "" if cut else f" ({error})"
+        words = f"{path} is not a tar of samples: it is {how} behind byte {end}{cause}."
+        words = f"{words} Found {found_in(path)}. {_ADVICE}"
+        raise SampleFault(f"archive {how}", words) from error
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part != "."]
+
+
+def _refused(member: tarfile.TarInfo) -> str:
+    """What is wrong with a member that is no sound file of its folder."""
+    parts = member.name.replace("\\", "/").split("/")
+    if member.name.encode("utf-8", "replace").decode() != member.name:
+        return "has a name that is no UTF-8"
+    if not parts[0] or ".." in parts or "\0" in member.name:
+        return "would lie outside its folder"
+    return "is sparse" if member.issparse() else ""
 
 
 def missing(path: Path, error: OSError) -> SampleFault:
     """The fault of an archive that cannot be opened or read."""
-    return SampleFault(
-        "archive missing",
-        f"{path} cannot be read ({error.strerror}): the set is not complete. {_ADVICE}",
-    )
+    words = f"{path} cannot be read ({error.strerror or error}): the set is not"
+    return SampleFault("archive missing", f"{words} complete. {_ADVICE}")
 
 
-def _crc(file: IO[bytes], member: Member) -> int:
-    crc, start, end = 0, member.offset, member.offset + member.size
-    while start < end:
-        part = os.pread(file.fileno(), min(_CHUNK, end - start), start)
-        if not part:
-            return crc  # it became shorter: the reader will tell
+def _crc(file: IO[bytes], member: tarfile.TarInfo) -> int:
+    crc, start, end = 0, member.offset_data, member.offset_data + member.size
+    while start < end and (
+        part := os.pread(file.fileno(), min(_CHUNK, end - start), start)
+    ):
         crc, start = zlib.crc32(part, crc), start + len(part)
     return crc
 
 
-def require_member_size(size: int, where: str) -> None:
-    """Refuse a member that would take too much memory, before it is read.
+def read_member(path: Path, place: Place, where: str) -> bytes:
+    """Read a member of an archive.
 
-    :raises SampleFault: naming the limit, ``file_limits.member_bytes``.
+    :param place: from :func:`scan`.
+    :param where: names the member.
+    :raises SampleFault: if its bytes are not those that were found before, it is larger
+        than ``file_limits.member_bytes``, or the archive is gone.
     """
+    start, size, crc = place
     if size > file_limits.member_bytes:
         raise SampleFault(
-            "other",
+            "member too large",
             f"{where} has {size} bytes, more than the limit of "
             f"{file_limits.member_bytes}, so it is refused. If its size is meant, set "
             "avalanche_clip.file_limits.member_bytes.",
         )
-
-
-class TarFiles:
-    """Bytes of archives at noted places; few of them are open at a time.
-
-    :param paths: of the archives.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        self._own = threading.local()
-
-    def __reduce__(self) -> tuple[type, tuple[Sequence[Path]]]:
-        return TarFiles, (self.paths,)
-
-    def read(self, number: int, place: Place, where: str) -> bytes:
-        """Read a member.
-
-        :param number: of the archive.
-        :param place: of the member, from :func:`scan`.
-        :param where: names it.
-        :raises SampleFault: if its bytes are not those that were found before, it is
-            too large, or the archive is gone.
-        """
-        offset, size, crc = place
-        require_member_size(size, where)
-        try:
-            content = os.pread(self._file(number).fileno(), size, offset)
-        except OSError as error:
-            raise missing(self.paths[number], error) from error
-        if len(content) < size or (crc and zlib.crc32(content) != crc):
-            raise SampleFault(
-                "content changed",
-                f"{where}: {self.paths[number]} was cut or changed after its members "
-                "were found. Get the archive again, or build its index again.",
-            )
-        return content
-
-    def _file(self, number: int) -> IO[bytes]:
-        files: dict[int, IO[bytes]] = self._own.__dict__.setdefault("files", {})
-        file = files.pop(number, None)
-        if file is None:
-            if len(files) >= _OPEN:
-                files.pop(next(iter(files))).close()
-            file = open(self.paths[number], "rb", buffering=0)  # noqa: SIM115
-        files[number] = file  # the one used last is closed last
-        return file
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = os.pread(file.fileno(), size, start)
+    except OSError as error:
+        raise missing(path, error) from error
+    if len(content) < size or (crc and zlib.crc32(content) != crc):
+        raise SampleFault(
+            "content changed",
+            f"{where}: {path} was cut or changed after its members were found. Get the "
+            "archive again, or build its index again.",
+        )
+    return content

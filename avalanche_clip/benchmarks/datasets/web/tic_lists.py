@@ -209,4 +209,6 @@ def _is_source(entry: Any) -> bool:
     """Whether an entry of a list is no id but ids."""
     if isinstance(entry, str):
         return UID.fullmatch(entry) is None
+    if isinstance(entry, (list, tuple)):
+        return len(entry) != 2 or not all(isinstance(half, int) for half in entry)
     return isinstance(entry, (Path, Mapping, np.ndarray))

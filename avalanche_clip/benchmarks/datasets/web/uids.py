@@ -169,6 +169,22 @@ def write_uid_list(path: str | Path, uids: Any) -> None:
             write(given[begin : begin + BLOCK])
 
 
+def ordered_uids(given: Any) -> UIDArray:
+    """Return a list of ids, or map it, if it is in ascending order.
+
+    :param given: path of a list, or ids as :func:`as_uids` takes them.
+    :raises ValueError: if it is not sorted.
+    """
+    uids = read_uid_list(given) if isinstance(given, (str, Path)) else as_uids(given)
+    for begin in range(0, len(uids), BLOCK):
+        if not _ascends(uids[begin : begin + BLOCK + 1], strictly=False):
+            raise ValueError(
+                f"The UIDs {begin} to {begin + BLOCK} of a list do not ascend; write "
+                "it with write_uid_list, which sorts."
+            )
+    return uids
+
+
 def combine_uid_lists(path: str | Path, first: Any, second: Any, how: str) -> UIDArray:
     """Combine two lists of ids into a file, a piece at a time.
 
@@ -184,7 +200,7 @@ def combine_uid_lists(path: str | Path, first: Any, second: Any, how: str) -> UI
     """
     require_choice("how", how, HOW)
     with _list_writer(path) as write:
-        for ours, theirs in _merged(_ordered(first), _ordered(second)):
+        for ours, theirs in _merged(ordered_uids(first), ordered_uids(second)):
             if how == "union":
                 write(sorted_uids(np.concatenate([ours, theirs])))
             else:
@@ -271,10 +287,6 @@ def _new(part: UIDArray) -> npt.NDArray[np.bool_]:
     return np.concatenate([np.ones(min(len(part), 1), dtype=bool), other])
 
 
-def _ordered(given: Any) -> UIDArray:
-    return read_uid_list(given) if isinstance(given, (str, Path)) else as_uids(given)
-
-
 def _merged(first: UIDArray, second: UIDArray) -> Iterator[tuple[UIDArray, UIDArray]]:
     """Cut two lists at the same ids into pieces without repetitions."""
     lists, places = (first, second), [0, 0]
@@ -283,11 +295,6 @@ def _merged(first: UIDArray, second: UIDArray) -> Iterator[tuple[UIDArray, UIDAr
         for uids, place in zip(lists, places, strict=True):
             # With the id before, so that repetitions across pieces are seen.
             whole = uids[max(place - 1, 0) : place + BLOCK]
-            if not _ascends(whole, strictly=False):
-                raise ValueError(
-                    f"The UIDs {place} to {place + BLOCK} do not ascend; write the "
-                    "list with write_uid_list, which sorts it."
-                )
             if place + BLOCK < len(uids):
                 cuts.append(whole[-1:])
             parts.append(whole)
