@@ -26,6 +26,10 @@ from avalanche_clip.benchmarks.classic.tic_datacomp import (
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
 )
+from avalanche_clip.benchmarks.classic.tic_tables import (
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
+)
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
 )

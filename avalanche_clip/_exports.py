@@ -32,6 +32,7 @@ benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
     tic_datacomp*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
+benchmarks.classic.tic_tables = benchmarks.classic: tic_redcaps* tic_yfcc*
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
@@ -224,6 +225,7 @@ training.methods.restart = training.plugins: BudgetFactorPlugin* RestartPlugin*
 training.methods.tic = training.supervised: ContrastiveEWC* ContrastiveLwF*
     CumulativeAll* CumulativeAllStar* CumulativeEqual* CumulativeExp* Oracle*
     Patching* Restart* Sequential* TIC_STRATEGIES
+training.methods.tic_presets = training.supervised: TIC_PRESETS
 training.methods.sit = training.supervised: SIT*
 training.methods.vr_lwf.plugin = training.plugins: VocabularyReplayPlugin*;
     training.supervised: VRLwF*
