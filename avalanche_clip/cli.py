@@ -35,7 +35,7 @@ def find_models(text: str) -> Makers:
     :raises ValueError: for a name without weights.
     """
     from avalanche_clip.models import create_dual_encoder
-    from avalanche_clip.training.runs.models import kept_steps, load_kept
+    from avalanche_clip.models.stored import kept_steps, load_kept
 
     path = Path(text).expanduser()
     if path.is_file():

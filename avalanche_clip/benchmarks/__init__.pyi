@@ -40,6 +40,10 @@ from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
     tic_emoji_joint as tic_emoji_joint,
 )
+from avalanche_clip.benchmarks.classic.tic_tables import (
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
+)
 from avalanche_clip.benchmarks.datasets.web.uids import (
     pair_to_uid as pair_to_uid,
     read_uid_list as read_uid_list,

@@ -40,3 +40,7 @@ from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
     tic_emoji_joint as tic_emoji_joint,
 )
+from avalanche_clip.benchmarks.classic.tic_tables import (
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
+)

@@ -21,7 +21,7 @@ class TicPart:
     """The data of one experience.
 
     :param label: last year (``YYYY``) or month (``YYYYMM``) in it.
-    :param since: first year or month in it.
+    :param since: first year or month in it; None for all before.
     :param step: place of its time step.
     :param pairs: sources of its pairs, one after the other.
     :param targets: classes of the pairs, if they have some.
@@ -29,7 +29,7 @@ class TicPart:
     """
 
     label: str
-    since: str
+    since: str | None
     step: int
     pairs: Sequence[Any]
     targets: np.ndarray | None = None
@@ -54,7 +54,8 @@ def tic_scenario(streams: Mapping[str, Sequence[TicPart]], **facts: Any) -> CLSc
                     make_image_text_dataset(pairs, sample_ids=ids, targets=part.targets)
                 )
                 first += len(pairs)
-            start, end = time_bounds(part.since)[0], time_bounds(part.label)[1]
+            start = -np.inf if part.since is None else time_bounds(part.since)[0]
+            end = time_bounds(part.label)[1]
             known = {"time_label": part.label, "time_start": start, "time_end": end}
             facts_of = {**known, "step": part.step, **part.facts}
             experience = make_experience(concatenate(sets), **facts_of)

@@ -14,12 +14,11 @@ from avalanche.logging import TextLogger
 from torch import Tensor
 
 from avalanche_clip.common.checks import require_distinct, require_type
-from avalanche_clip.common.plain import plain
+from avalanche_clip.common.plain import as_stored, plain
 from avalanche_clip.common.randomness import evaluating, kept_rng
 from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.training.templates.contract import PluginContract, defines, routed
-from avalanche_clip.training.templates.settings import as_stored
 
 BEFORE = "before"
 """Row of the model before the stream; the others are numbers of evaluation points."""
