@@ -118,6 +118,9 @@ from avalanche_clip.evaluation.metrics.blind_pairs import (
 from avalanche_clip.evaluation.metrics.disorder import (
     spatial_disorder_metrics as spatial_disorder_metrics,
 )
+from avalanche_clip.evaluation.metrics.label_spaces import (
+    label_space_metrics as label_space_metrics,
+)
 from avalanche_clip.evaluation.metrics.loss_terms import (
     loss_term_metrics as loss_term_metrics,
 )

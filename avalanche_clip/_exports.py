@@ -130,6 +130,8 @@ evaluation.loggers = evaluation: MetricsCSVLogger*
 evaluation.metrics.blind_pairs = evaluation.metrics: BlindPairsMetric*
 evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
     spatial_disorder_metrics*
+evaluation.metrics.label_spaces = evaluation.metrics: LabelSpaceAccuracy
+    label_space_metrics*
 evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from avalanche_clip.models.encoders.macs import count_passes
 from avalanche_clip.models.encoders.output import (
     PRECISIONS,
     CLIPOutput,
+    compute_type,
     joint_features,
     model_output,
     unit_features,
@@ -248,14 +249,9 @@ class DualEncoder(nn.Module):
             return self._towers.encode_text(self.clip, text, end).float()
 
     def _compute_type(self, tensor: Tensor) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        if self.training:
+        if self.training and self.precision != "fp32":
             self.check_trainable()
-        kind = tensor.device.type
-        if torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, dtype=PRECISIONS[self.precision])
+        return compute_type(self.precision, tensor.device.type)
 
     # --------------------------------------------------------------------- use
     def classify(
@@ -401,10 +397,8 @@ class DualEncoder(nn.Module):
         """
         super().train(mode)
         if mode and self._still:
-            for name, module in self.named_modules():
-                is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                if is_norm and self.tower_of(name + ".") in self._still:
-                    module.eval()
+            for name, norm in parameters.batch_norms(self):
+                norm.train(self.tower_of(f"{name}.") not in self._still)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> DualEncoder:

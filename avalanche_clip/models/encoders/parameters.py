@@ -76,12 +76,16 @@ def reinitialize(model: Any, seed: int) -> None:
         tensor.copy_(source[name])
 
 
+def batch_norms(model: Any) -> list[tuple[str, nn.Module]]:
+    """List the modules that count over batches, with their names."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
+
+
 def set_checkpointing(model: Any, enable: bool) -> None:
     """See :meth:`DualEncoder.set_grad_checkpointing`."""
     switches = list(model._towers.checkpointed(model.clip))
-    norms = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
+    norms = batch_norms(model)
     held = [name for name in ATTACHMENTS if model._modules.get(name) is not None]
     if enable and (norms or held):
         what = f"model.{held[0]}" if held else "batch norms"
