@@ -362,7 +362,7 @@ def _scenario(streams: Mapping[str, Sequence[_Part]], **facts: Any) -> CLScenari
         for step, label, since, sources, known in parts:
             sets = []
             for pairs in sources:
-                options = {"sample_ids": first + np.arange(len(pairs))}
+                options: dict[str, Any] = {"sample_ids": first + np.arange(len(pairs))}
                 if isinstance(pairs, LabelledImages):
                     options["targets"] = pairs.targets
                 sets.append(make_image_text_dataset(pairs, **options))
