@@ -244,13 +244,9 @@ def _test_sets(name: str, matrix: Matrix) -> tuple[list[str], list[Any]]:
         gains = E[-1] - matrix.before
         signs = [html.signed(gain, name) for gain in (*gains, gains.mean())]
         parts["gained"] = ["–" if sign.endswith("–") else sign for sign in signs]
-    if matrix.by_step and 1 < len(E) <= columns:
-        first = E[:0] if matrix.before is None else matrix.before[None]
-        old = np.vstack([first, E[:-1]])[:, : len(E) - 1]
-        lost = old.max(axis=0) - E[-1, : len(E) - 1]
-        empty = ["–"] * (columns - len(lost))
+    if len(lost := matrix.lost()):
         *each, mean = _with_mean(lost, name)
-        parts["forgotten"] = [*each, *empty, mean]
+        parts["forgotten"] = [*each, *["–"] * (columns - len(lost)), mean]
     labels = [*matrix.labels, "all, mean"] if columns > 1 else matrix.labels
     rows = [
         (label, [column[k] for column in parts.values()])
