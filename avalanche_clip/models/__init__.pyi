@@ -11,6 +11,10 @@ from avalanche_clip.models.encoders.mixture_of_features import (
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
 )
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
+)
 from avalanche_clip.models.encoders.presets import (
     PRESETS as PRESETS,
 )

@@ -15,6 +15,7 @@ from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.functional.intervals import Interval, wilson_interval
 from avalanche_clip.evaluation.report.summaries import (
+    BOTH_SPACES,
     MULTILINGUAL,
     is_result,
     online_summary,
@@ -233,14 +234,16 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             guessed = results.get("chance", {}).get(stream, {}).get(metric)
             # Losses have no transfer or accuracy over classes.
             shown = is_result(metric)
+            other = metric in BOTH_SPACES  # a protocol is one of the strategy's space
+            named = shown and not other and stream not in final
             found.setdefault(stream, {})[metric] = Matrix(
                 E,
                 None if own else row,
                 labels,
                 steps,
-                data.get("protocol") if shown and stream not in final else None,
+                data.get("protocol") if named else None,
                 sizes if shown and len(sizes or ()) == E.shape[1] else None,
-                space,
+                None if other else space,
                 last if stream in final else points,
                 per_task,
                 own,

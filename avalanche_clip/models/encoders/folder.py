@@ -22,7 +22,7 @@ from avalanche_clip.models.text.token_table import (
 )
 
 USAGE_FILE = "token_usage.safetensors"
-_DRAWING = ("init", "std", "seed")  # how new rows of a token table are drawn
+DRAWING = ("init", "std", "seed")  # how new rows of a token table are drawn
 
 
 def save_model(model: Storable, folder: str | Path) -> None:
@@ -103,7 +103,7 @@ def _growth_facts(
     return {
         "base_rows": table.base_rows,
         "rows": table.num_embeddings,
-        **{name: getattr(table, name) for name in _DRAWING},
+        **{name: getattr(table, name) for name in DRAWING},
         "tokenizer": tokenizer,
     }
 
@@ -125,7 +125,7 @@ def restore_growth(
         Path(growth["folder"], USAGE_FILE), growth["rows"]
     )
     tokenizer = build_tokenizer(growth["tokenizer"], context_length, trim=trim)
-    drawing = {name: growth[name] for name in _DRAWING}
+    drawing = {name: growth[name] for name in DRAWING}
     table = attach_token_embedding(model, tokenizer=tokenizer, **drawing)
     rest = {"usage": usage, "active": None, "factor": 1.0, "tokenizer": None}
     table.load_growth_state({**growth, **rest})

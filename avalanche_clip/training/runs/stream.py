@@ -28,6 +28,7 @@ from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.metrics._values import bare_model
+from avalanche_clip.evaluation.metrics.label_spaces import both_spaces
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
@@ -111,8 +112,8 @@ def run_stream(
 
     :param strategy: a strategy of this package whose evaluator holds
         :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
-        on class names (as by default). Its own :class:`CheckpointPlugin`, if it
-        has one, is used.
+        on class names (as by default), where :func:`label_space_metrics` is added.
+        Its own :class:`CheckpointPlugin` is used.
     :param benchmark: prepared with the strategy's model.
     :param out_dir: folder of the run.
     :param streams: names of the streams to evaluate.
@@ -149,8 +150,7 @@ def run_stream(
         and bars with the time left of what takes long on standard error; loggers that
         print there stay quiet. 2: what these loggers print, and bars, without such
         lines. 0: nothing.
-    :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
-        ``multiprocessing_context``, ...).
+    :param train_options: passed to ``train`` and ``eval`` (``num_workers``, ...).
     :return: matrices, summaries and cost.
     :raises OSError: if the disk cannot hold the checkpoints, before anything is written
         (also a ValueError).
@@ -203,12 +203,11 @@ def run_stream(
         check_run(strategy, benchmark)
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        final = tuple(final_streams)
         run = _Run(
             strategy,
             benchmark,
             tuple(streams),
-            final,
+            tuple(final_streams),
             points,
             attached,
             train_options,
@@ -216,7 +215,7 @@ def run_stream(
             method,
         )
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
-        with folder.opened(resume), told.of(strategy):
+        with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)
 
 
