@@ -45,6 +45,7 @@ from avalanche_clip.training.runs.extension import (
 )
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
+from avalanche_clip.training.runs.observed import Observed
 from avalanche_clip.training.runs.plugin_state import collect
 from avalanche_clip.training.runs.points import (
     EvaluationPoints,
@@ -164,6 +165,8 @@ def run_stream(
         lines. 0: nothing.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``, ...).
     :return: matrices, summaries and cost.
+    :raises OSError: if the disk cannot hold the checkpoints, before anything is written
+        (also a ValueError).
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
@@ -252,6 +255,7 @@ class _Run:
     _begin: float | None = None
     _spent: float = 0.0
     folder: RunFolder = field(init=False)
+    observed: Observed = field(init=False)
 
     def __post_init__(self, method: str | None) -> None:
         self.data = data_summary(self.benchmark)
@@ -282,6 +286,10 @@ class _Run:
         self.folder = folder
         if self.source is not None:
             self.source.give(self.strategy)
+        self.strategy.prepare_on = self.prepare_on
+        self.observed = Observed(folder.path)
+        evaluator = self.strategy.evaluator
+        evaluator.loggers = [*evaluator.loggers, self.observed]
         start = self.load()
         if not self.done:
             reset_metrics(self.strategy)
@@ -317,6 +325,7 @@ class _Run:
             if state["inside"]:
                 self.strategy._pending.then = count
         self.suites.load_state_dict(own.get("suites"))
+        self.observed.restore(own.get("observed"))
         spent = float(own["train_seconds"])
         if state["inside"]:
             self._spent = spent
@@ -341,6 +350,7 @@ class _Run:
             "steps": self.points.steps[: max(self.done - 1, 0)],
             "seconds": self.seconds,
             "suites": self.suites.state_dict(),
+            "observed": self.observed.stored(),
             "train_seconds": 0.0 if self._begin is None else self._train_seconds(),
         }
 
@@ -359,13 +369,9 @@ class _Run:
         """Train one experience."""
         self.next, self._begin = index, time.perf_counter()
         experience = self.benchmark.train_stream[index]
-        self.strategy.prepare_on = self.prepare_on
-        try:
-            self.strategy.train(
-                experience, eval_streams=self._validation(index), **self.options
-            )
-        finally:
-            self.strategy.prepare_on = None
+        self.strategy.train(
+            experience, eval_streams=self._validation(index), **self.options
+        )
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
         self.next, self._begin, self._spent = index + 1, None, 0.0
@@ -417,7 +423,7 @@ class _Run:
         evaluator = self.strategy.evaluator
         # What a metric said of an earlier model is no value of this one.
         before, evaluator.last_metric_results = evaluator.last_metric_results, {}
-        with self.told.evaluating(self, row, due):
+        with self.told.evaluating(self, row, due), self.observed.evaluating(row):
             values = self.strategy.eval(due, **self.options)
         evaluator.last_metric_results = {**before, **values}
         return read_row(values, name, len(self.benchmark.streams[name]))
@@ -444,6 +450,7 @@ class _Run:
         }
         compute = self.strategy.compute.report(model_macs(self.strategy))
         compute["nominal_units"] = nominal_units(self.strategy)
+        sizes = {name: len(self.benchmark.streams[name]) for name in self.named}
         online = {"streams": list(self.met), **self.points.online()}
         results = {
             "method": self.identity["method"],
@@ -465,6 +472,7 @@ class _Run:
             "matrices": mapped(matrices, lambda values, path: values.tolist()),
             "metrics": metric_results(self.strategy),
             **self.suites.results(),
+            **self.observed.results(sizes, self.final),
         }
         stored = report.matrices(results)
         summary = results["summary"] = {
