@@ -139,8 +139,7 @@ def run_stream(
         stays as it is: branches that none of its plugins has made are frozen. Needed
         again on resuming.
     :param prepare_on: data that plugins are prepared on before the first step, in
-        place of its own (:meth:`MethodPlugin.prepare`): of EWC the importances of the
-        weights that the run begins with.
+        place of its own (:meth:`MethodPlugin.prepare`): EWC measures importances.
     :param method: name of the method in reports and comparisons; default the
         strategy's class. Name combinations of plugins.
     :param evaluate_at: after which steps to evaluate, and to write the checkpoints
