@@ -20,8 +20,10 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
-from avalanche_clip.benchmarks.classic.tic_datacomp import (
+from avalanche_clip.benchmarks.classic.tic_clip import (
     tic_datacomp as tic_datacomp,
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
@@ -116,6 +118,9 @@ from avalanche_clip.evaluation.metrics.blind_pairs import (
 from avalanche_clip.evaluation.metrics.disorder import (
     spatial_disorder_metrics as spatial_disorder_metrics,
 )
+from avalanche_clip.evaluation.metrics.label_spaces import (
+    label_space_metrics as label_space_metrics,
+)
 from avalanche_clip.evaluation.metrics.loss_terms import (
     loss_term_metrics as loss_term_metrics,
 )
@@ -167,14 +172,15 @@ from avalanche_clip.losses.temperature_distillation import (
 from avalanche_clip.models.encoders.dual_encoder import (
     DualEncoder as DualEncoder,
 )
-from avalanche_clip.models.encoders.factory import (
-    create_dual_encoder as create_dual_encoder,
-)
 from avalanche_clip.models.encoders.mixture_of_features import (
     MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
 )
 from avalanche_clip.models.export.export import (
     export_model as export_model,
@@ -203,6 +209,9 @@ from avalanche_clip.models.peft.prompt import (
 )
 from avalanche_clip.models.selector.selector import (
     AutoSelector as AutoSelector,
+)
+from avalanche_clip.models.stored import (
+    create_dual_encoder as create_dual_encoder,
 )
 from avalanche_clip.models.text.growing import (
     GrowingTokenizer as GrowingTokenizer,
@@ -335,4 +344,7 @@ from avalanche_clip.training.templates.contract import (
 )
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate as ContrastiveTemplate,
+)
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
 )

@@ -28,8 +28,8 @@ benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_datas
     language_order multilingual_emoji*
 benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
-benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
-    tic_datacomp*
+benchmarks.classic.tic_clip = benchmarks.classic: TIC_DATACOMP_STEPS tic_datacomp*
+    tic_redcaps* tic_yfcc*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
@@ -71,7 +71,7 @@ benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
-    read_evaluation_uids read_uid_classes read_uid_lists
+    read_evaluation_uids read_uid_lists
 benchmarks.datasets.web.tic_shards = benchmarks.datasets: TicShards
 benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
     build_tic_yfcc read_pair_table yfcc_caption
@@ -103,6 +103,8 @@ benchmarks.teacher.store = benchmarks: TeacherFeatureStore; benchmarks.datasets:
     TeacherFeatureStore
 budget = : ComputeBudget*
 common.files = : file_limits*
+common.state_files = checkpointing: CheckpointError read_state require_finite
+    write_state
 evaluation.functional.blind_pairs = evaluation.functional: BlindPair clip_blind_pairs*
 evaluation.functional.classification = evaluation.functional: class_ranks
     class_vectors classification_metrics*
@@ -128,6 +130,8 @@ evaluation.loggers = evaluation: MetricsCSVLogger*
 evaluation.metrics.blind_pairs = evaluation.metrics: BlindPairsMetric*
 evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
     spatial_disorder_metrics*
+evaluation.metrics.label_spaces = evaluation.metrics: LabelSpaceAccuracy
+    label_space_metrics*
 evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*
@@ -158,9 +162,9 @@ losses.similarity_distillation = losses: similarity_distillation_loss*
 losses.temperature_distillation = losses: temperature_distillation_loss*
 models.encoders.blocks = models: BlockView
 models.encoders.dual_encoder = models: DualEncoder*
-models.encoders.factory = models: create_dual_encoder*
 models.encoders.mixture_of_features = models: MixtureOfFeatures*
 models.encoders.output = models: CLIPOutput*
+models.encoders.positions = models: load_tower* resize_dual_encoder*
 models.encoders.presets = models: PRESETS
 models.encoders.rewriting = models: rewrite_file
 models.encoders.weights = models: save_weights
@@ -181,6 +185,7 @@ models.selector.alexnet = models: AlexNetFeatures
 models.selector.features = models: ModelFeatures SelectorFeatures
 models.selector.selector = models: AutoSelector*
 models.selector.training = models: SelectorTraining
+models.stored = models: create_dual_encoder*
 models.text.growing = models: GrowingTokenizer*
 models.text.hf_tokenizers = models: HFCaptionTokenizer
 models.text.learning = models: LearntVocabulary
@@ -219,6 +224,7 @@ training.methods.restart = training.plugins: BudgetFactorPlugin* RestartPlugin*
 training.methods.tic = training.supervised: ContrastiveEWC* ContrastiveLwF*
     CumulativeAll* CumulativeAllStar* CumulativeEqual* CumulativeExp* Oracle*
     Patching* Restart* Sequential* TIC_STRATEGIES
+training.methods.tic_presets = training.supervised: TIC_PRESETS
 training.methods.sit = training.supervised: SIT*
 training.methods.vr_lwf.plugin = training.plugins: VocabularyReplayPlugin*;
     training.supervised: VRLwF*
@@ -229,8 +235,6 @@ training.methods.zscl.strategy = training.supervised: ClassNameZSCL ZSCL*
     ZSCL_CLASS_INCREMENTAL zscl_variants
 training.runs.checkpoint_plugin = training.plugins: CheckpointPlugin*
     latest_checkpoint
-training.runs.files = checkpointing: CheckpointError read_state require_finite
-    write_state
 training.runs.plugin_state = checkpointing: register_plugin_state*
 training.runs.progress = training.plugins: ProgressPlugin*
 training.runs.resume = checkpointing: capture_state load_state* save_state*
@@ -244,6 +248,7 @@ training.templates.contract = training.templates: MethodPlugin*
 training.templates.contrastive = training.templates: ContrastiveCriterion
     ContrastiveTemplate*
 training.templates.distillation = training.plugins: FrozenLogitScalePlugin
+training.templates.optim = training: layer_wise_rates*
 training.templates.step = training.templates: NonFiniteLossError
 """
 

@@ -47,6 +47,10 @@ class ComputeBudget:
         self.samples = sizes.get("samples")
         self.macs = None if macs is None else as_finite(macs, "budget_macs", above=0)
         self.experiences: list[dict[str, dict[str, float]]] = []
+        self.ahead = False
+        """Whether what is booked so far came before the first experience."""
+        self.evaluation = {"images": 0, "texts": 0}
+        """What evaluations of streams and suites have encoded, outside the budget."""
         self.parameters: list[dict[str, int]] = []
         """Numbers of parameters of the model in each experience."""
 
@@ -83,7 +87,13 @@ class ComputeBudget:
         return planned
 
     def start_experience(self) -> None:
-        """Open the account of another experience."""
+        """Open the account of another experience.
+
+        What was booked before the first one belongs to it.
+        """
+        if self.ahead:
+            self.ahead = False
+            return
         if self.experiences:
             last = self.experiences.pop()
             self.experiences.append(_shared(last, self.experiences))
@@ -122,6 +132,7 @@ class ComputeBudget:
         require_choice("kind", kind, KINDS)
         if not self.experiences:
             self.start_experience()
+            self.ahead = True
         entry = self.experiences[-1].setdefault(
             kind, {"images": 0, "texts": 0, "steps": 0}
         )
@@ -130,6 +141,15 @@ class ComputeBudget:
         entry["steps"] += steps
         if samples is not None:
             entry["samples"] = entry.get("samples", 0) + samples
+
+    def spend_evaluation(self, *, images: int, texts: int) -> None:
+        """Book forward passes of an evaluation, beside the budget.
+
+        :param images: images encoded.
+        :param texts: captions or prompts encoded.
+        """
+        self.evaluation["images"] += images
+        self.evaluation["texts"] += texts
 
     def report(self, macs: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Summarise what was spent.
@@ -165,13 +185,15 @@ class ComputeBudget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the account as plain data."""
-        account = {"experiences": self.experiences, "parameters": self.parameters}
-        return copy.deepcopy(account)
+        names = ("experiences", "parameters", "evaluation", "ahead")
+        return copy.deepcopy({name: getattr(self, name) for name in names})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the account by a stored one."""
         self.experiences = copy.deepcopy(state["experiences"])
         self.parameters = copy.deepcopy(list(state.get("parameters", ())))
+        self.evaluation = dict(state.get("evaluation", {"images": 0, "texts": 0}))
+        self.ahead = state.get("ahead", False)
 
 
 def _shared(entry: dict[str, Any], known: list[dict[str, Any]]) -> dict[str, Any]:

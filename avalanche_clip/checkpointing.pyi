@@ -1,5 +1,5 @@
 # Written by tools/write_faces.py from avalanche_clip/_exports.py.
-from avalanche_clip.training.runs.files import (
+from avalanche_clip.common.state_files import (
     CheckpointError as CheckpointError,
     read_state as read_state,
     require_finite as require_finite,

@@ -1,5 +1,7 @@
 """Command line: ``python -m avalanche_clip evaluate MODEL --suite zero-shot``.
 
+``report RUN`` writes the page of a run anew, ``compare RUN...`` that of several.
+
 A model is NAME:TAG (tiny-emoji:icons, ViT-B-32:openai) or NAME:FILE, a folder that
 holds a model, a weight file in such a folder, hf:ID, or the folder of a run, of which
 each step is scored that it has kept.
@@ -33,7 +35,7 @@ def find_models(text: str) -> Makers:
     :raises ValueError: for a name without weights.
     """
     from avalanche_clip.models import create_dual_encoder
-    from avalanche_clip.training.runs.models import kept_steps, load_kept
+    from avalanche_clip.models.stored import kept_steps, load_kept
 
     path = Path(text).expanduser()
     if path.is_file():
@@ -238,6 +240,51 @@ def _text(rows: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
+# ---------------------------------------------------------------- report, compare
+def report(options: argparse.Namespace) -> None:
+    """Write the page of a run anew, from its results; print its path.
+
+    :param options: see :func:`main`.
+    """
+    from avalanche_clip.evaluation.report import write_report
+
+    sys.stdout.write(f"{write_report(options.folder)}\n")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Write a page that compares runs; print its path.
+
+    Folders of one name are repetitions, and so are the runs in the folders of a folder
+    that is no run itself.
+
+    :param options: see :func:`main`.
+    :raises ValueError: if there are more names than folders, or fewer.
+    """
+    from avalanche_clip.evaluation.report import write_comparison
+    from avalanche_clip.evaluation.report.results import load_results
+
+    folders = options.folders
+    names = options.names.split(",") if options.names is not None else None
+    if names is not None and (len(names) != len(folders) or not all(names)):
+        raise ValueError(
+            f"--names {options.names} gives {len(list(filter(None, names)))} names for "
+            f"{len(folders)} folders; give one for each, with commas between."
+        )
+    runs = []
+    for folder, name in zip(folders, names or [None] * len(folders), strict=True):
+        for run in _runs_in(folder):
+            found = load_results(run)
+            runs.append(found if name is None else {**found, "method": name})
+    page = write_comparison(options.out, runs, metric=options.metric)
+    sys.stdout.write(f"{page}\n")
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder of a run, or those of runs that lie in a folder."""
+    inside = sorted(path.parent for path in folder.glob("*/results.json"))
+    return [folder] if (folder / "results.json").exists() or not inside else inside
+
+
 # --------------------------------------------------------------------------- main
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m avalanche_clip", description=__doc__)
@@ -251,6 +298,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=_folder, help="folder of results, kept")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--device", default="cpu")
+    text = "write report.html of a run anew"
+    one = commands.add_parser("report", help=text, description=report.__doc__)
+    one.set_defaults(command=report)
+    one.add_argument("folder", type=_folder, help="of a finished run")
+    text = "compare runs in comparison.html"
+    one = commands.add_parser("compare", help=text, description=compare.__doc__)
+    one.set_defaults(command=compare)
+    one.add_argument("folders", nargs="+", type=_folder, help="of finished runs")
+    one.add_argument("--names", help="of the methods, one per folder: a,b")
+    one.add_argument("--metric", help="of plots and matrices; default mean R@1")
+    one.add_argument("--out", type=_folder, default=Path(), help="default: here")
     return parser
 
 

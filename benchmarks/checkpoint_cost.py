@@ -31,9 +31,9 @@ from avalanche_clip.benchmarks import (
     prepare_benchmark,
     time_stamped_benchmark,
 )
+from avalanche_clip.common.state_files import read_state
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import create_dual_encoder
-from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.resume import save_state
 from avalanche_clip.training.supervised import CumulativeExp
 

@@ -117,7 +117,7 @@ def plot(runs: Mapping[str, Sequence[Any]], path: Path) -> None:
             bars = values.std(0, ddof=1) if len(values) > 1 else None
             looks = {"color": colour, "marker": marker, "capsize": 3, "label": method}
             ax.errorbar(range(values.shape[1]), values.mean(0), yerr=bars, **looks)
-        name_ticks(ax, ["before", *STEPS], long=True)
+        name_ticks(ax, ["before", *STEPS], room=5)
         ax.set_ylim(bottom=0)
         ax.set_title(name, loc="left", fontweight="bold")
     figure.axes[0].legend(frameon=False)

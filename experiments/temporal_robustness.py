@@ -354,7 +354,7 @@ def plot_over_time(summary: Mapping[str, Any], path: Path) -> None:
             bars = np.abs(values[:, 1:] - values[:, :1]).T
             looks = {"color": colour, "marker": marker, "capsize": 3, "label": name}
             ax.errorbar(range(len(steps)), values[:, 0], yerr=bars, **looks)
-            name_ticks(ax, list(steps), long=True)
+            name_ticks(ax, list(steps), room=5.5)
         ax.set_title(kind, loc="left", fontweight="bold")
         ax.set_ylabel("R@1 (%)" if kind == "retrieval" else "accuracy (%)")
         ax.set_ylim(bottom=0)

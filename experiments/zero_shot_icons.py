@@ -328,7 +328,7 @@ def plot(lines: Sequence[Row], preset: str, path: Path) -> None:
     chance = [100 * row.chance for row in shown]
     half = np.arange(len(shown))
     ax.hlines(chance, half - 0.45, half + 0.45, color=INK, lw=1.5, label="chance")
-    name_ticks(ax, [row.name for row in shown], long=True)
+    name_ticks(ax, [row.name for row in shown])
     title = f"Zero-shot on an unseen style, {preset}"
     finish(figure, ax, title, "", "named rightly (%)")
     save_figure(figure, path)

@@ -14,6 +14,7 @@ from avalanche_clip import cli
 from avalanche_clip.evaluation.suites import ZeroShotSuite
 from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.models import create_dual_encoder
+from tests.evaluation.results import make_results
 from tests.training.runs.test_models import trained
 
 BASE = "tiny-emoji:emoji-2010"
@@ -175,3 +176,60 @@ def test_evaluate__tasks_of_no_name_are_no_default(capsys):
         cli.main(["evaluate", "tiny-emoji:icons", "--suite=zero-shot", "--tasks="]) == 2
     )
     assert "tasks [''] are unknown" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Results of two methods, the second with two seeds below one folder."""
+    for name, seed in (("a", 0), ("b/seed_0", 0), ("b/seed_1", 1)):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(make_results("M", seed)))
+    return tmp_path
+
+
+def command(capsys, *words):
+    code = cli.main([*map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def test_report__is_written_anew(folders, capsys):
+    page = folders / "a" / "report.html"
+    assert command(capsys, "report", folders / "a") == (0, f"{page}\n", "")
+    assert "rose from" in page.read_text() or "fell from" in page.read_text()
+    code, text, said = command(capsys, "report", folders)
+    assert code == 2 and "results.json" in said and not text
+
+
+def test_compare__names_are_those_of_the_methods(folders, capsys, monkeypatch):
+    here = folders / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    words = [folders / "a", folders / "b", "--names", "first one,other"]
+    assert command(capsys, "compare", *words) == (0, "comparison.html\n", "")
+    stored = json.loads((here / "comparison.json").read_text())["test"]["mean_R@1"]
+    assert list(stored) == ["first one", "other"]
+    assert [len(row["final"]["runs"]) for row in stored.values()] == [1, 2]
+    out = folders / "new" / "folder"
+    code, text, _ = command(capsys, "compare", *words, "--out", out)
+    assert code == 0 and text == f"{out / 'comparison.html'}\n"
+    assert (out / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [("x", "1 names for 2 folders"), ("x,y,z", "3 names"), ("x,", "1 names")],
+)
+def test_compare__names_that_do_not_fit(folders, capsys, names, message):
+    words = ["compare", folders / "a", folders / "b", "--names", names]
+    code, text, said = command(capsys, *words, "--out", folders / "out")
+    assert code == 2 and message in said and not text
+    assert not (folders / "out").exists()
+
+
+def test_compare__refusals_are_one_line(folders, capsys):
+    pairs = ((folders / "nothing", "nothing"), (folders / "a", "pass runs once"))
+    for other, message in pairs:
+        words = ["compare", folders / "a", other, "--out", folders]
+        code, text, said = command(capsys, *words)
+        assert code == 2 and message in said and said.count("\n") == 1 and not text

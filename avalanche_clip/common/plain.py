@@ -65,6 +65,21 @@ def strict(value: Any) -> Any:
     return mapped(value, finite)
 
 
+def as_stored(value: Any) -> Any:
+    """What JSON gives back of plain data; numbers that are not finite as text.
+
+    Numbers of numpy and of tensors count as Python's.
+    """
+    if isinstance(value, dict):
+        return {str(k): as_stored(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_stored(v) for v in value]
+    value = as_number(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is a number, text, bool or None, or is nested of them."""
     if isinstance(value, Mapping):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.common.checks import as_size, require_some
+from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.evaluation.functional import retrieval_metrics
 from avalanche_clip.evaluation.metrics.retrieval import FeatureBank, RetrievalMetric
@@ -56,7 +57,7 @@ def embed(
     )
     tokenizer: Any = model.tokenizer
     with evaluating(model):
-        for batch, *_ in loader:
+        for batch, *_ in progress(loader, "encoding"):
             with autocast():
                 output = (encode or model)(batch.to(device))
             metric.collect(output, batch, tokenizer.pad_id)

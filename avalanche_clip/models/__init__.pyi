@@ -5,14 +5,15 @@ from avalanche_clip.models.encoders.blocks import (
 from avalanche_clip.models.encoders.dual_encoder import (
     DualEncoder as DualEncoder,
 )
-from avalanche_clip.models.encoders.factory import (
-    create_dual_encoder as create_dual_encoder,
-)
 from avalanche_clip.models.encoders.mixture_of_features import (
     MixtureOfFeatures as MixtureOfFeatures,
 )
 from avalanche_clip.models.encoders.output import (
     CLIPOutput as CLIPOutput,
+)
+from avalanche_clip.models.encoders.positions import (
+    load_tower as load_tower,
+    resize_dual_encoder as resize_dual_encoder,
 )
 from avalanche_clip.models.encoders.presets import (
     PRESETS as PRESETS,
@@ -80,6 +81,9 @@ from avalanche_clip.models.selector.selector import (
 )
 from avalanche_clip.models.selector.training import (
     SelectorTraining as SelectorTraining,
+)
+from avalanche_clip.models.stored import (
+    create_dual_encoder as create_dual_encoder,
 )
 from avalanche_clip.models.text.growing import (
     GrowingTokenizer as GrowingTokenizer,

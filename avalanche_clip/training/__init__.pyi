@@ -52,6 +52,9 @@ from avalanche_clip.training.methods.tic import (
     Sequential as Sequential,
     TIC_STRATEGIES as TIC_STRATEGIES,
 )
+from avalanche_clip.training.methods.tic_presets import (
+    TIC_PRESETS as TIC_PRESETS,
+)
 from avalanche_clip.training.methods.vr_lwf.plugin import (
     VRLwF as VRLwF,
 )
@@ -81,6 +84,9 @@ from avalanche_clip.training.templates.contract import (
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveCriterion as ContrastiveCriterion,
     ContrastiveTemplate as ContrastiveTemplate,
+)
+from avalanche_clip.training.templates.optim import (
+    layer_wise_rates as layer_wise_rates,
 )
 from avalanche_clip.training.templates.step import (
     NonFiniteLossError as NonFiniteLossError,

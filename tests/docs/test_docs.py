@@ -30,6 +30,7 @@ GUIDES = (
     ),
     *("command_line.rst", "suites.rst"),
     *("mirb.rst", "blind_pairs.rst"),
+    "tic_clip.rst",
 )
 # The comment is invisible on the page and marks the block that follows it.
 MARK = "<!-- tested example -->"
@@ -65,6 +66,14 @@ PRINTED = "\n".join(
         r"24 questions, chance 0\.5",
         r"\d+ pairs look the same",
         r"0\.4\d\d? tell them by name",
+        r"\['0', '2', '3', '5'\]",
+        r"\{'0': \{'train': 2, 'test': 1\}, .*\}",
+        r"\['2008', '2010', '2012', '2014'\]",
+        r"photo 0\. seen in 2008\. ",
+        r"sequential 7\.0 2\.65e\+19 MACs",
+        r"cumulative-all-star 10\.5 3\.98e\+19 MACs",
+        r"oracle 28\.0 1\.06e\+20 MACs",
+        "ViT-B-16 256 22500",
     ]
 )
 CODE = re.compile(

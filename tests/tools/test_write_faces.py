@@ -14,7 +14,7 @@ def test_stubs__are_those_of_the_table():
             f"{path} is out of date; run python tools/write_faces.py."
         )
     root = stubs[script.PACKAGE / "__init__.pyi"]
-    assert "from avalanche_clip.models.encoders.factory import (" in root
+    assert "from avalanche_clip.models.stored import (" in root
     assert "    create_dual_encoder as create_dual_encoder," in root
 
 

@@ -5,9 +5,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import LRSchedulerPlugin
 
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import (
     assert_same_weights,

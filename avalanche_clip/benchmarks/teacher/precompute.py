@@ -42,6 +42,7 @@ from avalanche_clip.common.checks import (
     require_some,
     require_type,
 )
+from avalanche_clip.common.progress import bar
 
 _ID_NAMES = {
     "image": ("image_id", "source_id", "sample_id"),
@@ -74,6 +75,7 @@ def precompute_teacher_features(
     batch_size: int = 128,
     dtype: str = "float32",
     num_workers: int = 0,
+    budget: Any = None,
 ) -> TeacherFeatureStore:
     """Encode each picture and each English caption once, into a store on disk.
 
@@ -95,6 +97,8 @@ def precompute_teacher_features(
     :param batch_size: pictures or captions per pass.
     :param dtype: ``"float32"``, or ``"float16"`` for half the size.
     :param num_workers: processes that read pictures.
+    :param budget: :class:`ComputeBudget` to book the passes on as ``"teacher"``, such
+        as ``strategy.compute``; what the store had before costs nothing.
     :return: the store.
     :raises ValueError: if there is a store of another model, other data or another
         type, or a damaged one, if another process is writing it, if samples of one id
@@ -106,6 +110,7 @@ def precompute_teacher_features(
     as_size(num_workers, "num_workers", least=0)
     path = Path(path).expanduser().absolute()
     store: TeacherFeatureStore | None = None
+    spent: dict[str, int] = {}
     with distributed.together("making a store of teacher features"):
         if distributed.is_main_process():
             job = _Job(model, dataset, path, dtype)
@@ -114,6 +119,10 @@ def precompute_teacher_features(
             compare_headers(path, read_header(path), job.header)
             # What was written a moment ago is not read again.
             store = TeacherFeatureStore.open(path, verify=not made)
+            spent = job.spent
+    if budget is not None:
+        spent = distributed.broadcast_object(spent)
+        budget.spend("teacher", images=spent["image"], texts=spent["text"])
     # What the main process has verified is not read again by each of the others.
     return store or TeacherFeatureStore.open(path, verify=False)
 
@@ -126,6 +135,8 @@ class _Job:
         self.transform = model.transform(False)
         found = zip(*(self._index(kind) for kind in KINDS))
         self.ids, self.first, self.marks = (dict(zip(KINDS, part)) for part in found)
+        self.spent = dict.fromkeys(KINDS, 0)
+        """Forward passes that the store took here."""
         self.header: dict[str, Any] = {
             "format": FORMAT,
             "model": {kind: model.state_fingerprint(kind) for kind in KINDS},
@@ -196,11 +207,12 @@ class _Job:
             self.model.eval()
             try:
                 with torch.no_grad():
-                    texts = self._texts(writer.done["text"], batch_size)
+                    done = dict(writer.done)
+                    texts = self._texts(done["text"], batch_size)
                     self._fill("text", writer, texts)
-                    done = writer.done["image"]
-                    images = self._images(done, batch_size, num_workers)
+                    images = self._images(done["image"], batch_size, num_workers)
                     self._fill("image", writer, images)
+                    self.spent = {k: len(self.ids[k]) - done[k] for k in KINDS}
             finally:
                 for module, mode in was_training:
                     module.training = mode
@@ -211,6 +223,13 @@ class _Job:
         self, kind: str, writer: FeatureWriter, batches: Iterator[Tensor]
     ) -> None:
         """Write the features of one kind, noting the progress now and then."""
+        rows, begun = len(self.ids[kind]), writer.done[kind]
+        with bar(f"teacher's {kind}s", rows, unit=kind, initial=begun) as shown:
+            self._write(kind, writer, batches, shown)
+
+    def _write(
+        self, kind: str, writer: FeatureWriter, batches: Iterator[Tensor], shown: Any
+    ) -> None:
         for number, features in enumerate(batches, 1):
             values = features.float().cpu()
             if self.header["dtype"] == "float16":
@@ -223,6 +242,7 @@ class _Job:
                     "look at the model."
                 )
             writer.append(kind, values.numpy())
+            shown.update(len(values))
             if number % _FLUSH == 0 or writer.done[kind] == len(self.ids[kind]):
                 writer.note(kind)
 

@@ -20,7 +20,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(hits: int, total: int, level: float = 0.95) -> Interval:
+def wilson_interval(hits: float, total: int, level: float = 0.95) -> Interval:
     """Return Wilson's score interval of a share.
 
     Source: Wilson, JASA 1927.

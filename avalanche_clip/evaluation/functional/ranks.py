@@ -17,6 +17,7 @@ from avalanche_clip.common.checks import (
     require_choice,
     require_indices,
 )
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.functional._inputs import (
     ArrayLike,
     as_float_matrix,
@@ -275,7 +276,7 @@ def _rank_tiles(
     scores_memory = texts.new_empty(min(chunk_size, num_texts) * width)
     mask_memory = texts.new_empty(min(height, chunk_size, num_texts) * width)
     key = 0
-    for top in range(0, num_texts, chunk_size):
+    for top in progress(range(0, num_texts, chunk_size), "ranking", unit="block"):
         rows = slice(top, min(top + chunk_size, num_texts))
         for left in range(0, num_images, chunk_size):
             columns = slice(left, min(left + chunk_size, num_images))

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from avalanche_clip.benchmarks.items.prepare import require_prepared
 from avalanche_clip.common.checks import as_size, require_some
+from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import evaluating, kept_rng, seed_cpu
 
 
@@ -75,7 +76,7 @@ class Probe:
         try:
             with evaluating(model), kept_rng(device):
                 seed_cpu(0)
-                for batch, *_ in loader:
+                for batch, *_ in progress(loader, "probe"):
                     with torch.autocast(device.type, enabled=False):
                         output = model(_first_captions(batch).to(device))
                     images.append(output.image_features.float())

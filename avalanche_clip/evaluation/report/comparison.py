@@ -26,10 +26,18 @@ from avalanche_clip.evaluation.report.results import (
     total_budget,
 )
 from avalanche_clip.evaluation.report.suites import SuiteGroup, suite_sections
+from avalanche_clip.evaluation.report.tables import (
+    Runs,
+    differences,
+    last_table,
+    spread,
+    summary_table,
+)
+from avalanche_clip.evaluation.report.words import describe_methods
 
-# the values whose small numbers are the good ones
-_LOWER_IS_BETTER = ("forgetting", "F_Last")
-_BUDGET_SCORE = "average_accuracy"
+_REFERENCES = ("Joint",)
+"""Strategies that others are measured by: they do not compete."""
+_BARS = ("final", "A_Last", "forgetting", "recall_forgetting", "F_Last")
 
 
 def write_comparison(
@@ -40,12 +48,14 @@ def write_comparison(
 ) -> Path:
     """Compare the runs of several methods: mean and spread over seeds.
 
-    Suites that all runs have scored are compared, too.
+    Suites that all runs have scored are compared, too. A value is marked as the best
+    only if it is better than all others by twice the deviation of the difference; runs
+    of :class:`Joint` are references, which do not compete.
 
     Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
-    means, deviations and single values, and PNG plots: bars over methods, final
-    score against budget, and the mean matrix of each method. Files are replaced at
-    once; the JSON holds its checksum.
+    means, deviations and single values, and PNG plots: methods over time, bars of the
+    end and of forgetting, final score against budget, and the mean matrix of each
+    method. Files are replaced at once; the JSON holds its checksum.
 
     :param out_dir: folder to write to; made if missing.
     :param results: one entry per run: the content of ``results.json``, its
@@ -67,21 +77,23 @@ def write_comparison(
         require_choice("metric", name, tables[stream])
     counts = sorted({len(rows) for rows in runs.values()})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    lead = (
-        f"{len(runs)} methods, {seeds} seeds each; mean ± standard deviation over seeds"
-    )
+    lead = f"{len(runs)} methods, {seeds} {'seed' if seeds == '1' else 'seeds'} each"
+    lead += "; mean ± standard deviation over seeds" if counts[-1] > 1 else ""
     content = {
         s: {m: _stored(methods) for m, methods in t.items()} for s, t in tables.items()
     }
     write_json(folder / "comparison.json", strict(content), checksum=True)
+    streams = [
+        _stream(folder, runs, stream, names[stream], metrics)
+        for stream, metrics in tables.items()
+    ]
     page = html.render(
         "comparison.html",
         title="Comparison of methods",
+        sentence=streams[0]["sentence"],
         lead=lead,
-        streams=[
-            _stream(folder, runs, stream, names[stream], metrics)
-            for stream, metrics in tables.items()
-        ],
+        streams=streams,
+        settings=differences(runs),
         suites=_suites(folder, runs),
         runs=_run_rows(runs),
         hashes=sorted(
@@ -93,25 +105,8 @@ def write_comparison(
     return path
 
 
-Runs = dict[str, list[dict[str, Any]]]
 # score (not rank or tie share) -> method -> matrices of its runs
 Tables = dict[str, dict[str, list[Matrix]]]
-# header, and the label and (mean, deviation, best) of the cells of each row
-SpreadTable = tuple[list[str], list[tuple[str, list[tuple[float, float, bool]]]]]
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return mean and sample standard deviation; NaN deviation for one value.
-
-    :param values: one value per seed.
-    :return: both, NaN if a value is NaN.
-
-    >>> spread([1.0, 3.0]).mean, round(spread([1.0, 3.0]).deviation, 4)
-    (2.0, 1.4142)
-    """
-    data = np.asarray(values, dtype=np.float64)
-    deviation = float(data.std(ddof=1)) if len(data) > 1 else math.nan
-    return Spread(float(data.mean()), deviation)
 
 
 def text_table(lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -187,12 +182,22 @@ def _collect(runs: Runs) -> dict[str, Tables]:
 
 def _values(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, list[float]]]:
     """Return method -> name of the value -> that of each run, NaN where it has none."""
-    runs = {m: [matrix.summary() for matrix in rows] for m, rows in methods.items()}
+    runs = {m: [_summary(matrix) for matrix in rows] for m, rows in methods.items()}
     keys = dict.fromkeys(k for rows in runs.values() for row in rows for k in row)
     return {
         method: {key: [row.get(key, math.nan) for row in rows] for key in keys}
         for method, rows in runs.items()
     }
+
+
+def _summary(matrix: Matrix) -> dict[str, float]:
+    """Values of a run, those that every run has first."""
+    before, end = matrix.before, matrix.E[-1]
+    first = {
+        "before": math.nan if before is None else float(before.mean()),
+        "final": float((end if matrix.online is None else end[~np.isnan(end)]).mean()),
+    }
+    return first | matrix.summary()
 
 
 def _summaries(methods: Mapping[str, list[Matrix]]) -> dict[str, dict[str, Spread]]:
@@ -216,19 +221,29 @@ def _stream(
 ) -> dict[str, Any]:
     """What the page shows about one stream."""
     percent = html.is_fraction(name)
-    summaries = _summaries(metrics[name])
+    methods = metrics[name]
+    summaries = _summaries(methods)
+    references = [m for m, rows in methods.items() if _is_reference(runs[m], rows)]
     end = html.file_name(f"{stream}_{name}")
+    images = []
+    if (figure := _over_time(methods, references, name, stream)) is not None:
+        images.append(plots.save_figure(figure, folder / f"over_time_{end}.png"))
     shown = {
-        method: {k: v for k, v in values.items() if math.isfinite(v.mean)}
+        method: {
+            key: values[key]
+            for key in _BARS
+            if key in values and math.isfinite(values[key].mean)
+        }
         for method, values in summaries.items()
     }
-    images = []
-    if any(shown.values()):
-        bars = plots.plot_comparison(
-            shown, title=f"{name} on stream {stream}", ylabel=name, percent=percent
-        )
-        images.append(plots.save_figure(bars, folder / f"comparison_{end}.png"))
-    points = _budget_points(runs, metrics[name])
+    bars = plots.plot_comparison(
+        shown,
+        title=f"{name} at the end of stream {stream}",
+        ylabel=name,
+        percent=percent,
+    )
+    images.append(plots.save_figure(bars, folder / f"comparison_{end}.png"))
+    points = _budget_points(runs, methods)
     if points:
         figure = plots.plot_budget(
             points,
@@ -239,8 +254,8 @@ def _stream(
         )
         images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
     means = []
-    alike = _alike(metrics[name])
-    for method, rows in metrics[name].items() if alike else ():
+    alike = _alike(methods)
+    for method, rows in methods.items() if alike else ():
         mean = _mean_matrix(rows)
         heat = plots.plot_matrix(
             mean.E,
@@ -254,16 +269,80 @@ def _stream(
     return {
         "stream": stream,
         "name": name,
-        "summary": _summary_table(summaries),
+        "sentence": _sentence(name, summaries, references),
+        "summary": summary_table(summaries, references),
         "images": images,
-        "last": _last_table(metrics[name]) if alike else None,
+        "last": last_table(methods, references) if alike else None,
+        "known": _known(methods) if alike else [],
         "means": means,
         "others": {
-            other: _summary_table(_summaries(methods))
-            for other, methods in metrics.items()
+            other: summary_table(_summaries(rows), references)
+            for other, rows in metrics.items()
             if other != name
         },
     }
+
+
+def _is_reference(results: Sequence[Mapping[str, Any]], rows: list[Matrix]) -> bool:
+    named = {result.get("config", {}).get("strategy") for result in results}
+    return named <= {*_REFERENCES} or all(matrix.joint for matrix in rows)
+
+
+def _sentence(
+    name: str, summaries: Mapping[str, Mapping[str, Spread]], references: list[str]
+) -> str:
+    missing = Spread(math.nan, math.nan)
+    key = "A_Last" if any("A_Last" in row for row in summaries.values()) else "final"
+    lost = next((k for k in _BARS[2:] if any(k in r for r in summaries.values())), "")
+    return describe_methods(
+        name,
+        {m: row[key] for m, row in summaries.items()},
+        {m: row.get(lost, missing) for m, row in summaries.items()},
+        [row["before"].mean for row in summaries.values()],
+        references,
+    )
+
+
+def _over_time(
+    methods: Mapping[str, list[Matrix]], references: list[str], name: str, stream: str
+) -> Any:
+    """Draw the mean over test sets of each method, if all have the same points.
+
+    A reference of one training is a level.
+    """
+    every = {m: rows for m, rows in methods.items() if not all(r.joint for r in rows)}
+    found = [matrix for rows in every.values() for matrix in rows]
+    if not found or any(m.row_labels != found[0].row_labels for m in found):
+        return None
+    if any(m.online is not None for m in found):
+        return None  # The mean over classes of each time is no score.
+    lines = {m: np.stack([r.over_time() for r in rows]) for m, rows in every.items()}
+    start = 0 if any(np.isfinite(line[:, 0]).all() for line in lines.values()) else 1
+    levels = {
+        m: float(np.mean([matrix.E[-1].mean() for matrix in methods[m]]))
+        for m in references
+        if m not in every
+    }
+    return plots.plot_methods(
+        {m: line[:, start:] for m, line in lines.items()},
+        ["before", *found[0].row_labels][start:],
+        title=f"Mean of {name} over the test sets of stream {stream}",
+        ylabel=name,
+        percent=html.is_fraction(name),
+        levels={**levels, "chance": found[0].mean_chance()},
+    )
+
+
+def _known(methods: Mapping[str, list[Matrix]]) -> list[tuple[str, list[float]]]:
+    """Rows of what is the same for all: test items, chance, scores before."""
+    found = [matrix for rows in methods.values() for matrix in rows]
+    rows = []
+    for label in ("counts", "chance", "before"):
+        values = [getattr(matrix, label) for matrix in found]
+        known = all(value is not None for value in values)
+        if known and all(np.array_equal(value, values[0]) for value in values):
+            rows.append((label, list(values[0])))
+    return rows
 
 
 def _suites(folder: Path, runs: Runs) -> list[dict[str, Any]]:
@@ -281,7 +360,7 @@ def _suites(folder: Path, runs: Runs) -> list[dict[str, Any]]:
             {
                 "title": f"{first.suite}: {first.name}",
                 "metric": first.cells[0][1],
-                "table": _last_table(methods, best=first.one_metric),
+                "table": last_table(methods, best=first.one_metric),
                 "image": _suite_figure(path, first, methods),
             }
         )
@@ -308,19 +387,17 @@ def _suite_figure(
     what = group.name if group.one_metric else group.cells[0][1]
     parts = slice(None) if group.one_metric else slice(1)
     lines = {
-        name: np.mean([(m.before, *m.E) for m in rows], axis=0)[:, parts].mean(axis=1)
+        name: np.stack(
+            [np.vstack([m.before, m.E])[:, parts].mean(axis=1) for m in rows]
+        )
         for name, rows in methods.items()
     }
-    figure = plots.plot_over_time(
-        np.stack(list(lines.values()), axis=1)[1:],
-        before=[line[0] for line in lines.values()],
-        labels=list(lines),
-        row_labels=labels,
-        diagonal=False,
+    figure = plots.plot_methods(
+        lines,
+        ["before", *labels],
         title=f"{group.suite}: {what}",
         ylabel=what,
         percent=group.percent,
-        kind="method",
     )
     return plots.save_figure(figure, path)
 
@@ -344,50 +421,12 @@ def _mean_matrix(rows: list[Matrix]) -> Matrix:
     )
 
 
-def _summary_table(summaries: Mapping[str, Mapping[str, Spread]]) -> SpreadTable:
-    keys = list(next(iter(summaries.values())))
-    rows = {method: list(values.values()) for method, values in summaries.items()}
-    smaller = [key in _LOWER_IS_BETTER for key in keys]
-    return _with_best([key.replace("_", " ") for key in keys], rows, smaller)
-
-
-def _last_table(
-    methods: Mapping[str, list[Matrix]], *, best: bool = True
-) -> SpreadTable:
-    rows = {
-        method: [spread(column) for column in np.stack([m.E[-1] for m in runs]).T]
-        for method, runs in methods.items()
-    }
-    labels = next(iter(methods.values()))[0].labels
-    return _with_best(labels, rows, [False if best else None] * len(labels))
-
-
-def _with_best(
-    columns: list[str], rows: Mapping[str, list[Spread]], smaller: list[Any]
-) -> SpreadTable:
-    """Mark the best mean of each column; none without a choice, or if None is asked."""
-    best = []
-    for column, small in zip(zip(*rows.values(), strict=True), smaller, strict=True):
-        finite = {cell.mean for cell in column if math.isfinite(cell.mean)}
-        choose = min if small else max
-        several = len(finite) > 1 and small is not None
-        best.append(choose(finite) if several else math.nan)
-    return ["method", *columns], [
-        (
-            method,
-            [(*cell, cell.mean == top) for cell, top in zip(cells, best, strict=True)],
-        )
-        for method, cells in rows.items()
-    ]
-
-
 def _budget_points(
     runs: Runs, methods: Mapping[str, list[Matrix]]
 ) -> dict[str, list[tuple[float, float]]]:
     points = {}
     for method, rows in runs.items():
-        values = [matrix.summary() for matrix in methods[method]]
-        scores = [v.get(_BUDGET_SCORE, v.get("final", math.nan)) for v in values]
+        scores = [_summary(matrix)["final"] for matrix in methods[method]]
         pairs = zip(map(total_budget, rows), scores, strict=True)
         finite = [pair for pair in pairs if all(map(math.isfinite, pair))]
         if finite:

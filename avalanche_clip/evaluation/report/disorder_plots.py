@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,8 +21,9 @@ from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_float64_a
 from avalanche_clip.evaluation.report.drawing import (
     INK,
     SOFT,
+    add_legend,
     add_title,
-    draw_line,
+    draw_runs,
     look,
     name_ticks,
     names_of,
@@ -92,15 +93,14 @@ def plot_disorder(
         for number, method in enumerate(runs):
             for key, dash in zip(panel.keys, cycle(_DASHES)):
                 named = {"label": method} if key == panel.keys[0] else {}
-                _draw_runs(ax, runs[method][key], number, linestyle=dash, **named)
-        _finish_steps(ax, names)
-        ax.set_title(panel.title, fontsize=11, color=INK, loc="left")
+                draw_runs(ax, runs[method][key], number, linestyle=dash, **named)
+        _finish_steps(ax, names, figure.get_figwidth() / len(parts))
+        ax.set_title(panel.title, color=INK, loc="left")
         if len(panel.keys) > 1:
             _explain_dashes(ax, panel)
     axes[0].set_ylabel(ylabel)
     if len(runs) > 1:
-        handles, _ = axes[0].get_legend_handles_labels()
-        figure.legend(handles=handles, loc="outside right center", frameon=False)
+        add_legend(figure, *axes[0].get_legend_handles_labels())
     add_title(figure, title)
     return figure
 
@@ -141,7 +141,7 @@ def plot_angle_histograms(
     ):
         values = [angles(*pair).abs().cpu().numpy() for pair in pairs]
         _draw_histograms(ax, values)
-        ax.set_title(heading, fontsize=11, color=INK, loc="left")
+        ax.set_title(heading, color=INK, loc="left")
         ax.set_ylabel(f"share of {things} (%)")
     add_title(figure, title)
     return figure
@@ -171,18 +171,8 @@ def _steps(runs: Mapping[str, Mapping[str, np.ndarray]]) -> int:
     return every.pop()
 
 
-def _draw_runs(ax: Axes, runs: np.ndarray, number: int, **options: Any) -> None:
-    x, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
-    colour, _ = draw_line(ax, x, mean, number, 5.5, **options)
-    if len(runs) > 1:
-        spread = runs.std(axis=0, ddof=1)
-        ax.fill_between(
-            x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0
-        )
-
-
-def _finish_steps(ax: Axes, names: list[str]) -> None:
-    name_ticks(ax, names, max(map(len, names)) > 5 or len(names) > 10)
+def _finish_steps(ax: Axes, names: list[str], room: float) -> None:
+    name_ticks(ax, names, room)
     ax.set_xlim(-0.3, len(names) - 0.7)
     if ax.dataLim.y0 >= 0:
         ax.set_ylim(bottom=0)
@@ -205,7 +195,6 @@ def _explain_dashes(ax: Axes, panel: Panel) -> None:
         handles,
         names,
         frameon=False,
-        fontsize=9,
         handlelength=2.6,
         loc="upper left",
         ncols=min(len(names), 3),
@@ -240,4 +229,4 @@ def _draw_histograms(ax: Axes, parts: list[np.ndarray]) -> None:
     ax.set_xlabel("degrees")
     if any(values.size for values in parts):
         _leave_room(ax)
-        ax.legend(frameon=False, fontsize=9, loc="upper right")
+        ax.legend(frameon=False, loc="upper right")

@@ -1,7 +1,8 @@
-"""Style and building blocks of the figures."""
+"""Style and building blocks of the figures: one width, one size of text."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from avalanche_clip.common.checks import require_length
 
-# Okabe and Ito's palette: distinct under all common colour deficiencies.
+# Okabe and Ito's palette, distinct under all common colour deficiencies, and four more.
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -25,6 +27,10 @@ COLOURS = (
     "#56B4E9",
     "#000000",
     "#B8A900",
+    "#6A3D9A",
+    "#8C564B",
+    "#8A8A8A",
+    "#A50F35",
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -33,6 +39,17 @@ SOFT = "#767676"
 GRID = "#E3E3E3"
 MISSING = "#EDEDED"
 CELL_LIMIT = 16
+LINE_LIMIT = 12
+"""More lines cannot be told apart by colour and marker."""
+
+WIDTH = 4.9
+"""Inches of a figure that a page shows as it is, and a phone at two thirds."""
+SIZE = 10.0
+"""Points of all text."""
+LETTER, ROW = 0.085, 0.19
+"""Inches that a letter and a line of text take."""
+_TURN = 35
+_LONGEST = 24
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -53,16 +70,49 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 def finish(
     figure: Figure, ax: Axes, title: str, xlabel: str, ylabel: str, things: str = ""
 ) -> None:
-    """Write labels and title, and the legend, of ``things``, beside the axes."""
+    """Write labels and title, and the legend, of ``things``, below the axes."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    legend = ax.legend(
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        add_legend(figure, handles, names, things)
+    add_title(figure, title)
+
+
+def add_legend(
+    figure: Figure, handles: Sequence[Any], names: Sequence[str], things: str = ""
+) -> None:
+    """Put a legend below everything, in as many columns as fit side by side."""
+    names = [shorten(name, 34) for name in names]
+    legend = figure.legend(
+        handles,
+        names,
         title=things or None,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
+        loc="outside lower left",
+        ncols=_legend_columns(names, figure.get_figwidth()),
+        columnspacing=1.0,
+        handlelength=1.8,
+        alignment="left",
         frameon=False,
     )
     legend.get_title().set_color(SOFT)
-    add_title(figure, title)
+
+
+def lines_height(names: Sequence[str], ticks: Sequence[str]) -> float:
+    """Height of a figure of lines, with its legend and the names of its points."""
+    names = [shorten(name, 34) for name in (*names, "chance")]
+    rows = -(-len(names) // _legend_columns(names, WIDTH)) + 1
+    turned = min(max(map(len, ticks)), _LONGEST) * LETTER * np.sin(np.radians(_TURN))
+    return float(2.7 + turned + ROW * rows)
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    column = 0.55 + LETTER * max(map(len, names))
+    return max(1, min(len(names), int(width / column)))
+
+
+def shorten(name: str, longest: int = _LONGEST) -> str:
+    """Cut a name that would fill a figure."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def names_of(
@@ -75,10 +125,26 @@ def names_of(
     return [str(label) for label in labels]
 
 
-def name_ticks(ax: Axes, names: list[str], long: bool, turn: int = 30) -> None:
-    """Write names below an axes, turned where they are long."""
-    looks: dict[str, Any] = {"rotation": turn, "ha": "right"} if long else {}
-    ax.set_xticks(range(len(names)), names, **{"rotation": 0, "ha": "center", **looks})
+def name_ticks(ax: Axes, names: Sequence[str], room: float | None = None) -> None:
+    """Write names below an axes, turned, cut and left out so that none overlap.
+
+    The last name is always there.
+
+    :param ax: with one place per name, from 0.
+    :param names: what to write.
+    :param room: width of the axes in inches; default that of the whole figure.
+    """
+    figure: Any = ax.figure
+    each = ((room or figure.get_figwidth()) - 0.9) / len(names)
+    shown = [shorten(name) for name in names]
+    widest = LETTER * (max(map(len, shown)) + 1)
+    flat = widest <= each or max(map(len, shown)) <= 4
+    needed = widest if flat else ROW / np.sin(np.radians(_TURN))
+    places = range(len(names))[:: -max(1, int(np.ceil(needed / each)))][::-1]
+    looks: dict[str, Any] = {"rotation": 0, "ha": "center"}
+    if not flat:
+        looks = {"rotation": _TURN, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(list(places), [shown[place] for place in places], **looks)
 
 
 def draw_line(
@@ -99,10 +165,22 @@ def budget_axis(ax: Axes, top: float) -> None:
 
 
 def add_title(figure: Figure, title: str) -> None:
-    """Write a title at the top left."""
+    """Write a title at the top left, and give all text its one size; call last."""
     if title:
-        figure.suptitle(
-            title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK
+        lines = textwrap.fill(title, int(figure.get_figwidth() / LETTER / 1.05))
+        figure.suptitle(lines, x=0.01, ha="left", fontweight="bold", color=INK)
+    for text in figure.findobj(Text):
+        text.set_fontsize(SIZE)
+
+
+def draw_runs(ax: Axes, runs: Any, number: int, **options: Any) -> None:
+    """Draw the mean of runs ``(runs, points)`` in a band of a standard deviation."""
+    x, mean = np.arange(runs.shape[1]), runs.mean(axis=0)
+    colour, _ = draw_line(ax, x, mean, number, 5.5, **options)
+    if len(runs) > 1:
+        spread = runs.std(axis=0, ddof=1)
+        ax.fill_between(
+            x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0
         )
 
 
@@ -121,7 +199,7 @@ def style(ax: Axes) -> None:
         ax.spines[side].set_color(SOFT)
     ax.grid(axis="y", color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
-    ax.tick_params(colors=INK, length=3, labelsize=10)
+    ax.tick_params(colors=INK, length=3, labelsize=SIZE)
 
 
 def unit(name: str, percent: bool) -> str:
@@ -144,7 +222,7 @@ def shared_limits(blocks: list[np.ndarray]) -> Normalize:
 def draw_cells(ax: Axes, block: np.ndarray, colours: Any, limits: Normalize) -> Any:
     """Draw a block as coloured cells with their numbers; NaN is grey."""
     image = ax.imshow(block, cmap=colours, norm=limits, aspect="auto")
-    ax.tick_params(length=0, labelsize=10, colors=INK)
+    ax.tick_params(length=0, labelsize=SIZE, colors=INK)
     ax.spines[:].set_visible(False)
     rows, columns = block.shape
     ax.set_xticks(np.arange(columns - 1) + 0.5, minor=True)
@@ -159,7 +237,7 @@ def draw_cells(ax: Axes, block: np.ndarray, colours: Any, limits: Normalize) -> 
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         colour = SOFT if missing else ("white" if dark else INK)
         text = "–" if missing else f"{value:.1f}"
-        ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10)
+        ax.text(j, i, text, ha="center", va="center", color=colour, size=SIZE)
     return image
 
 

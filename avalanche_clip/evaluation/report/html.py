@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 _NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs", "count", "texts")
 
@@ -30,6 +32,16 @@ def score(value: float | None, metric: str) -> str:
         return "–"
     text = f"{value * 100 if is_fraction(metric) else value:.1f}"
     return "0.0" if text == "-0.0" else text
+
+
+def signed(value: float, metric: str) -> str:
+    """Format a difference with its sign."""
+    return score(value, metric) if value < 0 else f"+{score(value, metric)}"
+
+
+def unit(metric: str) -> str:
+    """What follows a value in a sentence."""
+    return " %" if is_fraction(metric) else ""
 
 
 def spread(mean: float, deviation: float, metric: str) -> str:
@@ -92,9 +104,10 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "css_width": _css_width,
         "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
         "duration": duration,
-        "flat": lambda values: _flat("", values),
+        "flat": lambda values: flat("", values),
         "quantity": quantity,
         "score": score,
         "spread": spread,
@@ -102,12 +115,20 @@ def _environment() -> Environment:
     return environment
 
 
-def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+def _css_width(path: Path) -> int:
+    """Width of a picture at 96 dots per inch of what it was drawn with."""
+    with Image.open(path) as image:
+        dots = image.info.get("dpi", (96.0, 96.0))[0]
+        return round(image.width * 96 / dots)
+
+
+def flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Names of all values of nested mappings, with dots between."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+            yield from flat(f"{prefix}.{key}" if prefix else str(key), inner)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         for index, inner in enumerate(value):
-            yield from _flat(f"{prefix}[{index}]", inner)
+            yield from flat(f"{prefix}[{index}]", inner)
     else:
         yield prefix, value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from avalanche_clip.common.files import write_text
 from avalanche_clip.evaluation.functional import (
@@ -16,6 +18,7 @@ from avalanche_clip.evaluation.functional import (
     transfer_average_last,
     transfer_per_task,
 )
+from avalanche_clip.evaluation.functional.intervals import Interval
 from avalanche_clip.evaluation.report import html, plots
 from avalanche_clip.evaluation.report.results import (
     Matrix,
@@ -23,6 +26,7 @@ from avalanche_clip.evaluation.report.results import (
     load_results,
     main_metric,
     matrices,
+    step_labels,
     total_budget,
 )
 from avalanche_clip.evaluation.report.suites import suite_sections
@@ -30,7 +34,9 @@ from avalanche_clip.evaluation.report.summaries import (
     CLASS_INCREMENTAL,
     MULTI_DOMAIN,
     SI_BLURRY,
+    is_own,
 )
+from avalanche_clip.evaluation.report.words import describe_run
 
 # Summaries in the order of their columns.
 _KEY_VALUES = (
@@ -70,10 +76,13 @@ _HEADLINES = (
     ("average_recall", "recall_forgetting", "first_task_forgetting"),
     ("transfer", "average", "last", "forgetting"),
     ("incremental_average", "incremental_last", "forgetting"),
-    ("in_domain", "backward", "forward", "forgetting"),
+    ("forgetting",),
     ("final", "average"),
 )
 
+
+SHOWN = 12
+"""Most examples of a stream that are shown."""
 
 # A table of scores: label, name of the metric and values of each row.
 Scores = list[tuple[str, str, Any]]
@@ -97,10 +106,14 @@ def write_report(out_dir: str | Path) -> Path:
     page = html.render(
         "report.html",
         title=f"{results.get('method', 'Run')}: continual run",
+        sentence=_first_words(streams),
         lead=f"Seed {results.get('seed', 'unknown')}, {_shape_of(streams)}",
         results=results,
         cards=_cards(results, next(iter(streams.values()), {})),
         streams=[_stream(folder, results, *item) for item in streams.items()],
+        losses=_losses(folder, results),
+        own=_own_values(folder, results),
+        examples=_examples(folder, results),
         suites=[(part, _draw_suite(folder, part)) for part in suite_sections(results)],
         data=_data(results.get("data", {})),
         budget=_budget(results),
@@ -110,6 +123,14 @@ def write_report(out_dir: str | Path) -> Path:
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _first_words(streams: Mapping[str, Mapping[str, Matrix]]) -> str:
+    """What the run found on its first stream."""
+    for metrics in streams.values():
+        name = main_metric(metrics)
+        return describe_run(name, metrics[name])
+    return "No experience was finished."
 
 
 def _shape_of(streams: Mapping[str, Mapping[str, Matrix]]) -> str:
@@ -131,9 +152,15 @@ def _cards(results: Mapping[str, Any], metrics: Mapping[str, Matrix]) -> dict[st
     fitting = [keys for keys in _HEADLINES if keys[0] in summary]
     shown = [key for keys in fitting[:1] for key in keys if key in summary]
     end = " %" if html.is_fraction(name) else ""
+    matrix = metrics[name]
+    levels = {"chance": matrix.mean_chance(), "before": matrix.over_time()[0]}
+    if matrix.online is None:
+        levels["final"] = float(matrix.E[-1].mean())
+    levels |= {key: summary[key] for key in shown}
     values = {
-        f"{name}, {key.replace('_', '-')}": html.score(summary[key], name) + end
-        for key in shown
+        f"{name}, {key.replace('_', '-')}": html.score(level, name) + end
+        for key, level in levels.items()
+        if math.isfinite(level)
     }
     values["forward compute"] = html.quantity(total_budget(results), "MAC")
     values["training time"] = html.duration(_total(results, "train"))
@@ -156,13 +183,25 @@ def _stream(
     matrix = metrics[name]
     scores = [metric for metric in metrics if html.is_score(metric)]
     summaries = {metric: metrics[metric].summary() for metric in scores or metrics}
-    keys = [k for k in _KEY_VALUES if any(k in s for s in summaries.values())]
+    for metric, summary in summaries.items():
+        first = metrics[metric].before
+        summary["chance"] = metrics[metric].mean_chance()
+        summary["before"] = math.nan if first is None else float(np.mean(first))
+    keys = [
+        key
+        for key in ("chance", "before", *_KEY_VALUES)
+        if any(math.isfinite(s.get(key, math.nan)) for s in summaries.values())
+    ]
     header = ["metric (%)" if scores else "metric"]
     used = {m.protocol for m in metrics.values() if m.protocol_values()}
-    own = [text for protocol, text in _PROTOCOLS.items() if protocol in used]
+    notes = [text for protocol, text in _PROTOCOLS.items() if protocol in used]
+    notes += [_EXPLANATION] if "in_domain" in keys else []
+    notes += [_AT_POINTS] if {"final", "average"} <= {*keys} else []
     return {
         "stream": stream,
         "name": name,
+        "sentence": describe_run(name, matrix),
+        "sets": _test_sets(name, matrix),
         "labels": matrix.labels,
         "metrics": metrics,
         "summary_header": header + [key.replace("_", " ") for key in keys],
@@ -170,19 +209,88 @@ def _stream(
             (metric, metric, [summary.get(key) for key in keys])
             for metric, summary in summaries.items()
         ],
-        "explanation": " ".join([*own, _EXPLANATION if matrix.by_step else _AT_POINTS]),
+        "explanation": " ".join(notes),
         "tasks": _per_task(name, matrix),
         "languages": _per_language(name, matrix),
         "images": _draw(folder, results, stream, name, matrix),
+        "own": [
+            _save(folder, "over_time", stream, metric, _over_time(metric, matrix))
+            for metric, matrix in metrics.items()
+            if is_own(metric) and metric != name
+        ],
     }
+
+
+def _test_sets(name: str, matrix: Matrix) -> tuple[list[str], list[Any]]:
+    """Header and rows of what became of each test set, and of their mean."""
+    E, columns = matrix.E, matrix.E.shape[1]
+    parts: dict[str, Any] = {}
+    if matrix.counts is not None and len(matrix.counts) == columns:
+        parts["items"] = [f"{n:,.0f}" for n in (*matrix.counts, sum(matrix.counts))]
+    if matrix.chance is not None:
+        parts["chance"] = _with_mean(matrix.chance, name)
+    if matrix.before is not None:
+        parts["before"] = _with_mean(matrix.before, name)
+    if matrix.by_step and 1 < len(E) <= columns:
+        parts["when trained"] = _with_mean([*np.diagonal(E), *E[-1, len(E) :]], name)
+    parts["last"] = _with_mean(E[-1], name)
+    if (ends := matrix.intervals()) is not None:
+        half = np.array([(high - low) / 2 for low, high in ends])
+        ends.append(Interval(*(E[-1].mean() + s * _norm(half) for s in (-1, 1))))
+        parts["95 % interval"] = [
+            "–".join(html.score(end, name) for end in pair) for pair in ends
+        ]
+    if matrix.before is not None:
+        gains = E[-1] - matrix.before
+        signs = [html.signed(gain, name) for gain in (*gains, gains.mean())]
+        parts["gained"] = ["–" if sign.endswith("–") else sign for sign in signs]
+    if matrix.by_step and 1 < len(E) <= columns:
+        first = E[:0] if matrix.before is None else matrix.before[None]
+        old = np.vstack([first, E[:-1]])[:, : len(E) - 1]
+        lost = old.max(axis=0) - E[-1, : len(E) - 1]
+        empty = ["–"] * (columns - len(lost))
+        *each, mean = _with_mean(lost, name)
+        parts["forgotten"] = [*each, *empty, mean]
+    labels = [*matrix.labels, "all, mean"] if columns > 1 else matrix.labels
+    rows = [
+        (label, [column[k] for column in parts.values()])
+        for k, label in enumerate(labels)
+    ]
+    return [f"{name}{html.unit(name)}", *parts], rows
+
+
+def _with_mean(values: Any, name: str) -> list[str]:
+    """A column of values, and their mean."""
+    return [html.score(value, name) for value in (*values, np.mean(values))]
+
+
+def _norm(half: np.ndarray) -> float:
+    """Half the interval of a mean, of those of its independent parts."""
+    return float(np.sqrt((half**2).sum()) / len(half))
+
+
+def _over_time(name: str, matrix: Matrix) -> Figure:
+    return plots.plot_over_time(
+        matrix.E,
+        title=f"{name} over time",
+        ylabel=name,
+        percent=html.is_fraction(name),
+        chance=matrix.mean_chance(),
+        **matrix.looks(),
+    )
+
+
+def _save(folder: Path, kind: str, stream: str, name: str, figure: Figure) -> Path:
+    return plots.save_figure(
+        figure, folder / f"{kind}_{html.file_name(f'{stream}_{name}')}.png"
+    )
 
 
 def _draw(
     folder: Path, results: Mapping[str, Any], stream: str, name: str, matrix: Matrix
 ) -> list[Path]:
-    """Write the three figures of a metric."""
+    """Write the figures of a metric; of one test set no matrix."""
     percent = html.is_fraction(name)
-    end = html.file_name(f"{stream}_{name}")
     sides = {**matrix.looks(), "percent": percent}
     points = matrix.points or range(len(matrix.E))
     unit, spent = cumulative_budget(results, points)
@@ -196,15 +304,19 @@ def _draw(
         seen = [row[: i + 1].mean() for i, row in enumerate(matrix.E)]
         scores["test sets of trained steps"] = np.array(seen)
     figures = {
-        "matrix": plots.plot_matrix(
-            matrix.E, title=f"{name} on stream {stream}", **sides
-        ),
         "over_time": plots.plot_over_time(
             over_time,
             title=f"{name} over time",
             ylabel=name,
+            chance=matrix.mean_chance(),
             **{**sides, "labels": names},
         ),
+    }
+    if matrix.E.shape[1] > 1:
+        figures["matrix"] = plots.plot_matrix(
+            matrix.E, title=f"{name} on stream {stream}", **sides
+        )
+    figures |= {
         "budget": plots.plot_budget_curve(
             spent,
             scores,
@@ -215,10 +327,68 @@ def _draw(
             percent=percent,
         ),
     }
-    return [
-        plots.save_figure(figure, folder / f"{kind}_{end}.png")
-        for kind, figure in figures.items()
-    ]
+    return [_save(folder, kind, stream, name, fig) for kind, fig in figures.items()]
+
+
+def _losses(folder: Path, results: Mapping[str, Any]) -> Path | None:
+    """Draw the loss and its terms over the iterations, if the run has kept them."""
+    curve = results.get("losses")
+    if not curve:
+        return None
+    steps, _ = step_labels(results)
+    marks = {steps[k] if k < len(steps) else str(k + 1): x for k, x in curve["ends"]}
+    lines = {name: (part["at"], part["mean"]) for name, part in curve["terms"].items()}
+    figure = plots.plot_panels(
+        lines, title="Training loss", xlabel="iteration", marks=marks
+    )
+    return plots.save_figure(figure, folder / "losses.png")
+
+
+def _own_values(folder: Path, results: Mapping[str, Any]) -> list[Path]:
+    """Draw what metrics put into the results: each list of numbers over time."""
+    found = []
+    for metric, values in results.get("metrics", {}).items():
+        lines = {
+            name: (range(1, len(value) + 1), np.array(value, dtype=np.float64))
+            for name, value in html.flat("", values)
+            if isinstance(value, list) and len(value) > 1 and all(map(_number, value))
+        }
+        if lines:
+            figure = plots.plot_panels(lines, title=metric, xlabel="evaluation")
+            path = folder / f"metric_{html.file_name(metric)}.png"
+            found.append(plots.save_figure(figure, path))
+    return found
+
+
+def _number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _examples(folder: Path, results: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Stream, header and rows of pictures, and of what was found for them."""
+    shown = []
+    steps, points = step_labels(results)
+    for stream, items in results.get("examples", {}).items():
+        rows = []
+        for item in _varied(items):
+            path = folder / item["picture"]
+            cells = [cell or (False, "–") for cell in item["found"]]
+            rows.append((path if path.is_file() else None, item["text"], cells))
+        if rows:
+            named = range(len(rows[0][2]) - 1) if points is None else points
+            names = [steps[k] if k < len(steps) else str(k + 1) for k in named]
+            shown.append((stream, ["picture", "before", *names], rows))
+    return shown
+
+
+def _varied(items: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose items of each fate in turn: kept, lost, never known; in their order."""
+    fates: dict[tuple[bool, ...], list[int]] = {}
+    for k, item in enumerate(items):
+        hits = [bool(cell and cell[0]) for cell in item["found"]]
+        fates.setdefault((hits[-1], hits[0], any(hits)), []).append(k)
+    turns = [k for turn in zip_longest(*fates.values()) for k in turn if k is not None]
+    return [items[k] for k in sorted(turns[:SHOWN])]
 
 
 def _draw_suite(folder: Path, section: Mapping[str, Any]) -> list[Path]:

@@ -13,28 +13,39 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from avalanche_clip.common.checks import require_array, require_some
 from avalanche_clip.common.files import replacing
 from avalanche_clip.evaluation.functional._inputs import ArrayLike, as_results, as_row
 from avalanche_clip.evaluation.report.drawing import (
+    CELL_LIMIT,
     INK,
+    LETTER,
+    LINE_LIMIT,
     MISSING,
+    SIZE,
     SOFT,
+    WIDTH,
     add_title,
     budget_axis,
     draw_cells,
     draw_line,
+    draw_runs,
     finish,
     frame_diagonal,
+    lines_height,
     look,
     name_ticks,
     names_of,
     new_axes,
     new_figure,
     shared_limits,
+    shorten,
+    style,
     unit,
 )
 
@@ -77,9 +88,11 @@ def plot_matrix(
     rows, columns = matrix.shape
     blocks = [matrix] if top is None else [top[None], matrix]
     heights = [len(block) for block in blocks]
-    figure = new_figure(
-        min(2.4 + 0.72 * columns, 16), min(1.7 + 0.5 * (sum(heights) + 0.3), 14)
-    )
+    row_names = [shorten(name) for name in row_names]
+    side = LETTER * max(map(len, row_names))
+    numbers = columns <= CELL_LIMIT
+    wide = side + 0.95 + 0.45 * columns if numbers else 0.0
+    figure = new_figure(max(WIDTH, wide), 1.4 + min(0.33 * (sum(heights) + 0.3), 8))
     axes = figure.subplots(
         len(blocks), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
@@ -87,19 +100,20 @@ def plot_matrix(
     colours.set_bad(MISSING)
     limits = shared_limits(blocks)
     block_names = [row_names] if top is None else [["before"], row_names]
-    for ax, block, side in zip(axes, blocks, block_names, strict=True):
+    for ax, block, labelled in zip(axes, blocks, block_names, strict=True):
         image = draw_cells(ax, block, colours, limits)
-        ax.set_yticks(range(len(side)), side)
+        places = range(len(labelled))[:: -max(1, round(len(labelled) / 25))][::-1]
+        ax.set_yticks(places, [labelled[place] for place in places])
         ax.set_xticks([])
     bottom = axes[-1]
-    name_ticks(bottom, names, max(map(len, names)) > 7, turn=35)
+    name_ticks(bottom, names, figure.get_figwidth() - side - 0.2)
     bottom.set_xlabel("test set")
     if diagonal:
         frame_diagonal(bottom, min(rows, columns))
     bar = figure.colorbar(image, ax=list(axes), fraction=0.035, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=9, colors=SOFT)
-    bar.set_label("percent" if percent else "value", color=SOFT, fontsize=9)
+    bar.ax.tick_params(length=0, labelsize=SIZE, colors=SOFT)
+    bar.set_label("percent" if percent else "value", color=SOFT)
     add_title(figure, title)
     return figure
 
@@ -115,11 +129,13 @@ def plot_over_time(
     ylabel: str = "",
     percent: bool = True,
     kind: str = "test set",
+    chance: float | None = None,
 ) -> Figure:
     """Draw the score on each test set against the trained step.
 
     A filled marker shows the step that the test set belongs to; the thick grey
-    line is the mean over all test sets, or tasks.
+    line is the mean over all test sets, or tasks. Of more than twelve test sets the
+    lines are thin and without names.
 
     :param E: results, ``(K, J)``.
     :param before: results of the model before the stream, ``(J,)``.
@@ -131,28 +147,106 @@ def plot_over_time(
     :param ylabel: name of the score.
     :param percent: whether the values are fractions to be shown in percent.
     :param kind: what the columns are.
+    :param chance: mean score of guessing, a dashed line.
     :return: the figure.
     :raises ValueError: if the shapes or the numbers of labels do not fit.
     """
     matrix, top, names, ticks = _parts(E, before, labels, row_labels, percent)
     values, offset = matrix, 0
+    ticks = [tick.removeprefix("after ") for tick in ticks]
     if top is not None:
         values, offset = np.vstack([top, matrix]), 1
         ticks.insert(0, "before")
     x = np.arange(len(values))
-    figure, ax = new_axes(min(4.6 + 0.7 * len(values), 13), 4.4)
+    figure, ax = new_axes(WIDTH, lines_height(names[:LINE_LIMIT], ticks))
     if kind in ("test set", "task"):
         (line,) = ax.plot(x, values.mean(axis=1), color="#B0B0B0", label="mean")
         line.set(linewidth=5, solid_capstyle="round")
     for j, name in enumerate(names):
-        colour, marker = draw_line(ax, x, values[:, j], j, 6, label=name)
+        if len(names) > LINE_LIMIT:
+            named = {} if j else {"label": f"each {kind}"}
+            ax.plot(
+                x, values[:, j], color=look(0)[0], linewidth=0.6, alpha=0.5, **named
+            )
+            continue
+        colour, marker = draw_line(ax, x, values[:, j], j, 6, label=shorten(name))
         if diagonal and j < len(matrix):
             own = j + offset
             ax.plot(x[own], values[own, j], marker=marker, markersize=8, color=colour)
-    name_ticks(ax, ticks, max(map(len, ticks)) > 8 or len(ticks) > 8)
-    ax.set_xlim(-0.25, len(values) - 0.75)
-    ax.set_ylim(bottom=0)
+    _finish_steps(ax, ticks, {} if chance is None else {"chance": chance}, percent)
     finish(figure, ax, title, "trained step", unit(ylabel, percent), kind)
+    return figure
+
+
+def plot_methods(
+    lines: Mapping[str, ArrayLike],
+    ticks: Sequence[str],
+    *,
+    title: str = "",
+    ylabel: str = "",
+    percent: bool = True,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw one line per method over time, the mean of its runs in a band.
+
+    The band is one standard deviation wide to both sides.
+
+    :param lines: method -> values of its runs, ``(runs, points)``.
+    :param ticks: names of the points.
+    :param title: shown above.
+    :param ylabel: name of the value.
+    :param percent: whether the values are fractions to be shown in percent.
+    :param levels: name -> value of dashed lines, such as chance or a reference.
+    :return: the figure.
+    :raises ValueError: if there is no method, or a line has another number of points.
+    """
+    require_some(lines, "methods")
+    figure, ax = new_axes(WIDTH, lines_height([*lines, *(levels or {})], ticks))
+    for number, (name, runs) in enumerate(lines.items()):
+        values = np.asarray(runs, dtype=np.float64) * (100.0 if percent else 1.0)
+        require_array(values, f"values of {name!r}", f"runs {len(ticks)}")
+        draw_runs(ax, values, number, label=shorten(name))
+    _finish_steps(ax, ticks, levels or {}, percent)
+    finish(figure, ax, title, "trained step", unit(ylabel, percent))
+    return figure
+
+
+def plot_panels(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ticks: Sequence[str] | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw each line in a panel with its own scale, below each other.
+
+    :param lines: name -> x and y.
+    :param title: shown above.
+    :param xlabel: what x is.
+    :param ticks: names of the places 0, 1, ... of x.
+    :param marks: name -> place on x of a vertical line.
+    :return: the figure.
+    :raises ValueError: if there is no line, or its x and y differ in length.
+    """
+    require_some(lines, "lines")
+    figure = new_figure(WIDTH, 1.0 + 1.25 * len(lines))
+    panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+    for number, (ax, (name, (x, y))) in enumerate(zip(panels, lines.items())):
+        values = np.asarray(y, dtype=np.float64)
+        require_array(values, f"values of {name!r}", f"{len(x)}", give="one per x")
+        style(ax)
+        few = {"marker": "o", "markersize": 4.0} if len(x) < 30 else {}
+        ax.plot(x, values, color=look(number)[0], linewidth=1.5, **few)
+        for place in (marks or {}).values():
+            ax.axvline(place, color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)))
+        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.set_title(shorten(name, 50), loc="left", color=INK)
+    bottom = panels[-1]
+    if ticks is not None:
+        name_ticks(bottom, ticks)
+    bottom.set_xlabel(xlabel)
+    add_title(figure, title)
     return figure
 
 
@@ -180,7 +274,7 @@ def plot_budget(
     require_some(points, "methods")
     for name, runs in points.items():
         require_some(runs, f"runs of method {name!r}")
-    figure, ax = new_axes(7.2, 4.6)
+    figure, ax = new_axes(WIDTH, lines_height([*points], [""]))
     means = []
     for number, (name, runs) in enumerate(points.items()):
         colour, marker = look(number)
@@ -238,7 +332,7 @@ def plot_budget_curve(
     """
     x = np.asarray(budget, dtype=np.float64)
     names = names_of(labels, len(x))
-    figure, ax = new_axes(7.2, 4.4)
+    figure, ax = new_axes(WIDTH, 3.6)
     highest = np.full(len(x), -np.inf)
     for number, (name, line) in enumerate(scores.items()):
         y = np.asarray(line, dtype=np.float64) * (100.0 if percent else 1.0)
@@ -246,14 +340,19 @@ def plot_budget_curve(
         colour, marker = look(number)
         ax.plot(x, y, color=colour, marker=marker, linewidth=1.8, label=name)
         highest = np.fmax(highest, y)
-    for position, top, name in zip(x, highest, names, strict=True):
-        if np.isfinite(top):
+    end = x.max(initial=0) * 1.08 or 1.0
+    free = np.inf
+    for position, top, name in list(zip(x, highest, names, strict=True))[::-1]:
+        half = LETTER * (len(shorten(name)) + 1) / 2 / (WIDTH - 0.9) * end
+        centre = min(max(position, half), end - half)
+        if np.isfinite(top) and centre + half <= free:
             note = ax.annotate(
-                name, (position, top), xytext=(0, 9), textcoords="offset points"
+                shorten(name), (centre, top), xytext=(0, 9), textcoords="offset points"
             )
-            note.set(ha="center", fontsize=8.5, color=SOFT)
+            note.set(ha="center", color=SOFT)
             note.set_path_effects([withStroke(linewidth=3, foreground="white")])
-    budget_axis(ax, x.max(initial=0) * 1.08)
+            free = centre - half
+    budget_axis(ax, end)
     ax.margins(y=0.18)
     ax.set_ylim(bottom=0)
     finish(figure, ax, title, xlabel, unit(ylabel, percent))
@@ -267,7 +366,7 @@ def plot_comparison(
     ylabel: str = "",
     percent: bool = True,
 ) -> Figure:
-    """Draw grouped bars: one group per value, one bar per method.
+    """Draw lying bars: one group per value, one bar per method.
 
     :param scores: method -> name of the value -> mean and deviation. Values
         that a method lacks leave a gap.
@@ -280,28 +379,34 @@ def plot_comparison(
     groups = list(dict.fromkeys(name for values in scores.values() for name in values))
     require_some(groups, "values of a method")
     scale = 100.0 if percent else 1.0
-    width, missing = 0.82 / len(scores), Spread(np.nan, np.nan)
-    figure, ax = new_axes(min(3 + 0.42 * len(groups) * (len(scores) + 1), 15), 4.4)
-    for number, (method, values) in enumerate(scores.items()):
+    missing, each = Spread(np.nan, np.nan), len(scores) + 1.4
+    figure, ax = new_axes(WIDTH, 1.0 + 0.2 * len(groups) * each)
+    starts = np.arange(len(groups)) * each
+    for number, values in enumerate(scores.values()):
         spreads = [values.get(group, missing) for group in groups]
         means, errors = np.array(spreads).T * scale
-        bars = ax.bar(
-            np.arange(len(groups)) + (number - (len(scores) - 1) / 2) * width,
+        bars = ax.barh(
+            starts + number + 1,
             means,
-            width * 0.92,
+            0.8,
             color=look(number)[0],
-            label=method,
-            yerr=np.nan_to_num(errors),
+            xerr=np.nan_to_num(errors),
             error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 2.5},
         )
-        if len(groups) * len(scores) <= 40:
-            for note in ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=8):
-                if not note.get_text():  # of a gap
-                    note.remove()
-    ax.axhline(0, color=SOFT, linewidth=0.8)
-    ax.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
-    ax.margins(y=0.12)
-    finish(figure, ax, title, "", unit(ylabel, percent))
+        for note in ax.bar_label(bars, fmt="%.1f", padding=3):
+            if not note.get_text():  # of a gap
+                note.remove()
+    ax.axvline(0, color=SOFT, linewidth=0.8)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", which="both", length=0)
+    places = [start + k for start in starts for k in range(1, len(scores) + 1)]
+    ax.set_yticks(places, [shorten(method) for method in scores] * len(groups))
+    ax.set_yticks(starts, [group.replace("_", " ") for group in groups], minor=True)
+    for heading in ax.get_yticklabels(minor=True):
+        heading.set_fontweight("bold")
+    ax.invert_yaxis()
+    ax.margins(x=0.22, y=0.02)
+    finish(figure, ax, title, unit(ylabel, percent), "")
     return figure
 
 
@@ -317,6 +422,21 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
         # the time of writing would make equal figures different files
         figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
     return Path(path)
+
+
+def _finish_steps(
+    ax: Axes, ticks: Sequence[str], levels: Mapping[str, float], percent: bool
+) -> None:
+    """Name the points, and draw levels to compare with, such as chance."""
+    dashes = ((0, (4, 3)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+    for number, (name, level) in enumerate(levels.items()):
+        if np.isfinite(level):
+            line = ax.axhline(level * (100.0 if percent else 1.0), label=name)
+            line.set(color=INK, linewidth=1, linestyle=dashes[number % len(dashes)])
+    name_ticks(ax, ticks)
+    ax.set_xlim(-0.25, len(ticks) - 0.75)
+    if ax.dataLim.y0 >= 0:
+        ax.set_ylim(bottom=0)
 
 
 def _parts(

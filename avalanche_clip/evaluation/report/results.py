@@ -13,7 +13,9 @@ import numpy as np
 from avalanche_clip.common.checks import existing_file, require_type
 from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
+from avalanche_clip.evaluation.functional.intervals import Interval, wilson_interval
 from avalanche_clip.evaluation.report.summaries import (
+    BOTH_SPACES,
     MULTILINGUAL,
     is_result,
     online_summary,
@@ -28,9 +30,11 @@ RESULTS_FILE = "results.json"
 class Matrix:
     """Results of one metric on one stream, over time and before the stream.
 
-    ``points`` are the indices of the training steps behind the rows, None for a row
-    after each step. ``per_task``: rows lie at the ends of tasks. ``online``: what
-    results of Si-Blurry have beside it, which are NaN before a class has occurred.
+    ``counts`` are the items of each test set. ``points`` are the indices of the
+    training steps behind the rows, None for a row after each step. ``per_task``: rows
+    lie at the ends of tasks. ``online``: what results of Si-Blurry have beside it,
+    which are NaN before a class has occurred. ``chance``: score of guessing on each
+    test set, for the last model.
     """
 
     E: np.ndarray
@@ -43,6 +47,7 @@ class Matrix:
     points: list[int] | None = None
     per_task: bool = False
     online: Mapping[str, Any] | None = None
+    chance: np.ndarray | None = None
 
     @property
     def by_step(self) -> bool:
@@ -81,15 +86,41 @@ class Matrix:
             "diagonal": self.by_step,
         }
 
+    def mean_chance(self) -> float:
+        """Score of guessing, mean over test sets; NaN if it is not known."""
+        return math.nan if self.chance is None else float(np.mean(self.chance))
+
+    def over_time(self) -> np.ndarray:
+        """Mean over test sets before the stream, NaN if unknown, and after each row."""
+        first = (
+            np.full_like(self.E[0], math.nan) if self.before is None else self.before
+        )
+        return np.vstack([first, self.E]).mean(axis=1)
+
+    def intervals(self) -> list[Interval] | None:
+        """95 % intervals of the last row, from the numbers of test items.
+
+        Those of Wilson of shares of that many items; of the mean of two directions,
+        which are shares of the same items, they are too wide if anything.
+        """
+        fits = (self.E[-1] <= 1).all() and (self.E[-1] >= 0).all()
+        if self.counts is None or not fits or min(self.counts) < 1:
+            return None
+        pairs = zip(self.E[-1], map(int, self.counts), strict=True)
+        return [wilson_interval(value * n, n) for value, n in pairs]
+
     def summary(self) -> dict[str, float]:
-        """Levels (if the matrix is square) and differences over the stream."""
+        """Levels (if the matrix is square) and differences over the stream.
+
+        Of fewer test sets than steps, such as one of all steps, levels only.
+        """
         rows, columns = self.E.shape
         if not self.by_step:
             return self._levels() | self.protocol_values()
         values = time_transfer(self.E) if rows == columns else {}
         if rows <= columns:
             values |= continual_summary(self.E, self.before)
-        return values | self.protocol_values()
+        return (values or self._levels()) | self.protocol_values()
 
     def stored_summary(self) -> dict[str, float]:
         """What ``results.json`` holds, ``final`` and ``average`` in any case.
@@ -185,21 +216,26 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             labels = [str(label) for label in all_labels.get(stream, [])]
             if len(labels) != E.shape[1]:
                 labels = [str(number) for number in range(1, E.shape[1] + 1)]
+            sizes = counts.get(stream)
             own = online if online and stream in online["streams"] else None
             row = None if before is None else np.array(before, dtype=np.float64)
+            guessed = results.get("chance", {}).get(stream, {}).get(metric)
             # Losses have no transfer or accuracy over classes.
             shown = is_result(metric)
+            other = metric in BOTH_SPACES  # a protocol is one of the strategy's space
+            named = shown and not other and stream not in final
             found.setdefault(stream, {})[metric] = Matrix(
                 E,
                 None if own else row,
                 labels,
                 steps,
-                data.get("protocol") if shown and stream not in final else None,
-                counts.get(stream) if shown else None,
-                space,
+                data.get("protocol") if named else None,
+                sizes if shown and len(sizes or ()) == E.shape[1] else None,
+                None if other else space,
                 last if stream in final else points,
                 per_task,
                 own,
+                None if guessed is None else np.array(guessed, dtype=np.float64),
             )
     return found
 

@@ -22,6 +22,8 @@ MULTILINGUAL = "multilingual"
 SI_BLURRY = "si_blurry"
 ONLINE_SPACES = ("seen", "open")
 """Label spaces in which the classes that have occurred compete on Si-Blurry."""
+BOTH_SPACES = ("accuracy_own", "accuracy_seen")
+"""Accuracies that every run on class names has, whatever its label space."""
 JOINT_SPACES = ("seen", "all")
 """Label spaces in which the classes of all steps met so far compete."""
 
@@ -29,6 +31,12 @@ JOINT_SPACES = ("seen", "all")
 def is_result(metric: str) -> bool:
     """Whether a metric is a recall or an accuracy, which summaries are made of."""
     return "R@" in metric or metric.startswith(("Top1_Acc", "acc"))
+
+
+def is_own(metric: str) -> bool:
+    """Whether a metric is none of those that evaluators have by default."""
+    known = ("R@", "_rank", "_tie_share", "rsum", "Top1_Acc", "Loss_", "loss_")
+    return not any(part in metric for part in known)
 
 
 def online_summary(

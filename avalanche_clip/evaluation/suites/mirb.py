@@ -21,6 +21,7 @@ from avalanche_clip.benchmarks.datasets.mirb import (
 )
 from avalanche_clip.common.checks import as_size, require_choice, require_same
 from avalanche_clip.common.files import CHECKSUM, json_checksum, json_text, parse_json
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.functional.intervals import wilson_interval
 from avalanche_clip.evaluation.functional.short_answers import (
     PROTOCOLS,
@@ -392,8 +393,8 @@ def _ask(
     scorer: MultiImageScorer, data: MIRBDataset, known: _AnswerFile | None = None
 ) -> dict[str, Answer]:
     found = _AnswerFile(None, {}) if known is None else known
-    for samples in data.subsets().values():
-        for batch in scorer.batches(samples):
+    for subset, samples in data.subsets().items():
+        for batch in progress(scorer.batches(samples), subset):
             ids = [sample.id for sample in batch]
             # a batch is answered as a whole, so that padding is always the same
             if not all(name in found for name in ids):

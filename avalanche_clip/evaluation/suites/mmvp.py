@@ -18,6 +18,7 @@ from avalanche_clip.common.checks import (
     require_some,
 )
 from avalanche_clip.common.columns import as_integer_array
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.functional.intervals import wilson_interval
 from avalanche_clip.evaluation.suites.chat import ChatModel, Turn
 
@@ -146,7 +147,8 @@ def mmvp(
     data = MMVPDataset(data) if isinstance(data, (str, Path)) else data
     letters: list[str | None] = []
     written: list[str | None] = []
-    for places in torch.arange(len(data)).split(as_size(batch_size, "batch_size")):
+    parts = torch.arange(len(data)).split(as_size(batch_size, "batch_size"))
+    for places in progress(parts, "MMVP"):
         block = [data[place] for place in places.tolist()]
         turns = [Turn("", [item.image], item.prompt) for item in block]
         if method == "generate":

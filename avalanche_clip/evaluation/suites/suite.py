@@ -25,6 +25,7 @@ from avalanche_clip.common.checks import as_size, require_type
 from avalanche_clip.common.feature_table import FeatureTable
 from avalanche_clip.common.files import write_text
 from avalanche_clip.common.fingerprint import tower_fingerprint
+from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import evaluating, seeded
 from avalanche_clip.common.ranks import exchange, together
 from avalanche_clip.distributed import gather_rows, rank, shares, world_size
@@ -127,7 +128,7 @@ class Suite(ABC):
         :return: label -> values, as :meth:`table` takes them.
         """
         found = {}
-        for label, model in models.items():
+        for label, model in progress(models.items(), self.name, unit="model"):
             made = model if isinstance(model, nn.Module) else model()
             found[label] = self.evaluate(made, **options)
         return found
@@ -423,7 +424,8 @@ class Encoded:
         routed = tower == "image" and self.cache.routing is not None
         rows = torch.zeros(0, self.model.embed_dim + routed, device=self.device)
         with together(f"encoding {tower}s"):
-            found = (self._encode(tower, batch, variant) for batch in loader)
+            seen = progress(loader, f"encoding {tower}s")
+            found = (self._encode(tower, batch, variant) for batch in seen)
             rows = torch.cat([rows, *found])
         self.cache.encoded[f"{tower}s"] += count
         return gather_rows(rows).cpu()

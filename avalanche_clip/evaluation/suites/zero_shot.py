@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 
 from avalanche_clip.benchmarks.items.marks import digest_of
 from avalanche_clip.common.checks import require_distinct, require_known, require_some
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.suites.scoring import score
 from avalanche_clip.evaluation.suites.suite import Autocast, Encoded, Suite, Values
 from avalanche_clip.evaluation.suites.tasks import ZeroShotTask, embedded_tasks
@@ -140,7 +141,7 @@ class ZeroShotSuite(Suite):
         self.check(model)
         values: Values = {}
         with self.features.of(model, device=device, autocast=autocast) as encoded:
-            for task in self.tasks:
+            for task in progress(self.tasks, self.name, unit="task"):
                 values[task.name] = self._score(task, encoded)
         return values | self.averages(values)
 

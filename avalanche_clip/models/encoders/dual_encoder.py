@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from avalanche_clip.models.encoders.macs import count_passes
 from avalanche_clip.models.encoders.output import (
     PRECISIONS,
     CLIPOutput,
+    compute_type,
     joint_features,
     model_output,
     unit_features,
@@ -86,6 +87,8 @@ class DualEncoder(nn.Module):
         self.precision = precision
         #: what says how pictures are prepared: a file, a tag, a name, the default
         self.preprocessing_source = preprocessing_source
+        #: whether activations are computed again in the backward pass
+        self.grad_checkpointing = False
         #: raw width of the shared space
         self.embed_dim = architectures.embed_dim_of(config, clip)
         #: both features of the last forward pass, ``(B, 2D)``, or None
@@ -233,10 +236,7 @@ class DualEncoder(nn.Module):
             fits = tuple(image.shape[1:]) == (3, *size)
             if fits or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
-                f"Images came as {tuple(image.shape)}, the model takes (B, 3,"
-                f" {size[0]}, {size[1]}); use model.transform(train)."
-            ) from error
+            raise inputs.wrong_size(image, size) from error
 
     def _raw_text(self, text: Tensor) -> Tensor:
         limit = self.context_length
@@ -249,14 +249,9 @@ class DualEncoder(nn.Module):
             return self._towers.encode_text(self.clip, text, end).float()
 
     def _compute_type(self, tensor: Tensor) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        if self.training:
+        if self.training and self.precision != "fp32":
             self.check_trainable()
-        kind = tensor.device.type
-        if torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, dtype=PRECISIONS[self.precision])
+        return compute_type(self.precision, tensor.device.type)
 
     # --------------------------------------------------------------------- use
     def classify(
@@ -329,6 +324,10 @@ class DualEncoder(nn.Module):
         prefix = f"clip.{inner_path(self.clip, self._towers.image_child)}"
         return plain_name(name[len(prefix) :]) if name.startswith(prefix) else None
 
+    def is_plain(self, name: str) -> bool:
+        """Whether a parameter is one of the architecture, with nothing attached."""
+        return self._inner_name(name) in self.plain_shapes
+
     def freeze(self, tower: str | None = None) -> None:
         """Stop training one tower, or everything.
 
@@ -344,12 +343,23 @@ class DualEncoder(nn.Module):
             parameters.cast_frozen(self)
         self.train(self.training)
 
-    def unfreeze(self, tower: str | None = None) -> None:
+    def unfreeze(
+        self, tower: str | None = None, last_blocks: int | None = None
+    ) -> None:
         """Train one tower again, or everything, in float32.
 
         :param tower: ``"image"``, ``"text"``, or None for all parameters.
+        :param last_blocks: train only so many of the last blocks and what follows
+            them, and freeze the rest of the tower (with None: of both towers).
+        :raises ValueError: if a tower has fewer blocks.
         """
-        for parameter in self._parameters_of(tower):
+        chosen = self._parameters_of(tower)
+        if last_blocks is not None:
+            parts = [tower] if tower else list(_TOWERS)
+            chosen = parameters.last_blocks(self, parts, last_blocks)
+            for part in parts:
+                self.freeze(part)
+        for parameter in chosen:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self._still -= {tower} if tower else set(_TOWERS)
@@ -361,6 +371,17 @@ class DualEncoder(nn.Module):
         require_choice("tower", tower, (*_TOWERS, None))
         named = self.named_parameters()
         return [p for name, p in named if tower in (None, self.tower_of(name))]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep fewer activations: they are computed again in the backward pass.
+
+        Losses and gradients stay the same. Budgets do not count the second pass.
+
+        :param enable: False keeps all activations again.
+        :raises ValueError: for towers that cannot, batch norms, and with adapters.
+        """
+        parameters.set_checkpointing(self, enable)
+        self.grad_checkpointing = enable
 
     def check_trainable(self) -> None:
         """Make sure that trainable parameters are float32.
@@ -376,10 +397,8 @@ class DualEncoder(nn.Module):
         """
         super().train(mode)
         if mode and self._still:
-            for name, module in self.named_modules():
-                is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                if is_norm and self.tower_of(name + ".") in self._still:
-                    module.eval()
+            for name, norm in parameters.batch_norms(self):
+                norm.train(self.tower_of(f"{name}.") not in self._still)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> DualEncoder:
@@ -407,13 +426,7 @@ class DualEncoder(nn.Module):
             the architecture does not have.
         """
         self.check_plain("reinitialize")
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators
-            torch.default_generator.manual_seed(seed)
-            fresh = architectures.build_clip(self._config)
-        source = fresh.state_dict()
-        for name, tensor in self.clip.state_dict().items():
-            tensor.copy_(source[name])
+        parameters.reinitialize(self, seed)
         self.pretrained = None
         self.reset_scale_bound()
 

@@ -66,7 +66,7 @@ class _Request:
         self.source, self.guessed = source, False
 
 
-def create_dual_encoder(
+def build_dual_encoder(
     name: str | Path | Mapping[str, Any],
     pretrained: str | Path | None = None,
     *,
@@ -75,39 +75,9 @@ def create_dual_encoder(
     device: str | torch.device = "cpu",
     verify: bool = True,
 ) -> DualEncoder:
-    """Create a dual encoder with its tokenizer and preprocessing.
+    """Create a dual encoder; see :func:`create_dual_encoder` in ``models``.
 
-    Preprocessing and tokenizer come with the weights: what lies beside or inside them
-    counts first, then what is known of the name (and tag), then the default; a name
-    without tag takes what all its tags agree on. ``preprocessing_source`` of the
-    model says which it was.
-
-    :param name: what to build:
-
-        - an open_clip model name (``"ViT-B-32"``);
-        - ``"tiny-emoji"`` or ``"tiny-emoji-vit"``;
-        - ``"hf:<folder or hub id>"``: a transformers CLIP or SigLIP model
-          with its weights; ``"hf-hub:<id>"``: an open_clip hub model;
-        - a folder written by ``DualEncoder.save``, by open_clip or by
-          transformers, with its weights (open_clip's, if it holds both);
-        - a configuration dictionary, such as ``DualEncoder.config``.
-    :param pretrained: weights: a tag of the model (``"openai"``, and
-        ``"emoji-2010"`` and ``"icons"`` of the tiny presets), a local file, or a
-        local folder. None leaves the weights random, except where ``name`` already
-        says where they are.
-    :param cache_dir: folder for downloads.
-    :param precision: storage type of frozen weights, ``"fp32"``, ``"fp16"``
-        or ``"bf16"``; with a 16-bit type the model comes frozen.
-    :param device: where the model is put.
-    :param verify: compare the checksum of files that have one; False skips the
-        bytes of large tensors.
-    :return: the model, in train mode.
-    :raises ValueError: for unknown names and tags, for weights that do
-        not belong to the architecture (QuickGELU against GELU included), and for
-        damaged files. Code in files is never run.
-    :raises FileNotFoundError: if package data are missing.
-
-    Random weights come from torch's global CPU generator.
+    It knows no folders of runs, and nothing that is attached.
     """
     require_choice("precision", precision, PRECISIONS)
     cache = None if cache_dir is None else str(Path(cache_dir).expanduser())

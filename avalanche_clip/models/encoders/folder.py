@@ -8,6 +8,7 @@ from typing import Any
 
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.models.encoders import weights
+from avalanche_clip.models.encoders.blocks import ATTACHMENTS
 from avalanche_clip.models.encoders.config_schema import FORMAT, check_model_file
 from avalanche_clip.models.encoders.hf_loading import plain_hf_config
 from avalanche_clip.models.encoders.towers import plain_name
@@ -21,7 +22,7 @@ from avalanche_clip.models.text.token_table import (
 )
 
 USAGE_FILE = "token_usage.safetensors"
-_DRAWING = ("init", "std", "seed")  # how new rows of a token table are drawn
+DRAWING = ("init", "std", "seed")  # how new rows of a token table are drawn
 
 
 def save_model(model: Storable, folder: str | Path) -> None:
@@ -48,6 +49,8 @@ def save_model(model: Storable, folder: str | Path) -> None:
     model.check_plain("save", grown=key)
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ATTACHMENTS:  # of a model that was saved here before
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
     config = model.config
     config["tokenizer"] = model.tokenizer.save(folder)
     weights.save_text_config(model.clip, config, folder)
@@ -100,7 +103,7 @@ def _growth_facts(
     return {
         "base_rows": table.base_rows,
         "rows": table.num_embeddings,
-        **{name: getattr(table, name) for name in _DRAWING},
+        **{name: getattr(table, name) for name in DRAWING},
         "tokenizer": tokenizer,
     }
 
@@ -122,7 +125,7 @@ def restore_growth(
         Path(growth["folder"], USAGE_FILE), growth["rows"]
     )
     tokenizer = build_tokenizer(growth["tokenizer"], context_length, trim=trim)
-    drawing = {name: growth[name] for name in _DRAWING}
+    drawing = {name: growth[name] for name in DRAWING}
     table = attach_token_embedding(model, tokenizer=tokenizer, **drawing)
     rest = {"usage": usage, "active": None, "factor": 1.0, "tokenizer": None}
     table.load_growth_state({**growth, **rest})

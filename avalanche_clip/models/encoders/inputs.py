@@ -19,6 +19,14 @@ def check_images(image: Any) -> None:
     require_array(image, "Images", "* * * *", "float", give=give)
 
 
+def wrong_size(image: Tensor, size: tuple[int, int]) -> ValueError:
+    """Make the error for images of another size than a tower takes."""
+    return ValueError(
+        f"Images came as {tuple(image.shape)}, the model takes (B, 3, {size[0]},"
+        f" {size[1]}); use model.transform(train)."
+    )
+
+
 def check_tokens(text: Any, limit: int) -> None:
     """Refuse what is no matrix of token ids of at most ``limit`` columns."""
     if not isinstance(text, Tensor) or text.dtype not in (torch.int64, torch.int32):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def compute_type(precision: str, kind: str) -> AbstractContextManager[Any]:
+    """Return the context in which weights stored with a precision compute.
+
+    :param precision: of the model.
+    :param kind: of the device.
+    """
+    if precision == "fp32" or torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, dtype=PRECISIONS[precision])
 
 
 class CLIPOutput(NamedTuple):

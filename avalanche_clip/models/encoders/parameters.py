@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from avalanche_clip.common.checks import as_size
+from avalanche_clip.models.encoders.architectures import build_clip
 from avalanche_clip.models.encoders.blocks import ATTACHMENTS
 from avalanche_clip.models.encoders.output import PRECISIONS
 from avalanche_clip.models.encoders.towers import plain_name
@@ -25,6 +27,74 @@ def tensors_of(model: Any, tower: str | None) -> Iterator[tuple[str, Tensor]]:
         outside = model.tower_of(name) is None and inner not in SCALES
         if tower is None or outside or model.tower_of(name) == tower:
             yield name if inner is None else f"clip.{inner}", tensor
+
+
+def depths(model: Any, tower: str) -> dict[str, int]:
+    """Tell how far along a tower its parameters act.
+
+    :return: by name: 0 before the residual blocks, their number from 1 on inside of
+        them, one more behind them.
+    :raises ValueError: for towers without plain residual blocks.
+    """
+    blocks = model.blocks(tower)
+    inside = {
+        id(parameter): number
+        for number, view in enumerate(blocks, 1)
+        for parameter in view.module.parameters()
+    }
+    found = {}
+    for name, parameter in model.named_parameters():
+        if model.tower_of(name) == tower:
+            early = model._inner_name(name).startswith(model._towers.stems)
+            outside = 0 if early else len(blocks) + 1
+            found[name] = inside.get(id(parameter), outside)
+    return found
+
+
+def last_blocks(model: Any, towers: list[str], count: int) -> list[Any]:
+    """List the parameters of the last blocks of towers, and of what follows them."""
+    named, chosen = dict(model.named_parameters()), []
+    for tower in towers:
+        found = depths(model, tower)
+        blocks = len(model.blocks(tower))
+        if as_size(count, "last_blocks", least=0) > blocks:
+            raise ValueError(
+                f"last_blocks={count}, but the {tower} tower has {blocks} blocks."
+            )
+        chosen += [named[n] for n, depth in found.items() if depth > blocks - count]
+    return chosen
+
+
+def reinitialize(model: Any, seed: int) -> None:
+    """See :meth:`DualEncoder.reinitialize`."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the accelerators
+        torch.default_generator.manual_seed(seed)
+        fresh = build_clip(model.config)
+    source = fresh.state_dict()
+    for name, tensor in model.clip.state_dict().items():
+        tensor.copy_(source[name])
+
+
+def batch_norms(model: Any) -> list[tuple[str, nn.Module]]:
+    """List the modules that count over batches, with their names."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, kind)]
+
+
+def set_checkpointing(model: Any, enable: bool) -> None:
+    """See :meth:`DualEncoder.set_grad_checkpointing`."""
+    switches = list(model._towers.checkpointed(model.clip))
+    norms = batch_norms(model)
+    held = [name for name in ATTACHMENTS if model._modules.get(name) is not None]
+    if enable and (norms or held):
+        what = f"model.{held[0]}" if held else "batch norms"
+        raise ValueError(
+            f"With {what} a second forward pass would not be the first one again; use"
+            " smaller batches with accumulation instead of set_grad_checkpointing."
+        )
+    for switch in switches:
+        switch(enable)
 
 
 def check_trainable(model: Any) -> None:

@@ -8,6 +8,8 @@ open_clip 3.3 and transformers 5.23; no other module knows them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +109,7 @@ class _Towers:
     """What both libraries' image towers have in common."""
 
     image_child: str
+    stems: tuple[str, ...]
 
     def blocks(self, clip: Any, tower: str) -> list[BlockView]:
         """Return the residual blocks of one tower, first to last."""
@@ -167,6 +170,13 @@ class OpenCLIPTowers(_Towers):
     library = "open_clip"
     image_child = "visual"
     image_prefixes = ("visual.",)
+    stems = tuple(
+        "visual.class_embedding visual.positional_embedding visual.conv1."
+        " visual.ln_pre. visual.trunk.patch_embed. visual.trunk.cls_token"
+        " visual.trunk.reg_token visual.trunk.pos_embed visual.trunk.norm_pre."
+        " token_embedding. cls_emb positional_embedding text.token_embedding."
+        " text.cls_emb text.positional_embedding".split()
+    )
 
     def text_tower(self, clip: Any) -> Any:
         """Return the module that holds the text tower's parts."""
@@ -231,6 +241,17 @@ class OpenCLIPTowers(_Towers):
         """Return height and width of the input in pixels."""
         return as_pair(clip.visual.image_size)
 
+    def checkpointed(self, clip: Any) -> Iterator[Callable[[bool], Any]]:
+        """Yield what switches the recomputation of activations of each tower."""
+        for tower in (clip.visual, self.text_tower(clip)):
+            inner = getattr(tower, "trunk", getattr(tower, "transformer", None))
+            if hasattr(inner, "resblocks"):
+                yield partial(setattr, inner, "grad_checkpointing")
+            elif hasattr(inner, "set_grad_checkpointing"):
+                yield inner.set_grad_checkpointing
+            else:
+                yield _recomputing(inner or tower)
+
 
 class TransformersTowers(_Towers):
     """Answers for transformers' ``CLIPModel`` and ``SiglipModel``."""
@@ -238,6 +259,7 @@ class TransformersTowers(_Towers):
     library = "transformers"
     image_child = "vision_model"
     image_prefixes = ("vision_model.", "visual_projection.")
+    stems = ("vision_model.embeddings.", "vision_model.pre_", "text_model.embeddings.")
 
     def text_tower(self, clip: Any) -> Any:
         """Return the module that holds the text tower's parts."""
@@ -291,6 +313,30 @@ class TransformersTowers(_Towers):
     def image_size(self, clip: Any) -> tuple[int, int]:
         """Return height and width of the input in pixels."""
         return as_pair(clip.config.vision_config.image_size)
+
+    def checkpointed(self, clip: Any) -> Iterator[Callable[[bool], Any]]:
+        """Yield what switches the recomputation of activations of each tower."""
+        yield _recomputing(clip)
+
+
+def _recomputing(module: Any) -> Callable[[bool], Any]:
+    """Return what switches the recomputation of a transformers module."""
+    # the names since transformers 5 and before
+    names = [f"{kind}_checkpointing" for kind in ("activation", "gradient")]
+    names = [name for name in names if hasattr(module, f"{name}_enable")]
+    if not names:
+        raise ValueError(
+            f"{type(module).__name__} cannot compute its activations again; use a model"
+            " with transformer towers, or smaller batches with accumulation."
+        )
+
+    def switch(enable: bool) -> None:
+        if enable:
+            getattr(module, f"{names[0]}_enable")({"use_reentrant": False})
+        else:
+            getattr(module, f"{names[0]}_disable")()
+
+    return switch
 
 
 Towers = OpenCLIPTowers | TransformersTowers

@@ -357,6 +357,11 @@ def require_encoder(model: Any) -> None:
             f"{type(model).__name__} has no residual blocks to attach adapters to; use"
             " a DualEncoder with transformer towers ('tiny-emoji-vit')."
         )
+    if model.grad_checkpointing:
+        raise ValueError(
+            "Nothing can be attached while activations are computed again; call"
+            " model.set_grad_checkpointing(False) before."
+        )
 
 
 def require_flags(**given: Any) -> None:

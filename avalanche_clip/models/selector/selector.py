@@ -23,6 +23,7 @@ from avalanche_clip.common.checks import (
     require_choice,
     require_same,
 )
+from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import kept_rng, seed_cpu
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.selector.alexnet import AlexNetFeatures
@@ -42,6 +43,7 @@ from avalanche_clip.models.selector.features import (
 from avalanche_clip.models.selector.training import (
     FeatureStream,
     SelectorTraining,
+    batch_count,
     image_batches,
     images_of,
     initial_autoencoder,
@@ -292,7 +294,8 @@ class AutoSelector(nn.Module):
             weights = initial_autoencoder(size, self.hidden, generator)
             weights = [weight.to(device) for weight in weights]
             batches = ((e, self.activations(rows)) for e, rows in stream.batches())
-            train_autoencoder(weights, batches, iterations, plan)
+            name = f"selector, task {index - 1}" if index else "selector, reference"
+            train_autoencoder(weights, batches, iterations, plan, name)
         for name, weight in zip(_BUFFERS, weights, strict=False):
             old = getattr(self, name)
             setattr(self, name, torch.cat([old, weight.detach()[None]]))
@@ -391,7 +394,12 @@ class AutoSelector(nn.Module):
                 " give at least one learned task."
             )
         for task, images in pairs.items():
-            batches = image_batches(images, self.training_plan.batch_size)
+            size = self.training_plan.batch_size
+            batches = progress(
+                image_batches(images, size),
+                f"selector, threshold of task {task}",
+                batch_count(images, size),
+            )
             own = [self.errors(x)[:, task + 1].double() for x in batches if len(x)]
             if self.granularity == "batch":
                 own = [errors.mean(0, keepdim=True) for errors in own]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, as_size, require_array
+from avalanche_clip.common.progress import progress
 
 STATISTICS_IMAGES = 16_384
 _NO_IMAGES = "There are no images to train on; give at least one."
@@ -113,6 +114,13 @@ def image_batches(
         yield images_of(batch)
 
 
+def batch_count(source: Any, batch_size: int) -> int | None:
+    """Batches of :func:`image_batches`; None if the source does not say."""
+    if isinstance(source, Tensor):
+        return -(-len(source) // batch_size)
+    return len(source) if isinstance(source, Sized) else None
+
+
 @dataclass
 class FeatureStream:
     """Endless batches of features, computed once where that is possible.
@@ -139,7 +147,11 @@ class FeatureStream:
         :return: float32; dimensions that do not vary get deviation 1.
         """
         parts: list[Tensor] = []
-        for rows in self._epoch():
+        size = self.plan.batch_size
+        most = -(-limit // size)
+        total = batch_count(self.source, size)
+        total = most if total is None else min(total, most)
+        for rows in progress(self._epoch(), "selector, statistics", total):
             parts.append(rows)
             if sum(map(len, parts)) >= limit:
                 break
@@ -211,6 +223,7 @@ def train_autoencoder(
     batches: Iterator[tuple[int, Tensor]],
     iterations: int,
     plan: SelectorTraining,
+    description: str = "autoencoder",
 ) -> None:
     """Train one autoencoder in place.
 
@@ -218,13 +231,14 @@ def train_autoencoder(
     :param batches: yields (epoch, activations ``(B, F)`` in (0, 1)).
     :param iterations: number of steps.
     :param plan: optimiser settings.
+    :param description: shown beside how far it is.
     """
     for weight in weights:
         weight.requires_grad_()
     optimizer = torch.optim.Adam(weights, lr=plan.lr, weight_decay=plan.weight_decay)
     encoder, bias, decoder, offset = weights
     with torch.enable_grad(), torch.autocast(encoder.device.type, enabled=False):
-        for _ in range(iterations):
+        for _ in progress(range(iterations), description, unit="step"):
             epoch, target = next(batches)
             optimizer.param_groups[0]["lr"] = plan.rate(epoch)
             hidden = F.linear(target, encoder, bias).relu()

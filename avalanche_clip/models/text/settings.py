@@ -21,7 +21,7 @@ _HF_SETTINGS: dict[str, type] = {
     **dict.fromkeys((*SPECIAL_TOKENS, "revision", "subfolder", "src_lang"), str),
     **dict.fromkeys(("add_prefix_space", "add_bos_token", "add_eos_token"), bool),
     **dict.fromkeys(("do_lower_case", "keep_accents", "legacy", "truncate"), bool),
-    "extra_ids": int,
+    **dict.fromkeys(("extra_ids", "model_max_length"), int),
 }
 TOKENIZER_SETTINGS: dict[str, dict[str, type]] = {
     "open_clip": {

@@ -216,8 +216,6 @@ class EarlyStopping(EpochChoice):
         self.restore_best = restore_best
         self._asked = False
         """Whether the next value of the step is that of an epoch."""
-        self._books = False
-        """Whether evaluations are made for it."""
 
     @property
     def sign(self) -> float:  # type: ignore[override]
@@ -282,21 +280,11 @@ class EarlyStopping(EpochChoice):
         own = self._experiences(strategy)
         if _evaluated_anyway(strategy, own):
             return
-        before, self._books = _prompts(strategy), True
+        strategy.evaluates_for = "search"
         try:
             strategy.eval(own)
         finally:
-            self._books = False
-        texts = _prompts(strategy) - before
-        strategy.compute.spend("search", images=0, texts=texts)
-
-    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Book the batch, if it is evaluated for this plugin."""
-        if self._books:
-            batch = strategy.mb_x
-            texts = len(batch["text"]) if strategy.reads_captions else 0
-            images = 0 if "teacher_image" in batch else len(batch)
-            strategy.compute.spend("search", images=images, texts=texts)
+            strategy.evaluates_for = None
 
     def note_values(
         self,
@@ -332,11 +320,6 @@ def _evaluated_anyway(strategy: Any, own: Sequence[Any]) -> bool:
                 if stream_of(group) == stream_of(own):
                     return all(id(e.dataset) in known for e in own)
     return False
-
-
-def _prompts(strategy: Any) -> int:
-    """Prompts that a strategy has encoded for evaluations."""
-    return 0 if strategy.reads_captions else int(strategy.scorer.encoded)
 
 
 def _moving(model: torch.nn.Module) -> list[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, as_size
 from avalanche_clip.common.grown import corner
+from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import evaluating
 from avalanche_clip.training.templates.contract import MethodPlugin, routed
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
@@ -111,9 +112,14 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         model = strategy.model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
-        count = 0
+        count, loader = 0, self._loader(strategy)
+        strategy.plan.announce(
+            "Fisher pass",
+            len(loader) * loader.order.batch_size,
+            "fisher_batches makes it shorter",
+        )
         with evaluating(model), _no_half(strategy):
-            for batch, targets, *_ in self._loader(strategy):
+            for batch, targets, *_ in progress(loader, "Fisher pass"):
                 batch, targets = batch.to(strategy.device), targets.to(strategy.device)
                 loss = self.batch_loss(strategy, batch, targets)
                 gradients = torch.autograd.grad(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from avalanche_clip.common.checks import as_finite, require_choice
 from avalanche_clip.common.grown import clones
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.loop import evaluate_retrieval
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import belongs
@@ -112,7 +113,13 @@ class PatchingPlugin(MethodPlugin, supports_distributed=True):
 
             # The first of equal scores counts.
             grid = sorted(self.grid, reverse=True)
-            best = max(grid, key=score) if datasets else 1.0
+            strategy.plan.announce(
+                "Patching search",
+                len(grid) * sum(map(len, datasets)),
+                "a smaller grid or validation stream makes it shorter",
+            )
+            tried = progress(grid, "patching search", unit="coefficient")
+            best = max(tried, key=score) if datasets else 1.0
         strategy.model.load_state_dict(mix(self.previous, trained, best))
         self.chosen.append(best)
         self.previous = {}

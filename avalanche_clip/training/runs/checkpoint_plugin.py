@@ -11,9 +11,12 @@ from typing import Any
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
-from avalanche_clip.training.runs.files import (
+from avalanche_clip.common.state_files import (
+    PATTERN,
     CheckpointError,
     OtherVersionError,
+    checkpoints,
+    order,
     read_state,
     require_finite,
 )
@@ -24,7 +27,6 @@ from avalanche_clip.training.templates.stock_memories import exact_inside
 logger = logging.getLogger(__name__)
 
 ALL = "all"
-_PATTERN = "state_*.pt"
 _ITERATIONS_DIGITS = 9
 
 
@@ -117,14 +119,14 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
         self._last = time.monotonic()
         if distributed.is_main_process():
             # Later ones were left by another run, or could not be used.
-            known = [p for p in checkpoints(self.folder) if _order(p) <= _order(path)]
+            known = [p for p in checkpoints(self.folder) if order(p) <= order(path)]
             for old in {*known[: -self.keep]} - self._of_steps(known):
                 old.unlink(missing_ok=True)
         return path
 
     def _of_steps(self, known: list[Path]) -> set[Path]:
         """The newest checkpoint after each of the latest steps."""
-        after = {_order(p).split("_")[1]: p for p in known if _order(p)[-1] > "9"}
+        after = {order(p).split("_")[1]: p for p in known if order(p)[-1] > "9"}
         if self.keep_steps == ALL:
             return {*after.values()}
         steps = [number for number in after if int(number)]
@@ -141,16 +143,6 @@ def as_kept(keep_steps: Any) -> int | str:
         require_choice("keep_steps", keep_steps, (ALL,))
         return keep_steps
     return as_size(keep_steps, "keep_steps", hint="or 'all'")
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """List the checkpoints of a folder, oldest first."""
-    return sorted(Path(folder).expanduser().glob(_PATTERN), key=_order)
-
-
-def _order(path: Path) -> str:
-    # "state_000000100_end.pt" is later than "state_000000100.pt".
-    return path.name.removesuffix(".pt")
 
 
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
@@ -186,5 +178,5 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 def remove_leftovers(folder: str | Path) -> None:
     """Delete temporary files of a run that was killed while writing."""
-    for path in Path(folder).expanduser().glob(f"{_PATTERN}*.tmp"):
+    for path in Path(folder).expanduser().glob(f"{PATTERN}*.tmp"):
         path.unlink(missing_ok=True)

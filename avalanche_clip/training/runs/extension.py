@@ -11,8 +11,8 @@ from typing import Any
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
 from avalanche_clip.benchmarks.items.content import data_hash
 from avalanche_clip.common.rollback import undone
+from avalanche_clip.common.state_files import CheckpointError, read_state
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
-from avalanche_clip.training.runs.files import CheckpointError, read_state
 from avalanche_clip.training.runs.identity import require_same
 from avalanche_clip.training.runs.points import EvaluationPoints, evaluation_points
 from avalanche_clip.training.runs.resume import restore_state

@@ -14,7 +14,9 @@ from avalanche.logging import TensorboardLogger
 from avalanche_clip import distributed
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.common.state_files import read_state
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
+from avalanche_clip.models.stored import kept_steps
 from avalanche_clip.training.runs.checkpoint_plugin import (
     CheckpointPlugin,
     checkpoints,
@@ -26,9 +28,7 @@ from avalanche_clip.training.runs.extension import (
     advice,
     require_extension,
 )
-from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.identity import require_same, run_differences
-from avalanche_clip.training.runs.models import kept_steps
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip.benchmarks.items.content import experience_hashes
-from avalanche_clip.common.plain import is_plain
-from avalanche_clip.training.runs.files import CheckpointError
+from avalanche_clip.common.plain import as_stored, is_plain
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
 from avalanche_clip.training.templates.settings import (
-    as_stored,
     start_weights,
     strategy_settings,
 )

@@ -22,8 +22,7 @@ from torch import nn
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state, set_rng_state
 from avalanche_clip.common.rollback import undone_on_error
-from avalanche_clip.training.runs import plugin_state
-from avalanche_clip.training.runs.files import (
+from avalanche_clip.common.state_files import (
     FORMAT,
     CheckpointError,
     not_finite,
@@ -31,12 +30,14 @@ from avalanche_clip.training.runs.files import (
     require_finite,
     write_state,
 )
+from avalanche_clip.models.stored import base_weights, load_weights
+from avalanche_clip.training.runs import plugin_state
 from avalanche_clip.training.runs.identity import (
     require_same_strategy,
     strategy_identity,
 )
 from avalanche_clip.training.templates import optim
-from avalanche_clip.training.templates.frozen_base import base_weights, without_base
+from avalanche_clip.training.templates.frozen_base import without_base
 from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.teachers import Teacher
@@ -340,26 +341,6 @@ def _restore_learned(strategy: Any, state: dict[str, Any]) -> None:
     teachers = state["teachers"]
     filled = {kind: {**frozen, **w} for kind, w in teachers["weights"].items()}
     strategy.teachers.load_state_dict({**teachers, "weights": filled})
-
-
-def load_weights(
-    model: nn.Module, weights: dict[str, Any], trainable: set[str]
-) -> None:
-    """Load weights into a model, and let the named parameters be trained.
-
-    :raises ValueError: if they are those of another model.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            "The checkpoint holds another model than the strategy; build it with the "
-            "same model (a module that grows needs growth_state and "
-            f"load_growth_state). {error}"
-        ) from error
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad != (name in trainable):
-            parameter.requires_grad_(name in trainable)
 
 
 def _restore_running(strategy: Any, state: dict[str, Any]) -> None:

@@ -28,10 +28,14 @@ from avalanche_clip.common.checks import (
 from avalanche_clip.common.files import write_json
 from avalanche_clip.common.plain import is_plain, mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
+from avalanche_clip.evaluation.metrics._values import bare_model
+from avalanche_clip.evaluation.metrics.label_spaces import both_spaces
 from avalanche_clip.evaluation.report import results as report
 from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.suites.suite import Suite
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.stored import MODEL, save_whole
 from avalanche_clip.training.runs.checkpoint_plugin import as_kept
 from avalanche_clip.training.runs.extension import (
     EXTEND,
@@ -94,7 +98,8 @@ def run_stream(
     """Train on ``benchmark.train_stream`` and evaluate before and after each step.
 
     Writes into ``out_dir``: ``results.json``, ``metrics.csv``, TensorBoard
-    events, plots, ``report.html`` and ``checkpoints/``. A run that was killed
+    events, plots, ``report.html``, ``checkpoints/`` and, of a :class:`DualEncoder`,
+    ``model/``, which :func:`create_dual_encoder` loads. A run that was killed
     goes on from its newest checkpoint with ``resume=True``; on the CPU it then
     ends with the same weights and matrices as an uninterrupted one. With
     several processes all evaluate and the main one writes. A strategy with
@@ -110,8 +115,8 @@ def run_stream(
 
     :param strategy: a strategy of this package whose evaluator holds
         :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
-        on class names (as by default). Its own :class:`CheckpointPlugin`, if it
-        has one, is used.
+        on class names (as by default), where :func:`label_space_metrics` is added.
+        Its own :class:`CheckpointPlugin` is used.
     :param benchmark: prepared with the strategy's model.
     :param out_dir: folder of the run.
     :param streams: names of the streams to evaluate.
@@ -148,8 +153,7 @@ def run_stream(
         and bars with the time left of what takes long on standard error; loggers that
         print there stay quiet. 2: what these loggers print, and bars, without such
         lines. 0: nothing.
-    :param train_options: passed to ``train`` and ``eval`` (``num_workers``,
-        ``multiprocessing_context``, ...).
+    :param train_options: passed to ``train`` and ``eval`` (``num_workers``, ...).
     :return: matrices, summaries and cost.
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
@@ -200,12 +204,11 @@ def run_stream(
         check_run(strategy, benchmark)
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        final = tuple(final_streams)
         run = _Run(
             strategy,
             benchmark,
             tuple(streams),
-            final,
+            tuple(final_streams),
             points,
             attached,
             train_options,
@@ -213,7 +216,7 @@ def run_stream(
             method,
         )
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
-        with folder.opened(resume), told.of(strategy):
+        with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)
 
 
@@ -437,6 +440,7 @@ class _Run:
             **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
+            "evaluation_cost": dict(self.strategy.compute.evaluation),
             "parameters": self.strategy.compute.parameters,
             "macs": {k: v for k, v in compute.items() if "macs" in k},
             "seconds": self.seconds,
@@ -454,6 +458,9 @@ class _Run:
             for stream in matrices
         }
         if distributed.is_main_process():
+            model = bare_model(self.strategy)
+            if isinstance(model, DualEncoder):
+                save_whole(model, self.folder.path / MODEL)
             write_json(self.folder.results_path, strict(results), checksum=True)
             write_report(self.folder.path)
         distributed.barrier()

@@ -14,12 +14,11 @@ from avalanche.logging import TextLogger
 from torch import Tensor
 
 from avalanche_clip.common.checks import require_distinct, require_type
-from avalanche_clip.common.plain import plain
+from avalanche_clip.common.plain import as_stored, plain
 from avalanche_clip.common.randomness import evaluating, kept_rng
 from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.training.templates.contract import PluginContract, defines, routed
-from avalanche_clip.training.templates.settings import as_stored
 
 BEFORE = "before"
 """Row of the model before the stream; the others are numbers of evaluation points."""
@@ -77,13 +76,16 @@ class RunSuites:
         row_name = BEFORE if row == 0 else str(row - 1)
         step = strategy.clock.train_iterations
         for suite in self.suites:
-            features = model.features
+            features, before = model.features, dict(suite.features.encoded)
             kept = kept_rng(strategy.device)
             with evaluating(model), kept, _routing(strategy, suite):
                 found = suite.evaluate(
                     model, device=strategy.device, autocast=strategy.autocast
                 )
             model.features = features
+            now = suite.features.encoded
+            spent = {what: count - before[what] for what, count in now.items()}
+            strategy.compute.spend_evaluation(**spent)
             values = self.rows[suite.name][row_name] = {
                 str(task): {str(metric): float(v) for metric, v in metrics.items()}
                 for task, metrics in found.items()

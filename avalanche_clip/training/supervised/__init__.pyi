@@ -49,6 +49,9 @@ from avalanche_clip.training.methods.tic import (
     Sequential as Sequential,
     TIC_STRATEGIES as TIC_STRATEGIES,
 )
+from avalanche_clip.training.methods.tic_presets import (
+    TIC_PRESETS as TIC_PRESETS,
+)
 from avalanche_clip.training.methods.vr_lwf.plugin import (
     VRLwF as VRLwF,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_size
+from avalanche_clip.common.progress import progress
 from avalanche_clip.evaluation.functional import class_vectors
 from avalanche_clip.models.text.prompts import fill
 
@@ -107,9 +108,10 @@ class ClassMatrices:
         for row, (name, templates) in enumerate(keys):
             texts += [fill(template, name) for template in templates]
             owners += [row] * len(templates)
+        starts = range(0, len(texts), self.batch_size)
         parts = [
             encode(texts[start : start + self.batch_size]).float()
-            for start in range(0, len(texts), self.batch_size)
+            for start in progress(starts, "class vectors")
         ]
         features = torch.cat(parts)
         index = torch.tensor(owners, device=features.device)

@@ -299,7 +299,8 @@ class MethodPlugin(SupervisedPlugin):
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Logits ``(B, C)`` of an evaluation batch; None for the strategy's own.
 
-        One plugin at most may have it, with strategies on class names only.
+        Asked again for each label space that is measured. One plugin at most may have
+        it, with strategies on class names only.
 
         :param image_features: normalised, ``(B, D)``.
         """

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from avalanche_clip.common.fingerprint import FingerprintCache
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 
 
 class FrozenBase:
@@ -43,6 +44,8 @@ class FrozenBase:
     def _frozen(self) -> list[tuple[str, Tensor]]:
         model, known = self.strategy.model, self.strategy.groups.known
         stored = model.state_dict().keys() - known  # some parts store nothing
+        if isinstance(model, DualEncoder):  # what is attached is drawn, not loaded
+            stored = {n for n in stored if model.is_plain(n)}
         named = model.named_parameters()
         return [(n, p) for n, p in named if not p.requires_grad and n in stored]
 
@@ -69,26 +72,3 @@ def without_base(
         for name, value in weights.items()
         if name not in names or not value.equal(ours[name])
     }
-
-
-def base_weights(model: nn.Module, base: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a model that a stored run knows by their hash.
-
-    :param model: of the run that goes on.
-    :param base: from :meth:`FrozenBase.unchanged`.
-    :raises ValueError: if the model has others.
-    """
-    ours = dict(model.named_parameters())
-    missing = [name for name in base["names"] if name not in ours]
-    if missing:
-        raise ValueError(
-            f"The checkpoint needs frozen weights {missing[:3]} that the model does "
-            "not have; build the same model."
-        )
-    found = {name: ours[name].detach() for name in base["names"]}
-    if FingerprintCache()(found.items()) != base["hash"]:
-        raise ValueError(
-            "The frozen weights of the model are not those of the stored run, which "
-            "holds their hash only; build the model with the same pretrained weights."
-        )
-    return found

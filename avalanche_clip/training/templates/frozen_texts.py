@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avalanche_clip import distributed
 from avalanche_clip.common.feature_table import FeatureTable
+from avalanche_clip.common.progress import progress
 
 TEXTS_PER_PASS = 256
 """Texts that a frozen model encodes at once."""
@@ -85,7 +86,7 @@ def encode_texts(strategy: Any, model: Any, texts: Any) -> Tensor:
     low = min(share * distributed.rank(), count)
     high = min(low + share, count)
     rows = torch.zeros(share, model.embed_dim, device=strategy.device)
-    for start in range(low, high, TEXTS_PER_PASS):
+    for start in progress(range(low, high, TEXTS_PER_PASS), "teacher's texts"):
         end = min(start + TEXTS_PER_PASS, high)
         tokens = texts.tokens(slice(start, end), model.tokenizer)
         with strategy.autocast():

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from avalanche_clip.common.checks import as_finite
 from avalanche_clip.common.grown import fit_moment
+from avalanche_clip.models.encoders.parameters import depths
 
 Named = Iterable[tuple[str, nn.Parameter]]
 GroupRule = Callable[[Named], Sequence[Any]]
@@ -41,6 +43,54 @@ def clip_param_groups(
         (rest if plain else decayed).append(name)
     own = {} if weight_decay is None else {"weight_decay": weight_decay}
     return [{"names": decayed, **own}, {"names": rest, "weight_decay": 0.0}]
+
+
+def layer_wise_rates(
+    model: Any, lr: float, decay: float, *, weight_decay: float | None = 0.2
+) -> GroupRule:
+    """Give earlier layers smaller learning rates: ``param_groups`` of a strategy.
+
+    What follows the residual blocks of a tower, and all that is in no tower, has the
+    rate ``lr``; each block before has ``decay`` times that of the next one, and what
+    comes before the first block the smallest. Schedules multiply all of them.
+
+    :param model: the dual encoder that is trained.
+    :param lr: rate of the last layers, above 0.
+    :param decay: in (0, 1]; 1 gives all layers the same rate.
+    :param weight_decay: see :func:`clip_param_groups`.
+    :return: the rule.
+    :raises ValueError: for values out of range, and for towers without plain residual
+        blocks.
+
+    Source: Clark et al., ICLR 2020 (ELECTRA, arXiv 2003.10555); for image towers Bao
+    et al., ICLR 2022 (BEiT, arXiv 2106.08254).
+
+    >>> from avalanche_clip import create_dual_encoder
+    >>> model = create_dual_encoder("tiny-emoji-vit")
+    >>> groups = layer_wise_rates(model, 1e-3, 0.5)(list(model.named_parameters()))
+    >>> sorted({group["lr"] for group in groups})
+    [3.125e-05, 6.25e-05, 0.000125, 0.00025, 0.0005, 0.001]
+    """
+    lr, decay = as_finite(lr, "lr", above=0), as_finite(decay, "decay", above=0, high=1)
+    for tower in ("image", "text"):
+        depths(model, tower)
+
+    def rule(named_parameters: Named) -> list[dict[str, Any]]:
+        below: dict[str, int] = {}
+        for tower in ("image", "text"):
+            found = depths(model, tower)
+            top = len(model.blocks(tower)) + 1
+            below |= {name: top - depth for name, depth in found.items()}
+        named = dict(named_parameters)
+        groups = []
+        for steps in sorted({below.get(name, 0) for name in named}):
+            part = [(n, p) for n, p in named.items() if below.get(n, 0) == steps]
+            for group in clip_param_groups(part, weight_decay):
+                if group["names"]:
+                    groups.append({**group, "lr": lr * decay**steps})
+        return groups
+
+    return rule
 
 
 def one_group(named_parameters: Named) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ from typing import Any
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, require_choice
+from avalanche_clip.common.progress import say
 from avalanche_clip.training.templates.order import TrainLoader
 
+_MUCH = 0.5
 SCHEDULES = ("constant", "cosine", "const-cosine")
 
 
@@ -115,6 +117,8 @@ class Plan:
         self.strategy = strategy
         self.iterations = 0
         """Optimiser steps of the running experience."""
+        self.announced: set[str] = set()
+        """Phases whose cost was told."""
 
     def check_stream(self, steps: int) -> None:
         """Raise ValueError if there are values per experience, but not for all.
@@ -144,6 +148,27 @@ class Plan:
         self._check_warmup()
         for contract in strategy.contracts:
             contract.check_plan(strategy, self.iterations)
+
+    def announce(self, what: str, samples: int, hint: str) -> None:
+        """Say before a phase after the training what it takes, if that is much.
+
+        That is at least half (our choice) of the samples that the running experience
+        was trained on; each phase is announced once.
+
+        :param what: name of the phase.
+        :param samples: that it encodes.
+        :param hint: how to make it smaller.
+        """
+        strategy = self.strategy
+        trained = self.iterations * strategy.train_mb_size * distributed.world_size()
+        if what in self.announced or samples < _MUCH * trained:
+            return
+        self.announced.add(what)
+        times = ""
+        if trained:
+            number = strategy.experience_index + 1
+            times = f", {samples / trained:.1f} times what step {number} was trained on"
+        say(f"{what}: {samples:,} samples{times}; {hint}.")
 
     def _affordable(self) -> int:
         """Iterations that the budget pays for."""

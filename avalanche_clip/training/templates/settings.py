@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import math
 from typing import Any
 
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_clip.common.fingerprint import bit_sums
-from avalanche_clip.common.plain import as_number, kept_arguments
+from avalanche_clip.common.plain import as_stored, kept_arguments
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.training.templates.contract import MethodPlugin, PluginContract
 from avalanche_clip.training.templates.own_plugins import is_stock
@@ -111,18 +110,3 @@ def note_built(strategy: Any) -> None:
         if (stored or foreign) and id(contract) not in known:
             settings = copy.deepcopy(contract.identity())
             strategy.built_plugins.append((contract, settings))
-
-
-def as_stored(value: Any) -> Any:
-    """What JSON gives back of plain data; numbers that are not finite as text.
-
-    Numbers of numpy and of tensors count as Python's.
-    """
-    if isinstance(value, dict):
-        return {str(k): as_stored(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_stored(v) for v in value]
-    value = as_number(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -93,6 +93,8 @@ class StepTemplate(SupervisedTemplate):
         """Texts of the step on each process."""
         self.global_features: CLIPOutput | None = None
         self.loss_terms: dict[str, Tensor] = {}
+        self.evaluates_for: str | None = None
+        """Kind that evaluations are booked as; None: none, they are no part of it."""
         self.in_training = False
         """Whether ``train`` is running, nested evaluations included."""
         self.training_experience: Any = None
@@ -195,6 +197,8 @@ class StepTemplate(SupervisedTemplate):
         output = self.mb_features = self.step.forward()
         if self.is_training:
             self.global_features = self.gather_output(output)
+        else:
+            self._count_evaluated(self.mb_x)
         return self._output(output)
 
     def meet(self) -> None:
@@ -237,6 +241,18 @@ class StepTemplate(SupervisedTemplate):
     def _count_batch(self) -> None:
         images, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=images, texts=texts, steps=1)
+
+    def _count_evaluated(self, batch: Any) -> None:
+        self.count_evaluated(len(batch), len(batch["text"]))
+
+    def count_evaluated(self, images: int, texts: int) -> None:
+        """Book what each process encodes in an evaluation."""
+        world = distributed.world_size()
+        counts = {"images": images * world, "texts": texts * world}
+        if self.evaluates_for is None:
+            self.compute.spend_evaluation(**counts)
+        else:
+            self.compute.spend(self.evaluates_for, **counts)
 
     def macs_per_sample(self, batch_size: int) -> float:
         """Forward MACs of one training sample with its share of the texts."""

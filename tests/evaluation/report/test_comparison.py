@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_comparison__means_and_deviations_over_seeds(tmp_path):
 
 def test_comparison__page_is_one_file_with_all_methods(tmp_path):
     page = Page(write_comparison(tmp_path / "new", runs()))
-    assert len(page.sources) == 4
+    assert len(page.sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "2 methods, 3 seeds each" in page.text
     assert "0, 1, 2" in page.text and "±" in page.text
@@ -89,8 +90,8 @@ def test_comparison__of_runs_that_were_evaluated_at_points(tmp_path):
     points = {"at": [0, 2], "steps": [0, 2], "samples": [10, 60]}
     both = [make_results(m, steps=2, evaluations=points) for m in METHODS]
     page = Page(write_comparison(tmp_path, both))
-    # Bars, the budget, and two matrices.
-    assert len(page.sources) == 4 and "method average final" in page.text
+    # Lines, bars, the budget, and two matrices.
+    assert len(page.sources) == 5 and "method before final average" in page.text
     other = make_results("B", steps=2, evaluations={**points, "steps": [1, 2]})
     with pytest.raises(ValueError, match="at steps .*same evaluate_at"):
         write_comparison(tmp_path, [*both, other])
@@ -145,3 +146,81 @@ def test_comparison__suites_that_all_runs_have(tmp_path):
     sources[0]["data"] = sources[0]["data"] | {"labels": {"train": list("abc")}}
     Page(write_comparison(tmp_path / "other", sources))
     assert not list((tmp_path / "other").glob("suite_*.png"))
+
+
+def shifted(method, seed, value):
+    """A run whose main metric is this everywhere."""
+    run = make_results(method, seed)
+    parts = run["matrices"]["test"]["mean_R@1"]
+    run["matrices"]["test"]["mean_R@1"] = {
+        "before": parts["before"],
+        "E": [[value] * 3] * 3,
+    }
+    return run
+
+
+def best_cells(path):
+    return re.findall(r'<td class="best">([^<]*)', path.read_text())
+
+
+def test_comparison__no_best_within_the_spread(tmp_path):
+    far = [
+        shifted(m, s, v + 0.01 * s) for m, v in (("A", 0.1), ("B", 0.9)) for s in (0, 1)
+    ]
+    cells = best_cells(write_comparison(tmp_path, far, metric="mean_R@1"))
+    assert cells.count("90.5 ± 0.7") >= 3 and "10.5 ± 0.7" not in cells
+    near = [
+        shifted(m, s, v + 0.1 * s) for m, v in (("A", 0.5), ("B", 0.6)) for s in (0, 1)
+    ]
+    path = write_comparison(tmp_path, near)
+    assert not [c for c in best_cells(path) if c.startswith(("55.", "65."))]
+    text = Page(path).text
+    assert "B is highest at the end (65.0 ± 7.1 %), within the spread of A" in text
+    single = [shifted(m, 0, v) for m, v in (("A", 0.1), ("B", 0.9))]
+    path = write_comparison(tmp_path, single)
+    assert not best_cells(path) and "one seed each" in Page(path).text
+
+
+def test_comparison__a_reference_does_not_compete(tmp_path):
+    joint = [shifted("All at once", s, 0.95) for s in (0, 1)]
+    for run in joint:
+        run["config"] = {"strategy": "Joint"}
+        for parts in run["matrices"]["test"].values():
+            parts["E"] = parts["E"][:1]
+    far = [
+        shifted(m, s, v + 0.01 * s) for m, v in (("A", 0.1), ("B", 0.9)) for s in (0, 1)
+    ]
+    path = write_comparison(tmp_path, [*far, *joint])
+    text = Page(path).text
+    assert "B is highest at the end" in text
+    assert "All at once, the reference, reaches 95.0 ± 0.0 %." in text
+    assert "90.5 ± 0.7" in best_cells(path) and "95.0 ± 0.0" not in best_cells(path)
+
+
+def test_comparison__settings_that_differ_are_a_table(tmp_path):
+    one, other = make_results("A"), make_results("B")
+    other["config"] = {"train_mb_size": 64, "plugins": [{"class": "Patching<a>"}]}
+    other["config"]["plugins"].append({"class": "Replay", "mem_size": 7})
+    text = Page(write_comparison(tmp_path, [one, other])).text
+    table = text[text.index("Settings that differ") : text.index(" Runs ")]
+    assert "setting A B train_mb_size 128 64" in table
+    assert "plugin Replay.mem_size – 7" in table
+    assert "Patching" not in table and "python" not in table
+    same = write_comparison(tmp_path, [one, make_results("B")])
+    assert "Settings that differ" not in Page(same).text
+
+
+def test_comparison__a_stream_with_one_test_set_has_values(tmp_path):
+    both = [make_results(m, s, tests=1) for m in METHODS for s in (0, 1)]
+    path = write_comparison(tmp_path, both)
+    assert "method before final average Sequential" in Page(path).text
+    assert not re.search(r"<tr><th>[^<]*</th>\s*</tr>", path.read_text())
+
+
+def test_comparison__test_items_chance_and_before_stand_beside_the_scores(tmp_path):
+    both = [make_results(m, s) for m in METHODS for s in (0, 1)]
+    for run in both:
+        run["chance"] = {"test": {"mean_R@1": [0.1, 0.2, 0.3]}}
+        run["matrices"]["test"]["mean_R@1"]["before"] = [0.4, 0.5, 0.6]
+    text = Page(write_comparison(tmp_path, both)).text
+    assert "test items 1 2 3 chance 10.0 20.0 30.0 before 40.0 50.0 60.0" in text

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from avalanche_clip.common.files import write_json
 from avalanche_clip.evaluation.report.page import write_report
@@ -91,7 +92,7 @@ def test_report__of_a_run_that_was_evaluated_at_points(tmp_path):
     page = write(tmp_path, make_results(steps=2, evaluations=points))
     last = make_results(steps=2)["matrices"]["test"]["mean_R@1"]["E"][-1]
     assert f"{100 * sum(last) / 3:.1f} % mean_R@1, final" in page.text
-    assert "metric (%) final average image_to_text_R@1" in page.text
+    assert "metric (%) before final average image_to_text_R@1" in page.text
     assert "Final is the mean" in page.text and "In-domain" not in page.text
     assert "after 2010" in page.text and "after 2014" not in page.text
 
@@ -248,3 +249,53 @@ def test_report__a_run_that_was_stopped_before_its_first_step(tmp_path):
     rows = {"before": suite_rows()["before"]}
     page = write(tmp_path, make_results(suites={"zero-shot": rows}))
     assert "emoji <b> (719), acc1 0.0" in page.text
+
+
+def test_report__begins_with_what_was_gained_and_forgotten(tmp_path):
+    results = make_results()
+    E = [[0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.4, 0.6, 0.8]]
+    results["matrices"]["test"]["mean_R@1"] = {"before": [0.1, 0.2, 0.3], "E": E}
+    results["chance"] = {"test": {"mean_R@1": [0.01, 0.02, 0.03]}}
+    text = write(tmp_path, results).text
+    said = (
+        "mean_R@1 over 3 test sets rose from 20.0 % before the stream to 60.0 % after"
+    )
+    assert said in text and "(+40.0 points); guessing would give 2.0 %." in text
+    assert "Earlier test sets fell by 35.0 points" in text
+    columns = "items chance before when trained last 95 % interval gained forgotten"
+    assert f"mean_R@1 % {columns} 2010 1 1.0 10.0 90.0 40.0" in text
+    assert re.search(r"all, mean 6 2.0 20.0 83.3 60.0 \S+ \+40.0 35.0", text)
+    assert "metric (%) chance before" in text
+
+
+@pytest.mark.parametrize("tests", [1, 3])
+def test_report__no_table_is_empty(tmp_path, tests):
+    write(tmp_path, make_results(tests=tests))
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"<tr><th>[^<]*</th>\s*</tr>", page)
+    assert (tmp_path / "matrix_test_mean_R_at_1.png").exists() == (tests > 1)
+
+
+def test_report__own_metrics_and_losses_are_drawn(tmp_path):
+    results = make_results(metrics={"Drift": {"a": [0.1, None, 0.3], "n": 3}})
+    results["matrices"]["test"]["Own"] = results["matrices"]["test"]["mean_R@1"]
+    term = {"at": [10, 20, 30], "mean": [3.0, 2.0, 1.0]}
+    terms = {"loss": term, "alignment": term}
+    results["losses"] = {"terms": terms, "ends": [[0, 15], [1, 30]]}
+    page = write(tmp_path, results)
+    assert "Training loss" in page.text and "Own metrics" in page.text
+    for name in ("losses", "metric_Drift", "over_time_test_Own"):
+        assert (tmp_path / f"{name}.png").exists()
+
+
+def test_report__examples_show_pictures_and_what_was_found(tmp_path):
+    found = [[[True, "a"], [False, "b <i>"], None, [True, "a"]], [[False, "c"]] * 4]
+    items = [
+        {"picture": f"{k}.png", "text": f"own {k}", "found": f}
+        for k, f in enumerate(found)
+    ]
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    page = write(tmp_path, make_results(examples={"test": items * 9}))
+    assert "picture before 2010 2014 & <b> 2015 own 0 ✓ ✗ b <i> ✗ – ✓" in page.text
+    assert page.text.count("own 0") == page.text.count("own 1") == 6
+    assert len(page.sources) == 3 + 6

@@ -9,9 +9,9 @@ import pytest
 import torch
 from avalanche.training.plugins import LRSchedulerPlugin, ReplayPlugin
 
+from avalanche_clip.models.stored import kept_steps
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from avalanche_clip.training.runs.models import kept_steps
 from tests.helpers import Pairs, assert_same_weights
 from tests.training.runs.test_folder import content
 from tests.training.small_runs import Interrupted, go

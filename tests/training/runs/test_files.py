@@ -10,18 +10,18 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from avalanche_clip import distributed
-from avalanche_clip.training.plugins import ContrastiveLwFPlugin
-from avalanche_clip.training.runs import files
-from avalanche_clip.training.runs.checkpoint_plugin import (
-    CheckpointPlugin,
-    checkpoints,
-    latest_checkpoint,
-)
-from avalanche_clip.training.runs.files import (
+from avalanche_clip.common import state_files as files
+from avalanche_clip.common.state_files import (
     FORMAT,
     CheckpointError,
     read_state,
     write_state,
+)
+from avalanche_clip.training.plugins import ContrastiveLwFPlugin
+from avalanche_clip.training.runs.checkpoint_plugin import (
+    CheckpointPlugin,
+    checkpoints,
+    latest_checkpoint,
 )
 from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.supervised import CumulativeAll, Sequential

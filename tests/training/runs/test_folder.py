@@ -16,6 +16,7 @@ from avalanche_clip import distributed
 from avalanche_clip.common.files import read_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.randomness import kept_rng
+from avalanche_clip.common.state_files import CheckpointError, read_state, write_state
 from avalanche_clip.training import run_stream
 from avalanche_clip.training.runs import folder as run_folder
 from avalanche_clip.training.runs.checkpoint_plugin import (
@@ -23,7 +24,6 @@ from avalanche_clip.training.runs.checkpoint_plugin import (
     checkpoints,
     latest_checkpoint,
 )
-from avalanche_clip.training.runs.files import CheckpointError, read_state, write_state
 from avalanche_clip.training.runs.resume import load_state, save_state
 from tests.helpers import Pairs, assert_same_weights
 from tests.processes import run_in_processes

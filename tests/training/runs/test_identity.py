@@ -9,11 +9,11 @@ from avalanche.training.plugins import EWCPlugin
 
 from avalanche_clip.benchmarks import ClassPrompts
 from avalanche_clip.benchmarks.items.content import data_summary
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import attach_adapters
 from avalanche_clip.training import Sequential, run_stream
 from avalanche_clip.training.plugins import WeightConsolidationPlugin
-from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.identity import (
     differences,
     run_differences,

@@ -20,8 +20,8 @@ from avalanche.training.storage_policy import (
 )
 
 from avalanche_clip.common.plain import plain
+from avalanche_clip.common.state_files import read_state
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin
-from avalanche_clip.training.runs.files import read_state
 from avalanche_clip.training.runs.metric_state import apply_object_state, object_state
 from avalanche_clip.training.runs.plugin_state import register_plugin_state
 from avalanche_clip.training.runs.resume import load_state, save_state

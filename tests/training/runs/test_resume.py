@@ -7,13 +7,13 @@ import pytest
 import torch
 from avalanche.evaluation.metrics import loss_metrics
 
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.training.plugins import ContrastiveLwFPlugin, ProgressPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import (
     CheckpointPlugin,
     checkpoints,
     latest_checkpoint,
 )
-from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state
 from tests.helpers import assert_same_weights, train_stream
 from tests.training.small_runs import (

@@ -58,8 +58,7 @@ def test_default__one_line_per_step(tmp_path, capsys):
     assert "> Eval on experience 0" in capsys.readouterr().out
 
 
-def test_verbose_0__silent_and_2__what_loggers_print(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(progress.bar.__kwdefaults__, "delay", 0.0)
+def test_verbose_0__silent_and_2__what_loggers_print(tmp_path, capsys):
     for verbose in (0, 2):
         log = default_clip_evaluator()
         options = {"evaluator": log, "extra": [ProgressPlugin()]}

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from avalanche_clip import MethodPlugin, create_dual_encoder
-from avalanche_clip.training import Sequential
+from avalanche_clip.models.encoders.parameters import depths
+from avalanche_clip.training import Sequential, layer_wise_rates
 from avalanche_clip.training.supervised import (
     CCLIP,
     SIT,
@@ -319,3 +320,48 @@ def test_rebuild__removed_parameters_leave_the_optimizer():
 def test_rule__of_another_kind_is_refused(rule):
     with pytest.raises(TypeError, match=f"param_groups is a {type(rule).__name__}"):
         build(Sequential, param_groups=rule)
+
+
+# ------------------------------------------------------------------- layer-wise rates
+@pytest.fixture
+def vit():
+    return create_dual_encoder("tiny-emoji-vit")
+
+
+def test_layer_wise_rates__shrink_towards_the_input(vit):
+    groups = layer_wise_rates(vit, 0.1, 0.5)(list(vit.named_parameters()))
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    decays = {n: g["weight_decay"] for g in groups for n in g["names"]}
+    assert rates.keys() == {name for name, _ in vit.named_parameters()}
+    assert sum(len(g["names"]) for g in groups) == len(rates)
+    for name, rate in rates.items():
+        tower, below = vit.tower_of(name), 0
+        if tower is not None:
+            below = len(vit.blocks(tower)) + 1 - depths(vit, tower)[name]
+        assert rate == pytest.approx(0.1 * 0.5**below)
+    plain = clip_param_groups(vit.named_parameters())
+    assert {n for n, decay in decays.items() if decay} == set(plain[0]["names"])
+
+
+def test_layer_wise_rates__keep_their_ratio_under_a_schedule(vit):
+    vit.unfreeze("image", last_blocks=1)
+    rule = layer_wise_rates(vit, 1e-3, 0.5, weight_decay=None)
+    strategy = Sequential(
+        model=vit, optimizer=adamw, param_groups=rule, train_mb_size=4
+    )
+    for group in strategy.optimizer.param_groups:
+        assert group["initial_lr"] == group["lr"]
+    names = names_in(strategy)
+    assert sum(map(len, names)) == sum(p.requires_grad for p in vit.parameters())
+    rates = [group["lr"] for group in strategy.optimizer.param_groups]
+    assert max(rates) == 1e-3 and min(rates) == pytest.approx(1e-3 / 2**3)
+
+
+def test_layer_wise_rates__refuse_what_they_cannot_do(vit):
+    for decay in (0.0, 1.5):
+        with pytest.raises(ValueError, match="decay"):
+            layer_wise_rates(vit, 0.1, decay)
+    with pytest.raises(ValueError, match="lr"):
+        layer_wise_rates(vit, -1, 0.5)
+    with pytest.raises(ValueError, match="residual"):
+        layer_wise_rates(create_dual_encoder("tiny-emoji"), 0.1, 0.5)

@@ -13,6 +13,7 @@ from avalanche.training.storage_policy import (
 )
 
 from avalanche_clip.benchmarks.items.items import attribute_array
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.training import (
     CumulativeAll,
     Oracle,
@@ -26,7 +27,6 @@ from avalanche_clip.training.plugins import (
     OffDiagonalAlignmentPlugin,
     ReservoirReplayPlugin,
 )
-from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state, save_state
 from avalanche_clip.training.templates.order import TrainingOrder
 from avalanche_clip.training.templates.visits import (

@@ -44,6 +44,7 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.common.files import read_json, replacing, write_json
 from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.common.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _scanned(
     parts: list[list[npt.NDArray[Any]]] = []
     stats = []
     members, letters = 0, 0
-    for tar, path in enumerate(tars):
+    for tar, path in enumerate(progress(tars, "reading archives", unit="archive")):
         stat = _stat(path)
         found = scan(path, faults.append, checksums=checksums)
         stats.append((*stat, _digest(found)))

@@ -87,10 +87,6 @@ class TicShards(TarPairs):
             raise ValueError(f"No sample of {folder} is left: {self.counts}.")
         self.rows = np.repeat(self.rows, weight)
 
-    def choose(self, items: npt.NDArray[np.int64]) -> None:
-        """Keep some of the items."""
-        self.rows = self.rows[items]
-
     def uids(self) -> UIDArray:
         """Return the id of each item, ``(N,)``."""
         blocks = range(0, len(self), BLOCK)

@@ -22,6 +22,7 @@ from avalanche_clip.benchmarks.items.captions import (
     read_captions,
 )
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.progress import progress
 from avalanche_clip.models import (
     ExpandableTokenEmbedding,
     LearntVocabulary,
@@ -282,7 +283,8 @@ class TokenEmbeddingExpansionPlugin(MethodPlugin, supports_distributed=True):
         codes = language_codes(dataset)
         found: set[int] = set()
         seen: set[Any] = set()
-        for index, captions in enumerate(read_captions(dataset)):
+        texts = progress(read_captions(dataset), "counting tokens", len(dataset))
+        for index, captions in enumerate(texts):
             code = None if codes is None else int(codes[index])
             for caption in captions:
                 if isinstance(caption, Tensor):
@@ -438,7 +440,8 @@ def _bind(dataset: Any, tokenizer: Any) -> None:
 
 
 def _strings(dataset: Any, language: str) -> list[str]:
-    captions = [c for texts in read_captions(dataset) for c in texts]
+    samples = progress(read_captions(dataset), "reading captions", len(dataset))
+    captions = [c for texts in samples for c in texts]
     if any(not isinstance(caption, str) for caption in captions):
         raise ValueError(
             f"Captions of {language!r} are token ids, from which no vocabulary can be "

@@ -225,6 +225,10 @@ class CLLCLIP(ContrastiveTemplate):
         samples, texts = self.batch_totals(self.mb_x)
         self.compute.spend("train", images=0, texts=texts, steps=1, samples=samples)
 
+    def _count_evaluated(self, batch: Any) -> None:
+        images = 0 if "teacher_image" in batch else len(batch)
+        self.count_evaluated(images, len(batch["text"]))
+
     # --------------------------------------------------------------- teacher
     @torch.no_grad()
     def _complete(self, batch: Any) -> None:

@@ -27,6 +27,7 @@ from avalanche_clip.common.checks import (
     require_same,
     require_type,
 )
+from avalanche_clip.common.progress import say
 from avalanche_clip.common.randomness import seeded
 from avalanche_clip.models.moe.adapters import attach_moe_adapters
 from avalanche_clip.models.moe.mixture import NUM_EXPERTS, RANKINGS
@@ -280,6 +281,11 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
         if chosen.num_autoencoders:
             return
         plan = chosen.training_plan
+        say(
+            f"Selector: {plan.reference_iterations:,} steps of {plan.batch_size} "
+            f"reference images, then {plan.task_iterations:,} for each task, through "
+            "the early layers; SelectorTraining makes it shorter."
+        )
         loader = ImagePasses(
             strategy,
             self.reference_images,

@@ -68,6 +68,9 @@ class ImagePasses:
             images, order, collate_fn=torch.stack, **worker_options(options)
         )
 
+    def __len__(self) -> int:
+        return self._count
+
     def __iter__(self) -> Iterator[Tensor]:
         self._loader.plan(self._passes, 0, self._count)
         self._passes += 1

@@ -7,10 +7,10 @@ import torch
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.core import SupervisedPlugin
 
+from avalanche_clip.common.state_files import CheckpointError, read_state
 from avalanche_clip.models.moe.adapters import load_moe_adapters
 from avalanche_clip.training.plugins import MoEAdaptersPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import CheckpointPlugin, checkpoints
-from avalanche_clip.training.runs.files import CheckpointError, read_state
 from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.supervised import MoEAdapters
 from avalanche_clip.training.templates import ClassNameTemplate

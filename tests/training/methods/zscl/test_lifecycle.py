@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from avalanche_clip.common.state_files import CheckpointError
 from avalanche_clip.training import Sequential
 from avalanche_clip.training.plugins import CheckpointPlugin
-from avalanche_clip.training.runs.files import CheckpointError
 from avalanche_clip.training.runs.resume import load_state
 from avalanche_clip.training.templates.reference_data import ReferenceImages
 from tests.benchmarks.small_streams import Noise

@@ -21,11 +21,11 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from avalanche_clip import distributed
 from avalanche_clip.common.files import found_in, replacing
 from avalanche_clip.common.plain import mapped, plain
 
 FORMAT = 3
+PATTERN = "state_*.pt"
 LARGEST = 1 << 16
 """Bytes up to which a tensor is packed; larger ones need no second copy."""
 
@@ -61,8 +61,6 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     :raises TypeError: naming the place of what is not plain data.
     """
     path = Path(path).expanduser()
-    if not distributed.is_main_process():
-        return path
     state = plain(state)
     content = {"format": state.get("format"), **pack(state)}
     with _freed_later(path), replacing(path) as temporary:
@@ -202,6 +200,16 @@ def _damage(content: mmap.mmap) -> str:
     if content[-size:] != _comment(crc) or length != size.to_bytes(2, "little"):
         return "its content does not have its checksum"
     return ""
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """List the checkpoints of a folder, oldest first."""
+    return sorted(Path(folder).expanduser().glob(PATTERN), key=order)
+
+
+def order(path: Path) -> str:
+    """What checkpoints are sorted by: ``"_end"`` and ``"_eval"`` come later."""
+    return path.name.removesuffix(".pt")
 
 
 def require_finite(state: dict[str, Any], path: Path) -> None:
