@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,10 @@ _PACKAGES = (
     "transformers",
     "timm",
     "numpy",
+)
+
+_NAME = re.compile(
+    r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
 )
 
 
@@ -104,3 +109,15 @@ def nominal_units(strategy: Any) -> float | None:
     for contract in strategy.contracts:
         units *= contract.nominal_cost
     return units
+
+
+def read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
+    """Collect the per-experience values of one stream from metric names."""
+    table: dict[str, list[float]] = {}
+    for name, value in values.items():
+        match = _NAME.match(name)
+        if match and match["stream"] == stream and isinstance(value, (int, float)):
+            row = table.setdefault(match["metric"], [float("nan")] * size)
+            if int(match["exp"]) < size:
+                row[int(match["exp"])] = float(value)
+    return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -45,6 +44,7 @@ from avalanche_clip.training.runs.extension import (
 )
 from avalanche_clip.training.runs.folder import RunFolder
 from avalanche_clip.training.runs.identity import run_identity
+from avalanche_clip.training.runs.observed import Observed
 from avalanche_clip.training.runs.plugin_state import collect
 from avalanche_clip.training.runs.points import (
     EvaluationPoints,
@@ -55,6 +55,7 @@ from avalanche_clip.training.runs.points import (
 from avalanche_clip.training.runs.record import (
     metric_results,
     nominal_units,
+    read_row,
     reset_metrics,
     revision,
     versions,
@@ -69,10 +70,6 @@ from avalanche_clip.training.templates.settings import strategy_settings
 from avalanche_clip.training.templates.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(
-    r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
-)
 
 Rows = dict[str, dict[str, list[list[float]]]]
 """stream -> metric -> rows over time; row 0 is before the first experience."""
@@ -155,6 +152,8 @@ def run_stream(
         lines. 0: nothing.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``, ...).
     :return: matrices, summaries and cost.
+    :raises OSError: if the disk cannot hold the checkpoints, before anything is written
+        (also a ValueError).
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
@@ -245,6 +244,7 @@ class _Run:
     _begin: float | None = None
     _spent: float = 0.0
     folder: RunFolder = field(init=False)
+    observed: Observed = field(init=False)
 
     def __post_init__(self, method: str | None) -> None:
         self.data = data_summary(self.benchmark)
@@ -269,6 +269,9 @@ class _Run:
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
         self.folder = folder
+        self.observed = Observed(folder.path)
+        evaluator = self.strategy.evaluator
+        evaluator.loggers = [*evaluator.loggers, self.observed]
         start = self.load()
         if not self.done:
             reset_metrics(self.strategy)
@@ -304,6 +307,7 @@ class _Run:
             if state["inside"]:
                 self.strategy._pending.then = count
         self.suites.load_state_dict(own.get("suites"))
+        self.observed.restore(own.get("observed"))
         spent = float(own["train_seconds"])
         if state["inside"]:
             self._spent = spent
@@ -328,6 +332,7 @@ class _Run:
             "steps": self.points.steps[: max(self.done - 1, 0)],
             "seconds": self.seconds,
             "suites": self.suites.state_dict(),
+            "observed": self.observed.stored(),
             "train_seconds": 0.0 if self._begin is None else self._train_seconds(),
         }
 
@@ -400,10 +405,10 @@ class _Run:
         evaluator = self.strategy.evaluator
         # What a metric said of an earlier model is no value of this one.
         before, evaluator.last_metric_results = evaluator.last_metric_results, {}
-        with self.told.evaluating(self, row, due):
+        with self.told.evaluating(self, row, due), self.observed.evaluating(row):
             values = self.strategy.eval(due, **self.options)
         evaluator.last_metric_results = {**before, **values}
-        return _read_row(values, name, len(self.benchmark.streams[name]))
+        return read_row(values, name, len(self.benchmark.streams[name]))
 
     def due(self, name: str, row: int) -> Any:
         """What is evaluated of a stream: what has been met, of Si-Blurry."""
@@ -427,6 +432,7 @@ class _Run:
         }
         compute = self.strategy.compute.report(self._macs())
         compute["nominal_units"] = nominal_units(self.strategy)
+        sizes = {name: len(self.benchmark.streams[name]) for name in self.named}
         online = {"streams": list(self.met), **self.points.online()}
         results = {
             "method": self.identity["method"],
@@ -447,6 +453,7 @@ class _Run:
             "matrices": mapped(matrices, lambda values, path: values.tolist()),
             "metrics": metric_results(self.strategy),
             **self.suites.results(),
+            **self.observed.results(sizes, self.final),
         }
         stored = report.matrices(results)
         summary = results["summary"] = {
@@ -486,15 +493,3 @@ class _Run:
     def _macs(self) -> dict[str, int] | None:
         macs = getattr(self.strategy.model, "macs", None)
         return macs() if callable(macs) else None
-
-
-def _read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
-    """Collect the per-experience values of one stream from metric names."""
-    table: dict[str, list[float]] = {}
-    for name, value in values.items():
-        match = _NAME.match(name)
-        if match and match["stream"] == stream and isinstance(value, (int, float)):
-            row = table.setdefault(match["metric"], [float("nan")] * size)
-            if int(match["exp"]) < size:
-                row[int(match["exp"])] = float(value)
-    return table
