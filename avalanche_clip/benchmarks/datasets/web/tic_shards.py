@@ -125,7 +125,10 @@ def _uids(index: TarIndex, rows: npt.NDArray[np.int64]) -> UIDArray:
     starts, ends = index.names.offsets[rows], index.names.offsets[rows + 1]
     uids = np.zeros(len(rows), dtype=UID_DTYPE)
     long = np.flatnonzero(ends - starts >= 32)
-    digits = _DIGITS[block[starts[long, None] + np.arange(32)]]
+    if len(block) < 32:
+        block = np.zeros(32, dtype=np.uint8)  # then no name is long
+    windows = np.lib.stride_tricks.sliding_window_view(block, 32)
+    digits = _DIGITS[windows[starts[long]]]
     after = np.minimum(starts[long] + 32, len(block) - 1)
     own = (ends[long] - starts[long] == 32) | (block[after] == ord("-"))
     good = (digits < 16).all(axis=1) & own
