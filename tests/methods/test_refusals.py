@@ -136,7 +136,12 @@ def test_method__refuses_in_words(name, plugins, settings, message):
 
 def test_not_refused__the_nearest_that_may_be():
     build(ROWS["WiSE-FT"], early_stop())
-    build(ROWS["ModX"], model=stub_model(), alpha=0.0, plugin_options={"teacher": "initial"})
+    build(
+        ROWS["ModX"],
+        model=stub_model(),
+        alpha=0.0,
+        plugin_options={"teacher": "initial"},
+    )
     adam = partial(torch.optim.Adam, lr=1e-2)
     strategy, _ = build(ROWS["MoEAdapters"], optimizer=adam)
     assert isinstance(strategy.optimizer, torch.optim.Adam)

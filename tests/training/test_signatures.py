@@ -183,7 +183,7 @@ def test_plugin_options__reach_the_plugin_and_are_checked(name):
 def test_plugin_options__what_the_strategy_takes_is_given_to_it():
     for name, key in (("ModX", "alpha"), ("ContrastiveLwF", "lwf_weight")):
         cls = getattr(supervised, name)
-        with pytest.raises(TypeError, match=f"{key}.*which {name} takes"):
+        with pytest.raises(TypeError, match=f"{key}.*gets already"):
             build(cls, plugin_options={key: 1.0})
 
 
@@ -221,3 +221,16 @@ def test_templates__show_their_keywords_too():
     for cls in (ContrastiveTemplate, ClassNameTemplate):
         assert {"lr", "label_space", "positives"} & set(shown(cls))
         assert set(TRAINING) <= set(shown(cls))
+
+
+@pytest.mark.parametrize(
+    ("make", "meant"),
+    [
+        (lambda: plugins.LoRAPlugin(rnk=3), "rank"),
+        (lambda: plugins.LanguageAdapterPlugin("mla", bottlneck=3), "bottleneck"),
+        (lambda: plugins.CoLeCLIPPlugin(peft_options={"rankk": 2}), "rank"),
+    ],
+)
+def test_options_of_what_is_attached__are_checked_when_they_are_given(make, meant):
+    with pytest.raises(TypeError, match=f"does not take.*Did you mean '{meant}'"):
+        make()

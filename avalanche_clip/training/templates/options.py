@@ -124,20 +124,35 @@ def further_options(
             stacklevel=4,
         )
         given = former
+    return require_options("plugin_options", given, plugin, taken)
+
+
+def require_options(
+    what: str,
+    given: Mapping[str, Any] | None,
+    target: Callable[..., Any],
+    taken: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Raise unless options are those of what gets them, and return them.
+
+    :param what: how they are called.
+    :param given: by name; None for none.
+    :param target: class or function that gets them.
+    :param taken: names that it gets already.
+    :raises TypeError: for names that it does not have, or that are taken.
+    """
     options: Mapping[str, Any] = {} if given is None else given
-    give = f"a dict of options of {plugin.__name__}"
-    require_type(options, Mapping, "plugin_options", give)
-    known = set(inspect.signature(plugin).parameters)
+    require_type(options, Mapping, what, f"a dict of options of {target.__name__}")
+    known = set(inspect.signature(target).parameters)
     if own := sorted(options.keys() & set(taken)):
         raise TypeError(
-            f"plugin_options has {own}, which {type(strategy).__name__} takes or sets "
-            "itself; give them to the strategy, or leave them out."
+            f"{what} has {own}, which {target.__name__} gets already, as set or as an "
+            "argument beside it; leave them out there."
         )
     if unknown := sorted(options.keys() - known):
         raise TypeError(
-            f"plugin_options has {unknown}, which {plugin.__name__} does not take; it "
-            f"takes {', '.join(sorted(known - set(taken)))}."
-            f"{did_you_mean(unknown, known)}"
+            f"{what} has {unknown}, which {target.__name__} does not take; it takes "
+            f"{', '.join(sorted(known - set(taken)))}.{did_you_mean(unknown, known)}"
         )
     return dict(options)
 

@@ -82,7 +82,9 @@ def test_logit_scale__gets_its_gradient_from_the_contrastive_loss_alone(mode, re
 
 @pytest.mark.parametrize("kind", ["initial", "ema"])
 def test_teacher__other_kinds(kind):
-    strategy, _ = watched(plugin_options={"teacher": kind, "teach_first_experience": False})
+    strategy, _ = watched(
+        plugin_options={"teacher": kind, "teach_first_experience": False}
+    )
     assert set(strategy.teachers.teachers) == {kind}
 
 

@@ -303,7 +303,9 @@ def test_replay__moves_old_rows_on_request_without_counting_them(replay, count):
 
 def test_oracle_vocabulary__is_added_once():
     captions = ["rote katze", "red cat", "κόκκινη γάτα"] * 4
-    strategy, watch, _ = run(vocab_size=330, plugin_options={"oracle_vocabulary": captions})
+    strategy, watch, _ = run(
+        vocab_size=330, plugin_options={"oracle_vocabulary": captions}
+    )
     assert len({len(t) for t in watch.tables}) == 1
     assert [g.num_new_tokens > 0 for g in strategy.expansion.growth] == [1, 0, 0]
     assert strategy.model.tokenizer.languages == ("en", "de", "el")
