@@ -20,15 +20,13 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
-from avalanche_clip.benchmarks.classic.tic_datacomp import (
+from avalanche_clip.benchmarks.classic.tic_clip import (
     tic_datacomp as tic_datacomp,
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
-)
-from avalanche_clip.benchmarks.classic.tic_tables import (
-    tic_redcaps as tic_redcaps,
-    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,

@@ -97,6 +97,18 @@ class Matrix:
         )
         return np.vstack([first, self.E]).mean(axis=1)
 
+    def lost(self) -> np.ndarray:
+        """How far earlier test sets are below their best earlier result that is known.
+
+        Empty unless test sets are those of the steps.
+        """
+        rows, columns = self.E.shape
+        if not self.by_step or not 1 < rows <= columns:
+            return np.empty(0)
+        first = self.E[:0] if self.before is None else self.before[None]
+        old = np.vstack([first, self.E[:-1]])[:, : rows - 1]
+        return np.fmax.reduce(old, axis=0) - self.E[-1, : rows - 1]
+
     def intervals(self) -> list[Interval] | None:
         """95 % intervals of the last row, from the numbers of test items.
 
