@@ -26,6 +26,7 @@ BEHAVIOURS = {
     "processes": "two processes with half batches equal one process",
     "accumulation": "accumulated parts of a batch equal the batch",
     "bf16": "trains in bfloat16",
+    "compiled": "trains a model that torch.compile has compiled, to the same numbers",
     "open_clip": "trains a model of open_clip",
     "transformers": "trains a CLIP model of transformers",
     "siglip": "trains a SigLIP model of transformers",

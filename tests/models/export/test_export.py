@@ -151,6 +151,8 @@ def test_open_clip__loads_the_same_model(kind, tiny_cfg, request, tmp_path):
     again = create_dual_encoder(tmp_path / "new" / "out")
     check_same(again, OpenCLIP(tmp_path / "new" / "out"))
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+    export_model(again, tmp_path / "again")
+    check_same(model, OpenCLIP(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("kind", ["native", "custom", "quick", "eos", "hf_clip"])
