@@ -143,7 +143,7 @@ def _clean_first(inner: Any, lower: bool, marks: bool) -> None:
     from tokenizers import Regex, normalizers
 
     signs = Regex(f"[{re.escape(string.punctuation)}]")
-    steps = [normalizers.NFC() if marks else normalizers.Replace(signs, "")]
+    steps: list[Any] = [normalizers.NFC() if marks else normalizers.Replace(signs, "")]
     steps += [normalizers.Lowercase()] if lower else []
     steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     steps += [inner.normalizer] if inner.normalizer else []
@@ -156,7 +156,8 @@ def _fast(tokenizer: CaptionTokenizer, inner: Any, dress: Dress, **special: Any)
     from transformers import PreTrainedTokenizerFast
 
     start, end = tokenizer.sot_id, tokenizer.eot_id
-    ends = {i: inner.id_to_token(i) for i in (start, end) if i is not None}
+    ids = [number for number in (start, end) if number is not None]
+    ends: dict[Any, str] = {number: inner.id_to_token(number) for number in ids}
     if not dress.template:
         before = "" if start is None else f"{ends[start]}:0 "
         inner.post_processor = TemplateProcessing(
