@@ -20,15 +20,13 @@ from avalanche_clip.benchmarks.classic.multilingual_emoji import (
 from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry_emoji as si_blurry_emoji,
 )
-from avalanche_clip.benchmarks.classic.tic_datacomp import (
+from avalanche_clip.benchmarks.classic.tic_clip import (
     tic_datacomp as tic_datacomp,
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     tic_emoji as tic_emoji,
-)
-from avalanche_clip.benchmarks.classic.tic_tables import (
-    tic_redcaps as tic_redcaps,
-    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
@@ -119,6 +117,9 @@ from avalanche_clip.evaluation.metrics.blind_pairs import (
 )
 from avalanche_clip.evaluation.metrics.disorder import (
     spatial_disorder_metrics as spatial_disorder_metrics,
+)
+from avalanche_clip.evaluation.metrics.label_spaces import (
+    label_space_metrics as label_space_metrics,
 )
 from avalanche_clip.evaluation.metrics.loss_terms import (
     loss_term_metrics as loss_term_metrics,

@@ -28,11 +28,10 @@ benchmarks.classic.multilingual_emoji = benchmarks.classic: emoji_language_datas
     language_order multilingual_emoji*
 benchmarks.classic.si_blurry = benchmarks.classic: SIT_ZERO_SHOT si_blurry
     si_blurry_emoji*
-benchmarks.classic.tic_datacomp = benchmarks.classic: TIC_DATACOMP_STEPS
-    tic_datacomp*
+benchmarks.classic.tic_clip = benchmarks.classic: TIC_DATACOMP_STEPS tic_datacomp*
+    tic_redcaps* tic_yfcc*
 benchmarks.classic.tic_emoji = benchmarks.classic: emoji_dataset tic_emoji*
     tic_emoji_joint
-benchmarks.classic.tic_tables = benchmarks.classic: tic_redcaps* tic_yfcc*
 benchmarks.datasets.blind_emoji = benchmarks.datasets: BlindEmoji
 benchmarks.datasets.captioned = benchmarks.datasets: CaptionedImages LANGUAGES_36
     missing_images read_annotations read_ground_truth
@@ -72,7 +71,7 @@ benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars
     open_tar_index
 benchmarks.datasets.web.tic_lists = benchmarks.datasets: TIC_DATACOMP_MONTHS all_uids
-    read_evaluation_uids read_uid_classes read_uid_lists
+    read_evaluation_uids read_uid_lists
 benchmarks.datasets.web.tic_shards = benchmarks.datasets: TicShards
 benchmarks.datasets.web.tic_tables = benchmarks.datasets: build_tic_redcaps
     build_tic_yfcc read_pair_table yfcc_caption
@@ -131,6 +130,8 @@ evaluation.loggers = evaluation: MetricsCSVLogger*
 evaluation.metrics.blind_pairs = evaluation.metrics: BlindPairsMetric*
 evaluation.metrics.disorder = evaluation.metrics: SpatialDisorderMetric
     spatial_disorder_metrics*
+evaluation.metrics.label_spaces = evaluation.metrics: LabelSpaceAccuracy
+    label_space_metrics*
 evaluation.metrics.loss_terms = evaluation.metrics: LossTermsMetric loss_term_metrics*
 evaluation.metrics.retrieval = evaluation.metrics: RetrievalMetric
     retrieval_plugin_metrics*

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avalanche_clip.common.files import replacing, require_file, unreadable
+from avalanche_clip.common.progress import bar
 
 KEY = "avalanche_clip.checksum"
 SMALL = 2**20
@@ -335,10 +336,12 @@ def _seal_hash(file: IO[bytes], head: NpyHead, known: Mapping[str, Any]) -> str:
 def _hash_range(file: IO[bytes], start: int, end: int) -> str:
     digest = hashlib.sha256()
     file.seek(start)
-    while start < end:
-        block = file.read(min(2**22, end - start))
-        if not block:
-            raise ValueError("it became shorter while it was read")
-        digest.update(block)
-        start += len(block)
+    with bar(f"checking {file.name}", end - start, unit="B") as shown:
+        while start < end:
+            block = file.read(min(2**22, end - start))
+            if not block:
+                raise ValueError("it became shorter while it was read")
+            digest.update(block)
+            start += len(block)
+            shown.update(len(block))
     return digest.hexdigest()

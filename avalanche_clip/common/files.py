@@ -6,6 +6,7 @@ an absent file raises FileNotFoundError. Nothing that is read runs code.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -50,6 +51,30 @@ file_limits = FileLimits()
 
 
 # ------------------------------------------------------------------ errors
+class NoSpaceError(OSError, ValueError):
+    """Raised before anything is written that a disk cannot hold."""
+
+
+def require_space(folder: str | Path, needed: int, what: str) -> None:
+    """Raise unless the disk of a folder has room.
+
+    :param folder: that is to be written to; it need not exist.
+    :param needed: bytes.
+    :param what: that needs them.
+    :raises NoSpaceError: saying what is needed, and what is free.
+    """
+    folder = Path(folder).absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise NoSpaceError(
+            errno.ENOSPC,
+            f"{what} needs at least {needed:,} bytes of disk, and {free:,} are free; "
+            "make room, keep less, or give another folder",
+            str(folder),
+        )
+
+
 def found_in(path: str | Path) -> str:
     """Say in a few words what a file really is.
 

@@ -68,6 +68,7 @@ def bar(
         desc=description,
         total=total,
         unit=unit,
+        unit_scale=unit == "B",
         initial=initial,
         delay=delay,
         leave=leave,

@@ -74,6 +74,10 @@ from avalanche_clip.evaluation.metrics.disorder import (
     SpatialDisorderMetric as SpatialDisorderMetric,
     spatial_disorder_metrics as spatial_disorder_metrics,
 )
+from avalanche_clip.evaluation.metrics.label_spaces import (
+    LabelSpaceAccuracy as LabelSpaceAccuracy,
+    label_space_metrics as label_space_metrics,
+)
 from avalanche_clip.evaluation.metrics.loss_terms import (
     LossTermsMetric as LossTermsMetric,
     loss_term_metrics as loss_term_metrics,

@@ -22,6 +22,7 @@ README = DOCS.parent / "README.md"
 GUIDES = (
     *(
         "your_data.rst",
+        "archives.rst",
         "weights.rst",
         "use_a_model.rst",
         "branches.rst",
@@ -55,6 +56,7 @@ PRINTED = "\n".join(
         r"\{'average': .*\}",
         r"\[2, 2, 2\]",
         r"59 \['face smiling', 'face affection'\]",
+        r"4 00000003 square 3 \{\}",
         "968 icons beside the stream",
         r"\d+ numbers to train",
         "2 steps near the previous model",

@@ -8,9 +8,11 @@ from avalanche_clip.benchmarks import make_image_text_dataset
 from avalanche_clip.benchmarks.teacher.precompute import precompute_teacher_features
 from avalanche_clip.budget import ComputeBudget
 from avalanche_clip.common import progress as module
+from avalanche_clip.common.arrays import read_npy, seal_npy
 from avalanche_clip.common.progress import silenced
 from avalanche_clip.evaluation import ZeroShotSuite, ZeroShotTask
 from avalanche_clip.evaluation.loop import evaluate_retrieval
+from avalanche_clip.models.text.learning import count_words, train_bpe
 from avalanche_clip.training import ContrastiveEWC, Patching
 from avalanche_clip.training.supervised import ZSCL
 from avalanche_clip.training.templates.clip_template import CLIPTemplate
@@ -118,6 +120,27 @@ def test_index_of_shards(bars, tmp_path):
     write_web_folder(folder, samples, classes=["a", "b"], templates=["{}"])
     ZeroShotTask.web(folder, "web")
     assert full(bars, "reading archives") == [2]
+
+
+def test_vocabulary_of_a_language(bars):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = count_words(["a cat sat", "a mat", "a mat"], tokenizer)
+    assert full(bars, "words") == [2]
+    assert train_bpe(words, 9, alphabet="acmst").merges
+    assert full(bars, "tokens") == [9]
+    # where the words give no more, the bar just ends
+    train_bpe(words, 90, alphabet="acmst")
+    assert bars[-1].n < bars[-1].total == 90
+
+
+def test_files_that_are_checked(bars, tmp_path):
+    np.save(tmp_path / "rows.npy", np.arange(6))
+    seal_npy(tmp_path / "rows.npy", {"a": 1})
+    assert full(bars, f"checking {tmp_path / 'rows.npy'}") == [48]
+    read_npy(tmp_path / "rows.npy")
 
 
 # ----------------------------------------------------------------- feature stores

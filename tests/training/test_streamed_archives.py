@@ -1,7 +1,9 @@
 """Training and evaluation on archives that are read as a stream."""
 
+import functools
 import itertools
 import os
+import warnings
 from collections import Counter
 
 import pytest
@@ -23,6 +25,7 @@ from avalanche_clip.training import (
 from avalanche_clip.training.templates.order import TrainingOrder
 from avalanche_clip.training.templates.streams import StreamLoader
 from tests.helpers import StubDualEncoder
+from tests.processes import run_in_processes
 from tests.tar_files import samples, write_shards, write_tar
 
 wds = pytest.importorskip("webdataset")
@@ -311,3 +314,72 @@ def test_training__by_an_index_is_the_native_way(shards):
     strategy = strategy_of(model)
     strategy.train(benchmark.train_stream, num_workers=2)
     assert strategy.clock.train_iterations == 3
+
+
+# --------------------------------------------------------------------------- processes
+def seen_of(strategy, experience):
+    """Train, and return the samples of each step of this process."""
+    seen = []
+
+    class Looking(SupervisedPlugin, supports_distributed=True):
+        stateless = True
+
+        def before_forward(self, strategy, **kwargs):
+            seen.append(strategy.mb_x["sample_id"].tolist())
+
+    strategy.plugins.append(Looking())
+    strategy.train(experience)
+    weights = [p.detach().clone() for p in strategy.model.parameters()]
+    return seen, weights
+
+
+def one_step(data, size, processes):
+    model = StubDualEncoder()
+    steps = make_scenario({"train": [make_experience(data, time_label="0")]})
+    transforms = {"train_transform": Jittered(), "eval_transform": to_pixels}
+    benchmark = prepare_benchmark(steps, model, **transforms)
+    strategy = Sequential(
+        model=model, train_mb_size=size // processes, seed=4, budget_iterations=6
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return seen_of(strategy, benchmark.train_stream[0])
+
+
+def by_index(folder, processes):
+    pairs = TarPairs(open_tar_index(folder), on_error="skip")
+    return one_step(make_image_text_dataset(pairs), 6, processes)
+
+
+def by_stream(paths, processes):
+    # One of the two ranks has many more samples than the other.
+    return one_step(ShardStream(paths, 22, buffer=2, on_error="skip"), 6, processes)
+
+
+def test_processes__share_samples_and_end_together(tmp_path):
+    folder = tmp_path / "set"
+    paths = [
+        write_tar(folder / "0.tar", samples(range(2))),
+        write_tar(
+            folder / "1.tar",
+            [*samples(range(2, 21)), ("1.png", b"no picture"), ("1.txt", b"x")],
+        ),
+        write_tar(folder / "2.tar", samples([21])),
+    ]
+    jobs = {
+        "index": functools.partial(by_index, folder, 2),
+        "stream": functools.partial(by_stream, paths, 2),
+    }
+    (tmp_path / "results").mkdir()
+    found = run_in_processes(jobs, tmp_path / "results")
+    (left, weights), (right, others) = found["index"]
+    alone, wanted = by_index(folder, 1)
+    assert [a + b for a, b in zip(left, right, strict=True)] == alone
+    assert sum(len(step) for step in alone) < 36  # some batches had fewer
+    for parameter, other, one in zip(weights, others, wanted, strict=True):
+        assert torch.equal(parameter, other)
+        assert torch.allclose(parameter, one, atol=1e-5)
+    (left, weights), (right, others) = found["stream"]
+    assert [len(s) for s in left] == [len(s) for s in right] == [3] * 6
+    assert not {*left[0]} & {*right[0]}
+    assert all(torch.equal(*pair) for pair in zip(weights, others, strict=True))

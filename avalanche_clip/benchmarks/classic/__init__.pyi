@@ -31,16 +31,14 @@ from avalanche_clip.benchmarks.classic.si_blurry import (
     si_blurry as si_blurry,
     si_blurry_emoji as si_blurry_emoji,
 )
-from avalanche_clip.benchmarks.classic.tic_datacomp import (
+from avalanche_clip.benchmarks.classic.tic_clip import (
     TIC_DATACOMP_STEPS as TIC_DATACOMP_STEPS,
     tic_datacomp as tic_datacomp,
+    tic_redcaps as tic_redcaps,
+    tic_yfcc as tic_yfcc,
 )
 from avalanche_clip.benchmarks.classic.tic_emoji import (
     emoji_dataset as emoji_dataset,
     tic_emoji as tic_emoji,
     tic_emoji_joint as tic_emoji_joint,
-)
-from avalanche_clip.benchmarks.classic.tic_tables import (
-    tic_redcaps as tic_redcaps,
-    tic_yfcc as tic_yfcc,
 )

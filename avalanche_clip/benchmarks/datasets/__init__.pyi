@@ -94,7 +94,6 @@ from avalanche_clip.benchmarks.datasets.web.tic_lists import (
     TIC_DATACOMP_MONTHS as TIC_DATACOMP_MONTHS,
     all_uids as all_uids,
     read_evaluation_uids as read_evaluation_uids,
-    read_uid_classes as read_uid_classes,
     read_uid_lists as read_uid_lists,
 )
 from avalanche_clip.benchmarks.datasets.web.tic_shards import (

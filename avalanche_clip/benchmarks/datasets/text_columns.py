@@ -131,5 +131,5 @@ def number_texts(column: TextColumn) -> tuple[TextColumn, npt.NDArray[np.int64]]
     rows = np.empty(len(column), dtype=np.int64)
     edges = column.offsets.tolist()
     for i, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        rows[i] = numbers.setdefault(column.block[start:end], len(numbers))
+        rows[i] = numbers.setdefault(bytes(column.block[start:end]), len(numbers))
     return TextColumn.from_bytes(numbers), rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from avalanche_clip.common.checks import as_size
@@ -80,6 +81,50 @@ def retrieval_metrics(
     result["image_to_text_tie_share"] = _share(ranks.image_to_text_tied)
     result["text_to_image_tie_share"] = _share(ranks.text_to_image_tied)
     return result
+
+
+def guessed_recalls(
+    owner: Tensor, num_images: int, num_texts: int, ks: Sequence[int]
+) -> dict[str, float]:
+    """Recalls that a random order of the candidates has on average.
+
+    A query with c own ones among M candidates has one of them among the first k with
+    the probability 1 - C(M - c, k) / C(M, k).
+
+    :param owner: (text, image) pairs ``(P, 2)``, or the image of each text ``(M,)``.
+    :param num_images: N.
+    :param num_texts: M.
+    :param ks: numbers of results looked at.
+    :return: recalls named as by :func:`retrieval_metrics`.
+
+    >>> import torch
+    >>> guessed_recalls(torch.arange(4), 4, 4, [1])["mean_R@1"]
+    0.25
+    """
+    texts, images = (
+        owner.T if owner.ndim == 2 else (torch.arange(len(owner)), owner.cpu())
+    )
+    found: dict[str, float] = {}
+    for k in ks:
+        sides = {
+            "image_to_text": _guessed(images, num_images, num_texts, k),
+            "text_to_image": _guessed(texts, num_texts, num_images, k),
+        }
+        found |= {f"{side}_R@{k}": value for side, value in sides.items()}
+        found[f"mean_R@{k}"] = sum(sides.values()) / 2
+    return found
+
+
+def _guessed(queries: Tensor, num_queries: int, candidates: int, k: int) -> float:
+    own = torch.bincount(queries, minlength=num_queries)
+    total = 0.0
+    for count, times in zip(*own.unique(return_counts=True), strict=True):
+        miss = math.prod(
+            max(candidates - int(count) - i, 0) / (candidates - i)
+            for i in range(min(k, candidates))
+        )
+        total += int(times) * (1 - miss)
+    return total / num_queries
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:

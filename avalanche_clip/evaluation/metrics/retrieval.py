@@ -17,6 +17,7 @@ from avalanche_clip.common.checks import (
     require_length,
 )
 from avalanche_clip.evaluation.functional import merge_equal_pairs, retrieval_metrics
+from avalanche_clip.evaluation.functional.retrieval import guessed_recalls
 from avalanche_clip.evaluation.metrics._values import bare_model, metric_values
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
 
@@ -44,7 +45,8 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
     bytes per image and caption. Equal captions count as one that belongs to several
     images, and equal pictures (rows with one caption each that repeat the picture)
     as one that owns the captions of all its rows; see :func:`merge_equal_pairs`.
-    ``stream_results[stream][index]`` keeps the values of the last evaluation.
+    ``stream_results[stream][index]`` keeps the values of the last evaluation, and
+    ``chance`` what guessing would score on the last experience.
 
     Emitted are the values of :func:`retrieval_metrics` as Python floats, named
     ``image_to_text_R@1/eval_phase/test_stream/Task000/Exp000`` for each
@@ -87,6 +89,7 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         self.deduplicate = deduplicate
         self.stream = stream
         self.stream_results: StreamResults = {}
+        self.chance: dict[str, float] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -199,7 +202,10 @@ class RetrievalMetric(PluginMetric[dict[str, float]]):
         """
         if not self._kept:
             return {}
-        return retrieval_metrics(*self.bank(), ks=self.ks, **self.ranking)
+        bank = self.bank()
+        sizes = len(bank.image_features), len(bank.text_features)
+        self.chance = guessed_recalls(bank.owner, *sizes, self.ks)
+        return retrieval_metrics(*bank, ks=self.ks, **self.ranking)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the last evaluated streams as plain data."""

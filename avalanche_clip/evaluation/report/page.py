@@ -113,7 +113,7 @@ def write_report(out_dir: str | Path) -> Path:
         streams=[_stream(folder, results, *item) for item in streams.items()],
         losses=_losses(folder, results),
         own=_own_values(folder, results),
-        examples=_examples(folder, results),
+        examples=_examples(folder, results, streams),
         suites=[(part, _draw_suite(folder, part)) for part in suite_sections(results)],
         data=_data(results.get("data", {})),
         budget=_budget(results),
@@ -244,13 +244,9 @@ def _test_sets(name: str, matrix: Matrix) -> tuple[list[str], list[Any]]:
         gains = E[-1] - matrix.before
         signs = [html.signed(gain, name) for gain in (*gains, gains.mean())]
         parts["gained"] = ["–" if sign.endswith("–") else sign for sign in signs]
-    if matrix.by_step and 1 < len(E) <= columns:
-        first = E[:0] if matrix.before is None else matrix.before[None]
-        old = np.vstack([first, E[:-1]])[:, : len(E) - 1]
-        lost = old.max(axis=0) - E[-1, : len(E) - 1]
-        empty = ["–"] * (columns - len(lost))
+    if len(lost := matrix.lost()):
         *each, mean = _with_mean(lost, name)
-        parts["forgotten"] = [*each, *empty, mean]
+        parts["forgotten"] = [*each, *["–"] * (columns - len(lost)), mean]
     labels = [*matrix.labels, "all, mean"] if columns > 1 else matrix.labels
     rows = [
         (label, [column[k] for column in parts.values()])
@@ -364,19 +360,19 @@ def _number(value: Any) -> bool:
     return value is None or type(value) in (int, float)
 
 
-def _examples(folder: Path, results: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def _examples(
+    folder: Path, results: Mapping[str, Any], streams: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
     """Stream, header and rows of pictures, and of what was found for them."""
     shown = []
-    steps, points = step_labels(results)
-    for stream, items in results.get("examples", {}).items():
+    for stream, metrics in streams.items():
         rows = []
-        for item in _varied(items):
-            path = folder / item["picture"]
+        for item in _varied(results.get("examples", {}).get(stream, [])):
+            path = folder / (item["picture"] or ".")
             cells = [cell or (False, "–") for cell in item["found"]]
             rows.append((path if path.is_file() else None, item["text"], cells))
         if rows:
-            named = range(len(rows[0][2]) - 1) if points is None else points
-            names = [steps[k] if k < len(steps) else str(k + 1) for k in named]
+            names = next(iter(metrics.values())).row_labels
             shown.append((stream, ["picture", "before", *names], rows))
     return shown
 

@@ -15,6 +15,7 @@ from avalanche_clip.common.files import CHECKSUM, read_json
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.functional.intervals import Interval, wilson_interval
 from avalanche_clip.evaluation.report.summaries import (
+    BOTH_SPACES,
     MULTILINGUAL,
     is_result,
     online_summary,
@@ -95,6 +96,18 @@ class Matrix:
             np.full_like(self.E[0], math.nan) if self.before is None else self.before
         )
         return np.vstack([first, self.E]).mean(axis=1)
+
+    def lost(self) -> np.ndarray:
+        """How far earlier test sets are below their best earlier result that is known.
+
+        Empty unless test sets are those of the steps.
+        """
+        rows, columns = self.E.shape
+        if not self.by_step or not 1 < rows <= columns:
+            return np.empty(0)
+        first = self.E[:0] if self.before is None else self.before[None]
+        old = np.vstack([first, self.E[:-1]])[:, : rows - 1]
+        return np.fmax.reduce(old, axis=0) - self.E[-1, : rows - 1]
 
     def intervals(self) -> list[Interval] | None:
         """95 % intervals of the last row, from the numbers of test items.
@@ -221,14 +234,16 @@ def matrices(results: Mapping[str, Any]) -> dict[str, dict[str, Matrix]]:
             guessed = results.get("chance", {}).get(stream, {}).get(metric)
             # Losses have no transfer or accuracy over classes.
             shown = is_result(metric)
+            other = metric in BOTH_SPACES  # a protocol is one of the strategy's space
+            named = shown and not other and stream not in final
             found.setdefault(stream, {})[metric] = Matrix(
                 E,
                 None if own else row,
                 labels,
                 steps,
-                data.get("protocol") if shown and stream not in final else None,
+                data.get("protocol") if named else None,
                 sizes if shown and len(sizes or ()) == E.shape[1] else None,
-                space,
+                None if other else space,
                 last if stream in final else points,
                 per_task,
                 own,

@@ -22,6 +22,8 @@ MULTILINGUAL = "multilingual"
 SI_BLURRY = "si_blurry"
 ONLINE_SPACES = ("seen", "open")
 """Label spaces in which the classes that have occurred compete on Si-Blurry."""
+BOTH_SPACES = ("accuracy_own", "accuracy_seen")
+"""Accuracies that every run on class names has, whatever its label space."""
 JOINT_SPACES = ("seen", "all")
 """Label spaces in which the classes of all steps met so far compete."""
 

@@ -67,12 +67,18 @@ def describe_run(name: str, matrix: Matrix) -> str:
     what = f"{name} over {columns} test sets" if columns > 1 else name
     if matrix.online is not None:
         what = f"{name} among the classes that have occurred"
-    known = matrix.before is not None and np.isfinite(matrix.before).all()
-    start = float(np.mean(matrix.before)) if known else math.nan
+    known = np.zeros(columns, dtype=bool)
+    if matrix.before is not None:
+        known = np.isfinite(matrix.before) & np.isfinite(matrix.E[-1])
+    start = math.nan
+    if matrix.before is not None and known.any():
+        start, end = (float(row[known].mean()) for row in (matrix.before, matrix.E[-1]))
+        if not known.all():  # others came later
+            what = f"{name} over the {known.sum()} of {columns} test sets known before"
     percent, unit = html.is_fraction(name), html.unit(name)
     last = f"{html.score(end, name)}{unit}"
     gain = end - start
-    if known:
+    if known.any():
         first = f"{html.score(start, name)}{unit}"
         verb = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
         said = f"{what} {verb} from {first} before the stream to {last} after it"
@@ -84,6 +90,8 @@ def describe_run(name: str, matrix: Matrix) -> str:
         said += ", in one training on all steps"
     if math.isfinite(chance := matrix.mean_chance()):
         said += f"; guessing would give {html.score(chance, name)}{unit}"
+    if not math.isfinite(summary.get("forgetting", 0.0)) and len(lost := matrix.lost()):
+        summary["forgetting"] = float(lost.mean())
     return f"{_capital(said)}.{_forgotten(summary, name) if percent else ''}"
 
 

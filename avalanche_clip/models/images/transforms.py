@@ -206,7 +206,7 @@ class ImageTransform:
         """
         rotation = self.preprocessing.exif_rotation
         placed = self._spatial(to_rgb(image, exif_rotation=rotation))
-        return _trimmed(_as_pil(placed)) if self.preprocessing.trim else placed
+        return _trimmed(as_pil(placed)) if self.preprocessing.trim else placed
 
     def __repr__(self) -> str:
         return (
@@ -215,7 +215,8 @@ class ImageTransform:
         )
 
 
-def _as_pil(image: Image.Image | Tensor) -> Image.Image:
+def as_pil(image: Image.Image | Tensor) -> Image.Image:
+    """Return a PIL image as it is, a float tensor ``(3, H, W)`` in [0, 1] as one."""
     if isinstance(image, Image.Image):
         return image
     array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
@@ -279,7 +280,7 @@ class TinyTransform:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """Transform one image."""
         rotation = self.preprocessing.exif_rotation
-        drawing = _as_pil(to_rgb(image, exif_rotation=rotation))
+        drawing = as_pil(to_rgb(image, exif_rotation=rotation))
         side = self.preprocessing.size[0]
         if drawing.size != (side, side):
             drawing = self._fit(drawing)

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from avalanche_clip.common.checks import as_size, as_texts, require_length
+from avalanche_clip.common.progress import bar, progress
 
 Pair = tuple[str, str]
 
@@ -58,7 +59,7 @@ def count_words(captions: Iterable[str], tokenizer: Any) -> Counter[str]:
     repeated = Counter(as_texts(captions, "the captions", least=0))
     normalizer, splitter = tokenizer.normalizer, tokenizer.pre_tokenizer
     words: Counter[str] = Counter()
-    for caption, count in repeated.items():
+    for caption, count in progress(repeated.items(), "words", unit="caption"):
         clean = caption if normalizer is None else normalizer.normalize_str(caption)
         for word, _ in splitter.pre_tokenize_str(clean):
             words[word] += count
@@ -134,13 +135,16 @@ class _Learner:
 
     def run(self, vocab_size: int) -> LearntVocabulary:
         merges: list[Pair] = []
-        while len(self.tokens) < vocab_size and self.heap:
-            negative, pair = heapq.heappop(self.heap)
-            if self.pairs.get(pair) != -negative:
-                continue  # an outdated entry; the true one is in the heap as well
-            left, right = (self.tokens[i] for i in pair)
-            merges.append((left, right))
-            self._merge(pair, self._id(left + right))
+        begun = len(self.tokens)
+        with bar("tokens", vocab_size, unit="token", initial=begun) as shown:
+            while len(self.tokens) < vocab_size and self.heap:
+                negative, pair = heapq.heappop(self.heap)
+                if self.pairs.get(pair) != -negative:
+                    continue  # an outdated entry; the true one is in the heap as well
+                left, right = (self.tokens[i] for i in pair)
+                merges.append((left, right))
+                self._merge(pair, self._id(left + right))
+                shown.update(len(self.tokens) - shown.n)
         return LearntVocabulary(tuple(self.tokens), tuple(merges))
 
     def _id(self, token: str) -> int:

@@ -1,8 +1,10 @@
-"""Replay under a compute budget: Cumulative-All, -Exp and -Equal.
+"""Replay under a compute budget: Cumulative-All, -Exp and -Equal, or by class.
 
 Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226). Old and new data
 are pooled and drawn uniformly; the number of iterations does not grow with the
-pool. Rounding, caps and the hash-based choice inside a step are ours.
+pool. Rounding, caps and the hash-based choice inside a step are ours. Memories by
+class: in total as Rebuffi et al., iCaRL, CVPR 2017 (arXiv 1611.07725), of a fixed
+number per class as Hou et al., CVPR 2019; the choice inside a class is ours.
 """
 
 from __future__ import annotations
@@ -10,17 +12,27 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from avalanche_clip.benchmarks.items.items import attribute_array, concatenate
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from avalanche_clip.benchmarks.items.items import (
+    attribute_array,
+    concatenate,
+    item_fields,
+)
 from avalanche_clip.benchmarks.streams.quotas import (
     keep_smallest,
     replay_quotas,
     sample_priorities,
 )
-from avalanche_clip.common.checks import as_size, require_choice
+from avalanche_clip.common.checks import as_size, require_choice, require_one_of
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.visits import Step, find_step, read_step
 
-KINDS = ("all", "exp", "equal")
+KINDS = ("all", "exp", "equal", "class")
+
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(eq=False)
@@ -37,14 +49,22 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     their last visit; a step that comes again is the new data, all of it, and no
     part of the memory.
 
+    With ``"class"`` the memory is chosen when a step ends, by the same hash, and is
+    kept as positions; a class may occur in several steps.
+
     :param kind: ``"all"`` keeps everything; ``"exp"`` halves what is kept at
         each step and gives half the buffer to the newest step; ``"equal"``
-        shares the buffer equally, see :func:`replay_quotas`.
+        shares the buffer equally, see :func:`replay_quotas`; ``"class"`` shares it
+        equally over the classes trained so far, or keeps ``per_class`` of each.
     :param buffer_size: ``D``, samples of earlier steps in the pool, or
-        ``"current"`` for the size of the running step; not used by ``"all"``.
-    :param redistribute: give quota that a small step cannot fill to the most
-        recent steps that have room (default: leave it unused).
-    :raises ValueError: for an unknown kind, or a missing or negative size.
+        ``"current"`` for the size of the running step (not by class); not used by
+        ``"all"``, nor beside ``per_class``.
+    :param redistribute: give quota that a small step or class cannot fill to the most
+        recent steps, or the other classes, that have room (default: leave it unused).
+    :param per_class: samples of each class in the memory, which grows with their
+        number (``kind="class"``).
+    :raises ValueError: for an unknown kind, a missing or negative size, or one that
+        the kind does not use; in training, by class, for data without targets.
     """
 
     only_one = True
@@ -55,11 +75,19 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
     buffer_size: int | str | None = None
     _: KW_ONLY
     redistribute: bool = False
+    per_class: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
         require_choice("kind", self.kind, KINDS)
-        if self.kind != "all":
+        if self.kind == "class":
+            self._check_class_sizes()
+        elif self.per_class is not None:
+            raise ValueError(
+                f"per_class={self.per_class!r} is of kind='class', not of "
+                f"kind={self.kind!r}; leave it out."
+            )
+        elif self.kind != "all":
             if self.buffer_size != "current":
                 hint = f"or 'current'; kind={self.kind!r} needs it"
                 size = as_size(self.buffer_size, "buffer_size", least=0, hint=hint)
@@ -73,17 +101,35 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         self._datasets: dict[Step, Any] = {}
         self._running: Step | None = None
         self._used: list[int] = []
+        self._kept: dict[Step, Positions] = {}
+        """By class: positions of the memory in the data of each step."""
+
+    def _check_class_sizes(self) -> None:
+        sizes = {"buffer_size": self.buffer_size, "per_class": self.per_class}
+        given = require_one_of(**sizes)
+        setattr(self, given, as_size(sizes[given], given, least=0))
+        if self.redistribute and given == "per_class":
+            raise ValueError(
+                "redistribute has no effect on per_class, where no class has the quota "
+                "of another; leave it out, or give buffer_size."
+            )
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """Pool the new data with the kept samples of earlier steps."""
         new = strategy.adapted_dataset
+        if self.kind == "class" and "targets" not in item_fields(new):
+            raise ValueError(
+                "BudgetedReplayPlugin(kind='class') needs the class of each sample; "
+                "give targets to make_image_text_dataset, or use kind='equal'."
+            )
         self._running = strategy.visits.current
         self._used = self.counts(len(new))
         parts = [new]
         for (place, step), count in zip(self._others(), self._used, strict=True):
             if count:
                 old = self._datasets[step]
-                kept = old.subset(self.kept_positions(place, count, strategy.seed))
+                positions = self.kept_positions(place, count, strategy.seed)
+                kept = old.subset(positions)
                 parts.append(kept.train())
         strategy.adapted_dataset = concatenate(parts)
 
@@ -97,7 +143,49 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         self.stored = list(self._used) + [len(dataset)]
         self.steps = [s for _, s in self._others()] + [step]
         self._datasets[step] = dataset
+        if self.kind == "class":
+            self._choose(step, strategy.seed)
         self._running, self._used = None, []
+
+    def _choose(self, new: Step, seed: int) -> None:
+        """Choose the memory from what was kept and a step that has just ended."""
+        self._kept[new] = np.arange(len(self._datasets[new]))
+        columns = []
+        for number, step in enumerate(self.steps):
+            rows, data = self._kept[step], self._datasets[step]
+            ids, targets = (
+                attribute_array(data, name)[rows] for name in ("sample_id", "targets")
+            )
+            priorities = sample_priorities(ids, seed, step.place)
+            columns.append((targets, priorities, np.full(len(rows), number), rows))
+        targets, priorities, numbers, rows = map(np.concatenate, zip(*columns))
+        order = np.lexsort((rows, numbers, priorities, targets))
+        _, first, sizes = np.unique(
+            targets[order], return_index=True, return_counts=True
+        )
+        rank = np.arange(len(order)) - np.repeat(first, sizes)
+        chosen = order[rank < np.repeat(self._quotas(sizes), sizes)]
+        self._kept = {
+            step: np.sort(rows[chosen[numbers[chosen] == number]])
+            for number, step in enumerate(self.steps)
+        }
+        self.stored = [len(self._kept[step]) for step in self.steps]
+
+    def _quotas(self, sizes: Positions) -> Positions:
+        """Samples of the memory of each class, of which there are ``sizes``."""
+        if self.per_class is not None:
+            return np.minimum(sizes, self.per_class)
+        total = int(self.buffer_size)  # type: ignore[arg-type]
+        share, rest = divmod(total, len(sizes))
+        quotas = np.minimum(sizes, share + (np.arange(len(sizes)) < rest))
+        while self.redistribute and (left := total - int(quotas.sum())) > 0:
+            room = np.flatnonzero(quotas < sizes)
+            if not len(room):
+                break
+            share, rest = divmod(left, len(room))
+            more = share + (np.arange(len(room)) < rest)
+            quotas[room] = np.minimum(sizes[room], quotas[room] + more)
+        return quotas
 
     def counts(self, new_size: int) -> list[int]:
         """Samples of each other step in the next pool, that of the oldest first.
@@ -106,7 +194,7 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
             if it was trained before.
         """
         stored = [self.stored[place] for place, _ in self._others()]
-        if self.kind == "all" or not stored:
+        if self.kind in ("all", "class") or not stored:
             return stored
         total = new_size if self.buffer_size == "current" else int(self.buffer_size)  # type: ignore[arg-type]
         quotas = replay_quotas(total, len(stored) + 1, self.kind)
@@ -127,6 +215,8 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         :param seed: of the run.
         """
         step = self.steps[place]
+        if self.kind == "class":
+            return self._kept[step].tolist()
         ids = attribute_array(self._datasets[step], "sample_id")
         priorities = sample_priorities(ids, seed, step.place)
         return keep_smallest(priorities, count).tolist()
@@ -137,6 +227,7 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
             "stored": list(self.stored),
             "steps": [list(step) for step in self.steps],
             "used": list(self._used),
+            "kept": [torch.from_numpy(self._kept[s]) for s in self.steps if self._kept],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,6 +235,8 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         self.stored = [int(n) for n in state["stored"]]
         self.steps = [read_step(step) for step in state["steps"]]
         self._used = [int(n) for n in state["used"]]
+        kept = [rows.cpu().numpy() for rows in state["kept"]]
+        self._kept = dict(zip(self.steps, kept, strict=False))
 
     def restore_data(self, benchmark: Any) -> None:
         """Find the data of finished steps in the benchmark of a resumed run."""

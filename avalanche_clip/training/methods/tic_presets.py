@@ -94,7 +94,11 @@ class TicPreset:
                 f"processes={processes} do not divide the batch of {self.batch_size} "
                 "pairs; choose a divisor."
             )
-        values = {"lr": self.learning_rate, "betas": (0.9, 0.98), "eps": 1e-6}
+        values: dict[str, Any] = {
+            "lr": self.learning_rate,
+            "betas": (0.9, 0.98),
+            "eps": 1e-6,
+        }
         star = method == "cumulative-all-star"
         return {
             "optimizer": partial(torch.optim.AdamW, weight_decay=0.2, **values),

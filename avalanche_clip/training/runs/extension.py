@@ -220,7 +220,8 @@ def _later_results(
     found, clock = {}, run.strategy.clock
     with undone(run.strategy):
         # What they have written belongs to the newest checkpoint.
-        run.strategy.evaluator.loggers = [*filter(None, [run.told.watcher])]
+        watchers = [*filter(None, [run.told.watcher]), run.observed]
+        run.strategy.evaluator.loggers = watchers
         restore_state(run.strategy, read_state(path), run.benchmark, path)
         before = clock.total_iterations
         for stream in (*run.streams, *(() if row else run.final)):

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from avalanche.logging import TensorboardLogger
+from torch.optim import SGD, Adam, AdamW
 
 from avalanche_clip import distributed
-from avalanche_clip.common.files import read_json, write_json
+from avalanche_clip.common.files import read_json, require_space, write_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.state_files import read_state
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.models.stored import kept_steps
 from avalanche_clip.training.runs.checkpoint_plugin import (
+    ALL,
     CheckpointPlugin,
     checkpoints,
     newest_state,
@@ -101,7 +103,8 @@ class RunFolder:
 
         :param resume: go on with the run in the folder; ``"extend"``: also with one
             over fewer steps.
-        :raises ValueError: before any file is touched: if another run is at work
+        :raises NoSpaceError: before any file is touched: if the disk is too small.
+        :raises ValueError: likewise: if another run is at work
             in the folder, or it holds a run and ``resume`` is False, or another
             one.
         """
@@ -109,6 +112,7 @@ class RunFolder:
             on_main(lambda: self._lock(stack))
             found = on_main(lambda: self._look(resume))
             self.found = None if found is None else self.checkpoints.folder / found
+            on_main(self._require_space)
             strategy = self.strategy
             stack.callback(self._detach, strategy.evaluator.loggers, strategy.run)
             try:
@@ -122,6 +126,24 @@ class RunFolder:
             except BaseException:
                 self._forget()
                 raise
+
+    def _require_space(self) -> None:
+        """Raise unless the disk holds the checkpoints to come, at the least.
+
+        Those are the trained weights and the optimiser's state, if that is known, of
+        each step that keeps its model, and one that is being written.
+        """
+        trained = [p for p in self.strategy.model.parameters() if p.requires_grad]
+        each = sum(p.numel() * p.element_size() for p in trained)
+        each *= 1 + _moments(self.strategy.optimizer)
+        steps = len(self.run.points.steps)
+        kept = steps + 1 if self.keep_steps == ALL else min(int(self.keep_steps), steps)
+        known = checkpoints(self.checkpoints.folder)
+        there = sum(path.stat().st_size for path in known)
+        what = f"A run in {self.path} that keeps the models of {kept} steps"
+        require_space(
+            self.checkpoints.folder, max(each, (kept + 1) * each - there), what
+        )
 
     def _lock(self, stack: ExitStack) -> None:
         folders = {self.path, *([] if self.added else [self.checkpoints.folder])}
@@ -161,7 +183,7 @@ class RunFolder:
             self.strategy.plugins.remove(self.checkpoints)
         self.strategy.evaluator.loggers = loggers
         self.checkpoints.points, self.checkpoints.keep_steps = None, 0
-        self.strategy.run = run
+        self.strategy.run, self.strategy.prepare_on = run, None
         if self._writer is not None:
             self._writer.close()
 
@@ -244,6 +266,14 @@ class RunFolder:
             logger.warning("%s It is written again.", error)
             return None
         return content.get("identity")
+
+
+def _moments(optimizer: Any) -> int:
+    """Values that an optimiser keeps per weight, as far as is known before it runs."""
+    if optimizer is None or isinstance(optimizer, (Adam, AdamW)):
+        return 2  # None is AdamW
+    momentum = isinstance(optimizer, SGD) and optimizer.defaults["momentum"]
+    return 1 if momentum else 0
 
 
 def _remove_empty(folder: Path) -> None:

@@ -113,7 +113,7 @@ def evaluator_state(plugin: Any) -> dict[str, Any]:
     """State of a stock ``EvaluationPlugin`` as plain data."""
     last = {k: _number(v) for k, v in plugin.last_metric_results.items()}
     return {
-        "metrics": [object_state(m) for m in plugin.metrics],
+        "metrics": [object_state(m) for m in _kept(plugin)],
         "curves": _pack_curves(plugin.all_metric_results),
         "last": {k: v for k, v in last.items() if v is not None},
         "loggers": [
@@ -133,12 +133,13 @@ def set_evaluator_state(plugin: Any, state: dict[str, Any]) -> None:
 
     :raises ValueError: if there are other metrics.
     """
-    if len(plugin.metrics) != len(state["metrics"]):
+    metrics = _kept(plugin)
+    if len(metrics) != len(state["metrics"]):
         raise ValueError(
             f"The checkpoint has {len(state['metrics'])} metrics, the evaluator "
-            f"{len(plugin.metrics)}; build it with the same metrics."
+            f"{len(metrics)}; build it with the same metrics."
         )
-    for metric, stored in zip(plugin.metrics, state["metrics"], strict=True):
+    for metric, stored in zip(metrics, state["metrics"], strict=True):
         apply_object_state(metric, stored)
     plugin.all_metric_results.clear()
     plugin.all_metric_results.update(_unpack_curves(state["curves"]))
@@ -149,6 +150,11 @@ def set_evaluator_state(plugin: Any, state: dict[str, Any]) -> None:
         if entry is not None:
             left.remove(entry)
             log.load_state_dict(entry["state"])
+
+
+def _kept(plugin: Any) -> list[Any]:
+    """Metrics that have a state."""
+    return [m for m in plugin.metrics if not getattr(m, "stateless", False)]
 
 
 def _has_state(log: Any) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from avalanche_clip import __version__
+from avalanche_clip.common.plain import is_plain
+from avalanche_clip.training.templates.settings import strategy_settings
 
 _PACKAGES = (
     "avalanche-lib",
@@ -18,6 +21,10 @@ _PACKAGES = (
     "transformers",
     "timm",
     "numpy",
+)
+
+_NAME = re.compile(
+    r"^(?P<metric>.+)/eval_phase/(?P<stream>.+)_stream/(?:Task\d+/)?Exp(?P<exp>\d+)$"
 )
 
 
@@ -104,3 +111,34 @@ def nominal_units(strategy: Any) -> float | None:
     for contract in strategy.contracts:
         units *= contract.nominal_cost
     return units
+
+
+def run_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings as ``results.json`` holds them.
+
+    :param options: further arguments of ``train``.
+    """
+    settings = strategy_settings(strategy)
+    plugins = settings["plugins"].items()
+    named = [{"class": k.partition(" ")[2], **values} for k, values in plugins]
+    loader = {k: v for k, v in options.items() if is_plain(v)}
+    device = str(strategy.device)
+    return {**settings, "plugins": named, "loader": loader, "device": device}
+
+
+def model_macs(strategy: Any) -> dict[str, int] | None:
+    """MACs of one pass of each tower, None for models that do not tell."""
+    macs = getattr(strategy.model, "macs", None)
+    return macs() if callable(macs) else None
+
+
+def read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:
+    """Collect the per-experience values of one stream from metric names."""
+    table: dict[str, list[float]] = {}
+    for name, value in values.items():
+        match = _NAME.match(name)
+        if match and match["stream"] == stream and isinstance(value, (int, float)):
+            row = table.setdefault(match["metric"], [float("nan")] * size)
+            if int(match["exp"]) < size:
+                row[int(match["exp"])] = float(value)
+    return table

@@ -190,6 +190,15 @@ class ClassNameTemplate(CLIPTemplate):
         """Class vectors, see :meth:`ClassScorer.class_matrix`."""
         return self.scorer.class_matrix(*args, **kwargs)
 
+    def logits_among(self, space: str) -> tuple[Tensor, Tensor]:
+        """Logits of the evaluation batch among the classes of any label space.
+
+        :param space: ``"own"``, ``"seen"``, ``"open"`` or ``"all"``.
+        :return: ``(B, C)``, and the global ids of the columns, int64 ``(C,)``.
+        """
+        require_choice("space", space, EVAL_LABEL_SPACES)
+        return self.scorer.logits_among(space)
+
     def _forget_spaces(self) -> None:
         """Drop what was derived from the running experience, and holds its data."""
         self.spaces.forget()

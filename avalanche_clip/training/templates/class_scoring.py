@@ -98,8 +98,8 @@ class ClassScorer:
 
     def forget(self) -> None:
         """Drop what was looked up for the running experience."""
-        self._looked_up: dict[int | None, Tensor] = {}
-        self._ids: tuple[int, ...] | None = None
+        self._looked_up: dict[Any, tuple[tuple[int, ...], Tensor]] = {}
+        self._by_plugin = False
         self._tokens: tuple[Any, ...] | None = None
 
     def prompt_tokens(self) -> Tensor:
@@ -128,7 +128,11 @@ class ClassScorer:
         features, norm = unit_features(raw.float())
         none = features.new_zeros(0, features.shape[1])
         output = model_output(model, features, none, image_norm=norm)
-        strategy.mb_features = output
+        return self._logits(output)
+
+    def _logits(self, output: CLIPOutput) -> Tensor:
+        strategy, features = self.strategy, output.image_features
+        strategy.mb_features, self._by_plugin = output, True
         for contract in strategy.contracts:
             logits = contract.class_logits(strategy, features)
             if logits is not None:
@@ -137,9 +141,28 @@ class ClassScorer:
                 give = "one row per image and one column per class of the label space"
                 require_array(logits, what, shape, "float", give=give)
                 return logits
-        matrix = self.class_matrix()
+        matrix, self._by_plugin = self.class_matrix(), False
         strategy.mb_features = output._replace(text_features=matrix)
         return self._scores(features, matrix)
+
+    def logits_among(self, space: str) -> tuple[Tensor, Tensor]:
+        """See :meth:`ClassNameTemplate.logits_among`."""
+        strategy, spaces = self.strategy, self.spaces
+        ids, classes, logits = spaces.ids, spaces.classes, strategy.mb_output
+        with spaces.evaluated_in(space):
+            wanted = spaces.ids
+            if wanted == ids:
+                return logits, classes
+            # A plugin's scores may depend on what competes.
+            if not self._by_plugin and set(wanted) <= set(ids):
+                return logits[:, torch.searchsorted(classes, spaces.classes)], (
+                    spaces.classes
+                )
+            kept = strategy.mb_features
+            try:
+                return self._logits(kept), spaces.classes
+            finally:
+                strategy.mb_features = kept
 
     def _scores(self, images: Tensor, matrix: Tensor) -> Tensor:
         """Logits of images; classes with equal prompts get equal ones."""
@@ -208,14 +231,15 @@ class ClassScorer:
         """
         strategy, spaces = self.strategy, self.spaces
         running = ids is None and not strategy.is_training
+        place = spaces.asked, variant
         if ids is None:
             chosen = spaces.ids
         else:
             chosen = tuple(as_integer(i, "A class id") for i in ids)
-        if running and self._ids is not chosen:
-            self._ids, self._looked_up = chosen, {}
-        if running and variant in self._looked_up:
-            return self._looked_up[variant]
+        if running and place in self._looked_up:
+            known, found = self._looked_up[place]
+            if known is chosen:
+                return found
         groups = spaces.groups() if running else [chosen]
         manager = nullcontext() if context is None else context(variant)  # type: ignore[arg-type]
         with manager:
@@ -228,7 +252,7 @@ class ClassScorer:
         order = {i: row for row, i in enumerate(i for g in groups for i in g)}
         matrix = vectors[[order[i] for i in chosen]]
         if running:
-            self._looked_up[variant] = matrix
+            self._looked_up[place] = chosen, matrix
         return matrix
 
     @torch.no_grad()

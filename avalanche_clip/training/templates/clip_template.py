@@ -279,8 +279,10 @@ class CLIPTemplate(StepTemplate):
         self.compute.start_experience()
         if self._pending is None:  # else all this comes from the stored run
             if not self.visits.finished:
+                given = self.prepare_on
+                dataset = self.experience.dataset if given is None else given
                 for contract in self.contracts:
-                    contract.prepare(self, self.experience.dataset)
+                    contract.prepare(self, dataset)
             self.teachers.start_experience()
         if self.reset_optimizer_state:
             self.step.new_scaler()

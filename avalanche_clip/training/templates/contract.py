@@ -234,7 +234,8 @@ class MethodPlugin(SupervisedPlugin):
 
         Not called when a run is resumed: what it made is part of the state.
 
-        :param dataset: of the first experience.
+        :param dataset: that :func:`run_stream` was given as ``prepare_on``, which
+            ``strategy.prepare_on`` then is, too; else that of the first experience.
         """
 
     def iteration_completed(self, strategy: Any) -> None:
@@ -299,7 +300,8 @@ class MethodPlugin(SupervisedPlugin):
     def class_logits(self, strategy: Any, image_features: Tensor) -> Tensor | None:
         """Logits ``(B, C)`` of an evaluation batch; None for the strategy's own.
 
-        One plugin at most may have it, with strategies on class names only.
+        Asked again for each label space that is measured. One plugin at most may have
+        it, with strategies on class names only.
 
         :param image_features: normalised, ``(B, D)``.
         """

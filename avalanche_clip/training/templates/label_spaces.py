@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
@@ -76,13 +77,16 @@ class LabelSpaces:
         self._last: ClassPrompts | None = None
         self.batch_ids: tuple[int, ...] | None = None
         """Classes of the running batch, where it is the label space."""
+        self.asked: str | None = None
+        """Label space that is evaluated in instead, see :meth:`evaluated_in`."""
         self.forget()
 
     def forget(self) -> None:
         """Drop what was derived from the running experience."""
         self._trained: tuple[Any, ...] = ()
-        self._evaluated: tuple[Any, ...] = ()
-        self._columns: tuple[Tensor, Any, tuple[int, ...]] | None = None
+        # By what is asked for.
+        self._evaluated: dict[str | None, tuple[Any, ...]] = {}
+        self._columns: dict[str | None, tuple[Tensor, Any, tuple[int, ...]]] = {}
         self._found: tuple[Any, ...] = ()
 
     def choose(self, targets: Tensor) -> None:
@@ -132,10 +136,10 @@ class LabelSpaces:
         if self.strategy.is_training:
             return self._training_ids()
         source = (self.strategy.experience, *self.seen.groups[-1:])
-        if not _same(source, self._evaluated):
+        if not _same(source, self._evaluated.get(self.asked, ())):
             ids = {i for group in self.groups() for i in group}
-            self._evaluated = (*source, tuple(sorted(ids)))
-        found: tuple[int, ...] = self._evaluated[-1]
+            self._evaluated[self.asked] = (*source, tuple(sorted(ids)))
+        found: tuple[int, ...] = self._evaluated[self.asked][-1]
         return found
 
     def _training_ids(self) -> tuple[int, ...]:
@@ -164,9 +168,20 @@ class LabelSpaces:
         found: tuple[int, ...] = self._trained[-1]
         return found
 
+    @contextmanager
+    def evaluated_in(self, space: str) -> Iterator[None]:
+        """Make another label space that of the evaluation, in a ``with`` block."""
+        self.asked = space
+        try:
+            yield
+        finally:
+            self.asked = None
+
     @property
     def evaluated(self) -> str:
         """Label space of the evaluation: that of the test set, if it has its own."""
+        if self.asked is not None:
+            return self.asked
         space = self.strategy.eval_label_space
         own = getattr(self.strategy.experience, "eval_label_space", space)
         require_choice("eval_label_space of the experience", own, EVAL_LABEL_SPACES)
@@ -211,12 +226,13 @@ class LabelSpaces:
 
     def _on_device(self) -> tuple[Tensor, Any, tuple[int, ...]]:
         ids, device = self.ids, self.strategy.device
-        if self._columns is None or self._columns[-1] is not ids:
+        known = self._columns.get(self.asked)
+        if known is None or known[-1] is not ids:
             equal = distinct_rows([self.key(i) for i in ids])
             parts = equal and tuple(torch.tensor(part, device=device) for part in equal)
             classes = torch.tensor(ids, dtype=torch.int64, device=device)
-            self._columns = (classes, parts, ids)
-        return self._columns
+            known = self._columns[self.asked] = (classes, parts, ids)
+        return known
 
     def key(self, number: int) -> ClassKey:
         """What the class vector of a class depends on."""

@@ -43,6 +43,7 @@ from avalanche.evaluation.metrics.topk_acc import TopkAccuracy
 from torch import Tensor
 
 from avalanche_clip.benchmarks.items.items import item_fields
+from avalanche_clip.evaluation.metrics import LabelSpaceAccuracy
 from avalanche_clip.training.templates.contract import repair_once
 from avalanche_clip.training.templates.image_samples import sample_pictures
 
@@ -103,6 +104,11 @@ def check_metrics(strategy: Any) -> None:
     repair_metrics(strategy.evaluator.metrics)
     for metric in strategy.evaluator.metrics:
         name = type(metric).__name__
+        if isinstance(metric, LabelSpaceAccuracy) and strategy.reads_captions:
+            raise ValueError(
+                f"{name} needs classes, which {type(strategy).__name__} has none of; "
+                "use retrieval_plugin_metrics, or a strategy on class names."
+            )
         if isinstance(metric, MACPluginMetric):
             raise ValueError(
                 f"{name} cannot be used with {type(strategy).__name__}: it counts one "

@@ -61,8 +61,9 @@ class ShardStream(StreamedItems):
     ) -> None:
         super().__init__(num_samples)
         _webdataset()
-        folder = isinstance(tars, (str, Path))
-        self.tars = find_tars(tars) if folder else [Path(path) for path in tars]  # type: ignore[arg-type]
+        if isinstance(tars, (str, Path)):
+            tars = find_tars(tars)
+        self.tars = [Path(path).expanduser() for path in tars]
         require_some(self.tars, "archives")
         require_distinct(self.tars, "archives")
         self.reader = SampleReader(captions or CAPTIONS, lines=lines)

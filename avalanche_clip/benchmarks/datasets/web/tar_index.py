@@ -107,7 +107,7 @@ class TarIndex:
         self.members, self.samples, self.tar = members, samples, samples["tar"]
         self._ends = np.concatenate([[0], samples["members"]]).astype(np.int64)
         ends = np.concatenate([[0], samples["name"]]).astype(np.int64)
-        self.names = TextColumn(memoryview(names), ends)
+        self.names = TextColumn(names.data, ends)
         self._source: Any = None
 
     def __len__(self) -> int:

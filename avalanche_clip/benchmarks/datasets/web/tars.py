@@ -87,7 +87,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # which would hold all of them
+                tar.members = []  # type: ignore[attr-defined]  # would hold all
                 if member.size < 0 or member.offset < end:
                     raise tarfile.ReadError("a member of a negative size")
                 end = member.offset_data + (member.size if member.isreg() else 0)

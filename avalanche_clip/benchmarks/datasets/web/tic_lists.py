@@ -9,7 +9,6 @@
     *_year2uids.pkl or .json                evaluation: year -> ids, or
                                             year -> WordNet id -> ids
     eval/*/{year}.npy, eval/alluids.npy     the same, without the classes
-    eval/datacompnet/uid2classid/*.pkl      {id: class}
 
 Source: the data released with Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226).
 """
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from avalanche_clip.benchmarks.datasets.web.uids import (
     UID,
@@ -162,25 +160,6 @@ def _leaves(uids: Any) -> Any:
     if not all(isinstance(name, str) for name in uids):
         raise ValueError("a class is no text")
     return {name: as_uids(own) for name, own in uids.items()}
-
-
-def read_uid_classes(path: str | Path) -> tuple[UIDArray, npt.NDArray[np.int64]]:
-    """Read ``uid2classid/{year}.pkl``: the class of each id.
-
-    :param path: a pickle (or ``.json``) of ``{id: class}``.
-    :return: ids in ascending order ``(N,)``, and their classes, int64 ``(N,)``.
-    :raises ValueError: if it holds anything else.
-    """
-    content = _content(path)
-    try:
-        uids, classes = as_uids(list(content)), list(content.values())
-        wrong = [c for c in classes if isinstance(c, bool) or int(c) != c or c < 0]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} is no class")
-    except (TypeError, ValueError, AttributeError) as error:
-        raise unreadable(path, "a table of classes by UID", error) from error
-    order = np.lexsort((uids["f1"], uids["f0"]))
-    return uids[order], np.array(classes, dtype=np.int64)[order]
 
 
 def all_uids(sources: Any) -> UIDArray:

@@ -24,7 +24,12 @@ import numpy.typing as npt
 from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
 from avalanche_clip.common.arrays import UNREADABLE, npy_head
 from avalanche_clip.common.checks import as_integer, require_choice, require_type
-from avalanche_clip.common.files import replacing, require_file, unreadable
+from avalanche_clip.common.files import (
+    found_in_bytes,
+    replacing,
+    require_file,
+    unreadable,
+)
 
 UID_DTYPE = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 """Upper and lower half of an id, as they lie in files."""
@@ -144,8 +149,12 @@ def map_uids(path: Path, start: int, size: int) -> UIDArray:
         return np.empty(0, dtype=UID_DTYPE)
     mapped = np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(count,))
     uids = np.asarray(mapped).astype(UID_DTYPE, copy=False)
-    if begin == start and not _ascends(uids[:BLOCK], strictly=False):
-        cause = "it has no header, and what it holds does not ascend as UIDs do"
+    if begin == start and (
+        (first.isascii() and b"\0" not in first)
+        or not found_in_bytes(first).startswith("bytes that")
+        and not _ascends(uids[:BLOCK], strictly=False)
+    ):
+        cause = "it has no header, and what it holds are no UIDs"
         raise unreadable(path, "a list of UIDs", cause)
     return uids
 
@@ -156,9 +165,9 @@ def write_uid_list(path: str | Path, uids: Any) -> None:
     Ids are sorted and repetitions dropped, whole or not at all. A sorted array, such as
     a mapped list, is copied piece by piece.
 
-    :param path: must end with ``.npy``.
+    :param path: of the file.
     :param uids: strings, pairs, or an array of pairs, in any order.
-    :raises ValueError: if one is no UID, or for another suffix.
+    :raises ValueError: if one is no UID.
     """
     given = as_uids(uids)
     starts = range(0, len(given), BLOCK)
@@ -188,7 +197,7 @@ def ordered_uids(given: Any) -> UIDArray:
 def combine_uid_lists(path: str | Path, first: Any, second: Any, how: str) -> UIDArray:
     """Combine two lists of ids into a file, a piece at a time.
 
-    :param path: must end with ``.npy``.
+    :param path: of the new list.
     :param first: a list in ascending order: of :func:`read_uid_list`, or its path.
     :param second: another one.
     :param how: ``"union"``, ``"intersection"``, or ``"difference"``: the ids of the
@@ -239,8 +248,6 @@ def find_uids(uids: UIDArray, listed: UIDArray) -> npt.NDArray[np.bool_]:
 @contextmanager
 def _list_writer(path: str | Path) -> Iterator[Any]:
     """Give a function that appends ids; the header comes when all are known."""
-    if Path(path).suffix != ".npy":
-        raise ValueError(f"{path} must end with .npy.")
     count = 0
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(bytes(_HEAD))

@@ -440,7 +440,8 @@ def _bind(dataset: Any, tokenizer: Any) -> None:
 
 
 def _strings(dataset: Any, language: str) -> list[str]:
-    captions = [c for texts in read_captions(dataset) for c in texts]
+    samples = progress(read_captions(dataset), "reading captions", len(dataset))
+    captions = [c for texts in samples for c in texts]
     if any(not isinstance(caption, str) for caption in captions):
         raise ValueError(
             f"Captions of {language!r} are token ids, from which no vocabulary can be "

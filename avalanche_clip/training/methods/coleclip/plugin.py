@@ -146,7 +146,10 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         """Drop what belongs to an earlier run."""
         self.vocabulary = vocabulary.Vocabulary()
         self._running: list[Any] | None = None  # the step of the running task
-        self._table: tuple[Any, ...] | None = None
+        self._tables: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        """By the classes of an evaluation."""
+        self._read: tuple[Tensor, Tensor | None] | None = None
+        """Features of an evaluation batch, and what the prompts have read of it."""
         self._loss: Tensor | None = None
         self._stability: Tensor | None = None
 
@@ -320,7 +323,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
     # ------------------------------------------------------------- evaluation
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Look embeddings up anew."""
-        self._table = None
+        self._tables, self._read = {}, None
 
     after_eval_exp = before_eval_exp  # and let go of them
 
@@ -331,14 +334,17 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         :param image_features: ``(B, D)``.
         :return: ``(B, C)``.
         """
-        if self._table is None:
-            self._table = self._evaluation_table(strategy)
-        embeddings, owned, learned, inverse, leading = self._table
+        ids = strategy.label_ids
+        if ids not in self._tables:
+            self._tables[ids] = self._evaluation_table(strategy)
+        embeddings, owned, learned, inverse, leading = self._tables[ids]
         scores = partial(class_scores, strategy.mb_features)
         logits = scores(image_features, embeddings)
-        with strategy.autocast():
-            read = None if self._prompts is None else self._prompts.read()
-        prompted = self._prompted(strategy.mb_features, read)
+        if self._read is None or self._read[0] is not image_features:
+            with strategy.autocast():
+                read = None if self._prompts is None else self._prompts.read()
+            self._read = image_features, read
+        prompted = self._prompted(strategy.mb_features, self._read[1])
         if prompted is not None:
             best = losses.owner_logits(prompted, embeddings, owned, scores)
             logits = torch.where(learned, best, logits)
@@ -383,7 +389,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         :raises ValueError: if it is damaged, or of a model of another width.
         """
         self.vocabulary.load_state_dict(state, self._text.model.embed_dim)
-        self._running, self._table = state["running"], None
+        self._running, self._tables = state["running"], {}
 
 
 def _named(strategy: Any) -> dict[str, int]:

@@ -12,7 +12,6 @@ from avalanche_clip.benchmarks.datasets.web.tic_lists import (
     TIC_DATACOMP_MONTHS,
     all_uids,
     read_evaluation_uids,
-    read_uid_classes,
     read_uid_lists,
 )
 from avalanche_clip.benchmarks.datasets.web.uids import as_uids
@@ -173,22 +172,6 @@ def test_evaluation__damage_is_refused_or_names_other_ids(tmp_path):
     wrong = not_refused(path, lambda: read_evaluation_uids(path), folder=False)
     # No checksum: a changed digit is another id, a changed mark may mean the same.
     assert [line for line in wrong if not line.startswith("bit")] == []
-
-
-def test_classes__by_id(tmp_path):
-    given = {uid: k % 3 for k, uid in enumerate(texts(9))}
-    for name, content in (
-        ("c.pkl", pickle.dumps(given)),
-        ("c.json", json.dumps(given).encode()),
-        ("d.pkl", pickle.dumps({u: np.int64(c) for u, c in given.items()})),
-    ):
-        (tmp_path / name).write_bytes(content)
-        uids, classes = read_uid_classes(tmp_path / name)
-        assert np.array_equal(uids, as_uids(sorted(given)))
-        assert classes.tolist() == [given[uid] for uid in sorted(given)]
-    for wrong in ({"0" * 32: -1}, {"0" * 32: 1.5}, {"0" * 32: "x"}, {"0": 1}, [1]):
-        (tmp_path / "c.pkl").write_bytes(pickle.dumps(wrong))
-        refused("c.pkl", read_uid_classes, tmp_path / "c.pkl")
 
 
 def test_all_uids__of_several_forms(tmp_path):

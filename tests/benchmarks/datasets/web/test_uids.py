@@ -82,6 +82,11 @@ def test_list__without_header_and_with_repetitions(tmp_path):
     given = as_uids(sorted(texts(20) + texts(5)))
     (tmp_path / "a.npy").write_bytes(given.tobytes())
     assert np.array_equal(read_uid_list(tmp_path / "a.npy"), given)
+    (tmp_path / "d.bin").write_bytes(given[::-1].tobytes())  # as it lies there
+    assert np.array_equal(read_uid_list(tmp_path / "d.bin"), given[::-1])
+    small = as_uids([(0, 9), (0, 3)])
+    (tmp_path / "d.bin").write_bytes(small.tobytes())
+    assert np.array_equal(read_uid_list(tmp_path / "d.bin"), small)
     np.save(tmp_path / "b.npy", given)
     assert np.array_equal(read_uid_list(tmp_path / "b.npy"), given)
     np.save(tmp_path / "c.npy", given.astype([("f0", ">u8"), ("f1", ">u8")]))
@@ -113,12 +118,14 @@ def test_list__damage_is_refused(tmp_path):
     for content in (b"", b"x" * 15, path.read_bytes()[:-1], path.read_bytes() + b"\0"):
         path.write_bytes(content)
         refused("a.npy is not a list of UIDs", read_uid_list, path)
-    for content in (as_uids(texts(40)).tobytes(), b"<!DOCTYPE html>\n" * 8):
+    for content in (
+        b"sixteen letters\n" * 3 + b"and another one\n",
+        b"<!DOCTYPE html>\n",
+    ):
         path.write_bytes(content)
         refused("a.npy is not a list of UIDs", read_uid_list, path)
     with pytest.raises(FileNotFoundError):
         read_uid_list(tmp_path / "b.npy")
-    refused("end with .npy", write_uid_list, tmp_path / "b.txt", texts(1))
     refused("32 lower-case", write_uid_list, path, ["z" * 32])
     refused("is one text", write_uid_list, path, "0" * 32)
     refused("axes", write_uid_list, path, np.zeros(2, "u4,u4"))
