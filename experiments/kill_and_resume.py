@@ -65,7 +65,7 @@ REFERENCE = {
     ),
     "reference_texts": ["a red heart", "a cat", "the flag of a country"],
     "averaging_interval": 2,
-    "reference_options": {"batch_size": 8, "teach_first_experience": True},
+    "plugin_options": {"batch_size": 8, "teach_first_experience": True},
 }
 WARMUP = {"warmup_iterations": 1}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -31,6 +31,7 @@ GUIDES = (
     *("command_line.rst", "suites.rst"),
     *("mirb.rst", "blind_pairs.rst"),
     "tic_clip.rst",
+    "cost.rst",
 )
 # The comment is invisible on the page and marks the block that follows it.
 MARK = "<!-- tested example -->"
@@ -74,6 +75,7 @@ PRINTED = "\n".join(
         r"cumulative-all-star 10\.5 3\.98e\+19 MACs",
         r"oracle 28\.0 1\.06e\+20 MACs",
         "ViT-B-16 256 22500",
+        r"\{'images': 40, 'texts': 40, 'steps': 0\}",
     ]
 )
 CODE = re.compile(

@@ -81,7 +81,7 @@ class Row:
 REFERENCE = {
     "reference_images": IMAGES,
     "reference_texts": ["ab", "cd", "e"],
-    "reference_options": {"batch_size": 4, "teach_first_experience": True},
+    "plugin_options": {"batch_size": 4, "teach_first_experience": True},
     "averaging_interval": 2,
     "warmup_iterations": 0,
 }

@@ -95,7 +95,7 @@ REFUSED = [
     (
         "ZSCL",
         [],
-        {"model": stub_model, "reference_options": {"batch_size": 4}},
+        {"model": stub_model, "plugin_options": {"batch_size": 4}},
         "pretrained is None",
     ),
     # Plugins of Avalanche that need a classifier, with what to use instead.
@@ -136,7 +136,12 @@ def test_method__refuses_in_words(name, plugins, settings, message):
 
 def test_not_refused__the_nearest_that_may_be():
     build(ROWS["WiSE-FT"], early_stop())
-    build(ROWS["ModX"], model=stub_model(), alpha=0.0, alignment={"teacher": "initial"})
+    build(
+        ROWS["ModX"],
+        model=stub_model(),
+        alpha=0.0,
+        plugin_options={"teacher": "initial"},
+    )
     adam = partial(torch.optim.Adam, lr=1e-2)
     strategy, _ = build(ROWS["MoEAdapters"], optimizer=adam)
     assert isinstance(strategy.optimizer, torch.optim.Adam)

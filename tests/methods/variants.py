@@ -47,7 +47,7 @@ VARIANTS = {
     ),
     "clipping": with_settings("Sequential", clip_grad_norm=0.1),
     "targets": with_settings("Sequential", positives="targets"),
-    "soft rows": with_settings("ModX", alignment={"row_filter": "soft"}),
+    "soft rows": with_settings("ModX", plugin_options={"row_filter": "soft"}),
     "small buffer": with_settings("CumulativeExp", buffer_size=2),
     "accumulated LwF": with_settings("ContrastiveLwF", accumulation_steps=2),
     "several together": replace(

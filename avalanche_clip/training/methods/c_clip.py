@@ -11,7 +11,7 @@ stay frozen here. The paper's dropout of updates (0.1) is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.methods.lora import LoRA
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.distillation import DistillationPlugin
+from avalanche_clip.training.templates.options import further_options
 
 PROJECTOR = "feature_projector"
 """Attribute of the model."""
@@ -160,10 +161,13 @@ def c_clip_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
     return torch.optim.AdamW(groups, lr=TEXT_RATE, betas=(0.9, 0.99), weight_decay=0.2)
 
 
-def c_clip_groups(model: Any, named_parameters: optim.Named) -> list[dict[str, Any]]:
+def c_clip_groups(
+    model: Any, rates: tuple[float, float], named_parameters: optim.Named
+) -> list[dict[str, Any]]:
     """Groups of the image tower, at a tenth of the rate, and of all else.
 
     :param model: that names its towers.
+    :param rates: of both.
     :param named_parameters: pairs of name and parameter.
     """
     sides: tuple[list[Any], list[Any]] = ([], [])
@@ -171,7 +175,7 @@ def c_clip_groups(model: Any, named_parameters: optim.Named) -> list[dict[str, A
         sides[model.tower_of(name) != "image"].append((name, parameter))
     return [
         {**group, "lr": rate}
-        for side, rate in zip(sides, (IMAGE_RATE, TEXT_RATE), strict=True)
+        for side, rate in zip(sides, rates, strict=True)
         for group in optim.clip_param_groups(side, weight_decay=0.2)
     ]
 
@@ -184,7 +188,8 @@ class CCLIP(LoRA):
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param weight: of the contrastive term, 1 in the paper.
-    :param consolidation: further options of
+    :param lr: of all but the image tower, which has a tenth of it; default 3e-4.
+    :param plugin_options: further options of
         :class:`ContrastiveKnowledgeConsolidationPlugin`.
     :param plugins: further plugins.
     :param kwargs: see :class:`LoRA`; defaults are those of ``C_CLIP_UPDATES``. Without
@@ -200,17 +205,29 @@ class CCLIP(LoRA):
     """
 
     _default_optimizer = staticmethod(c_clip_optimizer)
+    former_options = "consolidation"
+    own_defaults = C_CLIP_UPDATES
 
     def __init__(
         self,
         *,
         model: nn.Module,
         weight: float = 1.0,
-        consolidation: dict[str, Any] | None = None,
+        lr: float | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
+        consolidation: Mapping[str, Any] | None = None,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        self._default_groups = partial(c_clip_groups, model)
-        own = ContrastiveKnowledgeConsolidationPlugin(weight, **(consolidation or {}))
-        plugins = [*(plugins or ()), own]
-        super().__init__(model=model, plugins=plugins, **{**C_CLIP_UPDATES, **kwargs})
+        rates = IMAGE_RATE, TEXT_RATE
+        if lr is not None:
+            lr = as_finite(lr, "lr", above=0, hint="one rate for all experiences")
+            rates = lr / 10, lr
+        self._default_groups = partial(c_clip_groups, model, rates)
+        plugin = ContrastiveKnowledgeConsolidationPlugin
+        further = further_options(
+            self, plugin, plugin_options, ["weight"], consolidation
+        )
+        plugins = [*(plugins or ()), plugin(weight, **further)]
+        options = {**C_CLIP_UPDATES, "lr": lr, **kwargs}
+        super().__init__(model=model, plugins=plugins, **options)

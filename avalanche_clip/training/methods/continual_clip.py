@@ -6,6 +6,7 @@ Source: Thengane et al., "CLIP model is an Efficient Continual Learner", 2022
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class ContinualCLIP(ClassNameTemplate):
 
     training_free = True
     _default_optimizer = staticmethod(empty_optimizer)
+    sets = sorted(inspect.signature(ClassNameTemplate).parameters.keys() - TAKEN)
 
     def __init__(
         self, *, model: nn.Module, eval_label_space: str = "seen", **kwargs: Any

@@ -69,8 +69,13 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
 
+    def prepare(self, strategy: Any, dataset: Any) -> None:
+        """Compute the first Fisher on data that a run was given for that."""
+        if strategy.prepare_on is not None and self.ewc_lambda > 0:
+            self._keep(strategy, self.compute_fisher(strategy, dataset))
+
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        """Add the penalty from the second experience on."""
+        """Add the penalty as soon as there is a Fisher."""
         if self.fisher and self.ewc_lambda > 0:
             penalty = self.penalty(strategy.model)
             strategy.add_loss("ewc", self.ewc_lambda * self.share * penalty)
@@ -92,9 +97,11 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Compute the Fisher on the data of this step; keep the weights."""
-        if self.ewc_lambda == 0:
-            return
-        fisher = self.compute_fisher(strategy)
+        if self.ewc_lambda > 0:
+            self._keep(strategy, self.compute_fisher(strategy))
+
+    def _keep(self, strategy: Any, fisher: dict[str, Tensor]) -> None:
+        """Add the old Fisher to a new one, and keep the weights."""
         for name, old in self.fisher.items() if self.decay > 0 else ():
             if name in fisher:
                 fisher[name][corner(old)] += self.decay * old
@@ -107,15 +114,19 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
             if n in fisher
         }
 
-    def compute_fisher(self, strategy: Any) -> dict[str, Tensor]:
-        """Mean squared batch gradient of the strategy's loss, per parameter."""
+    def compute_fisher(self, strategy: Any, dataset: Any = None) -> dict[str, Tensor]:
+        """Mean squared batch gradient of the strategy's loss, per parameter.
+
+        :param dataset: default that of the running experience.
+        """
         model = strategy.model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
-        count, loader = 0, self._loader(strategy)
+        given = () if dataset is None else (dataset,)
+        count, loader = 0, self._loader(strategy, *given)
         strategy.plan.announce(
             "Fisher pass",
-            len(loader) * loader.order.batch_size,
+            len(loader) * self.fisher_batch_size,
             "fisher_batches makes it shorter",
         )
         with evaluating(model), _no_half(strategy):
@@ -146,8 +157,9 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         """What a batch gradient adds to the Fisher."""
         return gradient.square()
 
-    def _loader(self, strategy: Any) -> TrainLoader:
-        dataset = strategy.experience.dataset.train()
+    def _loader(self, strategy: Any, dataset: Any = None) -> TrainLoader:
+        given = strategy.experience.dataset if dataset is None else dataset
+        dataset = given.train()
         order = TrainingOrder(
             len(dataset),
             self.fisher_batch_size,

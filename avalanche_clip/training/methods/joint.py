@@ -20,9 +20,24 @@ class JointTraining:
     """Trains on the union of the experiences it is given, once.
 
     Put it before a strategy: ``class JointCLL(JointTraining, CLLCLIP): pass``.
+
+    :param lr: one learning rate, see :class:`CLIPTemplate`.
+    :param kwargs: of the strategy.
+    :raises ValueError: for several learning rates, since there is one training.
     """
 
     visits: Any
+    learning_rates: Sequence[float]
+
+    def __init__(self, *, lr: float | Sequence[float] | None = None, **kwargs: Any):
+        trained: Any = super()
+        trained.__init__(lr=lr, **kwargs)
+        rates: Sequence[float] = self.learning_rates
+        if len(rates) > 1:
+            raise ValueError(
+                f"lr={list(rates)} has a rate per experience, but "
+                f"{type(self).__name__} trains once; give it one rate."
+            )
 
     def train(
         self, experiences: Any, eval_streams: Any = None, **kwargs: Any
@@ -103,12 +118,3 @@ class ClassNameJoint(JointTraining, ClassNameFineTuning):
     :param kwargs: see :class:`ClassNameFineTuning`.
     :raises ValueError: for several learning rates, since there is one training.
     """
-
-    def __init__(self, *, lr: float | Sequence[float] | None = None, **kwargs: Any):
-        super().__init__(lr=lr, **kwargs)
-        rates: Sequence[float] = self.learning_rates
-        if len(rates) > 1:
-            raise ValueError(
-                f"lr={list(rates)} has a rate per experience, but ClassNameJoint "
-                "trains once; give it one rate."
-            )

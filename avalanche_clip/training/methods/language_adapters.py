@@ -14,6 +14,7 @@ from torch import Tensor
 from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.models.peft.language import attach_language_adapters
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.options import require_options
 
 
 class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
@@ -39,7 +40,8 @@ class LanguageAdapterPlugin(MethodPlugin, supports_distributed=True):
         super().__init__()
         self._english = -1
         self.kind = kind
-        self.options = dict(options)
+        what, taken = "LanguageAdapterPlugin", ("model", "kind")
+        self.options = require_options(what, options, attach_language_adapters, taken)
 
     def check_compatible(self, strategy: Any) -> None:
         """Attach the adapters if the model has none."""

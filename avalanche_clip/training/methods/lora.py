@@ -23,6 +23,7 @@ from avalanche_clip.training.methods.tic import Sequential
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contract import MethodPlugin
+from avalanche_clip.training.templates.options import require_options
 
 TARGETS = ("q", "v")
 
@@ -73,7 +74,8 @@ class LoRAPlugin(MethodPlugin, supports_distributed=True):
                 f"share={share} is that of merged updates, but merge=False; give "
                 "merge=True, or leave it out."
             )
-        self.options = dict(options)
+        taken = ("model",)
+        self.options = require_options("LoRAPlugin", options, self.attach, taken)
         self.merged = 0
         """Experiences whose updates have been merged."""
         self._updates: BranchSet | None = None

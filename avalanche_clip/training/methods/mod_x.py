@@ -7,6 +7,7 @@ same. Options beyond its defaults are ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from avalanche_clip.training.templates.distillation import (
     DistillationPlugin,
     similarities,
 )
+from avalanche_clip.training.templates.options import further_options
 from avalanche_clip.training.templates.teachers import KINDS
 
 LOGIT_SCALE_MODES = ("none", "own", "shared")
@@ -169,20 +171,24 @@ class ModX(Sequential):
     :param train_mb_size: pairs per step and process.
     :param alpha: weight of the term (20 at a batch of 280; as a sum over rows it
         weighs more in larger batches).
-    :param alignment: further options of :class:`OffDiagonalAlignmentPlugin`.
+    :param plugin_options: further options of :class:`OffDiagonalAlignmentPlugin`.
     :param kwargs: see :class:`Sequential`.
     """
 
     _default_optimizer = staticmethod(mod_x_optimizer)
     _default_groups = staticmethod(partial(optim.clip_param_groups, weight_decay=0.1))
+    former_options = "alignment"
 
     def __init__(
         self,
         *,
         train_mb_size: int = 280,
         alpha: float = 20.0,
-        alignment: dict[str, Any] | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
+        alignment: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self._own = [OffDiagonalAlignmentPlugin(alpha, **(alignment or {}))]
+        plugin = OffDiagonalAlignmentPlugin
+        further = further_options(self, plugin, plugin_options, ["alpha"], alignment)
+        self._own = [plugin(alpha, **further)]
         super().__init__(train_mb_size=train_mb_size, **kwargs)

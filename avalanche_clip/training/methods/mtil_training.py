@@ -5,25 +5,17 @@ Source: Zheng et al., ICCV 2023 (ZSCL, arXiv 2303.06628), values of their code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from avalanche_clip.common.checks import as_finite
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
 from avalanche_clip.training.templates.optim import one_group
-from avalanche_clip.training.templates.plan import (
-    Plan,
-    learning_rate,
-    of_experience,
-    require_per_experience,
-)
+from avalanche_clip.training.templates.plan import Plan, learning_rate
 
 ITERATIONS = 1001
 """Updates per experience: the published 1000, and the one at learning rate 0."""
@@ -33,6 +25,11 @@ LABEL_SMOOTHING = 0.2
 """Of the cross-entropy over class names in MTIL."""
 
 _LENGTHS = ("budget_iterations", "budget_samples", "budget_macs", "train_epochs")
+
+
+def mtil_optimizer(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW without weight decay."""
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.0)
 
 
 class MTILTraining:
@@ -51,6 +48,16 @@ class MTILTraining:
     """
 
     plan: Any
+    own_defaults: Mapping[str, Any] = {
+        "train_mb_size": 64,
+        "schedule": "cosine",
+        "warmup_iterations": WARMUP,
+        "later_warmup_iterations": WARMUP,
+        "lr": LEARNING_RATE,
+        "budget_iterations": ITERATIONS,
+    }
+    _default_optimizer = staticmethod(mtil_optimizer)
+    _default_groups = staticmethod(one_group)
 
     def __init__(
         self,
@@ -59,60 +66,32 @@ class MTILTraining:
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
         **kwargs: Any,
     ):
-        if optimizer is not None and lr is not None:
-            raise ValueError("Give lr or an optimizer with its own rate, not both.")
-        rates = _rates(LEARNING_RATE if lr is None else lr)
-        if kwargs.get("param_groups") is None and optimizer is None:
-            kwargs["param_groups"] = one_group
-        if not any(kwargs.get(name) is not None for name in _LENGTHS):
-            kwargs["budget_iterations"] = ITERATIONS
-        options: dict[str, Any] = {
-            "optimizer": optimizer
-            or partial(torch.optim.AdamW, lr=rates[0], weight_decay=0.0),
-            "train_mb_size": 64,
-            "schedule": "cosine",
-            "warmup_iterations": WARMUP,
-            "later_warmup_iterations": kwargs.get("warmup_iterations", WARMUP),
-        }
+        options = {**MTILTraining.own_defaults, "optimizer": optimizer}
+        options["later_warmup_iterations"] = kwargs.get("warmup_iterations", WARMUP)
+        if any(kwargs.get(name) is not None for name in _LENGTHS):
+            del options["budget_iterations"]
+        else:
+            kwargs.pop("budget_iterations", None)
+        if lr is not None or optimizer is not None:
+            options["lr"] = lr
         strategy: Any = super()
         strategy.__init__(**{**options, **kwargs})
-        self.learning_rates = rates
-        several = optimizer is None and len(rates) > 1
-        self.plan = _Plan(self, rates if several else None)
+        self.plan = _Plan(self)
 
 
 class _Plan(Plan):
-    """A rate per experience, and a cosine that ends at zero.
-
-    :param rates: of the experiences; None for that of the optimiser.
-    """
-
-    def __init__(self, strategy: Any, rates: Sequence[float] | None):
-        super().__init__(strategy)
-        self.rates = rates
-
-    def check_stream(self, steps: int) -> None:
-        """Raise also if there are fewer rates than experiences."""
-        super().check_stream(steps)
-        if self.rates:
-            require_per_experience(self.rates, steps, "learning rates")
+    """A cosine that ends at zero."""
 
     def set_learning_rate(self) -> None:
         """Set the rates of the coming step."""
         strategy, warmup = self.strategy, self.warmup
-        groups = strategy.optimizer.param_groups
-        if self.rates and strategy.clock.train_exp_iterations == 0:
-            rate = of_experience(self.rates, strategy, "learning rates")
-            for group in groups:
-                # Other rates are those of plugins' own groups.
-                if group.get("initial_lr", group["lr"]) in self.rates:
-                    group["initial_lr"] = group["lr"] = rate
         if strategy.schedule != "cosine":
             super().set_learning_rate()
             return
+        self.set_rates()
         last = max(self.iterations - 1, warmup + 1)
         step = min(strategy.clock.train_exp_iterations, last)
-        for group in groups:
+        for group in strategy.optimizer.param_groups:
             base = float(group["initial_lr"])
             group["lr"] = learning_rate("cosine", step, last, base=base, warmup=warmup)
 
@@ -165,11 +144,3 @@ def smoothing_of(given: float | None, options: dict[str, Any]) -> float:
     if given is not None:
         return given
     return LABEL_SMOOTHING if options.get("criterion") is None else 0.0
-
-
-def _rates(lr: Any) -> tuple[float, ...]:
-    rates = (lr,) if isinstance(lr, Real) else tuple(lr)
-    wanted = f"lr={lr} must be a positive number, or one per experience; one rate"
-    if not rates:
-        raise ValueError(f"{wanted} is needed.")
-    return tuple(as_finite(rate, wanted, above=0) for rate in rates)

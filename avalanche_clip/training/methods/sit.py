@@ -119,6 +119,8 @@ class SIT(ClassNameTemplate):
 
     _default_optimizer = staticmethod(sit_optimizer)
     _default_groups: optim.GroupRule | None = staticmethod(sit_groups)
+    own_defaults = {"eval_label_space": "seen"}
+    sets = ("label_space", "criterion", "reset_optimizer_state")
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ methods; without one, passes over a larger pool cost more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,7 @@ from avalanche_clip.training.methods.restart import (
     RestartPlugin,
 )
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
+from avalanche_clip.training.templates.options import further_options
 
 
 class Sequential(ContrastiveTemplate):
@@ -173,11 +174,20 @@ class ContrastiveLwF(Sequential):
     """Sequential training with similarity distillation from the last model.
 
     :param lwf_weight: weight of the term.
+    :param plugin_options: further options of :class:`ContrastiveLwFPlugin`.
     :param kwargs: see :class:`Sequential`.
     """
 
-    def __init__(self, *, lwf_weight: float = 1.0, **kwargs: Any):
-        self._own = [ContrastiveLwFPlugin(lwf_weight)]
+    def __init__(
+        self,
+        *,
+        lwf_weight: float = 1.0,
+        plugin_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        plugin, taken = ContrastiveLwFPlugin, ["lwf_weight"]
+        further = further_options(self, plugin, plugin_options, taken)
+        self._own = [plugin(lwf_weight, **further)]
         super().__init__(**kwargs)
 
 
@@ -187,6 +197,7 @@ class ContrastiveEWC(Sequential):
     :param ewc_lambda: weight of half the penalty (TiC-CLIP tried 1 to 400).
     :param fisher_batch_size: pairs per batch of the Fisher pass.
     :param fisher_batches: batches of that pass, None for one pass.
+    :param plugin_options: further options of :class:`ContrastiveEWCPlugin`.
     :param kwargs: see :class:`Sequential`.
     """
 
@@ -196,15 +207,14 @@ class ContrastiveEWC(Sequential):
         ewc_lambda: float = 1.0,
         fisher_batch_size: int = 128,
         fisher_batches: int | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self._own = [
-            ContrastiveEWCPlugin(
-                ewc_lambda,
-                fisher_batch_size=fisher_batch_size,
-                fisher_batches=fisher_batches,
-            )
-        ]
+        sizes: dict[str, Any] = {"fisher_batch_size": fisher_batch_size}
+        sizes |= {"fisher_batches": fisher_batches}
+        plugin, taken = ContrastiveEWCPlugin, ["ewc_lambda", *sizes]
+        further = further_options(self, plugin, plugin_options, taken)
+        self._own = [plugin(ewc_lambda, **sizes, **further)]
         super().__init__(**kwargs)
 
 

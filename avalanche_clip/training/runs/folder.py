@@ -183,7 +183,7 @@ class RunFolder:
             self.strategy.plugins.remove(self.checkpoints)
         self.strategy.evaluator.loggers = loggers
         self.checkpoints.points, self.checkpoints.keep_steps = None, 0
-        self.strategy.run = run
+        self.strategy.run, self.strategy.prepare_on = run, None
         if self._writer is not None:
             self._writer.close()
 

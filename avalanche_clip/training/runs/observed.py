@@ -43,7 +43,7 @@ class Observed(BaseLogger):
     """
 
     def __init__(self, folder: Path):
-        super().__init__()
+        # Each process has one; Avalanche lets the main one alone make loggers.
         self.folder = folder
         self.row: int | None = None
         self._search: _Search | None = None

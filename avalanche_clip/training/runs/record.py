@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip import __version__
+from avalanche_clip.common.plain import is_plain
+from avalanche_clip.training.templates.settings import strategy_settings
 
 _PACKAGES = (
     "avalanche-lib",
@@ -109,6 +111,25 @@ def nominal_units(strategy: Any) -> float | None:
     for contract in strategy.contracts:
         units *= contract.nominal_cost
     return units
+
+
+def run_config(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings as ``results.json`` holds them.
+
+    :param options: further arguments of ``train``.
+    """
+    settings = strategy_settings(strategy)
+    plugins = settings["plugins"].items()
+    named = [{"class": k.partition(" ")[2], **values} for k, values in plugins]
+    loader = {k: v for k, v in options.items() if is_plain(v)}
+    device = str(strategy.device)
+    return {**settings, "plugins": named, "loader": loader, "device": device}
+
+
+def model_macs(strategy: Any) -> dict[str, int] | None:
+    """MACs of one pass of each tower, None for models that do not tell."""
+    macs = getattr(strategy.model, "macs", None)
+    return macs() if callable(macs) else None
 
 
 def read_row(values: dict[str, Any], stream: str, size: int) -> dict[str, list[float]]:

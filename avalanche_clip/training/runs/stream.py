@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from avalanche.benchmarks.utils import AvalancheDataset
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.content import data_summary, stream_sizes
@@ -25,7 +26,7 @@ from avalanche_clip.common.checks import (
     require_distinct,
 )
 from avalanche_clip.common.files import write_json
-from avalanche_clip.common.plain import is_plain, mapped, strict
+from avalanche_clip.common.plain import mapped, strict
 from avalanche_clip.common.rollback import undone_on_error
 from avalanche_clip.evaluation.metrics._values import bare_model
 from avalanche_clip.evaluation.metrics.label_spaces import both_spaces
@@ -54,19 +55,21 @@ from avalanche_clip.training.runs.points import (
 )
 from avalanche_clip.training.runs.record import (
     metric_results,
+    model_macs,
     nominal_units,
     read_row,
     reset_metrics,
     revision,
+    run_config,
     versions,
 )
 from avalanche_clip.training.runs.result import RunResult
 from avalanche_clip.training.runs.resume import restore_state
+from avalanche_clip.training.runs.source import Source, preparation
 from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.runs.told import Told
 from avalanche_clip.training.templates.agreement import agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
-from avalanche_clip.training.templates.settings import strategy_settings
 from avalanche_clip.training.templates.watchers import check_run, validates
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,8 @@ def run_stream(
     resume: bool | str = False,
     checkpoint_iterations: int | None = 100,
     keep_steps: int | str = 2,
+    start_from: str | Path | tuple[str | Path, int | str] | None = None,
+    prepare_on: AvalancheDataset | None = None,
     method: str | None = None,
     evaluate_at: str | Mapping[str, int] | Sequence[int] = "steps",
     final_streams: Sequence[str] = (),
@@ -128,6 +133,13 @@ def run_stream(
     :param keep_steps: of how many of the latest evaluated steps the models are kept,
         or ``"all"`` (with the model before the stream), see
         :func:`create_dual_encoder`.
+    :param start_from: folder of another run, or ``(folder, step)``: begin with the
+        model after that step, by default the last one kept. Weights, growth and
+        branches are taken, no state of optimiser or plugins. What the strategy trains
+        stays as it is: branches that none of its plugins has made are frozen. Needed
+        again on resuming.
+    :param prepare_on: data that plugins are prepared on before the first step, in
+        place of its own (:meth:`MethodPlugin.prepare`): EWC measures importances.
     :param method: name of the method in reports and comparisons; default the
         strategy's class. Name combinations of plugins.
     :param evaluate_at: after which steps to evaluate, and to write the checkpoints
@@ -166,6 +178,7 @@ def run_stream(
     """
     require_choice("resume", resume, (False, True, EXTEND))
     as_kept(keep_steps)
+    out = Path(out_dir).expanduser()
     own = inspect.signature(run_stream).parameters
     check_keywords("run_stream", train_options, strategy, own)
     told = Told(verbose)
@@ -174,7 +187,11 @@ def run_stream(
     given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
-    given["keep_steps"] = keep_steps
+    given |= {"keep_steps": keep_steps, "start_from": start_from and str(start_from)}
+    with distributed.together("opening the run to start from"):
+        source = None if start_from is None else Source(start_from, out)
+    if prepare_on is not None:
+        given["prepare_on"] = preparation(strategy, prepare_on)
     attached = RunSuites(suites)
     given["suites"] = attached.identity()
     agree_on_run(strategy, benchmark, given)
@@ -195,7 +212,6 @@ def run_stream(
         for dataset in whole_data(benchmark.streams[name]):
             captions = strategy.reads_captions
             require_prepared(dataset, strategy.model, captions=captions)
-    out = Path(out_dir).expanduser()
     with undone_on_error(strategy):
         strategy.check_setup()  # of plugins that were appended, too
         for contract in strategy.contracts:
@@ -203,17 +219,9 @@ def run_stream(
         check_run(strategy, benchmark)
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        run = _Run(
-            strategy,
-            benchmark,
-            tuple(streams),
-            tuple(final_streams),
-            points,
-            attached,
-            train_options,
-            told,
-            method,
-        )
+        names = tuple(streams), tuple(final_streams)
+        shown = points, attached, train_options, told
+        run = _Run(strategy, benchmark, *names, *shown, source, prepare_on, method)
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
         with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)
@@ -232,6 +240,8 @@ class _Run:
     suites: RunSuites
     options: dict[str, Any]
     told: Told
+    source: Source | None
+    prepare_on: Any
     method: InitVar[str | None]
     rows: Rows = field(default_factory=dict)
     done: int = 0
@@ -255,6 +265,10 @@ class _Run:
             self.identity["final_streams"] = list(self.final)
         if self.suites.suites:
             self.identity["suites"] = self.suites.identity()
+        if self.source is not None:
+            self.identity["start_from"] = self.source.facts
+        if self.prepare_on is not None:
+            self.identity["prepare_on"] = preparation(self.strategy, self.prepare_on)
         streams = self.benchmark.streams
         # Also where the stream is merged to one step.
         blurry = str(self.data["protocol"]).startswith(summaries.SI_BLURRY)
@@ -269,6 +283,9 @@ class _Run:
     def go(self, folder: RunFolder) -> RunResult:
         """Train and evaluate from where the folder stands to the end."""
         self.folder = folder
+        if self.source is not None:
+            self.source.give(self.strategy)
+        self.strategy.prepare_on = self.prepare_on
         self.observed = Observed(folder.path)
         evaluator = self.strategy.evaluator
         evaluator.loggers = [*evaluator.loggers, self.observed]
@@ -430,19 +447,20 @@ class _Run:
             }
             for stream, metrics in self.rows.items()
         }
-        compute = self.strategy.compute.report(self._macs())
+        compute = self.strategy.compute.report(model_macs(self.strategy))
         compute["nominal_units"] = nominal_units(self.strategy)
         sizes = {name: len(self.benchmark.streams[name]) for name in self.named}
         online = {"streams": list(self.met), **self.points.online()}
         results = {
             "method": self.identity["method"],
             "seed": self.strategy.seed,
-            "config": self._config(),
+            "config": run_config(self.strategy, self.options),
             "versions": versions(),
             "revision": revision(),
             "data": self.data,
             "evaluations": self.points.record(),
             **({"final_streams": list(self.final)} if self.final else {}),
+            **({} if self.source is None else {"start_from": self.source.record()}),
             **({"online": online} if self.met else {}),
             "samples": compute["samples"],
             "compute": compute,
@@ -480,16 +498,3 @@ class _Run:
             compute=compute,
             results=results,
         )
-
-    def _config(self) -> dict[str, Any]:
-        """Settings as ``results.json`` holds them."""
-        settings = strategy_settings(self.strategy)
-        plugins = settings["plugins"].items()
-        named = [{"class": k.partition(" ")[2], **values} for k, values in plugins]
-        loader = {k: v for k, v in self.options.items() if is_plain(v)}
-        device = str(self.strategy.device)
-        return {**settings, "plugins": named, "loader": loader, "device": device}
-
-    def _macs(self) -> dict[str, int] | None:
-        macs = getattr(self.strategy.model, "macs", None)
-        return macs() if callable(macs) else None

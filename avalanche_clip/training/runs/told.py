@@ -60,7 +60,7 @@ class Told:
         if self.watcher is None:
             yield
             return
-        name = "before the stream" if row == 0 else _label(run, row - 1)
+        name = "before the stream" if row == 0 else f"after {_label(run, row - 1)}"
         total = sum(len(experience.dataset) for experience in due)
         with bar(f"evaluating {name}", total, unit="image") as self.watcher.evaluation:
             yield

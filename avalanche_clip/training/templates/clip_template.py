@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -41,10 +42,13 @@ from avalanche_clip.training.templates.evaluation import (
     undone_on_failure,
 )
 from avalanche_clip.training.templates.options import (
+    as_rates,
+    at_rate,
     check_keywords,
     check_options,
     known_options,
     refuse_unknown,
+    shown_signature,
     warn_batch_norm,
 )
 from avalanche_clip.training.templates.plan import of_experience
@@ -86,6 +90,9 @@ class CLIPTemplate(StepTemplate):
     :param optimizer: an optimiser, a callable ``(param_groups) -> Optimizer``,
         or None for AdamW with OpenCLIP's values. A callable's settings are its own:
         its weight decay holds for matrices (none for the rest).
+    :param lr: learning rate in place of the strategy's, or one per experience; not
+        with an ``optimizer``, which has its own. A rate of a group, from
+        ``param_groups``, wins.
     :param criterion: called as ``criterion(CLIPOutput, targets)``.
     :param param_groups: ``(named_parameters) -> groups`` with the names of
         each group; evaluated again whenever the model changes. Options of a group,
@@ -114,6 +121,17 @@ class CLIPTemplate(StepTemplate):
         the model's own randomness in training.
     """
 
+    former_options = ""
+    """Former name of its ``plugin_options``."""
+    own_defaults: Mapping[str, Any] = {}
+    """Defaults in place of those of its bases, shown in its signature."""
+    sets: Sequence[str] = ()
+    """Keywords of its bases that it sets itself and does not take."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = shown_signature(cls)  # type: ignore[attr-defined]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> CLIPTemplate:
         """Refuse unknown keywords before Avalanche does, which guesses nothing."""
         refuse_unknown(cls, sorted(set(kwargs) - known_options(cls)))
@@ -124,6 +142,7 @@ class CLIPTemplate(StepTemplate):
         *,
         model: nn.Module,
         optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+        lr: float | Sequence[float] | None = None,
         criterion: Any,
         param_groups: optim.GroupRule | None = None,
         train_mb_size: int = 128,
@@ -170,6 +189,16 @@ class CLIPTemplate(StepTemplate):
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
         )
         self._checked: list[Any] = []
+        self.learning_rates = () if lr is None else as_rates(lr)
+        """Rates of the experiences, or one for all; empty: the optimiser's own."""
+        if lr is not None:
+            if optimizer is not None:
+                raise ValueError("Give lr or an optimizer with its own rate, not both.")
+            own, rate = param_groups is not None, self.learning_rates[0]
+            make = partial(at_rate, self._default_optimizer, rate, own)
+            settings["_default_optimizer"] = make
+        if len(self.learning_rates) > 1:
+            self.lr = self.learning_rates  # a setting that a resumed run must share
         super().__init__(
             model=model,
             optimizer=optimizer,
@@ -279,8 +308,10 @@ class CLIPTemplate(StepTemplate):
         self.compute.start_experience()
         if self._pending is None:  # else all this comes from the stored run
             if not self.visits.finished:
+                given = self.prepare_on
+                dataset = self.experience.dataset if given is None else given
                 for contract in self.contracts:
-                    contract.prepare(self, self.experience.dataset)
+                    contract.prepare(self, dataset)
             self.teachers.start_experience()
         if self.reset_optimizer_state:
             self.step.new_scaler()

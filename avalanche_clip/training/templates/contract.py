@@ -234,7 +234,8 @@ class MethodPlugin(SupervisedPlugin):
 
         Not called when a run is resumed: what it made is part of the state.
 
-        :param dataset: of the first experience.
+        :param dataset: that :func:`run_stream` was given as ``prepare_on``, which
+            ``strategy.prepare_on`` then is, too; else that of the first experience.
         """
 
     def iteration_completed(self, strategy: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from avalanche_clip.common.checks import (
     closest,
     did_you_mean,
     require_choice,
+    require_type,
 )
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
 from avalanche_clip.training.templates.plan import SCHEDULES
@@ -32,6 +34,127 @@ def known_options(cls: type) -> set[str]:
     parameters = [p for m in made for p in inspect.signature(m).parameters.values()]
     open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return {p.name for p in parameters if p.kind not in open_ended} - {"self"}
+
+
+def shown_signature(cls: Any) -> inspect.Signature:
+    """All keywords of a strategy with their defaults, those of its bases too.
+
+    :param cls: a strategy. What it ``sets`` itself is left out, and ``own_defaults``
+        are shown instead of those of its bases.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    defaults: dict[str, Any] = {}
+    fixed: set[str] = {cls.former_options}
+    for base in cls.__mro__:
+        for name, value in vars(base).get("own_defaults", {}).items():
+            defaults.setdefault(name, value)
+        init = inspect.unwrap(vars(base).get("__init__", object))
+        own = init.__qualname__ == f"{base.__qualname__}.__init__"
+        # Avalanche gives each class one that wraps its base's.
+        named = inspect.signature(init).parameters if own else {}
+        for name, parameter in named.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in fixed:
+                if name in defaults and name not in found:
+                    parameter = parameter.replace(default=defaults[name])
+                found.setdefault(name, parameter)
+        fixed |= set(vars(base).get("sets", ()))
+        if base.__name__ == "CLIPTemplate":  # Avalanche's are set by it
+            break
+    first = [found.pop("model")] if "model" in found else []
+    return inspect.Signature([*first, *found.values()])
+
+
+def as_rates(lr: Any) -> tuple[float, ...]:
+    """Return a learning rate, or one per experience, as numbers.
+
+    :raises ValueError: for one that is not positive, or none.
+    """
+    wanted = f"lr={lr} must be a positive number, or one per experience; one rate"
+    if not isinstance(lr, (Real, Iterable)) or isinstance(lr, (str, bytes)):
+        raise ValueError(f"{wanted} is no number.")
+    rates = (lr,) if isinstance(lr, Real) else tuple(lr)
+    if not rates:
+        raise ValueError(f"{wanted} is needed.")
+    return tuple(as_finite(rate, wanted, above=0) for rate in rates)
+
+
+def at_rate(
+    make: Callable[..., Any],
+    rate: float,
+    own_rule: bool,
+    groups: Sequence[dict[str, Any]],
+) -> Any:
+    """Build an optimiser at another learning rate than its default.
+
+    :param make: builds it from groups.
+    :param rate: of groups without one of their own.
+    :param own_rule: whether the groups are the user's.
+    """
+    if own_rule and all("lr" in group for group in groups):
+        raise ValueError(
+            f"lr={rate} has no effect: each group of param_groups has a learning rate "
+            "of its own; leave one of them out."
+        )
+    return make([{"lr": rate, **group} for group in groups])
+
+
+def further_options(
+    strategy: Any,
+    plugin: Callable[..., Any],
+    given: Mapping[str, Any] | None,
+    taken: Iterable[str] = (),
+    former: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Check the ``plugin_options`` of a strategy, which its own plugin gets.
+
+    :param strategy: that got them.
+    :param plugin: that gets them.
+    :param given: by name.
+    :param taken: names that the strategy gives to the plugin itself.
+    :param former: what was given under their former name, ``former_options``.
+    :raises TypeError: for names that the plugin does not have, or that are taken.
+    """
+    if former is not None:
+        name = strategy.former_options
+        if given is not None:
+            raise TypeError(f"{name} is called plugin_options now; give the latter.")
+        warnings.warn(
+            f"{name} is called plugin_options now, as with every strategy.",
+            DeprecationWarning,
+            stacklevel=4,
+        )
+        given = former
+    return require_options("plugin_options", given, plugin, taken)
+
+
+def require_options(
+    what: str,
+    given: Mapping[str, Any] | None,
+    target: Callable[..., Any],
+    taken: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Raise unless options are those of what gets them, and return them.
+
+    :param what: how they are called.
+    :param given: by name; None for none.
+    :param target: class or function that gets them.
+    :param taken: names that it gets already.
+    :raises TypeError: for names that it does not have, or that are taken.
+    """
+    options: Mapping[str, Any] = {} if given is None else given
+    require_type(options, Mapping, what, f"a dict of options of {target.__name__}")
+    known = set(inspect.signature(target).parameters)
+    if own := sorted(options.keys() & set(taken)):
+        raise TypeError(
+            f"{what} has {own}, which {target.__name__} gets already, as set or as an "
+            "argument beside it; leave them out there."
+        )
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(
+            f"{what} has {unknown}, which {target.__name__} does not take; it takes "
+            f"{', '.join(sorted(known - set(taken)))}.{did_you_mean(unknown, known)}"
+        )
+    return dict(options)
 
 
 def refuse_unknown(cls: type, unknown: list[str]) -> None:

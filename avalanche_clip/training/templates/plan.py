@@ -125,9 +125,28 @@ class Plan:
 
         :param steps: number of training experiences of a run.
         """
-        epochs = self.strategy.__dict__["train_epochs"]
+        epochs, rates = self.strategy.__dict__["train_epochs"], self._rates
         if not isinstance(epochs, int):
             require_per_experience(epochs, steps, "numbers of epochs")
+        if rates:
+            require_per_experience(rates, steps, "learning rates")
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        """Learning rates of the experiences; empty where one is that of all."""
+        rates: tuple[float, ...] = self.strategy.learning_rates
+        return rates if len(rates) > 1 else ()
+
+    def set_rates(self) -> None:
+        """Begin an experience at its own learning rate, if it has one."""
+        strategy, rates = self.strategy, self._rates
+        if not rates or strategy.clock.train_exp_iterations:
+            return
+        rate = of_experience(rates, strategy, "learning rates")
+        for group in strategy.optimizer.param_groups:
+            # Other rates are those of groups of their own.
+            if group.get("initial_lr", group["lr"]) in rates:
+                group["initial_lr"] = group["lr"] = rate
 
     def start(self) -> None:
         """Count the iterations of the experience that is about to be trained.
@@ -247,6 +266,7 @@ class Plan:
 
     def set_learning_rate(self) -> None:
         """Set the rates of the coming step, unless a constant one is left alone."""
+        self.set_rates()
         strategy, warmup = self.strategy, self.warmup
         schedule = strategy.schedule
         if schedule is None or (schedule == "constant" and not warmup):
@@ -268,6 +288,11 @@ class Plan:
         setting = [c for c in strategy.contracts if c.sets_learning_rate]
         if not setting or strategy.schedule is None:
             return
+        if self._rates:
+            raise ValueError(
+                f"{type(setting[0].wrapped).__name__} sets the learning rate, so that "
+                f"lr={list(self._rates)} would have no effect; leave one out."
+            )
         warmups = strategy.warmup_iterations or strategy.later_warmup_iterations
         if strategy.schedule != "constant" or warmups:
             warnings.warn(

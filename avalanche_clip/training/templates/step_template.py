@@ -95,6 +95,8 @@ class StepTemplate(SupervisedTemplate):
         self.loss_terms: dict[str, Tensor] = {}
         self.evaluates_for: str | None = None
         """Kind that evaluations are booked as; None: none, they are no part of it."""
+        self.prepare_on: Any = None
+        """Data that plugins are prepared on, where they are not the first step's."""
         self.in_training = False
         """Whether ``train`` is running, nested evaluations included."""
         self.training_experience: Any = None

@@ -47,7 +47,7 @@ def watched(cls=ModX, steps=2, **options):
 @pytest.mark.parametrize("extra", [{}, {"row_filter": "soft", "temperature": 0.5}])
 def test_term__equals_the_loss_on_both_models_scores(mode, extra):
     options = {"logit_scale_mode": mode, **extra}
-    _, rows = watched(alpha=3.0, alignment=options)
+    _, rows = watched(alpha=3.0, plugin_options=options)
     row = rows[7]
     teacher = stub_model()
     teacher.load_state_dict(row["teachers"]["previous"])
@@ -68,7 +68,7 @@ def test_term__equals_the_loss_on_both_models_scores(mode, extra):
 
 @pytest.mark.parametrize("mode, reached", [("none", 0), ("shared", 0), ("own", 1)])
 def test_logit_scale__gets_its_gradient_from_the_contrastive_loss_alone(mode, reached):
-    _, rows = watched(alpha=50.0, alignment={"logit_scale_mode": mode})
+    _, rows = watched(alpha=50.0, plugin_options={"logit_scale_mode": mode})
     row = rows[8]
     scale = row["output"].logit_scale.detach().log().requires_grad_()
     contrastive_loss(
@@ -82,7 +82,9 @@ def test_logit_scale__gets_its_gradient_from_the_contrastive_loss_alone(mode, re
 
 @pytest.mark.parametrize("kind", ["initial", "ema"])
 def test_teacher__other_kinds(kind):
-    strategy, _ = watched(alignment={"teacher": kind, "teach_first_experience": False})
+    strategy, _ = watched(
+        plugin_options={"teacher": kind, "teach_first_experience": False}
+    )
     assert set(strategy.teachers.teachers) == {kind}
 
 

@@ -67,7 +67,7 @@ def test_strategy_without_decay__whatever_the_groups():
         model=stub_model(),
         reference_images=IMAGES,
         reference_texts=REFERENCE["reference_texts"],
-        reference_options={"teach_first_experience": True},
+        plugin_options={"teach_first_experience": True},
         param_groups=rule,
         evaluator=quiet_evaluator,
     )

@@ -32,7 +32,7 @@ from avalanche_clip.benchmarks.datasets.web.uids import (
 )
 from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out
 from avalanche_clip.common.checks import as_size
-from avalanche_clip.common.files import parse_json, read_json, unreadable
+from avalanche_clip.common.files import parse_json, read_json, read_text, unreadable
 
 _DIGITS = np.full(256, 255, dtype=np.uint8)
 _DIGITS[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
@@ -125,7 +125,10 @@ def _uids(index: TarIndex, rows: npt.NDArray[np.int64]) -> UIDArray:
     starts, ends = index.names.offsets[rows], index.names.offsets[rows + 1]
     uids = np.zeros(len(rows), dtype=UID_DTYPE)
     long = np.flatnonzero(ends - starts >= 32)
-    digits = _DIGITS[block[starts[long, None] + np.arange(32)]]
+    if len(block) < 32:
+        block = np.zeros(32, dtype=np.uint8)  # then no name is long
+    windows = np.lib.stride_tricks.sliding_window_view(block, 32)
+    digits = _DIGITS[windows[starts[long]]]
     after = np.minimum(starts[long] + 32, len(block) - 1)
     own = (ends[long] - starts[long] == 32) | (block[after] == ord("-"))
     good = (digits < 16).all(axis=1) & own
@@ -150,21 +153,34 @@ def _uid(index: TarIndex, row: int) -> str:
 
 
 def _size_faults(index: TarIndex) -> list[SampleFault]:
-    """Compare shards with the numbers of samples that are written beside them."""
+    """Compare shards with what is written beside them: names, and samples in each."""
     said: dict[Path, dict[str, Any]] = {}
     faults = []
     counts = np.bincount(index.tar, minlength=len(index.tars)).tolist()
     for path, count in zip(index.tars, counts, strict=True):
-        sizes = path.with_name("sizes.json")
-        if path.parent not in said:
-            said[path.parent] = read_json(sizes, dict) if sizes.is_file() else {}
-        size = said[path.parent].get(path.name)
+        folder, source = path.parent, path.with_name("sizes.json")
+        if folder not in said:
+            said[folder] = read_json(source, dict) if source.is_file() else {}
+            said[folder] = {**_numbered(folder / "nshards.txt"), **said[folder]}
+        size = said[folder].pop(path.name, None)
         for stats in (f"{path.stem}_stats.json", f"{path.stem}.json"):
             if size is None and path.with_name(stats).is_file():
-                sizes = path.with_name(stats)
-                size = read_json(sizes, dict).get("successes")
+                source = path.with_name(stats)
+                size = read_json(source, dict).get("successes")
         if size is not None and size != count:
-            words = f"it has {count} samples, {sizes.name} says {size}"
+            words = f"it has {count} samples, {source.name} says {size}"
             error = unreadable(path, "a whole shard", words)
             faults.append(SampleFault("archive damaged", str(error)))
+    for folder, lost in said.items():
+        for name in lost:
+            words = f"{folder / name} is missing, but listed beside it; get it again."
+            faults.append(SampleFault("archive missing", words))
     return faults
+
+
+def _numbered(path: Path) -> dict[str, None]:
+    """Names of the shards of a converted set, of which the file holds the number."""
+    count = read_text(path).strip() if path.is_file() else "0"
+    if not (count.isascii() and count.isdecimal() and len(count) < 8):
+        raise unreadable(path, "a number of shards", f"it holds {count[:40]!r}")
+    return dict.fromkeys(f"{number}.tar" for number in range(int(count)))

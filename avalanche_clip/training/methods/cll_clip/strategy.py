@@ -6,7 +6,7 @@ released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,7 @@ from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.contrastive import (
     ContrastiveTemplate,
 )
+from avalanche_clip.training.templates.options import further_options
 
 TRAINABLE = ("tokens", "text", "nothing")
 
@@ -97,7 +98,7 @@ class CLLCLIP(ContrastiveTemplate):
         ``"nothing"``: the model stays as it is, and training does nothing.
     :param teacher_captions: English captions by ``text_id`` (or by
         ``sample_id``, for data without): a sequence or a mapping.
-    :param expansion: further options of :class:`TokenEmbeddingExpansionPlugin`.
+    :param plugin_options: further options of :class:`TokenEmbeddingExpansionPlugin`.
     :param warmup_fraction: part of each experience's steps with a learning rate
         that rises from 0 in the first step.
     :param length_groups: groups of similar length in which the captions of a batch
@@ -108,6 +109,9 @@ class CLLCLIP(ContrastiveTemplate):
         3 epochs, batches of 128, gradients clipped at 1.
     :raises ValueError: for negative or all-zero weights, or an unknown choice.
     """
+
+    former_options = "expansion"
+    sets = ("criterion", "positives")
 
     def __init__(
         self,
@@ -122,7 +126,8 @@ class CLLCLIP(ContrastiveTemplate):
         weight_decay: float = 0.05,
         trainable: str = "tokens",
         teacher_captions: Any = None,
-        expansion: dict[str, Any] | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
+        expansion: Mapping[str, Any] | None = None,
         warmup_fraction: float = 0.1,
         length_groups: int = 1,
         plugins: Sequence[Any] | None = None,
@@ -148,12 +153,15 @@ class CLLCLIP(ContrastiveTemplate):
         self.teacher_fields = {"teacher_image"}
         if cross_lingual_weight:
             self.teacher_fields.add("teacher_text")
-        self.expansion = TokenEmbeddingExpansionPlugin(
+        taken = ("vocab_size", "init", "regularize", "weight_decay")
+        plugin = TokenEmbeddingExpansionPlugin
+        further = further_options(self, plugin, plugin_options, taken, expansion)
+        self.expansion = plugin(
             vocab_size,
             init,
             regularize,
             weight_decay=weight_decay,
-            **{"freeze": False, **(expansion or {})},
+            **{"freeze": False, **further},
         )
         _prepare(model, self.expansion, trainable, cross_modal_weight > 0)
         own = [CrossLingualSidePlugin()]
@@ -161,9 +169,10 @@ class CLLCLIP(ContrastiveTemplate):
             own.append(self.expansion)
         on_cpu = torch.device(kwargs.get("device") or "cpu").type == "cpu"
         fused = on_cpu and kwargs.get("precision", "fp32") != "fp16"
+        self._default_optimizer = partial(cll_clip_optimizer, fused=fused or None)
         super().__init__(
             model=model,
-            optimizer=optimizer or partial(cll_clip_optimizer, fused=fused or None),
+            optimizer=optimizer,
             criterion=CrossLingualCriterion(cross_lingual_weight, cross_modal_weight),
             param_groups=param_groups
             or partial(optim.clip_param_groups, weight_decay=weight_decay),

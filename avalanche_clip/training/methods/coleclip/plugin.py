@@ -32,6 +32,7 @@ from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contract import MethodPlugin
 from avalanche_clip.training.templates.label_spaces import experience_ids
+from avalanche_clip.training.templates.options import require_options
 
 QUANTILE = 0.7
 _NONE = "None for the ablation"
@@ -136,6 +137,8 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             )
         self.num_prompts = as_size(self.num_prompts, "num_prompts", least=0)
         require_choice("peft", self.peft, PEFTS)
+        attach, taken = PEFTS[self.peft][0], ("model", "tower")
+        require_options("peft_options", self.peft_options, attach, taken)
         policies = vocabulary.TEMPLATE_POLICIES
         require_choice("template_policy", self.template_policy, policies)
         self._text: Any = None

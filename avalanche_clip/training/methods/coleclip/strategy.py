@@ -57,6 +57,7 @@ class CoLeCLIP(ClassNameTemplate):
 
     _default_optimizer = staticmethod(coleclip_optimizer)
     _default_groups = staticmethod(optim.one_group)
+    own_defaults = {"label_space": "own"}
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from avalanche_clip.models.peft.attached import attachment
 from avalanche_clip.training.methods.moe_adapters.plugin import MoEAdaptersPlugin
 from avalanche_clip.training.methods.mtil_training import MTILTraining, smoothing_of
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
+from avalanche_clip.training.templates.options import further_options
 
 LEARNING_RATE = 1e-3
 
@@ -76,6 +77,8 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
     :raises ValueError: see :class:`MoEAdaptersPlugin`.
     """
 
+    own_defaults = {"lr": LEARNING_RATE}
+
     def __init__(
         self,
         *,
@@ -96,11 +99,13 @@ class MoEAdapters(MTILTraining, ClassNameTemplate):
         adapters = attachment(model, "moe_adapters")
         if adapters is not None:
             _check_options(adapters, options)
-        self.moe = MoEAdaptersPlugin(
+        taken, plugin = ("adapters", "selector", "reference_images"), MoEAdaptersPlugin
+        further = further_options(self, plugin, plugin_options, taken)
+        self.moe = plugin(
             options if adapters is None else None,
             selector=selector,
             reference_images=reference_images,
-            **(plugin_options or {}),
+            **further,
         )
         if kwargs.get("lr") is None and kwargs.get("optimizer") is None:
             kwargs["lr"] = LEARNING_RATE

@@ -33,6 +33,7 @@ from avalanche_clip.training.templates.distillation import (
     similarities,
 )
 from avalanche_clip.training.templates.frozen_texts import encode_texts
+from avalanche_clip.training.templates.options import further_options
 from avalanche_clip.training.templates.order import worker_options
 from avalanche_clip.training.templates.reference_data import (
     ReferenceImages,
@@ -356,12 +357,13 @@ class VRLwF(Sequential):
     :param num_texts: pseudo texts.
     :param image_weight: weight of the term over texts.
     :param text_weight: weight of the term over images; 0 is the paper's form.
-    :param replay: further settings of :class:`VocabularyReplayPlugin`, by name.
+    :param plugin_options: further options of :class:`VocabularyReplayPlugin`.
     :param kwargs: see :class:`Sequential`.
     """
 
     _default_optimizer = staticmethod(vr_lwf_optimizer)
     _default_groups = staticmethod(optim.one_group)
+    former_options = "replay"
 
     def __init__(
         self,
@@ -370,15 +372,13 @@ class VRLwF(Sequential):
         num_texts: int = 1000,
         image_weight: float = 1.0,
         text_weight: float = 1.0,
+        plugin_options: Mapping[str, Any] | None = None,
         replay: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self._own = [
-            VocabularyReplayPlugin(
-                num_texts=num_texts,
-                image_weight=image_weight,
-                text_weight=text_weight,
-                **(replay or {}),
-            )
-        ]
+        weights = {"image_weight": image_weight, "text_weight": text_weight}
+        own = {"num_texts": num_texts, **weights}
+        plugin = VocabularyReplayPlugin
+        further = further_options(self, plugin, plugin_options, own, replay)
+        self._own = [plugin(**own, **further)]
         super().__init__(train_mb_size=train_mb_size, **kwargs)

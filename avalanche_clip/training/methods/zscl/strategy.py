@@ -7,7 +7,7 @@ values of their code for the MTIL benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from avalanche_clip.training.methods.zscl.distillation import (
     ReferenceDistillationPlugin,
 )
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
+from avalanche_clip.training.templates.options import further_options
 
 ZSCL_CLASS_INCREMENTAL: dict[str, Any] = {
     "distillation_weight": 5.0,
@@ -49,14 +50,14 @@ def zscl_plugins(
     distillation_weight: float = 1.0,
     consolidation_weight: float = 1.0,
     averaging_interval: int | None = 100,
-    reference_options: dict[str, Any] | None = None,
+    plugin_options: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Make the plugins of ZSCL, whatever the data; arguments as in :class:`ZSCL`.
 
     :return: :class:`ReferenceDistillationPlugin` first.
     """
     weights = dict.fromkeys(("image_weight", "text_weight"), distillation_weight)
-    options: dict[str, Any] = {**weights, **(reference_options or {})}
+    options: dict[str, Any] = {**weights, **(plugin_options or {})}
     distillation = ReferenceDistillationPlugin(
         reference_images, reference_texts, **options
     )
@@ -71,6 +72,8 @@ def zscl_plugins(
 class ZSCLTraining:
     """Takes the settings of :class:`ZSCL`, and adds its plugins."""
 
+    former_options = "reference_options"
+
     def __init__(
         self,
         *,
@@ -80,13 +83,17 @@ class ZSCLTraining:
         distillation_weight: float = 1.0,
         consolidation_weight: float = 1.0,
         averaging_interval: int | None = 100,
-        reference_options: dict[str, Any] | None = None,
+        plugin_options: Mapping[str, Any] | None = None,
+        reference_options: Mapping[str, Any] | None = None,
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
+        plugin, taken = ReferenceDistillationPlugin, ("reference_images",)
+        taken = (*taken, "reference_texts")
+        former = reference_options
+        further = further_options(self, plugin, plugin_options, taken, former)
         given: Any = distillation_weight, consolidation_weight, averaging_interval
-        given = reference_images, reference_texts, *given, reference_options
-        own = zscl_plugins(*given)
+        own = zscl_plugins(reference_images, reference_texts, *given, further)
         self.distillation = own[0]
         trained: Any = super()
         trained.__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
@@ -107,8 +114,7 @@ class ZSCL(ZSCLTraining, FineTuning):
     :param consolidation_weight: of the pull to the experience's start.
     :param averaging_interval: iterations between snapshots (MTIL 100, CIL 10),
         None for no averaging.
-    :param reference_options: further arguments of
-        :class:`ReferenceDistillationPlugin`.
+    :param plugin_options: further options of :class:`ReferenceDistillationPlugin`.
     :param plugins: further plugins.
     :param kwargs: see :class:`FineTuning`.
     """
@@ -120,20 +126,29 @@ class ClassNameZSCL(ZSCLTraining, ClassNameFineTuning):
     Takes what :class:`ZSCL` takes.
 
     :param kwargs: see :class:`ClassNameFineTuning`, but for ``train_logit_scale``,
-        which is one of the ``reference_options``.
+        which is one of the ``plugin_options``.
     """
 
+    sets = ("train_logit_scale",)
+
     def __init__(
-        self, *, reference_options: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        *,
+        plugin_options: Mapping[str, Any] | None = None,
+        reference_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ):
         if "train_logit_scale" in kwargs:
             raise TypeError(
                 "ClassNameZSCL takes no train_logit_scale of its own; use "
+                "plugin_options={'train_logit_scale': True}, formerly "
                 "reference_options={'train_logit_scale': True}."
             )
-        trained = (reference_options or {}).get("train_logit_scale", False)
-        kwargs["train_logit_scale"] = trained
-        super().__init__(reference_options=reference_options, **kwargs)
+        plugin = ReferenceDistillationPlugin
+        former = reference_options
+        further = further_options(self, plugin, plugin_options, (), former)
+        kwargs["train_logit_scale"] = further.get("train_logit_scale", False)
+        super().__init__(plugin_options=further, **kwargs)
 
 
 def zscl_variants(

@@ -122,6 +122,21 @@ def test_shards__sizes_beside_them_are_compared(tmp_path):
     refused("0.json says 5", TicShards, tmp_path / "b")
 
 
+def test_shards__those_that_are_missing_are_told(tmp_path):
+    write_tree(tmp_path / "a", range(4), 2016, stats="sizes")
+    (tmp_path / "a" / "00000000.tar").unlink()
+    refused("00000000.tar is missing", TicShards, tmp_path / "a")
+    write_evaluation(tmp_path / "b", range(4), 2016, "retrieval")
+    (tmp_path / "b" / "nshards.txt").write_text("3\n")
+    refused("1.tar is missing", TicShards, tmp_path / "b")
+    with pytest.warns(UserWarning, match="1.tar is missing"):
+        pairs = TicShards(tmp_path / "b", on_error="skip")
+    assert len(pairs) == 4 and pairs.skipped.counts() == {"archive missing": 2}
+    for wrong in ("", "-1", "x", "9" * 12):
+        (tmp_path / "b" / "nshards.txt").write_text(wrong)
+        refused("nshards.txt", TicShards, tmp_path / "b")
+
+
 def test_shards__damage_is_told_or_counted(tmp_path):
     write_tree(tmp_path, range(6), 2016, stats=None)
     path = tmp_path / "00000001.tar"

@@ -150,7 +150,7 @@ def used_ids(model, dataset):
 @pytest.mark.parametrize("active", [True, False])
 def test_rows_outside_the_task__are_bit_identical_after_it(active):
     strategy, watch, benchmark = run(
-        expansion={"active_rows": active}, weight_decay=0.3
+        plugin_options={"active_rows": active}, weight_decay=0.3
     )
     tables = [*watch.tables[1:], find_token_embedding(strategy.model).table()]
     for number, (start, end) in enumerate(zip(watch.tables, tables, strict=True)):
@@ -184,8 +184,8 @@ def test_active_rows__give_the_table_of_dense_training(regularize, clip):
         "weight_decay": 0.3,
         "clip_grad_norm": clip,
     }
-    dense, seen, _ = run(expansion={"active_rows": False}, **options)
-    sparse, watch, _ = run(expansion={"active_rows": True}, **options)
+    dense, seen, _ = run(plugin_options={"active_rows": False}, **options)
+    sparse, watch, _ = run(plugin_options={"active_rows": True}, **options)
     assert seen.actives == [None] * 3
     assert all(len(rows) < 60 for rows in watch.actives)
     one, two = (find_token_embedding(s.model).weight for s in (dense, sparse))
@@ -207,7 +207,7 @@ def test_fused_adamw__gives_the_same_table():
             2,
             dtype=torch.float64,
             optimizer=optimizer,
-            expansion={"active_rows": active},
+            plugin_options={"active_rows": active},
         )
         tables.append(find_token_embedding(strategy.model).table())
     assert torch.equal(tables[0], tables[1])
@@ -255,7 +255,7 @@ def test_groups__the_table_has_its_own_without_decay():
 )
 def test_active_rows__are_refused_where_they_are_not_exact(options, word):
     with pytest.raises(ValueError, match=word):
-        language_strategy(tiny_model(), expansion={"active_rows": True}, **options)
+        language_strategy(tiny_model(), plugin_options={"active_rows": True}, **options)
     strategy = language_strategy(tiny_model(), **options)
     assert word in strategy.expansion._inexact(strategy)
 
@@ -263,7 +263,7 @@ def test_active_rows__are_refused_where_they_are_not_exact(options, word):
 def test_clip_after_mask__frozen_rows_leave_the_norm():
     norms = {}
     for masked in (False, True):
-        strategy, _, _ = run(0, expansion={"clip_after_mask": masked})
+        strategy, _, _ = run(0, plugin_options={"clip_after_mask": masked})
         norm = At(
             "before_update",
             lambda s: find_token_embedding(s.model).trained.grad.norm(),
@@ -286,7 +286,7 @@ def test_replay__moves_old_rows_on_request_without_counting_them(replay, count):
     strategy = language_strategy(
         model,
         plugins=[replay()],
-        expansion={"count_replay": count, "active_rows": True},
+        plugin_options={"count_replay": count, "active_rows": True},
     )
     train_stream(strategy, benchmark, 2)
     usage = find_token_embedding(model).usage.clone()
@@ -303,7 +303,9 @@ def test_replay__moves_old_rows_on_request_without_counting_them(replay, count):
 
 def test_oracle_vocabulary__is_added_once():
     captions = ["rote katze", "red cat", "κόκκινη γάτα"] * 4
-    strategy, watch, _ = run(vocab_size=330, expansion={"oracle_vocabulary": captions})
+    strategy, watch, _ = run(
+        vocab_size=330, plugin_options={"oracle_vocabulary": captions}
+    )
     assert len({len(t) for t in watch.tables}) == 1
     assert [g.num_new_tokens > 0 for g in strategy.expansion.growth] == [1, 0, 0]
     assert strategy.model.tokenizer.languages == ("en", "de", "el")
@@ -325,7 +327,7 @@ def test_english__is_safe_with_its_own_tokenizer(scope):
     model = tiny_model()
     attach_token_embedding(model, scope=scope, base_languages=["en"])
     benchmark = language_stream(model, ("en", "el"))
-    strategy = language_strategy(model, expansion={"grow": True})
+    strategy = language_strategy(model, plugin_options={"grow": True})
     strategy.train(benchmark.train_stream[0], eval_streams=[])
     texts = ["red cat", "blue dog"]
     before = model.eval().encode_text(model.tokenizer(texts, ["en", "en"]))

@@ -45,7 +45,7 @@ def test_class_incremental_preset__builds_and_trains():
         model=model,
         reference_images=IMAGES,
         reference_texts=["ab", "cde", "f"],
-        reference_options={"batch_size": 4},
+        plugin_options={"batch_size": 4},
         evaluator=accuracy_evaluator(),
         **{**ZSCL_CLASS_INCREMENTAL, "train_mb_size": 6, "warmup_iterations": 1},
     )

@@ -43,7 +43,7 @@ def small(cls=FineTuning, net=None, *, extra=(), **options):
             reference_images=IMAGES,
             reference_texts=TEXTS,
             averaging_interval=2,
-            reference_options={"batch_size": 4},
+            plugin_options={"batch_size": 4},
         )
     options = {**defaults, **options}
     plugins = [*options.pop("plugins", ()), *extra]
