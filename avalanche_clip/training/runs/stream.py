@@ -68,7 +68,7 @@ from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.source import Source, preparation
 from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.runs.told import Told
-from avalanche_clip.training.templates.agreement import agree_on_run
+from avalanche_clip.training.templates.agreement import Facts, agree_on_run
 from avalanche_clip.training.templates.options import check_keywords
 from avalanche_clip.training.templates.watchers import check_run, validates
 
@@ -184,7 +184,7 @@ def run_stream(
     told = Told(verbose)
     if isinstance(streams, str):
         streams = (streams,)
-    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
+    given: Facts = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
     given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
     given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
     given |= {"keep_steps": keep_steps, "start_from": start_from and str(start_from)}
@@ -220,8 +220,8 @@ def run_stream(
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
         names = tuple(streams), tuple(final_streams)
-        shown = points, attached, train_options, told
-        run = _Run(strategy, benchmark, *names, *shown, source, prepare_on, method)
+        how: Any = (attached, train_options, told, source, prepare_on, method)
+        run = _Run(strategy, benchmark, *names, points, *how)
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
         with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)
