@@ -124,9 +124,10 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
         given = () if dataset is None else (dataset,)
         count, loader = 0, self._loader(strategy, *given)
+        pairs = len(strategy.experience.dataset if dataset is None else dataset)
         strategy.plan.announce(
             "Fisher pass",
-            len(loader) * self.fisher_batch_size,
+            len(loader) * min(self.fisher_batch_size, pairs),
             "fisher_batches makes it shorter",
         )
         with evaluating(model), _no_half(strategy):
