@@ -22,6 +22,7 @@ README = DOCS.parent / "README.md"
 GUIDES = (
     *(
         "your_data.rst",
+        "next_step.rst",
         "archives.rst",
         "weights.rst",
         "use_a_model.rst",

@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.benchmarks.items.given import ItemsError, check_item, check_source
 from avalanche_clip.benchmarks.items.skipped import SampleFault, Skipped
+from avalanche_clip.benchmarks.items.streamed import STREAM_ADVICE, StreamedItems
 from avalanche_clip.benchmarks.items.times import timestamp_column
 from avalanche_clip.common.checks import (
     require_array,
@@ -55,13 +56,16 @@ class MissingSampleError(CorruptSampleError, FileNotFoundError):
 
 
 class SkippedSampleError(CorruptSampleError):
-    """Raised for an item that its source has left out: loaders pass it over."""
+    """Raised for an item that its source leaves out: loaders count and pass it over."""
+
+    fault: Exception
+    skipped: Skipped
 
 
 class CheckedPairs:
     """Raw items, with read errors and empty captions named by position.
 
-    Where the source has an object :class:`Skipped`, they are counted there.
+    Where the source has an object :class:`Skipped`, they are to be counted there.
     """
 
     def __init__(self, pairs: Any, sample_ids: np.ndarray, empty_captions: str):
@@ -88,12 +92,13 @@ class CheckedPairs:
         except Exception as error:
             absent = isinstance(error, FileNotFoundError)
             kind = MissingSampleError if absent else CorruptSampleError
-            raise self._left_out(error, kind)(
+            words = (
                 f"{where} cannot be read: "
                 f"{type(error).__name__}: {error}. Repair the file, or leave the item "
                 "out: find_corrupt_samples(dataset) lists all such positions, and "
                 "dataset.subset(list_of_positions_to_keep) drops them."
-            ) from error
+            )
+            raise self._error(kind, words, error) from error
         return image, self._checked(text, where)
 
     def text(self, index: int) -> Any:
@@ -103,13 +108,14 @@ class CheckedPairs:
             return CheckedPairs.__getitem__(self, index)[1]
         return self._checked(read(index), self._where(index))
 
-    def _left_out(self, fault: Exception, kind: type[Exception]) -> type[Exception]:
-        """Count what is left out, and return the kind of the error."""
+    def _error(self, kind: type[Exception], words: str, fault: Exception) -> Exception:
+        """Make the error of an item, of another kind if it is to be left out."""
         skipped = getattr(self.pairs, "skipped", None)  # the user's own, see above
         if not isinstance(skipped, Skipped):
-            return kind
-        skipped.add(fault)
-        return SkippedSampleError
+            return kind(words)
+        error = SkippedSampleError(words)
+        error.fault, error.skipped = fault, skipped
+        return error
 
     def _where(self, index: int) -> str:
         return f"Item {index} (sample_id {self.sample_ids[index]})"
@@ -132,8 +138,7 @@ class CheckedPairs:
                     f"{where} has an empty caption. Leave the item out, or pass "
                     "empty_captions='keep' to train on it as an empty text."
                 )
-                fault = SampleFault("no caption", words)
-                raise self._left_out(fault, ValueError)(words)
+                raise self._error(ValueError, words, SampleFault("no caption", words))
         return text
 
 
@@ -263,6 +268,7 @@ class ReadableItems(Dataset[Any]):
             try:
                 items.append(self._read(index))
             except SkippedSampleError as error:
+                error.skipped.add(error.fault)
                 last = error
         if last is not None and not items:
             raise CorruptSampleError(
@@ -299,6 +305,8 @@ def attribute_array(dataset: AvalancheDataset, name: str) -> np.ndarray:
     :raises ValueError: if the data set has no such attribute.
     """
     # Not `getattr(dataset, name)`: that stays behind `update_data_attribute`.
+    if isinstance(dataset, StreamedItems):
+        raise ValueError(f"The column {name!r} {STREAM_ADVICE}")
     attribute = dataset._data_attributes.get(name)
     if attribute is None:
         have = list(dataset._data_attributes)

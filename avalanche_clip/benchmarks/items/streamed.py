@@ -11,7 +11,7 @@ from avalanche.benchmarks.utils import TransformGroups
 from avalanche_clip.benchmarks.items.batch import FieldCollate
 from avalanche_clip.common.checks import as_size
 
-_ADVICE = (
+STREAM_ADVICE = (
     "is not there for samples that come as a stream: replay, splits and passes over "
     "the data need positions. Read the archives by an index (open_tar_index and "
     "TarPairs), or leave the part out that asks for it."
@@ -83,7 +83,7 @@ class StreamedItems:
         return self.num_samples
 
     def __getitem__(self, index: Any) -> NoReturn:
-        raise TypeError(f"Item {index} {_ADVICE}")
+        raise TypeError(f"Item {index} {STREAM_ADVICE}")
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name!r} {_ADVICE}")
+        raise AttributeError(f"{name!r} {STREAM_ADVICE}")

@@ -130,7 +130,8 @@ def continual_summary(
         exceed J). Default ``0..K-1``.
     :return: Python floats in the unit of ``E``; NaN where a mean is over no
         entry (forgetting and backward transfer after one experience) or over a
-        missing (NaN) one.
+        missing (NaN) one. For forgetting results on j from before j was trained may be
+        missing, as those of models that a longer stream has not kept.
     :raises ValueError: if ``E`` is empty, not a matrix, or has more rows than
         columns, or ``before`` or ``steps`` do not fit.
 
@@ -157,6 +158,9 @@ def continual_summary(
     visits = {column: row for row, column in enumerate(trained)}
     old = sorted(column for column in visits if column != trained[-1])
     earlier = history[:-1, old]
+    first = [trained.index(column) + len(history) - len(matrix) for column in old]
+    unlearned = np.arange(len(earlier))[:, None] < np.array(first, dtype=np.int64)
+    earlier = np.where(unlearned & np.isnan(earlier), -np.inf, earlier)
     best = earlier.max(axis=0) if earlier.size else np.empty(0)
     learned = matrix[[visits[column] for column in old], old]
     _, seen = _parts(matrix, trained)

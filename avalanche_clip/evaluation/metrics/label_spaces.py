@@ -37,6 +37,8 @@ class LabelSpaceAccuracy(PluginMetric[dict[str, float]]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.chance: dict[str, float] = {}
+        """What guessing would score on the last experience."""
         self.reset()
 
     def reset(self) -> None:
@@ -60,6 +62,7 @@ class LabelSpaceAccuracy(PluginMetric[dict[str, float]]):
             logits, classes = strategy.logits_among(space)
             right = classes[logits.argmax(dim=1)] == strategy.mb_targets
             self._right[space] = self._right[space] + right.sum()
+            self.chance[f"accuracy_{space}"] = 1 / len(classes)
         self._count += len(strategy.mb_targets)
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:

@@ -387,9 +387,7 @@ def _suite_figure(
     what = group.name if group.one_metric else group.cells[0][1]
     parts = slice(None) if group.one_metric else slice(1)
     lines = {
-        name: np.stack(
-            [np.vstack([m.before, m.E])[:, parts].mean(axis=1) for m in rows]
-        )
+        name: np.stack([m.with_before()[:, parts].mean(axis=1) for m in rows])
         for name, rows in methods.items()
     }
     figure = plots.plot_methods(

@@ -164,10 +164,8 @@ def plot_over_time(
         line.set(linewidth=5, solid_capstyle="round")
     for j, name in enumerate(names):
         if len(names) > LINE_LIMIT:
-            named = {} if j else {"label": f"each {kind}"}
-            ax.plot(
-                x, values[:, j], color=look(0)[0], linewidth=0.6, alpha=0.5, **named
-            )
+            (line,) = ax.plot(x, values[:, j], color=look(0)[0], linewidth=0.6)
+            line.set(alpha=0.5, label="_" if j else f"each {kind}")
             continue
         colour, marker = draw_line(ax, x, values[:, j], j, 6, label=shorten(name))
         if diagonal and j < len(matrix):
@@ -212,7 +210,7 @@ def plot_methods(
 
 
 def plot_panels(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     title: str = "",
     xlabel: str = "",
@@ -233,11 +231,12 @@ def plot_panels(
     figure = new_figure(WIDTH, 1.0 + 1.25 * len(lines))
     panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
     for number, (ax, (name, (x, y))) in enumerate(zip(panels, lines.items())):
-        values = np.asarray(y, dtype=np.float64)
+        x, values = np.asarray(x, np.float64), np.asarray(y, np.float64)
         require_array(values, f"values of {name!r}", f"{len(x)}", give="one per x")
         style(ax)
         few = {"marker": "o", "markersize": 4.0} if len(x) < 30 else {}
-        ax.plot(x, values, color=look(number)[0], linewidth=1.5, **few)
+        (line,) = ax.plot(x, values, color=look(number)[0], linewidth=1.5)
+        line.set(**few)
         for place in (marks or {}).values():
             ax.axvline(place, color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)))
         ax.yaxis.set_major_locator(MaxNLocator(3))

@@ -90,12 +90,14 @@ class Matrix:
         """Score of guessing, mean over test sets; NaN if it is not known."""
         return math.nan if self.chance is None else float(np.mean(self.chance))
 
+    def with_before(self) -> np.ndarray:
+        """All rows, the one before the stream first, NaN if that is unknown."""
+        unknown = np.full_like(self.E[0], math.nan)
+        return np.vstack([unknown if self.before is None else self.before, self.E])
+
     def over_time(self) -> np.ndarray:
         """Mean over test sets before the stream, NaN if unknown, and after each row."""
-        first = (
-            np.full_like(self.E[0], math.nan) if self.before is None else self.before
-        )
-        return np.vstack([first, self.E]).mean(axis=1)
+        return self.with_before().mean(axis=1)
 
     def lost(self) -> np.ndarray:
         """How far earlier test sets are below their best earlier result that is known.

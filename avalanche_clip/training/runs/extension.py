@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_clip.benchmarks.items.class_prompts import ClassPrompts
-from avalanche_clip.benchmarks.items.content import data_hash
+from avalanche_clip.benchmarks.items.content import content_hash, data_hash
+from avalanche_clip.benchmarks.items.facts import with_facts
+from avalanche_clip.benchmarks.items.items import attribute_array
 from avalanche_clip.common.rollback import undone
 from avalanche_clip.common.state_files import CheckpointError, read_state
 from avalanche_clip.evaluation.metrics.summary import ContinualSummary
@@ -96,6 +98,9 @@ def _shortened(
         name: dict(islice(own.items(), lengths.get(name)))
         for name, own in run.identity["experiences"].items()
     }
+    for name in [n for n in hashes if n != "train" and n in lengths]:
+        if hashes[name] != stored["experiences"][name]:
+            hashes[name] |= _renumbered(run, name, stored["experiences"])
     prompts = getattr(run.benchmark, "class_prompts", None)
     if prompts is not None and data_hash(hashes, prompts) != stored["data"]:
         met = {i for _, e in _first(run, lengths) for i in experience_ids(e)}
@@ -110,6 +115,25 @@ def _shortened(
     if chosen[0] == chosen[1]:
         known["evaluate_at"] = stored["evaluate_at"]
     return known, prompts
+
+
+def _renumbered(run: Any, name: str, known: dict[str, Any]) -> dict[str, str]:
+    """Hashes of test sets under the sample ids that they had in a shorter stream.
+
+    Generators number the samples of one stream after the other: those of later streams
+    have moved on by the samples that have come to earlier ones.
+    """
+    moved = 0
+    for other, counts in run.data["counts"].items():
+        if other == name:
+            break
+        moved += sum(counts[len(known.get(other, ())) :])
+    found = {}
+    for _, experience in _first(run, {name: len(known[name])}):
+        ids = attribute_array(experience.dataset, "sample_id") - moved
+        renamed = with_facts(experience.dataset, {"sample_id": ids})
+        found[str(_place(experience))] = content_hash(renamed)
+    return found if found == known[name] else {}
 
 
 def _first(run: Any, lengths: dict[str, int]) -> Any:

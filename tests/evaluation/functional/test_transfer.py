@@ -106,6 +106,20 @@ def test_continual_summary__missing_cells_are_never_skipped():
     assert math.isnan(summary["forgetting"])
 
 
+def test_continual_summary__results_from_before_a_step_may_be_missing():
+    nan = math.nan
+    E = [[0.5, nan, nan], [0.4, 0.6, nan], [0.45, 0.3, 0.7]]
+    summary = continual_summary(E, before=[0.1, nan, nan])
+    assert summary["forgetting"] == pytest.approx((0.05 + 0.3) / 2)
+    assert summary["average_accuracy"] == pytest.approx(1.45 / 3)
+    assert math.isnan(summary["forward_transfer"]) and math.isnan(summary["retention"])
+    known = [[0.5, 0.65, nan], *E[1:]]
+    summary = continual_summary(known, before=[0.1, nan, nan])
+    assert summary["forgetting"] == pytest.approx((0.05 + 0.35) / 2)
+    E[1][1] = nan  # after it was trained
+    assert math.isnan(continual_summary(E)["forgetting"])
+
+
 def test_continual_summary__refuses_other_shapes():
     with pytest.raises(ValueError, match=r"\(2, 1\)"):
         continual_summary([[0.5], [0.5]])

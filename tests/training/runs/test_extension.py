@@ -10,11 +10,15 @@ import torch
 from avalanche.training.plugins import LRSchedulerPlugin, ReplayPlugin
 
 from avalanche_clip.models.stored import kept_steps
+from avalanche_clip.training import run_stream
 from avalanche_clip.training.plugins import CheckpointPlugin
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
-from tests.helpers import Pairs, assert_same_weights
+from tests.helpers import Pairs, assert_same_weights, stub_model
+from tests.processes import run_in_processes
+from tests.training.classes import class_strategy, domain_benchmark
 from tests.training.runs.test_folder import content
-from tests.training.small_runs import Interrupted, go
+from tests.training.small_runs import Interrupted, build, first_steps, go
+from tests.training.small_suites import Weights
 
 ALL = {"keep_steps": "all"}
 
@@ -176,20 +180,6 @@ class Pictures(Pairs):
         super().__init__(groups, seed + 100, captions)
 
 
-def scheduler(reset):
-    """Options of a strategy with a schedule per step or over the stream."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-
-    class Later(LRSchedulerPlugin):
-        pass
-
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    plugin = LRSchedulerPlugin(
-        torch.optim.lr_scheduler.ConstantLR(optimizer), reset_scheduler=reset
-    )
-    return plugin
-
-
 REFUSED = {
     "seed": ({}, {"seed": 4}, "seed is 3 there and 4 here"),
     "method": ({}, {"method": "Restart"}, "method is 'Sequential' there"),
@@ -300,3 +290,100 @@ def test_extend__files_of_the_folder_grow(tmp_path):
     assert len(results(tmp_path)["data"]["labels"]["train"]) == 3
     assert json.loads((tmp_path / "run_state.json").read_text())
     assert len(checkpoints(tmp_path / "checkpoints")) == 5
+
+
+# ------------------------------------------------------------------ class names
+def classes(out, sizes, **options):
+    """A run on class names over some domains."""
+    torch.manual_seed(0)
+    model = stub_model(dropout=0.2)
+    strategy = class_strategy(model, **options)
+    benchmark = domain_benchmark(model, sizes)
+    result = run_stream(
+        strategy, benchmark, out, resume="extend", keep_steps="all", verbose=0
+    )
+    return strategy, result
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("space", ["own", "seen"])
+def test_extend__further_domains_bring_their_class_names(space, tmp_path):
+    options = {"label_space": "current", "eval_label_space": space}
+    straight = classes(tmp_path / "a", (3, 4, 2), **options)
+    classes(tmp_path / "b", (3, 4), **options)
+    assert_extended(classes(tmp_path / "b", (3, 4, 2), **options), straight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_extend__a_space_of_all_classes_changes_with_them(tmp_path):
+    classes(tmp_path, (3, 4), eval_label_space="all")
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="cannot go on over 3: the label space 'all'"):
+        classes(tmp_path, (3, 4, 2), eval_label_space="all")
+    with pytest.raises(ValueError, match="holds another run"):
+        classes(tmp_path, (3, 5, 2), eval_label_space="all")
+    assert content(tmp_path) == before
+
+
+# ---------------------------------------------------- suites, several processes
+def test_extend__suites_grow(tmp_path):
+    def options():
+        return {"suites": [Weights()], **ALL}
+
+    straight = go(tmp_path / "a", run=options())
+    go(tmp_path / "b", steps=2, run=options())
+    longer = go(tmp_path / "b", resume="extend", run=options())
+    assert_extended(longer, straight)
+    found = [results(tmp_path / name)["suites"] for name in "ab"]
+    assert found[0] == found[1] and list(found[0]["weights"]) == ["before", *"012"]
+    with pytest.raises(ValueError, match="suites"):
+        go(tmp_path / "b", resume="extend", run=ALL)
+
+
+def test_extend__a_schedule_over_the_stream_is_refused(tmp_path):
+    def schedule(reset):
+        def optimizer(groups):
+            made.append(torch.optim.SGD(groups, lr=0.1))
+            return made[-1]
+
+        made = []
+        strategy, benchmark = build(optimizer=optimizer)
+        steps = torch.optim.lr_scheduler.StepLR(strategy.optimizer, 3)
+        strategy.plugins.append(LRSchedulerPlugin(steps, reset_scheduler=reset))
+        return strategy, benchmark
+
+    for reset in (True, False):
+        for steps in (2, None):
+            strategy, benchmark = schedule(reset)
+            if steps:
+                benchmark = first_steps(benchmark, steps)
+            arguments = (strategy, benchmark, tmp_path / str(reset))
+            if steps or reset:
+                run_stream(*arguments, resume="extend", verbose=0)
+                continue
+            with pytest.raises(ValueError, match="one schedule over the whole stream"):
+                run_stream(*arguments, resume="extend", verbose=0)
+
+
+def in_two(folder):
+    """Both ways to three steps, in each of two processes."""
+    found = []
+    for name, steps in (("a", None), ("b", 2), ("b", None)):
+        strategy, benchmark = build(steps=steps)
+        options = {"resume": "extend", "verbose": 0, **ALL}
+        with mock.patch("avalanche_clip.training.runs.stream.write_report"):
+            result = run_stream(strategy, benchmark, folder / name, **options)
+        found.append((result.E, result.before, strategy.model.state_dict()))
+    return found[0], found[2]
+
+
+def test_extend__in_two_processes(tmp_path):
+    (tmp_path / "out").mkdir()
+    found = run_in_processes({"in_two": partial(in_two, tmp_path)}, tmp_path / "out")
+    for straight, longer in found["in_two"]:
+        np.testing.assert_array_equal(straight[0], longer[0])
+        np.testing.assert_array_equal(straight[1], longer[1])
+        assert_same_weights(straight[2], longer[2])
+    runs = [results(tmp_path / name) for name in "ab"]
+    assert runs[0]["matrices"] == runs[1]["matrices"]
+    assert runs[0]["samples"] == runs[1]["samples"]

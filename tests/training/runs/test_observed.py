@@ -94,9 +94,10 @@ def test_observed__classes_their_names_and_pictures(tmp_path):
     benchmark = class_benchmark(model)
     result = run_stream(strategy, benchmark, tmp_path, verbose=0)
     accuracy = result.matrices["test"]["Top1_Acc_Exp"]
-    assert result.results["chance"]["test"]["Top1_Acc_Exp"] == pytest.approx(
-        [1 / 6] * 3
-    )
+    chance = result.results["chance"]["test"]
+    assert chance["Top1_Acc_Exp"] == pytest.approx([1 / 6] * 3)
+    assert chance["accuracy_own"] == pytest.approx([1 / 2] * 3)
+    assert chance["accuracy_seen"] == pytest.approx([1 / 6] * 3)
     for place in range(3):
         items = [x for x in result.results["examples"]["test"] if x["set"] == place]
         found = np.mean([[cell[0] for cell in item["found"]] for item in items], axis=0)

@@ -11,7 +11,7 @@ from avalanche_clip.benchmarks.datasets.captioned import is_text, is_texts
 from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
 from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out, skipped_for
 from avalanche_clip.common.checks import as_texts
-from avalanche_clip.common.files import parse_json
+from avalanche_clip.common.files import file_limits, parse_json
 from avalanche_clip.common.pictures import PictureSizeError, read_picture
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
@@ -94,8 +94,12 @@ def decode_picture(content: bytes, where: str) -> Image.Image:
 def decode_text(content: bytes, where: str) -> str:
     """Decode a text in UTF-8; a byte order mark is skipped.
 
-    :raises SampleFault: if it is in another encoding.
+    :raises SampleFault: if it is in another encoding, or longer than
+        ``file_limits.line_bytes``.
     """
+    if len(content) > file_limits.line_bytes:
+        words = f"{where} has {len(content)} bytes, more than file_limits.line_bytes."
+        raise SampleFault("member too large", words)
     try:
         return content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:

@@ -85,7 +85,7 @@ class ShardStream(StreamedItems):
         """Yield the samples of one of several readers, see :class:`StreamedItems`.
 
         Each pass is mixed in itself: with one reader no sample comes again before all
-        have come. Over ``parts`` passes every reader has each archive once.
+        have come. In ``parts`` passes every reader has each archive once.
 
         :raises ValueError: if there are fewer archives than readers that train, or
             nothing in all archives can be read.
@@ -106,7 +106,7 @@ class ShardStream(StreamedItems):
                     continue
                 empty = 0
                 yield item
-            if seeds is not None and empty == parts:
+            if seeds is not None and empty == 2 * parts:  # each archive at least once
                 raise ValueError(
                     f"No sample of {self.tars[0]} and the other archives can be read: "
                     f"{self.skipped}."
@@ -139,8 +139,8 @@ class ShardStream(StreamedItems):
         """Make the first stage: every ``parts``-th archive of all passes."""
         order, start = np.arange(len(self.tars)), part
         if seeds is not None:
-            order = np.random.default_rng([*seeds, number]).permutation(order)
-            start = (part - number * len(order)) % parts
+            order = np.random.default_rng([*seeds, number // parts]).permutation(order)
+            start = (part + number) % parts
         return lambda: (self.tars[place] for place in order[start::parts].tolist())
 
     def _read(self, shards: Iterator[Path]) -> Iterator[Sample]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,9 +120,9 @@ def _parts(name: str) -> list[str]:
 def _refused(member: tarfile.TarInfo) -> str:
     """What is wrong with a member that is no sound file of its folder."""
     parts = member.name.replace("\\", "/").split("/")
-    if member.name.encode("utf-8", "replace").decode() != member.name:
-        return "has a name that is no UTF-8"
-    if not parts[0] or ".." in parts or "\0" in member.name:
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in member.name):
+        return "has a name with control characters, or that is no UTF-8"
+    if not parts[0] or ".." in parts:
         return "would lie outside its folder"
     return "is sparse" if member.issparse() else ""
 

@@ -16,13 +16,13 @@ Source: the data released with Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.1622
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from avalanche_clip.benchmarks.datasets.web.tars import scan
 from avalanche_clip.benchmarks.datasets.web.uids import (
     UID,
     UIDArray,
@@ -31,12 +31,12 @@ from avalanche_clip.benchmarks.datasets.web.uids import (
     read_uid_list,
     sorted_uids,
 )
+from avalanche_clip.benchmarks.items.skipped import SampleFault
 from avalanche_clip.common.array_pickles import read_array_pickle
 from avalanche_clip.common.checks import existing_folder
 from avalanche_clip.common.files import read_json, require_file, unreadable
 
 _LABEL = re.compile("[0-9]{4}([0-9]{2})?")
-_MEMBER = re.compile(r"(?:.*/)?([0-9]{6})\.npy")
 
 
 def _months() -> tuple[str, ...]:
@@ -85,21 +85,20 @@ def read_uid_lists(folder: str | Path) -> dict[str, UIDArray]:
         if _LABEL.fullmatch(path.stem):
             add(path.stem, read_uid_list(path), path)
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].tar")):
-        try:
-            with tarfile.open(path, "r:") as tar:
-                members = [m for m in tar if m.isreg()]
-        except (tarfile.TarError, OSError) as error:
-            raise unreadable(path, "an archive of lists", error) from error
-        for member in members:
-            name = _MEMBER.fullmatch(member.name)
-            if name:
-                add(name[1], map_uids(path, member.offset_data, member.size), path)
+        for key, own in scan(path, _refuse).items():
+            label = key.rpartition("/")[2]
+            if len(label) == 6 and _LABEL.fullmatch(label) and "npy" in own:
+                add(label, map_uids(path, *own["npy"][:2]), path)
     if not found:
         lists = "{YYYY}.npy, {YYYYMM}.npy or {YYYY}.tar"
         raise FileNotFoundError(f"{folder} holds no lists {lists}; give their folder.")
     if (folder / "sizes.json").is_file():
         _compare(found, folder / "sizes.json")
     return dict(sorted(found.items()))
+
+
+def _refuse(fault: SampleFault) -> None:
+    raise fault
 
 
 def _compare(found: Mapping[str, UIDArray], path: Path) -> None:

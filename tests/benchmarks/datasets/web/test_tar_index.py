@@ -4,8 +4,10 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from avalanche_clip.benchmarks import (
 )
 from avalanche_clip.benchmarks.datasets import TarIndex, TarPairs, open_tar_index
 from avalanche_clip.benchmarks.datasets.web import tar_index
+from avalanche_clip.benchmarks.items.items import ReadableItems
 from avalanche_clip.common.pictures import read_picture
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 from tests.tar_files import sample, samples, write_shards, write_tar
@@ -263,10 +266,22 @@ BROKEN = {
     "caption unreadable": [("1.png", picture(1)), ("1.txt", "été".encode("latin-1"))],
     "picture unreadable": [("1.jpg", picture(1)[:60]), ("1.txt", b"x")],
 }
-BOMB = [
-    ("1.png", b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0\1\x86\xa0" * 2
-     + b"\x08\x02\0\0\0" + b"\xff\xff\xff\xff"), ("1.txt", b"x"),
-]  # fmt: skip
+
+
+def bomb():
+    """A small PNG file that declares 10^10 pixels."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", 10**5, 10**5, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + pixels + chunk(b"IEND", b"")
+
+
+BOMB = [("1.png", bomb()), ("1.txt", b"x")]
+LONG = b'{"caption": "' + b"x" * 2**20 + b'"}'
 JSONS = [b"{", b"[1]", b'{"caption": 5}', b'"x"', b"[" * 100_000, b"\xff"]
 
 
@@ -280,24 +295,30 @@ def test_samples__that_are_broken__raise_or_are_counted(tmp_path, cause):
     with pytest.warns(UserWarning, match=cause):
         pairs = TarPairs(index, on_error="skip")
         dataset = make_image_text_dataset(pairs)
-        lost = find_corrupt_samples(dataset)
+        found = ReadableItems(dataset).__getitems__(range(len(dataset)))
+    assert [text for _, text, *_ in found] == ["caption 2"]
+    find_corrupt_samples(dataset)  # looks only
     assert pairs.skipped.counts() == {cause: 1}
-    assert len(dataset) - len(lost) == 1 and dataset[len(dataset) - 1][1] == "caption 2"
 
 
 def test_bombs_and_hostile_texts__are_left_out(tmp_path):
-    broken = [[("1.png", picture(1)), ("1.json", raw)] for raw in JSONS]
+    broken = [[("1.png", picture(1)), ("1.json", raw)] for raw in (*JSONS, LONG)]
     paths = [
         write_tar(tmp_path / f"{n}.tar", entries)
         for n, entries in enumerate([BOMB, *broken])
     ]
     with pytest.warns(UserWarning):
         pairs = TarPairs(TarIndex.of(paths), on_error="skip")
-        lost = find_corrupt_samples(make_image_text_dataset(pairs))
-    assert len(lost) == len(paths)
-    counts = {"picture unreadable": 1, "caption unreadable": len(JSONS)}
-    too_large = {"picture too large": 1, "caption unreadable": len(JSONS)}
-    assert pairs.skipped.counts() in (counts, too_large)
+        dataset = make_image_text_dataset(pairs)
+        with pytest.raises(CorruptSampleError, match=f"None of the {len(paths)}"):
+            ReadableItems(dataset).__getitems__(range(len(paths)))
+    assert len(find_corrupt_samples(dataset)) == len(paths)
+    counts = {
+        "picture too large": 1,
+        "caption unreadable": len(JSONS),
+        "member too large": 1,
+    }
+    assert pairs.skipped.counts() == counts
 
 
 def test_pairs__without_any_sample_left__are_refused(tmp_path):
@@ -357,3 +378,18 @@ def test_members__as_many_as_a_million_open_in_a_second(tmp_path):
     assert time.perf_counter() - begin < 1 and len(index) == count
     assert index.read(count - 1, "txt") == b"caption 1" and content["version"] == 1
     assert isinstance(TarPairs(index)[count - 1][0], Image.Image)
+
+
+@pytest.mark.slow
+def test_counts__of_workers_that_are_spawned__come_back(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [*BROKEN["picture unreadable"], *sample(2)])
+    pairs = TarPairs(open_tar_index(path.parent), on_error="skip")
+    loader = TrainLoader(
+        make_image_text_dataset(pairs),
+        TrainingOrder(2, 2, seed=0, experience=0),
+        collate_fn=Collate(),
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    assert [len(batch) for batch in loader] == [1]
+    assert pairs.skipped.counts() == {"picture unreadable": 1}

@@ -75,9 +75,13 @@ def test_members__that_are_no_plain_files_or_no_samples__are_passed_over(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd.txt", "../up.txt", "a/../../up.txt", "..\\up.txt", "\\x.txt"]
+    "name",
+    [
+        *("/etc/passwd.txt", "../up.txt", "a/../../up.txt", "..\\up.txt", "\\x.txt"),
+        *("a\nb.txt", "\x1b[31m.txt", "\x7f.txt", "\x9b1.txt"),
+    ],
 )
-def test_names__outside_their_folder__are_refused(tmp_path, name):
+def test_names__that_leave_their_folder_or_steer_terminals__are_refused(tmp_path, name):
     path = write_tar(tmp_path / "a.tar", [(name, b"evil"), *sample(1)])
     assert found_in(path) == (dict(sample(1)), ["member refused"])
 
@@ -182,7 +186,7 @@ def test_archives__with_random_damage__raise_nothing_else(tmp_path):
     content = write_tar(tmp_path / "a.tar", whole, format=tarfile.PAX_FORMAT)
     content = content.read_bytes()
     path, draw = tmp_path / "b.tar", random.Random(1)
-    for _ in range(300):
+    for _ in range(150):
         raw = bytearray(content)
         for _ in range(draw.randint(1, 4)):
             raw[draw.randrange(len(raw))] = draw.randrange(256)

@@ -69,8 +69,19 @@ def test_lists__sizes_and_repetitions_are_refused(tmp_path):
     sizes.unlink()
     write_uid_list(tmp_path / "201601.npy", texts(1))
     refused("2016.tar holds the list 201601 a second", read_uid_lists, tmp_path)
-    (tmp_path / "2016.tar").write_bytes(b"x" * 700)
-    refused("2016.tar", read_uid_lists, tmp_path)
+    packed = tmp_path / "2016.tar"
+    whole = packed.read_bytes()
+    (tmp_path / "201601.npy").unlink()
+    assert len(read_uid_lists(tmp_path)) == 4
+    # The header of the second list, damaged, and an archive cut behind the first.
+    second = whole.index(b"2016/201601.npy")
+    for damaged in (
+        whole[: second + 20] + b"\1" + whole[second + 21 :],
+        whole[:second],
+        b"x" * 700,
+    ):
+        packed.write_bytes(damaged)
+        refused("2016.tar", read_uid_lists, tmp_path)
     with pytest.raises(FileNotFoundError, match="no lists"):
         (tmp_path / "empty").mkdir()
         read_uid_lists(tmp_path / "empty")
