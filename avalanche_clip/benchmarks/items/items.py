@@ -106,7 +106,13 @@ class CheckedPairs:
         read = getattr(self.pairs, "text", None)  # the user's own, who may have none
         if not callable(read):
             return CheckedPairs.__getitem__(self, index)[1]
-        return self._checked(read(index), self._where(index))
+        where = self._where(index)
+        try:
+            text = read(index)
+        except SampleFault as fault:
+            words = f"{where} cannot be read: {fault}"
+            raise self._error(CorruptSampleError, words, fault) from fault
+        return self._checked(text, where)
 
     def _error(self, kind: type[Exception], words: str, fault: Exception) -> Exception:
         """Make the error of an item, of another kind if it is to be left out."""

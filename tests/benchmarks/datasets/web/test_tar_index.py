@@ -18,6 +18,7 @@ from avalanche_clip.benchmarks import (
     SampleFault,
     find_corrupt_samples,
     make_image_text_dataset,
+    without_images,
 )
 from avalanche_clip.benchmarks.datasets import TarIndex, TarPairs, open_tar_index
 from avalanche_clip.benchmarks.datasets.web import tar_index
@@ -349,6 +350,16 @@ def test_loader__passes_over_what_is_left_out_with_any_workers(tmp_path, workers
     # Resumed in the middle, the rest is the same.
     loader.plan(0, 2, 2)
     assert list(loader) == batches[2:]
+
+
+def test_loader__passes_over_texts_too_where_pictures_are_left_out(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [*BROKEN["caption unreadable"], *sample(2)])
+    pairs = TarPairs(TarIndex.of([path]), on_error="skip")
+    data = ReadableItems(without_images(make_image_text_dataset(pairs)))
+    with pytest.warns(UserWarning, match="caption unreadable"):
+        found = data.__getitems__([0, 1])
+    assert [text for _, text, *_ in found] == ["caption 2"]
+    assert pairs.skipped.counts() == {"caption unreadable": 1}
 
 
 def test_loader__raises_where_nothing_is_left_of_a_batch(tmp_path):
