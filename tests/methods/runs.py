@@ -42,13 +42,15 @@ class Losses(SupervisedPlugin, supports_distributed=True):
 
 
 @cache
-def batch_run(name, processes=1, **options):
+def batch_run(name, processes=1, compiled=False, **options):
     """Train two experiences without randomness; return what came of it."""
     losses = Losses()
     options = {"param_groups": None, "optimizer": sgd, **options}
     strategy, benchmark = build(
         ALL[name], losses, noise=0.0, train_mb_size=BATCH // processes, **options
     )
+    if compiled:  # traced as for any backend, and run without waiting for code
+        strategy.model.compile(backend="eager")
     no_gate_noise = mock.patch(
         "torch.randn", lambda *size, generator=None, **kind: torch.zeros(*size, **kind)
     )

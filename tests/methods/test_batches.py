@@ -74,6 +74,18 @@ def test_accumulation__equals_the_big_batch(name):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", rows_that("compiled"))
+def test_compiled__model_trains_to_the_same_numbers(name):
+    torch.compiler.reset()
+    ours, plain = batch_run(name, compiled=True), batch_run(name)
+    for key, value in plain["weights"].items():
+        torch.testing.assert_close(
+            ours["weights"][key], value, rtol=1e-4, atol=1e-5, msg=key
+        )
+    assert ours["metrics"] == pytest.approx(plain["metrics"], rel=1e-4, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", rows_that("bf16"))
 def test_bf16__stays_finite_and_close(name):
     ours, exact = batch_run(name, precision="bf16"), batch_run(name)

@@ -403,8 +403,8 @@ def plot_comparison(
     ax.set_yticks(starts, [group.replace("_", " ") for group in groups], minor=True)
     for heading in ax.get_yticklabels(minor=True):
         heading.set_fontweight("bold")
-    ax.invert_yaxis()
-    ax.margins(x=0.22, y=0.02)
+    ax.margins(x=0.22)
+    ax.set_ylim(places[-1] + 0.7, -0.7)  # the first on top, below its heading
     finish(figure, ax, title, unit(ylabel, percent), "")
     return figure
 
@@ -434,6 +434,7 @@ def _finish_steps(
             line.set(color=INK, linewidth=1, linestyle=dashes[number % len(dashes)])
     name_ticks(ax, ticks)
     ax.set_xlim(-0.25, len(ticks) - 0.75)
+    ax.margins(y=0.08)
     if ax.dataLim.y0 >= 0:
         ax.set_ylim(bottom=0)
 

@@ -39,9 +39,11 @@ def summary_table(
     """Table of the summaries that a method has, with the best of each marked."""
     found = summaries.values()
     every = next(iter(found))
-    keys = [k for k in every if any(math.isfinite(row[k].mean) for row in found)]
+    own = [row for method, row in summaries.items() if method not in references]
+    shown = own or list(found)
+    keys = [k for k in every if any(math.isfinite(row[k].mean) for row in shown)]
     # Of a square matrix it is the final score by another name.
-    if all(row.get("average_accuracy") == row["final"] for row in found):
+    if all(row.get("average_accuracy") == row["final"] for row in shown):
         keys.remove("average_accuracy")
     rows = {method: [values[k] for k in keys] for method, values in summaries.items()}
     lower = [None if key == "before" else key in LOWER_IS_BETTER for key in keys]
@@ -79,7 +81,10 @@ def _with_best(
         if top is not None:
             marked.add((own[top], number))
     return ["method", *columns], [
-        (method, [(*cell, (method, k) in marked) for k, cell in enumerate(cells)])
+        (
+            f"{method} (reference)" if method in references else method,
+            [(*cell, (method, k) in marked) for k, cell in enumerate(cells)],
+        )
         for method, cells in rows.items()
     ]
 

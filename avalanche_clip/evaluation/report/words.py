@@ -80,10 +80,11 @@ def describe_run(name: str, matrix: Matrix) -> str:
     gain = end - start
     if known.any():
         first = f"{html.score(start, name)}{unit}"
-        verb = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
-        said = f"{what} {verb} from {first} before the stream to {last} after it"
         points = " points" if percent else ""
-        said += f" ({html.signed(gain, name)}{points})"
+        said = f"{what} {'rose' if gain > 0 else 'fell'} from {first} before the stream"
+        said += f" to {last} after it ({html.signed(gain, name)}{points})"
+        if first == last:
+            said = f"{what} is {last}, as before the stream"
     else:
         said = f"{what} is {last} after the stream"
     if matrix.joint:
@@ -145,7 +146,7 @@ def _rank(name: str, cells: Mapping[str, Spread], lower: bool, verb: str) -> str
     top, *rest = sorted(found, key=lambda m: -sign * found[m].mean)
     text = f"{top} {verb} ({_cell(found[top], name)})"
     if not rest:
-        return text + "."
+        return f"{name} of {top} is {_cell(found[top], name)} at the end."
     if all(math.isnan(cell.deviation) for cell in found.values()):
         return f"{text}, by one seed each: the spread is not known."
     near = [m for m in rest if not differ(found[top], found[m])]

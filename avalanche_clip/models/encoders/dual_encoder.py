@@ -483,7 +483,7 @@ class DualEncoder(nn.Module):
         save_model(self, folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = {k: v for k, v in self.__dict__.items() if k != "_compiled_call_impl"}
         # neither the last graph nor caches belong to a copy
         state["features"] = None
         state["_fingerprint"] = FingerprintCache()

@@ -244,7 +244,8 @@ class OpenCLIPTowers(_Towers):
     def checkpointed(self, clip: Any) -> Iterator[Callable[[bool], Any]]:
         """Yield what switches the recomputation of activations of each tower."""
         for tower in (clip.visual, self.text_tower(clip)):
-            inner = getattr(tower, "trunk", getattr(tower, "transformer", None))
+            own = getattr(tower, "transformer", None)
+            inner: Any = getattr(tower, "trunk", own)
             if hasattr(inner, "resblocks"):
                 yield partial(setattr, inner, "grad_checkpointing")
             elif hasattr(inner, "set_grad_checkpointing"):

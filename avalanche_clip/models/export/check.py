@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from avalanche_clip.models.encoders.architectures import vocab_size_of
+from avalanche_clip.models.encoders.folder import table_of
 from avalanche_clip.models.encoders.output import unit_features
 from avalanche_clip.models.images.resizing import as_pair
 from avalanche_clip.models.text.growing import GrowingTokenizer
@@ -89,11 +91,18 @@ def _compare(what: str, ours: Tensor, theirs: Tensor) -> None:
         raise ValueError(f"its {what} differ by {far:.1e}")
 
 
+def rows_of(model: Any) -> int:
+    """Return the number of rows of a model's token table, grown ones included."""
+    table, _ = table_of(model.clip)
+    return vocab_size_of(model.config) if table is None else table.num_embeddings
+
+
 def _rows(model: Any, draw: np.random.Generator) -> Tensor:
     """Rows of any ids, the highest ones included, with an end token."""
     tokenizer, length = model.tokenizer, model.context_length
-    ids = draw.integers(0, tokenizer.vocab_size, (8, length))
-    ids[0, 1:3] = tokenizer.vocab_size - 1
+    count = min(tokenizer.vocab_size, rows_of(model))
+    ids = draw.integers(0, count, (8, length))
+    ids[0, 1:3] = count - 1
     ids[:, 0] = ids[:, 0] if tokenizer.sot_id is None else tokenizer.sot_id
     for row, end in enumerate(draw.integers(3, length, len(ids)) if length > 3 else []):
         ids[row, end:] = tokenizer.pad_id

@@ -16,13 +16,13 @@ from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.common.checks import require_choice, require_type
 from avalanche_clip.common.files import replacing_folder, write_json, write_text
 from avalanche_clip.common.randomness import evaluating, kept_rng
-from avalanche_clip.models.encoders.architectures import build_clip, vocab_size_of
+from avalanche_clip.models.encoders.architectures import build_clip
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
 from avalanche_clip.models.encoders.folder import table_of
 from avalanche_clip.models.encoders.towers import TransformersTowers, plain_name
 from avalanche_clip.models.export import layouts, tokenizers
 from avalanche_clip.models.export.card import MARK, model_card
-from avalanche_clip.models.export.check import check_loaded, quiet
+from avalanche_clip.models.export.check import check_loaded, quiet, rows_of
 from avalanche_clip.models.images.transforms import Preprocessing
 from avalanche_clip.models.peft.attached import attached
 from avalanche_clip.models.peft.merge import merge_adapters
@@ -175,7 +175,7 @@ def _plan(model: DualEncoder, form: str) -> _Plan:
     state = {plain_name(k): v for k, v in model.clip.state_dict().items()}
     is_hf = config["library"] == "transformers"
     own = config["hf_config" if is_hf else "model_cfg"]
-    (own["text_config" if is_hf else "text_cfg"])["vocab_size"] = _rows(model, config)
+    (own["text_config" if is_hf else "text_cfg"])["vocab_size"] = rows_of(model)
     given = Preprocessing.from_dict(config["preprocess_cfg"])
     if given.exif_rotation:
         raise ValueError(f"{form} does not turn pictures (exif_rotation)")
@@ -190,16 +190,12 @@ def _plan(model: DualEncoder, form: str) -> _Plan:
     return _Plan(own, state, _transformers_pixels(given))
 
 
-def _rows(model: DualEncoder, config: dict[str, Any]) -> int:
-    table, _ = table_of(model.clip)
-    return vocab_size_of(config) if table is None else table.num_embeddings
-
-
 def _check_names(model_cfg: dict[str, Any]) -> None:
     """Refuse towers that are found by the name of a folder here."""
     for part, key in (("text_cfg", "hf_model_name"), ("vision_cfg", "timm_model_name")):
         name = model_cfg.get(part, {}).get(key)
-        if name and (":" in name or Path(name).exists() or not is_hub_id(name)):
+        plain = str(name).removeprefix("hf-hub:")
+        if name and (Path(plain).exists() or not is_hub_id(plain)):
             raise ValueError(f"the folder {name!r} of its {key} would not go along")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,13 @@ def is_cleaned(tokenizer: CaptionTokenizer) -> bool:
     return getattr(tokenizer, "_wrapper", None) is not None
 
 
+# clean-up -> whether it lowers letters, and leaves punctuation
+_CLEANINGS = {
+    "lower": (True, True),
+    "whitespace": (False, True),
+    "siglip-lower": (True, False),
+    "siglip-cased": (False, False),
+}
 _OF_WRAPPER = ("clean", "strip_sep_token", "language", "tokenizer_mode")
 
 
@@ -78,20 +87,21 @@ def for_transformers(tokenizer: CaptionTokenizer, folder: Path) -> Any:
     :raises ValueError: if transformers has no such tokenizer.
     """
     if isinstance(tokenizer, HFCaptionTokenizer):
-        if tokenizer._clean is not None and not isinstance(
-            tokenizer._clean, SiglipClean
-        ):
-            clean = tokenizer.kwargs.get("clean", "whitespace")
-            raise ValueError(f"captions are cleaned ({clean}) before they are cut")
-        return _save(_padded(tokenizer._inner), folder, tokenizer.context_length)
+        inner, clean = _padded(tokenizer._inner), tokenizer._clean
+        if isinstance(clean, SiglipClean):
+            inner = copy.deepcopy(inner)
+            _clean_first(inner.backend_tokenizer, clean.lower, marks=False)
+        elif clean is not None:
+            name = tokenizer.kwargs.get("clean", "whitespace")
+            raise ValueError(f"captions are cleaned ({name}) before they are cut")
+        return _save(inner, folder, tokenizer.context_length)
     inner, dress = _parts(tokenizer)
-    if dress.clean not in (None, "lower", "whitespace") or dress.zeroed is not None:
+    if dress.clean not in (None, *_CLEANINGS) or dress.zeroed is not None:
         raise ValueError(f"captions are cleaned ({dress.clean}) before they are cut")
     if dress.clean is not None:
-        inner.normalizer = _cleaning(inner.normalizer, dress.clean == "lower")
-    pad = _special(inner, dress, tokenizer.pad_id) or inner.id_to_token(
-        tokenizer.eot_id
-    )
+        _clean_first(inner, *_CLEANINGS[dress.clean])
+    end = inner.id_to_token(tokenizer.eot_id)
+    pad = _special(inner, dress, tokenizer.pad_id) or end
     fast = _fast(tokenizer, inner, dress, pad_token=pad)
     return _save(fast, folder, tokenizer.context_length)
 
@@ -124,13 +134,20 @@ def _special(inner: Any, dress: Dress, number: int) -> str | None:
     return inner.id_to_token(number) if known else None
 
 
-def _cleaning(normalizer: Any, lower: bool) -> Any:
-    """Do what open_clip's clean-up does to captions without broken characters."""
+def _clean_first(inner: Any, lower: bool, marks: bool) -> None:
+    """Let a tokenizer clean captions, as before it captions without broken characters.
+
+    :param lower: whether letters become small.
+    :param marks: whether punctuation stays.
+    """
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")]
-    steps += [normalizers.Strip(), *([normalizers.Lowercase()] if lower else [])]
-    return normalizers.Sequence([*steps, *([normalizer] if normalizer else [])])
+    signs = Regex(f"[{re.escape(string.punctuation)}]")
+    steps: list[Any] = [normalizers.NFC() if marks else normalizers.Replace(signs, "")]
+    steps += [normalizers.Lowercase()] if lower else []
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    steps += [inner.normalizer] if inner.normalizer else []
+    inner.normalizer = normalizers.Sequence(steps)
 
 
 def _fast(tokenizer: CaptionTokenizer, inner: Any, dress: Dress, **special: Any) -> Any:
@@ -139,7 +156,8 @@ def _fast(tokenizer: CaptionTokenizer, inner: Any, dress: Dress, **special: Any)
     from transformers import PreTrainedTokenizerFast
 
     start, end = tokenizer.sot_id, tokenizer.eot_id
-    ends = {i: inner.id_to_token(i) for i in (start, end) if i is not None}
+    ids = [number for number in (start, end) if number is not None]
+    ends: dict[Any, str] = {number: inner.id_to_token(number) for number in ids}
     if not dress.template:
         before = "" if start is None else f"{ends[start]}:0 "
         inner.post_processor = TemplateProcessing(

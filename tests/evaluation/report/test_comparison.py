@@ -194,6 +194,8 @@ def test_comparison__a_reference_does_not_compete(tmp_path):
     text = Page(path).text
     assert "B is highest at the end" in text
     assert "All at once, the reference, reaches 95.0 ± 0.0 %." in text
+    assert "average accuracy" not in text and " final average " not in text
+    assert "All at once (reference)" in text and "A (reference)" not in text
     assert "90.5 ± 0.7" in best_cells(path) and "95.0 ± 0.0" not in best_cells(path)
 
 

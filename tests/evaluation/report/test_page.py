@@ -299,3 +299,22 @@ def test_report__examples_show_pictures_and_what_was_found(tmp_path):
     assert "picture before 2010 2014 & <b> 2015 own 0 ✓ ✗ b <i> ✗ – ✓" in page.text
     assert page.text.count("own 0") == page.text.count("own 1") == 6
     assert len(page.sources) == 3 + 6
+
+
+def test_report__of_an_extended_run_counts_what_is_known(tmp_path):
+    results = make_results()
+    E = [[0.9, 0.1, None], [0.5, 0.8, None], [0.4, 0.6, 0.8]]
+    results["matrices"]["test"]["mean_R@1"] = {"before": [0.1, 0.2, None], "E": E}
+    text = write(tmp_path, results).text
+    said = "mean_R@1 over the 2 of 3 test sets known before rose from 15.0 % before the"
+    assert f"{said} stream to 50.0 % after it (+35.0 points)." in text
+    assert "Earlier test sets fell by 35.0 points" in text
+
+
+def test_report__a_score_that_stays_has_not_risen(tmp_path):
+    results = make_results()
+    parts = {"before": [0.5, 0.5, 0.5], "E": [[0.5, 0.5, 0.5]] * 3}
+    results["matrices"]["test"]["mean_R@1"] = parts
+    text = write(tmp_path, results).text
+    assert "mean_R@1 over 3 test sets is 50.0 %, as before the stream." in text
+    assert "Nothing was forgotten" in text

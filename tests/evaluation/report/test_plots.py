@@ -60,7 +60,10 @@ def test_plot_comparison__negative_and_missing_values():
         "a": {"in_domain": Spread(0.5, 0.1), "transfer": Spread(-0.2, math.nan)},
         "b": {"in_domain": Spread(0.4, 0.1)},
     }
-    assert texts(plots.plot_comparison(scores)) == ["50.0", "-20.0", "40.0"]
+    figure = plots.plot_comparison(scores)
+    assert texts(figure) == ["50.0", "-20.0", "40.0"]
+    shown = {text for text, _ in drawn_texts(figure)}
+    assert {"in domain", "transfer", "a", "b"} <= shown
 
 
 def test_plot_budget_curve__needs_one_score_per_step():

@@ -353,3 +353,20 @@ def test_freeze__batch_norms_of_a_frozen_tower_stand_still(compiled, tiny_cfg):
 
 def test_constructor__unknown_precision_is_refused(model):
     refused("fp8", DualEncoder, model.clip, model.config, precision="fp8")
+
+
+# ------------------------------------------------------------------------ compiling
+def test_compile__gives_the_same_and_copies_are_their_own(model, batch):
+    expected = model(batch)
+    model.compile(backend="eager")  # the tracing alone
+    names = [name for name, _ in model.named_parameters()]
+    torch.testing.assert_close(model(batch).image_features, expected.image_features)
+    assert names == [name for name, _ in model.named_parameters()]
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+        other = twin(batch)
+    assert not torch.allclose(other.image_features, expected.image_features)
+    torch.testing.assert_close(model(batch).text_features, expected.text_features)
+    pickle.loads(pickle.dumps(twin))

@@ -3,6 +3,7 @@ import torch
 
 from avalanche_clip.models import attach_lora, create_dual_encoder
 from avalanche_clip.models.encoders.parameters import depths
+from tests.models.conftest import hf_text
 from tests.models.encoders.test_dual_encoder import made
 from tests.models.kinds import KINDS, convolutional
 from tests.refused import refused
@@ -122,6 +123,18 @@ def test_checkpointing__gives_the_same_gradients(kind, frozen, tiny_cfg, request
     calls.clear()
     passed(model)
     assert len(calls) == once
+
+
+def test_checkpointing__of_a_text_tower_of_transformers(native_cfg, text_tower):
+    torch.manual_seed(0)
+    model = create_dual_encoder(hf_text(native_cfg, text_tower)).train()
+    model.clip.text.eval()  # it has dropout
+    loss, grads = passed(model)
+    model.set_grad_checkpointing()
+    again, others = passed(model)
+    torch.testing.assert_close(again, loss)
+    for name, grad in grads.items():
+        torch.testing.assert_close(others[name], grad, rtol=1e-5, atol=1e-7)
 
 
 def test_checkpointing__is_refused_where_the_second_pass_differs(tiny_cfg):

@@ -19,6 +19,7 @@ from avalanche_clip.models import (
 from tests.models.conftest import edited, hf_text
 from tests.models.encoders.test_dual_encoder import made
 from tests.models.kinds import convolutional, hf_clip, hf_siglip
+from tests.models.text.test_hf_tokenizers import SIGLIP, save_pieces
 from tests.refused import refused
 
 TEXTS = ["red dog", "a photo of a Blue cat.", "w1 w2 w3", "moon " * 40]
@@ -150,6 +151,8 @@ def test_open_clip__loads_the_same_model(kind, tiny_cfg, request, tmp_path):
     again = create_dual_encoder(tmp_path / "new" / "out")
     check_same(again, OpenCLIP(tmp_path / "new" / "out"))
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
+    export_model(again, tmp_path / "again")
+    check_same(model, OpenCLIP(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("kind", ["native", "custom", "quick", "eos", "hf_clip"])
@@ -169,6 +172,22 @@ def test_transformers__siglip_stays_siglip(tiny_cfg, request, tmp_path):
     check_same(model, Transformers(tmp_path / "out", "Siglip"))
     refused("siglip.*Possible: 'transformers'", export_model, model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_transformers__siglip_cleans_captions_as_before(hf_siglip_folder, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (hf_siglip_folder / name).unlink()
+    inner = save_pieces(hf_siglip_folder, **SIGLIP)
+    with edited(hf_siglip_folder / "config.json") as stored:
+        stored["text_config"]["vocab_size"] = inner.get_vocab_size()
+    (hf_siglip_folder / "model.safetensors").unlink()
+    config = create_dual_encoder({"model_type": "siglip"} | stored).config
+    spec = {"type": "hf", "file": str(hf_siglip_folder)}
+    model = create_dual_encoder({**config, "tokenizer": spec})
+    texts = ["A  Red, dog!", "it's a (red) dog"]
+    assert torch.equal(model.tokenizer(texts[:1]), model.tokenizer(["a red dog"]))
+    export_model(model, tmp_path / "out", "transformers")
+    check_same(model, Transformers(tmp_path / "out", "Siglip"), texts)
 
 
 @pytest.mark.parametrize(
