@@ -105,7 +105,11 @@ def create_dual_encoder(
             raise ValueError(
                 f"step={step!r} is that of a run, but {name!r} is no folder of one."
             )
-        options = {"cache_dir": cache_dir, "precision": precision, "device": device}
+        options: Any = {
+            "cache_dir": cache_dir,
+            "precision": precision,
+            "device": device,
+        }
         model = factory.build_dual_encoder(name, pretrained, verify=verify, **options)
         if run is not None and pretrained is None and (run / CONFIG_FILE).is_file():
             _read_attached(model, run, verify)

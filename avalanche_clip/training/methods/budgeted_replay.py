@@ -105,7 +105,8 @@ class BudgetedReplayPlugin(MethodPlugin, supports_distributed=True):
         """By class: positions of the memory in the data of each step."""
 
     def _check_class_sizes(self) -> None:
-        sizes = {"buffer_size": self.buffer_size, "per_class": self.per_class}
+        sizes: dict[str, Any] = {"buffer_size": self.buffer_size}
+        sizes["per_class"] = self.per_class
         given = require_one_of(**sizes)
         setattr(self, given, as_size(sizes[given], given, least=0))
         if self.redistribute and given == "per_class":

@@ -124,11 +124,6 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         fisher = {n: torch.zeros_like(p) for n, p in named.items()}
         given = () if dataset is None else (dataset,)
         count, loader = 0, self._loader(strategy, *given)
-        strategy.plan.announce(
-            "Fisher pass",
-            len(loader) * self.fisher_batch_size,
-            "fisher_batches makes it shorter",
-        )
         with evaluating(model), _no_half(strategy):
             for batch, targets, *_ in progress(loader, "Fisher pass"):
                 batch, targets = batch.to(strategy.device), targets.to(strategy.device)
@@ -170,6 +165,9 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
         loader = TrainLoader(dataset, order, collate_fn=dataset.collate_fn)
         if self.fisher_batches is not None:
             loader.plan(0, 0, self.fisher_batches)
+        pairs = len(loader) * order.batch_size
+        hint = "fisher_batches makes it shorter"
+        strategy.plan.announce("Fisher pass", pairs, hint)
         return loader
 
 

@@ -27,7 +27,7 @@ class JointTraining:
     """
 
     visits: Any
-    learning_rates: Sequence[float]
+    learning_rates: tuple[float, ...]
 
     def __init__(self, *, lr: float | Sequence[float] | None = None, **kwargs: Any):
         trained: Any = super()

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from avalanche_clip.training.templates.class_name import ClassNameTemplate
 from avalanche_clip.training.templates.contrastive import ContrastiveTemplate
 from avalanche_clip.training.templates.distillation import FrozenLogitScalePlugin
-from avalanche_clip.training.templates.optim import one_group
+from avalanche_clip.training.templates.optim import GroupRule, one_group
 from avalanche_clip.training.templates.plan import Plan, learning_rate
 
 ITERATIONS = 1001
@@ -57,7 +57,7 @@ class MTILTraining:
         "budget_iterations": ITERATIONS,
     }
     _default_optimizer = staticmethod(mtil_optimizer)
-    _default_groups = staticmethod(one_group)
+    _default_groups: GroupRule | None = staticmethod(one_group)
 
     def __init__(
         self,

@@ -159,7 +159,8 @@ def _check_label_spaces(
     run: Any, then: ClassPrompts | None, stored: dict[str, Any]
 ) -> None:
     """Raise if further classes change what earlier steps were told apart from."""
-    strategy, prompts = run.strategy, getattr(run.benchmark, "class_prompts", None)
+    strategy = run.strategy
+    prompts: Any = getattr(run.benchmark, "class_prompts", None)
     space = getattr(strategy, "eval_label_space", None)
     same = then is None or then == prompts
     if same or space is None or strategy.given_prompts is not None:

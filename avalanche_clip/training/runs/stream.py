@@ -182,11 +182,11 @@ def run_stream(
     own = inspect.signature(run_stream).parameters
     check_keywords("run_stream", train_options, strategy, own)
     told = Told(verbose)
-    if isinstance(streams, str):
-        streams = (streams,)
-    given = {"out_dir": str(out_dir), "streams": list(streams), "resume": resume}
-    given |= {"checkpoint_iterations": checkpoint_iterations, "method": method}
-    given |= {"evaluate_at": evaluate_at, "final_streams": list(final_streams)}
+    streams = (streams,) if isinstance(streams, str) else streams
+    given: dict[str, Any] = {"out_dir": str(out_dir), "resume": resume}
+    given |= {"streams": list(streams), "final_streams": list(final_streams)}
+    given |= {"method": method, "evaluate_at": evaluate_at}
+    given["checkpoint_iterations"] = checkpoint_iterations
     given |= {"keep_steps": keep_steps, "start_from": start_from and str(start_from)}
     with distributed.together("opening the run to start from"):
         source = None if start_from is None else Source(start_from, out)
@@ -219,9 +219,9 @@ def run_stream(
         check_run(strategy, benchmark)
         attached.check(strategy, benchmark)
         collect(strategy)  # what cannot be stored is refused before all evaluations
-        names = tuple(streams), tuple(final_streams)
-        shown = points, attached, train_options, told
-        run = _Run(strategy, benchmark, *names, *shown, source, prepare_on, method)
+        parts: list[Any] = [tuple(streams), tuple(final_streams), points, attached]
+        parts += [train_options, told, source, prepare_on, method]
+        run = _Run(strategy, benchmark, *parts)
         folder = RunFolder(out, strategy, run, checkpoint_iterations, keep_steps)
         with folder.opened(resume), told.of(strategy), both_spaces(strategy):
             return run.go(folder)

@@ -189,7 +189,7 @@ class CLIPTemplate(StepTemplate):
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
         )
         self._checked: list[Any] = []
-        self.learning_rates = () if lr is None else as_rates(lr)
+        self.learning_rates: tuple[float, ...] = () if lr is None else as_rates(lr)
         """Rates of the experiences, or one for all; empty: the optimiser's own."""
         if lr is not None:
             if optimizer is not None:

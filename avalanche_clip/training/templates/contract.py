@@ -142,9 +142,7 @@ class MethodPlugin(SupervisedPlugin):
     def check_extension(self, strategy: Any, steps: int) -> None:
         """Raise ValueError if its plan depends on the length of the stream.
 
-        Asked before a run goes on over further steps.
-
-        :param steps: of the stream that the run was made for.
+        :param steps: of the stream that a run was made for, which is to go on.
         """
 
     def check_suites(self, strategy: Any, benchmark: Any) -> None:

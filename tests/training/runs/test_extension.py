@@ -87,8 +87,6 @@ METHODS = {
     "Sequential": {},
     "CumulativeExp": {"buffer_size": 10},
     "ContrastiveLwF": {},
-    "ContrastiveEWC": {},
-    "Patching": {},
     "Oracle": {},
     "stock replay": {"extra": partial(ReplayPlugin, mem_size=6)},
 }

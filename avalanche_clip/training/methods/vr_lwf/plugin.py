@@ -377,7 +377,7 @@ class VRLwF(Sequential):
         **kwargs: Any,
     ):
         weights = {"image_weight": image_weight, "text_weight": text_weight}
-        own = {"num_texts": num_texts, **weights}
+        own: dict[str, Any] = {"num_texts": num_texts, **weights}
         plugin = VocabularyReplayPlugin
         further = further_options(self, plugin, plugin_options, own, replay)
         self._own = [plugin(**own, **further)]

@@ -88,12 +88,13 @@ class ZSCLTraining:
         plugins: Sequence[Any] | None = None,
         **kwargs: Any,
     ):
-        plugin, taken = ReferenceDistillationPlugin, ("reference_images",)
-        taken = (*taken, "reference_texts")
+        plugin = ReferenceDistillationPlugin
+        taken = ("reference_images", "reference_texts")
         former = reference_options
         further = further_options(self, plugin, plugin_options, taken, former)
         given: Any = distillation_weight, consolidation_weight, averaging_interval
-        own = zscl_plugins(reference_images, reference_texts, *given, further)
+        given = (reference_images, reference_texts, *given, further)
+        own = zscl_plugins(*given)
         self.distillation = own[0]
         trained: Any = super()
         trained.__init__(model=model, plugins=[*own, *(plugins or [])], **kwargs)
