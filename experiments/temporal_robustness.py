@@ -96,7 +96,7 @@ def released(folder: Path) -> dict[str, list[Step]]:
     found: dict[str, list[Step]] = {}
     for kind, name in zip(KINDS, ("retrieval", "datacompnet"), strict=True):
         for path in sorted(p for p in (folder / name).glob("*") if p.is_dir()):
-            data = WebFolder(path, "", captions="whole")
+            data = WebFolder(path, "", captions="whole" if kind == KINDS[0] else None)
             texts = [captions[0] for captions in data.texts]
             labels = [] if data.labels is None else data.labels.tolist()
             prompts: Prompts = ()

@@ -146,7 +146,14 @@ def save_whole(model: DualEncoder, folder: str | Path) -> None:
     :param model: rows of a token table that are being trained are written back in
         what is stored, and the model stays as it is.
     :param folder: read by :func:`create_dual_encoder`.
+    :raises ValueError: for what is beside the plain architecture and no branch of this
+        package, and for tokenizers without ``save(folder)``.
     """
+    if not hasattr(model.tokenizer, "save"):
+        raise ValueError(
+            f"the model's tokenizer, a {type(model.tokenizer).__name__}, has no"
+            " save(folder)"
+        )
     folder = Path(folder)
     sets, table = attached(model), find_token_embedding(model)
     plain = model

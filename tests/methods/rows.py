@@ -191,12 +191,12 @@ ROWS: dict[str, Row] = {
     ),
     "ModX": Row(
         "ModX",
-        {"alpha": 50.0, "alignment": {"row_filter": "none"}},
+        {"alpha": 50.0, "plugin_options": {"row_filter": "none"}},
         neutral={"alpha": 0.0},
     ),
     "VRLwF": Row(
         "VRLwF",
-        {"num_texts": 20, "replay": VOCABULARY},
+        {"num_texts": 20, "plugin_options": VOCABULARY},
         neutral={"image_weight": 0.0, "text_weight": 0.0},
         plain="frozen scale",
         still=SCALE,

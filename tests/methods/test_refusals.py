@@ -89,7 +89,7 @@ REFUSED = [
     (
         "ModX",
         [],
-        {"model": stub_model, "alignment": {"teacher": "initial"}},
+        {"model": stub_model, "plugin_options": {"teacher": "initial"}},
         "pretrained is None",
     ),
     (

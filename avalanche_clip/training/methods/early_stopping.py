@@ -165,7 +165,7 @@ class EpochChoice(MethodPlugin, supports_distributed=True):
         return found
 
 
-class EarlyStopping(EpochChoice):
+class EarlyStopping(EpochChoice, supports_distributed=True):
     """End an experience when a metric on its own validation data stops getting better.
 
     After each epoch the experience's part of stream ``"valid"``

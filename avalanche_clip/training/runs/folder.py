@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from avalanche_clip.common.files import read_json, require_space, write_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.state_files import read_state
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
-from avalanche_clip.models.stored import kept_steps
+from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.stored import MODEL, kept_steps, save_whole
 from avalanche_clip.training.runs.checkpoint_plugin import (
     ALL,
     CheckpointPlugin,
@@ -95,6 +98,20 @@ class RunFolder:
     def results_path(self) -> Path:
         """File that a finished run leaves."""
         return self.path / "results.json"
+
+    def save_model(self, model: DualEncoder) -> None:
+        """Write ``model/``, or warn why not: a run does not fail for it at its end."""
+        path = self.path / MODEL
+        try:
+            save_whole(model, path)
+        except ValueError as error:
+            for left in (path, path.with_name(f"{MODEL}.tmp")):
+                shutil.rmtree(left, ignore_errors=True)  # that of a shorter run, too
+            warnings.warn(
+                f"{path} is not written: {error}. The weights are in the checkpoints; "
+                "load_state puts them into a strategy that is built alike.",
+                stacklevel=2,
+            )
 
     # ------------------------------------------------------- opening, closing
     @contextmanager

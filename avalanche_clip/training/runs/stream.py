@@ -35,7 +35,6 @@ from avalanche_clip.evaluation.report import summaries
 from avalanche_clip.evaluation.report.page import write_report
 from avalanche_clip.evaluation.suites.suite import Suite
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
-from avalanche_clip.models.stored import MODEL, save_whole
 from avalanche_clip.training.runs.checkpoint_plugin import as_kept
 from avalanche_clip.training.runs.extension import (
     EXTEND,
@@ -485,7 +484,7 @@ class _Run:
         if distributed.is_main_process():
             model = bare_model(self.strategy)
             if isinstance(model, DualEncoder):
-                save_whole(model, self.folder.path / MODEL)
+                self.folder.save_model(model)
             write_json(self.folder.results_path, strict(results), checksum=True)
             write_report(self.folder.path)
         distributed.barrier()

@@ -143,7 +143,6 @@ def test_save_state__only_the_main_process_writes(path, monkeypatch):
     strategy, _ = build()
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert save_state(strategy, path) == path
-    assert write_state({"format": FORMAT}, path) == path
     assert not path.exists()
 
 

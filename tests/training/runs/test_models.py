@@ -220,3 +220,14 @@ def test_load_kept__what_nothing_tells_how_to_build(tmp_path):
     run(tmp_path, lambda model: model.add_module("own", Grows()))
     with pytest.raises(CheckpointError, match="growing module 'own'"):
         create_dual_encoder(tmp_path, step=0)
+
+
+def test_run__whose_model_cannot_be_written_tells_and_ends(tmp_path):
+    def own(model):
+        model.add_module("own", torch.nn.Linear(2, 2))
+
+    (tmp_path / "model").mkdir()  # of a run that was shorter
+    with pytest.warns(UserWarning, match="model is not written: .*own.weight"):
+        run(tmp_path, own)
+    assert (tmp_path / "results.json").exists()
+    assert not list(tmp_path.glob("model*"))

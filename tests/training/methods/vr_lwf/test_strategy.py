@@ -21,7 +21,7 @@ from tests.processes import run_in_processes
 from tests.training.methods.vr_lwf.test_plugin import Each
 
 SETTINGS = {"num_texts": 20, "text_length": 3}
-SMALL = {"num_texts": 20, "replay": {"text_length": 3}}
+SMALL = {"num_texts": 20, "plugin_options": {"text_length": 3}}
 
 
 def test_strategy__is_the_template_with_the_plugin():
