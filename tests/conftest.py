@@ -25,6 +25,7 @@ MARKERS = {
     "gpu": "needs a CUDA device; skipped where there is none",
 }
 LEFT_OUT = ("slow", "network")
+LONG = ("test_batches.py", "test_docs.py", "test_next_step.py", "test_extension.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +43,8 @@ def pytest_collection_modifyitems(
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     _rows_together(items)
+    # What takes longest goes first, so that no worker has it left at the end.
+    items.sort(key=lambda item: item.path.name not in LONG)
     # An expression on the command line (-m) says itself what to run.
     if config.option.markexpr:
         return

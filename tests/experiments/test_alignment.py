@@ -223,6 +223,7 @@ def test_with_gains__against_fine_tuning_of_the_same_seed(figures):
 
 
 # ------------------------------------------------------------------- command line
+@pytest.mark.slow
 def test_main__validation_run_and_resume(study, small, tmp_path, capsys):
     arguments = [*OLD_BASE, "--validation", "--lr", "3e-4", "--out", str(tmp_path)]
     arguments += ["--methods", "sequential:1e-3,mod-x:5"]

@@ -36,7 +36,9 @@ def figures(folder):
 
 
 @pytest.mark.parametrize(
-    "steps", [(10,), pytest.param((10, 20), marks=pytest.mark.slow)], ids=str
+    "steps",
+    [pytest.param(n, marks=pytest.mark.slow) for n in ((10,), (10, 20))],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore")
 def test_cifar100__last_does_not_depend_on_steps(steps, small, tmp_path, capsys):

@@ -101,6 +101,7 @@ def test_hits__by_hand(study):
     assert found("{}", "a {}") == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_main__writes_table_plot_and_page(study, monkeypatch, tmp_path):
     small = [t for t in study.tasks() if t.name in ("2010", "Food & Drink", "Flags")]
     assert [len(task.rows) for task in small] == [719, 73, 257]

@@ -192,6 +192,7 @@ def test_credits__name_authors_addresses_and_licences():
 
 
 # ------------------------------------------------------------------------- a run
+@pytest.mark.slow
 def test_main__trains_once_and_notes_beside_what_others_noted(
     folder, tmp_path, monkeypatch, capsys
 ):

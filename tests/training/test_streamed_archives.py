@@ -356,6 +356,7 @@ def by_stream(paths, processes):
     return one_step(ShardStream(paths, 22, buffer=2, on_error="skip"), 6, processes)
 
 
+@pytest.mark.slow
 def test_processes__share_samples_and_end_together(tmp_path):
     folder = tmp_path / "set"
     paths = [

@@ -214,6 +214,7 @@ def test_readers__raise_their_own_errors_or_read(name, tmp_path, monkeypatch):
     ],
 )
 def test_shipped__damaged_package_data_are_named(file, read, monkeypatch):
+    emoji.load_emoji_table(), icons._load_table()  # that sheets are read with
     content = shipped.read_data(file)
     half = bytearray(content)
     half[len(half) // 2] ^= 16

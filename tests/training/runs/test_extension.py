@@ -138,8 +138,9 @@ def test_keep_steps__of_an_own_plugin_and_wrong_values(tmp_path):
 
 
 # --------------------------------------------------------------- interrupted
-@pytest.mark.parametrize("resume", [True, "extend"])
-@pytest.mark.parametrize("stop, every", [({"train": 13}, 2), ({"train": 11}, None)])
+@pytest.mark.parametrize(
+    "stop, every, resume", [({"train": 13}, 2, "extend"), ({"train": 11}, None, True)]
+)
 def test_extend__goes_on_after_an_interruption(stop, every, resume, tmp_path, whole):
     run = {**ALL, "checkpoint_iterations": every}
     go(tmp_path, steps=2, run=run)
@@ -375,6 +376,7 @@ def in_two(folder):
     return found[0], found[2]
 
 
+@pytest.mark.slow
 def test_extend__in_two_processes(tmp_path):
     (tmp_path / "out").mkdir()
     found = run_in_processes({"in_two": partial(in_two, tmp_path)}, tmp_path / "out")
