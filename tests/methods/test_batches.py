@@ -45,7 +45,13 @@ def pool(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name, count", [*product(NAMES, [2]), *product(IN_THREE, [3])])
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        *product(NAMES, [2]),
+        *(pytest.param(name, 3, marks=pytest.mark.slow) for name in IN_THREE),
+    ],
+)
 def test_processes__equal_one_with_the_whole_batch(name, count, pool):
     first, *others = pool(count)[name]
     for other in others:

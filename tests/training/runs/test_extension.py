@@ -92,7 +92,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] * (name in ("CumulativeExp", "Oracle"))
+        )
+        for name in METHODS
+    ],
+)
 def test_extend__equals_a_run_over_the_longer_stream(name, tmp_path):
     given = dict(METHODS[name])
     method = "Sequential" if name == "stock replay" else name
