@@ -114,6 +114,11 @@ def tic_datacomp(
     require_known(weights or (), names, "weights of the sources")
     lists = _keep_lists(keep, sources)
     root = existing_folder(train, "give the folder of the training shards")
+    if evaluation is None and (gallery_size is not None or seed):
+        raise ValueError(
+            "gallery_size and seed are of evaluation sets, of which there are none; "
+            "give evaluation= or leave them out."
+        )
     banned: list[Any] = [evaluation_uids]
 
     def shards(folder: Path, **options: Any) -> TicShards:
@@ -293,6 +298,11 @@ def _tables(
     root = existing_folder(root, "give the folder of the tables or shards")
     if images is not None:
         existing_folder(images, "give the folder of the pictures")
+        if index is not None:
+            raise ValueError(
+                f"index={str(index)!r} has no effect on the pictures of images=, which "
+                "are no shards; leave one of them out."
+            )
     streams: dict[str, list[Any]] = {"train": [], "test": []}
     tested: set[str] = set()
     for stream in ("test", "train"):
@@ -379,6 +389,11 @@ def _gallery(ids: np.ndarray, size: int | None, seed: int, label: str) -> np.nda
     """Choose pairs of an evaluation set by a hash of their ids; fewer are a part."""
     seed = as_integer(seed, "seed")
     if size is None:
+        if seed:
+            raise ValueError(
+                f"seed={seed} has no effect without gallery_size, which it chooses; "
+                "leave it out."
+            )
         return np.arange(len(ids))
     size = as_size(size, "gallery_size")
     require_some(ids, f"pairs in the evaluation set {label}", least=size)

@@ -482,11 +482,11 @@ class _Run:
             for stream in matrices
         }
         if distributed.is_main_process():
+            write_json(self.folder.results_path, strict(results), checksum=True)
+            write_report(self.folder.path)
             model = bare_model(self.strategy)
             if isinstance(model, DualEncoder):
                 self.folder.save_model(model)
-            write_json(self.folder.results_path, strict(results), checksum=True)
-            write_report(self.folder.path)
         distributed.barrier()
         self.told.end(self)
         return RunResult(

@@ -117,6 +117,9 @@ def test_evaluation__must_be_known(folders):
     refused(
         "evaluation_uids", tic_datacomp, folders[0], steps=STEPS, evaluation_uids=[]
     )
+    given = {"steps": STEPS, "evaluation_uids": ["0" * 32]}
+    refused("give evaluation=", tic_datacomp, folders[0], **given, gallery_size=2)
+    refused("give evaluation=", tic_datacomp, folders[0], **given, seed=2)
 
 
 def test_keep__filters_and_weights(folders, tmp_path):

@@ -160,6 +160,8 @@ def test_yfcc__missing_pictures_are_told_or_left_out(yfcc, tmp_path):
         dataset[1]
     assert dataset[0][1] == rows(root, "train_batch_3")[0][1]
     refused("on_error", tic_yfcc, root, images, on_error="ignore")
+    refused("no effect without gallery_size", tic_yfcc, root, images, seed=1)
+    refused("index=.*no effect", tic_yfcc, root, images, index=tmp_path)
 
 
 def test_yfcc__missing_files_are_named(yfcc, shards, tmp_path):
