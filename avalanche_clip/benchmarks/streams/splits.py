@@ -58,7 +58,7 @@ def split_validation(
         sample and at most all but one.
     :param seed: changes the choice.
     :param select: replaces the hash: takes a data set and returns a bool
-        array, True for validation.
+        array, True for validation. Not with a fraction or a seed, which it ignores.
     :param stratify: ``"targets"``, or None for a choice without regard to classes; not
         with ``select``.
     :return: scenario with all streams, experience fields kept.
@@ -76,11 +76,18 @@ def split_validation(
     require_choice("stratify", stratify, (None, "targets"))
     if select is None:
         as_finite(fraction, "fraction", above=0, below=1)
-    elif stratify is not None:
-        raise ValueError(
-            f"stratify={stratify!r} has no effect on what select chooses; leave one "
-            "out."
-        )
+    else:
+        unused: dict[str, tuple[Any, Any]] = {
+            "fraction": (fraction, 0.2),
+            "seed": (seed, 0),
+            "stratify": (stratify, None),
+        }
+        for name, (value, default) in unused.items():
+            if value != default:
+                raise ValueError(
+                    f"{name}={value!r} has no effect on what select chooses; leave one "
+                    "out."
+                )
     require_choice("train_name", train_name, benchmark.streams)
     if valid_name in benchmark.streams:
         raise ValueError(

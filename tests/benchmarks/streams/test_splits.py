@@ -174,6 +174,8 @@ def test_stratify__keeps_a_sample_of_each_class_for_training():
         ({"stratify": "target"}, "stratify='target' is unknown.*mean 'targets'"),
         ({"stratify": True}, "stratify=True is unknown"),
         ({"stratify": "targets", "select": len}, "no effect on what select chooses"),
+        ({"fraction": 0.3, "select": len}, "fraction=0.3 has no effect"),
+        ({"seed": 1, "select": len}, "seed=1 has no effect"),
     ],
 )
 def test_stratify__bad_arguments_raise(options, message):
