@@ -36,6 +36,7 @@ KILOBYTES = 450e9 / 12.8e6 / 1e3
 TFLOPS = 100.0
 MILLISECONDS = 6.0  # of a core per pair: docs/archives.rst
 GPUS = (8, 32, 128)
+CONTEXT = torch.multiprocessing.get_context("spawn")
 METHODS: dict[str, tuple[float, float]] = {
     # forward passes beside the three of training, and copies of the weights on the GPU
     "sequential": (0.0, 0),
@@ -284,6 +285,9 @@ def measure_step(name: str, sizes: Sequence[int]) -> None:
     from avalanche_clip.models import create_dual_encoder
     from avalanche_clip.models.encoders.macs import count_passes
 
+    before = peak()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     model = create_dual_encoder(name)
     macs = sum(count_passes(model, _size(model), model.context_length).values())
     parameters = sum(p.numel() for p in model.parameters())
@@ -302,18 +306,16 @@ def measure_step(name: str, sizes: Sequence[int]) -> None:
 
     for size in sizes:
         kept: list[int] = []
-        step(1)
-        base = peak()
         step(size, kept)
-        grown = (peak() - base) / 1e6
         rate = matmul_rate()
         seconds = work(lambda size=size: step(size), 2)
         wanted = 6 * macs * size / rate
         print(
             f"{name}, {size} pairs: {seconds:.2f} s of one core; {wanted:.2f} s by "
             f"{6 * macs * size:.3g} operations at {rate / 1e9:.0f} GFLOP/s (ratio "
-            f"{seconds / wanted:.2f}); kept {kept[0] / 1e6:.0f} MB, the peak rose by "
-            f"{grown:.0f} MB; weights and AdamW {parameters * 16 / 1e6:.0f} MB"
+            f"{seconds / wanted:.2f}); peak {(peak() - before) / 1e6:,.0f} MB over the "
+            f"libraries, {(parameters * 16 + kept[0]) / 1e6:,.0f} MB by weights, AdamW "
+            f"and the {kept[0] / 1e6:,.0f} MB kept"
         )
 
 
@@ -359,13 +361,12 @@ def _pair_of(rank: int, port: int, steps: int, queue: Any) -> None:
 
 def measure_network(steps: int = 20) -> None:
     """Print bytes per step that two processes send, against the prediction."""
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue = CONTEXT.SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     parts = [
-        context.Process(target=_pair_of, args=(rank, port, steps, queue))
+        CONTEXT.Process(target=_pair_of, args=(rank, port, steps, queue))
         for rank in range(2)
     ]
     for part in parts:
@@ -398,9 +399,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(tables(given.tflops, given.kilobytes))
         return
     if given.what == "measure":
-        torch.set_flush_denormal(True)
-        measure_step("ViT-B-16", (2, 4))
-        measure_step("tiny-emoji-vit", (32, 128))
+        for task in (("ViT-B-16", (2, 4)), ("tiny-emoji-vit", (32, 128))):
+            part = CONTEXT.Process(target=measure_step, args=task)
+            part.start()  # whose peak of memory is its own
+            part.join()
     measure_network()
 
 
