@@ -24,6 +24,7 @@ from avalanche_clip.common.state_files import (
 from avalanche_clip.models.encoders import factory
 from avalanche_clip.models.encoders.blocks import ATTACHMENTS
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder
+from avalanche_clip.models.encoders.positions import resize_dual_encoder
 from avalanche_clip.models.encoders.presets import PRESET_WEIGHTS, PRESETS
 from avalanche_clip.models.encoders.weights import CONFIG_FILE
 from avalanche_clip.models.moe.adapters import attach_moe_adapters
@@ -53,6 +54,8 @@ def create_dual_encoder(
     pretrained: str | Path | None = None,
     *,
     step: int | str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    context_length: int | None = None,
     cache_dir: str | Path | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
@@ -83,6 +86,9 @@ def create_dual_encoder(
         ``"before"``: the model after that step, see ``keep_steps`` of
         :func:`run_stream`. Branches and a grown vocabulary come along; what a plugin
         itself holds, such as a selector, does not.
+    :param image_size: of pictures, if not that of the weights: positions are
+        interpolated, see :func:`resize_dual_encoder`.
+    :param context_length: of texts, in tokens; likewise.
     :param cache_dir: folder for downloads.
     :param precision: storage type of frozen weights, ``"fp32"``, ``"fp16"``
         or ``"bf16"``; with a 16-bit type the model comes frozen.
@@ -91,13 +97,27 @@ def create_dual_encoder(
         bytes of large tensors.
     :return: the model, in train mode.
     :raises ValueError: for unknown names and tags, for weights that do
-        not belong to the architecture (QuickGELU against GELU included), and for
-        damaged files. Code in files is never run.
+        not belong to the architecture (QuickGELU against GELU included), for
+        positions that cannot be resized, and for damaged files. Code in files is
+        never run.
     :raises CheckpointError: a ValueError, if the model of a step cannot be built.
     :raises FileNotFoundError: if package data are missing.
 
     Random weights come from torch's global CPU generator.
     """
+    if image_size is not None or context_length is not None:
+        whole = create_dual_encoder(
+            name,
+            pretrained,
+            step=step,
+            cache_dir=cache_dir,
+            precision=precision,
+            device=device,
+            verify=verify,
+        )
+        return resize_dual_encoder(
+            whole, image_size=image_size, context_length=context_length
+        )
     run = Path(name) if isinstance(name, (str, Path)) and str(name) else None
     run = None if run is None else run.expanduser()
     if run is None or not _is_run(run):

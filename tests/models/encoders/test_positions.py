@@ -161,6 +161,21 @@ def test_context_length__grown_tables_and_flags_go_along(native_cfg):
     assert flags == {name: p.requires_grad for name, p in twin.named_parameters()}
 
 
+def test_create__resizes_on_load(tmp_path):
+    whole = create_dual_encoder("tiny-emoji-vit", "icons")
+    sizes = {"image_size": (40, 56), "context_length": 40}
+    resized = resize_dual_encoder(whole, **sizes).state_dict()
+    whole.save(tmp_path)
+    for source in (("tiny-emoji-vit", "icons"), (tmp_path,)):
+        found = create_dual_encoder(*source, precision="bf16", **sizes)
+        assert not any(p.requires_grad for p in found.parameters())
+        for name, value in found.state_dict().items():
+            assert torch.equal(value, resized[name].to(value.dtype)), name
+        images = torch.zeros(1, 3, 40, 56)
+        assert found.encode_image(images).shape == (1, whole.embed_dim)
+    refused("image_size=0", create_dual_encoder, "tiny-emoji-vit", image_size=0)
+
+
 def test_resize__refuses_what_it_cannot_do(tiny_cfg, hf_siglip_folder):
     model = create_dual_encoder(tiny_cfg)
     refused("Nothing to resize", resize_dual_encoder, model)
