@@ -2,9 +2,10 @@
 
     python tools/claims.py > docs/results/claims.rst
 
-reads the figures that the studies have left below ``runs`` (``--runs`` for another
-folder). Every verdict follows from a rule, stated on the page; what was not measured
-over three seeds, or from other weights than those named, has no figure.
+reads the figures of the studies in ``docs/results/figures`` (``--runs`` for another
+folder, such as that of new runs). Every verdict follows from a rule, stated on the
+page; what was not measured over three seeds, or from other weights than those named,
+has no figure.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from claim_rows import CLAIMS, PAPERS, STUDIES, Check, Claim, Study
+from figure_table import VALIDATION, read_figures
 
-from avalanche_clip.common.files import read_json
-
-BASE = "base"
-"""Row of the model before the stream, which is of no seed."""
+FIGURES = "docs/results/figures"
 SEEDS = 3
 """The least number of seeds."""
 QUANTILES = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -76,43 +75,16 @@ class Figures:
 
     def _load(self, study: Study) -> tuple[dict[str, Any], str]:
         folder = self.folder / study.folder
-        path = folder / "figures.json"
-        if path.is_file():
-            content = read_json(path, checksum=True, rewrite="run the study again")
-            facts, table = content["facts"], dict(content["methods"])
-            table.pop(BASE, None)
-            if facts.get("validation"):
-                return {}, "made with --validation"
-            seeds = facts["seeds"]
-            for method, name, values in _columns(table):
-                if len(values) != len(seeds):
-                    raise ValueError(
-                        f"In {path} {method!r} has {len(values)} values of {name!r} "
-                        f"for {len(seeds)} seeds; run the study again."
-                    )
-            methods = {
-                method: {
-                    name: dict(zip(seeds, values, strict=True))
-                    for name, values in figures.items()
-                }
-                for method, figures in table.items()
-            }
-            starts = {facts.get("pretrained")}
-        else:
-            methods, starts = runs_of(folder)
+        paths = sorted(folder.glob("figures*.json"))
+        methods, starts = read_figures(paths) if paths else runs_of(folder)
+        if VALIDATION in starts:
+            return {}, VALIDATION
         if not methods:
             return {}, ""
         if starts != {study.pretrained}:
             names = sorted(Path(s).name if s else "random" for s in starts)
             return {}, f"from other weights: {', '.join(names)}"
         return methods, ""
-
-
-def _columns(table: dict[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
-    """Method, name and values per seed of each figure."""
-    for method, figures in table.items():
-        for name, values in figures.items():
-            yield method, name, values
 
 
 def runs_of(folder: Path) -> tuple[dict[str, Any], set[Any]]:
@@ -280,7 +252,7 @@ def page(figures: Figures, claims: Sequence[Claim] = CLAIMS) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default="runs", help="folder of all studies' runs")
+    parser.add_argument("--runs", default=FIGURES, help="folder of all studies")
     options = parser.parse_args(argv)
     print("\n".join(page(Figures(options.runs))).rstrip())
 
