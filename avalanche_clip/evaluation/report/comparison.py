@@ -356,11 +356,13 @@ def _suites(folder: Path, runs: Runs) -> list[dict[str, Any]]:
         methods = {m: [g[key].matrix for g in groups] for m, groups in found.items()}
         end = html.file_name(f"{first.suite}_{first.name}")
         path = folder / f"suite_{end}_{number}.png"
+        metric = first.cells[0][1]
+        best = first.one_metric and html.is_score(metric)
         shown.append(
             {
                 "title": f"{first.suite}: {first.name}",
-                "metric": first.cells[0][1],
-                "table": last_table(methods, best=first.one_metric),
+                "metric": metric,
+                "table": last_table(methods, best=best),
                 "image": _suite_figure(path, first, methods),
             }
         )

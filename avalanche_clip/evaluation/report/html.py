@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 _NOT_FRACTIONS = ("rank", "rsum", "loss", "seconds", "macs", "count", "texts")
+_NOISE = 1e-4
+"""Values below, in percent, are shown as zero."""
 
 
 def is_fraction(metric: str) -> bool:
@@ -27,11 +29,19 @@ def is_score(metric: str) -> bool:
 
 
 def score(value: float | None, metric: str) -> str:
-    """Format a value with one decimal, fractions in percent; missing as a dash."""
+    """Format a value with one decimal, fractions in percent; missing as a dash.
+
+    Smaller ones have one digit that counts, counts that are whole no decimal.
+    """
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value * 100 if is_fraction(metric) else value:.1f}"
-    return "0.0" if text == "-0.0" else text
+    if metric.endswith("count") and value == round(value):
+        return f"{value:,.0f}"
+    shown = value * 100 if is_fraction(metric) else value
+    text = f"{shown:.1f}"
+    if text in ("0.0", "-0.0"):
+        text = f"{shown:.1g}" if abs(shown) > _NOISE else "0.0"
+    return text
 
 
 def signed(value: float, metric: str) -> str:

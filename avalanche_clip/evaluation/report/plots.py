@@ -134,7 +134,7 @@ def plot_over_time(
     """Draw the score on each test set against the trained step.
 
     A filled marker shows the step that the test set belongs to; the thick grey
-    line is the mean over all test sets, or tasks. Of more than twelve test sets the
+    line is the mean over several test sets, or tasks. Of more than twelve test sets the
     lines are thin and without names.
 
     :param E: results, ``(K, J)``.
@@ -159,7 +159,7 @@ def plot_over_time(
         ticks.insert(0, "before")
     x = np.arange(len(values))
     figure, ax = new_axes(WIDTH, lines_height(names[:LINE_LIMIT], ticks))
-    if kind in ("test set", "task"):
+    if kind in ("test set", "task") and len(names) > 1:
         (line,) = ax.plot(x, values.mean(axis=1), color="#B0B0B0", label="mean")
         line.set(linewidth=5, solid_capstyle="round")
     for j, name in enumerate(names):
@@ -436,7 +436,8 @@ def _finish_steps(
     ax.set_xlim(-0.25, len(ticks) - 0.75)
     ax.margins(y=0.08)
     if ax.dataLim.y0 >= 0:
-        ax.set_ylim(bottom=0)
+        # nothing but zeros would have a scale of its own noise
+        ax.set_ylim(0, 1 if percent and ax.dataLim.y1 == 0 else None)
 
 
 def _parts(

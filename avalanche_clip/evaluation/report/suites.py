@@ -27,7 +27,7 @@ class SuiteGroup:
     One metric over several tasks, or several metrics of the only task, either all
     fractions or none.
 
-    :param name: of the metric, or of the task.
+    :param name: of the metric if there is one, else of the task.
     :param cells: one for each column of the matrix.
     """
 
@@ -125,7 +125,7 @@ def _groups(
             steps,
             points=list(range(len(after))) if points is None else points,
         )
-        name = part[0][1] if several else part[0][0]
+        name = part[0][1] if several or len(part) == 1 else part[0][0]
         found.append(SuiteGroup(suite, name, part, matrix))
     return found
 

@@ -132,16 +132,22 @@ def test_comparison__suites_that_all_runs_have(tmp_path):
         rows["2"]["emoji <b>"]["acc1"] = 0.1 * run["seed"] + 0.2
         own = {"only here": rows} if run["method"] == "Oracle" else {}
         names = ("before", "0", "1", "2")
+        blind = {"pairs": {"blind_share": 0.5 - 0.4 * (run["method"] == "Oracle")}}
         suites = {"zero-shot": rows, "blind": dict.fromkeys(names, pairs), **own}
+        suites["far"] = dict.fromkeys(names, blind)
         sources.append(run | {"suites": suites})
     page = Page(write_comparison(tmp_path, sources))
     assert "only here" not in page.text
     cell = f"{25.0} ± {100 * np.std([0.2, 0.3], ddof=1):.1f}"
     assert f"zero-shot: acc1 method emoji <b> Sequential {cell} Oracle" in page.text
     assert "zero-shot: mean_R@1" in page.text
-    assert "blind: pairs method share Sequential 50.0 ± 0.0" in page.text
-    assert "method born_count Sequential 2.0 ± 0.0" in page.text
-    assert len(list(tmp_path.glob("suite_*.png"))) == 4
+    assert "blind: share method share Sequential 50.0 ± 0.0" in page.text
+    assert "method born_count Sequential 2 ± 0" in page.text
+    # more pairs that are not told apart are no better result
+    assert "50.0 ± 0.0" in page.text and "50.0 ± 0.0" not in best_cells(
+        tmp_path / "comparison.html"
+    )
+    assert len(list(tmp_path.glob("suite_*.png"))) == 5
     # Figures of runs of other steps cannot share an axis.
     sources[0]["data"] = sources[0]["data"] | {"labels": {"train": list("abc")}}
     Page(write_comparison(tmp_path / "other", sources))

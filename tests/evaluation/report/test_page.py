@@ -204,7 +204,7 @@ def suite_rows(many=0):
 
 
 def test_report__a_section_per_suite(tmp_path):
-    one = {"pairs": {"share": 0.125, "born_count": 3.0, "healed_count": None}}
+    one = {"pairs": {"share": 7e-5, "born_count": 3.0, "healed_count": None}}
     results = make_results(
         suites={
             "zero-shot": suite_rows(),
@@ -218,14 +218,14 @@ def test_report__a_section_per_suite(tmp_path):
     assert f"{after} emoji <b> (719), acc1 0.0 12.5 25.0 37.5" in page.text
     assert "icons, mean_R@1 25.0 – 25.0 25.0" in page.text
     # Of the only task all metrics are shown, and nothing behind it.
-    assert "pairs, share 12.5 12.5 12.5 12.5 pairs, born_count 3.0" in page.text
+    assert "pairs, share 0.007 0.007 0.007 0.007 pairs, born_count 3 3" in page.text
     assert "emoji <b> (719), acc5 50.0" in page.text and "acc1_low" not in page.text
     assert page.text.count("further metrics") == 1
     assert "imagenet1k no file /data/0.tar" in page.text
     made = sorted(path.name for path in tmp_path.glob("suite_*.png"))
     assert made == [
-        "suite_blind_pairs_pairs_0.png",
         "suite_blind_pairs_pairs_1.png",
+        "suite_blind_pairs_share_0.png",
         "suite_zero-shot_acc1_0.png",
         "suite_zero-shot_mean_R_at_1_1.png",
     ]

@@ -41,6 +41,9 @@ def test_plot_over_time__one_line_per_test_set_and_the_mean():
     assert lines == ["mean", "1", "2", "3"]
     assert ax.lines[1].get_ydata().tolist() == [0, 50, 40]
     assert ax.get_ylabel() == "R@1 (%)"
+    (ax,) = plots.plot_over_time(np.zeros((3, 1)), kind="task").axes
+    assert ax.lines[0].get_label() == "1"  # no mean of one
+    assert ax.get_ylim() == (0, 1)
 
 
 def test_plot_budget__mean_and_spread_of_each_method():
