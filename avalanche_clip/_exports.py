@@ -42,6 +42,7 @@ benchmarks.datasets.emoji = benchmarks.datasets: EMOJI_LANGUAGES EMOJI_SIZE
     EMOJI_STEPS EMOJI_STYLES EmojiImages EmojiPairs EmojiStep EmojiTable
     load_emoji_table validation_mask
 benchmarks.datasets.emoji_mirb = benchmarks.datasets: emoji_mirb* write_emoji_mirb
+benchmarks.datasets.fields = benchmarks.datasets: file_time
 benchmarks.datasets.icons = benchmarks.datasets: FIRST_ICON_ID HeldOutIcons
 benchmarks.datasets.mirb = benchmarks.datasets: MIRBDataset MIRB_CONTROLS
     MIRB_DIMENSIONS MIRB_SUBSETS MultiImageSample
@@ -64,8 +65,13 @@ benchmarks.datasets.mtil.readers = benchmarks.datasets: read_mtil_domain;
 benchmarks.datasets.mtil.table = benchmarks.datasets.mtil: DATASETS DatasetFacts
 benchmarks.datasets.mtil.templates = benchmarks.datasets.mtil: CIL_TEMPLATES
     MTIL_TEMPLATES X_TAIL_TEMPLATES
+benchmarks.datasets.parquet = benchmarks.datasets: read_clip_retrieval read_parquet
+benchmarks.datasets.row_stream = benchmarks.datasets: RowStream
+benchmarks.datasets.rows = benchmarks.datasets: ImageTextRows read_coco_captions
+    read_image_table read_karpathy read_rows
 benchmarks.datasets.text_columns = benchmarks.datasets: TextColumn read_table
-benchmarks.datasets.web.folder = benchmarks.datasets: WebFolder
+benchmarks.datasets.web.folder = benchmarks.datasets: FolderPairs WebFolder
+benchmarks.datasets.web.folder_index = benchmarks.datasets: FolderIndex
 benchmarks.datasets.web.pairs = benchmarks.datasets: TarPairs
 benchmarks.datasets.web.stream = benchmarks.datasets: ShardStream
 benchmarks.datasets.web.tar_index = benchmarks.datasets: TarIndex find_tars

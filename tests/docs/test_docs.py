@@ -57,6 +57,7 @@ PRINTED = "\n".join(
         r"\[\[.*\](?:\n \[.*\]){5}\]",  # of the README, six time steps
         r"\{'average': .*\}",
         r"\[2, 2, 2\]",
+        r"\['a red square', 'a square'\] \['2016', '2017'\]\n6\n3\n3",
         r"59 \['face smiling', 'face affection'\]",
         r"4 00000003 square 3 \{\}",
         "968 icons beside the stream",

@@ -36,6 +36,9 @@ from avalanche_clip.benchmarks.datasets.emoji_mirb import (
     emoji_mirb as emoji_mirb,
     write_emoji_mirb as write_emoji_mirb,
 )
+from avalanche_clip.benchmarks.datasets.fields import (
+    file_time as file_time,
+)
 from avalanche_clip.benchmarks.datasets.icons import (
     FIRST_ICON_ID as FIRST_ICON_ID,
     HeldOutIcons as HeldOutIcons,
@@ -72,12 +75,30 @@ from avalanche_clip.benchmarks.datasets.mtil.orders import (
 from avalanche_clip.benchmarks.datasets.mtil.readers import (
     read_mtil_domain as read_mtil_domain,
 )
+from avalanche_clip.benchmarks.datasets.parquet import (
+    read_clip_retrieval as read_clip_retrieval,
+    read_parquet as read_parquet,
+)
+from avalanche_clip.benchmarks.datasets.row_stream import (
+    RowStream as RowStream,
+)
+from avalanche_clip.benchmarks.datasets.rows import (
+    ImageTextRows as ImageTextRows,
+    read_coco_captions as read_coco_captions,
+    read_image_table as read_image_table,
+    read_karpathy as read_karpathy,
+    read_rows as read_rows,
+)
 from avalanche_clip.benchmarks.datasets.text_columns import (
     TextColumn as TextColumn,
     read_table as read_table,
 )
 from avalanche_clip.benchmarks.datasets.web.folder import (
+    FolderPairs as FolderPairs,
     WebFolder as WebFolder,
+)
+from avalanche_clip.benchmarks.datasets.web.folder_index import (
+    FolderIndex as FolderIndex,
 )
 from avalanche_clip.benchmarks.datasets.web.pairs import (
     TarPairs as TarPairs,

@@ -172,7 +172,8 @@ def make_image_text_dataset(
         default ``0 .. N-1``.
     :param targets: int64 group ids, ``(N,)``: class, concept or caption group.
     :param timestamps: ``(N,)`` seconds UTC, ``datetime64``, datetimes or ISO
-        strings; kept as float64 seconds, missing ones as NaN.
+        strings; kept as float64 seconds, missing ones as NaN. Default
+        ``pairs.timestamps``, where the source has an array of that name.
     :param languages: int codes, ``(N,)``.
     :param task_labels: one int for all samples, a sequence, or None for none.
     :param in_item: which facts travel with each item into the batch; facts
@@ -206,6 +207,9 @@ def make_image_text_dataset(
         columns["targets"] = _column("targets", targets, size)
     if languages is not None:
         columns["language"] = _column("languages", languages, size)
+    if timestamps is None:
+        found = getattr(pairs, "timestamps", None)  # the source may be the user's own
+        timestamps = found if isinstance(found, np.ndarray) else None
     if timestamps is not None:
         columns["timestamp"] = timestamp_column(timestamps)
         require_array(

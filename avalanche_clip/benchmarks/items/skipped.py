@@ -23,6 +23,8 @@ SKIP_CAUSES = (
     "picture unreadable",
     "picture too large",
     "content changed",
+    "row unreadable",
+    "time unreadable",
     "other",
 )
 """Why a sample, or the rest of an archive, is left out."""
@@ -69,10 +71,12 @@ class Skipped:
         self._table.share_memory_()
 
     def add(self, fault: Exception) -> None:
-        """Count a fault; other errors than :class:`SampleFault` are ``"other"``."""
+        """Count a fault; an absent file is ``"no picture"``, the rest ``"other"``."""
         worker = get_worker_info()
         row = 0 if worker is None else 1 + worker.id % _WORKERS
-        cause = fault.cause if isinstance(fault, SampleFault) else "other"
+        absent = isinstance(fault, FileNotFoundError)
+        cause = "no picture" if absent else "other"
+        cause = fault.cause if isinstance(fault, SampleFault) else cause
         column = SKIP_CAUSES.index(cause)
         self._table[row, column] += 1
         if self._table[:, column].sum() == 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from avalanche.benchmarks.utils import TransformGroups
 
 from avalanche_clip.benchmarks.items.batch import FieldCollate
+from avalanche_clip.benchmarks.items.skipped import SampleFault, Skipped, leave_out
 from avalanche_clip.common.checks import as_size
 
 STREAM_ADVICE = (
@@ -27,6 +29,8 @@ class StreamedItems:
     """
 
     _data_attributes: Mapping[str, Any] = {}  # facts are in the items
+    skipped: Skipped | None = None
+    source = "the stream"
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = as_size(num_samples, "num_samples")
@@ -40,9 +44,42 @@ class StreamedItems:
     ) -> Iterator[RawItem]:
         """Yield the samples of one of several readers.
 
+        In ``parts`` passes every reader comes to all samples.
+
         :param part: number of the reader.
-        :param parts: how many there are; each sample is one reader's.
+        :param parts: how many there are; each sample of a pass is one reader's.
         :param seeds: of the order of an endless stream; None for one pass in order.
+        :raises ValueError: if nothing of the whole stream can be read.
+        """
+        empty = 0
+        for number in range(1) if seeds is None else itertools.count():
+            empty += 1
+            for raw in self.one_pass(part, parts, seeds, number):
+                try:
+                    item = self.raw_item(raw)
+                except SampleFault as fault:
+                    leave_out(fault, self.skipped)
+                    continue
+                empty = 0
+                yield item
+            if seeds is not None and empty == 2 * parts:  # all of it at least once
+                raise ValueError(
+                    f"No sample of {self.source} can be read: {self.skipped}."
+                )
+
+    def one_pass(
+        self, part: int, parts: int, seeds: tuple[int, ...] | None, number: int
+    ) -> Iterator[Any]:
+        """Yield what one reader reads in a pass, see :meth:`samples`.
+
+        :param number: of the pass.
+        """
+        raise NotImplementedError
+
+    def raw_item(self, raw: Any) -> RawItem:
+        """Make a sample of what was read.
+
+        :raises SampleFault: if it cannot be.
         """
         raise NotImplementedError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,40 @@ def to_timestamp(value: Time) -> float:
         _refuse_years(np.asarray([seconds]), repr(value))
     if not math.isfinite(seconds):
         raise ValueError(f"{value!r} is not a finite time; {_GIVE}.")
+    return seconds
+
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_COMPACT = re.compile("([12][0-9]{3})([0-9]{2})([0-9]{2})")
+
+
+def stored_timestamp(value: Time) -> float:
+    """Convert a time as a file holds it, see :func:`to_timestamp`.
+
+    Nothing (None, NaN, an empty text) is NaN, a text of digits a number, one of eight
+    digits a date.
+
+    :raises ValueError: also for whole numbers that may mean a date (20160603), and for
+        times outside the years 1 to 9999, as milliseconds would be.
+
+    >>> stored_timestamp("86400.5"), stored_timestamp("19700102"), stored_timestamp("")
+    (86400.5, 86400.0, nan)
+    """
+    if isinstance(value, str):
+        value = value.strip() or None
+        if value and (date := _COMPACT.fullmatch(value)):
+            value = "-".join(date.groups())
+        elif value and _NUMBER.fullmatch(value):
+            value = float(value)
+    if value is None or value != value:
+        return math.nan
+    seconds = to_timestamp(value)
+    if _is_number(value) and _COMPACT.fullmatch(f"{seconds:.10g}"):
+        words = "may mean a date or seconds since 1970; give dates as texts"
+        raise ValueError(f"{value!r} {words}, or make them by a function.")
+    if not _FIRST <= seconds < _LAST:
+        words = "lies outside the years 1 to 9999; give seconds, not milliseconds"
+        raise ValueError(f"{value!r} {words}.")
     return seconds
 
 

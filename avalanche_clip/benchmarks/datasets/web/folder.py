@@ -169,6 +169,30 @@ class WebFolder:
         )
 
 
+class FolderPairs:
+    """Pictures of a retrieval set with their captions, for training and streams.
+
+    Sets of classes need no such form: they are data of a :class:`Domain`.
+
+    :param folder: which they are of.
+    :raises ValueError: if it has no captions.
+    """
+
+    def __init__(self, folder: WebFolder) -> None:
+        require_choice(f"{folder.folder}: kind", folder.kind, KINDS[2:])
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, item: int) -> tuple[Image.Image, list[str]]:
+        return self.folder[item], self.text(item)
+
+    def text(self, item: int) -> list[str]:
+        """Return the captions of an item without its picture."""
+        return self.folder.texts[item]
+
+
 def _place(index: TarIndex, row: int) -> tuple[int, int, int]:
     """Archive, first byte and size of the picture of a sample."""
     own = index.sample(row)

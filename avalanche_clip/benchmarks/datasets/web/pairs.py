@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from avalanche_clip.benchmarks.datasets.captioned import is_text, is_texts
+from avalanche_clip.benchmarks.datasets.fields import (
+    FILE,
+    Field,
+    decode_picture,
+    require_times,
+    time_of,
+)
+from avalanche_clip.benchmarks.datasets.web.folder_index import PICTURES, FolderIndex
 from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
 from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out, skipped_for
 from avalanche_clip.common.checks import as_texts
 from avalanche_clip.common.files import file_limits, parse_json
-from avalanche_clip.common.pictures import PictureSizeError, read_picture
 
-PICTURES = ("webp", "png", "jpg", "jpeg")
-"""Endings of pictures; of several that a sample has the first counts."""
 CAPTIONS = ("txt", "json:caption")
 """Where captions are looked for, in this order: endings, or fields of a JSON text."""
 
@@ -78,19 +85,6 @@ class SampleReader:
         raise SampleFault("no caption", f"{where} has no caption {self.captions}.")
 
 
-def decode_picture(content: bytes, where: str) -> Image.Image:
-    """Decode a picture as RGB.
-
-    :raises SampleFault: if it is damaged or too large.
-    """
-    try:
-        return read_picture(content, where)
-    except PictureSizeError as error:
-        raise SampleFault("picture too large", str(error)) from error
-    except ValueError as error:
-        raise SampleFault("picture unreadable", str(error)) from error
-
-
 def decode_text(content: bytes, where: str) -> str:
     """Decode a text in UTF-8; a byte order mark is skipped.
 
@@ -113,10 +107,7 @@ def caption_lines(text: str) -> list[str]:
 
 
 def _field(text: str, field: str, where: str) -> str | list[str] | None:
-    try:
-        content = parse_json(text, where)
-    except ValueError as error:
-        raise SampleFault("caption unreadable", f"{where}: {error}") from error
+    content = _parsed(text, where, "caption unreadable")
     found = content.get(field) if isinstance(content, dict) else content
     if found is None and isinstance(content, dict):
         return None
@@ -127,34 +118,48 @@ def _field(text: str, field: str, where: str) -> str | list[str] | None:
     )
 
 
+def _parsed(text: str, where: str, cause: str) -> Any:
+    try:
+        return parse_json(text, where)
+    except ValueError as error:
+        raise SampleFault(cause, f"{where}: {error}") from error
+
+
 class TarPairs:
-    """Map-style data set of the pictures and captions in tar archives.
+    """Map-style data set of the pictures and captions in tar archives or folders.
 
     Items are ``(RGB image, caption or list of captions)``, for
     :func:`make_image_text_dataset`; bytes are read when an item is.
 
-    :param index: of the archives, from :func:`open_tar_index`.
+    :param index: of the archives, from :func:`open_tar_index`, or of a folder of files,
+        a :class:`FolderIndex`.
     :param captions: see :class:`SampleReader`; None for the usual places.
     :param lines: one caption per line of a text member.
+    :param time: field of the JSON text of each sample that holds its time, or a
+        function of it (a mapping, with the path of the archive in ``"__file__"``). All
+        texts are read for it.
     :param on_error: about samples without a picture or caption, or that cannot be read
         when they are needed: ``"raise"``, or ``"skip"``: the former are no items, the
         latter are left out of their batch by our loaders; all are counted.
     :raises SampleFault: (a ValueError) for the first sample without, with ``"raise"``.
-    :raises ValueError: if no sample is left.
+    :raises ValueError: if no sample is left, or none has a time.
 
     :ivar rows: sample of the index that each item is, int64 ``(N,)``.
+    :ivar timestamps: seconds since 1970 (UTC), NaN for missing ones, ``(N,)``, or None.
     :ivar skipped: what was left out until now, by cause; None with ``"raise"``.
     """
 
     def __init__(
         self,
-        index: TarIndex,
+        index: TarIndex | FolderIndex,
         captions: str | Sequence[str] | None = None,
         *,
         lines: bool = False,
+        time: Field | None = None,
         on_error: str = "raise",
     ) -> None:
-        self.index, self.skipped = index, skipped_for(on_error)
+        self.index: Any = index
+        self.skipped = skipped_for(on_error)
         self.reader = SampleReader(captions or CAPTIONS, lines=lines)
         for fault in index.faults:
             leave_out(fault, self.skipped)
@@ -172,6 +177,26 @@ class TarPairs:
                 f"None of the {len(index)} samples of {index.tars[0]} and others has a "
                 f"picture {PICTURES} and a caption {self.reader.captions}."
             )
+        self.timestamps = None if time is None else self._timed(time)
+
+    def _timed(self, time: Field) -> npt.NDArray[np.float64]:
+        """Read the time of each item; those whose time is unreadable may leave."""
+        found: dict[int, float] = {}
+        for row in self.rows.tolist():
+            where = self.index.where(row)
+            try:
+                content = decode_text(self.index.read(row, "json") or b"{}", where)
+                facts = _parsed(content, f"{where}.json", "row unreadable")
+                if not isinstance(facts, dict):
+                    raise SampleFault("row unreadable", f"{where}.json is no mapping.")
+                facts[FILE] = self.index.file(row)
+                found[row] = time_of(facts, time, where)
+            except SampleFault as fault:
+                leave_out(fault, self.skipped)
+        self.rows = np.array(list(found), dtype=np.int64)
+        times = np.array(list(found.values()))
+        require_times(times, time, f"{self.index.tars[0]} and others")
+        return times
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,6 +65,7 @@ class ShardStream(StreamedItems):
         self.tars = [Path(path).expanduser() for path in tars]
         require_some(self.tars, "archives")
         require_distinct(self.tars, "archives")
+        self.source = f"{self.tars[0]} and the other archives"
         self.reader = SampleReader(captions or CAPTIONS, lines=lines)
         self.buffer = as_size(buffer, "buffer")
         self.skipped = skipped_for(on_error)
@@ -95,22 +95,13 @@ class ShardStream(StreamedItems):
                 f"{len(self.tars)} archives cannot be read by {parts} readers; use "
                 "fewer workers or processes, or smaller archives."
             )
-        empty = 0
-        for number in range(1) if seeds is None else itertools.count():
-            empty += 1
-            for sample in self.pipeline(part, parts, seeds, number):
-                try:
-                    item = self._item(sample)
-                except SampleFault as fault:
-                    leave_out(fault, self.skipped)
-                    continue
-                empty = 0
-                yield item
-            if seeds is not None and empty == 2 * parts:  # each archive at least once
-                raise ValueError(
-                    f"No sample of {self.tars[0]} and the other archives can be read: "
-                    f"{self.skipped}."
-                )
+        return super().samples(part, parts, seeds)
+
+    def one_pass(
+        self, part: int, parts: int, seeds: tuple[int, ...] | None, number: int
+    ) -> Iterator[Sample]:
+        """Yield the undecoded samples of a pass, see :meth:`pipeline`."""
+        return iter(self.pipeline(part, parts, seeds, number))
 
     def pipeline(
         self,
@@ -159,7 +150,8 @@ class ShardStream(StreamedItems):
     def _tell(self, fault: SampleFault) -> None:
         leave_out(fault, self.skipped)
 
-    def _item(self, sample: Sample) -> RawItem:
+    def raw_item(self, sample: Sample) -> RawItem:
+        """Decode a sample."""
         where = f"{sample['__url__']}, {sample['__key__']}"
         image = self.reader.picture(sample.get, where)
         text = self.reader.text(sample.get, where)

@@ -148,12 +148,15 @@ class TarIndex:
         place = self.sample(index).get(ending)
         if place is None:
             return None
-        where = f"{self.where(index)}.{ending}"
-        return read_member(self.tars[int(self.tar[index])], place, where)
+        return read_member(self.file(index), place, f"{self.where(index)}.{ending}")
+
+    def file(self, index: int) -> Path:
+        """Return the path of the archive of a sample."""
+        return self.tars[int(self.tar[index])]
 
     def where(self, index: int) -> str:
         """Name a sample, for messages."""
-        return f"{self.tars[int(self.tar[index])]}, {self.names[index]}"
+        return f"{self.file(index)}, {self.names[index]}"
 
     @classmethod
     def of(cls, tars: Sequence[str | Path], *, checksums: bool = False) -> TarIndex:
