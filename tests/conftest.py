@@ -12,6 +12,8 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import pytest
 
+from tests import forks
+
 # Importing makes millions of objects that stay: looking through them again and again
 # for garbage takes a fifth of the time.
 gc.disable()
@@ -74,6 +76,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     gc.enable()
+    if not session.config.option.collectonly:
+        forks.start()
 
 
 def pytest_sessionfinish() -> None:

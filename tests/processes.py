@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from avalanche_clip import distributed
-from tests.training.small_runs import context
+from tests.forks import context
 
 Jobs = Mapping[str, Callable[[], Any]]
 

@@ -16,6 +16,7 @@ import torch
 
 from avalanche_clip import create_dual_encoder
 from avalanche_clip.common.files import read_json
+from tests.forks import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PICTURES = 16
@@ -44,7 +45,9 @@ def place(tmp_path_factory):
     command = ["write_pictures.py", str(folder / "pictures"), str(PICTURES)]
     with mock.patch.object(sys, "argv", command):
         runpy.run_path(str(EXAMPLES / command[0]))
-    said = run(folder, EXAMPLES / "next_step.py", "pictures", "out", 1)
+    script = EXAMPLES / "next_step.py"
+    code, said, complaints = run_script(script, folder, "pictures", "out", 1)
+    assert code == 0, complaints[-4000:]
     return folder, said
 
 

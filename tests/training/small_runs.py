@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import signal
 import warnings
@@ -21,6 +20,7 @@ from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.training import run_stream, supervised
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
 from avalanche_clip.training.templates import ContrastiveTemplate
+from tests.forks import context
 from tests.helpers import (
     assert_same_weights,
     quiet_evaluator,
@@ -151,13 +151,6 @@ def go_quietly(arguments):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     go(**arguments)
-
-
-def context():
-    """Processes forked from one that has imported everything and run nothing."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.preload"])
-    return found
 
 
 def kill(out, stop, **arguments):

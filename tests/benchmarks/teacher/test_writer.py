@@ -22,9 +22,9 @@ from avalanche_clip.benchmarks.teacher.writer import FeatureWriter
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
 from tests.damage import damages, not_refused
+from tests.forks import context
 from tests.processes import kill_self, run_killed
 from tests.refused import refused
-from tests.training.small_runs import context
 
 IDS = {"image": np.array([3, 5, 9]), "text": np.arange(5)}
 MARKS = {kind: (ids + 1).astype(np.uint64) for kind, ids in IDS.items()}

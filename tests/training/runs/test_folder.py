@@ -25,6 +25,7 @@ from avalanche_clip.training.runs.checkpoint_plugin import (
     latest_checkpoint,
 )
 from avalanche_clip.training.runs.resume import load_state, save_state
+from tests.forks import context
 from tests.helpers import Pairs, assert_same_weights
 from tests.processes import run_in_processes
 from tests.training.runs.test_rollback import assert_unchanged, snapshot
@@ -32,7 +33,6 @@ from tests.training.small_runs import (
     Interrupted,
     assert_same_runs,
     build,
-    context,
     cut,
     go,
     go_quietly,
