@@ -179,16 +179,13 @@ def measure_speeds(folder: Path, rounds: int, count: int) -> bool:
 
 def measure_index(folder: Path, paths: list[Path]) -> bool:
     """Print seconds of opening and growth over reads; return whether they are low."""
-    made, stats = tar_index._scanned(paths, checksums=True)
-    members, rows, names = made[-3:]
+    facts, members, rows, names = tar_index._scanned(paths, checksums=True)
     copies = -(-MEMBERS // len(members))
-    step = (len(members), len(names))
-    number = np.repeat(np.arange(copies, dtype=np.uint64), len(rows))
-    many = np.tile(rows, copies)
-    many["members"] += number * np.uint64(step[0])
-    many["name"] += number * np.uint64(step[1])
-    made[-3:] = np.tile(members, copies), many, np.tile(names, copies)
-    tar_index._write(folder, made, stats)
+    many = np.tile(rows, (copies, 1))
+    step = np.array([0, len(members), len(names)])
+    many += np.repeat(np.arange(copies), len(rows))[:, None] * step
+    arrays = np.tile(members, (copies, 1)), many, np.tile(names, copies)
+    tar_index._write(folder, paths, facts, *arrays)
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()

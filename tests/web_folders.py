@@ -1,12 +1,15 @@
 """Evaluation sets in tar shards, written by other means than they are read."""
 
+import functools
 import io
 import tarfile
 
 import numpy as np
+import torch
 from PIL import Image
 
 
+@functools.cache
 def picture(seed, ending="png", size=8):
     """Bytes of a small random picture; PNG and lossless WebP keep its pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
@@ -15,6 +18,10 @@ def picture(seed, ending="png", size=8):
         content, "JPEG" if ending[0] == "j" else ending.upper()
     )
     return content.getvalue()
+
+
+def to_pixels(image):
+    return torch.tensor(list(image.tobytes()), dtype=torch.float32).view(3, 8, 8) / 255
 
 
 def npy(values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class TextColumn(Sequence[str]):
     @classmethod
     def from_bytes(cls, texts: Iterable[bytes]) -> TextColumn:
         """Make a column of encoded texts."""
-        block, ends = bytearray(), [0]
+        block, ends = bytearray(), array("q", [0])
         for text in texts:
             block += text
             ends.append(len(block))

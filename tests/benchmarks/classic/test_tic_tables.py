@@ -1,15 +1,21 @@
-"""TiC-YFCC and TiC-RedCaps: from tables and from shards, no photo in both."""
+"""TiC-YFCC and TiC-RedCaps: steps from tables, no photo in both streams."""
 
 import csv
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
 from avalanche_clip.benchmarks import attribute_array
 from avalanche_clip.benchmarks.classic import tic_redcaps, tic_yfcc
-from avalanche_clip.benchmarks.datasets import build_tic_redcaps, build_tic_yfcc
+from avalanche_clip.benchmarks.datasets import (
+    TarPairs,
+    build_tic_redcaps,
+    build_tic_yfcc,
+    open_tar_index,
+)
 from tests.benchmarks.datasets.web.test_tic_tables import (
     entries,
     photo,
@@ -20,17 +26,16 @@ from tests.tar_files import write_tar
 from tests.web_folders import picture
 
 STARTS = (1072915200, 1230768000, 1293840000, 1356998400)
-COUNTS = (150, 101, 99, 3)
+COUNTS = (101, 102, 4, 3)
 
 
-def write_pictures(folder, root, batches, skip=()):
+def write_pictures(folder, root, batches):
     for part in ("train", "test"):
         for batch in batches:
             for number, (name, _) in enumerate(rows(root, f"{part}_batch_{batch}")):
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if name not in skip:
-                    path.write_bytes(picture(number % 20, "jpg"))
+                path.write_bytes(picture(number % 20, "jpg"))
     return folder
 
 
@@ -48,33 +53,11 @@ def yfcc(tmp_path_factory):
     return root, write_pictures(root.parent / "images", root, range(4))
 
 
-@pytest.fixture(scope="module")
-def shards(yfcc, tmp_path_factory):
-    """The same in shards as the released script writes them, with its defects."""
-    root = tmp_path_factory.mktemp("shards")
-    for part in ("train", "test"):
-        for batch in range(4):
-            stem = f"{part}_batch_{batch}"
-            whole = list(enumerate(rows(yfcc[0], stem)))
-            pieces = [whole[i : i + 50] for i in range(0, len(whole), 50)] + [[]]
-            for n, piece in enumerate(pieces):
-                content = [
-                    entry
-                    for row, (name, caption) in piece
-                    for entry in (
-                        (f"{row}.jpg", (yfcc[1] / name).read_bytes()),
-                        (f"{row}.json", json.dumps({"caption": caption}).encode()),
-                    )
-                ]
-                write_tar(root / f"{stem}__{n:08d}.tar", content)
-    return root
-
-
 def sizes(scenario):
     return {n: [len(e.dataset) for e in s] for n, s in scenario.streams.items()}
 
 
-WANTED = {"train": [148, 99, 98, 2], "test": [2, 2, 1, 1]}
+WANTED = {"train": [99, 100, 3, 2], "test": [2, 2, 1, 1]}
 
 
 def test_yfcc__from_tables(yfcc):
@@ -102,23 +85,9 @@ def test_yfcc__from_tables(yfcc):
     ]
 
 
-def test_yfcc__shards_hold_the_same(yfcc, shards, tmp_path):
-    one, two = tic_yfcc(*yfcc), tic_yfcc(shards, index=tmp_path / "index")
-    assert sizes(two) == WANTED and not (shards / "tar_index").exists()
-    for stream in ("train", "test"):
-        for a, b in zip(one.streams[stream], two.streams[stream]):
-            assert a.dataset[0][1] == b.dataset[0][1]
-            assert np.array_equal(
-                np.asarray(a.dataset[0][0]), np.asarray(b.dataset[0][0])
-            )
-    assert two.test_stream[3].names == ["test_batch_3/0"]
-    pickle.loads(pickle.dumps(two.train_stream[0].dataset))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_yfcc__photos_of_test_sets_are_left_out(yfcc, shards, tmp_path, packed):
-    for path in [*yfcc[0].iterdir(), *(shards.glob("*.tar") if packed else ())]:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+def test_yfcc__photos_of_test_sets_are_left_out(yfcc, tmp_path):
+    for path in yfcc[0].iterdir():
+        shutil.copy(path, tmp_path)
     stolen = rows(yfcc[0], "test_batch_3")[0][0]
     changed = rows(yfcc[0], "train_batch_0")
     changed[5][0] = stolen
@@ -127,11 +96,32 @@ def test_yfcc__photos_of_test_sets_are_left_out(yfcc, shards, tmp_path, packed):
     ) as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerows([["path", "caption"], *changed])
-    scenario = tic_yfcc(tmp_path, None if packed else yfcc[1])
-    assert sizes(scenario)["train"] == [147, 99, 98, 2]
-    assert scenario.train_stream[0].counts == {"found": 148, "in test sets": 1}
-    texts = [scenario.train_stream[0].dataset[k][1] for k in (4, 5, 146)]
-    assert texts == [changed[k][1] for k in (4, 6, 147)]
+    scenario = tic_yfcc(tmp_path, yfcc[1])
+    assert sizes(scenario)["train"] == [98, *WANTED["train"][1:]]
+    assert scenario.train_stream[0].counts == {"found": 99, "in test sets": 1}
+    dataset = pickle.loads(pickle.dumps(scenario.train_stream[0].dataset))
+    assert [dataset[k][1] for k in (4, 5, 97)] == [changed[k][1] for k in (4, 6, 98)]
+
+
+def test_yfcc__shards_of_the_tables_are_pairs_like_any(yfcc, tmp_path):
+    """As the released script writes them: no texts, and an empty one at the end."""
+    whole = list(enumerate(rows(yfcc[0], "train_batch_3")))
+    for n, piece in enumerate((whole, [])):
+        content = [
+            entry
+            for row, (name, caption) in piece
+            for entry in (
+                (f"{row}.jpg", (yfcc[1] / name).read_bytes()),
+                (f"{row}.json", json.dumps({"caption": caption}).encode()),
+            )
+        ]
+        write_tar(tmp_path / f"train_batch_3__{n:08d}.tar", content)
+    pairs = TarPairs(open_tar_index(tmp_path))
+    dataset = tic_yfcc(*yfcc).train_stream[3].dataset
+    assert len(pairs) == len(dataset) == 2
+    for k in range(2):
+        assert pairs[k][1] == dataset[k][1]
+        assert pairs[k][0].tobytes() == dataset[k][0].tobytes()
 
 
 def test_yfcc__galleries_have_one_size(yfcc):
@@ -150,46 +140,41 @@ def test_yfcc__galleries_have_one_size(yfcc):
 
 def test_yfcc__missing_pictures_are_told_or_left_out(yfcc, tmp_path):
     root, images = yfcc
-    lost = rows(root, "train_batch_3")[1][0]
-    write_pictures(tmp_path / "images", root, range(4), skip=(lost,))
-    dataset = tic_yfcc(root, tmp_path / "images").train_stream[3].dataset
+    lost = images / rows(root, "train_batch_3")[1][0]
+    lost.rename(tmp_path / "lost.jpg")
+    dataset = tic_yfcc(root, images).train_stream[3].dataset
     refused("does not exist", dataset.__getitem__, 1)
-    scenario = tic_yfcc(root, tmp_path / "images", on_error="skip")
-    dataset = scenario.train_stream[3].dataset
+    dataset = tic_yfcc(root, images, on_error="skip").train_stream[3].dataset
     with pytest.raises(ValueError):  # batches leave it out
         dataset[1]
     assert dataset[0][1] == rows(root, "train_batch_3")[0][1]
+    (tmp_path / "lost.jpg").rename(lost)
     refused("on_error", tic_yfcc, root, images, on_error="ignore")
     refused("no effect without gallery_size", tic_yfcc, root, images, seed=1)
-    refused("index=.*no effect", tic_yfcc, root, images, index=tmp_path)
 
 
-def test_yfcc__missing_files_are_named(yfcc, shards, tmp_path):
+def test_yfcc__missing_files_are_named(yfcc, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
-        tic_yfcc(tmp_path / "absent")
+        tic_yfcc(tmp_path / "absent", yfcc[1])
     with pytest.raises(FileNotFoundError, match="absent"):
         tic_yfcc(yfcc[0], tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match="tar"):
-        tic_yfcc(yfcc[0])
-    for path in shards.glob("*.tar"):
-        if not path.name.startswith("train_batch_2"):
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(FileNotFoundError, match="train_batch_2"):
-        tic_yfcc(tmp_path)
-    (tmp_path / "test_batch_0.csv").write_text("path\tcaption\na.jpg\tb\n")
-    refused("no row of its 1", tic_yfcc, tmp_path)
+    with pytest.raises(FileNotFoundError, match="test_batch_0.csv"):
+        tic_yfcc(tmp_path, yfcc[1])
     (tmp_path / "test_batch_0.csv").write_text("path,caption\n")
-    refused("test_batch_0.csv", tic_yfcc, tmp_path)
+    refused("test_batch_0.csv", tic_yfcc, tmp_path, yfcc[1])
 
 
 def test_redcaps__from_tables(tmp_path):
-    files = {f"cats_{year}": entries(f"cats{year}", 101) for year in range(2017, 2021)}
+    counts = {2017: 101, 2018: 3, 2019: 2, 2020: 2}
+    files = {f"cats_{y}": entries(f"cats{y}", count) for y, count in counts.items()}
     source = write_annotations(tmp_path / "annotations", **files)
     build_tic_redcaps(source, tmp_path / "splits")
     images = write_pictures(tmp_path / "images", tmp_path / "splits", range(2017, 2021))
     scenario = tic_redcaps(tmp_path / "splits", images)
-    assert sizes(scenario) == {"train": [99] * 4, "test": [2] * 4}
+    assert sizes(scenario) == {"train": [99, 2, 1, 1], "test": [2, 1, 1, 1]}
     assert scenario.time_labels == ["2017", "2018", "2019", "2020"]
     assert scenario.train_stream[0].time_start == -np.inf
     assert scenario.train_stream[1].time_start == scenario.train_stream[0].time_end
     assert scenario.train_stream[3].dataset[0][1].startswith("c c")
+    (tmp_path / "splits/train_batch_2018.csv").write_text("path\tcaption\n")
+    refused("no pairs of train_batch_2018", tic_redcaps, tmp_path / "splits", images)

@@ -22,11 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from avalanche_clip.benchmarks.datasets.web.pairs import (
-    PICTURES,
-    caption_lines,
-    decode_text,
-)
+from avalanche_clip.benchmarks.datasets.web.pairs import PICTURES, decode_text
 from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
 from avalanche_clip.benchmarks.datasets.web.tars import read_member
 from avalanche_clip.common.checks import (
@@ -164,9 +160,8 @@ class WebFolder:
 
     def _texts(self, content: bytes) -> list[str]:
         text = decode_text(content, f"{self.folder}: txt")
-        return (
-            [text] if self.captions == "whole" and text.strip() else caption_lines(text)
-        )
+        lines = [text] if self.captions == "whole" else text.split("\n")
+        return [line for line in lines if line.strip()]
 
 
 class FolderPairs:

@@ -36,21 +36,11 @@ class SampleReader:
     :param captions: where captions are looked for: an ending (``"txt"``), or an ending
         and a field of the mapping in a JSON text (``"json:caption"``), a string or a
         list of them. The first that a sample has counts.
-    :param lines: a text member holds one caption per line, as in evaluation sets; by
-        default it is one caption, as in sets that were downloaded.
     """
 
-    def __init__(
-        self, captions: str | Sequence[str] = CAPTIONS, *, lines: bool = False
-    ) -> None:
+    def __init__(self, captions: str | Sequence[str] = CAPTIONS) -> None:
         given = (captions,) if isinstance(captions, str) else captions
         self.captions = tuple(as_texts(given, "captions"))
-        self.lines = lines
-
-    @property
-    def endings(self) -> tuple[str, ...]:
-        """Endings of members that may hold captions."""
-        return tuple(source.partition(":")[0] for source in self.captions)
 
     def picture(self, read: Read, where: str) -> Image.Image:
         """Read the picture of a sample as RGB.
@@ -75,11 +65,7 @@ class SampleReader:
             if content is None:
                 continue
             text = decode_text(content, f"{where}.{ending}")
-            found: str | list[str] | None = text
-            if field:
-                found = _field(text, field, f"{where}.{ending}")
-            elif self.lines:
-                found = caption_lines(text) or None
+            found = _field(text, field, f"{where}.{ending}") if field else text
             if found is not None:
                 return found
         raise SampleFault("no caption", f"{where} has no caption {self.captions}.")
@@ -101,17 +87,11 @@ def decode_text(content: bytes, where: str) -> str:
         raise SampleFault("caption unreadable", words) from error
 
 
-def caption_lines(text: str) -> list[str]:
-    """Cut a text at line feeds only; empty lines are dropped."""
-    return [line for line in text.split("\n") if line.strip()]
-
-
 def _field(text: str, field: str, where: str) -> str | list[str] | None:
     content = _parsed(text, where, "caption unreadable")
-    found = content.get(field) if isinstance(content, dict) else content
-    if found is None and isinstance(content, dict):
-        return None
-    if isinstance(content, dict) and (is_text(found) or is_texts(found)):
+    known = isinstance(content, dict)
+    found = content.get(field) if known else content
+    if known and (found is None or is_text(found) or is_texts(found)):
         return found
     raise SampleFault(
         "caption unreadable", f"{where} holds {found!r:.80} in place of {field!r}."
@@ -134,7 +114,6 @@ class TarPairs:
     :param index: of the archives, from :func:`open_tar_index`, or of a folder of files,
         a :class:`FolderIndex`.
     :param captions: see :class:`SampleReader`; None for the usual places.
-    :param lines: one caption per line of a text member.
     :param time: field of the JSON text of each sample that holds its time, or a
         function of it (a mapping, with the path of the archive in ``"__file__"``). All
         texts are read for it.
@@ -154,23 +133,20 @@ class TarPairs:
         index: TarIndex | FolderIndex,
         captions: str | Sequence[str] | None = None,
         *,
-        lines: bool = False,
         time: Field | None = None,
         on_error: str = "raise",
     ) -> None:
         self.index: Any = index
         self.skipped = skipped_for(on_error)
-        self.reader = SampleReader(captions or CAPTIONS, lines=lines)
+        self.reader = SampleReader(captions or CAPTIONS)
         for fault in index.faults:
             leave_out(fault, self.skipped)
-        pictures = index.rows_with(*PICTURES)
-        texts = index.rows_with(*self.reader.endings)
-        for cause, having in (("no picture", pictures), ("no caption", texts)):
-            wanted = PICTURES if cause == "no picture" else self.reader.captions
-            lost = pictures & ~texts if cause == "no caption" else ~having
-            for row in np.flatnonzero(lost).tolist():
-                words = f"{index.where(row)} has {cause} {wanted}."
-                leave_out(SampleFault(cause, words), self.skipped)
+        endings = [source.partition(":")[0] for source in self.reader.captions]
+        pictures, texts = index.rows_with(*PICTURES), index.rows_with(*endings)
+        for row in np.flatnonzero(~(pictures & texts)).tolist():
+            cause = "no caption" if pictures[row] else "no picture"
+            fault = SampleFault(cause, f"{index.where(row)} has {cause}.")
+            leave_out(fault, self.skipped)
         self.rows = np.flatnonzero(pictures & texts)
         if not len(self.rows):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from avalanche_clip.benchmarks.datasets.web.tar_index import find_tars
 from avalanche_clip.benchmarks.datasets.web.tars import read_member, scan
 from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out, skipped_for
 from avalanche_clip.benchmarks.items.streamed import RawItem, StreamedItems
-from avalanche_clip.common.checks import as_size, require_distinct, require_some
+from avalanche_clip.common.checks import as_size
 
 Sample = dict[str, Any]
 
@@ -32,10 +33,9 @@ class ShardStream(StreamedItems):
 
     Needs webdataset: ``pip install "avalanche-clip[data]"``.
 
-    :param tars: folder of the archives, see :func:`find_tars`, or paths of local files.
+    :param tars: folder of the archives, or their paths, see :func:`find_tars`.
     :param num_samples: of one pass, as ``sizes.json`` of the archives has it.
     :param captions: see :class:`SampleReader`; None for the usual places.
-    :param lines: one caption per line of a text member.
     :param buffer: samples that are mixed, per reader; their bytes are held in memory.
     :param on_error: about what cannot be read: ``"raise"``, or ``"skip"``: it is left
         out and counted.
@@ -54,30 +54,22 @@ class ShardStream(StreamedItems):
         num_samples: int,
         *,
         captions: str | Sequence[str] | None = None,
-        lines: bool = False,
         buffer: int = 1000,
         on_error: str = "raise",
     ) -> None:
         super().__init__(num_samples)
         _webdataset()
-        if isinstance(tars, (str, Path)):
-            tars = find_tars(tars)
-        self.tars = [Path(path).expanduser() for path in tars]
-        require_some(self.tars, "archives")
-        require_distinct(self.tars, "archives")
+        self.tars = find_tars(tars)
         self.source = f"{self.tars[0]} and the other archives"
-        self.reader = SampleReader(captions or CAPTIONS, lines=lines)
+        self.reader = SampleReader(captions or CAPTIONS)
         self.buffer = as_size(buffer, "buffer")
         self.skipped = skipped_for(on_error)
 
     def fingerprint(self) -> str:
         """Hash of names and sizes of the archives, and where captions are."""
-        digest = hashlib.sha256()
-        for path in self.tars:
-            size = path.stat().st_size if path.is_file() else -1
-            digest.update(f"{_short(path)}|{size}|".encode())
-        digest.update(f"{self.reader.captions}|{self.reader.lines}".encode())
-        return digest.hexdigest()[:16]
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in self.tars]
+        facts = [*map(_short, self.tars)], sizes, self.reader.captions
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def samples(
         self, part: int, parts: int, seeds: tuple[int, ...] | None
@@ -117,38 +109,30 @@ class ShardStream(StreamedItems):
         :param part: see :meth:`samples`, as the next two.
         :param number: of the pass.
         """
-        wds, stages = _webdataset(), [self._share(part, parts, seeds, number)]
-        stages.append(self._read)
+        wds, order, start = _webdataset(), np.arange(len(self.tars)), part
+        if seeds is not None:
+            order = np.random.default_rng([*seeds, number // parts]).permutation(order)
+            start = (part + number) % parts
+        own = [self.tars[place] for place in order[start::parts].tolist()]
+        stages = [lambda: iter(own), self._read]
         if seeds is not None:
             mixing = random.Random(str((*seeds, number, part)))
             stages.append(wds.shuffle(self.buffer, initial=self.buffer, rng=mixing))
         return wds.DataPipeline(*stages)
 
-    def _share(
-        self, part: int, parts: int, seeds: tuple[int, ...] | None, number: int
-    ) -> Any:
-        """Make the first stage: every ``parts``-th archive of all passes."""
-        order, start = np.arange(len(self.tars)), part
-        if seeds is not None:
-            order = np.random.default_rng([*seeds, number // parts]).permutation(order)
-            start = (part + number) % parts
-        return lambda: (self.tars[place] for place in order[start::parts].tolist())
-
     def _read(self, shards: Iterator[Path]) -> Iterator[Sample]:
         """Yield the samples of archives, undecoded."""
+        tell = partial(leave_out, skipped=self.skipped)
         for path in shards:
-            for key, members in scan(path, self._tell).items():
+            for key, members in scan(path, tell).items():
                 sample: Sample = {"__key__": key, "__url__": str(path)}
                 try:
                     for ending, place in members.items():
                         sample[ending] = read_member(path, place, f"{path}, {key}")
                 except SampleFault as fault:
-                    self._tell(fault)
-                    continue
-                yield sample
-
-    def _tell(self, fault: SampleFault) -> None:
-        leave_out(fault, self.skipped)
+                    tell(fault)
+                else:
+                    yield sample
 
     def raw_item(self, sample: Sample) -> RawItem:
         """Decode a sample."""

@@ -1,12 +1,9 @@
 """An index of tar archives: any member of any sample at once, in any order.
 
-It is built once and kept in a folder beside the archives::
-
-    tar_index/
-      members.npy    first byte, size, CRC-32 and ending of each member
-      samples.npy    archive, and the ends of its members and of its name, per sample
-      names.npy      the names of all samples, UTF-8, one after the other
-      index.json     archives with size, time and checksum; endings; what was left out
+It is built once and kept in a file ``index.safetensors`` in a folder beside the
+archives, with a checksum: first byte, size, CRC-32 and ending of each member; archive,
+and the ends of its members and of its name, of each sample; the names of all samples,
+UTF-8, one after the other; size, time and a hash of each archive; what was left out.
 
 The arrays are mapped, not read, so that an index of millions of members opens at once
 and worker processes share it.
@@ -19,60 +16,64 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 from avalanche_clip.benchmarks.datasets.web.tars import (
+    Place,
     Samples,
     missing,
     read_member,
     scan,
 )
 from avalanche_clip.benchmarks.items.skipped import ON_ERROR, SampleFault
-from avalanche_clip.common.arrays import npy_seal, read_npy, seal_npy
+from avalanche_clip.common.arrays import read_safetensors, write_safetensors
 from avalanche_clip.common.checks import (
     require_choice,
     require_distinct,
     require_some,
 )
-from avalanche_clip.common.files import read_json, replacing, write_json
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.progress import progress
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "tar_index"
-_FILE = "index.json"
-_VERSION = 1
+_FILE = "index.safetensors"
+_KIND = "tar index 2"
+_COLUMNS = ("facts", "members", "samples", "names")
 _TOLD = 20
 _AGAIN = "call open_tar_index with rebuild=True"
-_MEMBER = np.dtype(
-    [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("ending", "<u4")]
-)
-_SAMPLE = np.dtype([("tar", "<u4"), ("members", "<u8"), ("name", "<u8")])
-_COLUMNS = {"members": _MEMBER, "samples": _SAMPLE, "names": np.dtype("u1")}
 
 
-def find_tars(folder: str | Path) -> list[Path]:
-    """List the archives ``*.tar`` of a folder and of those in it, in order of name.
+def find_tars(tars: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List archives: ``*.tar`` of a folder and of those in it, in order of name.
 
+    :param tars: a folder, or the paths of archives, whose order stays.
+    :return: absolute paths.
     :raises FileNotFoundError: if there is no such folder, or no archive in it.
+    :raises ValueError: if there are no paths, or one is given twice.
     """
-    folder = Path(folder).expanduser()
-    found = sorted(path for path in folder.rglob("*.tar") if path.is_file())
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no *.tar files; give the folder of the archives, or a "
-            "list of their paths."
-        )
-    return found
+    if isinstance(tars, (str, Path)):
+        folder = Path(tars).expanduser()
+        tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
+        if not tars:
+            raise FileNotFoundError(
+                f"{folder} holds no *.tar files; give the folder of the archives, or a "
+                "list of their paths."
+            )
+    paths = [Path(os.path.abspath(Path(path).expanduser())) for path in tars]
+    require_some(paths, "archives")
+    require_distinct(paths, "archives")
+    return paths
 
 
 class TarIndex:
@@ -83,11 +84,13 @@ class TarIndex:
     asked for and compared with their checksum.
 
     :param tars: paths of the archives.
-    :param endings: of members, by number.
-    :param members: one row per member, those of a sample together.
-    :param samples: one row per sample, those of an archive together.
+    :param facts: ``"endings"`` of members by number, and ``"faults"``: cause and words
+        of what was left out.
+    :param members: first byte, size, CRC-32 and number of the ending of each member,
+        those of a sample together, int64 ``(M, 4)``.
+    :param samples: number of the archive, and the ends of the members and of the name,
+        of each sample, those of an archive together, int64 ``(N, 3)``.
     :param names: of the samples, UTF-8.
-    :param faults: what was left out: cause and words.
 
     :ivar tar: number of the archive of each sample, ``(N,)``.
     :ivar names: of the samples, a :class:`TextColumn`.
@@ -96,30 +99,23 @@ class TarIndex:
     def __init__(
         self,
         tars: Sequence[Path],
-        endings: Sequence[str],
-        faults: Sequence[Sequence[str]],
-        members: npt.NDArray[Any],
-        samples: npt.NDArray[Any],
+        facts: dict[str, Any],
+        members: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.int64],
         names: npt.NDArray[np.uint8],
     ) -> None:
-        self.tars, self.endings = list(tars), tuple(endings)
-        self.faults = [SampleFault(*fault) for fault in faults]
-        self.members, self.samples, self.tar = members, samples, samples["tar"]
-        self._ends = np.concatenate([[0], samples["members"]]).astype(np.int64)
-        ends = np.concatenate([[0], samples["name"]]).astype(np.int64)
+        self._source: Any = (TarIndex, (tars, facts, members, samples, names))
+        self.tars, self.endings = list(tars), tuple(facts["endings"])
+        self.faults = [SampleFault(*fault) for fault in facts["faults"]]
+        self.members, self.tar = members, samples[:, 0]
+        self._ends, ends = np.concatenate([[[0, 0]], samples[:, 1:]]).T
         self.names = TextColumn(names.data, ends)
-        self._source: Any = None
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.tar)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is not None:  # mapped again by each process
-            return self._source, ()
-        names = np.array(self.names.block)
-        faults = [(fault.cause, str(fault)) for fault in self.faults]
-        known = (self.tars, self.endings, faults, self.members, self.samples, names)
-        return TarIndex, known
+        return self._source
 
     def __deepcopy__(self, memo: Any) -> TarIndex:
         return self
@@ -127,10 +123,10 @@ class TarIndex:
     def rows_with(self, *endings: str) -> npt.NDArray[np.bool_]:
         """Say which samples have a member of one of some endings, bool ``(N,)``."""
         numbers = [n for n, e in enumerate(self.endings) if e in endings]
-        having = np.isin(self.members["ending"], numbers)
+        having = np.isin(self.members[:, 3], numbers)
         return np.diff(np.concatenate([[0], np.cumsum(having)])[self._ends]) > 0
 
-    def sample(self, index: int) -> dict[str, tuple[int, int, int]]:
+    def sample(self, index: int) -> dict[str, Place]:
         """Return the members of a sample: ending to place (first byte, size, CRC).
 
         :raises IndexError: if there is no such sample.
@@ -159,41 +155,36 @@ class TarIndex:
         return f"{self.file(index)}, {self.names[index]}"
 
     @classmethod
-    def of(cls, tars: Sequence[str | Path], *, checksums: bool = False) -> TarIndex:
-        """Make an index in memory, which is not kept.
+    def of(cls, tars: str | Path | Iterable[str | Path]) -> TarIndex:
+        """Make an index in memory, which is not kept and has no checksums.
 
-        :param tars: paths of the archives.
-        :param checksums: read all bytes, to know later whether they changed.
+        :param tars: see :func:`find_tars`.
         :return: an index; what was left out is in its ``faults``.
         """
-        return cls(*_scanned([Path(path) for path in tars], checksums)[0])
+        paths = find_tars(tars)
+        return cls(paths, *_scanned(paths, checksums=False))
 
 
-def _scanned(
-    tars: Sequence[Path], checksums: bool
-) -> tuple[list[Any], list[tuple[int, int, str]]]:
-    """What an index is made of, and size, time and checksum of each archive."""
+def _scanned(tars: Sequence[Path], checksums: bool) -> tuple[Any, ...]:
+    """What an index is made of: facts, members, samples and names."""
     endings: dict[str, int] = {}
     faults: list[SampleFault] = []
-    parts: list[list[npt.NDArray[Any]]] = []
     stats = []
-    members, letters = 0, 0
+    members, samples, names = array("q"), array("q"), bytearray()
     for tar, path in enumerate(progress(tars, "reading archives", unit="archive")):
         stat = _stat(path)
         found = scan(path, faults.append, checksums=checksums)
         stats.append((*stat, _digest(found)))
-        rows, samples, names = [], [], bytearray()
         for key, own in found.items():
             for ending, place in own.items():
-                rows.append((*place, endings.setdefault(ending, len(endings))))
+                members.extend((*place, endings.setdefault(ending, len(endings))))
             names += key.encode()
-            samples.append((tar, members + len(rows), letters + len(names)))
-        columns = zip((rows, samples, names), _COLUMNS.values(), strict=True)
-        parts.append([np.array(column, dtype=kind) for column, kind in columns])
-        members, letters = members + len(rows), letters + len(names)
+            samples.extend((tar, len(members) // 4, len(names)))
     told = [(fault.cause, str(fault)) for fault in faults]
-    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    return [tars, list(endings), told, *arrays], stats
+    facts = {"endings": list(endings), "faults": told, "stats": stats}
+    rows = np.array(members, dtype=np.int64).reshape(-1, 4)
+    ends = np.array(samples, dtype=np.int64).reshape(-1, 3)
+    return facts, rows, ends, np.array(names, dtype=np.uint8)
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -204,15 +195,12 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _digest(samples: Samples) -> str:
     """Hash what an archive holds: names, places and checksums of all members."""
-    digest = hashlib.sha256()
-    for key, own in samples.items():
-        digest.update(json.dumps([key, list(own.items())]).encode())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()[:32]
 
 
 # ------------------------------------------------------------------------- in a folder
 def open_tar_index(
-    tars: str | Path | Sequence[str | Path],
+    tars: str | Path | Iterable[str | Path],
     folder: str | Path | None = None,
     *,
     on_error: str = "raise",
@@ -225,7 +213,7 @@ def open_tar_index(
     with those that it describes; an archive of another time is read again. When bytes
     change later, reading them tells.
 
-    :param tars: folder of the archives, see :func:`find_tars`, or their paths.
+    :param tars: folder of the archives, or their paths, see :func:`find_tars`.
     :param folder: of the index; default ``tar_index`` beside the archives, in the
         folder that all of them are in.
     :param on_error: about archives that are cut, damaged or missing, members of refused
@@ -243,21 +231,20 @@ def open_tar_index(
     ('00000000', b'a red fox')
     """
     require_choice("on_error", on_error, ON_ERROR)
-    if isinstance(tars, (str, Path)):
-        paths = find_tars(tars)
-        folder = Path(tars).expanduser() / FOLDER if folder is None else folder
-    else:
-        paths = [Path(path).expanduser() for path in tars]
-        require_some(paths, "archives")
-        parents = [os.path.abspath(path.parent) for path in paths]
-        folder = Path(os.path.commonpath(parents), FOLDER) if folder is None else folder
-    paths = [Path(os.path.abspath(path)) for path in paths]
-    require_distinct(paths, "archives")
+    paths = find_tars(tars)
+    if folder is None:
+        whole = isinstance(tars, (str, Path))
+        base: Any = tars if whole else os.path.commonpath([p.parent for p in paths])
+        folder = Path(base, FOLDER)
     folder = Path(folder).expanduser()
     if rebuild or not (folder / _FILE).is_file():
-        with _locked(folder):
+        lock = FolderLock(folder)
+        _wait_for(lock)
+        try:
             if rebuild or not (folder / _FILE).is_file():
-                _write(folder, *_scanned(paths, checksums=True))
+                _write(folder, paths, *_scanned(paths, checksums=True))
+        finally:
+            lock.release()
     index = _open(folder, paths)
     if on_error == "raise" and index.faults:
         raise index.faults[0]
@@ -266,69 +253,43 @@ def open_tar_index(
     return index
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Be the only process that builds; wait for another one."""
-    lock = FolderLock(folder)
+def _wait_for(lock: FolderLock) -> None:
     while True:
         try:
-            lock.acquire()
-            break
-        except ValueError:
+            return lock.acquire()
+        except ValueError:  # another process builds
             time.sleep(0.05)
-        except OSError as error:
-            raise type(error)(
-                f"{folder} cannot be written ({error}); give another folder= for the "
-                "index of the archives."
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-def _write(folder: Path, made: Sequence[Any], stats: Sequence[Any]) -> None:
-    """Write an index; the file that makes it valid comes last."""
-    (folder / _FILE).unlink(missing_ok=True)
-    tars, endings, faults, *arrays = made
-    seals = {}
-    for name, array in zip(_COLUMNS, arrays, strict=True):
-        with replacing(folder / f"{name}.npy") as temporary:
-            with open(temporary, "wb") as file:
-                np.save(file, array)
-            seals[name] = seal_npy(temporary, {"column": name})
-    names = [os.path.relpath(path, folder) for path in tars]
-    rows = [[name, *stat] for name, stat in zip(names, stats, strict=True)]
-    content = {"version": _VERSION, "tars": rows, "endings": endings, "faults": faults}
-    content["arrays"] = seals
-    write_json(folder / _FILE, content, checksum=True, indent=None)
+def _write(folder: Path, tars: Sequence[Path], facts: Any, *arrays: Any) -> None:
+    facts["tars"] = [os.path.relpath(path, folder) for path in tars]
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8).copy()
+    tensors = zip(_COLUMNS, map(torch.from_numpy, (text, *arrays)), strict=True)
+    write_safetensors(folder / _FILE, dict(tensors), {"kind": _KIND})
     logger.info("indexed %d samples of %d archives", len(arrays[1]), len(tars))
 
 
 def _open(folder: Path, paths: Sequence[Path], *, checked: bool = True) -> TarIndex:
-    content = read_json(folder / _FILE, checksum=True, rewrite=_AGAIN)
-    if content.get("version") != _VERSION:
-        raise ValueError(f"{folder} is an index of another version; {_AGAIN}.")
+    path = folder / _FILE
+    tensors, known = read_safetensors(path, verify=checked, rewrite=_AGAIN)
+    if known.get("kind") != _KIND:
+        raise ValueError(f"{path} is no index of this version; {_AGAIN}.")
+    text, *arrays = (tensors[name].numpy() for name in _COLUMNS)
+    facts = json.loads(bytes(text))
     if checked:
-        _check_tars(folder.absolute(), content["tars"], paths)
-    arrays = []
-    for name, kind in _COLUMNS.items():
-        path = folder / f"{name}.npy"
-        array = read_npy(path, mmap=True, sealed=True, verify=checked)
-        if array.dtype != kind or npy_seal(path)["all"] != content["arrays"][name]:
-            raise ValueError(f"{path} belongs to another index; {_AGAIN}.")
-        arrays.append(np.asarray(array))
-    index = TarIndex(paths, content["endings"], content["faults"], *arrays)
-    index._source = partial(_open, folder, paths, checked=False)
+        _check_tars(folder.absolute(), facts, paths)
+    index = TarIndex(paths, facts, *arrays)
+    # Mapped again by each process.
+    index._source = partial(_open, folder, paths, checked=False), ()
     return index
 
 
-def _check_tars(folder: Path, rows: Sequence[Any], paths: Sequence[Path]) -> None:
+def _check_tars(folder: Path, facts: dict[str, Any], paths: Sequence[Path]) -> None:
     """Compare archives with what an index says of them.
 
     :raises ValueError: naming the one that differs.
     """
-    known = [Path(os.path.normpath(folder / row[0])) for row in rows]
+    known = [Path(os.path.normpath(folder / name)) for name in facts["tars"]]
     if known != list(paths):
         new, gone = set(paths) - set(known), set(known) - set(paths)
         what = f"of others: {min(gone)} is not given" if gone else "in another order"
@@ -337,7 +298,7 @@ def _check_tars(folder: Path, rows: Sequence[Any], paths: Sequence[Path]) -> Non
             f"{folder} is an index of {len(known)} archives, {what}; {_AGAIN}, or give "
             "another folder."
         )
-    for (_, size, when, digest), path in zip(rows, paths, strict=True):
+    for (size, when, digest), path in zip(facts["stats"], paths, strict=True):
         found = _stat(path)
         if found == (size, when):
             continue

@@ -58,7 +58,8 @@ def scan(
     try:
         with open(path, "rb") as file:
             for member in _members(path, file):
-                key, ending = split_name("/".join(_parts(member.name)))
+                parts = [part for part in member.name.split("/") if part != "."]
+                key, ending = split_name("/".join(parts))
                 wrong = _refused(member)
                 if not wrong and (not ending or key.startswith("__")):
                     continue  # no member of a sample, as webdataset has it
@@ -111,10 +112,6 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         words = f"{path} is not a tar of samples: it is {how} behind byte {end}{cause}."
         words = f"{words} Found {found_in(path)}. {_ADVICE}"
         raise SampleFault(f"archive {how}", words) from error
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in name.split("/") if part != "."]
 
 
 def _refused(member: tarfile.TarInfo) -> str:

@@ -39,25 +39,11 @@ from avalanche_clip.common.files import read_json, require_file, unreadable
 _LABEL = re.compile("[0-9]{4}([0-9]{2})?")
 
 
-def _months() -> tuple[str, ...]:
-    months = {year: "01-12" for year in range(2017, 2022)} | {
-        2014: "03 04 07-12",
-        2015: "01-08 10 11",
-        2016: "02 04-10 12",
-        2022: "01 05-12",
-        2023: "01-06",
-    }
-    found = []
-    for year in sorted(months):
-        for span in months[year].split():
-            first, _, last = span.partition("-")
-            found += [
-                f"{year}{m:02d}" for m in range(int(first), int(last or first) + 1)
-            ]
-    return tuple(found)
-
-
-TIC_DATACOMP_MONTHS = _months()
+_NONE = "201405 201406 201509 201512 201601 201603 201611 202202 202203 202204"
+_ALL = [f"{year}{month:02d}" for year in range(2014, 2024) for month in range(1, 13)]
+TIC_DATACOMP_MONTHS = tuple(
+    label for label in _ALL if "201403" <= label <= "202306" and label not in _NONE
+)
 """The 102 months of TiC-DataComp, ``YYYYMM``; in others there was no crawl."""
 
 
@@ -74,42 +60,34 @@ def read_uid_lists(folder: str | Path) -> dict[str, UIDArray]:
     :raises ValueError: if a list is damaged, occurs twice, or has another size.
     """
     folder = existing_folder(folder, "give the folder of the released lists")
-    found: dict[str, UIDArray] = {}
-
-    def add(label: str, uids: UIDArray, where: Path) -> None:
-        if label in found:
-            raise ValueError(f"{where} holds the list {label} a second time; move one.")
-        found[label] = uids
-
-    for path in sorted(folder.rglob("*.npy")):
-        if _LABEL.fullmatch(path.stem):
-            add(path.stem, read_uid_list(path), path)
+    lists = [(p.stem, p, 0, p.stat().st_size) for p in sorted(folder.rglob("*.npy"))]
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].tar")):
         for key, own in scan(path, _refuse).items():
-            label = key.rpartition("/")[2]
-            if len(label) == 6 and _LABEL.fullmatch(label) and "npy" in own:
-                add(label, map_uids(path, *own["npy"][:2]), path)
+            if "npy" in own:
+                lists.append((key.rpartition("/")[2], path, *own["npy"][:2]))
+    found: dict[str, UIDArray] = {}
+    for label, path, start, size in lists:
+        if label in found:
+            raise ValueError(f"{path} holds the list {label} a second time; move one.")
+        if _LABEL.fullmatch(label):
+            found[label] = map_uids(path, start, size)
     if not found:
-        lists = "{YYYY}.npy, {YYYYMM}.npy or {YYYY}.tar"
-        raise FileNotFoundError(f"{folder} holds no lists {lists}; give their folder.")
-    if (folder / "sizes.json").is_file():
-        _compare(found, folder / "sizes.json")
+        names = "{YYYY}.npy, {YYYYMM}.npy or {YYYY}.tar"
+        raise FileNotFoundError(f"{folder} holds no lists {names}; give their folder.")
+    sizes = folder / "sizes.json"
+    said = read_json(sizes, dict) if sizes.is_file() else {}
+    counts = {k: (len(uids), said.get(k, len(uids))) for k, uids in found.items()}
+    wrong = {k: both for k, both in counts.items() if both[0] != both[1]}
+    if wrong:
+        raise ValueError(
+            f"The lists beside {sizes} have other sizes than it says (found, said): "
+            f"{wrong}. Download them again."
+        )
     return dict(sorted(found.items()))
 
 
 def _refuse(fault: SampleFault) -> None:
     raise fault
-
-
-def _compare(found: Mapping[str, UIDArray], path: Path) -> None:
-    said = read_json(path, dict)
-    sizes = {label: (len(uids), said.get(label)) for label, uids in found.items()}
-    wrong = {k: v for k, v in sizes.items() if v[1] is not None and v[0] != v[1]}
-    if wrong:
-        raise ValueError(
-            f"The lists beside {path} have other sizes than it says (found, said): "
-            f"{wrong}. Download them again."
-        )
 
 
 def read_evaluation_uids(path: str | Path) -> dict[str, Any]:
@@ -131,19 +109,16 @@ def read_evaluation_uids(path: str | Path) -> dict[str, Any]:
     """
     if Path(path).is_dir():
         return dict(read_uid_lists(path))
-    content = _content(path)
+    if require_file(path).suffix == ".json":
+        content = read_json(path)
+    else:
+        content = read_array_pickle(path, "a pickle of UIDs", "Uiub", "UIDs are texts")
     try:
         if not isinstance(content, dict) or not content:
             raise ValueError("it holds no years")
         return {_year(year): _leaves(uids) for year, uids in content.items()}
     except (TypeError, ValueError) as error:
         raise unreadable(path, "a list of evaluation UIDs by year", error) from error
-
-
-def _content(path: str | Path) -> Any:
-    if require_file(path).suffix == ".json":
-        return read_json(path)
-    return read_array_pickle(path, "a pickle of UIDs", "Uiub", "UIDs are texts")
 
 
 def _year(year: Any) -> str:
@@ -165,7 +140,7 @@ def all_uids(sources: Any) -> UIDArray:
     """Gather ids of evaluation sets from all of their forms into one sorted list.
 
     :param sources: a path (``.npy`` such as ``eval/alluids.npy``, ``.pkl``, ``.json``,
-        or a folder of lists), ids as :func:`as_uids` takes them, what
+        or a folder of lists), ids as texts or an array, what
         :func:`read_evaluation_uids` returns, or a list of such.
     :return: each id once, ascending.
     """
@@ -178,15 +153,10 @@ def _flat(source: Any) -> list[UIDArray]:
         return _flat(read_uid_list(source) if whole else read_evaluation_uids(source))
     if isinstance(source, Mapping):
         return [part for own in source.values() for part in _flat(own)]
-    if isinstance(source, (list, tuple)) and any(map(_is_source, source)):
+    if isinstance(source, (list, tuple)) and not all(map(_is_uid, source)):
         return [part for own in source for part in _flat(own)]
     return [as_uids(source)]
 
 
-def _is_source(entry: Any) -> bool:
-    """Whether an entry of a list is no id but ids."""
-    if isinstance(entry, str):
-        return UID.fullmatch(entry) is None
-    if isinstance(entry, (list, tuple)):
-        return len(entry) != 2 or not all(isinstance(half, int) for half in entry)
-    return isinstance(entry, (Path, Mapping, np.ndarray))
+def _is_uid(entry: Any) -> bool:
+    return isinstance(entry, str) and UID.fullmatch(entry) is not None

@@ -13,7 +13,7 @@ TiC-CLIP (arXiv 2310.16226).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,6 @@ class TicShards(TarPairs):
         parts = [_uids(self.index, self.rows[b : b + BLOCK]) for b in blocks]
         return np.concatenate(parts)
 
-    def classes(self) -> npt.NDArray[np.int64]:
-        """Return the class of each item, from ``cls`` members, int64 ``(N,)``.
-
-        :raises ValueError: if one has none.
-        """
-        found = [self.index.read(row, "cls") for row in self.rows.tolist()]
-        wrong = [k for k, c in enumerate(found) if c is None or not c.strip().isdigit()]
-        if wrong:
-            row = int(self.rows[wrong[0]])
-            where = self.index.where(row)
-            raise ValueError(f"{where} has no class (cls) but {found[wrong[0]]!r}.")
-        return np.array([int(content or 0) for content in found], dtype=np.int64)
-
     def _filter(self, cause: str, good: Callable[[Any], npt.NDArray[np.bool_]]) -> None:
         left = good(self.rows)
         self.counts[cause] = int((~left).sum())
@@ -123,17 +110,14 @@ def _uids(index: TarIndex, rows: npt.NDArray[np.int64]) -> UIDArray:
     """Read ids off the names of samples, or where these are none, off their JSON."""
     block = np.frombuffer(index.names.block, dtype=np.uint8)
     starts, ends = index.names.offsets[rows], index.names.offsets[rows + 1]
-    uids = np.zeros(len(rows), dtype=UID_DTYPE)
     long = np.flatnonzero(ends - starts >= 32)
-    if len(block) < 32:
-        block = np.zeros(32, dtype=np.uint8)  # then no name is long
-    windows = np.lib.stride_tricks.sliding_window_view(block, 32)
-    digits = _DIGITS[windows[starts[long]]]
-    after = np.minimum(starts[long] + 32, len(block) - 1)
-    own = (ends[long] - starts[long] == 32) | (block[after] == ord("-"))
+    start, behind = starts[long], starts[long] + 32
+    digits = _DIGITS[block[start[:, None] + np.arange(32)]]
+    own = (ends[long] == behind) | (block[behind - (ends[long] == behind)] == ord("-"))
     good = (digits < 16).all(axis=1) & own
+    uids = np.zeros(len(rows), dtype=UID_DTYPE)
     halves = (digits[good, ::2] << 4 | digits[good, 1::2]).view(">u8")
-    uids["f0"][long[good]], uids["f1"][long[good]] = halves[:, 0], halves[:, 1]
+    uids["f0"][long[good]], uids["f1"][long[good]] = halves.T
     for place in np.setdiff1d(np.arange(len(rows)), long[good]).tolist():
         uids[place] = uid_to_pair(_uid(index, int(rows[place])))
     return uids
@@ -154,33 +138,36 @@ def _uid(index: TarIndex, row: int) -> str:
 
 def _size_faults(index: TarIndex) -> list[SampleFault]:
     """Compare shards with what is written beside them: names, and samples in each."""
-    said: dict[Path, dict[str, Any]] = {}
-    faults = []
     counts = np.bincount(index.tar, minlength=len(index.tars)).tolist()
-    for path, count in zip(index.tars, counts, strict=True):
-        folder, source = path.parent, path.with_name("sizes.json")
-        if folder not in said:
-            said[folder] = read_json(source, dict) if source.is_file() else {}
-            said[folder] = {**_numbered(folder / "nshards.txt"), **said[folder]}
-        size = said[folder].pop(path.name, None)
-        for stats in (f"{path.stem}_stats.json", f"{path.stem}.json"):
-            if size is None and path.with_name(stats).is_file():
-                source = path.with_name(stats)
-                size = read_json(source, dict).get("successes")
-        if size is not None and size != count:
-            words = f"it has {count} samples, {source.name} says {size}"
-            error = unreadable(path, "a whole shard", words)
-            faults.append(SampleFault("archive damaged", str(error)))
-    for folder, lost in said.items():
-        for name in lost:
-            words = f"{folder / name} is missing, but listed beside it; get it again."
-            faults.append(SampleFault("archive missing", words))
+    found = dict(zip(index.tars, counts, strict=True))
+    faults = []
+    for folder in dict.fromkeys(path.parent for path in index.tars):
+        for path, (size, source) in _said(folder, found).items():
+            if path not in found:
+                words = f"{path} is missing, but listed beside it; get it again."
+                faults.append(SampleFault("archive missing", words))
+            elif size is not None and size != found[path]:
+                words = f"it has {found[path]} samples, {source} says {size}"
+                error = unreadable(path, "a whole shard", words)
+                faults.append(SampleFault("archive damaged", str(error)))
     return faults
 
 
-def _numbered(path: Path) -> dict[str, None]:
-    """Names of the shards of a converted set, of which the file holds the number."""
-    count = read_text(path).strip() if path.is_file() else "0"
+def _said(folder: Path, found: Iterable[Path]) -> dict[Path, tuple[Any, str]]:
+    """Shards that the files in a folder tell of: number of samples, and the file."""
+    number, sizes = folder / "nshards.txt", folder / "sizes.json"
+    count = read_text(number).strip() if number.is_file() else "0"
     if not (count.isascii() and count.isdecimal() and len(count) < 8):
-        raise unreadable(path, "a number of shards", f"it holds {count[:40]!r}")
-    return dict.fromkeys(f"{number}.tar" for number in range(int(count)))
+        raise unreadable(number, "a number of shards", f"it holds {count[:40]!r}")
+    said: dict[Path, tuple[Any, str]] = {
+        folder / f"{n}.tar": (None, "") for n in range(int(count))
+    }
+    for path in found:
+        for stats in (f"{path.stem}.json", f"{path.stem}_stats.json"):
+            if path.parent == folder and (folder / stats).is_file():
+                facts = read_json(folder / stats, dict)
+                said[path] = facts.get("successes"), stats
+    if sizes.is_file():
+        for name, size in read_json(sizes, dict).items():
+            said[folder / name] = size, sizes.name
+    return said

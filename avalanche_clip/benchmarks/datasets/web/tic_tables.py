@@ -28,17 +28,11 @@ import numpy as np
 from avalanche_clip.benchmarks.datasets.captioned import is_text
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
-from avalanche_clip.benchmarks.datasets.web.uids import (
-    UID_DTYPE,
-    find_uids,
-    sorted_uids,
-)
 from avalanche_clip.benchmarks.items.times import to_timestamp
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
-from avalanche_clip.common.checks import as_integer, existing_folder
+from avalanche_clip.common.checks import as_finite, as_integer, existing_folder
 from avalanche_clip.common.files import (
     read_json,
-    read_lines,
     replacing_folder,
     require_file,
     unreadable,
@@ -56,6 +50,7 @@ _YFCC_STARTS = [to_timestamp(f"{y}-01-01") for y in (2004, 2009, 2011, 2013, 201
 _TAGS = re.compile("<.*?>")
 _KEY = re.compile("[0-9a-fA-F]{6,}")
 _YEAR = re.compile("_([0-9]{4})$")
+_NAME = re.compile("[0-9A-Za-z_-]+/[0-9A-Za-z_-]+[.]jpg")
 _OWN = re.compile(r"(train|test)_batch_[0-9]+\.csv|split\.json")
 _HEADER = ["path", "caption"]
 
@@ -86,7 +81,7 @@ def yfcc_caption(title: Any, description: Any, usertags: Any) -> str:
 
 
 def build_tic_yfcc(
-    rows: str | Path | Iterable[Mapping[str, Any]], folder: str | Path, *, seed: int = 0
+    rows: Iterable[Mapping[str, Any]], folder: str | Path, *, seed: int = 0
 ) -> dict[str, Any]:
     """Make the tables of TiC-YFCC.
 
@@ -95,25 +90,23 @@ def build_tic_yfcc(
     ``key[0:3]/key[3:6]/key.jpg``.
 
     :param rows: mappings with ``key``, ``title``, ``description``, ``usertags`` and
-        ``dateuploaded``; or a tab-separated file with these in its first line, where
-        nothing is quoted.
+        ``dateuploaded``, such as those of :class:`csv.DictReader`.
     :param folder: for the result; an older one is replaced.
-    :param seed: of the split: of each batch of ``n`` rows those with the
+    :param seed: of the split: of each batch of ``n`` photos those with the
         ``ceil(n / 100)`` smallest hashes of their path are its test set.
-    :return: what is written to ``split.json``: ``seed``, rows by ``batches``, and
-        ``dropped`` rows by cause; training rows of a photo that is in some test set
-        are dropped, too.
+    :return: what is written to ``split.json``: ``seed``, photos by ``batches``, and
+        ``dropped`` rows by cause; of a photo that comes twice in a batch the first
+        row counts.
     :raises ValueError: if a column is missing, a key is no hash, or the folder holds
         something else.
     """
 
     def found() -> Iterator[tuple[Any, str, str]]:
-        given = _table(rows) if isinstance(rows, (str, Path)) else rows
-        for number, row in enumerate(given, 1):
+        for number, row in enumerate(rows, 1):
             try:
                 key, date = str(row["key"]), row["dateuploaded"]
                 texts = row["title"], row["description"], row["usertags"]
-            except KeyError as error:
+            except (KeyError, TypeError) as error:
                 raise ValueError(f"Row {number} has no column {error}.") from error
             if not _KEY.fullmatch(key):
                 raise ValueError(f"Row {number}: the key {key!r:.80} is no hash.")
@@ -126,25 +119,11 @@ def build_tic_yfcc(
 
 def _yfcc_batch(date: Any) -> int | str:
     try:
-        batch = bisect_right(_YFCC_STARTS, float(date)) - 1
+        seconds = as_finite(float(date), "date")
     except (TypeError, ValueError):
         return "no date"
-    return (
-        "no date" if date != date else batch if batch in YFCC_BATCHES else "other year"
-    )
-
-
-def _table(path: str | Path) -> Iterator[dict[str, str]]:
-    names: list[str] = []
-    for number, line in read_lines(path):
-        cells = line.split("\t")
-        if not names:
-            names = cells
-        elif len(cells) != len(names):
-            what = f"line {number} has {len(cells)} cells, not {len(names)}"
-            raise unreadable(path, "a table of photos", what)
-        else:
-            yield dict(zip(names, cells, strict=True))
+    batch = bisect_right(_YFCC_STARTS, seconds) - 1
+    return batch if batch in YFCC_BATCHES else "other year"
 
 
 def build_tic_redcaps(
@@ -166,19 +145,15 @@ def build_tic_redcaps(
     if not dated:
         raise FileNotFoundError(f"{source} holds no files {{subreddit}}_{{year}}.json.")
 
-    def found() -> Iterator[tuple[Any, str, str]]:
+    def found() -> Iterator[tuple[Any, str, Any]]:
         for path, year in dated:
-            batch = max(year, REDCAPS_BATCHES[0])
-            entries = read_json(path, dict).get("annotations")
+            batch = max(year, REDCAPS_BATCHES[0]) if year <= 2020 else "other year"
             try:
-                for entry in entries:
+                for entry in read_json(path, dict)["annotations"]:
                     name = f"{entry['subreddit']}/{entry['image_id']}.jpg"
-                    check_names([name], path, "images")
-                    yield (
-                        batch if year <= 2020 else "other year",
-                        name,
-                        entry["caption"],
-                    )
+                    if not _NAME.fullmatch(name):
+                        raise TypeError(f"it names the picture {name!r:.80}")
+                    yield batch, name, entry["caption"]
             except (KeyError, TypeError) as error:
                 raise unreadable(path, "annotations of RedCaps", error) from error
 
@@ -186,7 +161,7 @@ def build_tic_redcaps(
 
 
 def _write_split(
-    found: Iterator[tuple[Any, str, str]],
+    found: Iterator[tuple[Any, str, Any]],
     batches: Sequence[int],
     folder: str | Path,
     seed: int,
@@ -200,51 +175,53 @@ def _write_split(
             "for the tables alone."
         )
     dropped: Counter[str] = Counter()
-    hashes = {batch: array("Q") for batch in batches}
-    facts: dict[str, Any] = {"seed": seed, "batches": {}, "dropped": dropped}
+    places, hashes = array("q"), array("Q")
+    sizes = {}
     with replacing_folder(target) as new:
-        with _writers([new / f"{batch}" for batch in batches]) as writers:
+        with _writers([new / "rows"]) as (writer,):
             for batch, path, caption in found:
                 if batch in batches and not _is_caption(caption):
                     batch = "no text"
                 if batch not in batches:
-                    dropped[str(batch)] += 1
+                    dropped[batch] += 1
                     continue
-                digest = hashlib.blake2b(path.encode(), digest_size=16).digest()
-                hashes[batch].frombytes(digest)
-                writers[batches.index(batch)].writerow((path, caption))
-        ids = {b: np.frombuffer(hashes[b], dtype=UID_DTYPE) for b in batches}
-        held = {b: _held(ids[b]["f0"], seed, b) for b in batches}
-        tests = sorted_uids(np.concatenate([ids[b][held[b]] for b in batches]))
-        for b in batches:
-            seen = find_uids(ids[b], tests) & ~held[b]
-            names = [new / f"{part}_batch_{b}.csv" for part in ("train", "test")]
-            with _writers(names) as writers, _opened(new / f"{b}") as rows:
-                for writer in writers:
-                    writer.writerow(_HEADER)
-                for row, test, lost in zip(rows, held[b], seen, strict=True):
-                    if not lost:
-                        writers[int(test)].writerow(row)
-            (new / f"{b}").unlink()
-            dropped["in a test set"] += int(seen.sum())
-            sizes = int((~held[b] & ~seen).sum()), int(held[b].sum())
-            facts["batches"][str(b)] = dict(zip(("train", "test"), sizes, strict=True))
-        facts["dropped"] = {cause: count for cause, count in dropped.items() if count}
+                places.append(batches.index(batch))
+                hashes.append(name_hash(path))
+                # A bare return would end the row.
+                writer.writerow((path, caption.replace("\r", " ")))
+        order = np.full(len(places), -1)
+        for k, batch in enumerate(batches):
+            own = np.flatnonzero(np.array(places) == k)
+            ids, first = np.unique(np.array(hashes)[own], return_index=True)
+            count = -(-len(ids) // 100)
+            test = keep_smallest(sample_priorities(ids, seed, batch), count)
+            order[own[first]] = 2 * k
+            order[own[first[test]]] = 2 * k + 1
+            sizes[f"{batch}"] = {"train": len(ids) - count, "test": count}
+            dropped["twice"] += len(own) - len(ids)
+        parts = [f"{part}_batch_{b}.csv" for b in batches for part in ("train", "test")]
+        with _writers([new / part for part in parts]) as writers:
+            for writer in writers:
+                writer.writerow(_HEADER)
+            for row, k in zip(_rows(new / "rows"), order.tolist(), strict=True):
+                if k >= 0:
+                    writers[k].writerow(row)
+        (new / "rows").unlink()
+        causes = {cause: count for cause, count in dropped.items() if count}
+        facts = {"seed": seed, "batches": sizes, "dropped": causes}
         write_json(new / "split.json", facts, checksum=True)
     logger.info("%s: %s", target, facts)
     return facts
 
 
+def name_hash(name: str) -> int:
+    """Hash a name to 64 bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
 def _is_caption(text: Any) -> bool:
-    return is_text(text) and bool(text.strip()) and "\0" not in text
-
-
-def _held(priorities: Any, seed: int, batch: int) -> np.ndarray:
-    """Mark the test rows of a batch."""
-    chosen = sample_priorities(priorities, seed, batch)
-    test = np.zeros(len(chosen), dtype=bool)
-    test[keep_smallest(chosen, -(-len(chosen) // 100))] = True
-    return test
+    fits = is_text(text) and len(text) <= csv.field_size_limit()
+    return fits and bool(text.strip()) and "\0" not in text
 
 
 @contextmanager
@@ -257,10 +234,9 @@ def _writers(paths: Sequence[Path]) -> Iterator[list[Any]]:
         yield [csv.writer(f, delimiter="\t", lineterminator="\n") for f in files]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    with open(require_file(path), encoding="utf-8", newline="") as file:
-        yield csv.reader(file, delimiter="\t", strict=True)
+def _rows(path: Path) -> Iterator[list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        yield from csv.reader(file, delimiter="\t", strict=True)
 
 
 def read_pair_table(path: str | Path) -> tuple[TextColumn, TextColumn]:
@@ -272,21 +248,22 @@ def read_pair_table(path: str | Path) -> tuple[TextColumn, TextColumn]:
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: naming the file, and the row that does not fit.
     """
-    blocks, ends = (bytearray(), bytearray()), (array("q", [0]), array("q", [0]))
-    try:
-        with _opened(Path(path)) as rows:
+    path = require_file(path)
+
+    def cells(column: int) -> Iterator[bytes]:
+        number = 0
+        try:
+            rows = _rows(path)
             if next(rows, None) != _HEADER:
                 raise ValueError(f"its first line is not {_HEADER}")
             for row in rows:
+                number += 1
                 if len(row) != 2:
                     raise ValueError(f"it has {len(row)} cells")
                 check_names(row[:1], path, "images")
-                for block, found, text in zip(blocks, ends, row, strict=True):
-                    block += text.encode("utf-8")
-                    found.append(len(block))
-    except (csv.Error, ValueError) as error:
-        cause = f"row {len(ends[0])}: {error}"
-        raise unreadable(path, "a table of paths and captions", cause) from error
-    columns = zip(blocks, ends, strict=True)
-    names, captions = (TextColumn(bytes(b), np.frombuffer(e, "q")) for b, e in columns)
-    return names, captions
+                yield row[column].encode()
+        except (csv.Error, ValueError) as error:
+            cause = f"row {number}: {error}"
+            raise unreadable(path, "a table of paths and captions", cause) from error
+
+    return TextColumn.from_bytes(cells(0)), TextColumn.from_bytes(cells(1))

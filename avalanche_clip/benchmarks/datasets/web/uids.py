@@ -11,12 +11,10 @@ Source: the files released with DataComp (arXiv 2304.14108) and TiC-CLIP (arXiv
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +34,8 @@ UID_DTYPE = np.dtype([("f0", "<u8"), ("f1", "<u8")])
 UIDArray = npt.NDArray[Any]
 BLOCK = 2**20
 """Ids that are held in memory at a time: 16 MiB."""
-HOW = ("union", "intersection", "difference")
 UID = re.compile("[0-9a-f]{32}")
 _MAGIC = b"\x93NUMPY"
-_HEAD = 128
-_MASK = 2**64 - 1
 
 
 # ---------------------------------------------------------------- single ids
@@ -74,7 +69,7 @@ def pair_to_uid(pair: Sequence[int]) -> str:
     if len(pair) != 2:
         raise ValueError(f"A pair has {len(pair)} numbers; give the two of a UID.")
     halves = [as_integer(half, "A half of a UID") for half in pair]
-    if not all(0 <= half <= _MASK for half in halves):
+    if not all(0 <= half < 2**64 for half in halves):
         raise ValueError(f"The pair {tuple(halves)} must lie in 0..2**64 - 1.")
     return "{:016x}{:016x}".format(*halves)
 
@@ -143,20 +138,17 @@ def map_uids(path: Path, start: int, size: int) -> UIDArray:
         end = begin + 16 * count
         if end != start + size or not size:
             raise ValueError(f"{end - start} bytes are declared, there are {size}")
+        if not count:
+            return np.empty(0, dtype=UID_DTYPE)
+        mapped = np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(count,))
+        uids = np.asarray(mapped).astype(UID_DTYPE, copy=False)
+        text = first.isascii() and b"\0" not in first
+        other = not found_in_bytes(first).startswith("bytes that")
+        if begin == start and (text or other and not _ascends(uids[:BLOCK])):
+            raise ValueError("it has no header, and what it holds are no UIDs")
+        return uids
     except UNREADABLE as error:
         raise unreadable(path, "a list of UIDs", error) from error
-    if not count:
-        return np.empty(0, dtype=UID_DTYPE)
-    mapped = np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(count,))
-    uids = np.asarray(mapped).astype(UID_DTYPE, copy=False)
-    if begin == start and (
-        (first.isascii() and b"\0" not in first)
-        or not found_in_bytes(first).startswith("bytes that")
-        and not _ascends(uids[:BLOCK], strictly=False)
-    ):
-        cause = "it has no header, and what it holds are no UIDs"
-        raise unreadable(path, "a list of UIDs", cause)
-    return uids
 
 
 def write_uid_list(path: str | Path, uids: Any) -> None:
@@ -170,12 +162,10 @@ def write_uid_list(path: str | Path, uids: Any) -> None:
     :raises ValueError: if one is no UID.
     """
     given = as_uids(uids)
-    starts = range(0, len(given), BLOCK)
-    if not all(_ascends(given[begin : begin + BLOCK + 1]) for begin in starts):
+    if not _ascends(given, strictly=True):
         given = sorted_uids(given)
-    with _list_writer(path) as write:
-        for begin in range(0, len(given), BLOCK):
-            write(given[begin : begin + BLOCK])
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, given)
 
 
 def ordered_uids(given: Any) -> UIDArray:
@@ -185,12 +175,11 @@ def ordered_uids(given: Any) -> UIDArray:
     :raises ValueError: if it is not sorted.
     """
     uids = read_uid_list(given) if isinstance(given, (str, Path)) else as_uids(given)
-    for begin in range(0, len(uids), BLOCK):
-        if not _ascends(uids[begin : begin + BLOCK + 1], strictly=False):
-            raise ValueError(
-                f"The UIDs {begin} to {begin + BLOCK} of a list do not ascend; write "
-                "it with write_uid_list, which sorts."
-            )
+    if not _ascends(uids):
+        raise ValueError(
+            f"The UIDs of {given!r:.200} do not ascend; write them with "
+            "write_uid_list, which sorts."
+        )
     return uids
 
 
@@ -207,13 +196,22 @@ def combine_uid_lists(path: str | Path, first: Any, second: Any, how: str) -> UI
 
     Memory: about 100 MiB, whatever the lengths.
     """
-    require_choice("how", how, HOW)
-    with _list_writer(path) as write:
-        for ours, theirs in _merged(ordered_uids(first), ordered_uids(second)):
+    require_choice("how", how, ("union", "intersection", "difference"))
+    facts: Any = {"descr": UID_DTYPE.descr, "fortran_order": False, "shape": (0,)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        # NumPy leaves room for any number, which is known at the end.
+        np.lib.format.write_array_header_1_0(file, facts)
+        start = file.tell()
+        for ours, theirs in _pieces(ordered_uids(first), ordered_uids(second)):
             if how == "union":
-                write(sorted_uids(np.concatenate([ours, theirs])))
+                part = sorted_uids(np.concatenate([ours, theirs]))
             else:
-                write(ours[find_uids(ours, theirs) == (how == "intersection")])
+                part = _distinct(ours)
+                part = part[find_uids(part, theirs) == (how == "intersection")]
+            file.write(part.tobytes())
+        facts["shape"] = ((file.tell() - start) // 16,)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, facts)
     return read_uid_list(path)
 
 
@@ -224,100 +222,56 @@ def find_uids(uids: UIDArray, listed: UIDArray) -> npt.NDArray[np.bool_]:
     :param listed: ids in ascending order, also mapped ones.
     :return: bool ``(N,)``.
     """
-    high, low = listed["f0"], listed["f1"]
     found = np.zeros(len(uids), dtype=bool)
-    if not len(listed):
-        return found
-    for begin in range(0, len(uids), BLOCK):
+    for begin in range(0, len(uids) if len(listed) else 0, BLOCK):
         part = uids[begin : begin + BLOCK]
-        place = np.searchsorted(high, part["f0"])
+        place = _places(part, listed)
         place[place == len(listed)] = 0
-        same = high[place] == part["f0"]
-        hit = same & (low[place] == part["f1"])
-        # Another id with the same upper half may come first: one in about 10**10.
-        for row in np.flatnonzero(same & ~hit):
-            end = np.searchsorted(high, part["f0"][row], "right")
-            run = low[place[row] : end]
-            at = np.searchsorted(run, part["f1"][row])
-            hit[row] = at < len(run) and run[at] == part["f1"][row]
-        found[begin : begin + len(part)] = hit
+        found[begin : begin + BLOCK] = listed[place] == part
     return found
-
-
-# -------------------------------------------------------------------- pieces
-@contextmanager
-def _list_writer(path: str | Path) -> Iterator[Any]:
-    """Give a function that appends ids; the header comes when all are known."""
-    count = 0
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(bytes(_HEAD))
-
-        def write(part: UIDArray) -> None:
-            nonlocal count
-            file.write(np.ascontiguousarray(part).tobytes())
-            count += len(part)
-
-        yield write
-        file.seek(0)
-        file.write(_header(count))
-
-
-def _header(count: int) -> bytes:
-    file: IO[bytes] = io.BytesIO()
-    facts = {"descr": UID_DTYPE.descr, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, facts)
-    file.seek(0)
-    head = file.read()
-    assert len(head) == _HEAD, len(head)
-    return head
-
-
-def _ascends(part: UIDArray, strictly: bool = True) -> bool:
-    """Whether no id is smaller than the one before, or each is larger."""
-    high, low = part["f0"], part["f1"]
-    same = high[1:] == high[:-1]
-    steps = low[1:][same], low[:-1][same]
-    lower = (np.greater if strictly else np.greater_equal)(*steps)
-    return bool((high[1:] >= high[:-1]).all() and lower.all())
 
 
 def sorted_uids(uids: UIDArray) -> UIDArray:
     """Sort ids and drop repetitions."""
-    ordered = uids[np.lexsort((uids["f1"], uids["f0"]))]
-    return ordered[_new(ordered)]
+    return _distinct(uids[np.lexsort((uids["f1"], uids["f0"]))])
 
 
-def _new(part: UIDArray) -> npt.NDArray[np.bool_]:
-    """Mark the ids that differ from the one before; the first one does."""
-    high, low = part["f0"], part["f1"]
-    other = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    return np.concatenate([np.ones(min(len(part), 1), dtype=bool), other])
+# -------------------------------------------------------------------- pieces
+def _ascends(uids: UIDArray, strictly: bool = False) -> bool:
+    """Whether no id is smaller than the one before, or each is larger."""
+    for begin in range(0, len(uids), BLOCK):
+        part = uids[begin : begin + BLOCK + 1]
+        high, low = part["f0"], part["f1"]
+        wrong = low[1:] <= low[:-1] if strictly else low[1:] < low[:-1]
+        if ((high[1:] < high[:-1]) | (high[1:] == high[:-1]) & wrong).any():
+            return False
+    return True
 
 
-def _merged(first: UIDArray, second: UIDArray) -> Iterator[tuple[UIDArray, UIDArray]]:
-    """Cut two lists at the same ids into pieces without repetitions."""
-    lists, places = (first, second), [0, 0]
-    while places[0] < len(first) or places[1] < len(second):
-        cuts, parts = [], []
-        for uids, place in zip(lists, places, strict=True):
-            # With the id before, so that repetitions across pieces are seen.
-            whole = uids[max(place - 1, 0) : place + BLOCK]
-            if place + BLOCK < len(uids):
-                cuts.append(whole[-1:])
-            parts.append(whole)
-        for k, whole in enumerate(parts):
-            if cuts:
-                whole = whole[: min(_count_until(whole, cut) for cut in cuts)]
-            before = min(places[k], 1)
-            places[k] += len(whole) - before
-            parts[k] = whole[before:][_new(whole)[before:]]
-        yield parts[0], parts[1]
+def _distinct(ordered: UIDArray) -> UIDArray:
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
-def _count_until(part: UIDArray, last: UIDArray) -> int:
-    """Number of sorted ids up to and with one."""
-    begin, end = (int(np.searchsorted(part["f0"], last["f0"][0], s)) for s in _SIDES)
-    return begin + int(np.searchsorted(part["f1"][begin:end], last["f1"][0], "right"))
+def _places(uids: UIDArray, listed: UIDArray) -> npt.NDArray[np.int64]:
+    """Number of listed ids, which ascend, that are smaller than each id."""
+    if not len(listed):
+        return np.zeros(len(uids), dtype=np.int64)
+    high, low = listed["f0"], listed["f1"]
+    place = np.searchsorted(high, uids["f0"])
+    at = np.minimum(place, len(listed) - 1)
+    # A smaller id with the same upper half may come first: one in about 10**10.
+    for row in np.flatnonzero((high[at] == uids["f0"]) & (low[at] < uids["f1"])):
+        end = np.searchsorted(high, uids["f0"][row], "right")
+        place[row] += np.searchsorted(low[place[row] : end], uids["f1"][row])
+    return place
 
 
-_SIDES: tuple[Any, Any] = ("left", "right")
+def _pieces(*lists: UIDArray) -> Iterator[list[UIDArray]]:
+    """Cut ascending lists at the same ids; equal ones stay together."""
+    cuts = sorted_uids(np.concatenate([uids[BLOCK::BLOCK] for uids in lists]))
+    places = [[0, *_places(cuts, uids).tolist(), len(uids)] for uids in lists]
+    for k in range(len(cuts) + 1):
+        pairs = zip(lists, places, strict=True)
+        yield [uids[place[k] : place[k + 1]] for uids, place in pairs]

@@ -1,6 +1,5 @@
 """An index of archives: built once, mapped, and told when it fits no longer."""
 
-import json
 import os
 import pickle
 import shutil
@@ -11,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from avalanche_clip.benchmarks import (
@@ -23,6 +23,7 @@ from avalanche_clip.benchmarks import (
 from avalanche_clip.benchmarks.datasets import TarIndex, TarPairs, open_tar_index
 from avalanche_clip.benchmarks.datasets.web import tar_index
 from avalanche_clip.benchmarks.items.items import ReadableItems
+from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.common.pictures import read_picture
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
 from tests.tar_files import sample, samples, write_shards, write_tar
@@ -55,16 +56,14 @@ def same_as_written(index, numbers):
 def test_index__gives_any_member_in_any_order_and_is_built_once(shards, monkeypatch):
     folder = shards[0].parent
     same_as_written(open_tar_index(folder), range(20))
-    assert sorted(os.listdir(folder / "tar_index")) == [
-        "index.json", "members.npy", "names.npy", "samples.npy"
-    ]  # fmt: skip
+    assert os.listdir(folder / "tar_index") == ["index.safetensors"]
     no_building(monkeypatch)
     index = open_tar_index(folder)
     same_as_written(index, range(20))
     same_as_written(open_tar_index(shards), range(20))  # its archives by name
     again = pickle.loads(pickle.dumps(index))
     same_as_written(again, range(20))
-    assert isinstance(again.members.base, np.memmap)  # mapped, not copied
+    assert len(pickle.dumps(index)) < 2000  # mapped by each process, not copied
     with pytest.raises(IndexError, match="20 is out of range"):
         index.read(20, "txt")
 
@@ -77,10 +76,9 @@ def test_index__lies_where_it_is_wanted(shards, tmp_path, monkeypatch):
 
 
 def test_index__in_memory_needs_no_folder(shards):
-    for checksums in (False, True):
-        index = pickle.loads(pickle.dumps(TarIndex.of(shards, checksums=checksums)))
-        same_as_written(index, range(20))
-        assert index.members["crc"].any() == checksums
+    index = pickle.loads(pickle.dumps(TarIndex.of(iter(shards))))
+    same_as_written(index, range(20))
+    assert not index.members[:, 2].any()  # no checksums
     assert len(os.listdir(shards[0].parent)) == 4
 
 
@@ -161,29 +159,28 @@ def test_archives__changed_behind_our_back__are_told_when_they_are_read(shards, 
     assert index.read(0, "txt") == b"caption 0"
 
 
-@pytest.mark.parametrize("name", ["members", "samples", "names", "index"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other"])
-def test_index__that_is_damaged__is_told(shards, tmp_path, name, damage):
+def test_index__that_is_damaged__is_told(shards, tmp_path):
     folder = shards[0].parent / "tar_index"
     open_tar_index(shards[0].parent)
-    path = folder / f"{name}{'.json' if name == 'index' else '.npy'}"
-    if damage == "gone":
-        if name == "index":  # building was interrupted
-            path.unlink()
-            return same_as_written(open_tar_index(shards[0].parent), range(20))
-        path.unlink()
-    elif damage == "other":
-        write_shards(tmp_path / "other", 3)
-        open_tar_index(tmp_path / "other")
-        shutil.copy(tmp_path / "other" / "tar_index" / path.name, path)
-    else:
-        raw = bytearray(path.read_bytes())
-        raw[len(raw) // 2] ^= 1
-        path.write_bytes(raw[:-3] if damage == "cut" else raw)
-    with pytest.raises((ValueError, FileNotFoundError), match=str(folder)):
+    write_shards(tmp_path / "other", 3)
+    open_tar_index(tmp_path / "other")
+    path = folder / "index.safetensors"
+    raw = path.read_bytes()
+    flips = [len(raw) * part // 9 for part in range(9)]
+    damaged = [
+        raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :] for place in flips
+    ]
+    damaged += [raw[:-3], b"", (tmp_path / "other/tar_index" / path.name).read_bytes()]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=str(folder)):
+            open_tar_index(shards[0].parent)
+    write_safetensors(path, {"x": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="no index of this version"):
         open_tar_index(shards[0].parent)
     same_as_written(open_tar_index(shards[0].parent, rebuild=True), range(20))
-    return None
+    path.unlink()  # building was interrupted
+    same_as_written(open_tar_index(shards[0].parent), range(20))
 
 
 def test_index__of_a_broken_set__raises_or_leaves_out(shards):
@@ -198,6 +195,12 @@ def test_index__of_a_broken_set__raises_or_leaves_out(shards):
     causes = [fault.cause for fault in index.faults]
     assert causes == ["archive cut off", "archive damaged", "archive missing"]
     same_as_written(index, [*range(1), *range(15, 20)])
+    nothing = open_tar_index(shards[1:3], shards[0].parent / "b", on_error="skip")
+    assert (
+        len(nothing)
+        == len(open_tar_index(nothing.tars, shards[0].parent / "b", on_error="skip"))
+        == 0
+    )
     with pytest.raises(ValueError, match="on_error='warn'"):
         open_tar_index(shards, on_error="warn")
 
@@ -227,7 +230,7 @@ def test_index__is_built_by_one_of_several(shards, monkeypatch):
 
 def test_index__that_cannot_be_written__says_what_to_do(shards, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="give another folder="):
+    with pytest.raises(OSError, match="give a folder that can be written to"):
         open_tar_index(shards, tmp_path / "file")
 
 
@@ -249,7 +252,6 @@ def test_pairs__are_pictures_and_captions(shards):
         ({"json": '{"caption": "of json"}'}, {}, "of json"),
         ({"json": '{"caption": ["a", "b"]}'}, {}, ["a", "b"]),
         ({"json": '{"alt": "x", "caption": "y"}'}, {"captions": "json:alt"}, "x"),
-        ({"txt": "a\nb\n\n\u2028c"}, {"lines": True}, ["a", "b", "\u2028c"]),
         ({"txt": "a\nb"}, {}, "a\nb"),
         ({"txt": "\ufeffa"}, {}, "a"),
         ({"txt": "no", "cap": "yes"}, {"captions": ["cap", "txt"]}, "yes"),
@@ -375,19 +377,15 @@ def test_members__as_many_as_a_million_open_in_a_second(tmp_path):
     count = 100_000  # the whole number is in benchmarks/shards.py
     path = write_tar(tmp_path / "set" / "a.tar", sample(1))
     index = open_tar_index(path.parent)
-    content = json.loads((tmp_path / "set/tar_index/index.json").read_text())
-    made, stats = tar_index._scanned([path], checksums=True)
-    members = np.tile(index.members, count)
-    rows = np.repeat(index.samples, count)
-    rows["members"] = 3 * np.arange(1, count + 1)
-    rows["name"] = 8 * np.arange(1, count + 1)
+    facts, *_ = tar_index._scanned([path], checksums=True)
+    rows = np.arange(1, count + 1)[:, None] * np.array([0, 3, 8])
     names = np.tile(np.frombuffer(b"00000001", np.uint8), count)
-    made[-3:] = members, rows, names
-    tar_index._write(path.parent / "tar_index", made, stats)
+    members = np.tile(index.members, (count, 1))
+    tar_index._write(path.parent / "tar_index", [path], facts, members, rows, names)
     begin = time.perf_counter()
     index = open_tar_index(path.parent)
     assert time.perf_counter() - begin < 1 and len(index) == count
-    assert index.read(count - 1, "txt") == b"caption 1" and content["version"] == 1
+    assert index.read(count - 1, "txt") == b"caption 1"
     assert isinstance(TarPairs(index)[count - 1][0], Image.Image)
 
 

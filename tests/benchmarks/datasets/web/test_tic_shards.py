@@ -149,15 +149,6 @@ def test_shards__damage_is_told_or_counted(tmp_path):
         TicShards(tmp_path / "absent")
 
 
-def test_shards__classes(tmp_path):
-    write_evaluation(tmp_path / "a", range(5), 2016, "datacompnet")
-    assert TicShards(tmp_path / "a").classes().tolist() == [0, 1, 2, 0, 1]
-    write_tree(tmp_path / "b", range(2), 2016)
-    refused("no class", TicShards(tmp_path / "b").classes)
-    write_tree(tmp_path / "c", range(2), 2016, cls=b"-1")
-    refused("no class", TicShards(tmp_path / "c").classes)
-
-
 def test_shards__many_ids_at_once(tmp_path, monkeypatch):
     given = write_tree(tmp_path, range(23), 2016, shards=1)
     monkeypatch.setattr("avalanche_clip.benchmarks.datasets.web.tic_shards.BLOCK", 5)

@@ -121,35 +121,27 @@ def test_split__depends_on_the_seed_and_not_on_the_order(tmp_path):
     assert chosen[0, False] == chosen[0, True] != chosen[1, False] == chosen[1, True]
 
 
-def test_split__photos_of_a_test_set_are_in_no_training_set(tmp_path):
-    # The same photos were uploaded again in later years.
-    starts = (1072915200, 1230768000, 1293840000, 1356998400)
-    rows = [photo(n, start) for start in starts for n in range(150)]
-    facts = build_tic_yfcc(rows, tmp_path / "splits")
+def test_split__photos_that_come_twice_in_a_batch_are_one(tmp_path):
+    rows = [photo(n, 1072915200) for n in range(150)]
+    again = [photo(n, 1072915300, title="again") for n in range(150)]
+    facts = build_tic_yfcc([*rows, *again], tmp_path / "splits")
     found = tables(tmp_path / "splits")
-    tests = {
-        row[0] for (part, _), own in found.items() for row in own if part == "test"
-    }
-    trains = [row for (part, _), own in found.items() for row in own if part == "train"]
-    assert not tests & {path for path, _ in trains}
-    assert facts["dropped"]["in a test set"] == 600 - 8 - len(trains)
-    sizes = [len(found["test", b]) for b in range(4)]
-    assert sizes == [2, 2, 2, 2]
+    build_tic_yfcc(rows, tmp_path / "once")
+    assert found == tables(tmp_path / "once")
+    assert facts["dropped"] == {"twice": 150}
+    assert facts["batches"]["0"] == {"train": 148, "test": 2}
 
 
-def test_yfcc__from_a_file(tmp_path):
-    rows = [photo(n, 1072915200 + n) for n in range(30)]
-    names = ["dateuploaded", "key", "usertags", "other", "title", "description"]
-    lines = ["\t".join(names)]
-    lines += ["\t".join(str(row.get(n, '"')) for n in names) for row in rows]
-    (tmp_path / "yfcc.tsv").write_text("\n".join(lines) + "\n")
-    one = build_tic_yfcc(tmp_path / "yfcc.tsv", tmp_path / "a")
-    assert one == build_tic_yfcc(rows, tmp_path / "b")
-    assert tables(tmp_path / "a") == tables(tmp_path / "b")
-    (tmp_path / "yfcc.tsv").write_text("\n".join([*lines, "1\t2"]) + "\n")
-    refused("line 32", build_tic_yfcc, tmp_path / "yfcc.tsv", tmp_path / "a")
-    (tmp_path / "yfcc.tsv").write_text("key\ttitle\nabcdef0\tx\n")
-    refused("no column", build_tic_yfcc, tmp_path / "yfcc.tsv", tmp_path / "a")
+def test_yfcc__columns_that_are_missing_are_named(tmp_path):
+    row = photo(1, 1.1e9)
+    del row["usertags"]
+    refused(
+        "Row 2 has no column 'usertags'",
+        build_tic_yfcc,
+        [photo(1, 1.1e9), row],
+        tmp_path / "a",
+    )
+    refused("Row 1 has no column", build_tic_yfcc, "yfcc.tsv", tmp_path / "a")
 
 
 @pytest.mark.parametrize("key", ["", "abc", "../../etc", "a b c d e f", None, "ä" * 9])
@@ -183,19 +175,20 @@ def test_redcaps__years_are_those_of_the_files(tmp_path):
     source = write_annotations(
         tmp_path / "annotations",
         cats_2017=entries("cats", 120),
-        a_b_2018=entries("a_b", 5, 'tab\there, "quoted"\nand a line'),
+        a_b_2018=entries("a_b", 5, 'tab\there, "quoted"\nand a\rline'),
         old_2012=entries("old", 3),
         dogs_2020=[
             *entries("dogs", 2),
             *entries("more", 1, "\ud800"),
             *entries("n", 1, "\0"),
+            *entries("long", 1, "x" * 200_000),
             {"subreddit": "n", "image_id": "blank", "caption": " "},
         ],
         new_2021=entries("new", 4),
     )
     (source / "README.json").write_text("{}")
     facts = build_tic_redcaps(source, tmp_path / "splits", seed=1)
-    assert facts["dropped"] == {"other year": 4, "no text": 3}
+    assert facts["dropped"] == {"other year": 4, "no text": 4}
     found = tables(tmp_path / "splits", (2017, 2018, 2019, 2020))
     both = {b: [*found["train", b], *found["test", b]] for b in range(2017, 2021)}
     assert {b: len(rows) for b, rows in both.items()} == {
@@ -215,6 +208,8 @@ def test_redcaps__years_are_those_of_the_files(tmp_path):
         5,
         None,
         [{"subreddit": "..", "image_id": "../x", "caption": "c"}],
+        [{"subreddit": "a", "image_id": "b\rc", "caption": "c"}],
+        [{"subreddit": "a", "image_id": "\ud800", "caption": "c"}],
     ],
 )
 def test_redcaps__annotations_that_are_not_whole_are_refused(tmp_path, wrong):

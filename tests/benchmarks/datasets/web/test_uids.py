@@ -141,8 +141,8 @@ def test_list__a_failed_write_leaves_the_old_one(tmp_path):
     assert (tmp_path / "a.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("values", [2, 5, 2**62])
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])
+@pytest.mark.parametrize("values", [2, 2**62])
 def test_combine__equals_sets_of_texts(tmp_path, monkeypatch, block, values):
     monkeypatch.setattr(module, "BLOCK", block)
     for seed, (n, m) in enumerate([(0, 0), (0, 5), (5, 0), (1, 1), (40, 3), (30, 30)]):
@@ -169,11 +169,11 @@ def test_combine__equals_sets_of_texts(tmp_path, monkeypatch, block, values):
 
 
 def test_combine__memory_does_not_grow_with_the_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 1000)
+    monkeypatch.setattr(module, "BLOCK", 250)
     draw = np.random.default_rng(0)
-    for name, count in (("a", 200_000), ("b", 300_000)):
+    for name, count in (("a", 50_000), ("b", 75_000)):
         whole = np.zeros(count, UID_DTYPE)
-        whole["f0"] = np.sort(draw.integers(0, 400_000, count))
+        whole["f0"] = np.sort(draw.integers(0, 100_000, count))
         np.save(tmp_path / f"{name}.npy", whole)
     tracemalloc.start()
     paths = [tmp_path / f"{name}.npy" for name in "cab"]
@@ -182,7 +182,7 @@ def test_combine__memory_does_not_grow_with_the_lists(tmp_path, monkeypatch):
     tracemalloc.stop()
     sets = [{*np.load(path)["f0"].tolist()} for path in paths[1:]]
     assert found["f0"].tolist() == sorted(sets[0] & sets[1])
-    assert peak < 1_000_000  # the lists have 8 MB
+    assert peak < 250_000  # the lists have 2 MB
 
 
 def test_list__halves_that_repeat_are_told_apart():
