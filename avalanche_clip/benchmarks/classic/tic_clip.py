@@ -66,8 +66,9 @@ def tic_datacomp(
     Streams: ``train``, one experience per time step; ``test``, retrieval, one per
     evaluation set, of which a step may have several. Experiences carry ``time_label``,
     ``time_start``, ``time_end``, ``step`` (place in ``train``; ``fold_columns``
-    averages the sets of a step) and ``counts``, evaluation sets ``uids`` too. Classes
-    are tested by ``ZeroShotTask.web("eval/datacompnet/2016", split="")``.
+    averages the sets of a step), ``counts`` and ``skipped`` (of each source what was
+    left out until now, a :class:`Skipped`), evaluation sets ``uids`` too. Classes are
+    tested by ``ZeroShotTask.web("eval/datacompnet/2016", split="")``.
 
     Pairs of evaluation sets are taken out of every training set here: those of all
     sets in the evaluation folder and those of ``evaluation_uids``. The released lists
@@ -182,8 +183,9 @@ def tic_yfcc(
 
     The steps ``"2008"``, ``"2010"``, ``"2012"`` and ``"2014"`` are named by their last
     years. Streams ``train`` and ``test`` have one experience each per step, with
-    ``time_label``, ``time_start``, ``time_end``, ``step``, ``counts`` and, in ``test``,
-    the ``names`` of its pairs. Photos of a test set are in no training set, of whatever
+    ``time_label``, ``time_start``, ``time_end``, ``step``, ``skipped`` and ``counts``
+    or, in ``test``, the ``names`` of its pairs. Photos of a test set are in no training
+    set, of whatever
     step: those that are in both are left out and counted.
 
     :param root: with ``{train|test}_batch_{0..3}.csv``, see :func:`build_tic_yfcc`.
@@ -284,6 +286,7 @@ def _scenario(streams: Mapping[str, Sequence[_Part]], **facts: Any) -> CLScenari
                 first += len(pairs)
             start, end = _bounds(since, label)
             known = {"time_start": start, "time_end": end, "step": step, **known}
+            known["skipped"] = [pairs.skipped for pairs in sources]
             data = concatenate(sets)
             built[name].append(make_experience(data, time_label=label, **known))
     labels = [part[1] for part in streams["train"]]

@@ -205,3 +205,16 @@ def test_index__may_lie_elsewhere(folders, tmp_path, scenario):
         ids(e) for e in scenario.train_stream
     ]
     assert not [*(tmp_path / "train").rglob("tar_index")]
+
+
+def test_shards__that_are_cut_are_told_or_counted(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "train", ignore=lambda *_: ["tar_index"])
+    shard = tmp_path / "train/2015/00000001.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    refused("00000001.tar", tic_datacomp, tmp_path / "train", folders[1], steps=STEPS)
+    with pytest.warns(UserWarning, match="00000001.tar"):
+        built = tic_datacomp(
+            tmp_path / "train", folders[1], steps=STEPS, on_error="skip"
+        )
+    counts = [skipped.counts() for skipped in built.train_stream[0].skipped]
+    assert counts == [{}, {"archive cut off": 1, "archive damaged": 1}, {}]

@@ -16,6 +16,7 @@ from avalanche_clip.benchmarks.datasets import (
     build_tic_yfcc,
     open_tar_index,
 )
+from avalanche_clip.benchmarks.items.items import ReadableItems
 from tests.benchmarks.datasets.web.test_tic_tables import (
     entries,
     photo,
@@ -144,10 +145,11 @@ def test_yfcc__missing_pictures_are_told_or_left_out(yfcc, tmp_path):
     lost.rename(tmp_path / "lost.jpg")
     dataset = tic_yfcc(root, images).train_stream[3].dataset
     refused("does not exist", dataset.__getitem__, 1)
-    dataset = tic_yfcc(root, images, on_error="skip").train_stream[3].dataset
-    with pytest.raises(ValueError):  # batches leave it out
-        dataset[1]
-    assert dataset[0][1] == rows(root, "train_batch_3")[0][1]
+    step = tic_yfcc(root, images, on_error="skip").train_stream[3]
+    with pytest.warns(UserWarning, match="left out"):
+        found = ReadableItems(step.dataset).__getitems__([0, 1])
+    assert [item[1] for item in found] == [rows(root, "train_batch_3")[0][1]]
+    assert step.skipped[0].total == 1
     (tmp_path / "lost.jpg").rename(lost)
     refused("on_error", tic_yfcc, root, images, on_error="ignore")
     refused("no effect without gallery_size", tic_yfcc, root, images, seed=1)
