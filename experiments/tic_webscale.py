@@ -119,31 +119,16 @@ def build_benchmark(setup: Setup, method: str) -> Any:
     return split_validation(stream, VALIDATION) if method == "patching" else stream
 
 
-class ClassPictures:
-    """Pictures and classes of an evaluation set, as a zero-shot task reads them."""
-
-    def __init__(self, dataset: Any) -> None:
-        from avalanche_clip.benchmarks import attribute_array
-
-        self.dataset, self.targets = dataset, attribute_array(dataset, "targets")
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.dataset[index][0], int(self.targets[index])
-
-
-def build_suites(stream: Any) -> list[Any]:
+def build_suites(setup: Setup) -> list[Any]:
     """One zero-shot task per year, where there are evaluation sets with classes."""
     from avalanche_clip.evaluation.suites import ZeroShotSuite, ZeroShotTask
 
-    years = stream.streams.get("classification", ())
+    place = setup.folder / "eval" / "datacompnet"
+    years = [year for own in setup.steps.values() for year in own]
     tasks = [
-        ZeroShotTask.classification(
-            e.time_label, ClassPictures(e.dataset), stream.class_prompts
-        )
-        for e in years
+        ZeroShotTask.web(place / year, split="")
+        for year in years
+        if (place / year).is_dir()
     ]
     return [ZeroShotSuite(tasks)] if tasks else []
 
@@ -185,7 +170,7 @@ def run(setup: Setup, method: str, out: Path) -> Any:
         out,
         resume=True,
         checkpoint_iterations=max(50, setup.preset.iterations // CHECKPOINTS),
-        suites=build_suites(stream),
+        suites=build_suites(setup),
         num_workers=setup.workers,
     )
 
