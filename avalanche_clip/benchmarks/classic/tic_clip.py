@@ -185,8 +185,7 @@ def tic_yfcc(
     years. Streams ``train`` and ``test`` have one experience each per step, with
     ``time_label``, ``time_start``, ``time_end``, ``step``, ``skipped`` and ``counts``
     or, in ``test``, the ``names`` of its pairs. Photos of a test set are in no training
-    set, of whatever
-    step: those that are in both are left out and counted.
+    set, of whatever step: those that are in both are left out and counted.
 
     :param root: with ``{train|test}_batch_{0..3}.csv``, see :func:`build_tic_yfcc`.
     :param images: folder that the paths of the tables begin in.
