@@ -6,7 +6,6 @@ an absent file raises FileNotFoundError. Nothing that is read runs code.
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import io
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
+
+from avalanche_clip.common.space import told_when_full
 
 CHECKSUM = "checksum"
 _HEAD = 512
@@ -51,30 +52,6 @@ file_limits = FileLimits()
 
 
 # ------------------------------------------------------------------ errors
-class NoSpaceError(OSError, ValueError):
-    """Raised before anything is written that a disk cannot hold."""
-
-
-def require_space(folder: str | Path, needed: int, what: str) -> None:
-    """Raise unless the disk of a folder has room.
-
-    :param folder: that is to be written to; it need not exist.
-    :param needed: bytes.
-    :param what: that needs them.
-    :raises NoSpaceError: saying what is needed, and what is free.
-    """
-    folder = Path(folder).absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise NoSpaceError(
-            errno.ENOSPC,
-            f"{what} needs at least {needed:,} bytes of disk, and {free:,} are free; "
-            "make room, keep less, or give another folder",
-            str(folder),
-        )
-
-
 def found_in(path: str | Path) -> str:
     """Say in a few words what a file really is.
 
@@ -191,18 +168,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Its content is on disk before it replaces the old file; after an error the old
     file is as it was. Folders are made.
 
+    :raises NoSpaceError: if the disk is full.
     :raises ValueError: if there is a folder in the place of the file.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder, where a file is to be written; move it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with told_when_full(path, f"{path.name} is as it was before"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -40,6 +40,28 @@ class _State:
     world: Any = None
     group: Any = None
     meetings = 0
+    asked = False
+    stopping = False
+
+
+# ---------------------------------------------------------------------- stopping
+def ask_to_stop(asked: bool = True) -> None:
+    """Note that this process is to stop, which the others learn when they next meet.
+
+    :param asked: False takes it back, on all processes.
+    """
+    _State.asked = asked
+    _State.stopping = asked and _State.stopping
+
+
+def asked_to_stop() -> bool:
+    """Tell whether this process is to stop."""
+    return _State.asked
+
+
+def stopping() -> bool:
+    """Tell whether all are to stop: one was asked to before they last met."""
+    return _State.stopping if is_distributed() else _State.asked
 
 
 # --------------------------------------------------------------------- the group
@@ -118,12 +140,13 @@ def _exchange(place: str, value: Any, failed: bool) -> list[Any]:
         return [value]
     content = pickle.dumps(value)
     inline = content if len(content) <= _INLINE else b""
-    head = pickle.dumps((place[:_PLACE], failed, len(content), inline))
+    head = pickle.dumps((place[:_PLACE], failed, _State.asked, len(content), inline))
     with guarded(place):
         group = control_group()
         heads = [pickle.loads(row) for row in _gather_bytes(head, _HEAD, group)]
         _State.meetings += 1
         _require_together(heads)
+        _State.stopping = any(asked for _, _, asked, *_ in heads)
         found = [inline for *_, inline in heads]
         if not all(found):
             found = _gather_bytes(content, max(size for *_, size, _ in heads), group)
@@ -138,13 +161,13 @@ def _gather_bytes(own: bytes, size: int, group: Any) -> list[bytes]:
     return [part.numpy().tobytes() for part in rows]
 
 
-def _require_together(heads: list[tuple[str, bool, int, bytes]]) -> None:
+def _require_together(heads: list[tuple[str, bool, bool, int, bytes]]) -> None:
     """Raise unless all processes are at the same place."""
     places = [place for place, *_ in heads]
     other = next((k for k, place in enumerate(places) if place != places[0]), None)
     if other is None:
         return
-    for number, (place, failed, _, text) in enumerate(heads):
+    for number, (place, failed, *_, text) in enumerate(heads):
         if failed and number != rank():
             raise RankError(f"rank {number} stopped in {place}: {pickle.loads(text)}")
     raise RankError(

@@ -58,6 +58,7 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     :param state: tensors, numbers, strings, and containers of them.
     :param path: file to write.
     :return: the path.
+    :raises NoSpaceError: if the disk is full; an earlier file stays.
     :raises TypeError: naming the place of what is not plain data.
     """
     path = Path(path).expanduser()
@@ -66,8 +67,12 @@ def write_state(state: dict[str, Any], path: str | Path) -> Path:
     with _freed_later(path), replacing(path) as temporary:
         with open(temporary, "wb") as file, ThreadPoolExecutor(1) as pool:
             summed = _Summed(file, pool)
-            with _without_inner_checksums():
-                torch.save(content, cast(Any, summed))
+            try:
+                with _without_inner_checksums():
+                    torch.save(content, cast(Any, summed))
+            except RuntimeError as error:  # of torch, after the disk's own
+                hidden = error.__context__
+                raise hidden if isinstance(hidden, OSError) else error from None
             comment = _comment(summed.crc)
             # The last field of an archive is the length of its comment.
             file.seek(-len(_NO_COMMENT), os.SEEK_END)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avalanche_clip.common.files import replacing
 from avalanche_clip.common.plain import as_number
+from avalanche_clip.common.space import told_when_full
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,8 @@ class MetricsCSVLogger(BaseLogger):
         if not rows:
             return
         content = "".join(map(_line, rows)).encode("utf-8", "backslashreplace")
-        with self.path.open("ab") as file:
+        left = "A row that is not whole is cut off when the run goes on"
+        with told_when_full(self.path, left), self.path.open("ab") as file:
             file.write(content)
         self._remember(content)
 

@@ -29,11 +29,11 @@ from avalanche_clip.benchmarks.teacher.files import (
 from avalanche_clip.common.arrays import npy_head, read_npy, seal_npy
 from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import LOCK_FILE, FolderLock
+from avalanche_clip.common.space import FULL
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # File systems that cannot reserve space; it is taken by writing.
 _NO_RESERVING = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _BLOCK = 2**22
@@ -291,7 +291,7 @@ class FeatureWriter:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             # of one row: its feature, its id and its mark
             row = int(self.header["dim"]) * np.dtype(self.header["dtype"]).itemsize + 16

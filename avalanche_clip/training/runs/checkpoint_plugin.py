@@ -7,10 +7,11 @@ import time
 import warnings
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from avalanche_clip import distributed
 from avalanche_clip.common.checks import as_finite, as_size, require_choice
+from avalanche_clip.common.space import told_when_full
 from avalanche_clip.common.state_files import (
     PATTERN,
     CheckpointError,
@@ -87,7 +88,8 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
         due = bool(self.every_iterations) and done % self.every_iterations == 0  # type: ignore[operator]
         if self.every_seconds is not None:
             due = due or time.monotonic() - self._last >= self.every_seconds
-        if not due:
+        stopping = distributed.stopping()
+        if not (due or stopping):
             return
         if exact_inside(strategy):
             self.save(strategy)
@@ -99,6 +101,34 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
                 "also resumes inside.",
                 stacklevel=2,
             )
+        if stopping:
+            self.stop()
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Stop in an evaluation between steps, before which a checkpoint was written.
+
+        One in training goes on, so that the step can be saved behind it.
+        """
+        if strategy.run is not None and not strategy.in_training:
+            self.stop_if_asked("a batch of an evaluation")
+
+    def stop_if_asked(self, place: str) -> None:
+        """Stop here if one of the processes has been asked to.
+
+        :param place: where in the run all of them meet.
+        """
+        distributed.exchange(place)
+        if distributed.stopping():
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """End the process in order.
+
+        :raises SystemExit: with status 0.
+        """
+        if distributed.is_main_process():
+            logger.warning("The run stops, as SIGTERM asks for. %s.", self._newest())
+        raise SystemExit(0)
 
     def experience_completed(self, strategy: Any) -> None:
         """Save between experiences."""
@@ -115,7 +145,11 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
         """
         number = f"{strategy.clock.train_iterations:0{_ITERATIONS_DIGITS}d}"
         path = self.folder / f"state_{number}{suffix}.pt"
-        save_state(strategy, path)
+        with (
+            distributed.together("writing a checkpoint"),
+            told_when_full(path, self._newest()),
+        ):
+            save_state(strategy, path)
         self._last = time.monotonic()
         if distributed.is_main_process():
             # Later ones were left by another run, or could not be used.
@@ -123,6 +157,12 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
             for old in {*known[: -self.keep]} - self._of_steps(known):
                 old.unlink(missing_ok=True)
         return path
+
+    def _newest(self) -> str:
+        known = checkpoints(self.folder)
+        if not known:
+            return "No checkpoint has been written yet"
+        return f"The newest checkpoint is {known[-1]}; resume=True goes on from it"
 
     def _of_steps(self, known: list[Path]) -> set[Path]:
         """The newest checkpoint after each of the latest steps."""

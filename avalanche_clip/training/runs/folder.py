@@ -15,8 +15,9 @@ from avalanche.logging import TensorboardLogger
 from torch.optim import SGD, Adam, AdamW
 
 from avalanche_clip import distributed
-from avalanche_clip.common.files import read_json, require_space, write_json
+from avalanche_clip.common.files import read_json, write_json
 from avalanche_clip.common.lock import FolderLock
+from avalanche_clip.common.space import require_space
 from avalanche_clip.common.state_files import read_state
 from avalanche_clip.evaluation.loggers import MetricsCSVLogger
 from avalanche_clip.models.encoders.dual_encoder import DualEncoder

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from avalanche_clip import distributed
 from avalanche_clip.benchmarks.items.content import experience_hashes
 from avalanche_clip.common.plain import as_stored, is_plain
 from avalanche_clip.common.state_files import CheckpointError
@@ -22,7 +23,7 @@ from avalanche_clip.training.templates.settings import (
 )
 
 _MOST = 3
-_START = "start weights"
+_START, _BATCH = "start weights", "settings.train_mb_size"
 _MISSING = object()  # a value that one of two mappings does not have
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -32,13 +33,15 @@ _short.maxlist = _short.maxtuple = 8
 def strategy_identity(strategy: Any) -> dict[str, Any]:
     """Seed, settings and start that a strategy shares with one that goes on for it.
 
-    Where it runs does not count. The start is a hash of the pretrained weights: their
-    name stays the same when a file, or what a package ships, is replaced.
+    Where it runs does not count: ``train_mb_size`` is that of all processes together.
+    The start is a hash of the pretrained weights: their name stays the same when a
+    file, or what a package ships, is replaced.
 
     :param strategy: a strategy of this package.
     """
     settings = strategy_settings(strategy).items()
     kept = {k: v for k, v in settings if k not in ("eval_mb_size", "seed")}
+    kept["train_mb_size"] *= distributed.world_size()
     found = {"seed": strategy.seed, "settings": kept}
     start = start_weights(strategy)
     return found if start is None else {**found, _START: start}
@@ -127,13 +130,20 @@ def require_same(
 def run_differences(stored: dict[str, Any], have: dict[str, Any]) -> list[str]:
     """Say where two identities differ, see :func:`differences`.
 
-    Runs that were stored without a hash of their pretrained weights have any.
+    Runs that were stored without a hash of their pretrained weights have any. Into how
+    many parts a batch is cut does not count: fewer processes may need more of them.
 
     :param stored: that of the stored run.
     :param have: that of this run.
     """
     sides = [{k: v for k, v in one.items() if k != _START} for one in (stored, have)]
-    found = differences(sides[0], sides[1])
+    for side in sides:
+        settings = side.get("settings", {}).items()
+        side["settings"] = {k: v for k, v in settings if k != "accumulation_steps"}
+    found = [
+        f"{told} (of all processes together)" if _BATCH in told else told
+        for told in differences(sides[0], sides[1])
+    ]
     starts = {one[_START] for one in (stored, have) if _START in one}
     if len(starts) > 1:
         name = have["settings"].get("pretrained")

@@ -38,6 +38,7 @@ from avalanche_clip.training.runs.identity import (
 )
 from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import without_base
+from avalanche_clip.training.templates.order import TrainLoader
 from avalanche_clip.training.templates.settings import note_built
 from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.teachers import Teacher
@@ -179,6 +180,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "scaler": scaler and scaler.state_dict(),
         "clock": _counters(strategy.clock),
         "planned_iterations": strategy.planned_iterations,
+        "readers": _readers(strategy) if inside else 0,
         "compute": strategy.compute.state_dict(),
         "teachers": teachers,
         "teacher_growth": {
@@ -189,6 +191,12 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "rng": rng_state(strategy.device),
         "run": None if run is None else run.state_dict(),
     }
+
+
+def _readers(strategy: Any) -> int:
+    """Readers of the stream that is trained on, 0 where batches depend on none."""
+    loader = strategy.dataloader
+    return loader.readers if isinstance(loader, TrainLoader) else 0
 
 
 def _counters(clock: Any) -> dict[str, int]:
@@ -325,6 +333,16 @@ class Interrupted:
                     "number of processes."
                 )
             _restore_running(strategy, self.state)
+        before, now = self.state.get("readers", 0), _readers(strategy)
+        if before and before != now:
+            logger.warning(
+                "%s was written with %d readers of a stream (workers of all processes),"
+                " now there are %d: the rest of this step draws other samples than it "
+                "would have, some of them again.",
+                self.path,
+                before,
+                now,
+            )
         if self.then is not None:
             self.then()
 

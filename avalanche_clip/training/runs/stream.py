@@ -65,6 +65,7 @@ from avalanche_clip.training.runs.record import (
 from avalanche_clip.training.runs.result import RunResult
 from avalanche_clip.training.runs.resume import restore_state
 from avalanche_clip.training.runs.source import Source, preparation
+from avalanche_clip.training.runs.stopping import stopped_by_sigterm
 from avalanche_clip.training.runs.suites import RunSuites
 from avalanche_clip.training.runs.told import Told
 from avalanche_clip.training.templates.agreement import agree_on_run
@@ -77,6 +78,7 @@ Rows = dict[str, dict[str, list[list[float]]]]
 """stream -> metric -> rows over time; row 0 is before the first experience."""
 
 
+@stopped_by_sigterm()
 @distributed.guarded("run_stream()")
 def run_stream(
     strategy: Any,
@@ -112,7 +114,7 @@ def run_stream(
     damaged ``run_state.json``, ``metrics.csv`` or ``results.json`` is written again.
     If the call fails or is interrupted, the strategy is put back as it was before,
     weights included (the host's memory holds a copy of them meanwhile), and the
-    folder keeps what was written.
+    folder keeps what was written. SIGTERM saves and ends the process with status 0.
 
     :param strategy: a strategy of this package whose evaluator holds
         :func:`retrieval_plugin_metrics`, or ``accuracy_metrics(experience=True)``
@@ -156,15 +158,14 @@ def run_stream(
         as in ``E``. What a suite keeps of an earlier run is forgotten. Plugins that
         choose what images pass do so for those of suites, or refuse these.
     :param verbose: 1: one line per row of ``E`` on standard output (mean loss since the
-        last line, mean of the main metric over the test sets of the first stream,
-        its forgetting so far as in :func:`continual_summary`, time spent and left),
-        and bars with the time left of what takes long on standard error; loggers that
-        print there stay quiet. 2: what these loggers print, and bars, without such
-        lines. 0: nothing.
+        last line, mean and forgetting of the main metric of the first stream, time
+        spent and left), and bars of what takes long on standard error; loggers that
+        print there stay quiet. 2: what these print, and bars. 0: nothing.
     :param train_options: passed to ``train`` and ``eval`` (``num_workers``, ...).
     :return: matrices, summaries and cost.
     :raises OSError: if the disk cannot hold the checkpoints, before anything is written
-        (also a ValueError).
+        (also a ValueError), or is full later.
+    :raises SystemExit: after SIGTERM, at the next step or batch of an evaluation.
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
     :raises ValueError: for an unknown stream, an unprepared benchmark, one
@@ -366,10 +367,8 @@ class _Run:
     def train(self, index: int) -> None:
         """Train one experience."""
         self.next, self._begin = index, time.perf_counter()
-        experience = self.benchmark.train_stream[index]
-        self.strategy.train(
-            experience, eval_streams=self._validation(index), **self.options
-        )
+        step, watched = self.benchmark.train_stream[index], self._validation(index)
+        self.strategy.train(step, eval_streams=watched, **self.options)
         del self.seconds["train"][index:]
         self.seconds["train"].append(self._train_seconds())
         self.next, self._begin, self._spent = index + 1, None, 0.0
@@ -414,6 +413,7 @@ class _Run:
         del self.seconds["eval"][row:]
         self.seconds["eval"].append(time.perf_counter() - begin)
         self.folder.checkpoints.save(self.strategy, "_eval")
+        self.folder.checkpoints.stop_if_asked("after an evaluation")
         self.told.row(self, row)
 
     def measure(self, name: str, row: int, due: Any) -> dict[str, list[float]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +19,13 @@ from avalanche_clip.benchmarks.items.streamed import StreamedItems
 from avalanche_clip.training.templates.order import (
     TrainingOrder,
     TrainLoader,
+    WatchedLoader,
     worker_options,
 )
 from avalanche_clip.training.templates.streams import StreamLoader, StreamPart
+
+_SERVED = 60
+"""Seconds that a worker serves on after SIGTERM; launchers wait 30 at most."""
 
 
 def _common(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +33,24 @@ def _common(strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
     dataset = strategy.adapted_dataset
     require_prepared(dataset, strategy.model, captions=strategy.reads_captions)
     pinned = {"pin_memory": strategy.device.type == "cuda"}
-    return {**pinned, **worker_options(options), "collate_fn": dataset.collate_fn}
+    options = worker_options(options)
+    if options.get("num_workers"):
+        begin = partial(_outlast, options.get("worker_init_fn"))
+        options["worker_init_fn"] = begin
+    return {**pinned, **options, "collate_fn": dataset.collate_fn}
+
+
+def _outlast(begin: Callable[[int], Any] | None, worker: int) -> None:
+    """Let a worker serve on after SIGTERM, which launchers send to all at once.
+
+    A run then needs its batches to the end of the step. The worker ends with it.
+
+    :param begin: what the user has a worker begin with.
+    """
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SERVED))
+    if begin is not None:
+        begin(worker)
 
 
 def train_loader(
@@ -72,7 +96,7 @@ def eval_loader(strategy: Any, options: dict[str, Any]) -> DataLoader[Any]:
     """
     dataset = strategy.adapted_dataset
     streamed = isinstance(dataset, StreamedItems)
-    return DataLoader(
+    return WatchedLoader(
         StreamPart(dataset) if streamed else ReadableItems(dataset),
         batch_size=strategy.eval_mb_size,
         generator=torch.Generator().manual_seed(0),

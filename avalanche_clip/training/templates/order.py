@@ -200,12 +200,31 @@ class SeededItems(ReadableItems):
         return self.dataset[place]
 
 
-class TrainLoader(DataLoader):
+class WatchedLoader(DataLoader):
+    """A ``DataLoader`` that tells of a dead worker, whatever breaks first then."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except (OSError, EOFError) as error:
+            # What a worker has raised itself begins so.
+            if not self.num_workers or str(error).startswith("Caught "):
+                raise
+            raise RuntimeError(
+                f"A DataLoader worker is gone, killed or exited ({error!r} when its "
+                "data were taken). Look for a lack of memory, or use fewer workers."
+            ) from error
+
+
+class TrainLoader(WatchedLoader):
     """A ``DataLoader`` over :class:`PlannedBatchSampler`.
 
     ``len()`` is the number of batches planned for the running epoch, so
     progress bars are right.
     """
+
+    readers = 0
+    """Readers that the content of a batch depends on, of a stream."""
 
     def __init__(
         self,

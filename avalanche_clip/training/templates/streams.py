@@ -89,6 +89,8 @@ class StreamLoader(TrainLoader):
             )
         self.order, self.count = order, order.batches_per_epoch()
         self.part = StreamPart(dataset, order, rank)
+        self.readers = order.processes * max(1, options.get("num_workers", 0))
+        """Workers of all processes, each of which has archives of its own."""
         DataLoader.__init__(
             self,
             self.part,

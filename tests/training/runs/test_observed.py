@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from avalanche_clip.common.files import NoSpaceError, require_space
+from avalanche_clip.common.space import NoSpaceError, require_space
 from avalanche_clip.evaluation.functional.retrieval import guessed_recalls
 from avalanche_clip.training import run_stream
 from tests.helpers import stub_benchmark, stub_model
