@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -48,7 +49,7 @@ from unittest import mock
 import numpy as np
 import torch
 from avalanche.training.plugins import EvaluationPlugin
-from kill_and_resume import _context, same
+from kill_and_resume import same
 
 from avalanche_clip import distributed
 from avalanche_clip.benchmarks import (
@@ -64,6 +65,8 @@ from avalanche_clip.models import create_dual_encoder
 from avalanche_clip.training import MethodPlugin, Sequential, run_stream
 
 WORLD = 2
+PRELOAD = "kill_and_resume", "webdataset", "open_clip", "tensorboard", "pandas"
+"""What processes start with."""
 STEPS, ARCHIVES, EACH = 2, 4, 8
 ITERATIONS, EVERY, BATCH = 5, 2, 6
 WAYS = ("stream", "index")
@@ -163,6 +166,8 @@ def work(
     distributed.init_distributed("gloo", timeout=300)
     strategy, benchmark = build(way, shards, ticks)
     options = {"checkpoint_iterations": EVERY, "verbose": 0, "num_workers": 1}
+    # This process would give its workers the way that it was started itself.
+    options["multiprocessing_context"] = "fork"
     # What the report draws takes longer than all else, and is not compared.
     with mock.patch("avalanche_clip.training.runs.stream.write_report"):
         run_stream(strategy, benchmark, out, resume=True, **options)
@@ -181,7 +186,8 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        context, self.way = _context(), way
+        context, self.way = multiprocessing.get_context("forkserver"), way
+        context.set_forkserver_preload([*PRELOAD])
         self.out, self.ticks, self.processes = out, [], []
         self.listeners = []
         for rank in range(WORLD):
