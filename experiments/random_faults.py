@@ -131,7 +131,9 @@ def build(way: str, shards: Path, ticks: Any) -> tuple[Any, Any]:
         folder = shards / str(step)
         data: Any = ShardStream(folder, ARCHIVES * EACH, buffer=8)
         if way == "index":
-            data = make_image_text_dataset(TarPairs(open_tar_index(folder)))
+            ids = np.arange(ARCHIVES * EACH) + step * ARCHIVES * EACH
+            pairs = TarPairs(open_tar_index(folder))
+            data = make_image_text_dataset(pairs, sample_ids=ids)
         train.append(make_experience(data, time_label=str(step)))
     rows = [list(range(32 * step, 32 * step + 12)) for step in range(STEPS)]
     test = [
