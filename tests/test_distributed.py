@@ -13,6 +13,7 @@ from avalanche_clip import distributed
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.runs.checkpoint_plugin import checkpoints
 from avalanche_clip.training.supervised import Sequential
+from avalanche_clip.training.templates import MethodPlugin
 from tests.benchmarks.items.test_marks import metric_values, noise, prepared
 from tests.helpers import (
     WORDS,
@@ -24,6 +25,7 @@ from tests.helpers import (
     weights,
 )
 from tests.processes import free_port, run_in_processes
+from tests.training import moe_runs
 from tests.training import small_runs as runs
 from tests.training.growing import GrowingEncoder
 from tests.training.small_suites import Weights
@@ -53,6 +55,37 @@ def small_run(case, batch):
         "metrics": {k: v for k, v in found.items() if "R@" in k and v == v},
         "samples": strategy.compute.report()["samples"],
     }
+
+
+class Inside(MethodPlugin, supports_distributed=True):
+    """Notes the share of the weights that this process holds in each step."""
+
+    stateless = True
+    share = 0.0
+
+    def after_update(self, strategy, **kwargs):
+        held = [getattr(p, "_local_tensor", p) for p in strategy.model.parameters()]
+        shapes = sum(p.numel() for p in strategy.model.parameters())
+        self.share = sum(p.numel() for p in held) / shapes
+
+
+def sharded_run(batch, sharding="ddp"):
+    """Two steps in each of two experiences of a model with residual blocks."""
+    model, inside = moe_runs.vit(), Inside()
+    strategy = Sequential(
+        model=model,
+        train_mb_size=batch,
+        budget_iterations=2,
+        clip_grad_norm=0.1,
+        plugins=[inside],
+        evaluator=quiet_evaluator(),
+        sharding=sharding,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.9),
+    )
+    before = {name: id(p) for name, p in model.named_parameters()}
+    strategy.train(moe_runs.pairs(model, per_step=8).train_stream[:2])
+    same = before == {name: id(p) for name, p in model.named_parameters()}
+    return {"weights": weights(model), "share": inside.share, "same": same}
 
 
 def gather_case():
@@ -124,6 +157,7 @@ def pool(tmp_path_factory):
         "gather": gather_case,
         "retrieval": retrieval_case,
         **{name: partial(small_run, name, 4) for name in CASES},
+        "sharded": partial(sharded_run, 4, "fsdp2"),
         "stream": partial(stream_case, f"{folder}/run"),
     }
     return run_in_processes(jobs, folder)
@@ -172,6 +206,17 @@ def test_two_processes__equal_one_with_the_whole_batch(case, pool):
     if case == "growing":
         assert first["weights"]["table.rows"].shape == (3, 8)
         assert (first["weights"]["table.rows"] != 0).any(dim=1).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp2__processes_hold_parts_and_equal_one_with_the_whole_batch(pool):
+    whole = sharded_run(8)
+    for part in pool["sharded"]:
+        assert 0.45 < part["share"] < 0.55 and part["same"]
+        for name, value in whole["weights"].items():
+            found = part["weights"][name]
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5, msg=name)
+            assert torch.equal(found, pool["sharded"][0]["weights"][name]), name
 
 
 def test_run_stream__two_processes_write_once_and_resume(pool):

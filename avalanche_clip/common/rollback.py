@@ -115,6 +115,8 @@ class _Remembered:
     def _remember(self, value: Any) -> list[Any]:
         """Note the contents of one object; return what it refers to."""
         parts: list[Any] = []
+        if hasattr(value, "to_local"):  # the part of a tensor that processes share out
+            value = value.to_local()
         if isinstance(value, Tensor):
             self._note(_undo_tensor(value))
         elif isinstance(value, np.ndarray):

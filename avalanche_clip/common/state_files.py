@@ -23,6 +23,7 @@ from torch import Tensor
 
 from avalanche_clip.common.files import found_in, replacing
 from avalanche_clip.common.plain import mapped, plain
+from avalanche_clip.common.shard_files import SUFFIX, read_shards, remove_shards
 
 FORMAT = 3
 PATTERN = "state_*.pt"
@@ -161,7 +162,16 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{path} is a checkpoint of format {found!r}, this version reads format "
             f"{FORMAT}. {_OTHER_VERSION}"
         )
-    return unpack(state)
+    state = unpack(state)
+    if "shards" in state:
+        moments = state["optimizer"]["state"]
+        try:
+            for name, value in read_shards(state["shards"], path).items():
+                parameter, _, key = name.rpartition("/")
+                moments.setdefault(parameter, {})[key] = value
+        except Exception as error:
+            raise CheckpointError(f"{path} is damaged: {error}. {_EARLIER}") from error
+    return state
 
 
 def _verify(path: Path) -> None:
@@ -210,6 +220,20 @@ def _damage(content: mmap.mmap) -> str:
 def checkpoints(folder: str | Path) -> list[Path]:
     """List the checkpoints of a folder, oldest first."""
     return sorted(Path(folder).expanduser().glob(PATTERN), key=order)
+
+
+def remove_state(path: Path) -> None:
+    """Delete a checkpoint, and what processes wrote beside it."""
+    path.unlink(missing_ok=True)
+    remove_shards(path)
+
+
+def remove_lost_shards(folder: str | Path) -> None:
+    """Delete what processes wrote for checkpoints that are not there."""
+    for left in Path(folder).expanduser().glob(f"state_*{SUFFIX}"):
+        state = left.with_name(f"{left.name.split('.')[0]}.pt")
+        if not state.exists():
+            remove_shards(state)
 
 
 def order(path: Path) -> str:

@@ -25,7 +25,10 @@ BEHAVIOURS = {
     "reload": "its state is loaded over a later one",
     "processes": "two processes with half batches equal one process",
     "accumulation": "accumulated parts of a batch equal the batch",
+    "sharded": "two processes that share out the weights (FSDP2) equal two with DDP",
     "bf16": "trains in bfloat16",
+    "fp16": "trains in float16 with a gradient scaler",
+    "checkpointed": "computing activations again changes nothing",
     "compiled": "trains a model that torch.compile has compiled, to the same numbers",
     "open_clip": "trains a model of open_clip",
     "transformers": "trains a CLIP model of transformers",
@@ -119,7 +122,8 @@ MERGED = {
     "cannot": FROZEN_BASE,
 }
 UNTRAINED = dict.fromkeys(
-    ("neutral", "accumulation", "bf16"), "It trains nothing: there are no batches."
+    ("neutral", "accumulation", "sharded", "bf16", "fp16", "checkpointed"),
+    "It trains nothing: there are no batches.",
 )
 ADAPTERS = {
     "world": "languages",
@@ -373,6 +377,15 @@ UNTRIED = (
 )
 for _name in UNTRIED:
     _why = {"compiled": "Not compared yet: branches take minutes to trace."}
+    ROWS[_name] = replace(ROWS[_name], cannot={**ROWS[_name].cannot, **_why})
+
+IN_STEPS = (
+    *("ContrastiveEWC", "OnlineEWC", "OnlineEWC on languages", "ConstantCosine"),
+    *("ZSCL", "ClassNameZSCL", "WeightConsolidation"),
+    *("WiSE-FT", "WeightEnsemble", "WeightEnsemble and WiSE-FT"),
+)
+for _name in IN_STEPS:
+    _why = {"sharded": "It reads the whole weights in each step, and is refused."}
     ROWS[_name] = replace(ROWS[_name], cannot={**ROWS[_name].cannot, **_why})
 
 PLAIN = {

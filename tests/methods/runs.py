@@ -11,6 +11,7 @@ from tests.helpers import train_stream, weights
 from tests.methods.rows import BATCH, ROWS
 from tests.methods.variants import VARIANTS
 from tests.methods.worlds import build
+from tests.training import languages, moe_runs
 
 ALL = {**ROWS, **VARIANTS}
 
@@ -42,9 +43,14 @@ class Losses(SupervisedPlugin, supports_distributed=True):
 
 
 @cache
-def batch_run(name, processes=1, compiled=False, **options):
+def batch_run(name, processes=1, compiled=False, checkpointed=None, **options):
     """Train two experiences without randomness; return what came of it."""
     losses = Losses()
+    if checkpointed is not None or "sharding" in options:
+        with_words = ALL[name].world == "languages"
+        model = languages.tiny_model() if with_words else moe_runs.vit()
+        model.set_grad_checkpointing(bool(checkpointed))
+        options["model"] = model
     options = {"param_groups": None, "optimizer": sgd, **options}
     strategy, benchmark = build(
         ALL[name], losses, noise=0.0, train_mb_size=BATCH // processes, **options

@@ -92,6 +92,28 @@ def test_compiled__model_trains_to_the_same_numbers(name):
     assert ours["metrics"] == pytest.approx(plain["metrics"], rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", rows_that("checkpointed"))
+def test_checkpointed__activations_change_nothing(name):
+    ours, plain = (batch_run(name, checkpointed=on) for on in (True, False))
+    assert ours["losses"] == plain["losses"]
+    assert_same_weights(ours["weights"], plain["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", rows_that("fp16"))
+def test_fp16__stays_finite_and_close(name, monkeypatch):
+    # from 2 ** 16 on, which is halved until it fits, a short run would not move
+    scaler = partial(torch.amp.GradScaler, init_scale=64.0)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    ours, exact = batch_run(name, precision="fp16"), batch_run(name)
+    for key, value in exact["weights"].items():
+        torch.testing.assert_close(
+            ours["weights"][key], value, rtol=0.1, atol=0.05, msg=key
+        )
+    assert_other_weights(ours["weights"], exact["weights"])
+
+
 @pytest.mark.parametrize("name", rows_that("bf16"))
 def test_bf16__stays_finite_and_close(name):
     ours, exact = batch_run(name, precision="bf16"), batch_run(name)

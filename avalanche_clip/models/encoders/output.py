@@ -55,7 +55,8 @@ def model_output(
     """Put the logit scale of a model, and its bias if it has one, beside features."""
     bias = getattr(model, "logit_bias", None)
     if bias is not None:
-        aux["logit_bias"] = bias.float().reshape(())
+        # no view: hooks of processes that share out the weights belong on what is made
+        aux["logit_bias"] = bias.float().reshape(()).clone()
     return CLIPOutput(images, texts, model.logit_scale.float().exp().reshape(()), aux)
 
 

@@ -32,6 +32,7 @@ class ConstantCosinePlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("trunk",)
     keeps_per_weight_state = False
+    reads_weights_in_steps = True
     starts_elsewhere = True
     excludes = {
         "starts_fresh": (

@@ -47,6 +47,7 @@ class ContrastiveEWCPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("fisher", "anchor")
     keeps_per_weight_state = True
+    reads_weights_in_steps = True
     protects_weights = True
     nominal_cost = 1.2
     """Cost in plain budgets, as accounted in TiC-CLIP."""

@@ -80,6 +80,7 @@ class WeightAveragingPlugin(MethodPlugin, supports_distributed=True):
         ),
     }
     keeps_per_weight_state = True
+    reads_weights_in_steps = True
 
     mode: str = "we"
     _: KW_ONLY

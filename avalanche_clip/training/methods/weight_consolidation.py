@@ -38,6 +38,7 @@ class WeightConsolidationPlugin(MethodPlugin, supports_distributed=True):
 
     state_attributes = ("start",)
     keeps_per_weight_state = True
+    reads_weights_in_steps = True
 
     def __init__(self, weight: float = 1.0):
         super().__init__()

@@ -19,6 +19,8 @@ from avalanche_clip.common.state_files import (
     checkpoints,
     order,
     read_state,
+    remove_lost_shards,
+    remove_state,
     require_finite,
 )
 from avalanche_clip.training.runs.resume import save_state
@@ -155,7 +157,7 @@ class CheckpointPlugin(MethodPlugin, supports_distributed=True):
             # Later ones were left by another run, or could not be used.
             known = [p for p in checkpoints(self.folder) if order(p) <= order(path)]
             for old in {*known[: -self.keep]} - self._of_steps(known):
-                old.unlink(missing_ok=True)
+                remove_state(old)
         return path
 
     def _newest(self) -> str:
@@ -220,3 +222,4 @@ def remove_leftovers(folder: str | Path) -> None:
     """Delete temporary files of a run that was killed while writing."""
     for path in Path(folder).expanduser().glob(f"{PATTERN}*.tmp"):
         path.unlink(missing_ok=True)
+    remove_lost_shards(folder)

@@ -22,6 +22,7 @@ from torch import nn
 from avalanche_clip import distributed
 from avalanche_clip.common.randomness import rng_state, set_rng_state
 from avalanche_clip.common.rollback import undone_on_error
+from avalanche_clip.common.shard_files import remove_shards, write_shards
 from avalanche_clip.common.state_files import (
     FORMAT,
     CheckpointError,
@@ -40,6 +41,11 @@ from avalanche_clip.training.templates import optim
 from avalanche_clip.training.templates.frozen_base import without_base
 from avalanche_clip.training.templates.order import TrainLoader
 from avalanche_clip.training.templates.settings import note_built
+from avalanche_clip.training.templates.sharding import (
+    cut_moments,
+    whole,
+    without_cut,
+)
 from avalanche_clip.training.templates.stock_memories import exact_inside
 from avalanche_clip.training.templates.teachers import Teacher
 from avalanche_clip.training.templates.visits import (
@@ -83,6 +89,11 @@ def save_state(strategy: Any, path: str | Path) -> Path:
     path = Path(path).expanduser()
     inside = strategy.experience is not None
     _require_moment(strategy, inside)
+    with whole(strategy.step):
+        return _save_whole(strategy, path, inside)
+
+
+def _save_whole(strategy: Any, path: Path, inside: bool) -> Path:
     bad = _broken_weights(strategy)
     if bad:  # on all processes alike
         raise CheckpointError(
@@ -90,6 +101,8 @@ def save_state(strategy: Any, path: str | Path) -> Path:
             f"{bad[0]}, ...). Go back to an earlier checkpoint, and lower the learning "
             "rate or clip gradients (clip_grad_norm)."
         )
+    moments = cut_moments(strategy)
+    shards = write_shards(moments, path) if moments else None
     if not distributed.is_main_process():
         return path
     if inside:
@@ -100,7 +113,11 @@ def save_state(strategy: Any, path: str | Path) -> Path:
         # The clock counts a step after all plugins have run.
         for name in _STEP_COUNTERS:
             state["clock"][name] += 1
-    return write_state(state, path)
+    if shards:
+        state["shards"] = shards
+    write_state(state, path)
+    remove_shards(path, but=shards and shards["folder"])
+    return path
 
 
 def _require_moment(strategy: Any, inside: bool) -> None:
@@ -175,7 +192,7 @@ def capture_state(strategy: Any, *, inside: bool, experience: int) -> dict[str, 
         "model": {k: v for k, v in model.state_dict().items() if k not in omitted},
         "optimizer": {
             "names": [list(group["names"]) for group in strategy.groups.names],
-            **strategy.optimizer_state(copied=False),
+            **without_cut(strategy.optimizer_state(copied=False)),
         },
         "scaler": scaler and scaler.state_dict(),
         "clock": _counters(strategy.clock),

@@ -224,6 +224,7 @@ def _settings(strategy: Any) -> Facts:
         "iterations trained": clock.train_iterations,
         "resumed inside an experience": strategy._pending is not None,
         "eval_mb_size": evaluated,
+        "sharding": strategy.step.sharding,
     }
     return dict(_flat("", found))
 

@@ -53,6 +53,11 @@ from avalanche_clip.training.templates.options import (
 )
 from avalanche_clip.training.templates.plan import of_experience
 from avalanche_clip.training.templates.settings import note_built
+from avalanche_clip.training.templates.sharding import (
+    check_sharding,
+    shared_out,
+    whole,
+)
 from avalanche_clip.training.templates.step_template import StepTemplate
 from avalanche_clip.training.templates.stock_memories import forget_step
 from avalanche_clip.training.templates.stock_metrics import (
@@ -117,6 +122,11 @@ class CLIPTemplate(StepTemplate):
     :param accumulation_steps: chunks per batch, see :class:`FeatureCache`.
     :param clip_grad_norm: largest gradient norm, None for no clipping.
     :param reset_optimizer_state: forget moments at each experience.
+    :param sharding: what several processes do with the weights: ``"ddp"``: each holds
+        all; ``"fsdp2"``: while an epoch is trained each holds a part of the towers'
+        weights, gradients and moments (FSDP2). Needs a
+        :class:`~avalanche_clip.models.DualEncoder`; methods that read weights in each
+        step and fp16 are refused. One process holds all.
     :param seed: the one number behind data order, augmentation, buffers and
         the model's own randomness in training.
     """
@@ -163,6 +173,7 @@ class CLIPTemplate(StepTemplate):
         accumulation_steps: int = 1,
         clip_grad_norm: float | None = None,
         reset_optimizer_state: bool = True,
+        sharding: str = "ddp",
         seed: int = 0,
         **kwargs: Any,
     ):
@@ -177,13 +188,14 @@ class CLIPTemplate(StepTemplate):
             warmup_iterations=warmup_iterations,
             later_warmup_iterations=later_warmup_iterations,
             clip_grad_norm=clip_grad_norm,
+            sharding=sharding,
             seed=seed,
             eval_mb_size=eval_mb_size,
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
         stock = ("train_mb_size", "train_epochs", "eval_mb_size", "eval_every")
-        kept = {name: settings.pop(name) for name in (*stock, "peval_mode")}
+        kept = {name: settings.pop(name) for name in (*stock, "peval_mode", "sharding")}
         self.reset_optimizer_state = reset_optimizer_state
         self.compute = ComputeBudget(
             iterations=budget_iterations, samples=budget_samples, macs=budget_macs
@@ -247,6 +259,7 @@ class CLIPTemplate(StepTemplate):
         with taken_off_on_error(self.model):
             check_plugins(self)
             check_metrics(self)
+            check_sharding(self)
         self._checked = have
 
     def train(
@@ -362,6 +375,10 @@ class CLIPTemplate(StepTemplate):
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train for the planned iterations of one epoch."""
+        with shared_out(self.step):
+            self._train_batches(**kwargs)
+
+    def _train_batches(self, **kwargs: Any) -> None:
         for mbatch in self.plan.batches():
             self.mbatch = mbatch
             if self._stop_training:
@@ -427,6 +444,7 @@ class CLIPTemplate(StepTemplate):
         check_classes(self, [e.dataset for group in groups for e in group], "eval")
         with (
             kept_rng(self.device),
+            whole(self.step),
             running_order(self),
             undone_on_failure(self),
         ):

@@ -120,7 +120,11 @@ class _FeatureDistillation(PluginContract):
             )
 
 
-class _Protects(PluginContract):
+class _ReadsWeights(PluginContract):
+    reads_weights_in_steps = True  # type: ignore[assignment]
+
+
+class _Protects(_ReadsWeights):
     protects_weights = True  # type: ignore[assignment]
 
 
@@ -164,6 +168,7 @@ STOCK: dict[type, type[PluginContract]] = {
     stock.EvaluationPlugin: _Evaluation,
     stock.LRSchedulerPlugin: SchedulerContract,
     stock.EarlyStoppingPlugin: EarlyStoppingContract,
+    stock.AGEMPlugin: _ReadsWeights,
     stock.EWCPlugin: _Protects,
     stock.FeatureDistillationPlugin: _FeatureDistillation,
     stock.ReplayPlugin: _Replay,

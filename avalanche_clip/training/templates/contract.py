@@ -65,11 +65,12 @@ class MethodPlugin(SupervisedPlugin):
     starts_fresh: bool = False
     """Begins each later experience from fresh weights (restart): it warms up."""
     starts_elsewhere: bool = False
-    """Begins an experience from other weights than were deployed last (restart,
-    constant-cosine)."""
+    """Begins an experience from others than the deployed weights (restart, trunks)."""
     keeps_per_weight_state: bool | None = None
     """Keeps something for each weight beside the optimiser (EWC, averaging); None: it
     is not known."""
+    reads_weights_in_steps: bool = False
+    """Reads or changes weights by name in the midst of an epoch (EWC, averages)."""
     protects_weights: bool = False
     """Holds weights near their values after earlier experiences, by name (EWC)."""
     closes_last: bool = False

@@ -22,6 +22,7 @@ from avalanche_clip.common.checks import (
 )
 from avalanche_clip.training.templates.order import WORKER_OPTIONS
 from avalanche_clip.training.templates.plan import SCHEDULES
+from avalanche_clip.training.templates.sharding import SHARDINGS
 from avalanche_clip.training.templates.step import PRECISIONS
 
 PEVAL_MODES = ("epoch", "iteration", "experience")
@@ -207,6 +208,7 @@ def check_options(**options: Any) -> dict[str, Any]:
     require_choice("schedule", options["schedule"], SCHEDULES)
     require_choice("precision", options["precision"], PRECISIONS)
     require_choice("peval_mode", options["peval_mode"], PEVAL_MODES)
+    require_choice("sharding", options["sharding"], SHARDINGS)
     epochs = options["train_epochs"]
     hint = "or a list with one per experience"
     if isinstance(epochs, (list, tuple)) and epochs:

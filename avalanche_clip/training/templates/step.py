@@ -13,6 +13,7 @@ from avalanche_clip import distributed
 from avalanche_clip.models.encoders.output import CLIPOutput
 from avalanche_clip.training.templates.accumulation import FeatureCache
 from avalanche_clip.training.templates.contract import routed
+from avalanche_clip.training.templates.sharding import Shards
 
 _ADVICE = (
     "Lower the learning rate, clip gradients (clip_grad_norm), or use precision='fp32'."
@@ -55,10 +56,14 @@ class Step:
     averaged.
 
     :param strategy: its settings, model, optimiser and loss are used; it encodes.
+    :param sharding: ``"ddp"`` or ``"fsdp2"``.
     """
 
-    def __init__(self, strategy: Any):
+    def __init__(self, strategy: Any, sharding: str = "ddp"):
         self.strategy = strategy
+        self.sharding = sharding
+        self.shards: Shards | None = None
+        """Weights while they are shared out over processes, see :func:`shared_out`."""
         self.scaler: torch.amp.GradScaler | None = None
         self.synced: nn.Module | None = None
         """Encodes a batch so that the backward pass averages gradients over several
@@ -87,9 +92,11 @@ class Step:
         ids = frozenset(id(p) for p in parameters if p.requires_grad)
         if self.synced is None or ids != self._synced_ids:
             self.synced = None
-            self.synced = nn.parallel.DistributedDataParallel(
-                self.strategy.synced_module(), find_unused_parameters=True
-            )
+            self.synced = self.strategy.synced_module()
+            if self.sharding == "ddp":
+                self.synced = nn.parallel.DistributedDataParallel(
+                    self.synced, find_unused_parameters=True
+                )
             self._synced_ids = ids
 
     def meet(self) -> tuple[list[int], list[int]]:
@@ -126,13 +133,15 @@ class Step:
             self._require(check)
         loss = whole if self.scaler is None else self.scaler.scale(whole)
         cache, self._cache = self._cache, None
-        if cache is None or self.synced is None:
+        if cache is None or self.synced is None or self.shards is not None:
             loss.backward(retain_graph=strategy.retain_graph)
         else:
             with self.synced.no_sync():  # type: ignore[operator]
                 loss.backward(retain_graph=strategy.retain_graph)
         if cache is not None:  # only the last part may synchronise
             cache.backward(strategy.encode, partial(strategy.encode, synced=True))
+        if self.shards is not None:
+            self.shards.average()
         if whole.is_cuda:
             self._require(check)
         if self.scaler is not None:
@@ -141,7 +150,9 @@ class Step:
     def update(self) -> None:
         """Clip, step and clamp the logit scale."""
         strategy, optimizer = self.strategy, self.strategy.optimizer
-        if strategy.clip_grad_norm is not None:
+        if strategy.clip_grad_norm is not None and self.shards is not None:
+            self.shards.clip(strategy.clip_grad_norm)
+        elif strategy.clip_grad_norm is not None:
             params = [p for g in optimizer.param_groups for p in g["params"]]
             nn.utils.clip_grad_norm_(params, strategy.clip_grad_norm)
         if self.scaler is None:

@@ -60,6 +60,7 @@ class StepTemplate(SupervisedTemplate):
         param_groups: optim.GroupRule | None,
         device: str | torch.device,
         settings: dict[str, Any],
+        sharding: str = "ddp",
         **stock: Any,
     ):
         self.__dict__.update(settings)
@@ -82,7 +83,7 @@ class StepTemplate(SupervisedTemplate):
         self.frozen_base = FrozenBase(self)
         self.warned_inexact = False
         self.plan = Plan(self)
-        self.step = Step(self)
+        self.step = Step(self, sharding)
         self.visits = Visits()
         """Which steps were trained, in which order and how often."""
         self.teachers = TeacherService(self)

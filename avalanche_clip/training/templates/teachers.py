@@ -203,6 +203,12 @@ class TeacherService:
         require_choice("teacher", kind, KINDS)
         if kind in self.teachers:
             return self.teachers[kind]
+        if kind == "ema" and self.strategy.step.sharding == "fsdp2":
+            raise ValueError(
+                "The 'ema' teacher follows the whole weights after each step, of which "
+                "sharding='fsdp2' leaves a part to each process; use the 'previous' or "
+                "'initial' teacher, or sharding='ddp'."
+            )
         if kind == "initial" and self.strategy.clock.train_iterations > 0:
             raise ValueError(
                 "The initial model is gone: training has begun. Ask for the 'initial' "
