@@ -116,7 +116,7 @@ def _save_whole(strategy: Any, path: Path, inside: bool) -> Path:
     if shards:
         state["shards"] = shards
     write_state(state, path)
-    remove_shards(path, but=shards and shards["folder"])
+    remove_shards(path, but=shards["folder"] if shards else None)
     return path
 
 

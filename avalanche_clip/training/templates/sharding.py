@@ -106,7 +106,7 @@ class Shards:
             (module, name, p)
             for module in modules
             for name, p in module._parameters.items()
-            if id(p) in shared
+            if p is not None and id(p) in shared
         ]
         before = [(m, type(m), dict(m.__dict__), _hooks(m)) for m in modules]
         ignored = {p for p in model.parameters() if id(p) not in shared}
