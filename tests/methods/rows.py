@@ -388,6 +388,16 @@ for _name in IN_STEPS:
     _why = {"sharded": "It reads the whole weights in each step, and is refused."}
     ROWS[_name] = replace(ROWS[_name], cannot={**ROWS[_name].cannot, **_why})
 
+NO_BRANCH = "Nothing is attached to blocks whose activations are computed again."
+_names = list(ROWS)
+for _place, _name in enumerate(_names):
+    _row, _why = ROWS[_name], {}
+    if _place >= _names.index("CCLIP"):
+        _why = dict.fromkeys(("fp16", "checkpointed"), "Not compared yet.")
+    if _row.world.startswith(("branch", "expert")) or _row.moves == ADAPTERS["moves"]:
+        _why["checkpointed"] = NO_BRANCH
+    ROWS[_name] = replace(_row, cannot={**_why, **_row.cannot})
+
 PLAIN = {
     **ROWS,
     "frozen scale": Row("Sequential", plugins=(p.FrozenLogitScalePlugin,)),
