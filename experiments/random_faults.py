@@ -332,15 +332,18 @@ def after(kind: str, out: Path, draw: random.Random) -> str:
     return ", ".join(f"{path.name} {damage(path, draw)}" for path in chosen)
 
 
-def named(kind: str, run: Run, ended: list[int | None], details: str) -> bool | None:
-    """Whether a log names a fault; None where nothing was broken by it."""
+def named(
+    kind: str, run: Run, ended: list[int | None], broken: str, over: bool
+) -> bool | None:
+    """Whether a log names a fault; None where nothing was broken by it.
+
+    :param broken: checkpoints that were damaged.
+    :param over: whether the run ended before the fault could stop it.
+    """
     if kind == "kill all":
         return all(status == -signal.SIGKILL for status in ended) or None
-    if "checkpoint" in kind and not details:
+    if not broken if "checkpoint" in kind else over:
         return None
-    if "checkpoint" not in kind and ended == [0] * WORLD:
-        if not kind.startswith("stop") or (run.out / "weights.pt").exists():
-            return None  # the run was over, or did not meet it
     words = next(words for key, words in WORDS.items() if key in kind)
     return re.search(words, run.said()) is not None
 
@@ -361,6 +364,7 @@ def one(number: int, folder: Path, seed: int, patience: float, ticks: int) -> di
     time.sleep(draw.random() * 0.05)
     details = strike(kind, run, shards, draw) if hit else "it was over"
     ended = run.end(patience)
+    over = (out / "weights.pt").exists()
     broken = after(kind, out, draw)
     shutil.rmtree(shards)
     shutil.copytree(folder / "shards", shards)
@@ -379,7 +383,7 @@ def one(number: int, folder: Path, seed: int, patience: float, ticks: int) -> di
         "finished": finished,
         "hang": None in ended or None in finished,
         "same": all(result.values()),
-        "named": named(kind, again, ended, broken or details),
+        "named": named(kind, again, ended, broken, over),
         "seconds": round(time.monotonic() - begin, 1),
     }
     if found["same"] and found["named"] is not False:
