@@ -29,7 +29,6 @@ from avalanche_clip.benchmarks.datasets import (
     read_rows,
 )
 from avalanche_clip.benchmarks.items.skipped import SampleFault
-from avalanche_clip.benchmarks.items.times import stored_timestamp
 from avalanche_clip.common.files import file_limits
 from avalanche_clip.common.pictures import read_picture
 from tests.refused import refused
@@ -146,43 +145,6 @@ def test_time__from_the_file_or_a_function_of_the_row(tmp_path, root):
         [{"image": b"", "caption": "x"}],
         time="wen",
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("1465000000", 1465e6),
-        ("1.465e9", 1465e6),
-        (1465000000, 1465e6),
-        (" 20160604 ", 1464998400.0),
-        (dt.datetime(2016, 6, 4), 1464998400.0),
-        (np.datetime64("2016-06-04"), 1464998400.0),
-        (pd.Timestamp("2016-06-04", tz="UTC"), 1464998400.0),
-        ("2013-11-14 16:28:13", 1384446493.0),
-        *((nothing, math.nan) for nothing in (None, pd.NaT, "  ", math.nan)),
-    ],
-)
-def test_time__usual_forms(value, seconds):
-    np.testing.assert_array_equal(stored_timestamp(value), seconds)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "2016",
-        2016,
-        20160604,
-        "1465000000000",
-        1.465e12,
-        "June",
-        "inf",
-        True,
-        "20161399",
-    ],
-)
-def test_time__what_may_mean_something_else_is_refused(value):
-    with pytest.raises(ValueError):
-        stored_timestamp(value)
 
 
 def karpathy(**more):

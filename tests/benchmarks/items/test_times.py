@@ -1,8 +1,10 @@
 """Points in time and calendar periods."""
 
 import datetime as dt
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from avalanche_clip.benchmarks.items.times import (
     iso_date,
     iso_time,
     period_starts,
+    stored_timestamp,
     timestamp_column,
     to_timestamp,
 )
@@ -192,3 +195,41 @@ def test_timestamps__flags_and_what_overflows_are_no_times(value):
         to_timestamp(value)
     with pytest.raises(ValueError):
         timestamp_column([value])
+
+
+# --------------------------------------------------------- times in what is stored
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("1465000000", 1465e6),
+        ("1.465e9", 1465e6),
+        (1465000000, 1465e6),
+        (" 20160604 ", 1464998400.0),
+        (dt.datetime(2016, 6, 4), 1464998400.0),
+        (np.datetime64("2016-06-04"), 1464998400.0),
+        (pd.Timestamp("2016-06-04", tz="UTC"), 1464998400.0),
+        ("2013-11-14 16:28:13", 1384446493.0),
+        *((nothing, math.nan) for nothing in (None, pd.NaT, "  ", math.nan)),
+    ],
+)
+def test_stored_timestamp__usual_forms(value, seconds):
+    np.testing.assert_array_equal(stored_timestamp(value), seconds)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2016",
+        2016,
+        20160604,
+        "1465000000000",
+        1.465e12,
+        "June",
+        "inf",
+        True,
+        "20161399",
+    ],
+)
+def test_stored_timestamp__what_may_mean_something_else_is_refused(value):
+    with pytest.raises(ValueError):
+        stored_timestamp(value)
