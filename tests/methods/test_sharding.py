@@ -74,13 +74,16 @@ SPECIAL = {
 }
 
 
-def long_run(folder, sharding="fsdp2"):
-    """A run with checkpoints inside experiences, whose moments are kept."""
+def long_run(folder, sharding="fsdp2", batch=4):
+    """A run with checkpoints inside experiences, whose moments are kept.
+
+    :param batch: pairs per process, of two.
+    """
     return build(
         ROWS["CumulativeExp"],
         p.CheckpointPlugin(folder, every_iterations=2, keep=9),
         model=moe_runs.vit(),
-        train_mb_size=4,
+        train_mb_size=batch,
         sharding=sharding,
         reset_optimizer_state=False,
         clip_grad_norm=0.5,
@@ -175,7 +178,8 @@ def test_checkpoint__of_shared_out_moments_resumes_bit_for_bit(pool, folder):
     assert all(
         torch.equal(stored[k.split()[0]][k.split()[1]], expected[k]) for k in expected
     )
-    strategy, benchmark = long_run(folder / "alone", "ddp")  # in one process
+    # in one process, with the batch of both
+    strategy, benchmark = long_run(folder / "alone", "ddp", batch=8)
     assert load_state(strategy, last, benchmark) == 2
     assert_same_weights(strategy.model, pool["resumed"][0][""][0])
     part = max(Path(folder / "run").glob(f"{last.stem}.*.shards/*"))
