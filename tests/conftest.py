@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 # Before torch is imported, since it reads these once. Each worker has one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,6 +56,12 @@ def pytest_collection_modifyitems(
         config.hook.pytest_deselected(items=left_out)
         dropped = set(map(id, left_out))
         items[:] = [item for item in items if id(item) not in dropped]
+
+
+def pytest_runtest_teardown() -> None:
+    """Studies flush the smallest numbers to zero: no test after them shall."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 def _rows_together(items: list[pytest.Item]) -> None:
