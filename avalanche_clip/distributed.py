@@ -159,7 +159,7 @@ def _all_gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:  # type: ignore[override]
-        ctx.start, ctx.count = sum(sizes[: rank()]), len(rows)
+        ctx.own = own_rows(sizes)
         return _all_gather(rows, sizes)
 
     @staticmethod
@@ -167,7 +167,7 @@ class _GatherRows(torch.autograd.Function):
         total = gradient.contiguous().clone()
         with guarded("the backward pass of a gather"):
             dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.count], None
+        return total[ctx.own], None
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
@@ -194,6 +194,34 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     if rows.is_floating_point() and rows.requires_grad:
         return _GatherRows.apply(rows, sizes)
     return _all_gather(rows, sizes)
+
+
+def own_rows(sizes: Sequence[int]) -> slice:
+    """Rows of this process among those gathered.
+
+    :param sizes: rows of each process.
+    """
+    start = sum(sizes[: rank()])
+    return slice(start, start + sizes[rank()])
+
+
+def sum_of_shares(share: Tensor) -> Tensor:
+    """Add up scalars of all processes, each of which has a share of one loss.
+
+    Each process follows the gradient of its own share, times their number, since
+    DDP averages: with features from :func:`gather_rows` the average is the gradient
+    of the sum.
+
+    :param share: of this process, 0-d.
+    :return: the sum, the same on each process.
+    """
+    if not is_distributed():
+        return share
+    total = share.detach().clone()
+    with guarded("the sum of a loss"):
+        dist.all_reduce(total)
+    own = share * world_size()
+    return total + (own - own.detach())
 
 
 class OnWholeBatch(nn.Module):

@@ -31,13 +31,13 @@ from tests.training.growing import GrowingEncoder
 from tests.training.small_suites import Weights
 
 # What no row of tests/methods has: a logit bias, a growing module, a frozen tower.
-CASES = ("bias", "growing", "frozen")
+CASES = ("bias", "growing", "frozen", "parts")
 
 
 def small_run(case, batch):
     """Three iterations in each of two experiences, and what they left."""
     cls = GrowingEncoder if case == "growing" else StubDualEncoder
-    model = cls(bias=case == "bias")
+    model = cls(bias=case in ("bias", "parts"))
     if case == "frozen":
         model.image_proj.requires_grad_(False)
     benchmark = stub_benchmark((16, 16), model=model, targets=True, groups=5)
@@ -45,6 +45,7 @@ def small_run(case, batch):
         model=model,
         train_mb_size=batch,
         budget_iterations=3,
+        accumulation_steps=2 if case == "parts" else 1,
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.9),
         evaluator=runs.evaluator(),
     )
@@ -88,6 +89,18 @@ def sharded_run(batch, sharding="ddp"):
     return {"weights": weights(model), "share": inside.share, "same": same}
 
 
+def averaged_gradients(model, loss):
+    """Those of a loss, as DDP leaves them."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    for gradient in gradients.values():
+        if distributed.is_distributed():
+            dist.all_reduce(gradient)
+            gradient /= distributed.world_size()
+    return gradients
+
+
 def gather_case():
     """Loss and gradients of features that two processes hold in halves."""
     model = stub_model()
@@ -99,17 +112,18 @@ def gather_case():
     batch = experience.dataset.collate_fn(part)[0]
     output = distributed.gather_output(model(batch))
     loss = strategy._criterion(output)
-    loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    for gradient in gradients.values():
-        if distributed.is_distributed():
-            dist.all_reduce(gradient)
-            gradient /= distributed.world_size()
+    gradients = averaged_gradients(model, loss)
+    own = distributed.own_rows([count] * distributed.world_size())
+    share = strategy._criterion(output, None, own)
+    shares = distributed.sum_of_shares(share)
     # Strides of a transposed tensor must not matter.
     turned = torch.arange(6).view(2, 3).T + 10 * distributed.rank()
     return {
         "loss": loss.detach(),
         "gradients": gradients,
+        "shares": shares.detach(),
+        "gradients_of_shares": averaged_gradients(model, shares),
+        "share": share.detach(),
         "scalars": output.logit_scale.dim(),
         "turned": distributed.gather_rows(turned),
         "norms": output.aux["image_norm"].detach(),
@@ -168,6 +182,9 @@ def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
     for number, part in enumerate(pool["gather"]):
         torch.testing.assert_close(part["loss"], whole["loss"])
         torch.testing.assert_close(part["gradients"], whole["gradients"])
+        torch.testing.assert_close(part["shares"], whole["loss"])
+        assert torch.equal(part["shares"], pool["gather"][0]["shares"])
+        torch.testing.assert_close(part["gradients_of_shares"], whole["gradients"])
         torch.testing.assert_close(part["norms"], whole["norms"])
         assert part["device"] in ("cpu", "cuda")
         assert part["scalars"] == 0 and part["told"] == "rank 0"
@@ -177,6 +194,9 @@ def test_gather__loss_and_gradients_are_those_of_the_whole_batch(pool):
             *[[10, 13], [11, 14], [12, 15]],
         ]
     assert whole["told"] == "rank 0" and whole["ranks"] == (0, True)
+    own = [part["share"] for part in pool["gather"]]
+    assert own[0] != own[1]
+    torch.testing.assert_close(own[0] + own[1], whole["loss"])
 
 
 def test_retrieval__of_each_process_is_that_of_one(pool):

@@ -98,16 +98,17 @@ def activations(model: Any, checkpointed: bool) -> float:
     return float(found[1] - found[0])
 
 
-def loss_matrices(size: int = 256) -> float:
-    """How many ``B x B`` matrices of float32 the loss keeps or makes at once."""
+def loss_matrices(size: int = 256, processes: int = 4) -> float:
+    """How many float32 matrices of its pairs by all pairs a process keeps or makes."""
     from avalanche_clip.losses import contrastive_loss
 
     rows = [torch.randn(size, 8, requires_grad=True) for _ in range(2)]
     images, texts = (nn.functional.normalize(r, dim=-1) for r in rows)
     with kept_bytes(None) as total:
-        kept = contrastive_loss(images, texts, torch.tensor(10.0))
+        own = slice(0, size // processes)
+        kept = contrastive_loss(images, texts, torch.tensor(10.0), rows=own)
     del kept
-    return total[0] / (4 * size**2) + 1  # and one for the gradient
+    return total[0] * processes / (4 * size**2) + 1  # and one for the gradient
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,13 @@ def facts(name: str = "ViT-B-16") -> Facts:
 
 # ---------------------------------------------------------------------------- predicted
 def step_flops(batch: int, macs: float, extra: float, processes: int) -> float:
-    """Operations of an optimiser step: towers, and each process's whole loss."""
-    loss = 3 * batch**2 * DIMENSION * processes
-    return 2 * ((3 + extra) * macs * batch + loss)
+    """Operations of an optimiser step: towers, and the shares of the loss."""
+    return 2 * (3 + extra) * macs * batch + loss_flops(batch, processes)
+
+
+def loss_flops(batch: int, processes: int) -> float:
+    """Operations of the loss: several processes make both directions, one but one."""
+    return 6 * batch**2 * DIMENSION * (1 if processes == 1 else 2)
 
 
 def gpu_memory(
@@ -159,7 +164,7 @@ def gpu_memory(
     weights = facts.parameters * 4 * (4 + copies)  # weight, gradient, two moments
     pairs = math.ceil(batch / gpus)
     features = 4 * batch * DIMENSION * 4  # both towers, and their gradients
-    loss = facts.matrices * 4 * batch**2 + features
+    loss = facts.matrices * 4 * batch * pairs + features
     return [part / 1e9 for part in (weights, pairs * per_pair, loss)]
 
 
@@ -193,7 +198,7 @@ def tables(tflops: float, kilobytes: float) -> str:
         ["weights, gradients, AdamW", f"{known.parameters * 16 / 1e9:.2f} GB"],
         ["activations per pair (bfloat16)", f"{known.plain / 1e6:.0f} MB"],
         ["with ``--grad-checkpointing``", f"{known.checkpointed / 1e6:.1f} MB"],
-        ["B x B matrices of the loss at once", f"{known.matrices:.1f}"],
+        ["matrices of own pairs x all pairs in the loss", f"{known.matrices:.1f}"],
     ]  # fmt: skip
     out.append(rst("ViT-B/16", ["what", "counted"], rows))
     rows = []
@@ -227,7 +232,7 @@ def tables(tflops: float, kilobytes: float) -> str:
         for gpus in GPUS:
             batch, flops = preset.batch_size, 0.0
             flops = step_flops(batch, known.macs, 0, gpus) / gpus
-            share = 6 * batch**2 * DIMENSION / flops
+            share = loss_flops(batch, gpus) / gpus / flops
             seconds = flops / (tflops * 1e12)
             plain = gpu_memory(known, batch, gpus, known.plain, 0)
             saved = gpu_memory(known, batch, gpus, known.checkpointed, 0)
@@ -350,7 +355,8 @@ def _pair_of(rank: int, port: int, steps: int, queue: Any) -> None:
         if number == 2:
             counts.append((_sent(), time.process_time()))
         whole = distributed.gather_output(synced(batch), [32, 32])
-        contrastive_loss(*whole[:3]).backward()
+        own = contrastive_loss(*whole[:3], rows=distributed.own_rows([32, 32]))
+        distributed.sum_of_shares(own).backward()
     dist.barrier()
     counts.append((_sent(), time.process_time()))
     if rank == 0:
@@ -385,6 +391,31 @@ def measure_network(steps: int = 20) -> None:
     )
 
 
+def measure_loss(pairs: int = 4096, processes: int = 16) -> None:
+    """Print work and memory of the loss of one of many processes, and of the whole."""
+    from avalanche_clip.losses import contrastive_loss
+
+    torch.set_num_threads(1)
+    shape = (pairs, DIMENSION)
+    rows = [nn.functional.normalize(torch.randn(shape), dim=-1) for _ in range(2)]
+    images, texts = (r.requires_grad_() for r in rows)
+
+    def loss(own: slice | None) -> Tensor:
+        return contrastive_loss(images, texts, torch.tensor(10.0), rows=own)
+
+    found = []
+    for own in (None, slice(0, pairs // processes)):
+        with kept_bytes(None) as total:
+            kept = loss(own)
+        del kept
+        found.append((work(lambda own=own: loss(own).backward()), total[0]))  # type: ignore[misc]
+    print(
+        f"the loss of {pairs} pairs on one of {processes} processes, by its own rows / "
+        f"whole: {found[1][0]:.2f} / {found[0][0]:.2f} s of one core, kept "
+        f"{found[1][1] / 1e6:.0f} / {found[0][1] / 1e6:.0f} MB"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print tables, or measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -403,6 +434,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             part = CONTEXT.Process(target=measure_step, args=task)
             part.start()  # whose peak of memory is its own
             part.join()
+        measure_loss()
     measure_network()
 
 

@@ -69,21 +69,42 @@ def check_scalar(name: str, value: Tensor | float) -> Tensor | float:
     return value.reshape(())
 
 
-def positive_mask(targets: Tensor | None, features: Tensor) -> Tensor:
+def positive_mask(
+    targets: Tensor | None, features: Tensor, rows: slice = slice(None)
+) -> Tensor:
     """Mark the pairs of a batch that belong together.
 
     :param targets: integer ids, shape ``(B,)``, or None for the diagonal.
     :param features: features of the batch, ``(B, D)``; gives size and device.
+    :param rows: those wanted, default all.
     :return: bool tensor ``(B, B)``; True where the ids are equal.
     :raises ValueError: if ``targets`` is not an integer vector of length B on
         the device of the features.
     """
     size = features.shape[0]
     if targets is None:
-        return torch.eye(size, dtype=torch.bool, device=features.device)
+        columns = torch.arange(size, device=features.device)
+        return columns[rows, None] == columns[None, :]
     require_array(targets, "targets", f"{size}", "integer", give="one id per pair")
     require_alike("move one", ("device",), targets=targets, features=features)
-    return targets[:, None] == targets[None, :]
+    return targets[rows, None] == targets[None, :]
+
+
+def require_rows(rows: slice | None, size: int) -> slice | None:
+    """Return rows of a batch with both ends.
+
+    :param rows: consecutive rows, or None.
+    :param size: rows of the batch.
+    :raises ValueError: if rows are skipped or lie outside the batch.
+    """
+    if rows is None:
+        return None
+    start, stop = rows.start or 0, size if rows.stop is None else rows.stop
+    if rows.step not in (None, 1) or not 0 <= start <= stop <= size:
+        raise ValueError(
+            f"rows={rows} of a batch of {size}; give slice(start, stop) inside it."
+        )
+    return slice(start, stop)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from avalanche_clip.losses._checks import (
     check_scalar,
     full_precision,
     positive_mask,
+    require_rows,
 )
 
 
@@ -21,6 +22,7 @@ def contrastive_loss(
     logit_scale: Tensor | float,
     *,
     targets: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Compute the symmetric InfoNCE loss of a batch of image-text pairs.
 
@@ -37,8 +39,13 @@ def contrastive_loss(
     :param targets: integer ids, ``(B,)``. Pairs with equal ids are positives
         of each other and share the target probability equally (each row sums
         to 1). None: only the own partner is a positive.
+    :param rows: the share of these images and of these texts, each among all
+        ``B`` of the other side; shares of consecutive rows add up to the loss.
+        So each process computes its own rows, ``2 b B`` logits instead of ``B B``
+        (open_clip's local loss). None: all.
     :return: scalar loss, at least float32. 0 for a batch of one pair.
-    :raises ValueError: if shapes or types do not fit, or the batch is empty.
+    :raises ValueError: if shapes or types do not fit, the batch is empty, or
+        ``rows`` are not consecutive rows of it.
 
     Source: Radford et al., ICML 2021 (CLIP, arXiv 2103.00020), figure 3; the
     equal weights over several positives are our choice.
@@ -52,6 +59,9 @@ def contrastive_loss(
     with full_precision(image_features):
         images = at_least_float32(image_features)
         texts = at_least_float32(text_features)
+        rows = require_rows(rows, len(images))
+        if rows is not None:
+            return _share(images, texts, scale, targets, rows)
         logits = scale * (images @ texts.T)
         if targets is None:
             labels = torch.arange(logits.shape[0], device=logits.device)
@@ -62,3 +72,23 @@ def contrastive_loss(
         per_image = F.cross_entropy(logits, labels)
         per_text = F.cross_entropy(logits.T, labels)
         return (per_image + per_text) / 2
+
+
+def _share(
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor | float,
+    targets: Tensor | None,
+    rows: slice,
+) -> Tensor:
+    if targets is None:
+        labels = torch.arange(rows.start, rows.stop, device=images.device)
+    else:
+        positives = positive_mask(targets, images, rows).to(images.dtype)
+        labels = positives / positives.sum(dim=1, keepdim=True)
+    pairs = ((images[rows], texts), (texts[rows], images))
+    sums = [
+        F.cross_entropy(scale * (own @ other.T), labels, reduction="sum")
+        for own, other in pairs
+    ]
+    return (sums[0] + sums[1]) / (2 * len(images))

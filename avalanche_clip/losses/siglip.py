@@ -11,6 +11,7 @@ from avalanche_clip.losses._checks import (
     check_scalar,
     full_precision,
     positive_mask,
+    require_rows,
 )
 
 
@@ -21,6 +22,7 @@ def siglip_loss(
     logit_bias: Tensor | float,
     *,
     targets: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """Compute the pairwise sigmoid loss of a batch of image-text pairs.
 
@@ -37,8 +39,11 @@ def siglip_loss(
         element. Pre-trained SigLIP models start from -10.
     :param targets: integer ids, ``(B,)``; combinations with equal ids are
         positive. None: only the own partner is.
+    :param rows: the share of these images, each with all texts; shares of
+        consecutive rows add up to the loss. None: all.
     :return: scalar loss, at least float32.
-    :raises ValueError: if shapes or types do not fit, or the batch is empty.
+    :raises ValueError: if shapes or types do not fit, the batch is empty, or
+        ``rows`` are not consecutive rows of it.
 
     Source: Zhai et al., ICCV 2023 (SigLIP, arXiv 2303.15343), equation 1; the
     use of ``targets`` is our choice.
@@ -54,6 +59,7 @@ def siglip_loss(
     with full_precision(image_features):
         images = at_least_float32(image_features)
         texts = at_least_float32(text_features)
-        logits = scale * (images @ texts.T) + bias
-        signs = positive_mask(targets, images).to(logits.dtype) * 2 - 1
-        return -F.logsigmoid(signs * logits).sum() / logits.shape[0]
+        own = require_rows(rows, len(images)) or slice(None)
+        logits = scale * (images[own] @ texts.T) + bias
+        signs = positive_mask(targets, images, own).to(logits.dtype) * 2 - 1
+        return -F.logsigmoid(signs * logits).sum() / len(images)

@@ -50,6 +50,37 @@ def test_gradients__are_those_of_finite_differences(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, other), student)
 
 
+SHARED = {
+    "contrastive": losses.contrastive_loss,
+    "siglip": partial(losses.siglip_loss, logit_bias=torch.tensor(-1.0)),
+}
+
+
+@pytest.mark.parametrize("targets", [None, torch.tensor([4, 4, 1, 4, 0])])
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 2, 5), (0, 0, 1, 4, 5)])
+@pytest.mark.parametrize("name", SHARED)
+def test_shares__of_rows_add_up_to_loss_and_gradients(name, cuts, targets):
+    inputs = [random(5, 3), random(5, 3, seed=1), torch.tensor(2.0).double()]
+    inputs = [value.requires_grad_() for value in inputs]
+    loss = partial(SHARED[name], targets=targets)
+    shares = [
+        loss(*inputs, rows=slice(start, stop))
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True)
+    ]
+    torch.testing.assert_close(sum(shares), loss(*inputs))
+    found = torch.autograd.grad(sum(shares), inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*inputs), inputs))
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 4), slice(2, 1), slice(-1, 3), slice(0, 3, 2)]
+)
+@pytest.mark.parametrize("name", SHARED)
+def test_shares__rows_outside_the_batch_are_refused(name, rows):
+    ones = torch.ones(3, 2)
+    refused("inside it", SHARED[name], ones, ones, 1.0, rows=rows)
+
+
 @pytest.mark.parametrize("name", DISTILLED)
 def test_teacher__gets_no_gradient(name):
     student, teacher = random(3, 3).requires_grad_(), random(3, 3, seed=1)

@@ -35,11 +35,17 @@ class ContrastiveCriterion(nn.Module):
         require_choice("positives", positives, POSITIVES)
         self.positives = positives
 
-    def forward(self, output: CLIPOutput, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        output: CLIPOutput,
+        targets: Tensor | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
         """Compute the loss.
 
         :param output: features ``(B, D)`` of both sides.
         :param targets: ids ``(B,)``, used with ``positives="targets"``.
+        :param rows: the share of these rows, see :func:`contrastive_loss`.
         :return: a scalar.
         """
         ids = targets if self.positives == "targets" else None
@@ -51,9 +57,14 @@ class ContrastiveCriterion(nn.Module):
                 output.logit_scale,
                 bias,
                 targets=ids,
+                rows=rows,
             )
         return contrastive_loss(
-            output.image_features, output.text_features, output.logit_scale, targets=ids
+            output.image_features,
+            output.text_features,
+            output.logit_scale,
+            targets=ids,
+            rows=rows,
         )
 
 
@@ -69,7 +80,9 @@ class ContrastiveTemplate(CLIPTemplate):
     :param model: a :class:`~avalanche_clip.models.DualEncoder`.
     :param positives: see :class:`ContrastiveCriterion`; without targets in the
         data, sample ids take their place, with a warning. Not with a ``criterion``.
-    :param criterion: replaces :class:`ContrastiveCriterion`.
+    :param criterion: replaces :class:`ContrastiveCriterion`. Of several processes each
+        calls it with the whole batch; without it each computes the rows of its own
+        pairs only.
     :param kwargs: see :class:`CLIPTemplate`.
     """
 
@@ -132,7 +145,14 @@ class ContrastiveTemplate(CLIPTemplate):
         if self.is_training:
             assert self.global_features is not None
             targets = self.gather_rows(self.mb_targets)
-            return self._criterion(self.global_features, targets)
+            features, loss = self.global_features, self._criterion
+            if (
+                type(loss) is not ContrastiveCriterion
+                or not distributed.is_distributed()
+            ):
+                return loss(features, targets)
+            own = distributed.own_rows(self.batch_sizes)
+            return distributed.sum_of_shares(loss(features, targets, own))
         assert self.mb_features is not None
         output = self._first_captions(self.mb_features)
         return self._criterion(output, self.mb_targets)
