@@ -156,6 +156,16 @@ def stream_case(folder):
     }
 
 
+def start_case(folder):
+    """A run that starts from the first step of another one."""
+    size = 8 // distributed.world_size()
+    small = {"train_mb_size": size, "model": {"dropout": 0.0, "noise": 0.0}}
+    runs.go(f"{folder}/source", run={"keep_steps": "all"}, **small)
+    given = {"start_from": (f"{folder}/source", 0)}
+    strategy, result = runs.go(f"{folder}/next", "CumulativeExp", run=given, **small)
+    return {"weights": weights(strategy.model), "E": torch.from_numpy(result.E)}
+
+
 def retrieval_case():
     """Repeated pictures, and captions that differ after the cut only."""
     model = stub_model()
@@ -173,6 +183,7 @@ def pool(tmp_path_factory):
         **{name: partial(small_run, name, 4) for name in CASES},
         "sharded": partial(sharded_run, 4, "fsdp2"),
         "stream": partial(stream_case, f"{folder}/run"),
+        "start": partial(start_case, f"{folder}/start"),
     }
     return run_in_processes(jobs, folder)
 
@@ -248,6 +259,13 @@ def test_run_stream__two_processes_write_once_and_resume(pool):
         for name, value in part["whole"].items():
             assert torch.equal(value, part["weights"][name]), name
             assert torch.equal(value, first["whole"][name]), name
+
+
+def test_start_from__two_processes_equal_one(pool, tmp_path):
+    whole = start_case(str(tmp_path))
+    for part in pool["start"]:
+        torch.testing.assert_close(part["weights"], whole["weights"])
+        torch.testing.assert_close(part["E"], whole["E"])
 
 
 def test_one_process__helpers_do_nothing():
