@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -133,8 +134,14 @@ def _css_width(path: Path) -> int:
 
 
 def flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """Names of all values of nested mappings, with dots between."""
-    if isinstance(value, Mapping) and value:
+    """Names of all values of nested mappings, with dots between.
+
+    Of the parameters of an optimiser, which may be hundreds, it counts each group's.
+    """
+    if prefix == "optimizer.group of":
+        for group, count in sorted(Counter(value.values()).items()):
+            yield f"optimizer.groups[{group}].parameters", count
+    elif isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flat(f"{prefix}.{key}" if prefix else str(key), inner)
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -114,6 +114,15 @@ def test_report__names_and_settings_are_escaped_everywhere(tmp_path):
     assert page.text.count(name) > 20 and len(page.sources) == 3
 
 
+def test_report__parameters_of_an_optimiser_are_counted(tmp_path):
+    groups = {"image.weight": 0, "text.weight": 0, "image.bias": 1}
+    settings = {"optimizer": {"groups": [{"lr": 0.1}, {"lr": 0.2}], "group of": groups}}
+    page = write(tmp_path, make_results() | {"config": settings})
+    assert "image.weight" not in page.text
+    for row in ("optimizer.groups[0].parameters 2", "optimizer.groups[1].parameters 1"):
+        assert row in " ".join(page.text.split())
+
+
 @pytest.mark.parametrize("steps, tests", [(1, 1), (2, 3), (3, 2)])
 def test_report__any_shape_of_matrix(tmp_path, steps, tests):
     page = write(tmp_path, make_results(steps=steps, tests=tests))
