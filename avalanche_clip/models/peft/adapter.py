@@ -160,7 +160,8 @@ def attach_adapters(
     require_flags(shared=shared, learned_scale=learned_scale)
     require_choice("form", form, FORMS)
     require_choice("activation", activation, ACTIVATIONS)
-    bottleneck, scale = as_size(bottleneck, "bottleneck"), as_finite(scale, "scale")
+    bottleneck = as_size(bottleneck, "bottleneck")
+    scale = as_finite(scale, "scale", above=0)  # at 0 nothing would ever train
     dropout = as_finite(dropout, "dropout", low=0, high=1)
     common = {"activation": activation, "dropout": dropout, "scale": scale}
     options = {"inner": bottleneck, "learned": learned_scale, **common}

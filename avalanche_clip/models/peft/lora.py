@@ -279,6 +279,11 @@ def attach_lora(
         )
     require_flags(learned_scale=learned_scale)
     require_choice("init", init, INITS)
+    if init == "xavier" and "qkv" not in names:
+        raise ValueError(
+            f"init='xavier' is of the target 'qkv', which targets={names} lack; leave"
+            " it out."
+        )
     rank, alpha = as_size(rank, "rank"), as_finite(alpha, "alpha", above=0)
     options = {"rank": rank, "init": init, "learned_scale": learned_scale}
     views, config = chosen_blocks(model, tower, blocks)

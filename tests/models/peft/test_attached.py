@@ -21,6 +21,7 @@ WRONG = {
     attach_adapters: [
         ({"bottleneck": 0}, "bottleneck=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
+        ({"scale": 0.0}, "scale=0.0"),
         ({"places": "mlp"}, "places='mlp'"),
         ({"places": ()}, "places"),
         ({"form": "both"}, "form='both'"),
@@ -36,6 +37,7 @@ WRONG = {
         ({"learned_scale": "no"}, "True or False"),
         ({"targets": ("qkv", "q")}, "twice"),
         ({"init": "zeros"}, "init='zeros'"),
+        ({"init": "xavier", "targets": ("q", "out")}, "'qkv'.*leave it out"),
     ],
     attach_prompts: [
         ({"kind": "deep"}, "kind='deep'"),
