@@ -205,8 +205,8 @@ def si_blurry_benchmark(
     :param streams: further labelled data sets with the same classes, in experiences
         like those of ``test``, for example ``valid=...``.
     :return: a scenario; pass it to :func:`prepare_benchmark` with a model.
-    :raises ValueError: if labels do not fit the names, a data set is empty, or an
-        argument is out of range.
+    :raises ValueError: if labels do not fit the names, a data set is empty, no task
+        has a sample, or an argument is out of range.
 
     Source: see :func:`si_blurry_indices`; the zero-shot test is that of SIT.
 
@@ -221,6 +221,11 @@ def si_blurry_benchmark(
     whole = labelled_dataset("train set", train, own, 0)
     options = (num_tasks, disjoint_percent, blurry_percent, seed, stochastic)
     indices, disjoint, blurry = _draw(class_targets(train), len(own), *options)
+    if not any(indices):
+        raise ValueError(
+            f"num_tasks={num_tasks} leaves nothing to learn of {len(own)} classes and "
+            f"{len(whole)} samples; choose fewer tasks."
+        )
     used = sorted(sum(disjoint + blurry, []))
     known, first_id = own.for_ids(used), len(whole)
     built: dict[str, list[Any]] = {"train": []}

@@ -299,6 +299,7 @@ def test_benchmark__other_streams_and_held_out_data():
     "change, words",
     [
         ({"num_tasks": 0}, "num_tasks=0"),
+        ({"num_tasks": 9}, "num_tasks=9 leaves nothing to learn of 8 classes"),
         ({"zero_shot": [(1, 2)]}, "Domain 0 is 'tuple'; give"),
         ({"zero_shot": [domain(3, 20, 7)] * 2}, "occurs more than once"),
         ({"valid": Labelled([9])}, "valid set has labels 9..9, but 8 class names"),
