@@ -1,6 +1,7 @@
 """CoLeCLIP against loops over names and tasks, and what stays as it was."""
 
 import math
+import time
 from functools import partial
 
 import pytest
@@ -17,7 +18,11 @@ from avalanche_clip.models import attach_lora
 from avalanche_clip.training import CoLeCLIP, Sequential
 from avalanche_clip.training import plugins as p
 from avalanche_clip.training.methods.coleclip import losses
-from avalanche_clip.training.methods.coleclip.vocabulary import Vocabulary, class_keys
+from avalanche_clip.training.methods.coleclip.vocabulary import (
+    Vocabulary,
+    class_keys,
+    distinct,
+)
 from avalanche_clip.training.templates import ClassNameTemplate
 from tests.helpers import Recorder, weights
 from tests.training import moe_runs
@@ -164,6 +169,15 @@ def test_templates__of_names_that_several_domains_have():
     assert joint["rose"] == ("a {}", "{}", "b {}", "{}")
     first = class_keys(prompts, [0, 4], "first_seen")
     assert first == [("forest", ("a {}", "{}")), ("rose", ("b {}", "{}"))]
+
+
+def test_distinct__takes_time_in_proportion_to_the_names():
+    names = [str(number % 20_000) for number in range(30_000)]
+    start = time.perf_counter()
+    first, inverse = distinct(names)
+    assert time.perf_counter() - start < 1  # each step calls it
+    assert first.tolist() == list(range(20_000))
+    assert inverse.tolist() == [*range(20_000), *range(10_000)]
 
 
 # -------------------------------------------------------------- training
@@ -393,6 +407,8 @@ def test_evaluation__before_and_inside_the_stream_is_by_name():
         ({"stage_boundary": None, "quantile": 0.5}, "leave one of them out"),
         ({"num_prompts": -1}, "num_prompts=-1"),
         ({"peft": "loar"}, "Did you mean 'lora'"),
+        ({"peft_options": {"rank": "x"}}, "rank='x'"),
+        ({"peft_options": {"init": "xavier"}}, "'qkv'.*leave it out"),
         ({"template_policy": "all"}, "first_seen"),
         ({"label_space": "seen"}, "use 'own'"),
         ({"label_space": "open"}, "label_space"),
@@ -403,7 +419,7 @@ def test_evaluation__before_and_inside_the_stream_is_by_name():
         ({"plugins": [p.WeightAveragingPlugin("wise", alpha=0.5)]}, "use one"),
         ({"plugins": [p.CoLeCLIPPlugin()]}, "use one"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_settings__that_cannot_work_are_refused(options, message):
     model = moe_runs.vit()

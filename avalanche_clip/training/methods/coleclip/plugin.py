@@ -185,7 +185,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         attach, options = PEFTS[self.peft]
         options = {**options, **(self.peft_options or {})}
         if self.peft == "lora":  # so that the learned scale starts at 1
-            options.setdefault("alpha", float(options["rank"]))
+            options.setdefault("alpha", as_size(options["rank"], "rank"))
         with seeded(named_seed(strategy.seed, 0)):
             if self.num_prompts:
                 tokens: Any = {"kind": "tokens", "length": self.num_prompts}

@@ -59,7 +59,8 @@ def distinct(names: Sequence[str], device: Any = None) -> tuple[Tensor, Tensor]:
     """
     places: dict[str, int] = {}
     inverse = [places.setdefault(name, len(places)) for name in names]
-    first = [inverse.index(place) for place in places.values()]
+    rows = {name: row for row, name in reversed([*enumerate(names)])}
+    first = [rows[name] for name in places]
     return torch.tensor(first, device=device), torch.tensor(inverse, device=device)
 
 
