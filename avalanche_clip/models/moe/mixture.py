@@ -165,7 +165,7 @@ class MoEAdapter(nn.Module):
                 " num_experts."
             )
         as_finite(dropout, "dropout", low=0, high=1)
-        as_finite(scale, "scale", above=0)  # at 0 no expert would ever train
+        as_finite(scale, "scale")
         require_choice("activation", activation, ACTIVATIONS)
         require_choice("router_input", router_input, ROUTER_INPUTS)
         as_finite(noise_floor, "noise_floor", low=0)

@@ -161,7 +161,7 @@ def attach_adapters(
     require_choice("form", form, FORMS)
     require_choice("activation", activation, ACTIVATIONS)
     bottleneck = as_size(bottleneck, "bottleneck")
-    scale = as_finite(scale, "scale", above=0)  # at 0 nothing would ever train
+    scale = as_finite(scale, "scale")
     dropout = as_finite(dropout, "dropout", low=0, high=1)
     common = {"activation": activation, "dropout": dropout, "scale": scale}
     options = {"inner": bottleneck, "learned": learned_scale, **common}

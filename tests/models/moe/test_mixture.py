@@ -139,7 +139,6 @@ def test_router_ids__wrong_ones_are_explained(router, kind, message):
         ({"top_k": 0}, "top_k=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"scale": float("nan")}, "scale"),
-        ({"scale": 0.0}, "scale=0.0"),
         ({"activation": "gelu"}, "relu"),
         ({"router_input": "last"}, "first"),
         ({"noise_floor": -1.0}, "noise_floor"),

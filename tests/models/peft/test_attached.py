@@ -21,7 +21,6 @@ WRONG = {
     attach_adapters: [
         ({"bottleneck": 0}, "bottleneck=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
-        ({"scale": 0.0}, "scale=0.0"),
         ({"places": "mlp"}, "places='mlp'"),
         ({"places": ()}, "places"),
         ({"form": "both"}, "form='both'"),
