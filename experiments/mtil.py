@@ -325,8 +325,10 @@ def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
         return {"zero-shot": {**found, "trainable": 0, "matrix": constant_matrix(row)}}
     adapters = config.method == "moe-adapters"
     views = [VIEWS[v] for v in config.views] if adapters else [VIEWS["image"]]
+    more = {}
     if config.method == "coleclip":
         views.append(OPEN)
+        more["drop_last"] = False  # its epochs have the small last batch, too
     result = run_stream(
         strategy,
         benchmark,
@@ -335,6 +337,7 @@ def run(config: Config, out_dir: str | Path) -> dict[str, dict[str, Any]]:
         resume=True,
         method=config.method,
         num_workers=config.num_workers,
+        **more,
     )
     if adapters:
         write_routing(strategy.moe.routing, out_dir)

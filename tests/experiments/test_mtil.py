@@ -92,6 +92,23 @@ def test_coleclip__with_and_without_the_identity_of_the_data_set(study, tiny, tm
     assert results["compute"]["steps"] == [20, 2, 8]
 
 
+def test_coleclip__learns_the_small_rest_of_each_epoch(
+    study, tiny, tmp_path, monkeypatch
+):
+    build = study.build_strategy
+
+    def in_fives(*arguments):
+        strategy = build(*arguments)
+        strategy.train_mb_size = 5
+        return strategy
+
+    monkeypatch.setattr(study, "build_strategy", in_fives)
+    config = study.published(study.Config(root=str(tiny), method="coleclip"))
+    study.run(config, tmp_path / "run")
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["compute"]["steps"] == [3 * 20, 3 * 2, 3 * 8]  # of 5, 5 and 2
+
+
 @pytest.mark.slow
 def test_main__views_of_the_selector(study, tiny, tmp_path, capsys):
     out = tmp_path / "runs"

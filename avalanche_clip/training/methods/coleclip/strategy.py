@@ -30,7 +30,8 @@ class CoLeCLIP(ClassNameTemplate):
     """Task prompts and a vocabulary of class names, for streams of open domains.
 
     Template plus :class:`CoLeCLIPPlugin`: a constant rate, batches of 128, a new
-    optimiser in each task.
+    optimiser in each task. The authors' epochs have the small last batch, too:
+    ``train(..., drop_last=False)``.
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder`; its text tower needs
         residual attention blocks, with prompts its image tower too.
