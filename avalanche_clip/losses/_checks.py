@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from avalanche_clip.common.checks import require_alike, require_array
+from avalanche_clip.common.checks import as_integer, require_alike, require_array
 
 
 def check_feature_pair(image_features: Tensor, text_features: Tensor) -> None:
@@ -77,7 +77,7 @@ def positive_mask(
     :param targets: integer ids, shape ``(B,)``, or None for the diagonal.
     :param features: features of the batch, ``(B, D)``; gives size and device.
     :param rows: those wanted, default all.
-    :return: bool tensor ``(B, B)``; True where the ids are equal.
+    :return: bool tensor ``(b, B)``; True where the ids are equal.
     :raises ValueError: if ``targets`` is not an integer vector of length B on
         the device of the features.
     """
@@ -99,12 +99,14 @@ def require_rows(rows: slice | None, size: int) -> slice | None:
     """
     if rows is None:
         return None
-    start, stop = rows.start or 0, size if rows.stop is None else rows.stop
-    if rows.step not in (None, 1) or not 0 <= start <= stop <= size:
-        raise ValueError(
-            f"rows={rows} of a batch of {size}; give slice(start, stop) inside it."
-        )
-    return slice(start, stop)
+    if isinstance(rows, slice) and rows.step in (None, 1):
+        start = 0 if rows.start is None else as_integer(rows.start, "rows.start")
+        stop = size if rows.stop is None else as_integer(rows.stop, "rows.stop")
+        if 0 <= start <= stop <= size:
+            return slice(start, stop)
+    raise ValueError(
+        f"rows={rows} of a batch of {size}; give slice(start, stop) inside it."
+    )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_shares__of_rows_add_up_to_loss_and_gradients(name, cuts, targets):
 
 
 @pytest.mark.parametrize(
-    "rows", [slice(0, 4), slice(2, 1), slice(-1, 3), slice(0, 3, 2)]
+    "rows", [slice(0, 4), slice(2, 1), slice(-1, 3), slice(0, 3, 2), 1, range(2)]
 )
 @pytest.mark.parametrize("name", SHARED)
 def test_shares__rows_outside_the_batch_are_refused(name, rows):

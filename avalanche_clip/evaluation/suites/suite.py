@@ -28,7 +28,7 @@ from avalanche_clip.common.fingerprint import tower_fingerprint
 from avalanche_clip.common.progress import progress
 from avalanche_clip.common.randomness import evaluating, seeded
 from avalanche_clip.common.ranks import exchange, together
-from avalanche_clip.distributed import gather_rows, rank, shares, world_size
+from avalanche_clip.distributed import gather_rows, own_rows, shares, world_size
 
 Values = dict[str, dict[str, float]]
 """Task -> metric -> value; the first metric of a task is its main one."""
@@ -412,10 +412,9 @@ class Encoded:
         """
         size, count = self.cache.batch_size, len(items)
         sizes = shares(-(-count // size), world_size())
-        first = sum(sizes[: rank()])
-        last = min((first + sizes[rank()]) * size, count)
+        own = own_rows(sizes)
         loader: Any = DataLoader(
-            Subset(items, range(first * size, last)),
+            Subset(items, range(own.start * size, min(own.stop * size, count))),
             size,
             collate_fn=collate,
             num_workers=num_workers,

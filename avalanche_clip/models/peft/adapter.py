@@ -160,8 +160,12 @@ def attach_adapters(
     require_flags(shared=shared, learned_scale=learned_scale)
     require_choice("form", form, FORMS)
     require_choice("activation", activation, ACTIVATIONS)
-    bottleneck = as_size(bottleneck, "bottleneck")
-    scale = as_finite(scale, "scale")
+    bottleneck, scale = as_size(bottleneck, "bottleneck"), as_finite(scale, "scale")
+    if learned_scale and scale == 0:
+        raise ValueError(
+            "A learned scale that starts at scale=0 never moves, since the branch "
+            "starts at 0 too; give another scale."
+        )
     dropout = as_finite(dropout, "dropout", low=0, high=1)
     common = {"activation": activation, "dropout": dropout, "scale": scale}
     options = {"inner": bottleneck, "learned": learned_scale, **common}

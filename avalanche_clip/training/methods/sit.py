@@ -89,7 +89,8 @@ class SIT(ClassNameTemplate):
 
     :param model: a :class:`~avalanche_clip.models.DualEncoder` with residual attention
         blocks in the towers that are tuned. It is frozen.
-    :param visible: ``"batch"`` (SIT) or ``"all"`` (its asymmetric counterpart).
+    :param visible: ``"batch"`` (SIT) or ``"all"`` (its asymmetric counterpart; an
+        experience that is not cut into batches shows all of its classes at once).
     :param tuning: ``"lora"`` (rank 4, scaling 0.25, of query, key and value together
         and of the output) or ``"adapters"`` (bottleneck 64, shared by both halves of
         a block, factor and dropout 0.1).

@@ -19,6 +19,7 @@ INF = float("inf")
 TOKENS = {"kind": "tokens", "tower": "image"}
 WRONG = {
     attach_adapters: [
+        ({"scale": 0.0, "learned_scale": True}, "never moves"),
         ({"bottleneck": 0}, "bottleneck=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
         ({"places": "mlp"}, "places='mlp'"),

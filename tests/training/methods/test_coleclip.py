@@ -1,7 +1,6 @@
 """CoLeCLIP against loops over names and tasks, and what stays as it was."""
 
 import math
-import time
 from functools import partial
 
 import pytest
@@ -171,13 +170,24 @@ def test_templates__of_names_that_several_domains_have():
     assert first == [("forest", ("a {}", "{}")), ("rose", ("b {}", "{}"))]
 
 
-def test_distinct__takes_time_in_proportion_to_the_names():
-    names = [str(number % 20_000) for number in range(30_000)]
-    start = time.perf_counter()
-    first, inverse = distinct(names)
-    assert time.perf_counter() - start < 1  # each step calls it
-    assert first.tolist() == list(range(20_000))
-    assert inverse.tolist() == [*range(20_000), *range(10_000)]
+def test_distinct__first_places_and_a_place_for_each():
+    names = [str(number % 7) for number in range(3, 20)]
+    first, inverse = distinct(names, "cpu")
+    different = list(dict.fromkeys(names))
+    assert first.tolist() == [names.index(name) for name in different]
+    assert inverse.tolist() == [different.index(name) for name in names]
+
+
+def test_negatives__are_found_once_for_each_task():
+    words = Vocabulary()
+    words.begin(["a", "b"], lambda names: torch.eye(5)[: len(names)])
+    words.begin(["b", "c"], lambda names: torch.eye(5)[: len(names)])
+    told, stored = words.negatives(), words.state_dict()
+    assert words.negatives() is told and told[0] == [0]
+    words.begin(["d"], lambda names: torch.eye(5)[: len(names)])
+    assert words.negatives()[0] == [0, 1, 2]
+    words.load_state_dict(stored, 5)
+    assert words.negatives()[0] == [0]
 
 
 # -------------------------------------------------------------- training

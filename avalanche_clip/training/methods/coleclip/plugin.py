@@ -294,8 +294,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             self._stability = losses.stability_loss(fused, start)
             moved = losses.moved_embeddings(kept, fused.detach(), self.alpha)
             words.vectors[own] = moved
-        before = sum(strategy.batch_sizes[: distributed.rank()])
-        rows = logits[-1][before : before + len(strategy.mb_y)]
+        rows = logits[-1][distributed.own_rows(strategy.batch_sizes)]
         strategy.mb_output = rows[:, inverse]
 
     def _has_negatives(self, strategy: Any) -> bool:

@@ -78,6 +78,7 @@ class Vocabulary:
         """Rows of the names of each task."""
         self.start: Any = None
         """Embeddings of the running task's names before it, ``(K, D)``."""
+        self._told: Any = None
 
     def begin(
         self, names: Sequence[str], zero_shot: Callable[[list[str]], Tensor]
@@ -95,18 +96,23 @@ class Vocabulary:
             self.names += new
             self._index()
         self.tasks.append([self.places[name] for name in names])
-        self.start = self.vectors[self.tasks[-1]]
+        self.start, self._told = self.vectors[self.tasks[-1]], None
 
     def _index(self) -> None:
         self.places = {name: row for row, name in enumerate(self.names)}
 
     def negatives(self) -> tuple[list[int], list[Tensor], Tensor]:
-        """What the running task is told apart from.
+        """What the running task is told apart from, found once for each task.
 
         :return: rows of the R names that only earlier tasks have, in order of arrival;
             per task the places of its names among those of the running task and
             these; per earlier task which of the R are its, bool ``(T, R)``.
         """
+        if self._told is None or self._told[-1].device != self.vectors.device:
+            self._told = self._negatives()
+        return self._told  # type: ignore[no-any-return]
+
+    def _negatives(self) -> tuple[list[int], list[Tensor], Tensor]:
         *before, own = self.tasks
         known = set(own)
         others = [row for row in dict.fromkeys(sum(before, [])) if row not in known]
@@ -141,5 +147,5 @@ class Vocabulary:
                 f"and embeddings {tuple(vectors.shape)} that do not fit them, or the "
                 f"model's width of {width}; it is damaged or of another model."
             )
-        self.__dict__.update(state)
+        self.__dict__.update(state, _told=None)
         self._index()
