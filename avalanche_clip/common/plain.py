@@ -24,7 +24,7 @@ def mapped(
     leaf: Callable[[Any, Path], Any],
     *,
     mark: Any = _NONE,
-    key: Callable[[Any, Path], Any] = lambda key, path: key,
+    key: Callable[[Any, Path], Any] | None = None,
 ) -> Any:
     """Rebuild nested dicts, lists and tuples with other leaves.
 
@@ -33,17 +33,26 @@ def mapped(
     :param value: nested data.
     :param leaf: called with each leaf and its path, keys and indices, in order.
     :param mark: dicts with this key are leaves.
-    :param key: called with each key and the path of its dict; returns the new one.
+    :param key: called with each key that is not of a type of Python's numbers and
+        texts, and the path of its dict; returns the new one.
 
     >>> mapped({"a": (1, [2])}, lambda leaf, path: leaf + 1)
     {'a': (2, [3])}
     """
 
     def walk(value: Any, path: Path) -> Any:
-        if isinstance(value, Mapping):
+        kind = type(value)
+        if kind in _ATOMS:  # nearly all values are: spare them the slow questions
+            return leaf(value, path)
+        if kind is dict or isinstance(value, Mapping):
             if mark in value:
                 return leaf(value, path)
-            return {key(k, path): walk(v, (*path, k)) for k, v in value.items()}
+            return {
+                k if key is None or type(k) in _ATOMS else key(k, path): walk(
+                    v, (*path, k)
+                )
+                for k, v in value.items()
+            }
         if isinstance(value, (list, tuple)):
             items = [walk(v, (*path, i)) for i, v in enumerate(value)]
             return items if isinstance(value, list) else tuple(items)
@@ -112,7 +121,7 @@ def plain(value: Any, where: str = "the state") -> Any:
     """
 
     def leaf(value: Any, path: Path, what: str = "") -> Any:
-        if value is None or type(value) in (bool, int, float, str):
+        if type(value) in _ATOMS:
             return value
         if isinstance(value, Tensor):
             if value.requires_grad or type(value) is not Tensor:

@@ -66,11 +66,28 @@ def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
     :param device: if of CUDA, the state of its generator too. Those of other devices
         belong to other processes.
     """
-    version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
+    state = _generators(device)
+    version, internal, gauss = state["python"]
+    name, keys, *rest = state["numpy"]
+    state["python"] = (version, torch.tensor(internal, dtype=torch.int64), gauss)
+    state["numpy"] = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    return state
+
+
+def set_rng_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
+    """Put generators back to what :func:`rng_state` returned."""
+    version, internal, gauss = state["python"]
+    name, keys, *rest = state["numpy"]
+    python = (version, tuple(internal.tolist()), gauss)
+    numpy = (name, keys.numpy().astype(np.uint32), *rest)
+    _set_generators({**state, "python": python, "numpy": numpy}, device)
+
+
+def _generators(device: str | torch.device) -> dict[str, Any]:
+    """States of the generators as they give them."""
     state: dict[str, Any] = {
-        "python": (version, torch.tensor(internal, dtype=torch.int64), gauss),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.device(device).type == "cuda":
@@ -78,12 +95,9 @@ def rng_state(device: str | torch.device = "cpu") -> dict[str, Any]:
     return state
 
 
-def set_rng_state(state: dict[str, Any], device: str | torch.device = "cpu") -> None:
-    """Put generators back to what :func:`rng_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+def _set_generators(state: dict[str, Any], device: str | torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if torch.device(device).type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -106,11 +120,11 @@ def kept_rng(device: str | torch.device = "cpu") -> Iterator[None]:
 
     :param device: if of CUDA, its generator is put back too.
     """
-    saved = rng_state(device)
+    saved = _generators(device)
     try:
         yield
     finally:
-        set_rng_state(saved, device)
+        _set_generators(saved, device)
 
 
 @contextmanager

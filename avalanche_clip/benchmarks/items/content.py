@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def content_hash(dataset: AvalancheDataset) -> str:
             digest.update(f"|{name}|{column.dtype.str}|".encode())
             digest.update(column.data)
     places = np.unique(np.linspace(0, len(dataset) - 1, SAMPLED).round().astype(int))
-    items = [hashed_item(dataset, int(p)) for p in places if len(dataset)]
+    items = hashed_items(dataset, places.tolist() if len(dataset) else [])
     notes = [
         f"{part} are random"
         for number, part in enumerate(_PARTS)
@@ -90,21 +90,25 @@ def content_hash(dataset: AvalancheDataset) -> str:
     return digest.hexdigest()[:16] + words
 
 
-def hashed_item(
+def hashed_items(
+    dataset: AvalancheDataset, places: Sequence[int]
+) -> list[tuple[list[bytes], list[bytes]] | None]:
+    """Hashes of picture and captions of each, of two readings; None if unreadable."""
+    with kept_rng():
+        return [_hashed_item(dataset, place) for place in places]
+
+
+def _hashed_item(
     dataset: AvalancheDataset, index: int
 ) -> tuple[list[bytes], list[bytes]] | None:
-    """Hashes of picture and captions, of two readings; None if unreadable."""
     readings = []
     for _ in range(2):
-        with kept_rng():
-            seed_cpu(0)
-            try:
-                item = raw_item(dataset, index)
-                readings.append(
-                    [digest_of(_pieces(part)) for part in (item[0], item[1:])]
-                )
-            except Exception:  # readers raise nearly anything
-                return None
+        seed_cpu(0)
+        try:
+            item = raw_item(dataset, index)
+            readings.append([digest_of(_pieces(part)) for part in (item[0], item[1:])])
+        except Exception:  # readers raise nearly anything
+            return None
     return readings[0], readings[1]
 
 

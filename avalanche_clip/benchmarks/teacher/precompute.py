@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_clip import distributed
-from avalanche_clip.benchmarks.items.content import SAMPLED, hashed_item
+from avalanche_clip.benchmarks.items.content import SAMPLED, hashed_items
 from avalanche_clip.benchmarks.items.facts import with_facts, without_images
 from avalanche_clip.benchmarks.items.flat import has_no_images, locate
 from avalanche_clip.benchmarks.items.items import CheckedPairs, attribute_array
@@ -162,7 +162,7 @@ class _Job:
         if has_no_images(self.dataset):
             return None
         positions = self.first["image"][self.places].tolist()
-        read = [hashed_item(self.dataset, position) for position in positions]
+        read = hashed_items(self.dataset, positions)
         known = [item for item in read if item is not None]
         if len(known) < len(read):
             return None
