@@ -139,12 +139,16 @@ def require_file(path: str | Path, advice: str = "give the path of a file") -> P
 def files_below(folder: str | Path, pattern: str) -> list[Path]:
     """List files of a folder and of all in it, in order of name.
 
-    Folders in it may be links to others, as where data lie on several disks.
+    Folders in it may be links to others, as where data lie on several disks; a file is
+    not listed again because a link leads to it.
 
     :param pattern: of the names, such as ``"*.tar"``.
     """
     folder = Path(folder)
-    found = {*folder.rglob(pattern), *folder.glob(f"*/{pattern}")}
+    found = {*folder.rglob(pattern)}
+    known = {path.resolve() for path in found}
+    linked = {*folder.glob(f"*/{pattern}")} - found
+    found |= {path for path in linked if path.resolve() not in known}
     return sorted(path for path in found if path.is_file())
 
 

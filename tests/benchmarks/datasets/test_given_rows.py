@@ -101,6 +101,7 @@ def test_parquet__folders_may_be_links(tmp_path):
         table = pa.table({"image": [picture(1)], "caption": [name]})
         parquet.write_table(table, tmp_path / name / "0.parquet")
     (tmp_path / "one" / "linked").symlink_to(tmp_path / "two")
+    (tmp_path / "one" / "again").symlink_to(tmp_path / "one")
     pairs = read_parquet(tmp_path / "one")
     assert [pairs.text(k) for k in range(2)] == ["one", "two"]
 
