@@ -136,6 +136,22 @@ def require_file(path: str | Path, advice: str = "give the path of a file") -> P
     raise FileNotFoundError(f"{path} does not exist; {advice}.")
 
 
+def files_below(folder: str | Path, pattern: str) -> list[Path]:
+    """List files of a folder and of all in it, in order of name.
+
+    Folders in it may be links to others, as where data lie on several disks; a file is
+    not listed again because a link leads to it.
+
+    :param pattern: of the names, such as ``"*.tar"``.
+    """
+    folder = Path(folder)
+    found = {*folder.rglob(pattern)}
+    known = {path.resolve() for path in found}
+    linked = {*folder.glob(f"*/{pattern}")} - found
+    found |= {path for path in linked if path.resolve() not in known}
+    return sorted(path for path in found if path.is_file())
+
+
 def inside(folder: str | Path, name: str, source: str | Path) -> Path:
     """Return the path of a file that another file names, never outside its folder.
 
@@ -192,6 +208,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
     Nothing of the old folder remains, so no stale file is read with the new ones.
     After an error the old folder is as it was. A link is replaced, not followed.
+
+    :raises NoSpaceError: if the disk is full.
     """
     path = Path(path)
     new, old = (
@@ -201,11 +219,12 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        yield new
-        for name in new.rglob("*"):
-            if name.is_file():
-                with open(name, "rb") as file:
-                    os.fsync(file.fileno())
+        with told_when_full(path, f"{path.name} is as it was before"):
+            yield new
+            for name in new.rglob("*"):
+                if name.is_file():
+                    with open(name, "rb") as file:
+                        os.fsync(file.fileno())
         if path.is_symlink() or path.is_file():
             path.unlink()
         elif path.exists():

@@ -96,6 +96,15 @@ def test_stream__is_webdatasets_pipeline(shards):
         assert {k: v for k, v in theirs.items() if k in ours} == ours
 
 
+def test_stream__members_do_not_rename_their_sample(tmp_path):
+    hostile = [("00000001.__url__", b"/x/y.tar"), ("00000001.__key__", b"z")]
+    write_tar(tmp_path / "a.tar", [*samples([1]), *hostile])
+    write_shards(tmp_path / "b", count=1, each=2)
+    for folder in (tmp_path, tmp_path / "b"):
+        found = list(ShardStream(folder, 1).samples(0, 1, None))
+        assert texts_of(found)[-1] == "caption 1"
+
+
 def test_stream__has_no_positions_and_says_so(shards):
     stream = ShardStream(shards, 30)
     assert len(stream) == 30

@@ -36,6 +36,7 @@ from avalanche_clip.common.checks import (
     require_known,
     require_some,
 )
+from avalanche_clip.common.files import files_below
 
 TIC_DATACOMP_STEPS: dict[str, tuple[str, ...]] = {
     "2016": ("2014", "2015", "2016"),
@@ -99,7 +100,10 @@ def tic_datacomp(
     Source: Garg et al., TiC-CLIP, ICLR 2024 (arXiv 2310.16226).
     """
     require_some(steps, "steps")
-    sources = {str(label): tuple(own) for label, own in steps.items()}
+    sources = {
+        str(label): tuple(map(str, [own] if isinstance(own, str) else own))
+        for label, own in steps.items()
+    }
     for label, own in sources.items():
         require_some(own, f"sources of step {label}")
         require_distinct(own, f"sources of step {label}")
@@ -125,8 +129,10 @@ def tic_datacomp(
         place = existing_folder(evaluation, "give the folder of the evaluation sets")
         streams["test"] = []
         for folder in sorted(place.glob("*/*")):
-            if any(folder.rglob("*.tar")):
-                banned.append(shards(folder).uids())
+            if files_below(folder, "*.tar"):
+                pairs = shards(folder)
+                # One without JSON is no pair here, but may be evaluated elsewhere.
+                banned += [pairs.uids(), pairs.named_uids()]
         place = place / "retrieval"
         for number, (label, own) in enumerate(sources.items()):
             whole = label not in own and (place / label).is_dir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from PIL import Image
 
 from avalanche_clip.benchmarks.datasets.plain_texts import check_names
 from avalanche_clip.benchmarks.items.skipped import SampleFault
-from avalanche_clip.benchmarks.items.times import stored_timestamp
+from avalanche_clip.benchmarks.items.times import is_missing, stored_timestamp
+from avalanche_clip.common.files import parse_json
 from avalanche_clip.common.pictures import (
     PictureSizeError,
     picture_to_rgb,
@@ -23,9 +23,10 @@ from avalanche_clip.common.pictures import (
 
 Row = Mapping[str, Any]
 Field = str | Callable[[Row], Any]
-"""Name of a field (``"a.b"`` is one in a mapping, or in each of a list of them), or a
-function of the row. A function finds the path of the row's file in ``"__file__"``: of
-the picture, or of the archive or table that holds it."""
+"""Name of a field (``"a.b"`` is one in a mapping, or in each of a list of them, or in
+the JSON text of one, as img2dataset stores EXIF), or a function of the row. A function
+finds the path of the row's file in ``"__file__"``: of the picture, or of the archive or
+table that holds it."""
 FILE = "__file__"
 
 
@@ -55,6 +56,11 @@ def value_of(row: Row, field: Field, where: str) -> Any:
         return row[field]
     first, _, rest = field.partition(".")
     inner = row.get(first) if rest else None
+    if isinstance(inner, str) and inner.startswith("{"):
+        try:
+            inner = parse_json(inner, where)
+        except ValueError as error:
+            raise SampleFault("row unreadable", f"{where}, {first}: {error}") from error
     if isinstance(inner, list):
         return [part.get(rest) if isinstance(part, Mapping) else None for part in inner]
     return value_of(inner, rest, where) if isinstance(inner, Mapping) else None
@@ -115,10 +121,10 @@ def as_picture(value: Any, root: str | Path | None, where: str) -> Image.Image:
     """
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if not isinstance(value, Image.Image) and is_missing(value):
         raise SampleFault("no picture", f"{where} has no picture.")
-    if isinstance(value, str):
-        value = picture_path(value, root, where)
+    if isinstance(value, (str, os.PathLike)):
+        value = picture_path(os.fspath(value), root, where)
     if not isinstance(value, (bytes, Path, Image.Image)):
         words = f"{where} holds a {type(value).__name__} in place of a picture."
         raise SampleFault("picture unreadable", words)

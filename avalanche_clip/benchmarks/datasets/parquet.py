@@ -19,8 +19,19 @@ from avalanche_clip.benchmarks.datasets.rows import (
 )
 from avalanche_clip.benchmarks.teacher.store import TeacherFeatureStore
 from avalanche_clip.common.arrays import read_npy
-from avalanche_clip.common.checks import existing_folder, require_some
-from avalanche_clip.common.files import file_limits, require_file, unreadable
+from avalanche_clip.common.checks import (
+    as_texts,
+    existing_folder,
+    require_distinct,
+    require_known,
+    require_some,
+)
+from avalanche_clip.common.files import (
+    file_limits,
+    files_below,
+    require_file,
+    unreadable,
+)
 
 
 class ParquetTable:
@@ -44,6 +55,7 @@ class ParquetTable:
                     file.metadata.row_group(k) for k in range(file.num_row_groups)
                 ]
                 names, largest = file.schema_arrow.names, file_limits.member_bytes
+                require_distinct(names, "the columns")
                 if self.columns not in ([], names):
                     raise ValueError(f"it has other columns: {names}")
                 if any(group.total_byte_size > largest for group in groups):
@@ -106,7 +118,7 @@ def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
     paths = [given] if isinstance(given, (str, Path)) else given
     found = [Path(path).expanduser() for path in paths]
     if len(found) == 1 and found[0].is_dir():
-        found = sorted(found[0].rglob("*.parquet"))
+        found = files_below(found[0], "*.parquet")
     require_some(found, f"parquet files in {given}")
     return found
 
@@ -173,6 +185,10 @@ def read_clip_retrieval(
     if not paths:
         raise FileNotFoundError(f"{base} has no files metadata/metadata_*.parquet.")
     tables, features = [ParquetTable([path]) for path in paths], {}
+    if columns is not None:
+        columns = as_texts(columns, "columns", least=0)
+        known = [name for table in tables for name in table.columns]
+        require_known(columns, dict.fromkeys(known), f"columns of {base}")
     for kind, name in (("image", "img_emb"), ("text", "text_emb")):
         files = sorted(base.glob(f"{name}/{name}_*.npy"), key=_in_order)
         parts = [path.stem.removeprefix(name) for path in files]

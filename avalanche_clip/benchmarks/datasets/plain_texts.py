@@ -52,6 +52,20 @@ def refuse_foreign(path: str | Path, head: bytes, wanted: str) -> None:
         raise unreadable(path, wanted, f"it is {found}")
 
 
+def require_last_end(path: Path) -> None:
+    """Raise ValueError if the last line of a table has no end, as one that was cut.
+
+    A gzipped one has a checksum instead.
+    """
+    if path.suffix == ".gz":
+        return
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        if file.read() != b"\n":
+            cause = "its last line has no end, so it may be cut; end it if it is not"
+            raise unreadable(path, "a whole table", cause)
+
+
 def check_names(
     names: Iterable[str], source: str | Path, folder: str | Path | None = None
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,9 +27,13 @@ from avalanche_clip.benchmarks.datasets.fields import (
     time_of,
     value_of,
 )
-from avalanche_clip.benchmarks.datasets.plain_texts import refuse_foreign
+from avalanche_clip.benchmarks.datasets.plain_texts import (
+    refuse_foreign,
+    require_last_end,
+)
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
 from avalanche_clip.benchmarks.items.skipped import SampleFault, leave_out, skipped_for
+from avalanche_clip.benchmarks.items.times import is_missing
 from avalanche_clip.common.checks import as_texts, require_distinct, require_type
 from avalanche_clip.common.files import (
     parse_json,
@@ -155,7 +158,7 @@ def captions_of(row: Row, field: Field, where: str) -> str | list[str]:
     """
     value = value_of(row, field, where)
     for text in (value or [None]) if isinstance(value, list) else [value]:
-        if text is None or text != text or (isinstance(text, str) and not text.strip()):
+        if is_missing(text) or (isinstance(text, str) and not text.strip()):
             raise SampleFault("no caption", f"{where} has no caption, or an empty one.")
         if not is_text(text):
             words = f"{where} has {text!r:.80} in place of a caption."
@@ -216,9 +219,16 @@ def read_rows(
     ('red', [1464912000.0])
     """
     source = f"the rows of the {type(rows).__name__}"
+    if hasattr(rows, "column_names") and not hasattr(rows, "__len__"):
+        raise TypeError(f"{source} come as a stream; give them to RowStream.")
     rows, names = undecoded(rows)
     fields = {"image": image, "caption": caption, "time": time, "group": group}
-    facts = rows
+    facts = (
+        SampleFault("no picture", f"{source}, row {number} has no picture {image!r}.")
+        if isinstance(row, Mapping) and row.get(image) is None
+        else row
+        for number, row in enumerate(rows, 1)
+    )
     if names is not None:
         facts = rows.select_columns(needed_columns(fields, names, source))
         rows = rows.select_columns([image])
@@ -255,9 +265,10 @@ def needed_columns(
     :raises ValueError: if one is missing.
     """
     known, wanted = [*names], set()
-    for field in fields.values():
+    for role, field in fields.items():
         if isinstance(field, str):
-            column = field if field in known else field.partition(".")[0]
+            whole_name = field in known or role == "image"
+            column = field if whole_name else field.partition(".")[0]
             if column not in known:
                 raise ValueError(f"{source} has no column {field!r}, but {known}.")
             wanted.add(column)
@@ -304,7 +315,7 @@ def read_image_table(
     if ending == "json":
         rows: Iterable[Any] = read_json(path, list)
     elif ending == "jsonl":
-        rows = (_json_row(line, path) for _, line in read_lines(path))
+        rows = (_json_row(line, path) for _, line in read_lines(path) if line.strip())
     else:
         wanted = {field for field in fields.values() if isinstance(field, str)}
         rows = _table_rows(path, separator, wanted)
@@ -320,16 +331,11 @@ def _json_row(line: str, path: Path) -> Any:
 
 def _table_rows(path: Path, separator: str | None, wanted: set[str]) -> Iterator[Any]:
     lines = read_lines(path)
-    _, header = next(lines, (0, ""))
+    number, header = next(lines, (0, ""))
+    if not number:
+        raise unreadable(path, "a table of pictures and captions", "it is empty")
     refuse_foreign(path, header[:512].encode(), "a table of pictures and captions")
-    if path.suffix != ".gz":  # the others end with a checksum
-        with open(path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
-                cause = (
-                    "its last line has no end, so it may be cut; end it if it is not"
-                )
-                raise unreadable(path, "a whole table", cause)
+    require_last_end(path)
     given = (separator,) if separator else ("\t", ",")
     heads = {s: next(csv.reader([header], delimiter=s), []) for s in given}
     fits = [s for s, names in heads.items() if wanted <= {*names}]

@@ -52,7 +52,20 @@ def to_timestamp(value: Time) -> float:
     return seconds
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value of a table is none: None, NaN, NaT or pandas' NA.
+
+    >>> is_missing(math.nan), is_missing(0)
+    (True, False)
+    """
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):  # of NA, and of an array, which is a value
+        return type(value).__name__ == "NAType"
+
+
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_EXIF = re.compile("([12][0-9]{3}):([0-9]{2}):([0-9]{2})((?: .*)?)")
 _COMPACT = re.compile("([12][0-9]{3})([0-9]{2})([0-9]{2})")
 
 
@@ -60,7 +73,7 @@ def stored_timestamp(value: Time) -> float:
     """Convert a time as a file holds it, see :func:`to_timestamp`.
 
     Nothing (None, NaN, an empty text) is NaN, a text of digits a number, one of eight
-    digits a date.
+    digits a date; dates may have colons, as those of EXIF.
 
     :raises ValueError: also for whole numbers that may mean a date (20160603), and for
         times outside the years 1 to 9999, as milliseconds would be.
@@ -72,9 +85,11 @@ def stored_timestamp(value: Time) -> float:
         value = value.strip() or None
         if value and (date := _COMPACT.fullmatch(value)):
             value = "-".join(date.groups())
+        elif value and (date := _EXIF.fullmatch(value)):
+            value = "-".join(date.groups()[:3]) + date[4]
         elif value and _NUMBER.fullmatch(value):
             value = float(value)
-    if value is None or value != value:
+    if is_missing(value):
         return math.nan
     seconds = to_timestamp(value)
     if _is_number(value) and _COMPACT.fullmatch(f"{seconds:.10g}"):

@@ -1,7 +1,9 @@
 """TiC-DataComp: steps, evaluation sets, and no pair of one in the other."""
 
+import io
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from avalanche_clip.evaluation.suites import ZeroShotTask
 from avalanche_clip.training import Sequential
 from tests.helpers import StubDualEncoder
 from tests.refused import refused
-from tests.tic_files import YEARS, uid, write_datacomp
+from tests.tic_files import YEARS, entries, uid, write_datacomp
 from tests.web_folders import to_pixels
 
 STEPS = {label: tuple(map(str, years)) for label, years in YEARS.items()}
@@ -109,6 +111,12 @@ def test_evaluation_uids__are_subtracted_from_every_form(folders, tmp_path):
         assert uid(2017, 6) not in ids(built.train_stream[1])
     both = tic_datacomp(train, evaluation, steps=STEPS, evaluation_uids=pairs)
     assert [len(e.dataset) for e in both.train_stream] == [8, 2]
+
+
+def test_steps__may_be_given_as_numbers(folders):
+    built = tic_datacomp(*folders, steps={2016: (2014, 2015, 2016), 2017: "2017"})
+    assert built.time_labels == ["2016", "2017"]
+    assert [len(e.dataset) for e in built.train_stream] == [9, 3]
 
 
 def test_evaluation__must_be_known(folders):
@@ -218,3 +226,17 @@ def test_shards__that_are_cut_are_told_or_counted(folders, tmp_path):
         )
     counts = [skipped.counts() for skipped in built.train_stream[0].skipped]
     assert counts == [{}, {"archive cut off": 1, "archive damaged": 1}, {}]
+
+
+def test_evaluation__pairs_without_json_are_no_training_pairs_either(tmp_path):
+    train, evaluation = write_datacomp(tmp_path, count=COUNT)
+    name = f"{uid(2017, 7)}-0"
+    more = entries(name, 7, json=None, cls=b"1")
+    with tarfile.open(evaluation / "datacompnet" / "2017" / "0.tar", "a") as tar:
+        for member, content in more:
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (evaluation / "datacompnet" / "2017" / "0.json").write_text('{"successes": 4}')
+    built = tic_datacomp(train, evaluation, steps=STEPS)
+    assert uid(2017, 7) not in ids(built.train_stream[1])

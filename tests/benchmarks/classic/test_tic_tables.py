@@ -179,4 +179,6 @@ def test_redcaps__from_tables(tmp_path):
     assert scenario.train_stream[1].time_start == scenario.train_stream[0].time_end
     assert scenario.train_stream[3].dataset[0][1].startswith("c c")
     (tmp_path / "splits/train_batch_2018.csv").write_text("path\tcaption\n")
+    refused("0 rows, .* says 2", tic_redcaps, tmp_path / "splits", images)
+    (tmp_path / "splits/split.json").unlink()
     refused("no pairs of train_batch_2018", tic_redcaps, tmp_path / "splits", images)

@@ -76,7 +76,9 @@ def test_folder__faults_are_those_of_archives(tmp_path):
     folder = img2dataset(tmp_path) / "00000"
     (folder / "000000002.JPG").write_bytes(b"x")
     refused("'00000/000000002' has the files", TarPairs, FolderIndex(tmp_path))
-    (folder / "000000002.JPG").unlink()
+    (folder / "000000002.JPG").rename(folder / "a.b.jpg")
+    refused("name of '00000/a.b.jpg' has several dots", TarPairs, FolderIndex(tmp_path))
+    (folder / "a.b.jpg").unlink()
     (folder / "000000002.txt").unlink()
     (folder / "000000002.json").unlink()
     (folder / "000000001.json").write_text("[1]")
@@ -197,6 +199,15 @@ def test_features__of_clip_retrieval_go_with_their_rows(tmp_path, sizes):
     assert pairs.text(sum(sizes) - 1) == f"caption {sum(sizes) - 1}"
     assert {*pairs.timestamps} == {TIMES[0]}
     assert pairs.rows.tolist() == [*range(sum(sizes))]  # ids of the features
+
+
+def test_features__columns_are_those_of_the_rows(tmp_path):
+    write_features(tmp_path, (1, 1))
+    _, rows = read_clip_retrieval(tmp_path, ["caption"])
+    assert [row["caption"] for row in rows] == ["caption 0", "caption 1"]
+    assert "image_path" not in rows[0]
+    refused("columns of .*'text'", read_clip_retrieval, tmp_path, ["text"])
+    refused("columns", read_clip_retrieval, tmp_path, "caption", error=TypeError)
 
 
 def test_features__parts_that_do_not_fit_are_named(tmp_path):

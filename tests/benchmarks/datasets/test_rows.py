@@ -335,7 +335,13 @@ def test_errors__have_causes_and_are_counted(root):
             assert "rows of the list, row 1" in str(told.value)
     finally:
         file_limits.picture_pixels = None
-    at_once = ("no caption", "caption unreadable", "time unreadable", "row unreadable")
+    at_once = (
+        "no picture",
+        "no caption",
+        "caption unreadable",
+        "time unreadable",
+        "row unreadable",
+    )
     assert pairs.skipped.counts() == dict.fromkeys(at_once, 1)
     missing = read_rows([{**sound, "image": str(root / "x.png")}], None)
     refused("x.png does not exist", missing.__getitem__, 0, error=FileNotFoundError)

@@ -1,5 +1,6 @@
 """Evaluation sets in tar shards: everything comes back, whatever is wrong is said."""
 
+import io
 import pickle
 import shutil
 import tarfile
@@ -83,10 +84,33 @@ def swap(folder, **member):
     shutil.move(inner / "test" / "0.tar", path)
 
 
+def huge():
+    """An array that declares 800 TB."""
+    head, content = {"descr": "<f8", "fortran_order": False}, io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {**head, "shape": (10**14,)})
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     "damage, error, words",
     [
         (lambda f: change(f, "test/nshards.txt"), FileNotFoundError, "nshards.txt"),
+        (lambda f: change(f, "test/nshards.txt", "9" * 30), FileNotFoundError, "2.tar"),
+        (
+            lambda f: swap(f, cls="1", png=picture(0), npy=b"PK\3\4x"),
+            ValueError,
+            "npy",
+        ),
+        (
+            lambda f: swap(f, cls="1", png=picture(0), npy=huge()),
+            ValueError,
+            "npy",
+        ),
+        (
+            lambda f: swap(f, cls="1", png=picture(0), npy=npy("a")),
+            ValueError,
+            "no numbers",
+        ),
         (lambda f: change(f, "test/nshards.txt", "two"), ValueError, "holds 'two'"),
         (lambda f: change(f, "test/1.tar"), FileNotFoundError, "1.tar.*not complete"),
         (lambda f: change(f, "test/0.tar", "x"), ValueError, "0.tar is not a tar"),

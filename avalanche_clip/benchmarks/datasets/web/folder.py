@@ -25,6 +25,7 @@ from PIL import Image
 from avalanche_clip.benchmarks.datasets.web.pairs import PICTURES, decode_text
 from avalanche_clip.benchmarks.datasets.web.tar_index import TarIndex
 from avalanche_clip.benchmarks.datasets.web.tars import read_member
+from avalanche_clip.common.arrays import UNREADABLE
 from avalanche_clip.common.checks import (
     require_array,
     require_choice,
@@ -75,9 +76,11 @@ class WebFolder:
         count = read_text(require_file(where, "give the folder of a whole set")).strip()
         if not count.isdecimal() or not int(count):
             raise unreadable(where, "a number of shards", f"it holds {count!r}")
-        self.shards = [where.parent / f"{number}.tar" for number in range(int(count))]
-        for path in self.shards:
-            require_file(path, "the set is not complete: download it again")
+        advice = "the set is not complete: download it again"
+        self.shards = [
+            require_file(where.parent / f"{number}.tar", advice)
+            for number in range(int(count))
+        ]
         kind = self.folder / "dataset_type.txt"
         self.kind = read_text(kind).strip() if kind.is_file() else KINDS[0]
         require_choice(str(kind), self.kind, KINDS)
@@ -205,7 +208,12 @@ def _unreadable(index: TarIndex, row: int, words: str) -> ValueError:
 def _rows(content: list[bytes], path: Path) -> Any:
     """Stack arrays of numbers, one per sample."""
     try:
-        found = [np.load(io.BytesIO(part), allow_pickle=False) for part in content]
+        found = [
+            np.lib.format.read_array(io.BytesIO(part), allow_pickle=False)
+            for part in content
+        ]
+        if any(row.dtype.kind not in "biuf" for row in found):
+            raise ValueError("they hold no numbers")
         return np.stack([np.atleast_1d(row) for row in found]) if found else None
-    except (ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, "arrays of one length (npy)", error) from error

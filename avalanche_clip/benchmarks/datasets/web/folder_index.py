@@ -30,7 +30,8 @@ class FolderIndex:
     :raises FileNotFoundError: if there is no such folder.
 
     :ivar names: of the samples below the folder, in order of name.
-    :ivar faults: names that are no UTF-8, and members that occur twice.
+    :ivar faults: names that are no UTF-8, or of pictures with several dots, and members
+        that occur twice.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -42,7 +43,11 @@ class FolderIndex:
             for file in files:
                 path = os.path.relpath(os.path.join(base, file), self.folder)
                 key, ending = split_name(path.replace(os.sep, "/"))
-                if ending in (*PICTURES, "txt", "json"):
+                if "." in ending and ending.rpartition(".")[2] in PICTURES:
+                    words = f"{self.folder}: the name of {path!a} has several dots, so"
+                    words = f"{words} that it belongs to {key!a}; rename it."
+                    self.faults.append(SampleFault("member refused", words))
+                elif ending in (*PICTURES, "txt", "json"):
                     samples.setdefault(key, []).append(path[len(key) + 1 :])
         found: dict[str, str] = {}
         for key, endings in sorted(samples.items()):

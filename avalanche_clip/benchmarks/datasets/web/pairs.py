@@ -138,7 +138,7 @@ class TarPairs:
     ) -> None:
         self.index: Any = index
         self.skipped = skipped_for(on_error)
-        self.reader = SampleReader(captions or CAPTIONS)
+        self.reader = SampleReader(CAPTIONS if captions is None else captions)
         for fault in index.faults:
             leave_out(fault, self.skipped)
         endings = [source.partition(":")[0] for source in self.reader.captions]

@@ -61,7 +61,7 @@ class ShardStream(StreamedItems):
         _webdataset()
         self.tars = find_tars(tars)
         self.source = f"{self.tars[0]} and the other archives"
-        self.reader = SampleReader(captions or CAPTIONS)
+        self.reader = SampleReader(CAPTIONS if captions is None else captions)
         self.buffer = as_size(buffer, "buffer")
         self.skipped = skipped_for(on_error)
 
@@ -125,10 +125,11 @@ class ShardStream(StreamedItems):
         tell = partial(leave_out, skipped=self.skipped)
         for path in shards:
             for key, members in scan(path, tell).items():
-                sample: Sample = {"__key__": key, "__url__": str(path)}
+                sample: Sample = {}
                 try:
                     for ending, place in members.items():
                         sample[ending] = read_member(path, place, f"{path}, {key}")
+                    sample.update(__key__=key, __url__=str(path))
                 except SampleFault as fault:
                     tell(fault)
                 else:

@@ -41,6 +41,7 @@ from avalanche_clip.common.checks import (
     require_distinct,
     require_some,
 )
+from avalanche_clip.common.files import files_below
 from avalanche_clip.common.lock import FolderLock
 from avalanche_clip.common.progress import progress
 
@@ -57,14 +58,15 @@ _AGAIN = "call open_tar_index with rebuild=True"
 def find_tars(tars: str | Path | Iterable[str | Path]) -> list[Path]:
     """List archives: ``*.tar`` of a folder and of those in it, in order of name.
 
-    :param tars: a folder, or the paths of archives, whose order stays.
+    :param tars: a folder, an archive, or the paths of several, whose order stays.
     :return: absolute paths.
     :raises FileNotFoundError: if there is no such folder, or no archive in it.
     :raises ValueError: if there are no paths, or one is given twice.
     """
     if isinstance(tars, (str, Path)):
         folder = Path(tars).expanduser()
-        tars = sorted(path for path in folder.rglob("*.tar") if path.is_file())
+        one = folder.is_file()
+        tars = [folder] if one else files_below(folder, "*.tar")
         if not tars:
             raise FileNotFoundError(
                 f"{folder} holds no *.tar files; give the folder of the archives, or a "
@@ -233,7 +235,7 @@ def open_tar_index(
     require_choice("on_error", on_error, ON_ERROR)
     paths = find_tars(tars)
     if folder is None:
-        whole = isinstance(tars, (str, Path))
+        whole = isinstance(tars, (str, Path)) and Path(tars).expanduser().is_dir()
         base: Any = tars if whole else os.path.commonpath([p.parent for p in paths])
         folder = Path(base, FOLDER)
     folder = Path(folder).expanduser()

@@ -8,6 +8,7 @@ bytes, and archives that are cut, damaged or compressed are faults.
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import unicodedata
 import zlib
@@ -19,6 +20,7 @@ from avalanche_clip.benchmarks.items.skipped import SampleFault
 from avalanche_clip.common.files import file_limits, found_in
 
 _CHUNK = 2**20
+_META = re.compile("__[^/]*__/")
 _ADVICE = "Download or write the archive again, or leave it out."
 
 Place = tuple[int, int, int]
@@ -61,7 +63,7 @@ def scan(
                 parts = [part for part in member.name.split("/") if part != "."]
                 key, ending = split_name("/".join(parts))
                 wrong = _refused(member)
-                if not wrong and (not ending or key.startswith("__")):
+                if not wrong and (not ending or _META.match(key)):
                     continue  # no member of a sample, as webdataset has it
                 own = found.setdefault(key, {})
                 if wrong or ending in own:
@@ -103,6 +105,10 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             if behind != bytes(tarfile.BLOCKSIZE):
                 short = len(behind) < tarfile.BLOCKSIZE
                 raise EOFError if short else tarfile.ReadError("no header there")
+            # A hole of zeros looks like the end.
+            while part := file.read(_CHUNK):
+                if part.strip(b"\0"):
+                    raise tarfile.ReadError("its end is there, but more follows")
     except OSError:
         raise
     except Exception as error:  # hostile headers make tarfile raise nearly anything

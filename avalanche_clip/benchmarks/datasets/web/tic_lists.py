@@ -33,8 +33,8 @@ from avalanche_clip.benchmarks.datasets.web.uids import (
 )
 from avalanche_clip.benchmarks.items.skipped import SampleFault
 from avalanche_clip.common.array_pickles import read_array_pickle
-from avalanche_clip.common.checks import existing_folder
-from avalanche_clip.common.files import read_json, require_file, unreadable
+from avalanche_clip.common.checks import existing_folder, require_distinct
+from avalanche_clip.common.files import files_below, read_json, require_file, unreadable
 
 _LABEL = re.compile("[0-9]{4}([0-9]{2})?")
 
@@ -60,7 +60,7 @@ def read_uid_lists(folder: str | Path) -> dict[str, UIDArray]:
     :raises ValueError: if a list is damaged, occurs twice, or has another size.
     """
     folder = existing_folder(folder, "give the folder of the released lists")
-    lists = [(p.stem, p, 0, p.stat().st_size) for p in sorted(folder.rglob("*.npy"))]
+    lists = [(p.stem, p, 0, p.stat().st_size) for p in files_below(folder, "*.npy")]
     for path in sorted(folder.glob("[0-9][0-9][0-9][0-9].tar")):
         for key, own in scan(path, _refuse).items():
             if "npy" in own:
@@ -112,11 +112,13 @@ def read_evaluation_uids(path: str | Path) -> dict[str, Any]:
     if require_file(path).suffix == ".json":
         content = read_json(path)
     else:
-        content = read_array_pickle(path, "a pickle of UIDs", "Uiub", "UIDs are texts")
+        content = read_array_pickle(path, "a pickle of UIDs", "USiub", "UIDs are texts")
     try:
         if not isinstance(content, dict) or not content:
             raise ValueError("it holds no years")
-        return {_year(year): _leaves(uids) for year, uids in content.items()}
+        years = [_year(year) for year in content]
+        require_distinct(years, "the years")
+        return dict(zip(years, map(_leaves, content.values()), strict=True))
     except (TypeError, ValueError) as error:
         raise unreadable(path, "a list of evaluation UIDs by year", error) from error
 

@@ -27,6 +27,7 @@ from avalanche_clip.benchmarks.datasets.web.uids import (
     UID,
     UID_DTYPE,
     UIDArray,
+    as_uids,
     find_uids,
     uid_to_pair,
 )
@@ -56,8 +57,9 @@ class TicShards(TarPairs):
     :raises ValueError: if a shard has not the size that is written beside it, a sample
         cannot be read, or none is left.
 
-    :ivar counts: of samples: ``"found"``, ``"without json"``, ``"not in the list"``,
-        ``"in evaluation sets"``, and ``"used"``, each once.
+    :ivar counts: of samples: ``"found"``, ``"without json"``, ``"without id"`` (with
+        ``"skip"``), ``"not in the list"``, ``"in evaluation sets"``, and ``"used"``,
+        each once.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class TicShards(TarPairs):
         self.counts = {"found": len(self)}
         having = whole.rows_with("json")
         self._filter("without json", lambda rows: having[rows])
+        if self.skipped is not None:
+            self._filter("without id", self._with_id)
         if keep is not None:
             self._filter("not in the list", lambda _: self._found(keep))
         if without is not None:
@@ -89,9 +93,23 @@ class TicShards(TarPairs):
 
     def uids(self) -> UIDArray:
         """Return the id of each item, ``(N,)``."""
-        blocks = range(0, len(self), BLOCK)
-        parts = [_uids(self.index, self.rows[b : b + BLOCK]) for b in blocks]
-        return np.concatenate(parts)
+        return np.concatenate([_uids(self.index, part) for part in _cut(self.rows)])
+
+    def named_uids(self) -> UIDArray:
+        """Return the ids that names tell, also of samples that are left out."""
+        rows = np.arange(len(self.index))
+        parts = [_named(self.index, part) for part in _cut(rows)]
+        return np.concatenate([as_uids([]), *(uids[good] for uids, good in parts)])
+
+    def _with_id(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        parts = [_named(self.index, part)[1] for part in _cut(rows)]
+        known = np.concatenate([np.zeros(0, dtype=bool), *parts])
+        for place in np.flatnonzero(~known).tolist():
+            try:
+                known[place] = bool(_uid(self.index, int(rows[place])))
+            except SampleFault as fault:
+                leave_out(fault, self.skipped)
+        return known
 
     def _filter(self, cause: str, good: Callable[[Any], npt.NDArray[np.bool_]]) -> None:
         left = good(self.rows)
@@ -99,15 +117,26 @@ class TicShards(TarPairs):
         self.rows = self.rows[left]
 
     def _found(self, listed: UIDArray) -> npt.NDArray[np.bool_]:
-        parts = [
-            find_uids(_uids(self.index, self.rows[b : b + BLOCK]), listed)
-            for b in range(0, len(self), BLOCK)
-        ]
+        parts = [find_uids(_uids(self.index, p), listed) for p in _cut(self.rows)]
         return np.concatenate([np.zeros(0, dtype=bool), *parts])
+
+
+def _cut(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    return [rows[begin : begin + BLOCK] for begin in range(0, len(rows), BLOCK)]
 
 
 def _uids(index: TarIndex, rows: npt.NDArray[np.int64]) -> UIDArray:
     """Read ids off the names of samples, or where these are none, off their JSON."""
+    uids, good = _named(index, rows)
+    for place in np.flatnonzero(~good).tolist():
+        uids[place] = uid_to_pair(_uid(index, int(rows[place])))
+    return uids
+
+
+def _named(
+    index: TarIndex, rows: npt.NDArray[np.int64]
+) -> tuple[UIDArray, npt.NDArray[np.bool_]]:
+    """Ids that names begin with, and which samples have such."""
     block = np.frombuffer(index.names.block, dtype=np.uint8)
     starts, ends = index.names.offsets[rows], index.names.offsets[rows + 1]
     long = np.flatnonzero(ends - starts >= 32)
@@ -118,9 +147,9 @@ def _uids(index: TarIndex, rows: npt.NDArray[np.int64]) -> UIDArray:
     uids = np.zeros(len(rows), dtype=UID_DTYPE)
     halves = (digits[good, ::2] << 4 | digits[good, 1::2]).view(">u8")
     uids["f0"][long[good]], uids["f1"][long[good]] = halves.T
-    for place in np.setdiff1d(np.arange(len(rows)), long[good]).tolist():
-        uids[place] = uid_to_pair(_uid(index, int(rows[place])))
-    return uids
+    known = np.zeros(len(rows), dtype=bool)
+    known[long[good]] = True
+    return uids, known
 
 
 def _uid(index: TarIndex, row: int) -> str:
@@ -129,7 +158,10 @@ def _uid(index: TarIndex, row: int) -> str:
         return uid
     where = f"{index.where(row)}.json"
     text = (index.read(row, "json") or b"").decode("utf-8", "replace")
-    content = parse_json(text, where)
+    try:
+        content = parse_json(text, where)
+    except ValueError as error:
+        raise SampleFault("row unreadable", f"{where}: {error}") from error
     found = content.get("uid") if isinstance(content, dict) else None
     if not isinstance(found, str) or not UID.fullmatch(found):
         raise SampleFault("other", f"{where} holds no 'uid', but {found!r:.80}.")
@@ -157,7 +189,7 @@ def _said(folder: Path, found: Iterable[Path]) -> dict[Path, tuple[Any, str]]:
     """Shards that the files in a folder tell of: number of samples, and the file."""
     number, sizes = folder / "nshards.txt", folder / "sizes.json"
     count = read_text(number).strip() if number.is_file() else "0"
-    if not (count.isascii() and count.isdecimal() and len(count) < 8):
+    if not (count.isascii() and count.isdecimal() and len(count) < 6):
         raise unreadable(number, "a number of shards", f"it holds {count[:40]!r}")
     said: dict[Path, tuple[Any, str]] = {
         folder / f"{n}.tar": (None, "") for n in range(int(count))

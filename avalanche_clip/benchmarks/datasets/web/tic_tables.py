@@ -26,9 +26,9 @@ from urllib.parse import unquote_plus
 import numpy as np
 
 from avalanche_clip.benchmarks.datasets.captioned import is_text
-from avalanche_clip.benchmarks.datasets.plain_texts import check_names
+from avalanche_clip.benchmarks.datasets.plain_texts import check_names, require_last_end
 from avalanche_clip.benchmarks.datasets.text_columns import TextColumn
-from avalanche_clip.benchmarks.items.times import to_timestamp
+from avalanche_clip.benchmarks.items.times import is_missing, to_timestamp
 from avalanche_clip.benchmarks.streams.quotas import keep_smallest, sample_priorities
 from avalanche_clip.common.checks import as_finite, as_integer, existing_folder
 from avalanche_clip.common.files import (
@@ -75,7 +75,7 @@ def yfcc_caption(title: Any, description: Any, usertags: Any) -> str:
             "avalanche-clip[data]."
         ) from error
     given = (title, description, usertags)
-    texts = ("" if t is None or t != t else str(t) for t in given)
+    texts = ("" if is_missing(t) else str(t) for t in given)
     mended = fix_text(unquote_plus(". ".join(texts)))
     return _TAGS.sub("", mended)[:CAPTION_LENGTH]
 
@@ -246,9 +246,15 @@ def read_pair_table(path: str | Path) -> tuple[TextColumn, TextColumn]:
         tabs, line feeds or quotation marks are quoted.
     :return: two columns, in the order of the rows.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: naming the file, and the row that does not fit.
+    :raises ValueError: naming the file, and the row that does not fit; also if the last
+        line has no end, or a ``split.json`` beside it tells of another number of rows.
     """
     path = require_file(path)
+    require_last_end(path)
+    stream, _, number = path.stem.partition("_batch_")
+    facts = path.with_name("split.json")
+    sizes = read_json(facts, checksum=True)["batches"] if facts.is_file() else {}
+    said = sizes.get(number, {}).get(stream)
 
     def cells(column: int) -> Iterator[bytes]:
         number = 0
@@ -266,4 +272,8 @@ def read_pair_table(path: str | Path) -> tuple[TextColumn, TextColumn]:
             cause = f"row {number}: {error}"
             raise unreadable(path, "a table of paths and captions", cause) from error
 
-    return TextColumn.from_bytes(cells(0)), TextColumn.from_bytes(cells(1))
+    names, captions = (TextColumn.from_bytes(cells(column)) for column in (0, 1))
+    if said not in (None, len(names)):
+        cause = f"it has {len(names)} rows, {facts} says {said}"
+        raise unreadable(path, "a whole table of paths and captions", cause)
+    return names, captions

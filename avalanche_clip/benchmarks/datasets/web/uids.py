@@ -66,8 +66,8 @@ def pair_to_uid(pair: Sequence[int]) -> str:
     >>> pair_to_uid((1, 255))
     '000000000000000100000000000000ff'
     """
-    if len(pair) != 2:
-        raise ValueError(f"A pair has {len(pair)} numbers; give the two of a UID.")
+    if not hasattr(pair, "__len__") or len(pair) != 2:
+        raise ValueError(f"The pair {pair!r:.80} is none; give two numbers of a UID.")
     halves = [as_integer(half, "A half of a UID") for half in pair]
     if not all(0 <= half < 2**64 for half in halves):
         raise ValueError(f"The pair {tuple(halves)} must lie in 0..2**64 - 1.")
@@ -89,8 +89,9 @@ def as_uids(uids: Any) -> UIDArray:
     require_type(uids, Iterable, "uids", "a list of UIDs")  # type: ignore[type-abstract]
     if isinstance(uids, (str, bytes)):
         raise ValueError(f"uids={uids!r:.80} is one text; give a list of UIDs.")
-    listed = uids.tolist() if isinstance(uids, np.ndarray) else uids
-    pairs = (uid_to_pair(u if isinstance(u, str) else pair_to_uid(u)) for u in listed)
+    if isinstance(uids, np.ndarray):
+        uids = (uids.astype("U") if uids.dtype.kind == "S" else uids).tolist()
+    pairs = (uid_to_pair(u if isinstance(u, str) else pair_to_uid(u)) for u in uids)
     return np.fromiter(pairs, dtype=UID_DTYPE)
 
 

@@ -92,8 +92,8 @@ class MoEAdaptersPlugin(RoutedEvaluation, supports_distributed=True):
     :param shared_router: all experiences train router 0 (class-incremental
         form). Not with a selector.
     :param balance_weight: of the balance loss of all mixtures, ``>= 0``; the
-        original does not use it. With several processes it is the mean of
-        their losses.
+        original does not use it. With several processes, or a batch in parts
+        (``accumulation_steps``), it is the mean of their losses.
     :param router_for_eval: ``"auto"``: the selector's choice; without one the
         newest router, since nothing tells experiences apart. ``"own"``: that of
         the evaluated experience, zero-shot if it was not trained on;

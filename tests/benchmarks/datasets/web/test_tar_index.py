@@ -26,6 +26,7 @@ from avalanche_clip.benchmarks.items.items import ReadableItems
 from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.common.pictures import read_picture
 from avalanche_clip.training.templates.order import TrainingOrder, TrainLoader
+from tests.refused import refused
 from tests.tar_files import sample, samples, write_shards, write_tar
 from tests.web_folders import picture
 
@@ -89,6 +90,11 @@ def test_index__of_nested_folders_is_in_order_of_names(tmp_path):
     assert [int(names[n]) for n in range(4)] == [2, 1, 0, 3]
     with pytest.raises(FileNotFoundError, match=r"no \*.tar files"):
         open_tar_index(tmp_path / "nothing")
+
+
+def test_index__of_one_archive_is_beside_it(shards):
+    assert len(open_tar_index(str(shards[1]))) == 5
+    assert (shards[1].parent / "tar_index").is_dir()
 
 
 def test_index__moves_with_its_archives(shards, tmp_path, monkeypatch):
@@ -261,6 +267,11 @@ def test_captions__are_where_they_are_said_to_be(tmp_path, members, options, wan
     entries = [(f"1.{ending}", text.encode()) for ending, text in members.items()]
     path = write_tar(tmp_path / "a.tar", [*entries, ("1.png", picture(1))])
     assert TarPairs(TarIndex.of([path]), **options)[0][1] == wanted
+
+
+def test_captions__of_no_place_are_refused(shards):
+    for given in ([], ""):
+        refused("captions|picture", TarPairs, TarIndex.of(shards), given)
 
 
 BROKEN = {

@@ -69,7 +69,8 @@ def test_members__that_are_no_plain_files_or_no_samples__are_passed_over(tmp_pat
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, "/etc/passwd"
         entries.append((member, b""))
-    entries += [("README", b"x"), (".rc.txt", b"x"), ("__meta__.txt", b"x")]
+    entries += [("README", b"x"), (".rc.txt", b"x"), ("__meta__", b"x")]
+    entries += [("__info__/1.txt", b"x")]
     path = write_tar(tmp_path / "a.tar", [*entries, *sample(1)])
     assert found_in(path) == (dict(sample(1)), [])
 
@@ -194,6 +195,18 @@ def test_archives__with_random_damage__raise_nothing_else(tmp_path):
         found_in(path)
 
 
+def test_archives__with_a_hole_of_zeros_or_more_behind_their_end__are_told(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples([1, 2]))
+    whole = path.read_bytes()
+    second = whole.index(b"00000002.png")
+    hole = whole[:second] + bytes(512) + whole[second + 512 :]
+    for content, wanted in ((hole, []), (whole + whole, sample(1))):
+        path.write_bytes(content)
+        assert found_in(path) == (dict(wanted), ["archive damaged"])
+    path.write_bytes(whole + bytes(5000))
+    assert found_in(path) == (dict(samples([1, 2])), [])
+
+
 def test_large_members__are_refused_before_they_are_read(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [("1.txt", b"x" * 2000)])
     found = scan(path, pytest.fail)
@@ -215,6 +228,15 @@ def test_files__do_not_stay_open_and_all_are_read_right(tmp_path):
     ]:
         assert read_member(paths[n], places[n], "x") == f"caption {n}".encode()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_names__with_underscores_are_samples_where_webdataset_has_such(tmp_path):
+    wds = pytest.importorskip("webdataset")
+    names = ("__a", "__b__", "__c/1", "__d__/1", "e/__f__/1", "__")
+    path = write_tar(tmp_path / "a.tar", [(f"{n}.txt", b"x") for n in names])
+    found = wds.WebDataset(str(path), shardshuffle=False)
+    keys = [f"{sample['__key__']}.txt" for sample in found]
+    assert [*found_in(path)[0]] == keys and len(keys) == 5
 
 
 def test_split_name__agrees_with_webdataset():

@@ -119,6 +119,9 @@ def test_evaluation__pickles_and_json_are_read(tmp_path, protocol):
                 pair for part in _leaves(content) for pair in as_uids(part).tolist()
             }
             assert all_uids(path).tolist() == sorted(every)
+    encoded = {2016: np.array(texts(3)).astype("S")}
+    whole.write_bytes(pickle.dumps(encoded, protocol=protocol))
+    assert np.array_equal(read_evaluation_uids(whole)["2016"], as_uids(texts(3)))
     year = {np.int64(2016): texts(1)}
     whole.write_bytes(pickle.dumps(year, protocol=protocol))
     assert list(read_evaluation_uids(whole)) == ["2016"]
@@ -160,6 +163,8 @@ class Declared:
                 {2014: {1: ["0" * 32]}},
                 {2014: {"n1": {"n2": []}}},
                 {"May": []},
+                {2014: [], "2014": ["0" * 32]},
+                {2014: np.array([b"\xff" * 32])},
                 {True: []},
                 {2014: Call()},
                 {2014: [Declared()]},

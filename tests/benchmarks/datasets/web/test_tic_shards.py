@@ -156,3 +156,27 @@ def test_shards__many_ids_at_once(tmp_path, monkeypatch):
     pairs = TicShards(tmp_path, without=without)
     assert names(pairs) == [u for k, u in enumerate(given) if k % 3]
     assert np.array_equal(pairs.uids(), as_uids(names(pairs)))
+
+
+def test_shards__samples_without_an_id_are_counted(tmp_path):
+    write_tar(
+        tmp_path / "0.tar",
+        [
+            *entries("1", 3, json=json.dumps({"uid": uid(2016, 3)}).encode()),
+            *entries("2", 4, json=b"{}"),
+            *entries("3", 5, json=b"{"),
+            *entries(f"{uid(2016, 6)}-0", 6),
+        ],
+    )
+    with pytest.warns(UserWarning, match="holds no 'uid'"):
+        pairs = TicShards(tmp_path, without=as_uids([uid(1, 1)]), on_error="skip")
+    assert names(pairs) == [uid(2016, 3), uid(2016, 6)]
+    assert pairs.counts["without id"] == 2
+    assert pairs.skipped.counts() == {"other": 1, "row unreadable": 1}
+
+
+def test_shards__in_folders_that_are_links(tmp_path):
+    write_tree(tmp_path / "a", range(2), 2016)
+    write_tree(tmp_path / "b", range(2, 4), 2016)
+    (tmp_path / "a" / "0").symlink_to(tmp_path / "b")
+    assert len(TicShards(tmp_path / "a")) == 4

@@ -244,3 +244,16 @@ def test_table__anything_else_is_refused(tmp_path, content):
     path = tmp_path / "train_batch_0.csv"
     path.write_bytes(content)
     refused("train_batch_0.csv", read_pair_table, path)
+
+
+def test_table__that_was_cut_is_told(tmp_path):
+    rows = [photo(n, 1072915200) for n in range(5)]
+    build_tic_yfcc(rows, tmp_path / "splits")
+    path = tmp_path / "splits" / "train_batch_0.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    refused("train_batch_0.csv .* last line has no end", read_pair_table, path)
+    path.write_bytes(whole[: whole[:-1].rindex(b"\n") + 1])
+    refused("it has 3 rows, .*split.json says 4", read_pair_table, path)
+    (tmp_path / "splits" / "split.json").unlink()  # tables of the released scripts
+    assert len(read_pair_table(path)[0]) == 3

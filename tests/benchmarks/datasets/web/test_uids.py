@@ -49,7 +49,8 @@ def test_uid__anything_else_is_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [(1,), (1, 2, 3), (-1, 0), (0, 2**64), (1.0, 2), ("1", 2), (True, 2)]
+    "wrong",
+    [(1,), (1, 2, 3), (-1, 0), (0, 2**64), (1.0, 2), ("1", 2), (True, 2), None, 5],
 )
 def test_pair__anything_else_is_refused(wrong):
     refused("UID|pair", pair_to_uid, wrong)
