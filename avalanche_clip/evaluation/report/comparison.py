@@ -224,7 +224,7 @@ def _stream(
     percent = html.is_fraction(name)
     methods = metrics[name]
     summaries = _summaries(methods)
-    references = [m for m, rows in methods.items() if _is_reference(runs[m], rows)]
+    references = _references(runs, methods)
     end = html.file_name(f"{stream}_{name}")
     images = []
     if (figure := _over_time(methods, references, name, stream)) is not None:
@@ -286,10 +286,20 @@ def _stream(
     }
 
 
-def _is_reference(results: Sequence[Mapping[str, Any]], rows: list[Matrix]) -> bool:
-    named = {result.get("config", {}).get("strategy") for result in results}
-    told = all(result.get("joint") for result in results)
-    return told or named <= {*_REFERENCES} or all(matrix.joint for matrix in rows)
+def _references(runs: Runs, methods: Mapping[str, list[Matrix]]) -> list[str]:
+    """Methods that do not compete; none if that is all."""
+    # A stream that is scored at the end only has one row of every method.
+    each = all(matrix.joint for rows in methods.values() for matrix in rows)
+    found = [
+        method
+        for method, rows in methods.items()
+        if all(row.get("joint") for row in runs[method])
+        or {row.get("config", {}).get("strategy") for row in runs[method]}
+        <= {*_REFERENCES}
+        or not each
+        and all(matrix.joint for matrix in rows)
+    ]
+    return found if len(found) < len(methods) else []
 
 
 def _sentence(
@@ -315,6 +325,7 @@ def _over_time(
     A reference of one training is a level.
     """
     once = {m for m in references if all(len(r.E) == 1 for r in methods[m])}
+    once |= {m for m, rows in methods.items() if all(r.joint for r in rows)}
     every = {m: rows for m, rows in methods.items() if m not in once}
     found = [matrix for rows in every.values() for matrix in rows]
     if not found or any(m.row_labels != found[0].row_labels for m in found):

@@ -83,6 +83,8 @@ _HEADLINES = (
 
 SHOWN = 12
 """Most examples of a stream that are shown."""
+TIMES = 12
+"""Most times at which they are: a page of paper is no wider."""
 
 # A table of scores: label, name of the metric and values of each row.
 Scores = list[tuple[str, str, Any]]
@@ -366,14 +368,17 @@ def _examples(
     """Stream, header and rows of pictures, and of what was found for them."""
     shown = []
     for stream, metrics in streams.items():
+        times = ["before", *next(iter(metrics.values())).row_labels]
+        places = np.linspace(0, len(times) - 1, min(len(times), TIMES))
+        chosen = places.round().astype(int).tolist()
         rows = []
         for item in _varied(results.get("examples", {}).get(stream, [])):
             path = folder / (item["picture"] or ".")
-            cells = [cell or (False, "–") for cell in item["found"]]
+            known = dict(enumerate(item["found"]))
+            cells = [known.get(k) or (False, "–") for k in chosen]
             rows.append((path if path.is_file() else None, item["text"], cells))
         if rows:
-            names = next(iter(metrics.values())).row_labels
-            shown.append((stream, ["picture", "before", *names], rows))
+            shown.append((stream, ["picture", *(times[k] for k in chosen)], rows))
     return shown
 
 
@@ -438,15 +443,16 @@ def _per_language(name: str, matrix: Matrix) -> tuple[list[str], Scores] | None:
     return [name, *columns], [*rows, ("mean", name, means)]
 
 
-def _data(data: Mapping[str, Any]) -> list[tuple[str, list[str], list[str]]]:
-    """Stream, header and numbers of samples."""
+def _data(data: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Stream, and numbers of samples of its experiences."""
     found = []
     for stream, counts in data.get("counts", {}).items():
         labels = data.get("labels", {}).get(stream, [])
         if len(labels) != len(counts):
             labels = range(1, len(counts) + 1)
-        row = [f"{int(count):,}" for count in (*counts, sum(counts))]
-        found.append((stream, ["", *map(str, labels), "sum"], row))
+        names, numbers = [*map(str, labels), "sum"], [*counts, sum(counts)]
+        texts = [[f"{int(number):,}"] for number in numbers]
+        found.append((stream, list(zip(names, texts, strict=True))))
     return found
 
 

@@ -230,6 +230,31 @@ def test_comparison__references_on_one_test_set(tmp_path):
     assert list(tmp_path.glob("over_time_*.png"))
 
 
+def test_comparison__all_methods_compete_on_a_stream_with_one_row(tmp_path):
+    runs = [shifted(m, s, v) for m, v in (("A", 0.1), ("B", 0.9)) for s in (0, 1)]
+    for run in runs:
+        for parts in run["matrices"]["test"].values():
+            parts["E"] = parts["E"][-1:]
+    text = Page(write_comparison(tmp_path, runs)).text
+    assert "B is highest at the end" in text and "reference" not in text
+
+
+def test_comparison__many_test_sets_are_rows_and_few_are_columns(tmp_path):
+    labels = [f"set {n}" for n in range(12)]
+    both = [make_results(m, tests=12) for m in ("A", "B")]
+    for run in both:
+        run["data"]["labels"]["test"] = labels
+        run["data"]["counts"]["test"] = list(range(12))
+        run["chance"] = {"test": {"mean_R@1": [0.01 * n for n in range(12)]}}
+        run["matrices"]["test"]["mean_R@1"] = {
+            "before": [0.5] * 12,
+            "E": [[0.02 * n for n in range(12)]],
+        }
+    text = Page(write_comparison(tmp_path, both)).text
+    assert "test set items chance before A B set 0 0 0.0 50.0 0.0 0.0 set 1" in text
+    assert "set 11 11 11.0 50.0 22.0 22.0" in text
+
+
 def test_comparison__settings_that_differ_are_a_table(tmp_path):
     one, other = make_results("A"), make_results("B")
     other["config"] = {"train_mb_size": 64, "plugins": [{"class": "Patching<a>"}]}

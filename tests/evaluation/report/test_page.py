@@ -310,6 +310,19 @@ def test_report__examples_show_pictures_and_what_was_found(tmp_path):
     assert len(page.sources) == 3 + 6
 
 
+def test_report__of_many_times_shows_examples_of_some(tmp_path):
+    found = [[k % 2 == 0, f"no {k}"] for k in range(31)]
+    one = [{"picture": None, "text": "own", "found": found}]
+    labels = [f"step {k}" for k in range(30)]
+    results = make_results(steps=30, examples={"test": one})
+    results["data"] = {"counts": {"train": [7] * 30}, "labels": {"train": labels}}
+    text = write(tmp_path, results).text
+    shown = text[text.index("Hits and misses") :]
+    assert shown.count("✓") - 1 + shown.count("✗ no") == 12  # the note has one
+    assert "picture before" in shown and "no 29" not in shown and "✓ What" in shown
+    assert "train samples step 0 7 step 1 7" in text and "sum 210" in text
+
+
 def test_report__of_an_extended_run_counts_what_is_known(tmp_path):
     results = make_results()
     E = [[0.9, 0.1, None], [0.5, 0.8, None], [0.4, 0.6, 0.8]]

@@ -1,6 +1,7 @@
 """Suites in runs whose plugins choose what images and texts pass."""
 
 import copy
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -18,6 +19,7 @@ from avalanche_clip.training.plugins import LanguageAdapterPlugin
 from avalanche_clip.training.runs.suites import RunSuites, _routing
 from avalanche_clip.training.templates import ContrastiveTemplate
 from tests.helpers import assert_same_weights
+from tests.processes import run_in_processes
 from tests.training import languages, moe_runs
 from tests.training.classes import class_strategy
 from tests.training.small_runs import Interrupted, StopPlugin, evaluator
@@ -131,6 +133,26 @@ def test_moe__accuracies_are_those_of_the_strategy(routed):
     np.testing.assert_allclose(found, own)
     met = [r for table in routing_of(strategy).routing["test"].values() for r in table]
     assert len(set(met)) > 2  # else this test would say little
+
+
+STILL = partial(torch.optim.SGD, lr=1e-12)
+
+
+def shared_run(folder, processes):
+    """Rows of the suite of a run on some processes, which share batches and sets."""
+    # the noise of gates differs between a batch and its halves: only Shakes moves
+    strategy, benchmark = experts(train_mb_size=6 // processes, optimizer=STILL)
+    suites = [ZeroShotSuite(tasks(), batch_size=4)]
+    out = go(strategy, benchmark, folder, suites).results["suites"]["zero-shot"]
+    return text({f"{step} {k}": v for step, row in out.items() for k, v in row.items()})
+
+
+@pytest.mark.slow
+def test_moe__two_processes_find_what_one_finds(tmp_path):
+    (tmp_path / "pool").mkdir()
+    job = partial(shared_run, tmp_path / "two", 2)
+    found = run_in_processes({"run": job}, tmp_path / "pool")["run"]
+    assert found == [shared_run(tmp_path / "one", 1)] * 2
 
 
 def test_moe__retrieval_is_that_of_pairs_under_the_router_of_the_image(routed):
