@@ -264,10 +264,11 @@ def compare(options: argparse.Namespace) -> None:
     from avalanche_clip.evaluation.report.results import load_results
 
     folders = options.folders
-    names = options.names.split(",") if options.names is not None else None
+    given = options.names
+    names = None if given is None else [name.strip() for name in given.split(",")]
     if names is not None and (len(names) != len(folders) or not all(names)):
         raise ValueError(
-            f"--names {options.names} gives {len(list(filter(None, names)))} names for "
+            f"--names {given} gives {len(list(filter(None, names)))} names for "
             f"{len(folders)} folders; give one for each, with commas between."
         )
     runs = []

@@ -205,7 +205,7 @@ def test_compare__names_are_those_of_the_methods(folders, capsys, monkeypatch):
     here = folders / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    words = [folders / "a", folders / "b", "--names", "first one,other"]
+    words = [folders / "a", folders / "b", "--names", "first one, other"]
     assert command(capsys, "compare", *words) == (0, "comparison.html\n", "")
     stored = json.loads((here / "comparison.json").read_text())["test"]["mean_R@1"]
     assert list(stored) == ["first one", "other"]

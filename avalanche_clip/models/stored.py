@@ -147,7 +147,7 @@ def create_dual_encoder(
             )
         found = create_dual_encoder(run / MODEL, verify=verify)
     else:
-        found = load_kept(kept_step(run, step))
+        found = load_kept(kept_step(run, step), cache_dir)
     if precision != "fp32":
         found.precision = precision
         found.freeze()
@@ -288,10 +288,11 @@ def kept_step(folder: str | Path, step: Any = None) -> Path:
     return kept[name]
 
 
-def load_kept(path: str | Path) -> DualEncoder:
+def load_kept(path: str | Path, cache_dir: str | Path | None = None) -> DualEncoder:
     """Build the model of a checkpoint, with what was attached to it.
 
     :param path: see :func:`kept_steps`.
+    :param cache_dir: of downloads; default that of the run.
     :return: on the CPU.
     :raises CheckpointError: if it is damaged, of another model than a
         :class:`DualEncoder`, or needs what only its method can build.
@@ -306,26 +307,33 @@ def load_kept(path: str | Path) -> DualEncoder:
             f"{path} holds a {config}, which it does not tell how to build; build the "
             "strategy, use load_state, and save its model (model.save)."
         )
-    base = state["base"]
     try:
-        model = _with_base(config, settings["pretrained"]) if base["names"] else None
-        model = model or factory.build_dual_encoder(config)
-        take_weights(model, state)
+        model, frozen = _with_base(path, state, cache_dir)
+        # what is trained is stored in 32 bits
+        if model is None or model.precision != "fp32":
+            model = factory.build_dual_encoder(config)
+        take_weights(model, state, frozen)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    model.pretrained = settings["pretrained"]
     load_trainable(model, set(state["trainable"]))
     if (table := find_token_embedding(model)) is not None:
         table.settle()
     return model
 
 
-def take_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
+def take_weights(
+    model: nn.Module,
+    state: Mapping[str, Any],
+    frozen: Mapping[str, Tensor] | None = None,
+) -> None:
     """Give a model the growth, the branches and the weights of a checkpoint.
 
     What the model has beside these stays as it is.
 
-    :param model: of the same architecture and pretrained weights.
+    :param model: of the same architecture.
     :param state: of the checkpoint.
+    :param frozen: weights that it knows by their hash; default those of the model.
     :raises ValueError: if it does not fit.
     """
     grown = set(state["growth"])
@@ -335,7 +343,8 @@ def take_weights(model: nn.Module, state: Mapping[str, Any]) -> None:
             _attach_stored(model, name, stored)
             module = dict(model.named_modules()).get(name)
         module.load_growth_state(stored)
-    weights = {**state["model"], **base_weights(model, state["base"])}
+    frozen = base_weights(model, state["base"]) if frozen is None else frozen
+    weights = {**state["model"], **frozen}
     own: Any = [s for s in attached(model) if s.name not in grown]
     parts = tuple(f"{n}." for s in own for n in (s.name, *dict(s.named_branches())))
     rest = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
@@ -408,9 +417,48 @@ def base_weights(model: nn.Module, base: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _with_base(config: dict[str, Any], pretrained: str) -> DualEncoder:
-    """Build a model with the frozen weights that a checkpoint knows by their hash."""
+def _with_base(
+    path: Path, state: Mapping[str, Any], cache_dir: str | Path | None
+) -> tuple[DualEncoder | None, dict[str, Tensor]]:
+    """Find the frozen weights that a checkpoint knows by their hash.
+
+    Those that no name gives are those of the model that a finished run has left.
+
+    :return: the model of their name, if it is that of the checkpoint; the weights.
+    :raises ValueError: if neither has them.
+    """
+    base, settings = state["base"], state["identity"]["settings"]
+    if not base["names"]:
+        return None, {}
+    try:
+        named = _named(settings, base.get("source"), cache_dir)
+        frozen = base_weights(named, base)
+        same = as_stored(named.config) == settings["model"]
+        return (named if same else None), frozen
+    except (ValueError, OSError, RuntimeError) as error:
+        last = path.parent.parent / MODEL
+        if not last.is_dir():
+            raise ValueError(f"{error} A finished run has them in {last}.") from error
+    return None, base_weights(create_dual_encoder(last), base)
+
+
+def _named(
+    settings: Mapping[str, Any],
+    source: Mapping[str, Any] | None,
+    cache_dir: str | Path | None,
+) -> DualEncoder:
+    """Build a model as that of a run was loaded."""
+    config, pretrained = settings["model"], settings["pretrained"]
+    if source is not None:
+        return factory.build_dual_encoder(
+            config if source["name"] is None else source["name"],
+            source["pretrained"],
+            cache_dir=cache_dir or source["cache_dir"],
+            precision=source["precision"],
+        )
     if pretrained in PRESET_WEIGHTS:  # which a configuration alone does not name
         known = (factory.build_dual_encoder(name, pretrained) for name in PRESETS)
-        return next(model for model in known if as_stored(model.config) == config)
+        for model in known:
+            if as_stored(model.config) == config:
+                return model
     return factory.build_dual_encoder(config, pretrained)

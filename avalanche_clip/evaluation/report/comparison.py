@@ -35,7 +35,7 @@ from avalanche_clip.evaluation.report.tables import (
 )
 from avalanche_clip.evaluation.report.words import describe_methods
 
-_REFERENCES = ("Joint",)
+_REFERENCES = ("Joint", "ClassNameJoint")
 """Strategies that others are measured by: they do not compete."""
 _BARS = ("final", "A_Last", "forgetting", "recall_forgetting", "F_Last")
 
@@ -50,7 +50,8 @@ def write_comparison(
 
     Suites that all runs have scored are compared, too. A value is marked as the best
     only if it is better than all others by twice the deviation of the difference; runs
-    of :class:`Joint` are references, which do not compete.
+    that were trained once on all steps, as by :class:`Joint`, are references, which do
+    not compete.
 
     Writes ``comparison.html`` (self-contained), ``comparison.json`` with all
     means, deviations and single values, and PNG plots: methods over time, bars of the
@@ -69,12 +70,12 @@ def write_comparison(
         the runs share no stream and score, or their test sets differ in number.
     """
     folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     runs = _group([load_results(source) for source in results])
     tables = _collect(runs)
     names = {stream: metric or main_metric(table) for stream, table in tables.items()}
     for stream, name in names.items():
         require_choice("metric", name, tables[stream])
+    folder.mkdir(parents=True, exist_ok=True)
     counts = sorted({len(rows) for rows in runs.values()})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     lead = f"{len(runs)} methods, {seeds} {'seed' if seeds == '1' else 'seeds'} each"
@@ -253,7 +254,7 @@ def _stream(
             percent=percent,
         )
         images.append(plots.save_figure(figure, folder / f"budget_{end}.png"))
-    means = []
+    means: list[Any] = []
     alike = _alike(methods)
     for method, rows in methods.items() if alike else ():
         mean = _mean_matrix(rows)
@@ -265,6 +266,8 @@ def _stream(
             percent=percent,
         )
         path = folder / f"matrix_{html.file_name(method)}_{end}.png"
+        if path in [drawn for _, drawn, _ in means]:  # "a+b" and "a b"
+            path = path.with_stem(f"{path.stem}_{len(means)}")
         means.append((method, plots.save_figure(heat, path), mean))
     return {
         "stream": stream,
@@ -290,7 +293,8 @@ def _references(runs: Runs, methods: Mapping[str, list[Matrix]]) -> list[str]:
     found = [
         method
         for method, rows in methods.items()
-        if {row.get("config", {}).get("strategy") for row in runs[method]}
+        if all(row.get("joint") for row in runs[method])
+        or {row.get("config", {}).get("strategy") for row in runs[method]}
         <= {*_REFERENCES}
         or not each
         and all(matrix.joint for matrix in rows)
@@ -320,7 +324,9 @@ def _over_time(
 
     A reference of one training is a level.
     """
-    every = {m: rows for m, rows in methods.items() if not all(r.joint for r in rows)}
+    once = {m for m in references if all(len(r.E) == 1 for r in methods[m])}
+    once |= {m for m, rows in methods.items() if all(r.joint for r in rows)}
+    every = {m: rows for m, rows in methods.items() if m not in once}
     found = [matrix for rows in every.values() for matrix in rows]
     if not found or any(m.row_labels != found[0].row_labels for m in found):
         return None

@@ -92,7 +92,7 @@ def file_name(text: str) -> str:
     >>> file_name("test_mean_R@1")
     'test_mean_R_at_1'
     """
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", text.replace("@", "_at_"))
+    return re.sub(r"[^\w-]+", "_", text.replace("@", "_at_"))
 
 
 def render(template: str, **values: Any) -> str:

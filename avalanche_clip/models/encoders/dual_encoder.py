@@ -87,6 +87,8 @@ class DualEncoder(nn.Module):
         self.precision = precision
         #: what says how pictures are prepared: a file, a tag, a name, the default
         self.preprocessing_source = preprocessing_source
+        #: arguments of the call that has loaded weights, None without
+        self.source: dict[str, Any] | None = None
         #: whether activations are computed again in the backward pass
         self.grad_checkpointing = False
         #: raw width of the shared space

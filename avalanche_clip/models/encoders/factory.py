@@ -109,6 +109,13 @@ def build_dual_encoder(
         restore_growth(model, request.growth, length, model.is_causal_text)
         load_into(clip, loaded.state, str(request.weights))
         model.reset_scale_bound()
+    if loaded is not None:
+        model.source = {
+            "name": None if isinstance(name, Mapping) else str(name),
+            "pretrained": None if pretrained is None else str(pretrained),
+            "cache_dir": cache,
+            "precision": precision,
+        }
     return model.to(device).train()
 
 

@@ -126,7 +126,7 @@ def _batches(model: Any, pictures: list[Any] | Tensor) -> Iterator[Tensor]:
         part = pictures[start : start + _IMAGES_PER_BATCH]
         if isinstance(part, list):
             part = torch.stack([_pixels(picture, transform) for picture in part])
-        yield part
+        yield part.float()
 
 
 def _listed(given: Any, what: str) -> list[Any] | Tensor:
@@ -150,7 +150,7 @@ def _pixels(picture: Any, transform: Any) -> Tensor:
     """Preprocess one picture, ``(3, H, W)``; float tensors are left as they are."""
     if isinstance(picture, Tensor) and picture.is_floating_point():
         require_array(picture, "A preprocessed picture", "3 * *", give=_PICTURES)
-        return picture.cpu()
+        return picture.float().cpu()
     if isinstance(picture, (str, Path)):
         picture = open_picture(picture)
     elif isinstance(picture, np.ndarray):

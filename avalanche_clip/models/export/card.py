@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def model_card(
         "---",
         f"library_name: {form}",
         "pipeline_tag: zero-shot-image-classification",
-        f"license: {license or 'unknown'}",
+        f"license: {_as_yaml(license or 'unknown')}",
         "---",
         MARK,
         "",
@@ -79,3 +80,9 @@ def model_card(
         *(f"- {note}" for note in notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _as_yaml(text: str) -> str:
+    """A word as it is, anything else in quotes."""
+    word = text.replace("-", "").replace(".", "").isalnum()
+    return text if word else json.dumps(text, ensure_ascii=False)

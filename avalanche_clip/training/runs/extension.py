@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,7 @@ def require_extension(stored: dict[str, Any], run: Any, where: Path) -> None:
             f"further steps behind its own, or {_NEW}."
         )
     if steps in (0, have):
-        merged = hasattr(run.benchmark.train_stream[0], "merged")
-        if merged and steps and stored["experiences"] != run.identity["experiences"]:
+        if run.joint and steps and stored["experiences"] != run.identity["experiences"]:
             raise CheckpointError(
                 f"{where} holds a training on the union of all steps; over a longer "
                 "stream it is another training, which begins anew: give it another "
@@ -186,23 +186,25 @@ def _check_label_spaces(
             )
 
 
-def add_columns(run: Any, stored: dict[str, Any]) -> int:
+def add_columns(run: Any, stored: dict[str, Any]) -> Counter[str]:
     """Evaluate models that a run has kept on the test sets that have come since.
 
     What cannot be filled is NaN. The strategy stays as it is.
 
     :param run: whose rows have a value per test set of the stored run.
     :param stored: identity of the stored run.
-    :return: iterations of evaluation, which the clock counts.
+    :return: iterations, images and texts of these evaluations.
     """
-    kept, iterations = run.folder.kept_points(), 0
+    kept = run.folder.kept_points()
+    spent: Counter[str] = Counter()
     for row in range(run.done):
         begin, step = time.perf_counter(), run.points.steps[row - 1] if row else -1
         found: dict[str, Any] = {}
         if step + 1 in kept:
             path = run.folder.checkpoints.folder / kept[step + 1]
-            found, spent = _later_results(run, path, row, stored["experiences"])
-            iterations += spent
+            found, cost, seen = _later_results(run, path, row, stored["experiences"])
+            spent.update(cost)
+            run.observed.restore(seen)
         else:
             logger.warning(
                 "The model %s is not kept (keep_steps): its results on the further "
@@ -217,17 +219,18 @@ def add_columns(run: Any, stored: dict[str, Any]) -> int:
                     values = found.get(name, {}).get(metric, missing)
                     rows[row] = [*rows[row][:count], *values[count:]]
         run.seconds["eval"][row] += time.perf_counter() - begin
-    return iterations
+    return spent
 
 
-def count_columns(run: Any, iterations: int) -> None:
-    """Let clock and metrics over the whole run know what :func:`add_columns` added.
+def count_columns(run: Any, spent: Counter[str]) -> None:
+    """Let clock, cost and metrics of the whole run know what :func:`add_columns` added.
 
     :param run: whose strategy has been put where it was.
-    :param iterations: of these evaluations.
+    :param spent: on these evaluations.
     """
-    clock = run.strategy.clock
-    clock.total_iterations += iterations
+    clock, compute = run.strategy.clock, run.strategy.compute
+    clock.total_iterations += spent["iterations"]
+    compute.spend_evaluation(images=spent["images"], texts=spent["texts"])
     earlier = clock.train_exp_counter - run.next  # trained before the run
     trained = [earlier, *(earlier + step + 1 for step in run.points.steps)]
     for metric in run.strategy.evaluator.metrics:
@@ -237,24 +240,30 @@ def count_columns(run: Any, iterations: int) -> None:
 
 def _later_results(
     run: Any, path: Path, row: int, known: dict[str, Any]
-) -> tuple[dict[str, dict[str, list[float]]], int]:
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, int], dict[str, Any]]:
     """Stream -> metric -> results of a stored model on test sets that have come.
 
-    And the iterations that it took.
+    And what that took, and what was noted for the report.
     """
-    found, clock = {}, run.strategy.clock
+    found = {}
     with undone(run.strategy):
         # What they have written belongs to the newest checkpoint.
         watchers = [*filter(None, [run.told.watcher]), run.observed]
         run.strategy.evaluator.loggers = watchers
         restore_state(run.strategy, read_state(path), run.benchmark, path)
-        before = clock.total_iterations
+        before = _spent(run.strategy)
         for stream in (*run.streams, *(() if row else run.final)):
             late = range(len(known[stream]), len(run.benchmark.streams[stream]))
             due = [e for e in run.due(stream, row) if _place(e) in late]
             if due:
                 found[stream] = run.measure(stream, row, due)
-        return found, clock.total_iterations - before
+        cost = {k: n - before[k] for k, n in _spent(run.strategy).items()}
+        return found, cost, run.observed.stored()
+
+
+def _spent(strategy: Any) -> dict[str, int]:
+    total: int = strategy.clock.total_iterations
+    return {"iterations": total, **strategy.compute.evaluation}
 
 
 def _place(experience: Any) -> int:

@@ -168,13 +168,12 @@ def run_stream(
     :raises SystemExit: after SIGTERM, at the next step or batch of an evaluation.
     :raises RankError: when another process is about to make another run, fails, ends
         or does not answer in time.
-    :raises ValueError: for an unknown stream, an unprepared benchmark, one
-        that a plugin's ``check_benchmark`` refuses, a folder that another run is at
-        work in, or that holds a run when ``resume`` is False, or another run than
-        this one when it is not. ``"extend"`` is also refused for fewer steps, and
-        where results or the plan depend on their number: a schedule over the whole
-        stream, values per step for fewer steps, the label space ``"all"`` with
-        further classes, :class:`Joint`.
+    :raises ValueError: for an unknown stream, an unprepared benchmark, one that a
+        plugin's ``check_benchmark`` refuses, a folder that another run is at work in,
+        or that holds a run when ``resume`` is False, or another run than this one when
+        it is not. ``"extend"`` is also refused for fewer steps, and where results or
+        the plan depend on their number: a schedule over the whole stream, values per
+        step for fewer steps, the label space ``"all"`` with further classes, a union.
     """
     require_choice("resume", resume, (False, True, EXTEND))
     as_kept(keep_steps)
@@ -258,6 +257,7 @@ class _Run:
 
     def __post_init__(self, method: str | None) -> None:
         self.data = data_summary(self.benchmark)
+        self.joint = hasattr(self.benchmark.train_stream[0], "merged")
         self.identity = run_identity(
             self.strategy, self.data, self.streams, self.points.at, self.options, method
         )
@@ -315,16 +315,16 @@ class _Run:
         steps = own["steps"] if "steps" in own else points_then(self, stored).steps
         self.points = self.points.with_steps(steps, self.data["counts"]["train"])
         self.folder.checkpoints.points = self.points
+        self.observed.restore(own.get("observed"))
         grown = stored["experiences"] != self.identity["experiences"]
-        iterations = add_columns(self, stored) if grown else 0
+        spent_then = add_columns(self, stored) if grown else None
         restore_state(self.strategy, state, self.benchmark, path)
-        if grown:
-            count = partial(count_columns, self, iterations)
+        if spent_then is not None:
+            count = partial(count_columns, self, spent_then)
             count()
             if state["inside"]:
                 self.strategy._pending.then = count
         self.suites.load_state_dict(own.get("suites"))
-        self.observed.restore(own.get("observed"))
         spent = float(own["train_seconds"])
         if state["inside"]:
             self._spent = spent
@@ -461,6 +461,7 @@ class _Run:
             **({"final_streams": list(self.final)} if self.final else {}),
             **({} if self.source is None else {"start_from": self.source.record()}),
             **({"online": online} if self.met else {}),
+            **({"joint": True} if self.joint else {}),
             "samples": compute["samples"],
             "compute": compute,
             "evaluation_cost": dict(self.strategy.compute.evaluation),

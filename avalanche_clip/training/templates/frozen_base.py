@@ -50,11 +50,16 @@ class FrozenBase:
         return [(n, p) for n, p in named if not p.requires_grad and n in stored]
 
     def unchanged(self) -> dict[str, Any]:
-        """Names and common hash of the weights that need not be stored."""
+        """Names, common hash and source of the weights that need not be stored."""
         self.ensure()
         hashes = self._hashes or {}
         items = [i for i in self._frozen() if self._cache([i]) == hashes.get(i[0])]
-        return {"names": [name for name, _ in items], "hash": self._cache(items)}
+        names = [name for name, _ in items]
+        found: dict[str, Any] = {"names": names, "hash": self._cache(items)}
+        model = self.strategy.model
+        if isinstance(model, DualEncoder) and model.source is not None:
+            found["source"] = dict(model.source)
+        return found
 
 
 def without_base(

@@ -6,6 +6,7 @@ import pytest
 
 from avalanche_clip.evaluation.functional import continual_summary, time_transfer
 from avalanche_clip.evaluation.report.comparison import text_table, write_comparison
+from avalanche_clip.evaluation.report.html import file_name
 from tests.evaluation.report.test_page import Page, suite_rows
 from tests.evaluation.results import make_results
 
@@ -40,6 +41,14 @@ def test_comparison__page_is_one_file_with_all_methods(tmp_path):
     assert "0, 1, 2" in page.text and "±" in page.text
     assert "0123456789ab (changed)" in page.text
     assert "median_rank" not in page.text
+
+
+def test_comparison__names_that_files_cannot_tell_apart(tmp_path):
+    assert file_name("方法 1") == "方法_1"
+    runs = [make_results(name, tests=2) for name in ("a+b", "a b")]
+    page = Page(write_comparison(tmp_path, runs))
+    assert len(list(tmp_path.glob("matrix_*.png"))) == 2
+    assert len(set(page.sources)) == len(page.sources)
 
 
 def test_comparison__one_seed_shows_no_spread(tmp_path):
@@ -108,7 +117,8 @@ def test_comparison__of_runs_that_were_evaluated_at_points(tmp_path):
 )
 def test_comparison__refuses_what_does_not_fit(tmp_path, results, options, message):
     with pytest.raises(ValueError, match=message):
-        write_comparison(tmp_path, results, **options)
+        write_comparison(tmp_path / "new", results, **options)
+    assert not (tmp_path / "new").exists()
 
 
 def test_text_table__one_seed_missing_figures_and_wide_names():
@@ -203,6 +213,21 @@ def test_comparison__a_reference_does_not_compete(tmp_path):
     assert "average accuracy" not in text and " final average " not in text
     assert "All at once (reference)" in text and "A (reference)" not in text
     assert "90.5 ± 0.7" in best_cells(path) and "95.0 ± 0.0" not in best_cells(path)
+
+
+def test_comparison__references_on_one_test_set(tmp_path):
+    runs = [make_results("Sequential", tests=1)]
+    for name, facts in (
+        ("Union", {"joint": True}),  # any strategy on merged steps
+        ("Names", {"config": {"strategy": "ClassNameJoint"}}),
+    ):
+        runs.append(make_results(name, tests=1, **facts))
+        for parts in runs[-1]["matrices"]["test"].values():
+            parts["E"] = [[1.0]]
+    text = Page(write_comparison(tmp_path, runs)).text
+    for name in ("Union", "Names"):
+        assert f"{name}, the reference, reaches 100.0 %." in text
+    assert list(tmp_path.glob("over_time_*.png"))
 
 
 def test_comparison__all_methods_compete_on_a_stream_with_one_row(tmp_path):

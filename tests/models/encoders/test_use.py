@@ -105,6 +105,9 @@ def test_classify__floats_are_never_preprocessed_again(one):
     scores, _ = one.search(low, low, 1)
     torch.testing.assert_close(scores, (feature @ feature.T))
     refused("transform", one.classify, torch.rand(1, 3, 30, 30), NAMES)
+    expected = one.classify(low, NAMES)  # 0.5 is the same in every type
+    for other in (low.double(), low.half(), [low[0].double()]):
+        assert torch.equal(one.classify(other, NAMES), expected)
 
 
 @pytest.mark.parametrize(

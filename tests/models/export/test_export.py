@@ -16,6 +16,7 @@ from avalanche_clip.models import (
     create_dual_encoder,
     export_model,
 )
+from avalanche_clip.models.export.card import model_card
 from tests.models.conftest import edited, hf_text
 from tests.models.encoders.test_dual_encoder import made
 from tests.models.kinds import convolutional, hf_clip, hf_siglip
@@ -372,6 +373,14 @@ def test_card__names_no_folder_of_this_machine(trained, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     for words in ("`mine`", "not stated", "local-dir:", "12 tokens"):
         assert words in card
+
+
+@pytest.mark.parametrize("license", ["cc-by-4.0", "CC BY: see #1\nof LICENSE", None])
+def test_card__begins_with_valid_yaml(license, tiny_cfg):
+    yaml = pytest.importorskip("yaml")
+    model = create_dual_encoder(tiny_cfg)
+    head = model_card(model, "open_clip", [], None, license).split("---\n")[1]
+    assert yaml.safe_load(head)["license"] == (license or "unknown")
 
 
 def test_text_tower_of_a_folder__is_refused(text_tower, native_cfg, tmp_path):

@@ -336,6 +336,20 @@ def test_task__leaves_clip_and_earlier_prompts_and_names_as_they_were(tmp_path):
     assert kept == 2 * 64  # two prompts; CLIP is known by its hash
 
 
+def test_names__cost_the_same_whether_they_were_evaluated_before_or_not():
+    """An evaluation may have been made before a run was resumed, or extended."""
+    booked = []
+    for evaluated in (False, True):
+        strategy = make()
+        benchmark = benchmark_for(strategy.model)
+        if evaluated:
+            strategy.eval(benchmark.test_stream)
+        strategy.train(benchmark.train_stream[0])
+        booked.append(strategy.compute.experiences)
+    assert booked[0] == booked[1]
+    assert strategy.compute.experiences[0]["teacher"]["texts"] == 12
+
+
 def test_peft__has_the_published_number_of_weights():
     """10,242 per block of width 512; here two blocks of width 64."""
     model = make().model

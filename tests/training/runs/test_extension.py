@@ -75,6 +75,8 @@ def assert_extended(left, right, missing=(), evaluations=True):
     if not missing:
         assert found[0]["matrices"] == found[1]["matrices"]
         assert found[0]["summary"] == found[1]["summary"]
+        assert found[0]["examples"] == found[1]["examples"]
+        assert found[0]["chance"] == found[1]["chance"]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,8 @@ def test_extend__equals_a_run_over_the_longer_stream(name, tmp_path):
 @pytest.mark.parametrize("stages", [(1,), (1, 2)], ids=str)
 def test_extend__by_several_steps_or_several_times(stages, tmp_path, whole):
     assert_extended(extended(tmp_path, *stages), whole)
+    costs = [results(one)["evaluation_cost"] for one in (tmp_path, whole[1].out_dir)]
+    assert costs[0] == costs[1]
 
 
 def test_extend__models_that_are_gone_leave_gaps(tmp_path, whole):

@@ -1,6 +1,7 @@
 """Models of the checkpoints that a run has kept."""
 
 import shutil
+import warnings
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 
 from avalanche_clip.benchmarks import prepare_benchmark
 from avalanche_clip.benchmarks.classic import emoji_dataset
-from avalanche_clip.common.state_files import CheckpointError
+from avalanche_clip.common.state_files import CheckpointError, read_state
 from avalanche_clip.evaluation.metrics import retrieval_plugin_metrics
 from avalanche_clip.models import (
     attach_adapters,
@@ -20,6 +21,8 @@ from avalanche_clip.models import (
     attach_prompts,
     attach_token_embedding,
     create_dual_encoder,
+    export_model,
+    load_tower,
 )
 from avalanche_clip.models.stored import kept_steps, load_kept, save_whole
 from avalanche_clip.training import Sequential, run_stream
@@ -151,6 +154,84 @@ def test_create_dual_encoder__of_a_run_and_its_steps(kind, tmp_path):
         again = tmp_path / "again"
         save_whole(create_dual_encoder(tmp_path, step=0), again)
         assert_alike(create_dual_encoder(again), middle)
+
+
+# ---------------------------------------------------- what is known by its hash
+def tower_of_another():
+    model = create_dual_encoder("tiny-emoji-vit")
+    return load_tower(model, "image", create_dual_encoder("tiny-emoji-vit", "icons"))
+
+
+def with_other_weights():
+    model = create_dual_encoder("tiny-emoji-vit", "icons")
+    model.load_state_dict(create_dual_encoder("tiny-emoji-vit").state_dict())
+    return model
+
+
+PARTLY_FROZEN = {
+    "loaded": (lambda: create_dual_encoder("tiny-emoji-vit", "icons"), True),
+    "random": (lambda: create_dual_encoder("tiny-emoji-vit"), False),
+    "a tower of another": (tower_of_another, False),
+    "resized": (
+        lambda: create_dual_encoder("tiny-emoji-vit", "icons", image_size=64),
+        0,
+    ),
+    "others loaded by hand": (with_other_weights, False),
+    "16 bits": (
+        lambda: create_dual_encoder("tiny-emoji-vit", "icons", precision="bf16"),
+        True,
+    ),
+}
+
+
+def kept_at_once(model, folder):
+    """The checkpoint of a run that has not begun."""
+    strategy = Sequential(model=model, evaluator=quiet_evaluator())
+    return CheckpointPlugin(folder / "checkpoints").save(strategy, "_eval")
+
+
+@pytest.mark.parametrize("kind", PARTLY_FROZEN)
+def test_load_kept__frozen_weights_are_found_by_name_or_in_the_last_model(
+    kind, tmp_path
+):
+    make, known = PARTLY_FROZEN[kind]
+    model = make()
+    model.freeze("image")
+    model.unfreeze("text")
+    path = kept_at_once(model, tmp_path)
+    assert "clip.visual.proj" in read_state(path)["base"]["names"]
+    if not known:
+        with pytest.raises(CheckpointError, match="finished run has them in .*model"):
+            load_kept(path)
+        save_whole(model, tmp_path / "model")
+    found = load_kept(path)
+    assert found.pretrained == model.pretrained
+    assert all(p.dtype == torch.float32 for p in found.parameters())
+    for (name, mine), other in zip(model.named_parameters(), found.parameters()):
+        assert torch.equal(mine.float(), other), name
+        assert mine.requires_grad == other.requires_grad, name
+
+
+@pytest.mark.parametrize("preset", ["tiny-emoji", "hub"])
+def test_load_kept__weights_that_only_a_name_gives(preset, tmp_path, monkeypatch):
+    """Tags of open_clip and repositories are none of a configuration."""
+    name, tag = preset, "icons"
+    if preset == "hub":
+        name, tag = "hf-hub:org/repo", None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            export_model(create_dual_encoder("tiny-emoji-vit", "icons"), tmp_path / "a")
+        monkeypatch.setattr(
+            "open_clip.pretrained.download_pretrained_from_hf",
+            lambda ident, filename="open_clip_model.safetensors", **options: str(
+                tmp_path / "a" / filename
+            ),
+        )
+    model = create_dual_encoder(name, tag)
+    attach_lora(model, "text", rank=2)
+    path = kept_at_once(model, tmp_path / "b")
+    assert "clip.logit_scale" in read_state(path)["base"]["names"]
+    assert_same_weights(load_kept(path), model)
 
 
 def test_save_whole__keeps_ids_and_what_changes_no_plain_feature(tmp_path):

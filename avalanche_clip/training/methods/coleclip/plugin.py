@@ -218,7 +218,8 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         named = _named(strategy)
         self.vocabulary.begin(
             list(named),
-            lambda new: self._zero_shot(strategy, [named[name] for name in new]),
+            # What a task learns is booked, whatever was evaluated before.
+            lambda new: self._zero_shot(strategy, [named[n] for n in new], "learned"),
         )
         task = len(self.vocabulary.tasks) - 1
         for part in self._parts:
@@ -228,11 +229,11 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
             part.set_ids(task)
         self._running = step
 
-    def _zero_shot(self, strategy: Any, ids: Sequence[int]) -> Tensor:
-        """Zero-shot embeddings of classes, ``(N, D)``."""
+    def _zero_shot(self, strategy: Any, ids: Sequence[int], variant: str) -> Tensor:
+        """Zero-shot embeddings of classes, ``(N, D)``, kept under a name."""
         mark = self._text.fingerprint_of(strategy.model._tensors_of("text"))
         with self._text.using_ids(text=-1):
-            return self._vectors(strategy, ids, variant="zero-shot", fingerprint=mark)
+            return self._vectors(strategy, ids, variant=variant, fingerprint=mark)
 
     def _vectors(self, strategy: Any, ids: Sequence[int], **options: Any) -> Tensor:
         policy, prompts = self.template_policy, strategy.class_prompts
@@ -371,7 +372,7 @@ class CoLeCLIPPlugin(MethodPlugin, supports_distributed=True):
         if bool(learned.any()):
             embeddings[learned] = words.vectors[rows[rows >= 0]]
         if never := [i for i, row in zip(ids, rows.tolist()) if row < 0]:
-            embeddings[~learned] = self._zero_shot(strategy, never)
+            embeddings[~learned] = self._zero_shot(strategy, never, "zero-shot")
         own = (torch.isin(rows, torch.tensor(task)) for task in words.tasks)
         owned = [columns.nonzero().squeeze(1).to(device) for columns in own]
         leading = torch.zeros_like(learned).index_fill(0, first, True)
