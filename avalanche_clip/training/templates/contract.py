@@ -39,8 +39,8 @@ FORMER = {
 
 @cache
 def _hooks() -> tuple[str, ...]:
-    """Names of moments, and of more than one word, that a plugin's methods have."""
-    names = (n for n in dir(MethodPlugin) if "_" in n.strip("_") or n == "prepare")
+    """Names of more than one word that a plugin's methods are called by."""
+    names = (n for n in dir(MethodPlugin) if "_" in n.strip("_"))
     return tuple(n for n in names if n[0] != "_" and callable(getattr(MethodPlugin, n)))
 
 

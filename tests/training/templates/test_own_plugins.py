@@ -195,7 +195,6 @@ NEAR = [
     ("afterTrainIter", "after_training_iteration"),
     ("after_evaluation", "after_eval"),
     ("iteration_complete", "iteration_completed"),
-    ("prepar", "prepare"),
 ]
 
 
