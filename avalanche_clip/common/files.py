@@ -6,6 +6,7 @@ an absent file raises FileNotFoundError. Nothing that is read runs code.
 
 from __future__ import annotations
 
+import fnmatch
 import gzip
 import hashlib
 import io
@@ -139,16 +140,29 @@ def require_file(path: str | Path, advice: str = "give the path of a file") -> P
 def files_below(folder: str | Path, pattern: str) -> list[Path]:
     """List files of a folder and of all in it, in order of name.
 
-    Folders in it may be links to others, as where data lie on several disks; a file is
-    not listed again because a link leads to it.
+    Folders in it may be links to others, as where data lie on several disks. Each is
+    gone through once, by its own path if it has one here.
 
     :param pattern: of the names, such as ``"*.tar"``.
+    :return: paths below ``folder``; none if there is no such folder.
+    :raises OSError: for a folder that cannot be opened.
     """
-    folder = Path(folder)
-    found = {*folder.rglob(pattern)}
-    known = {path.resolve() for path in found}
-    linked = {*folder.glob(f"*/{pattern}")} - found
-    found |= {path for path in linked if path.resolve() not in known}
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, seen = list[Path](), set[str]()
+    waiting = [str(folder)] if os.path.isdir(folder) else []
+    for start in waiting:  # which grows
+        for base, folders, files in os.walk(start, onerror=fail):
+            real = os.path.realpath(base)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            paths = (os.path.join(base, name) for name in sorted(folders))
+            waiting += filter(os.path.islink, paths)
+            found += (Path(base, name) for name in fnmatch.filter(files, pattern))
     return sorted(path for path in found if path.is_file())
 
 

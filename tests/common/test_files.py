@@ -11,6 +11,7 @@ import torch
 from avalanche_clip.common.arrays import write_safetensors
 from avalanche_clip.common.files import (
     file_limits,
+    files_below,
     found_in,
     inside,
     open_bytes,
@@ -272,3 +273,32 @@ def test_writers__killed_before_the_end_leave_the_old_file(tmp_path, name, point
     run_killed(partial(write_until_killed, path, point))
     assert path.read_bytes() == b"old"
     assert sum(p.name == name for p in tmp_path.iterdir()) == 1
+
+
+# ------------------------------------------------------------------ files below
+def test_files_below__links_at_any_depth_and_each_file_once(tmp_path):
+    one, far = tmp_path / "one", tmp_path / "far"
+    for path in (one / "a" / "b" / "1.tar", far / "deep" / "2.tar", far / "3.tar"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (one / "a" / "note.txt").touch()
+    (one / "a" / "b" / "disk").symlink_to(far)
+    (one / "0").symlink_to(one / "a")  # earlier in order, but not its own place
+    (far / "deep" / "back").symlink_to(one)
+    found = ["a/b/1.tar", "a/b/disk/3.tar", "a/b/disk/deep/2.tar"]
+    assert files_below(one, "*.tar") == [one / name for name in found]
+    assert files_below(tmp_path / "none", "*") == []
+
+
+def test_files_below__a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="closed"):
+        files_below(tmp_path, "*.tar")

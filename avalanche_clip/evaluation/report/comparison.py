@@ -287,19 +287,14 @@ def _stream(
 
 
 def _references(runs: Runs, methods: Mapping[str, list[Matrix]]) -> list[str]:
-    """Methods that do not compete; none if that is all."""
-    # A stream that is scored at the end only has one row of every method.
-    each = all(matrix.joint for rows in methods.values() for matrix in rows)
-    found = [
-        method
-        for method, rows in methods.items()
-        if all(row.get("joint") for row in runs[method])
-        or {row.get("config", {}).get("strategy") for row in runs[method]}
-        <= {*_REFERENCES}
-        or not each
-        and all(matrix.joint for matrix in rows)
-    ]
+    """Methods that were trained once on all steps; none if that is all."""
+    found = [m for m in methods if all(map(_once, runs[m]))]
     return found if len(found) < len(methods) else []
+
+
+def _once(results: Mapping[str, Any]) -> bool:
+    named = results.get("config", {}).get("strategy") in _REFERENCES
+    return bool(results.get("joint", named))  # which earlier versions did not say
 
 
 def _sentence(

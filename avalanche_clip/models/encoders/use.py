@@ -150,7 +150,7 @@ def _pixels(picture: Any, transform: Any) -> Tensor:
     """Preprocess one picture, ``(3, H, W)``; float tensors are left as they are."""
     if isinstance(picture, Tensor) and picture.is_floating_point():
         require_array(picture, "A preprocessed picture", "3 * *", give=_PICTURES)
-        return picture.float().cpu()
+        return picture.cpu()
     if isinstance(picture, (str, Path)):
         picture = open_picture(picture)
     elif isinstance(picture, np.ndarray):
